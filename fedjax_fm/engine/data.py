@@ -50,10 +50,13 @@ def client_data(
 
     def batch(step: jax.Array) -> tuple[Tree, jax.Array]:
         epoch, index = step // per_epoch, step % per_epoch
-        positions = index * batches.batch_size + jnp.arange(batches.batch_size, dtype=jnp.int32)
+        positions = jnp.arange(batches.batch_size, dtype=jnp.int32)
+        one_batch = n_max <= batches.batch_size  # covers every client: the same at every step, in any order
+        if not one_batch:
+            positions += index * batches.batch_size
         mask = positions < n
         positions = jnp.minimum(positions, jnp.maximum(n - 1, 0))  # pads with a real row of this client
-        if n_max > batches.batch_size:  # order does not matter where one batch covers every client
+        if not one_batch:
             positions = permuted(jax.random.fold_in(shuffle_key, epoch), n, positions, n_max)
         rows = start + positions
         return {name: array[rows] for name, array in data.arrays.items()}, mask

@@ -17,7 +17,7 @@ from fedjax_fm.population.population import Population
 from fedjax_fm.types import Sampler, Tree
 
 # Rounds per dispatch: the length of the metrics buffer, so that any number of rounds reuses one program.
-ROUNDS_PER_DISPATCH = 64
+ROUNDS_PER_DISPATCH = 128
 
 
 def fused(engine: Engine, sampler: Sampler, state: RoundState, backbone: Tree, data: DeviceData, n_rounds, key):

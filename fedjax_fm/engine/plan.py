@@ -59,8 +59,10 @@ def deal(active: jax.Array, load: jax.Array, plan: Plan) -> tuple[jax.Array, jax
       may be empty.
     """
     capacity = active.shape[0]
-    order = jnp.argsort(jnp.where(active, -load, 1)).astype(jnp.int32)  # stable: ties keep the sampler's order
     blocks = plan.n_blocks * plan.n_devices
+    order = jnp.arange(capacity, dtype=jnp.int32)
+    if blocks > 1:
+        order = jnp.argsort(jnp.where(active, -load, 1)).astype(jnp.int32)  # stable: ties keep the sampler's order
 
     def lay(values, fill):
         values = jnp.pad(values, (0, plan.slots - capacity), constant_values=fill).reshape(blocks, plan.block_size)

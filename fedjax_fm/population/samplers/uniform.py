@@ -10,7 +10,8 @@ from fedjax_fm.types import Sampler
 def uniform(n_clients: int, cohort_size: int) -> Sampler:
     """`cohort_size` of `n_clients` without replacement, every set equally likely, as FedAvg samples.
 
-    A cohort is the head of a keyed permutation: a draw costs O(cohort_size), whatever the population.
+    A cohort is the head of a keyed permutation: a draw costs O(cohort_size), whatever the population. Everybody, where
+    the cohort is the population, needs no draw: ids come in order.
 
     Args:
       n_clients: clients in the population.
@@ -34,7 +35,9 @@ def uniform(n_clients: int, cohort_size: int) -> Sampler:
     cohort_size = check_cohort_size(cohort_size, n_clients)
 
     def draw(state, key):
-        ids = permuted(key, jnp.int32(n_clients), jnp.arange(cohort_size, dtype=jnp.int32), n_clients)
+        ids = jnp.arange(cohort_size, dtype=jnp.int32)
+        if cohort_size < n_clients:
+            ids = permuted(key, jnp.int32(n_clients), ids, n_clients)
         return ids, jnp.int32(cohort_size), state
 
     return Sampler(init=tuple, draw=draw, capacity=cohort_size)
