@@ -65,6 +65,7 @@ class ClientData(NamedTuple):
     n_examples: jax.Array  # i32[]
     n_steps: jax.Array  # i32[]
     batch: Callable[[jax.Array], tuple[dict[str, jax.Array], jax.Array]]
+    repeat: jax.Array  # i32[], which passage of a `Repeat` this is; 0 outside of one
 
 
 class ClientOutput(NamedTuple):
@@ -110,6 +111,9 @@ class Exchange(NamedTuple):
     `client(backbone, message) -> one`; `one(message, client_state, data, key) -> ClientOutput`. The outer half
     runs once a round, the inner half once a client: it is written for one client and knows no batch of clients.
     `server(server_state, aggregate, key) -> (server_state, {name: f32[]})`.
+    `address(message, client_state, id) -> mine`: what of the message this client is sent, given to `one` and billed by
+    its shape instead of the whole.
+    `takes(message, id, key) -> bool[]`: who of the cohort takes part; the others are not computed.
     """
 
     broadcast: Callable[[Any], Tree]
@@ -117,6 +121,15 @@ class Exchange(NamedTuple):
     server: Callable[[Any, Aggregate, jax.Array], tuple[Any, dict[str, jax.Array]]]
     reduce: Reduce
     batches: Batches
+    address: Callable[[Tree, Any, jax.Array], Tree] | None = None
+    takes: Callable[[Tree, jax.Array, jax.Array], jax.Array] | None = None
+
+
+class Repeat(NamedTuple):
+    """`exchanges` in turn, `times` over within one round, as a loop that is never unrolled: split learning."""
+
+    times: int
+    exchanges: tuple[Exchange, ...]
 
 
 class Algorithm(NamedTuple):
@@ -126,7 +139,7 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable[[Tree, jax.Array, Setting], Any]
-    exchanges: tuple[Exchange, ...]
+    exchanges: tuple[Exchange | Repeat, ...]
     client_init: Callable[[Tree, jax.Array], Any] = lambda delta, key: ()
     delta: Callable[[Any], Tree] = attrgetter("delta")
 
@@ -135,13 +148,14 @@ class Channel(NamedTuple):
     """What the wire does to one message; the receiver sees `decode(payload)` only.
 
     `init(tree of shapes) -> state of one sender`; `encode(state, tree, key) -> (payload, state)`;
-    `decode(payload) -> tree`: a payload decodes alone; `bits(payload) -> int`, the length of its packed buffers.
+    `decode(payload) -> tree`: a payload decodes alone; `bits(payload)` -> int, the length of its packed buffers, or
+    u32[] where the data decide.
     """
 
     init: Callable[[Tree], Any]
     encode: Callable[[Any, Tree, jax.Array], tuple[Any, Any]]
     decode: Callable[[Any], Tree]
-    bits: Callable[[Any], int]
+    bits: Callable[[Any], int | jax.Array]
 
 
 class Sampler(NamedTuple):
@@ -168,3 +182,11 @@ class Free(NamedTuple):
     """Marks a leaf of a broadcast that both sides know already (a round number, a seed): it is not billed."""
 
     value: Tree
+
+
+class Rows(NamedTuple):
+    """The first `count` rows of `values`, the rest zero: an array whose height differs from client to client (ranks)
+    under one static shape. Billed by count."""
+
+    values: jax.Array  # [rows, ...]
+    count: jax.Array  # i32[]

@@ -84,7 +84,7 @@ def _over_blocks(run: Callable[[Slots], Result], block_size: int, slots: Slots) 
         slots.state,
         slots.wire,
     )
-    if n_blocks == 1:
+    if n_blocks == 1:  # a loop of one passage costs more than what it saves when nobody comes
         return step(0, start)
     used = jnp.sum(jnp.any(slots.active, axis=1), dtype=jnp.int32)  # dealt longest first: empty blocks are last
     return jax.lax.fori_loop(0, used, step, start)

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import trees
+from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.data import client_data
 from fedjax_fm.engine.keys import Purpose, derive
-from fedjax_fm.engine.parts import NO_CLIENT, Engine, Result, Shared, Slots, Totals
+from fedjax_fm.engine.message import billed, unwrap
+from fedjax_fm.engine.parts import NO_CLIENT, Engine, Result, Shared, Slots, Totals, digits
 from fedjax_fm.types import ClientOutput
 
 
@@ -18,40 +20,55 @@ def most_steps(engine: Engine, client: jax.Array, round_index: jax.Array, round_
     return None if limit is None else limit(client, round_index, derive(round_key, Purpose.BEHAVIOUR, client, 0))
 
 
-def _arrives(engine: Engine, slot: Slots, round_index: jax.Array, round_key: jax.Array) -> jax.Array:
+def arrives(engine: Engine, active: jax.Array, client: jax.Array, round_index: jax.Array, round_key: jax.Array):
+    """bool[]: takes part and does not drop out."""
     if engine.behaviour.drops is None:
-        return slot.active
-    key = derive(round_key, Purpose.BEHAVIOUR, slot.ids, 1)
-    return slot.active & ~engine.behaviour.drops(slot.ids, round_index, key)
+        return active
+    key = derive(round_key, Purpose.BEHAVIOUR, client, 1)
+    return active & ~engine.behaviour.drops(client, round_index, key)
+
+
+def _bytes_of(bits: int | jax.Array) -> jax.Array | tuple:
+    """What a client's payload adds to the bill: digits of its bytes, () where shapes tell them beforehand."""
+    return () if isinstance(bits, int) else digits((bits + 7) // 8)
 
 
 def one_client(engine: Engine, index: int, shared: Shared) -> Callable[[Slots], Result]:
     """Builds the work of one slot in exchange `index`."""
-    exchange = engine.algorithm.exchanges[index]
+    exchange = engine.exchanges[index]
     work = exchange.client(shared.backbone, shared.message)  # once a round and device
-    round_key = jax.random.wrap_key_data(shared.key)
+    round_key, passage_key = (jax.random.wrap_key_data(k) for k in (shared.key, shared.passage_key))
 
     def run(slot: Slots) -> Result:
         client = slot.ids
         view = client_data(
             shared.data, client, slot.places, slot.active, shared.round, exchange.batches, round_key, engine.n_max,
-            most_steps(engine, client, shared.round, round_key),
+            most_steps(engine, client, shared.round, round_key), shared.repeat,
         )  # fmt: skip
-        output: ClientOutput = work(shared.message, slot.state, view, derive(round_key, Purpose.CLIENT, client, index))
-        payload, wire = engine.uplink.encode(slot.wire, output.upload, derive(round_key, Purpose.UPLINK, client, index))
+        mine, fetched = shared.message, ()
+        if exchange.address is not None:
+            mine = exchange.address(shared.message, slot.state, client)
+            fetched = _bytes_of(identity().bits(billed(mine)))
+            mine = unwrap(mine)
+        output: ClientOutput = work(mine, slot.state, view, derive(passage_key, Purpose.CLIENT, client, index))
+        payload, wire = engine.uplink.encode(
+            slot.wire, output.upload, derive(passage_key, Purpose.UPLINK, client, index)
+        )
         sent = engine.uplink.decode(payload)
         state = output.state(sent) if callable(output.state) else output.state
         finite = trees.all_finite((output.upload, sent, output.weight, dict(output.metrics)))
-        arrived = _arrives(engine, slot, shared.round, round_key)
+        arrived = arrives(engine, slot.active, client, shared.round, round_key)
         contribution = exchange.reduce.lift(shared.server, sent, output.weight)
         metrics = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dict(output.metrics))
-        counted = (contribution, metrics, jnp.int32(1), view.n_examples)
+        counted = (contribution, metrics, jnp.int32(1), _bytes_of(engine.uplink.bits(payload)))
         # An empty slot may have computed anything, NaN included: select, never multiply by zero.
-        contribution, *counted = trees.select(arrived, counted, jax.tree.map(jnp.zeros_like, counted))
+        contribution, metrics, n_clients, uplink = trees.select(arrived, counted, jax.tree.map(jnp.zeros_like, counted))
+        fetched = jax.tree.map(lambda x: jnp.where(slot.active, x, 0), fetched)
         kept, summed = (contribution, ()) if exchange.reduce.keep else ((), contribution)
-        if engine.behaviour.drops is not None:  # the states of empty slots are dropped when they are scattered
+        if engine.behaviour.drops is not None or exchange.takes is not None:
+            # Elsewhere the states of empty slots are dropped when they are scattered.
             state, wire = trees.select(arrived, (state, wire), (slot.state, slot.wire))
-        totals = Totals(summed, counted[0], slot.active.astype(jnp.int32), *counted[1:])
+        totals = Totals(summed, metrics, slot.active.astype(jnp.int32), n_clients, uplink, fetched)
         return Result(totals, kept, jnp.where(arrived & ~finite, client, NO_CLIENT), state, wire)
 
     return run

@@ -36,6 +36,7 @@ def client_data(
     round_key: jax.Array,
     n_max: int,
     most_steps: jax.Array | None = None,
+    repeat: jax.Array | int = 0,
 ) -> ClientData:
     """The view of client `client`, whose examples lie at `place`; an inactive one has none and makes no steps.
 
@@ -61,4 +62,4 @@ def client_data(
         rows = start + positions
         return {name: array[rows] for name, array in data.arrays.items()}, mask
 
-    return ClientData(client, round_index, n, n_steps(n, batches, most_steps), batch)
+    return ClientData(client, round_index, n, n_steps(n, batches, most_steps), batch, jnp.int32(repeat))

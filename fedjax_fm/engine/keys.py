@@ -20,6 +20,8 @@ class Purpose(IntEnum):
     SERVER = 6
     CLIENT_INIT = 7
     BEHAVIOUR = 8
+    REPEAT = 9
+    TAKES = 10
 
 
 def derive(key: jax.Array, purpose: Purpose, *names: jax.Array | int) -> jax.Array:

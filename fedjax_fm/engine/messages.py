@@ -8,23 +8,42 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import trees
+from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.client import most_steps
 from fedjax_fm.engine.data import DeviceData, client_data
+from fedjax_fm.engine.message import billed, unwrap
 from fedjax_fm.engine.parts import Engine
 from fedjax_fm.engine.round import broadcast
-from fedjax_fm.types import Channel, ClientOutput, Free, Tree
+from fedjax_fm.types import Channel, ClientOutput, Exchange, Repeat, Tree
+
+
+class Bill(NamedTuple):
+    """Bytes that one client pays in one exchange, as far as shapes tell them."""
+
+    up: int  # the length of the packed buffers, or at most that
+    down: int
+    up_is_exact: bool  # False: the data decide, each round counts
+    down_is_exact: bool
+    times: int  # passages in a round
+    by_everyone: bool  # False: the exchange takes some of the clients
 
 
 class Messages(NamedTuple):
     """Shapes, one entry per exchange."""
 
     uploads: list[Tree]
-    broadcasts: list[Tree]  # billed leaves only
+    broadcasts: list[Tree]  # billed parts only
+    bills: list[Bill]
 
-    def bytes_per_client(self, engine: Engine) -> tuple[int, int]:
-        """(uplink, downlink) of one client in one round: the lengths of the packed buffers."""
-        up = sum(_payload_bytes(engine.uplink, upload) for upload in self.uploads)
-        return up, sum(_payload_bytes(engine.downlink, message) for message in self.broadcasts)
+    @property
+    def bytes_per_client(self) -> tuple[int, int]:
+        """(uplink, downlink) at most, of a client that takes part in all exchanges of a round."""
+        return sum(b.up * b.times for b in self.bills), sum(b.down * b.times for b in self.bills)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether shapes tell every client's bytes."""
+        return all(b.up_is_exact and b.down_is_exact and b.by_everyone for b in self.bills)
 
 
 def trace_messages(engine: Engine, backbone: Tree, data: DeviceData, server: Any, client: Any, key) -> Messages:
@@ -34,40 +53,64 @@ def trace_messages(engine: Engine, backbone: Tree, data: DeviceData, server: Any
       client: shapes of one client's state.
 
     Raises:
-      ValueError: a client's next state differs in structure, shape or dtype from the one it was given.
+      ValueError: a client's next state differs in structure, shape or dtype from the one it was given; a downlink
+        channel meets an exchange that sends each client its own part.
     """
-    uploads, broadcasts = [], []
-    for index, exchange in enumerate(engine.algorithm.exchanges):
-        billed = _billed(exchange.broadcast, server)
-        broadcasts.append(billed)
-
-        def one(backbone, data, server, client, exchange=exchange, billed=billed):
-            message, _ = broadcast(engine, exchange, server, engine.downlink.init(billed), key)
-            zero = jnp.int32(0)
-            limit = most_steps(engine, zero, zero, key)
-            view = client_data(data, zero, zero, jnp.bool_(True), zero, exchange.batches, key, engine.n_max, limit)
-            output: ClientOutput = exchange.client(backbone, message)(message, client, view, key)
-            sent = output.upload
-            return sent, output.state(sent) if callable(output.state) else output.state
-
-        upload, state = jax.eval_shape(one, backbone, data, server, client)
+    uploads, broadcasts, bills = [], [], []
+    times = [t for g in engine.algorithm.exchanges for t in ([g.times] * len(g.exchanges) if _repeats(g) else [1])]
+    for index, exchange in enumerate(engine.exchanges):
+        message = billed(jax.eval_shape(exchange.broadcast, server))
+        one = _traced(engine, exchange, message, key)
+        upload, mine, state = jax.eval_shape(one, backbone, data, server, client)
         if problem := trees.difference(client, state):
             raise ValueError(
                 f"exchange {index}: the next state of a client is not like the one it was given: {problem}"
             )
+        if exchange.address is not None and engine.downlink != identity():
+            raise ValueError(
+                f"exchange {index} sends every client its own part of the message: give downlink=None, a downlink "
+                "channel would encode the whole"
+            )
+        up, up_is_exact = _payload_bytes(engine.uplink, upload)
+        down, down_is_exact = _payload_bytes(engine.downlink, message if mine is None else mine)
         uploads.append(upload)
-    return Messages(uploads, broadcasts)
+        broadcasts.append(message)
+        bills.append(Bill(up, down, up_is_exact, down_is_exact, times[index], exchange.takes is None))
+    return Messages(uploads, broadcasts, bills)
 
 
-def _billed(broadcast_fn: Callable, server: Any) -> list[Tree]:
-    """Shapes of the broadcast's leaves that are not `Free`."""
-    shapes = jax.eval_shape(broadcast_fn, server)
-    leaves = jax.tree.leaves(shapes, is_leaf=lambda m: isinstance(m, Free))
-    return [leaf for leaf in leaves if not isinstance(leaf, Free)]
+def _repeats(group: Exchange | Repeat) -> bool:
+    return isinstance(group, Repeat)
 
 
-def _payload_bytes(channel: Channel, shapes: Tree) -> int:
-    payload, _ = jax.eval_shape(
-        lambda tree, key: channel.encode(channel.init(shapes), tree, key), shapes, jax.random.key(0)
-    )
-    return math.ceil(channel.bits(payload) / 8)
+def _traced(engine: Engine, exchange: Exchange, billed_message: Tree, key: jax.Array) -> Callable:
+    """`f(backbone, data, server, client state) -> (upload, billed parts of what it was sent by itself, next state)`."""
+
+    def one(backbone, data, server, client):
+        message, *_ = broadcast(engine, exchange, server, engine.downlink.init(billed_message), key)
+        zero, mine = jnp.int32(0), None
+        limit = most_steps(engine, zero, zero, key)
+        view = client_data(data, zero, zero, jnp.bool_(True), zero, exchange.batches, key, engine.n_max, limit)
+        own = message
+        if exchange.address is not None:
+            own = exchange.address(message, client, zero)
+            mine = billed(own)
+        output: ClientOutput = exchange.client(backbone, message)(unwrap(own), client, view, key)
+        sent = output.upload
+        return sent, mine, output.state(sent) if callable(output.state) else output.state
+
+    return one
+
+
+def _payload_bytes(channel: Channel, shapes: Tree) -> tuple[int, bool]:
+    """(bytes, whether they are exact) of a message of these shapes."""
+    exact = True
+
+    def encoded(tree, key):
+        nonlocal exact
+        payload, _ = channel.encode(channel.init(shapes), tree, key)
+        exact = isinstance(channel.bits(payload), int)
+        return payload
+
+    payload = jax.eval_shape(encoded, shapes, jax.random.key(0))
+    return (math.ceil(channel.bits(payload) / 8) if exact else trees.nbytes(payload)), exact

@@ -4,11 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_fm.engine.data import DeviceData
 from fedjax_fm.engine.plan import Plan
-from fedjax_fm.types import Algorithm, Behaviour, Channel, Setting, Tree
+from fedjax_fm.types import Algorithm, Behaviour, Channel, Exchange, Repeat, Setting, Tree
 
 NO_CLIENT = jnp.iinfo(jnp.int32).max
 OVERFLOW = NO_CLIENT - 1  # a sampler drew more clients than its capacity
@@ -27,6 +28,12 @@ class Engine(NamedTuple):
     n_max: int  # examples of the largest client
     behaviour: Behaviour = Behaviour()
     parallel: str = "shard_map"
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """All of them in a row, those inside a `Repeat` once."""
+        groups = self.algorithm.exchanges
+        return tuple(e for group in groups for e in (group.exchanges if isinstance(group, Repeat) else (group,)))
 
 
 class RoundState(NamedTuple):
@@ -61,6 +68,8 @@ class Shared(NamedTuple):
     data: DeviceData
     round: jax.Array  # i32[]
     key: jax.Array  # the round's, as key data
+    repeat: jax.Array  # i32[], passage of a `Repeat`
+    passage_key: jax.Array  # of this passage, as key data; outside of a `Repeat` the round's
 
 
 class Slots(NamedTuple):
@@ -81,7 +90,8 @@ class Totals(NamedTuple):
     metrics: dict[str, tuple[jax.Array, jax.Array]]  # sums and counts
     n_started: jax.Array  # i32[], clients that were sent the message
     n_clients: jax.Array  # i32[], clients whose upload arrived
-    n_examples: jax.Array  # i32[], of those
+    uplink: jax.Array  # u32[3], bytes that depend on data, as `digits`; () where shapes tell them
+    downlink: jax.Array
 
 
 class Result(NamedTuple):
@@ -92,3 +102,14 @@ class Result(NamedTuple):
     bad: jax.Array  # i32[], smallest id of a client that was not finite, NO_CLIENT if there is none
     state: Any  # as in Slots
     wire: Any  # as in Slots
+
+
+def digits(n: jax.Array) -> jax.Array:
+    """u32[] -> u32[3] in base 2048: sums of them over two million clients do not wrap, sums of bytes would."""
+    n = jnp.asarray(n).astype(jnp.uint32)
+    return jnp.stack([n & 2047, (n >> 11) & 2047, n >> 22])
+
+
+def of_digits(sums: Any) -> Any:
+    """i64[...], the sum whose digits' sums are [..., 3]; on the host."""
+    return np.asarray(sums, np.int64) @ np.array([1, 1 << 11, 1 << 22])

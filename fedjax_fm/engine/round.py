@@ -1,56 +1,183 @@
 """One round as a pure function.
 
-broadcast -> (gather state -> client -> encode -> decode -> lift -> sum over blocks and devices -> scatter
-state) -> server. Clients stream through in blocks: no array of shape [cohort, delta] exists, unless a reduction keeps it.
+Per exchange: broadcast -> (client -> encode -> decode -> lift -> sum over blocks and devices) -> server. States are
+gathered once before and scattered once after. Clients stream through in blocks: no array of shape [cohort, delta]
+exists, unless a reduction keeps it.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_fm import trees
 from fedjax_fm.engine.blocks import lift
-from fedjax_fm.engine.client import most_steps
+from fedjax_fm.engine.client import arrives, most_steps
 from fedjax_fm.engine.data import DeviceData, n_steps
 from fedjax_fm.engine.keys import Purpose, derive
-from fedjax_fm.engine.parts import NO_CLIENT, OUTSIDE, OVERFLOW, Cohort, Engine, Result, RoundState, Shared, Slots
+from fedjax_fm.engine.message import billed, unwrap, with_billed
+from fedjax_fm.engine.parts import (
+    NO_CLIENT,
+    OUTSIDE,
+    OVERFLOW,
+    Cohort,
+    Engine,
+    Result,
+    RoundState,
+    Shared,
+    Slots,
+    digits,
+)
 from fedjax_fm.engine.plan import deal
-from fedjax_fm.types import Aggregate, Exchange, Free, Stack, Tree
+from fedjax_fm.types import Aggregate, Exchange, Repeat, Stack, Tree
 
 
-def _unwrap(message: Tree) -> Tree:
-    """The message as a client reads it, `Free` marks taken off."""
-    return jax.tree.map(lambda m: m.value if isinstance(m, Free) else m, message, is_leaf=lambda m: isinstance(m, Free))
+class Inputs(NamedTuple):
+    """What stays as it is throughout a round."""
+
+    backbone: Tree
+    data: DeviceData
+    cohort: Cohort
+    round: jax.Array  # i32[]
+    key: jax.Array  # the round's
+    able: jax.Array  # bool[C]: has examples and time
+    sizes: jax.Array  # i32[C], examples
+    limits: jax.Array | None  # i32[C], steps that stragglers manage
 
 
-def broadcast(engine: Engine, exchange: Exchange, server: Any, wire: Any, key: jax.Array) -> tuple[Tree, Any]:
-    """(message as received, next state of the downlink): billed parts pass through the channel, free ones do not."""
-    leaves, structure = jax.tree.flatten(exchange.broadcast(server), is_leaf=lambda m: isinstance(m, Free))
-    payload, wire = engine.downlink.encode(wire, [x for x in leaves if not isinstance(x, Free)], key)
-    received = iter(engine.downlink.decode(payload))
-    leaves = [x if isinstance(x, Free) else next(received) for x in leaves]
-    return _unwrap(jax.tree.unflatten(structure, leaves)), wire
+class Running(NamedTuple):
+    """What passes from exchange to exchange."""
+
+    server: Any
+    state: Any  # of the cohort's clients, leaves [slots, ...] in the order of the round's own deal
+    wires: tuple  # per exchange, the uplink's, likewise
+    downlinks: tuple
+    took: jax.Array  # bool[C]: takes part in an exchange
+    sums: dict[str, tuple[jax.Array, jax.Array]]  # metrics, sums and counts
+    counts: dict[str, tuple]  # per exchange
+    bad: jax.Array  # i32[]
 
 
-def _deal(engine: Engine, data: DeviceData, state: RoundState, cohort: Cohort, key: jax.Array) -> Slots:
-    """The cohort by slots, without states yet; clients without examples or without time take no part."""
-    sizes = data.offsets[cohort.data_places + 1] - data.offsets[cohort.data_places]
-    limits = jax.vmap(lambda client: most_steps(engine, client, state.round, key))(cohort.ids)
-    load = sum(n_steps(sizes, exchange.batches, limits) for exchange in engine.algorithm.exchanges)
-    has_time = True if limits is None else limits > 0
-    takes_part = (jnp.arange(cohort.ids.shape[0]) < cohort.n_active) & (sizes > 0) & has_time
-    numbers, active = deal(takes_part, jnp.asarray(load), engine.plan)
-    inside = jnp.minimum(numbers, cohort.ids.shape[0] - 1)  # empty slots read the last client and count nothing
-    return Slots(numbers, cohort.ids[inside], cohort.data_places[inside], active, (), ())
+def broadcast(engine: Engine, exchange: Exchange, server: Any, wire: Any, key: jax.Array) -> tuple[Tree, Any, Any]:
+    """(message as clients read it, next state of the downlink, bits): `Free` parts do not pass the channel."""
+    message = exchange.broadcast(server)
+    payload, wire = engine.downlink.encode(wire, billed(message), key)
+    received = engine.downlink.decode(payload)
+    return unwrap(with_billed(message, received)), wire, engine.downlink.bits(payload)
+
+
+def _deal(engine: Engine, inputs: Inputs, takes: jax.Array, load: jax.Array) -> Slots:
+    """Those of the cohort that take part, by slots, without states yet."""
+    ids, places = inputs.cohort.ids, inputs.cohort.data_places
+    numbers, active = deal(inputs.able & takes, load, engine.plan)
+    inside = jnp.minimum(numbers, ids.shape[0] - 1)  # empty slots read the last client and count nothing
+    return Slots(numbers, ids[inside], places[inside], active, (), ())
+
+
+def _load(inputs: Inputs, exchange: Exchange) -> jax.Array:
+    return n_steps(inputs.sizes, exchange.batches, inputs.limits)
+
+
+def _flat(tree: Tree) -> Tree:
+    """Leaves [D, n_blocks, W, ...] -> [slots, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), tree)
 
 
 def _stack(kept: Tree, slots: Slots, capacity: int) -> Stack:
     """What each client contributed, back in the sampler's order."""
-    flat = lambda x: x.reshape(-1, *x.shape[3:])
-    numbers = flat(jnp.where(slots.active, slots.number, capacity))
-    in_order = lambda x: jnp.zeros((capacity, *x.shape[3:]), x.dtype).at[numbers].set(flat(x), mode="drop")
-    return Stack(jax.tree.map(in_order, kept), in_order(slots.active))
+    numbers = jnp.where(slots.active, slots.number, capacity).reshape(-1)
+    in_order = lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype).at[numbers].set(x, mode="drop")
+    return Stack(jax.tree.map(in_order, _flat(kept)), in_order(_flat(slots.active)))
+
+
+def _own_slots(engine: Engine, inputs: Inputs, base: Slots, running: Running, index: int, takes: jax.Array):
+    """(slots, put): a deal of those alone who take part in exchange `index`; `put(result)` -> (state, wire) in the
+    order of `base`."""
+    capacity, n_slots = inputs.cohort.ids.shape[0], base.number.size
+    slots = _deal(engine, inputs, takes, _load(inputs, engine.exchanges[index]))
+    where_in_base = jnp.zeros(capacity, jnp.int32).at[base.number.reshape(-1)].set(jnp.arange(n_slots), mode="drop")
+    source = where_in_base[jnp.minimum(slots.number, capacity - 1)]
+    target = jnp.where(slots.number < capacity, source, n_slots).reshape(-1)
+    whole = (running.state, running.wires[index])
+    state, wire = jax.tree.map(lambda x: x[source], _flat(whole))
+
+    def put(result: Result) -> Tree:
+        back = lambda old, new: old.reshape(-1, *old.shape[3:]).at[target].set(new, mode="drop").reshape(old.shape)
+        return jax.tree.map(back, whole, _flat((result.state, result.wire)))
+
+    return slots._replace(state=state, wire=wire), put
+
+
+def _exchange(
+    engine: Engine, index: int, inputs: Inputs, base: Slots, running: Running, repeat: jax.Array, key: jax.Array
+) -> Running:
+    """One exchange; `key` is the passage's."""
+    exchange = engine.exchanges[index]
+    message, downlink, bits = broadcast(
+        engine, exchange, running.server, running.downlinks[index], derive(key, Purpose.DOWNLINK, index)
+    )
+    takes = jnp.ones_like(inputs.able)
+    slots = base._replace(state=running.state, wire=running.wires[index])
+    put: Callable[[Result], Tree] = lambda result: (result.state, result.wire)
+    if exchange.takes is not None:
+        one_takes = exchange.takes
+        keyed = lambda client: one_takes(message, client, derive(key, Purpose.TAKES, client, index))
+        takes = jax.vmap(keyed)(jnp.asarray(inputs.cohort.ids))
+        slots, put = _own_slots(engine, inputs, base, running, index, takes)
+    shared = Shared(
+        running.server, message, inputs.backbone, inputs.data, inputs.round, jax.random.key_data(inputs.key),
+        repeat, jax.random.key_data(key),
+    )  # fmt: skip
+    result: Result = lift(engine, index)(shared, slots)
+    state, wire = put(result)
+    totals, reduce = result.totals, exchange.reduce
+    total = _stack(result.kept, slots, takes.shape[0]) if reduce.keep else totals.contribution
+    aggregate = Aggregate(reduce.finish(total, engine.setting), totals.n_clients)
+    server, metrics = exchange.server(running.server, aggregate, derive(key, Purpose.SERVER, index))
+    gauges = {name: (jnp.float32(value), jnp.float32(1)) for name, value in metrics.items()}
+    if exchange.address is None and not isinstance(bits, int):
+        totals = totals._replace(downlink=digits((bits + 7) // 8) * totals.n_started.astype(jnp.uint32))
+    found = {
+        "started": totals.n_started, "clients": totals.n_clients, "uplink": totals.uplink, "downlink": totals.downlink
+    }  # fmt: skip
+    at_index = lambda old, new: old if isinstance(new, tuple) else old.at[index].add(new)
+    replaced = lambda row, new: (*row[:index], new, *row[index + 1 :])
+    return Running(
+        server,
+        state,
+        replaced(running.wires, wire),
+        replaced(running.downlinks, downlink),
+        running.took | takes,
+        _merged(_merged(running.sums, totals.metrics), gauges),
+        {name: at_index(running.counts[name], new) for name, new in found.items()},
+        jnp.minimum(running.bad, result.bad),
+    )
+
+
+def _merged(sums: dict, more: dict) -> dict:
+    """Sums and counts of both; exchanges that report the same metric, add."""
+    add = lambda name: jax.tree.map(jnp.add, sums[name], more[name]) if name in sums else more[name]
+    return {**sums, **{name: add(name) for name in more}}
+
+
+def _repeat(engine: Engine, first: int, group: Repeat, inputs: Inputs, base: Slots, running: Running) -> Running:
+    """The group's exchanges, numbered from `first`, `times` over."""
+
+    def passage(i, running: Running) -> Running:
+        key = derive(inputs.key, Purpose.REPEAT, i)
+        for index in range(first, first + len(group.exchanges)):
+            running = _exchange(engine, index, inputs, base, running, i, key)
+        return running
+
+    if engine.parallel == "pmap":  # dispatches every exchange by itself
+        for i in range(group.times):
+            running = passage(jnp.int32(i), running)
+        return running
+    passage = jax.jit(passage)  # one trace serves for the names of the metrics and for the loop
+    sums = jax.eval_shape(passage, jnp.int32(0), running).sums
+    zeros = {name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), pair) for name, pair in sums.items()}
+    return jax.lax.fori_loop(0, group.times, passage, running._replace(sums={**zeros, **running.sums}))
 
 
 def _bad_draw(cohort: Cohort, n_clients: int) -> jax.Array:
@@ -60,6 +187,15 @@ def _bad_draw(cohort: Cohort, n_clients: int) -> jax.Array:
     outside = jnp.any(active & ((ids < 0) | (ids >= n_clients)))
     overflow = cohort.n_active > ids.shape[0]
     return jnp.where(outside, OUTSIDE, jnp.where(overflow, OVERFLOW, NO_CLIENT)).astype(jnp.int32)
+
+
+def _inputs(engine: Engine, backbone: Tree, data: DeviceData, state: RoundState, cohort: Cohort, key) -> Inputs:
+    """Clients without examples or without time take no part."""
+    sizes = data.offsets[cohort.data_places + 1] - data.offsets[cohort.data_places]
+    limits = jax.vmap(lambda client: most_steps(engine, client, state.round, key))(cohort.ids)
+    able = (jnp.arange(cohort.ids.shape[0]) < cohort.n_active) & (sizes > 0)
+    able = able if limits is None else able & (limits > 0)
+    return Inputs(backbone, data, cohort, state.round, key, able, jnp.asarray(sizes), limits)
 
 
 def round_step(engine: Engine, backbone: Tree, data: DeviceData, state: RoundState, cohort: Cohort, key: jax.Array):
@@ -74,40 +210,49 @@ def round_step(engine: Engine, backbone: Tree, data: DeviceData, state: RoundSta
       metrics were not finite (NO_CLIENT if there is none; OVERFLOW or OUTSIDE if the draw itself is impossible).
       With a bad round the state is the one that came in.
     """
-    slots = _deal(engine, data, state, cohort, key)
-    capacity = cohort.ids.shape[0]
-    places = cohort.state_places[jnp.minimum(slots.number, capacity - 1)]
+    inputs = _inputs(engine, backbone, data, state, cohort, key)
+    everyone, exchanges = jnp.ones_like(inputs.able), engine.exchanges
+    common = [e for e in exchanges if e.takes is None] or exchanges  # those that all compute decide who sits where
+    base = _deal(engine, inputs, everyone, jnp.asarray(sum(_load(inputs, e) for e in common)))
+    places = cohort.state_places[jnp.minimum(base.number, cohort.ids.shape[0] - 1)]
     gather = lambda tree: jax.tree.map(lambda x: x[places], tree)
-    slots = slots._replace(state=gather(state.clients))
-    wires = [gather(uplink) for uplink in state.uplinks]
-    server, downlinks, sums, gauges = state.server, list(state.downlinks), {}, {}
-    bad = _bad_draw(cohort, engine.setting.n_clients)
-    for index, exchange in enumerate(engine.algorithm.exchanges):
-        message, downlinks[index] = broadcast(
-            engine, exchange, server, state.downlinks[index], derive(key, Purpose.DOWNLINK, index)
-        )
-        shared = Shared(server, message, backbone, data, state.round, jax.random.key_data(key))
-        result: Result = lift(engine, index)(shared, slots._replace(wire=wires[index]))
-        slots, wires[index] = slots._replace(state=result.state), result.wire
-        keep = exchange.reduce.keep
-        total = _stack(result.kept, slots, capacity) if keep else result.totals.contribution
-        aggregate = Aggregate(exchange.reduce.finish(total, engine.setting), result.totals.n_clients)
-        server, metrics = exchange.server(server, aggregate, derive(key, Purpose.SERVER, index))
-        bad = jnp.minimum(bad, result.bad)
-        sums.update(result.totals.metrics)
-        gauges.update({name: (jnp.float32(value), jnp.float32(1)) for name, value in metrics.items()})
-    good = bad == NO_CLIENT
+    n, zeros = len(exchanges), lambda *shape: jnp.zeros(shape, jnp.int32)
+    counts = {"started": zeros(n), "clients": zeros(n), "uplink": zeros(n, 3), "downlink": zeros(n, 3)}
+    counts = {name: x.astype(jnp.uint32) if x.ndim > 1 else x for name, x in counts.items()}
+    running = Running(
+        state.server, gather(state.clients), gather(state.uplinks), state.downlinks, ~everyone, {}, counts,
+        _bad_draw(cohort, engine.setting.n_clients),
+    )  # fmt: skip
+    index = 0
+    for group in engine.algorithm.exchanges:
+        if isinstance(group, Repeat):
+            running = _repeat(engine, index, group, inputs, base, running)
+            index += len(group.exchanges)
+        else:
+            running = _exchange(engine, index, inputs, base, running, jnp.int32(0), key)
+            index += 1
+    came = jax.vmap(lambda active, client: arrives(engine, active, client, state.round, key))(
+        inputs.able & running.took, jnp.asarray(cohort.ids)
+    )
+    counts = {
+        **running.counts,
+        "arrived": jnp.sum(came, dtype=jnp.int32),
+        "examples": jnp.sum(jnp.where(came, inputs.sizes, 0), dtype=jnp.int32),
+    }
+    return _outcome(state, running, base, places), {"ratios": running.sums, "counts": counts}, running.bad
+
+
+def _outcome(state: RoundState, running: Running, base: Slots, places: jax.Array) -> RoundState:
+    """The state after the round; the one before it, if the round went wrong."""
+    good = running.bad == NO_CLIENT
     # Places outside the store drop a write: empty slots, and all of a round that went wrong.
-    where = jnp.where(slots.active & good, places, NO_CLIENT)
+    where = jnp.where(base.active & good, places, NO_CLIENT)
     scatter = lambda store, new: jax.tree.map(lambda s, x: s.at[where].set(x, mode="drop"), store, new)
-    after = RoundState(
-        server=trees.select(good, server, state.server),
-        clients=scatter(state.clients, slots.state),
-        uplinks=tuple(scatter(store, new) for store, new in zip(state.uplinks, wires, strict=True)),
-        downlinks=trees.select(good, tuple(downlinks), state.downlinks),
+    return RoundState(
+        server=trees.select(good, running.server, state.server),
+        clients=scatter(state.clients, running.state),
+        uplinks=scatter(state.uplinks, running.wires),
+        downlinks=trees.select(good, running.downlinks, state.downlinks),
         sampler=state.sampler,
         round=state.round + good.astype(jnp.int32),
     )
-    totals = result.totals
-    counts = {"started": totals.n_started, "clients": totals.n_clients, "examples": totals.n_examples}
-    return after, {"ratios": {**sums, **gauges}, "counts": counts}, bad

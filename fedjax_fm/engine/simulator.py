@@ -17,7 +17,7 @@ from fedjax_fm.engine.devices import client_mesh, memory_of, over_model
 from fedjax_fm.engine.drive import ROUNDS_PER_DISPATCH, HostLoop, fused
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.engine.messages import trace_messages
-from fedjax_fm.engine.parts import NO_CLIENT, OUTSIDE, OVERFLOW, Engine, RoundState
+from fedjax_fm.engine.parts import NO_CLIENT, OUTSIDE, OVERFLOW, Engine, RoundState, of_digits
 from fedjax_fm.engine.plan import Plan, make_plan
 from fedjax_fm.engine.store import HostStore
 from fedjax_fm.engine.summary import summarise
@@ -192,7 +192,6 @@ class Simulator:
         shape = jax.eval_shape(lambda: self.algorithm.client_init(self._start, self.key))
         data = _device_data_shapes(self.population) if self.data is None else self.data
         self.messages = trace_messages(self.engine, self.backbone, data, server, shape, self.key)
-        self._bytes = self.messages.bytes_per_client(self.engine)
 
     def _first_rows(self, start: Tree, client: jax.Array) -> tuple[Any, tuple]:
         """States of a client that never took part, from round 0's delta: (the algorithm's, per exchange the uplink's)."""
@@ -218,8 +217,9 @@ class Simulator:
     # Rounds ------------------------------------------------------------------------------------------------------
 
     def bytes_per_client(self, state: SimulationState) -> tuple[int, int]:
-        """(uplink, downlink) bytes of one client in one round: the lengths of the packed buffers."""
-        return self._bytes
+        """(uplink, downlink) bytes of one client in one round: the lengths of the packed buffers. At most, where an
+        exchange takes some of the clients only or the data decide; the metrics of `run` are exact."""
+        return self.messages.bytes_per_client
 
     def run(self, state: SimulationState, rounds: int) -> tuple[SimulationState, dict[str, np.ndarray]]:
         """Runs `rounds` rounds.
@@ -285,15 +285,18 @@ class Simulator:
 
     def host_metrics(self, buffer: Any, completed: int) -> dict[str, np.ndarray]:
         """What `run` returns, from the sums and counts of the first `completed` rounds of a buffer."""
-        up, down = self._bytes
         buffer = jax.tree.map(lambda x: np.asarray(x)[:completed], buffer)
-        started, clients = (buffer["counts"][name].astype(np.int64) for name in ("started", "clients"))
-        ratios = buffer["ratios"].items()  # of a round without anybody they are unknown, not zero
-        metrics = {
+        counts, ratios = buffer["counts"], buffer["ratios"].items()
+        metrics = {  # of a round without anybody they are unknown, not zero
             name: np.where(count > 0, total / np.where(count > 0, count, 1), np.nan) for name, (total, count) in ratios
         }
-        metrics["examples"] = buffer["counts"]["examples"].astype(np.int64)
-        return {**metrics, "clients": clients, "uplink_bytes": clients * up, "downlink_bytes": started * down}
+        metrics |= {"examples": counts["examples"].astype(np.int64), "clients": counts["arrived"].astype(np.int64)}
+        bills = self.messages.bills
+        by_shape_up = np.array([bill.up if bill.up_is_exact else 0 for bill in bills], np.int64)
+        by_shape_down = np.array([bill.down if bill.down_is_exact else 0 for bill in bills], np.int64)
+        metrics["uplink_bytes"] = counts["clients"] @ by_shape_up + of_digits(counts["uplink"]).sum(-1)
+        metrics["downlink_bytes"] = counts["started"] @ by_shape_down + of_digits(counts["downlink"]).sum(-1)
+        return metrics
 
     def __repr__(self) -> str:
         return summarise(self)

@@ -29,11 +29,12 @@ def summarise(simulator: "Simulator") -> str:
     if simulator.plan is None:
         return "\n".join(["Simulator", *lines, "not laid out yet: call init(delta)"])
     plan, mesh = simulator.plan, simulator.engine.mesh
-    up, down = simulator._bytes
+    up, down = simulator.messages.bytes_per_client
+    at_most = "" if simulator.messages.is_exact else " at most"
     data = "streamed from the host" if simulator.streams else "on every device"
     lines += [
         f"trainable parameters: {trees.size(simulator._start):,} ({size(trees.nbytes(simulator._start))})",
-        f"bytes of one client a round: {size(up)} up, {size(down)} down; of a whole cohort "
+        f"bytes of one client a round{at_most}: {size(up)} up, {size(down)} down; of a whole cohort "
         f"{size(up * setting.cohort_size)} up, {size(down * setting.cohort_size)} down",
         f"memory: examples {size(sum(a.nbytes for a in population.arrays.values()))} {data}, clients' states "
         f"{size(simulator.bytes_of_states)}, {size(simulator.memory)} a device",

@@ -1,0 +1,30 @@
+"""The parts of a message: what is billed, what is free, and what a client reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from fedjax_fm.types import Free, Rows, Tree
+
+
+def _is_part(node: Any) -> bool:
+    return isinstance(node, Free | Rows)
+
+
+def billed(message: Tree) -> list[Any]:
+    """The leaves that are not `Free`, in order; a `Rows` stays in one piece."""
+    return [part for part in jax.tree.leaves(message, is_leaf=_is_part) if not isinstance(part, Free)]
+
+
+def with_billed(message: Tree, received: Sequence[Any]) -> Tree:
+    """The message with what the wire made of its billed parts."""
+    parts, structure = jax.tree.flatten(message, is_leaf=_is_part)
+    coming = iter(received)
+    return jax.tree.unflatten(structure, [part if isinstance(part, Free) else next(coming) for part in parts])
+
+
+def unwrap(message: Tree) -> Tree:
+    """The message as a client reads it, `Free` marks taken off."""
+    is_free = lambda node: isinstance(node, Free)
+    return jax.tree.map(lambda node: node.value if is_free(node) else node, message, is_leaf=is_free)
