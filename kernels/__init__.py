@@ -8,13 +8,17 @@ if __name__ != "fedjax_fm.kernels":
 
 from .packing import pack_bits, packed_length, unpack_bits
 from .quantize import stochastic_quantize
+from .random_bits import random_bits, random_bits_at, uniform
 from .selection import kth_largest_key, top_k_mask
 
 __all__ = [
     "kth_largest_key",
     "pack_bits",
     "packed_length",
+    "random_bits",
+    "random_bits_at",
     "stochastic_quantize",
     "top_k_mask",
+    "uniform",
     "unpack_bits",
 ]
