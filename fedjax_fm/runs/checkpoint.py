@@ -52,6 +52,8 @@ class Checkpoints:
 
         def restored(path: tuple, leaf: Any) -> Any:
             value = found.get(jax.tree_util.keystr(path), leaf)
+            if _is_key(leaf):
+                return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
             return np.array(value) if isinstance(leaf, np.ndarray) else value  # spilled stores are written to
 
         return structure.unflatten([restored(path, leaf) for path, leaf in leaves])
@@ -61,6 +63,11 @@ class Checkpoints:
         self._manager.close()
 
 
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def _by_path(state: Any) -> dict[str, np.ndarray]:
-    leaves = jax.tree.leaves_with_path(state)
+    arrays = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+    leaves = jax.tree.leaves_with_path(arrays)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves if leaf.size}

@@ -1,0 +1,120 @@
+"""What every federated method promises, one row a method; `rows/` holds them."""
+
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rows
+from contract import Row, simulator
+
+import fedjax_fm as ffm
+from fedjax_fm import channels
+from fedjax_fm.runs.checkpoint import Checkpoints
+from fedjax_fm.types import Sampler
+
+ROWS: dict[str, Row] = {}
+for module in pkgutil.iter_modules(rows.__path__):
+    ROWS |= importlib.import_module(f"rows.{module.name}").ROWS
+
+ROUNDS = 2
+
+
+@pytest.fixture(scope="module", params=sorted(ROWS))
+def method(request):
+    """(row, problem, simulator, first state, state after some rounds, metrics): computed once a row."""
+    row = ROWS[request.param]
+    problem = row.make()
+    one = simulator(problem)
+    start = one.init(problem.delta)
+    return row, problem, one, start, *one.run(start, ROUNDS)
+
+
+def run(problem, rounds=ROUNDS, **how):
+    other = simulator(problem, **how)
+    return other.run(other.init(problem.delta), rounds)
+
+
+def close(row, a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=row.rtol, atol=row.atol), a, b)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, _plain(a), _plain(b))
+
+
+def _plain(tree):
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)
+
+
+def test_state_is_stable(method):
+    row, problem, one, start, state, metrics = method
+    problem_found = ffm.trees.difference(start.rounds, state.rounds)
+    assert problem_found is None, problem_found
+    assert np.isfinite(metrics["loss"]).all()
+
+
+def test_one_compile(method):
+    row, problem, one, start, state, metrics = method
+    one.run(state, 1)
+    one.run(state, 5)
+    assert one._run._cache_size() == 1
+
+
+def test_identity_channel_changes_nothing(method):
+    row, problem, one, start, state, metrics = method
+    wired, same = run(problem, uplink=channels.identity(), downlink=channels.identity())
+    equal(wired.rounds.server, state.rounds.server)
+    np.testing.assert_array_equal(same["uplink_bytes"], metrics["uplink_bytes"])
+
+
+def test_one_client_is_centralised_training(method):
+    row, problem, *_ = method
+    client = max(problem.clients, key=lambda c: len(next(iter(c.values()))))
+    state, _ = run(problem, rounds=1, clients=[client], cohort_size=1)
+    key = jax.random.fold_in(jax.random.key(5), 0)
+    close(row, state.delta, row.centralised(problem, client, key))
+
+
+def fixed(ids, capacity=None):
+    """These clients every round, in this order; places beyond them hold ids that must not be read."""
+    capacity = capacity or len(ids)
+    padded = jnp.array([*ids, *[10_000] * (capacity - len(ids))], jnp.int32)
+    return Sampler(init=tuple, draw=lambda state, key: (padded, jnp.int32(len(ids)), state), capacity=capacity)
+
+
+def test_padded_empty_and_permuted_clients_change_nothing(method):
+    row, problem, *_ = method
+    names = problem.clients[0]
+    empty = {name: np.asarray(array)[:0] for name, array in names.items()}
+    ids, more = [3, 0, 5], [*problem.clients, empty]
+    how = {"clients": more, "cohort_size": 3}
+    expected, seen = run(problem, sampler=fixed(ids), **how)
+    padded, also = run(problem, sampler=fixed(ids, 6), **how)
+    close(row, padded.delta, expected.delta)
+    np.testing.assert_array_equal(also["uplink_bytes"], seen["uplink_bytes"])
+    permuted, _ = run(problem, sampler=fixed([len(more) - 1, 5, 3, 0]), **how)  # one without examples among them
+    close(row, permuted.delta, expected.delta)
+
+
+@pytest.mark.parametrize("layout", [{"block_size": 1}, {"devices": 2, "block_size": 2}, {"devices": 4}])
+def test_blocks_and_devices_agree(method, layout):
+    row, problem, one, start, state, metrics = method
+    other, same = run(problem, **layout)
+    close(row, other.delta, state.delta)
+    close(row, other.rounds.clients, state.rounds.clients)
+    np.testing.assert_array_equal(same["uplink_bytes"], metrics["uplink_bytes"])
+    np.testing.assert_array_equal(same["downlink_bytes"], metrics["downlink_bytes"])
+
+
+def test_checkpoint_goes_on_bit_for_bit(method, tmp_path):
+    row, problem, one, start, state, metrics = method
+    onward, _ = one.run(state, 1)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state.round, state)
+    checkpoints.close()
+    again, _ = one.run(Checkpoints(tmp_path).restore(state.round, start), 1)
+    equal(again.rounds, onward.rounds)
