@@ -20,9 +20,7 @@ def _problem(algorithm) -> Problem:
 
 def _fedavg() -> Problem:
     return _problem(
-        ffm.fedavg(
-            ffm.Task(mlp_loss), optax.sgd(RATE), optax.sgd(0.7, momentum=0.9), local_steps=STEPS, batch_size=8
-        )
+        ffm.fedavg(ffm.Task(mlp_loss), optax.sgd(RATE), optax.sgd(0.7, momentum=0.9), local_steps=STEPS, batch_size=8)
     )
 
 
