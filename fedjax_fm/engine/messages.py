@@ -57,7 +57,7 @@ def trace_messages(engine: Engine, backbone: Tree, data: DeviceData, server: Any
         channel meets an exchange that sends each client its own part.
     """
     uploads, broadcasts, bills = [], [], []
-    times = [t for g in engine.algorithm.exchanges for t in ([g.times] * len(g.exchanges) if _repeats(g) else [1])]
+    times = [t for group in engine.algorithm.exchanges for t in _passages(group)]
     for index, exchange in enumerate(engine.exchanges):
         message = billed(jax.eval_shape(exchange.broadcast, server))
         one = _traced(engine, exchange, message, key)
@@ -79,8 +79,9 @@ def trace_messages(engine: Engine, backbone: Tree, data: DeviceData, server: Any
     return Messages(uploads, broadcasts, bills)
 
 
-def _repeats(group: Exchange | Repeat) -> bool:
-    return isinstance(group, Repeat)
+def _passages(group: Exchange | Repeat) -> list[int]:
+    """How often each exchange of the group happens in a round."""
+    return [group.times] * len(group.exchanges) if isinstance(group, Repeat) else [1]
 
 
 def _traced(engine: Engine, exchange: Exchange, billed_message: Tree, key: jax.Array) -> Callable:

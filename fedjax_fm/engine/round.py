@@ -55,7 +55,7 @@ class Running(NamedTuple):
     downlinks: tuple
     took: jax.Array  # bool[C]: takes part in an exchange
     sums: dict[str, tuple[jax.Array, jax.Array]]  # metrics, sums and counts
-    counts: dict[str, tuple]  # per exchange
+    counts: dict[str, jax.Array]  # per exchange, leading axis
     bad: jax.Array  # i32[]
 
 

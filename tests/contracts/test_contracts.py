@@ -2,13 +2,14 @@
 
 import importlib
 import pkgutil
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import rows
-from contract import Row, simulator
+from contract import Problem, Row, simulator
 
 import fedjax_fm as ffm
 from fedjax_fm import channels
@@ -22,14 +23,25 @@ for module in pkgutil.iter_modules(rows.__path__):
 ROUNDS = 2
 
 
+class Case(NamedTuple):
+    """A method that has run."""
+
+    row: Row
+    problem: Problem
+    simulator: ffm.Simulator
+    start: ffm.SimulationState
+    state: ffm.SimulationState
+    metrics: dict[str, np.ndarray]
+
+
 @pytest.fixture(scope="module", params=sorted(ROWS))
 def method(request):
-    """(row, problem, simulator, first state, state after some rounds, metrics): computed once a row."""
+    """Some rounds, computed once a row."""
     row = ROWS[request.param]
     problem = row.make()
     one = simulator(problem)
     start = one.init(problem.delta)
-    return row, problem, one, start, *one.run(start, ROUNDS)
+    return Case(row, problem, one, start, *one.run(start, ROUNDS))
 
 
 def run(problem, rounds=ROUNDS, **how):
@@ -51,32 +63,28 @@ def _plain(tree):
 
 
 def test_state_is_stable(method):
-    row, problem, one, start, state, metrics = method
-    problem_found = ffm.trees.difference(start.rounds, state.rounds)
-    assert problem_found is None, problem_found
-    assert np.isfinite(metrics["loss"]).all()
+    difference = ffm.trees.difference(method.start.rounds, method.state.rounds)
+    assert difference is None, difference
+    assert np.isfinite(method.metrics["loss"]).all()
 
 
 def test_one_compile(method):
-    row, problem, one, start, state, metrics = method
-    one.run(state, 1)
-    one.run(state, 5)
-    assert one._run._cache_size() == 1
+    method.simulator.run(method.state, 1)
+    method.simulator.run(method.state, 5)
+    assert method.simulator._run._cache_size() == 1
 
 
 def test_identity_channel_changes_nothing(method):
-    row, problem, one, start, state, metrics = method
-    wired, same = run(problem, uplink=channels.identity(), downlink=channels.identity())
-    equal(wired.rounds.server, state.rounds.server)
-    np.testing.assert_array_equal(same["uplink_bytes"], metrics["uplink_bytes"])
+    wired, same = run(method.problem, uplink=channels.identity(), downlink=channels.identity())
+    equal(wired.rounds.server, method.state.rounds.server)
+    np.testing.assert_array_equal(same["uplink_bytes"], method.metrics["uplink_bytes"])
 
 
 def test_one_client_is_centralised_training(method):
-    row, problem, *_ = method
-    client = max(problem.clients, key=lambda c: len(next(iter(c.values()))))
-    state, _ = run(problem, rounds=1, clients=[client], cohort_size=1)
+    client = max(method.problem.clients, key=lambda c: len(next(iter(c.values()))))
+    state, _ = run(method.problem, rounds=1, clients=[client], cohort_size=1)
     key = jax.random.fold_in(jax.random.key(5), 0)
-    close(row, state.delta, row.centralised(problem, client, key))
+    close(method.row, state.delta, method.row.centralised(method.problem, client, key))
 
 
 def fixed(ids, capacity=None):
@@ -87,34 +95,31 @@ def fixed(ids, capacity=None):
 
 
 def test_padded_empty_and_permuted_clients_change_nothing(method):
-    row, problem, *_ = method
-    names = problem.clients[0]
+    names = method.problem.clients[0]
     empty = {name: np.asarray(array)[:0] for name, array in names.items()}
-    ids, more = [3, 0, 5], [*problem.clients, empty]
+    ids, more = [3, 0, 5], [*method.problem.clients, empty]
     how = {"clients": more, "cohort_size": 3}
-    expected, seen = run(problem, sampler=fixed(ids), **how)
-    padded, also = run(problem, sampler=fixed(ids, 6), **how)
-    close(row, padded.delta, expected.delta)
+    expected, seen = run(method.problem, sampler=fixed(ids), **how)
+    padded, also = run(method.problem, sampler=fixed(ids, 6), **how)
+    close(method.row, padded.delta, expected.delta)
     np.testing.assert_array_equal(also["uplink_bytes"], seen["uplink_bytes"])
-    permuted, _ = run(problem, sampler=fixed([len(more) - 1, 5, 3, 0]), **how)  # one without examples among them
-    close(row, permuted.delta, expected.delta)
+    permuted, _ = run(method.problem, sampler=fixed([len(more) - 1, 5, 3, 0]), **how)  # one without examples among them
+    close(method.row, permuted.delta, expected.delta)
 
 
 @pytest.mark.parametrize("layout", [{"block_size": 1}, {"devices": 2, "block_size": 2}, {"devices": 4}])
 def test_blocks_and_devices_agree(method, layout):
-    row, problem, one, start, state, metrics = method
-    other, same = run(problem, **layout)
-    close(row, other.delta, state.delta)
-    close(row, other.rounds.clients, state.rounds.clients)
-    np.testing.assert_array_equal(same["uplink_bytes"], metrics["uplink_bytes"])
-    np.testing.assert_array_equal(same["downlink_bytes"], metrics["downlink_bytes"])
+    other, same = run(method.problem, **layout)
+    close(method.row, other.delta, method.state.delta)
+    close(method.row, other.rounds.clients, method.state.rounds.clients)
+    np.testing.assert_array_equal(same["uplink_bytes"], method.metrics["uplink_bytes"])
+    np.testing.assert_array_equal(same["downlink_bytes"], method.metrics["downlink_bytes"])
 
 
 def test_checkpoint_goes_on_bit_for_bit(method, tmp_path):
-    row, problem, one, start, state, metrics = method
-    onward, _ = one.run(state, 1)
+    onward, _ = method.simulator.run(method.state, 1)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state.round, state)
+    checkpoints.save(method.state.round, method.state)
     checkpoints.close()
-    again, _ = one.run(Checkpoints(tmp_path).restore(state.round, start), 1)
+    again, _ = method.simulator.run(Checkpoints(tmp_path).restore(method.state.round, method.start), 1)
     equal(again.rounds, onward.rounds)
