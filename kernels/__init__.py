@@ -6,19 +6,67 @@ Installed as `fedjax_fm.kernels`; the top-level name `kernels` belongs to anothe
 if __name__ != "fedjax_fm.kernels":
     raise ImportError(f"import this package as fedjax_fm.kernels, not as {__name__!r}: two copies would not be equal")
 
+from .block_formats import int_block_encode, nf4_decode, nf4_encode
+from .code_lengths import (
+    elias_delta_length,
+    elias_gamma_length,
+    elias_omega_length,
+    entropy_bits,
+    mask_entropy_bits,
+    rice_length,
+    rice_parameter,
+    run_level_length,
+    symbol_counts,
+)
+from .hadamard import rotate, rotate_back, rotated_length, walsh_hadamard
+from .lloyd_max import lloyd_max_encode, lloyd_max_values
+from .natural import natural_decode, natural_encode
+from .nnadq import from_planes, nnadq_decode, nnadq_encode, nnadq_width, to_planes
 from .packing import pack_bits, packed_length, unpack_bits
 from .quantize import stochastic_quantize
 from .random_bits import random_bits, random_bits_at, uniform
 from .selection import kth_largest_key, top_k_mask
+from .sign import sign_decode, sign_encode
+from .ternary import pack_trits, ternary_encode, unpack_trits
 
 __all__ = [
+    "elias_delta_length",
+    "elias_gamma_length",
+    "elias_omega_length",
+    "entropy_bits",
+    "from_planes",
+    "int_block_encode",
     "kth_largest_key",
+    "lloyd_max_encode",
+    "lloyd_max_values",
+    "mask_entropy_bits",
+    "natural_decode",
+    "natural_encode",
+    "nf4_decode",
+    "nf4_encode",
+    "nnadq_decode",
+    "nnadq_encode",
+    "nnadq_width",
     "pack_bits",
+    "pack_trits",
     "packed_length",
     "random_bits",
     "random_bits_at",
+    "rice_length",
+    "rice_parameter",
+    "rotate",
+    "rotate_back",
+    "rotated_length",
+    "run_level_length",
+    "sign_decode",
+    "sign_encode",
     "stochastic_quantize",
+    "symbol_counts",
+    "ternary_encode",
+    "to_planes",
     "top_k_mask",
     "uniform",
     "unpack_bits",
+    "unpack_trits",
+    "walsh_hadamard",
 ]

@@ -1,0 +1,61 @@
+"""Blocks that share their largest magnitude: int4, int8 and NF4, rounded to the nearest level."""
+
+import jax
+import jax.numpy as jnp
+
+# QLoRA, appendix E: quantiles of N(0, 1), zero and both ends included.
+NF4 = (
+    -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0,
+    0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
+)  # fmt: skip
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(x), axis=-1, initial=0.0)
+
+
+def _relative(x: jax.Array, largest: jax.Array) -> jax.Array:
+    """x / largest in [-1, 1], zero where it is not finite: the scale says so to the receiver."""
+    largest = largest[..., None]
+    # Selected entry by entry: else XLA multiplies with the inverse, and entries on a level would miss it.
+    return jnp.nan_to_num(x / jnp.where((x != 0) & (largest > 0), largest, 1.0))
+
+
+def int_block_encode(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """Nearest of 2^bits - 1 evenly spaced levels between -max and max.
+
+    Args:
+      x: f32[..., m], blocks in the last axis.
+      bits: 2 to 8.
+
+    Returns:
+      (codes i8[..., m] in [-(2^(bits - 1) - 1), 2^(bits - 1) - 1], scale f32[...] = max|x| / (2^(bits - 1) - 1)).
+      |code * scale - x| <= scale / 2. A block that is not finite has a scale that is not.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"expected 2 <= bits <= 8, got bits={bits}")
+    top = 2 ** (bits - 1) - 1
+    largest = _largest(x)
+    codes = jnp.clip(jnp.round(_relative(x, largest) * top), -top, top)
+    return codes.astype(jnp.int8), largest / top
+
+
+def nf4_encode(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Nearest of the 16 levels of NF4: f32[..., m] -> (codes u8[..., m] below 16, scale f32[...] = max|x|).
+
+    The levels are closest where a normal number is likeliest. They are no mirror image of each other: C(-x) is not
+    -C(x).
+
+    References:
+      Dettmers et al., QLoRA, 2023, arXiv 2305.14314, appendix E.
+    """
+    largest = _largest(x)
+    relative = _relative(x, largest)
+    middles = [(NF4[i] + NF4[i + 1]) / 2 for i in range(len(NF4) - 1)]
+    codes = sum(((relative > middle).astype(jnp.uint8) for middle in middles), jnp.zeros(x.shape, jnp.uint8))
+    return codes, largest
+
+
+def nf4_decode(codes: jax.Array, scale: jax.Array) -> jax.Array:
+    """u8[..., m] below 16, f32[...] -> f32[..., m]."""
+    return jnp.asarray(NF4, jnp.float32)[codes.astype(jnp.int32)] * scale[..., None]
