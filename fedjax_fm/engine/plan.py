@@ -30,7 +30,7 @@ def make_plan(
 
     Args:
       block_size: None chooses. On CPU as many clients as stay in a core's cache, often one: a client's own matrices
-        fill a core. On accelerators all of a device's clients (the simulator halves it until the step fits).
+        fill a core. On accelerators all of a device's clients (the simulator halves it until the rounds fit).
       lane_bytes: what one client holds of its own while it works: its delta, upload and state.
       fixed_devices: False lets a cohort that fits into one CPU block stay on one device, as talking to the
         second one would cost more than the round.

@@ -89,7 +89,8 @@ class Simulator:
       uplink, downlink: channels; None sends the arrays as they are.
       seed: names every random number of the run.
       devices: how many devices are used; default all (one, where the whole cohort is a single small block on CPU).
-      block_size: clients that a device computes at once; default see `make_plan`.
+      block_size: clients that a device computes at once; default see `make_plan`, halved until the compiled rounds
+        fit into `memory` (on CPU only if that is given).
       sampler: default uniform without replacement.
       behaviour: stragglers and drop-outs.
       model_parallel: devices over which the backbone is split (mesh axis `model`); the others carry clients.
@@ -133,7 +134,7 @@ class Simulator:
         self._model_parallel, self._devices, self._block_size = model_parallel, devices, block_size
         self._n_devices = client_mesh(devices, model_parallel).size // model_parallel
         make_plan(self.sampler.capacity, self._n_devices, block_size)  # refuses impossible sizes at once
-        self.memory = memory or memory_of(jax.devices()[0])
+        self.memory, self._limited = memory or memory_of(jax.devices()[0]), memory is not None
         self._states = states
         self.streams = data == "host" or (data == "auto" and _nbytes(population) > self.memory // 4)
         self.setting = Setting(population.n_clients, cohort_size)
@@ -172,7 +173,20 @@ class Simulator:
             lane = 3 * trees.nbytes(trees.shapes(delta))  # delta, upload and optimizer
             fixed = self._devices is not None or self._model_parallel > 1
             self.lay_out(make_plan(self.sampler.capacity, self._n_devices, self._block_size, lane, fixed))
+            if self._block_size is None and (self._limited or jax.default_backend() != "cpu"):
+                self._narrow_until_it_fits(delta)
         return SimulationState(self._placed(self.first_state(delta)), self.algorithm)
+
+    def _narrow_until_it_fits(self, delta: Tree) -> None:
+        """Halves the block while the compiled rounds need more than a device's memory; rounds that the host drives,
+        whose shapes are not known before, stay as the rule has them."""
+        state = jax.eval_shape(lambda: self.first_state(delta))
+        while self.plan and self.plan.block_size > 1 and not (self.streams or self.spills):
+            step = self._run.lower(state, self.backbone, self.data, jnp.int32(1), self.key).compile()
+            found = step.memory_analysis()
+            if found is None or found.argument_size_in_bytes + found.temp_size_in_bytes <= self.memory:
+                return
+            self.lay_out(make_plan(self.sampler.capacity, self.plan.n_devices, self.plan.block_size // 2))
 
     def first_state(self, delta: Tree) -> RoundState:
         """The state of round 0, before it is placed on devices; works under `jit` and `vmap`."""

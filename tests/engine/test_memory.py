@@ -52,3 +52,31 @@ def test_the_backbone_once_plus_a_block_of_deltas(block_size):
 def test_scratch_does_not_grow_with_the_cohort():
     small, large = (analysis(4, cohort).temp_size_in_bytes for cohort in (16, 256))
     assert large < small + 64 * 256
+
+
+def wide_activations(memory):
+    """A tiny delta, so that the rule takes many clients at once, and large activations."""
+
+    def loss(delta, backbone, batch, key):
+        hidden = jnp.tanh(batch["x"][:, :, None] * backbone["w"] + delta["b"])  # [B, 64, 256]
+        return jnp.mean(hidden, axis=(1, 2)), {}
+
+    population = ffm.Population.from_arrays({"x": np.ones((256, 64), np.float32)}, 4 * np.arange(65))
+    algorithm = ffm.fedavg(ffm.Task(loss), optax.sgd(0.1), local_steps=1, batch_size=4)
+    simulator = ffm.Simulator(
+        algorithm, population, backbone={"w": np.ones((64, 256), np.float32)}, cohort_size=64, devices=1, memory=memory
+    )
+    state = simulator.init({"b": jnp.zeros(256)})
+    step = simulator._run.lower(state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
+    found = step.compile().memory_analysis()
+    return simulator.plan, found.argument_size_in_bytes + found.temp_size_in_bytes, simulator.run(state, 1)[0].delta
+
+
+def test_a_block_is_halved_until_it_fits_the_memory():
+    wide, needs, expected = wide_activations(None)
+    assert wide.block_size == 64
+    narrow, fits, delta = wide_activations(needs // 3)
+    assert narrow.block_size < wide.block_size
+    assert fits <= needs // 3
+    assert narrow.slots >= 64
+    np.testing.assert_allclose(delta["b"], expected["b"], rtol=1e-5, atol=1e-7)
