@@ -25,7 +25,7 @@ from .nnadq import from_planes, nnadq_decode, nnadq_encode, nnadq_width, to_plan
 from .packing import pack_bits, packed_length, unpack_bits
 from .quantize import stochastic_quantize
 from .random_bits import random_bits, random_bits_at, uniform
-from .selection import kth_largest_key, top_k_mask
+from .selection import kth_largest_key, top_k_cut, top_k_mask, top_k_masks
 from .sign import sign_decode, sign_encode
 from .ternary import pack_trits, ternary_encode, unpack_trits
 
@@ -64,7 +64,9 @@ __all__ = [
     "symbol_counts",
     "ternary_encode",
     "to_planes",
+    "top_k_cut",
     "top_k_mask",
+    "top_k_masks",
     "uniform",
     "unpack_bits",
     "unpack_trits",

@@ -1,39 +1,34 @@
-"""Exact selection of the k largest magnitudes, by bisection on their bit patterns.
+"""Exact selection of the k largest magnitudes: no sort, no index list, and k may be traced.
 
-For finite floats the bit pattern of |x|, read as an unsigned integer, grows with |x|. The k-th largest
-magnitude is then the largest integer t with at least k keys >= t, found bit by bit in 31 counting passes:
-no sort, no index list, and k may be traced.
+For floats the bit pattern of |x|, read as an unsigned integer, grows with |x|. A search by counting finds a
+threshold that k of these keys reach; a mask follows from one comparison.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from fedjax_fm.kernels.counting import LARGEST_KEY, magnitude_keys
+from fedjax_fm.kernels.threshold_search import Cut, find_cut, selected
 
-def magnitude_keys(x: jax.Array) -> jax.Array:
-    """Order-preserving integers of |x|: f32[n] -> u32[n]. NaN counts as 0, so it is selected last."""
-    x = jnp.asarray(x, jnp.float32)
-    return jax.lax.bitcast_convert_type(jnp.where(jnp.isnan(x), 0.0, jnp.abs(x)), jnp.uint32)
-
-
-def kth_largest_key(keys: jax.Array, k: jax.Array | int) -> jax.Array:
-    """The k-th largest of `keys`, u32[n] below 2**31 -> u32[]; 0 when k > n, 2**31 - 1 when k = 0."""
-
-    def set_bit(i, threshold):
-        candidate = threshold | (jnp.uint32(1) << (jnp.uint32(30) - i.astype(jnp.uint32)))
-        return jnp.where(jnp.sum(keys >= candidate, dtype=jnp.int32) >= k, candidate, threshold)
-
-    return jax.lax.fori_loop(0, 31, set_bit, jnp.uint32(0))
+__all__ = ["kth_largest_key", "magnitude_keys", "top_k_cut", "top_k_mask", "top_k_masks"]
 
 
 def top_k_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
     """Marks the k entries of largest magnitude.
 
+    Infinities are the largest; NaN ranks as zero, so it is marked only when fewer than k other entries are left
+    (check for it apart); denormals are ordered among themselves. Ties, also between x and -x, go to the lowest
+    index. If fewer than k entries are not zero, zeros are marked by the same rule.
+
     Args:
       x: f32[n] (other floats are cast).
-      k: how many, int or i32[]; may be traced.
+      k: how many, int or i32[]; may be traced; k > n marks everything.
 
     Returns:
-      bool[n] with exactly min(k, n) true. Ties go to the lowest index; NaN ranks as zero.
+      bool[n] with exactly min(k, n) true.
 
     Example:
       >>> import jax.numpy as jnp
@@ -42,12 +37,68 @@ def top_k_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
     """
     if x.ndim != 1:
         raise ValueError(f"expected a vector, got shape {x.shape}; ravel it or vmap over the leading axes")
+    cut = top_k_cut((x,), k)
+    return selected(_comparable(x), cut.key, cut.last[0])
+
+
+def top_k_masks(tree: Any, k: jax.Array | int) -> Any:
+    """Marks the k entries of largest magnitude of all leaves together, without joining them.
+
+    As `top_k_mask` on the leaves, each in row-major order, one after another: one threshold from the sum of the
+    leaves' counts; ties go to the first leaf.
+
+    Args:
+      tree: leaves f32[...] (other floats are cast).
+      k: int or i32[]; may be traced.
+
+    Returns:
+      A tree of bool[...], with min(k, entries) true in all.
+    """
+    leaves, form = jax.tree.flatten(tree)
+    vectors = tuple(jnp.ravel(leaf) for leaf in leaves)
+    cut = top_k_cut(vectors, k)
+    masks = [
+        selected(_comparable(vector), cut.key, last).reshape(leaf.shape)
+        for leaf, vector, last in zip(leaves, vectors, cut.last, strict=True)
+    ]
+    return jax.tree.unflatten(form, masks)
+
+
+def top_k_cut(vectors: tuple[jax.Array, ...], k: jax.Array | int) -> Cut:
+    """The cut that selects min(k, n) of the n entries of these vectors: see `top_k_mask` and `Cut`.
+
+    Args:
+      vectors: floats, taken by magnitude, or u32 keys below 2**31.
+      k: int or i32[]; may be traced.
+    """
     if isinstance(k, int) and k < 0:
         raise ValueError(f"expected k >= 0, got k={k}")
-    keys = magnitude_keys(x)
-    threshold = kth_largest_key(keys, k)
-    above = keys > threshold
-    ties = keys == threshold
-    # Continuous data has one tie; the running count costs one more pass and settles every other case.
-    open_places = k - jnp.sum(above, dtype=jnp.int32)
-    return above | (ties & (jnp.cumsum(ties, dtype=jnp.int32) <= open_places))
+    n = sum(vector.shape[0] for vector in vectors)
+    if n >= 2**31:
+        raise ValueError(f"expected fewer than 2**31 entries, got {n}")
+    vectors = tuple(_comparable(vector) for vector in vectors)
+    if n == 0:
+        return Cut(jnp.uint32(LARGEST_KEY), (jnp.int32(-1),) * len(vectors))
+    filled = [i for i, vector in enumerate(vectors) if vector.shape[0]]
+    cut = find_cut(tuple(vectors[i] for i in filled), jnp.asarray(k, jnp.int32))
+    lasts = [jnp.int32(-1)] * len(vectors)
+    for i, last in zip(filled, cut.last, strict=True):
+        lasts[i] = last
+    return Cut(cut.key, tuple(lasts))
+
+
+def kth_largest_key(keys: jax.Array, k: jax.Array | int) -> jax.Array:
+    """The k-th largest of `keys`, u32[n] below 2**31 -> u32[]; 0 when k > n, 2**31 - 1 when k = 0."""
+    n = keys.shape[0]
+    cut = top_k_cut((keys,), k)
+    key = jnp.min(keys, where=keys >= cut.key, initial=jnp.uint32(LARGEST_KEY))
+    return jnp.where(jnp.asarray(k) > n, jnp.uint32(0), key)
+
+
+def _comparable(vector: jax.Array) -> jax.Array:
+    """u32 keys as they are, floats outside differentiation; ValueError for the rest."""
+    if vector.dtype == jnp.uint32:
+        return vector
+    if not jnp.issubdtype(vector.dtype, jnp.floating):
+        raise ValueError(f"expected floats, got {vector.dtype}")
+    return lax.stop_gradient(vector)
