@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -82,13 +83,14 @@ def engine(
 
 
 def table(found: Sequence[dict[str, Any]]) -> Table:
-    """Seconds a round, as people read them."""
+    """Times as people read them."""
     made = Table(
-        caption="seconds a round, medians; ratio: peer / ours; MB: our peak; floor: matrix products at this machine's rate"
+        box=box.SIMPLE,
+        caption="time of a round, medians; ratio: peer / ours; MB: our peak; floor: matrix products at this machine's rate",
     )
     made.add_column("workload", no_wrap=True)
     for heading in ("ours", "floor", "peer", "peer's", "ratio", "compile", "MB"):
-        made.add_column(heading, justify="left" if heading == "peer" else "right", no_wrap=True)
+        made.add_column(heading, justify="left" if heading == "peer" else "right", no_wrap=heading != "peer")
     for row in found:
         peak = row["peak_rss_bytes"]
         made.add_row(
@@ -105,4 +107,8 @@ def table(found: Sequence[dict[str, Any]]) -> Table:
 
 
 def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    """0.00123 -> '1.23 ms'."""
+    if value is None:
+        return ""
+    unit, factor = next(((u, f) for u, f in (("s", 1), ("ms", 1e3)) if value * f >= 0.9995), ("µs", 1e6))
+    return f"{value * factor:.3g} {unit}"

@@ -11,6 +11,7 @@ WORKLOADS: dict[str, Workload] = {
         cifar_cnn.CIFAR_CNN,
         mlp.TINY_ROUND,
         mlp.RAGGED,
+        mlp.RAGGED_EQUAL,
         *clients_1e6.WORKLOADS,
     )
 }

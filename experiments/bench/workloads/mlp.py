@@ -3,6 +3,7 @@
 mlp-1000     1000 clients x 20 examples x 784, 784-128-10, 5 full-batch SGD steps
 tiny-round   10 clients x 20 examples x 32, 32-16-10, one step; a call is 100 fused rounds
 ragged       1000 clients of log-normal sizes (median 20, clipped to 1..400), 784-128-10, one epoch of batches of 20
+ragged-equal as many local steps (to 1 in 1000), by clients that are all alike: what ragged would cost if only steps did
 """
 
 import numpy as np
@@ -66,6 +67,18 @@ def ragged(smoke: bool) -> Data:
     return make("ragged", log_normal_sizes(20 if smoke else 1000), 784, 128, batch_size=20)
 
 
+def local_steps(data: Data) -> int:
+    """Steps of all clients in one round."""
+    sizes = np.diff(data.offsets)
+    return int(np.sum(-(-sizes // data.batch_size)) * data.epochs)
+
+
+def ragged_equal(smoke: bool) -> Data:
+    """Clients of 40 examples, two steps each."""
+    n_clients = round(local_steps(ragged(smoke)) / 2)
+    return make("ragged-equal", np.full(n_clients, 40), 784, 128, batch_size=20)
+
+
 MLP_1000 = Workload(
     "mlp-1000",
     "1000 clients x 20 examples, MLP 784-128-10, 5 full-batch steps",
@@ -87,6 +100,13 @@ RAGGED = Workload(
     "ragged",
     "1000 clients of log-normal sizes 1..400, MLP 784-128-10, one epoch of batches of 20",
     ragged,
+    simulator,
+    flop,
+)
+RAGGED_EQUAL = Workload(
+    "ragged-equal",
+    "the same number of local steps by clients of 40 examples each",
+    ragged_equal,
     simulator,
     flop,
 )
