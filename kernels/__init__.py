@@ -23,7 +23,7 @@ from .lloyd_max import lloyd_max_encode, lloyd_max_values
 from .natural import natural_decode, natural_encode
 from .nnadq import from_planes, nnadq_decode, nnadq_encode, nnadq_width, to_planes
 from .packing import pack_bits, packed_length, unpack_bits
-from .quantize import stochastic_quantize
+from .quantize import stochastic_quantize, stochastic_quantize_buckets, uniform_dequantize, uniform_quantize
 from .random_bits import random_bits, random_bits_at, uniform
 from .selection import kth_largest_key, top_k_cut, top_k_mask, top_k_masks
 from .sign import sign_decode, sign_encode
@@ -61,6 +61,7 @@ __all__ = [
     "sign_decode",
     "sign_encode",
     "stochastic_quantize",
+    "stochastic_quantize_buckets",
     "symbol_counts",
     "ternary_encode",
     "to_planes",
@@ -68,6 +69,8 @@ __all__ = [
     "top_k_mask",
     "top_k_masks",
     "uniform",
+    "uniform_dequantize",
+    "uniform_quantize",
     "unpack_bits",
     "unpack_trits",
     "walsh_hadamard",
