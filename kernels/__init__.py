@@ -27,6 +27,7 @@ from .quantize import stochastic_quantize, stochastic_quantize_buckets, uniform_
 from .random_bits import random_bits, random_bits_at, uniform
 from .selection import kth_largest_key, top_k_cut, top_k_mask, top_k_masks
 from .sign import sign_decode, sign_encode
+from .symbols import pack_symbols, symbols_per_byte, unpack_symbols
 from .ternary import pack_trits, ternary_encode, unpack_trits
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "nnadq_encode",
     "nnadq_width",
     "pack_bits",
+    "pack_symbols",
     "pack_trits",
     "packed_length",
     "random_bits",
@@ -63,6 +65,7 @@ __all__ = [
     "stochastic_quantize",
     "stochastic_quantize_buckets",
     "symbol_counts",
+    "symbols_per_byte",
     "ternary_encode",
     "to_planes",
     "top_k_cut",
@@ -72,6 +75,7 @@ __all__ = [
     "uniform_dequantize",
     "uniform_quantize",
     "unpack_bits",
+    "unpack_symbols",
     "unpack_trits",
     "walsh_hadamard",
 ]
