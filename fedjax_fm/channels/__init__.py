@@ -1,10 +1,48 @@
-"""Channels: what the wire does to a message, and how many bytes it takes."""
+"""Channels: what the wire does to a message, and how many bits it takes."""
 
+from fedjax_fm.channels.anchored import Anchored, anchored, anchored_bits
+from fedjax_fm.channels.bernoulli_mask import bernoulli_mask
+from fedjax_fm.channels.block_formats import int_blocks, nf4
+from fedjax_fm.channels.cast import cast
 from fedjax_fm.channels.chain import chain
+from fedjax_fm.channels.eden import drive, eden
 from fedjax_fm.channels.error_feedback import error_feedback
 from fedjax_fm.channels.identity import identity
+from fedjax_fm.channels.lengths import Lengths, code_lengths
+from fedjax_fm.channels.natural import natural
+from fedjax_fm.channels.nnadq import nnadq
 from fedjax_fm.channels.payload import Payload, payload_bits
-from fedjax_fm.channels.quantize import quantize
+from fedjax_fm.channels.per_leaf import per_leaf
+from fedjax_fm.channels.quantize import quantize, ternary
+from fedjax_fm.channels.random_k import random_k
+from fedjax_fm.channels.sign import sign
+from fedjax_fm.channels.threshold import threshold
 from fedjax_fm.channels.top_k import top_k
 
-__all__ = ["Payload", "chain", "error_feedback", "identity", "payload_bits", "quantize", "top_k"]
+__all__ = [
+    "Anchored",
+    "Lengths",
+    "Payload",
+    "anchored",
+    "anchored_bits",
+    "bernoulli_mask",
+    "cast",
+    "chain",
+    "code_lengths",
+    "drive",
+    "eden",
+    "error_feedback",
+    "identity",
+    "int_blocks",
+    "natural",
+    "nf4",
+    "nnadq",
+    "payload_bits",
+    "per_leaf",
+    "quantize",
+    "random_k",
+    "sign",
+    "ternary",
+    "threshold",
+    "top_k",
+]

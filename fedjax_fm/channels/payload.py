@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import trees
-from fedjax_fm.types import Tree
+from fedjax_fm.channels.buffers import is_bool
+from fedjax_fm.types import Free, Rows, Tree
 
 
 @jax.tree_util.register_dataclass
@@ -17,61 +18,44 @@ class Payload:
     """One encoded message.
 
     Attributes:
-      values: float arrays that the next stage of a chain may encode further (then it is that stage's Payload).
-      side: packed arrays that travel as they are: positions, codes, scales.
+      values: float arrays that the next stage of a chain may encode further; () when there are none.
+      side: what travels as it is: positions, codes, scales, seeds.
       form: static facts that both ends share by configuration (shapes, numbers of bits): not billed.
+      rest: what lies beside the floats in the message: bool leaves, packed, and heights of `Rows`.
     """
 
     values: Tree
-    side: tuple[jax.Array, ...]
+    side: tuple[Any, ...]
     form: Hashable = dataclasses.field(metadata={"static": True})
+    rest: Tree = ()
 
 
-def payload_bits(payload: Tree) -> int:
-    """Bits of all buffers of a payload: the sum of their lengths, nothing estimated; there is no header."""
-    return 8 * trees.nbytes(payload)
+def payload_bits(payload: Tree) -> int | jax.Array:
+    """Bits of all buffers of a payload: the sum of their lengths, nothing estimated; there is no header.
+
+    A bool array counts one bit an entry, in whole bytes a leaf. `Rows` count the rows that travel; their height,
+    like every shape, is no part of the bill, and a length that the data decide is sent, and billed, beside them.
+    `Free` counts nothing.
+
+    Returns:
+      int where shapes tell the length, u32[] where some `Rows` are among the buffers: good to 2^32 bits, 512 MiB.
+    """
+    total, counted = 0, []
+    for part in jax.tree.leaves(payload, is_leaf=lambda node: isinstance(node, Free | Rows)):
+        if isinstance(part, Free):
+            continue
+        if isinstance(part, Rows):
+            counted.append(_rows_bits(part))
+        elif is_bool(part):
+            total += 8 * -(-part.size // 8)
+        else:
+            total += 8 * part.size * part.dtype.itemsize
+    return sum(counted, jnp.uint32(total)) if counted else total
 
 
-@dataclass(frozen=True)
-class Form:
-    """Structure of a tree of floats, so that it can be flattened to one vector and rebuilt."""
-
-    structure: Hashable
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[str, ...]
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Entries of each leaf."""
-        return tuple(jax.ShapeDtypeStruct(shape, jnp.float32).size for shape in self.shapes)
-
-
-def form_of(tree: Tree, channel: str) -> Form:
-    """The form of a tree; refuses leaves that a lossy channel cannot carry."""
-    paths, structure = jax.tree.flatten_with_path(tree)
-    for path, leaf in paths:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"{channel} carries floating leaves only, but {trees.path_of(path)} is {leaf.dtype}; "
-                "send it through `identity` or leave it out of the upload"
-            )
-        if leaf.size == 0:
-            raise ValueError(f"{channel}: the leaf {trees.path_of(path)} of shape {leaf.shape} is empty")
-    if not paths:
-        raise ValueError(f"{channel}: the message has no leaves, there is nothing to send")
-    leaves = [leaf for _, leaf in paths]
-    return Form(structure, tuple(x.shape for x in leaves), tuple(str(x.dtype) for x in leaves))
-
-
-def flatten(tree: Tree) -> jax.Array:
-    """All leaves as one f32 vector, in tree order."""
-    return jnp.concatenate([leaf.reshape(-1).astype(jnp.float32) for leaf in jax.tree.leaves(tree)])
-
-
-def unflatten(vector: jax.Array, form: Form) -> Tree:
-    """The inverse of `flatten`."""
-    leaves, start = [], 0
-    for shape, dtype, size in zip(form.shapes, form.dtypes, form.sizes, strict=True):
-        leaves.append(vector[start : start + size].reshape(shape).astype(dtype))
-        start += size
-    return jax.tree.unflatten(form.structure, leaves)
+def _rows_bits(rows: Rows) -> jax.Array:
+    count = jnp.asarray(rows.count).astype(jnp.uint32)
+    size = jax.ShapeDtypeStruct(rows.values.shape[1:], rows.values.dtype).size
+    if is_bool(rows.values):
+        return (count * jnp.uint32(size) + 7) // 8 * 8
+    return count * jnp.uint32(8 * size * rows.values.dtype.itemsize)

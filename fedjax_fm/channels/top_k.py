@@ -5,8 +5,9 @@ from fractions import Fraction
 
 import jax.numpy as jnp
 
-from fedjax_fm.channels.payload import Payload, flatten, form_of, payload_bits, unflatten
-from fedjax_fm.kernels import pack_bits, top_k_mask, unpack_bits
+from fedjax_fm.channels.buffers import pack_places
+from fedjax_fm.channels.vectors import poisoned, vector_channel
+from fedjax_fm.kernels import top_k_mask
 from fedjax_fm.types import Channel
 
 
@@ -16,6 +17,7 @@ def top_k(fraction: float) -> Channel:
     Contractive with delta = k / n (METHODS: ||C(x) - x||^2 <= (1 - k/n) ||x||^2); biased, so use
     `error_feedback`. Bits: 32 k for the values (fewer if a later stage of a `chain` encodes them) plus the
     positions, as k numbers of ceil(log2 n) bits or as a bitmap of n bits, whichever is shorter.
+    A NaN makes all that is sent NaN.
 
     Args:
       fraction: share of the entries that is sent, 0 < fraction <= 1.
@@ -27,33 +29,25 @@ def top_k(fraction: float) -> Channel:
       >>> channel.decode(payload)["w"].tolist()
       [0.0, -4.0, 2.0, 0.0]
     """
+
+    def encode(x, live, key):
+        mask = top_k_mask(x, k := kept(fraction, x.shape[0]))
+        places = jnp.nonzero(mask, size=k)[0]
+        return poisoned(x[places], x), (pack_places(mask, places),)
+
+    def decode(values, side, n):
+        return jnp.zeros(n, jnp.float32).at[side[0].unpack()].set(values)
+
+    return vector_channel("top_k", checked_fraction(fraction), encode, decode, rows=False)
+
+
+def checked_fraction(fraction: float) -> float:
+    """The share, or ValueError when it makes no sense."""
     if not 0 < fraction <= 1:
         raise ValueError(f"expected 0 < fraction <= 1, got fraction={fraction}")
-
-    def encode(state, tree, key):
-        form = form_of(tree, "top_k")
-        x = flatten(tree)
-        n = x.shape[0]
-        k = math.ceil(Fraction(str(fraction)) * n)  # the decimal as written: 0.07 * 100 is above 7 in floats
-        mask = top_k_mask(x, k)
-        places = jnp.nonzero(mask, size=k)[0]
-        by_index = index_bits(n) * k < n
-        positions = pack_bits(places.astype(jnp.uint32), index_bits(n)) if by_index else pack_bits(mask, 1)
-        return Payload(x[places], (positions,), (form, k, by_index)), state
-
-    def decode(payload):
-        form, k, by_index = payload.form
-        n = sum(form.sizes)
-        (positions,) = payload.side
-        if by_index:
-            places = unpack_bits(positions, index_bits(n), k)
-        else:
-            places = jnp.nonzero(unpack_bits(positions, 1, n), size=k)[0]
-        return unflatten(jnp.zeros(n, jnp.float32).at[places].set(payload.values), form)
-
-    return Channel(init=lambda shapes: (), encode=encode, decode=decode, bits=payload_bits)
+    return fraction
 
 
-def index_bits(n: int) -> int:
-    """Bits of one position among n."""
-    return max(1, (n - 1).bit_length())
+def kept(fraction: float, n: int) -> int:
+    """ceil(fraction * n) of the decimal as it is written: 0.07 * 100 is above 7 in floats."""
+    return math.ceil(Fraction(str(fraction)) * n)

@@ -1,0 +1,82 @@
+"""Three lengths of a message, on the host: as packed, by entropy, and as a real coder writes it."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_fm.channels.buffers import Codes, CountedPlaces, Places
+from fedjax_fm.channels.nnadq import Levels
+from fedjax_fm.channels.payload import payload_bits
+from fedjax_fm.channels.prefix_codes import rice_encode
+from fedjax_fm.channels.range_coder import range_encode
+from fedjax_fm.types import Free, Rows, Tree
+
+PARTS = (Codes, Places, CountedPlaces, Levels, Rows, Free)
+
+
+class Lengths(NamedTuple):
+    """Bits of one message."""
+
+    fixed: int  # its packed buffers: what `bits` says
+    entropy: float  # sum of n H over its strings of symbols, log2 C(n, k) for positions; scalars as they are
+    coded: int  # an arithmetic coder for symbols with its model, Rice codes for positions
+
+    def __add__(self, other: "Lengths") -> "Lengths":  # type: ignore[override]
+        return Lengths(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def code_lengths(payload: Tree) -> Lengths:
+    """Measures one payload (not a batch of them) with concrete arrays; runs the coders, some tenths of a second a million codes.
+
+    Symbols are written under their own frequencies, which a receiver must be told: 32 bits for a string of flags, else
+    which symbols occur and how often, bit_length(n) bits each. For few codes that model outweighs the gain: `coded` may
+    exceed `fixed`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fedjax_fm import channels
+      >>> mask = {"mask": jnp.arange(1000) < 50}
+      >>> payload, _ = channels.bernoulli_mask().encode((), mask, jax.random.key(0))
+      >>> fixed, entropy, coded = channels.code_lengths(payload)
+      >>> fixed, round(entropy), coded
+      (1000, 286, 319)
+    """
+    parts = jax.tree.leaves(payload, is_leaf=lambda node: isinstance(node, PARTS))
+    return sum((_lengths(part) for part in parts), Lengths(0, 0.0, 0))
+
+
+def _lengths(part: object) -> Lengths:
+    fixed = int(payload_bits(part))
+    if isinstance(part, Codes):
+        codes = np.asarray(part.unpack())
+        return _of_symbols(fixed, codes[: int(part.live.value)] if isinstance(part.live, Free) else codes, part.symbols)
+    if isinstance(part, Levels):
+        codes = np.asarray(part.codes())
+        return _of_symbols(fixed - 96, codes, 2 * int(part.level) + 2) + Lengths(96, 96.0, 96)
+    if isinstance(part, Places | CountedPlaces):
+        places = np.asarray(part.unpack())
+        mask = np.zeros(part.n, bool)
+        mask[places[places < part.n]] = True
+        k, told = int(mask.sum()), 32 * isinstance(part, CountedPlaces)
+        return Lengths(fixed, told + log2_choose(part.n, k), told + (rice_encode(mask).n_bits if k else 0))
+    return Lengths(fixed, float(fixed), fixed)
+
+
+def _of_symbols(fixed: int, codes: np.ndarray, symbols: int) -> Lengths:
+    if codes.size == 0:
+        return Lengths(fixed, 0.0, 0)
+    present, numbers, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    entropy = float(np.sum(counts * np.log2(codes.size / counts)))
+    if symbols == 2:
+        model = 32
+    else:
+        width = (symbols - 1).bit_length()
+        model = min(symbols, present.size * width) + present.size * codes.size.bit_length()
+    return Lengths(fixed, entropy, model + range_encode(numbers, counts).n_bits)
+
+
+def log2_choose(n: int, k: int) -> float:
+    """log2 of the number of k-subsets of n."""
+    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)

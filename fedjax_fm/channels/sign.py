@@ -1,0 +1,33 @@
+"""One bit an entry: signs and a mean magnitude."""
+
+from fedjax_fm.channels.buffers import cut, pack, whole
+from fedjax_fm.channels.vectors import blocks_of, checked_block, live_per_block, vector_channel
+from fedjax_fm.kernels import sign_decode, sign_encode
+from fedjax_fm.types import Channel
+
+
+def sign(block_size: int | None = None) -> Channel:
+    """Sends the signs, and the mean magnitude of each block.
+
+    Contractive, exactly: ||C(x) - x||^2 = (1 - delta) ||x||^2 with delta = ||x||_1^2 / (d ||x||^2) in a block of d,
+    1 / d at worst. Biased: use `error_feedback`. A zero arrives as plus or minus the mean of its block.
+    Bits: 1 an entry plus 32 a block.
+
+    Args:
+      block_size: entries that share a scale; None for the whole message.
+
+    References:
+      Bernstein et al., signSGD, 2018, arXiv 1802.04434; Karimireddy et al. 2019, arXiv 1901.09847, section 3.
+    """
+    checked_block(block_size)
+
+    def encode(x, live, key):
+        blocks = blocks_of(x, block_size)
+        minus, scales = sign_encode(blocks, live_per_block(x.shape[0], blocks.shape[1], live))
+        return (), (pack(minus.reshape(-1)[: x.shape[0]], 2, live), cut(scales, live, blocks.shape[1]))
+
+    def decode(values, side, n):
+        minus = blocks_of(side[0].unpack(), block_size) == 1
+        return sign_decode(minus, whole(side[1])).reshape(-1)[:n]
+
+    return vector_channel("sign", block_size, encode, decode)
