@@ -18,8 +18,10 @@ from .code_lengths import (
     run_level_length,
     symbol_counts,
 )
+from .compaction import mask_indices, mask_words
 from .hadamard import rotate, rotate_back, rotated_length, walsh_hadamard
 from .lloyd_max import lloyd_max_encode, lloyd_max_values
+from .masks import bernoulli_mask, block_mask, random_k_mask, threshold_mask
 from .natural import natural_decode, natural_encode
 from .nnadq import from_planes, nnadq_decode, nnadq_encode, nnadq_width, to_planes
 from .packing import pack_bits, packed_length, unpack_bits
@@ -27,10 +29,14 @@ from .quantize import stochastic_quantize, stochastic_quantize_buckets, uniform_
 from .random_bits import random_bits, random_bits_at, uniform
 from .selection import kth_largest_key, top_k_cut, top_k_mask, top_k_masks
 from .sign import sign_decode, sign_encode
+from .sparse_quantize import SparseCodes, sparse_codes, sparse_decode, sparse_quantize
 from .symbols import pack_symbols, symbols_per_byte, unpack_symbols
 from .ternary import pack_trits, ternary_encode, unpack_trits
 
 __all__ = [
+    "SparseCodes",
+    "bernoulli_mask",
+    "block_mask",
     "elias_delta_length",
     "elias_gamma_length",
     "elias_omega_length",
@@ -41,6 +47,8 @@ __all__ = [
     "lloyd_max_encode",
     "lloyd_max_values",
     "mask_entropy_bits",
+    "mask_indices",
+    "mask_words",
     "natural_decode",
     "natural_encode",
     "nf4_decode",
@@ -54,6 +62,7 @@ __all__ = [
     "packed_length",
     "random_bits",
     "random_bits_at",
+    "random_k_mask",
     "rice_length",
     "rice_parameter",
     "rotate",
@@ -62,11 +71,15 @@ __all__ = [
     "run_level_length",
     "sign_decode",
     "sign_encode",
+    "sparse_codes",
+    "sparse_decode",
+    "sparse_quantize",
     "stochastic_quantize",
     "stochastic_quantize_buckets",
     "symbol_counts",
     "symbols_per_byte",
     "ternary_encode",
+    "threshold_mask",
     "to_planes",
     "top_k_cut",
     "top_k_mask",

@@ -16,6 +16,9 @@ from fedjax_fm.kernels.threshold_search import Cut, find_cut, selected
 __all__ = ["kth_largest_key", "magnitude_keys", "top_k_cut", "top_k_mask", "top_k_masks"]
 
 
+_SMALL = 2**16  # neighbouring leaves below this are joined: the copy is cheap, a loop for each is slow to compile
+
+
 def top_k_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
     """Marks the k entries of largest magnitude.
 
@@ -42,7 +45,7 @@ def top_k_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
 
 
 def top_k_masks(tree: Any, k: jax.Array | int) -> Any:
-    """Marks the k entries of largest magnitude of all leaves together, without joining them.
+    """Marks the k entries of largest magnitude of all leaves together, without joining the large ones.
 
     As `top_k_mask` on the leaves, each in row-major order, one after another: one threshold from the sum of the
     leaves' counts; ties go to the first leaf.
@@ -55,13 +58,29 @@ def top_k_masks(tree: Any, k: jax.Array | int) -> Any:
       A tree of bool[...], with min(k, entries) true in all.
     """
     leaves, form = jax.tree.flatten(tree)
-    vectors = tuple(jnp.ravel(leaf) for leaf in leaves)
+    groups: list[list[int]] = []
+    for i, leaf in enumerate(leaves):
+        if groups and leaf.size < _SMALL and leaves[groups[-1][-1]].size < _SMALL:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    vectors = tuple(_joined([leaves[i] for i in group]) for group in groups)
     cut = top_k_cut(vectors, k)
-    masks = [
-        selected(_comparable(vector), cut.key, last).reshape(leaf.shape)
-        for leaf, vector, last in zip(leaves, vectors, cut.last, strict=True)
-    ]
+    masks: list[jax.Array] = []
+    for group, vector, last in zip(groups, vectors, cut.last, strict=True):
+        mask, start = selected(vector, cut.key, last), 0
+        for leaf in (leaves[i] for i in group):
+            masks.append(mask[start : start + leaf.size].reshape(leaf.shape))
+            start += leaf.size
     return jax.tree.unflatten(form, masks)
+
+
+def _joined(leaves: list[jax.Array]) -> jax.Array:
+    """One vector of neighbouring leaves: a leaf alone as it is, several copied as f32."""
+    vectors = [_comparable(jnp.ravel(leaf)) for leaf in leaves]
+    if len(vectors) == 1:
+        return vectors[0]
+    return jnp.concatenate([vector.astype(jnp.float32) for vector in vectors])
 
 
 def top_k_cut(vectors: tuple[jax.Array, ...], k: jax.Array | int) -> Cut:

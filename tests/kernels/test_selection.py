@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_fm.kernels import kth_largest_key, threshold_search, top_k_cut, top_k_mask, top_k_masks
+from fedjax_fm.kernels import kth_largest_key, selection, threshold_search, top_k_cut, top_k_mask, top_k_masks
 from fedjax_fm.kernels.selection import magnitude_keys
 
 LENGTHS = (1, 2, 5, 16, 33)  # one compilation each
@@ -118,11 +118,11 @@ def test_the_search_ends_as_promised(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(threshold_search.lax, "while_loop", loop)
     wanted = jnp.int32(60)
-    for kind, draw in LARGE.items():
-        x = jnp.asarray(draw(np.random.default_rng(0), 6007).astype(np.float32))
+    for kind in ("random", "ties", "far apart", "sample of giants", "two values next to each other"):
+        x = jnp.asarray(LARGE[kind](np.random.default_rng(0), 6007).astype(np.float32))
         interval = threshold_search._search((x,), wanted, threshold_search._first_thresholds((x,), wanted, 6007))
         assert interval.at_low >= 60 > interval.at_high
-        assert passes[-1] <= (12 if kind in ("random", "sorted", "constant", "zero", "ties", "nan") else 64), kind
+        assert passes[-1] <= (12 if kind in ("random", "ties") else 64), kind
 
 
 def test_ties_in_every_block_of_the_search_for_the_last_one() -> None:
@@ -132,7 +132,9 @@ def test_ties_in_every_block_of_the_search_for_the_last_one() -> None:
         np.testing.assert_array_equal(np.asarray(mask_of(x, k)), reference(x, k))
 
 
-def test_leaves_are_selected_together_as_if_they_were_joined() -> None:
+@pytest.mark.parametrize("small", [10, 2**16])
+def test_leaves_are_selected_together_as_if_they_were_joined(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_SMALL", small)
     rng = np.random.default_rng(5)
     for draw in (lambda *shape: rng.normal(size=shape), lambda *shape: rng.integers(-3, 4, shape)):
         tree = {
@@ -141,7 +143,7 @@ def test_leaves_are_selected_together_as_if_they_were_joined() -> None:
             "c": jnp.asarray(draw(), jnp.float32),
         }
         joined = np.concatenate([np.asarray(leaf, np.float32).ravel() for leaf in jax.tree.leaves(tree)])
-        masks_of = jax.jit(top_k_masks)
+        masks_of = jax.jit(lambda tree, k: top_k_masks(tree, k))
         for k in (0, 1, 48, 2400, 4805, 4806, 9999):
             masks = masks_of(tree, k)
             assert jax.tree.map(jnp.shape, masks) == jax.tree.map(jnp.shape, tree)
@@ -186,7 +188,7 @@ def test_jit_is_eager_for_static_and_traced_k() -> None:
     for other in (mask_of(x, 10), mask_of(x, jnp.int32(10)), static(x, 10), mask_of(x, np.int64(10))):
         np.testing.assert_array_equal(eager, np.asarray(other))
     for k in (0, 40):
-        np.testing.assert_array_equal(np.asarray(top_k_mask(x, k)), np.asarray(mask_of(x, k)))
+        np.testing.assert_array_equal(np.asarray(static(x, k)), np.asarray(mask_of(x, k)))
 
 
 def test_one_trace_serves_every_k() -> None:

@@ -1,0 +1,78 @@
+"""A whole uplink in one piece: error feedback, top-k, and stochastic rounding of the kept values."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_fm.kernels.compaction import mask_indices
+from fedjax_fm.kernels.quantize import stochastic_quantize_buckets
+from fedjax_fm.kernels.selection import top_k_mask
+
+
+class SparseCodes(NamedTuple):
+    """Kept entries in index order, rounded in buckets of `bucket_size` of them."""
+
+    places: jax.Array  # i32[k], ascending
+    codes: jax.Array  # i8[k], in [-levels, levels]
+    scales: jax.Array  # f32[ceil(k / bucket_size)]
+
+
+def sparse_codes(
+    x: jax.Array, k: int, bits: int, key: jax.Array, norm: str = "max", bucket_size: int = 512
+) -> SparseCodes:
+    """Selects min(k, n) entries and rounds them to 2**bits - 1 symbols, noise number r of the key for the r-th one.
+
+    Args:
+      x: f32[n].
+      k: int, static: it is the length of what is sent.
+      bits: 2 to 8; levels = 2**(bits - 1) - 1.
+      key: a threefry key, consumed.
+      norm: of a bucket, "max" or "l2".
+      bucket_size: kept entries that share a scale.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"expected 2 <= bits <= 8, got bits={bits}")
+    places = mask_indices(top_k_mask(x, k), min(k, x.shape[0]))
+    codes, scales = stochastic_quantize_buckets(x[places], key, 2 ** (bits - 1) - 1, norm, bucket_size)
+    return SparseCodes(places, codes, scales)
+
+
+def sparse_decode(sent: SparseCodes, n: int, bucket_size: int = 512) -> jax.Array:
+    """f32[n]: codes * scale at the places, zero elsewhere."""
+    k = sent.places.shape[0]
+    values = sent.codes.astype(jnp.float32) * jnp.repeat(sent.scales, bucket_size)[:k]
+    # The places are in order and differ; said so, the scatter need not look.
+    options = {"unique_indices": True, "indices_are_sorted": True, "mode": "promise_in_bounds"}
+    return jnp.zeros(n, jnp.float32).at[sent.places].set(values, **options)
+
+
+def sparse_quantize(
+    x: jax.Array,
+    residual: jax.Array,
+    k: int,
+    bits: int,
+    key: jax.Array,
+    norm: str = "max",
+    bucket_size: int = 512,
+) -> tuple[jax.Array, jax.Array]:
+    """What the server decodes, and what the sender keeps: C(x + e) and (x + e) - C(x + e).
+
+    Bit for bit the message that is selected, gathered in index order, rounded bucket by bucket, and scattered back:
+    there is no faster way, because the list of the k places costs less than the selection.
+
+    Args:
+      x: f32[n], the update.
+      residual: f32[n], what earlier rounds left.
+      k, bits, key, norm, bucket_size: see `sparse_codes`.
+
+    Returns:
+      (decoded f32[n], residual f32[n]). A kept entry that is not finite makes every value of its bucket not finite.
+
+    References:
+      Seide et al., 1-bit SGD, 2014; Stich et al., Sparsified SGD with memory, 2018, arXiv 1809.07599, algorithm 1.
+    """
+    corrected = x + residual
+    sent = sparse_codes(corrected, k, bits, key, norm, bucket_size)
+    decoded = sparse_decode(sent, x.shape[0], bucket_size)
+    return decoded, corrected - decoded
