@@ -159,11 +159,15 @@ class Channel(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """Who takes part: `draw(state, key) -> (ids i32[capacity], n_active i32[], state)`; ids past n_active are ignored."""
+    """Who takes part: `draw(state, key) -> (ids i32[capacity], n_active i32[], state)`; ids past n_active are ignored.
+
+    `law` is what a privacy accountant may rely on, one of `population.samplers.laws`; None promises nothing.
+    """
 
     init: Callable[[], Any]
     draw: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array, Any]]
     capacity: int
+    law: Any = None
 
 
 class Behaviour(NamedTuple):

@@ -7,6 +7,7 @@
 | `weighted` | a fixed number, likelier the larger the weight | population |
 | `fixed` | the same clients each round | nothing |
 | `cyclic` | one block after the other | cohort |
+| `spaced` | uniform among those whose last participation is long enough ago; what DP-FTRL rests on | population |
 | `available` | uniform among those who are there by a trace (`population.traces` makes some) | cohort |
 
 No client is twice in a cohort. What a draw returns depends on its state and its key only.
@@ -15,7 +16,8 @@ No client is twice in a cohort. What a draw returns depends on its state and its
 from fedjax_fm.population.samplers.available import available
 from fedjax_fm.population.samplers.poisson import poisson
 from fedjax_fm.population.samplers.scheduled import cyclic, fixed
+from fedjax_fm.population.samplers.spaced import spaced
 from fedjax_fm.population.samplers.uniform import uniform
 from fedjax_fm.population.samplers.weighted import weighted
 
-__all__ = ["available", "cyclic", "fixed", "poisson", "uniform", "weighted"]
+__all__ = ["available", "cyclic", "fixed", "poisson", "spaced", "uniform", "weighted"]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from fedjax_fm.population.permutation import permuted
 from fedjax_fm.population.samplers import binomial
 from fedjax_fm.population.samplers.checks import check_integer, check_n_clients
+from fedjax_fm.population.samplers.laws import Poisson
 from fedjax_fm.types import Sampler
 
 OVERFLOW_PROBABILITY = 1e-12
@@ -63,4 +64,4 @@ def poisson(n_clients: int, rate: float, capacity: int | None = None) -> Sampler
         ids = permuted(order_key, jnp.int32(n_clients), jnp.arange(capacity, dtype=jnp.int32), n_clients)
         return ids, binomial.draw(sizes, size_key), state
 
-    return Sampler(init=tuple, draw=draw, capacity=capacity)
+    return Sampler(init=tuple, draw=draw, capacity=capacity, law=Poisson(rate))

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_fm.population.permutation import permuted
 from fedjax_fm.population.samplers.checks import check_cohort_size, check_n_clients
+from fedjax_fm.population.samplers.laws import WithoutReplacement
 from fedjax_fm.types import Sampler
 
 
@@ -40,4 +41,4 @@ def uniform(n_clients: int, cohort_size: int) -> Sampler:
             ids = permuted(key, jnp.int32(n_clients), ids, n_clients)
         return ids, jnp.int32(cohort_size), state
 
-    return Sampler(init=tuple, draw=draw, capacity=cohort_size)
+    return Sampler(init=tuple, draw=draw, capacity=cohort_size, law=WithoutReplacement(n_clients, cohort_size))

@@ -1,0 +1,168 @@
+"""Gaussian noise for sums over rounds: independent, by a binary tree, or by a banded matrix.
+
+All are matrix mechanisms (Denisov et al. 2022, arXiv 2202.08312): with prefix sums A = B C of the rounds' updates x, the
+release B (C x + z) = A (x + C^-1 z) has the sensitivity of the strategy C, and round t adds the increment (C^-1 z)_t to
+its update. C = I is DP-FedAvg's independent noise, whose prefix sums add up to t variances.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_fm.types import Tree
+
+
+class Noise(NamedTuple):
+    """Noise increments with z ~ N(0, I); whoever adds them scales by sigma times the clip norm.
+
+    `init(tree, key) -> state`, `draw(state) -> (increment like tree, f32, state)`; the state is part of the server's, so
+    that a resumed run goes on with the same noise. `strategy(rounds) -> f64[rows, rounds]` is C, for its sensitivity.
+    """
+
+    init: Callable[[Tree, jax.Array], Any]
+    draw: Callable[[Any], tuple[Tree, Any]]
+    strategy: Callable[[int], np.ndarray]
+    is_independent: bool = False
+
+
+def _normal(key: jax.Array, like: Tree) -> Tree:
+    leaves, structure = jax.tree.flatten(like)
+    # jax.random, not a fast hash: the noise of a privacy guarantee must not be predictable.
+    drawn = [jax.random.normal(jax.random.fold_in(key, i), x.shape) for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+class IndependentState(NamedTuple):
+    """Counts draws."""
+
+    key: jax.Array
+    round: jax.Array  # i32[]
+    like: Tree  # zeros of the tree's shapes
+
+
+def independent() -> Noise:
+    """Fresh noise every round, C = I (DP-FedAvg, McMahan et al. 2018, arXiv 1710.06963)."""
+
+    def init(tree, key):
+        return IndependentState(key, jnp.int32(0), _zeros(tree))
+
+    def draw(state):
+        noise = _normal(jax.random.fold_in(state.key, state.round), state.like)
+        return noise, state._replace(round=state.round + 1)
+
+    return Noise(init, draw, np.eye, is_independent=True)
+
+
+class TreeState(NamedTuple):
+    """Where the tree stands."""
+
+    key: jax.Array
+    round: jax.Array  # i32[], updates so far
+    prefix: Tree  # noise of the current tree's prefix sum
+
+
+def binary_tree(rounds_per_tree: int) -> Noise:
+    """Every node of a binary tree over the rounds has its own noise; a prefix sum has that of the nodes that cover it.
+
+    The prefix sum over t rounds has variance popcount(t), at most log2 of the rounds. A node's noise is drawn from its
+    name whenever it is needed, so the state is one tree of delta's size. After `rounds_per_tree` rounds a new tree
+    begins; its noise adds to what is there.
+
+    References:
+      Kairouz et al., Practical and Private (Deep) Learning without Sampling or Shuffling, 2021, arXiv 2103.00039
+      (DP-FTRL, online tree aggregation without Honaker's refinement); restarts: ibid., appendix D.
+    """
+    if rounds_per_tree < 1:
+        raise ValueError(f"expected rounds_per_tree >= 1, got {rounds_per_tree}")
+    n_levels = rounds_per_tree.bit_length()
+
+    def init(tree, key):
+        return TreeState(key, jnp.int32(0), _zeros(tree))
+
+    def prefix_of(key, n, like):
+        """Noise of the nodes that cover the first n rounds: level l where bit l of n is set."""
+
+        def add(level, total):
+            node = jax.random.fold_in(jax.random.fold_in(key, level), (n >> level) - 1)
+            with_node = lambda: jax.tree.map(jnp.add, total, _normal(node, like))
+            return jax.lax.cond((n >> level) & 1 == 1, with_node, lambda: total)
+
+        return jax.lax.fori_loop(0, n_levels, add, _zeros(like))
+
+    def draw(state):
+        number, place = state.round // rounds_per_tree, state.round % rounds_per_tree
+        prefix = prefix_of(jax.random.fold_in(state.key, number), place + 1, state.prefix)
+        before = jax.tree.map(lambda x: jnp.where(place == 0, 0, x), state.prefix)
+        return jax.tree.map(jnp.subtract, prefix, before), TreeState(state.key, state.round + 1, prefix)
+
+    def strategy(rounds: int) -> np.ndarray:
+        """One row a node; nodes that are not complete have not been released."""
+        rows = []
+        for start in range(0, rounds, rounds_per_tree):
+            end = min(start + rounds_per_tree, rounds)
+            for width in (2**level for level in range(n_levels)):
+                for first in range(start, end - width + 1, width):
+                    rows.append(np.zeros(rounds))
+                    rows[-1][first : first + width] = 1
+        return np.array(rows)
+
+    return Noise(init, draw, strategy)
+
+
+class BandedState(NamedTuple):
+    """The last increments."""
+
+    key: jax.Array
+    round: jax.Array  # i32[]
+    recent: Tree  # leaves [bands - 1, ...], newest first
+
+
+def banded(coefficients: Sequence[float]) -> Noise:
+    """A banded Toeplitz strategy: C[t, s] = coefficients[t - s], so the increment is y_t = (z_t - sum_j c_j y_{t-j}) / c_0.
+
+    Memory: bands - 1 trees of delta's size. With no more bands than rounds between participations a client's own
+    contributions do not overlap, and the sensitivity is exact (`sensitivity`).
+
+    References:
+      Choquette-Choo et al., (Amplified) Banded Matrix Factorization, 2023, arXiv 2306.08153.
+    """
+    c = np.asarray(coefficients, np.float64)
+    if c.ndim != 1 or not len(c) or not np.isfinite(c).all() or c[0] == 0:
+        raise ValueError(f"expected coefficients c_0, c_1, ... with c_0 != 0, got {coefficients}")
+
+    def init(tree, key):
+        recent = jax.tree.map(lambda x: jnp.zeros((len(c) - 1, *x.shape), jnp.float32), tree)
+        return BandedState(key, jnp.int32(0), recent)
+
+    def draw(state):
+        like = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], jnp.float32), state.recent)
+        z = _normal(jax.random.fold_in(state.key, state.round), like)
+        later = jnp.asarray(c[1:], jnp.float32)
+        solve = lambda z, recent: (z - jnp.tensordot(later, recent, axes=1)) / jnp.float32(c[0])
+        y = jax.tree.map(solve, z, state.recent)
+        recent = jax.tree.map(lambda y, old: jnp.concatenate([y[None], old])[: len(c) - 1], y, state.recent)
+        return y, BandedState(state.key, state.round + 1, recent)
+
+    def strategy(rounds: int) -> np.ndarray:
+        return sum(np.diag(np.full(rounds - j, cj), -j) for j, cj in enumerate(c[:rounds]))
+
+    return Noise(init, draw, strategy)
+
+
+def square_root_coefficients(bands: int) -> np.ndarray:
+    """f64[bands]: of the banded square root of the prefix-sum matrix, c_j = binom(2j, j) / 4^j.
+
+    Without truncation C C = A, the factorisation with the smallest known error for one participation (Fichtenberger et
+    al. 2022, arXiv 2202.11205); cut to `bands`: Kalinin and Lampert 2024, arXiv 2405.13763.
+    """
+    if bands < 1:
+        raise ValueError(f"expected bands >= 1, got {bands}")
+    steps = np.arange(1, bands)
+    return np.concatenate([[1.0], np.cumprod((2 * steps - 1) / (2 * steps))])
+
+
+def _zeros(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), tree)
