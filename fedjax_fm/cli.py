@@ -108,7 +108,7 @@ def report(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
 
 
 def bench(
-    what: Annotated[Literal["engine"], tyro.conf.Positional],
+    what: Annotated[Literal["engine", "kernels"], tyro.conf.Positional],
     /,
     peers: bool = False,
     only: list[str] = [],  # noqa: B006
@@ -117,17 +117,21 @@ def bench(
     smoke: bool = False,
     cache: Path = Path("~/.cache/fedjax_fm/peers"),
 ) -> None:
-    """Time rounds on this machine, beside the time its matrix products alone would take.
+    """Time this machine: whole rounds beside the time of their matrix products, or array kernels beside one read and write.
 
     Args:
-        what: engine: whole rounds of several workloads.
-        peers: also time other libraries, in turn with ours, each in a virtual environment made for it.
-        only: workloads; default all.
+        what: engine: whole rounds of several workloads; kernels: selection, quantising and packing on one core.
+        peers: also time other libraries, in turn with ours, each in a virtual environment made for it (kernels: the
+            PyTorch that is installed here; lax.top_k and jax.random need no flag).
+        only: workloads or kernels; default all.
         repeats: timed calls, of which the median is shown.
         json: one JSON object a line instead of a table.
         smoke: tiny sizes, to see that everything works.
         cache: folder of the other libraries' environments.
     """
+    if what == "kernels":
+        kernels = importlib.import_module("fedjax_fm.experiments.bench.kernels")
+        sys.exit(kernels.run(only, peers=peers, repeats=repeats, as_json=json, smoke=smoke))
     command = importlib.import_module("fedjax_fm.experiments.bench.command")
     sys.exit(command.engine(only, peers=peers, repeats=repeats, as_json=json, smoke=smoke, cache=cache))
 
