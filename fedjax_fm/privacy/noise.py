@@ -120,7 +120,7 @@ class BandedState(NamedTuple):
     recent: Tree  # leaves [bands - 1, ...], newest first
 
 
-def banded(coefficients: Sequence[float]) -> Noise:
+def banded(coefficients: Sequence[float] | np.ndarray) -> Noise:
     """A banded Toeplitz strategy: C[t, s] = coefficients[t - s], so the increment is y_t = (z_t - sum_j c_j y_{t-j}) / c_0.
 
     Memory: bands - 1 trees of delta's size. With no more bands than rounds between participations a client's own

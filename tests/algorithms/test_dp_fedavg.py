@@ -149,7 +149,7 @@ def test_the_noise_of_a_run_is_the_mechanisms(noise):
 def test_the_clip_norm_settles_where_the_quantile_is():
     _, norms = updates_by_hand(1.0)
     adaptive = AdaptiveClip(quantile=0.5, rate=0.5, count_noise=1e-6)
-    state, metrics = run(private(norm=0.01, rate=0.05, adaptive=adaptive, server=optax.sgd(0.0)), rounds=60)
+    _, metrics = run(private(norm=0.01, rate=0.05, adaptive=adaptive, server=optax.sgd(0.0)), rounds=60)
     low, high = np.sort(norms)[N // 2 - 1 : N // 2 + 1]
     assert low * 0.999 <= metrics["clip_norm"][-1] <= high * 1.3
     assert np.mean(metrics["within_clip"][-20:]) == pytest.approx(0.5, abs=0.1)

@@ -74,12 +74,6 @@ def test_one_compile(method):
     assert method.simulator._run._cache_size() == 1
 
 
-def test_identity_channel_changes_nothing(method):
-    wired, same = run(method.problem, uplink=channels.identity(), downlink=channels.identity())
-    equal(wired.rounds.server, method.state.rounds.server)
-    np.testing.assert_array_equal(same["uplink_bytes"], method.metrics["uplink_bytes"])
-
-
 def test_one_client_is_centralised_training(method):
     client = max(method.problem.clients, key=lambda c: len(next(iter(c.values()))))
     state, _ = run(method.problem, rounds=1, clients=[client], cohort_size=1)
@@ -107,8 +101,14 @@ def test_padded_empty_and_permuted_clients_change_nothing(method):
     close(method.row, permuted.delta, expected.delta)
 
 
-@pytest.mark.parametrize("layout", [{"block_size": 1}, {"devices": 2, "block_size": 2}, {"devices": 4}])
-def test_blocks_and_devices_agree(method, layout):
+LAYOUTS = [
+    {"devices": 2, "block_size": 2},
+    {"devices": 4, "uplink": channels.identity(), "downlink": channels.identity()},  # as good as no channels
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["two devices, blocks of two", "four devices, identity channels"])
+def test_blocks_devices_and_identity_channels_agree(method, layout):
     other, same = run(method.problem, **layout)
     close(method.row, other.delta, method.state.delta)
     close(method.row, other.rounds.clients, method.state.rounds.clients)

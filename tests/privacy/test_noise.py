@@ -1,5 +1,7 @@
 """Noise over rounds against matrices, binary decompositions and its own variance."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,7 +123,7 @@ def brute_force(strategy, law):
     best = 0.0
     for pattern in range(1 << rounds):
         chosen = [t for t in range(rounds) if pattern >> t & 1]
-        if any(b - a < law.min_separation for a, b in zip(chosen, chosen[1:], strict=False)):
+        if any(b - a < law.min_separation for a, b in itertools.pairwise(chosen)):
             continue
         if law.max_participations is not None and len(chosen) > law.max_participations:
             continue
