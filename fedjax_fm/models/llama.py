@@ -1,4 +1,5 @@
-"""Llama-family decoders (SmolLM2, Llama, TinyLlama): layers stacked on a leading axis and run by `lax.scan`.
+"""Llama-family decoders (Llama 1 to 3, TinyLlama, SmolLM2, Mistral, Qwen2, Qwen3): layers stacked on a leading axis
+and run by `lax.scan`.
 
 Module names follow Hugging Face's `LlamaForCausalLM` without the layer number, so that weights map by name and
 LoRA targets read as they do in PEFT (`q_proj`, `v_proj`).
@@ -9,15 +10,19 @@ RMSNorm: Zhang and Sennrich, 2019, arXiv 1910.07467; SmolLM2: Ben Allal et al., 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fedjax_fm.models.classifier import classifier, last_real
 from fedjax_fm.models.generate import KVCache
-from fedjax_fm.models.rotary import count_positions, rotary_tables, rotate
-from fedjax_fm.models.stacked import run_stacked, stack
+from fedjax_fm.models.randomness import randomness
+from fedjax_fm.models.rotary import Llama3Scaling, count_positions, rotary_tables, rotate
+from fedjax_fm.models.stacked import run_stacked, scan_layers, stack
+from fedjax_fm.models.virtual_tokens import behind, prepend, seen_by_all, with_prefix
+from fedjax_fm.models.weights import Naming
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,10 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    rope_scaling: Llama3Scaling | None = None
     attention_bias: bool = False
+    attention_output_bias: bool = None  # type: ignore[assignment]  # None: as attention_bias; Qwen2: only q, k, v have one
+    qk_norm: bool = False  # Qwen3: queries and keys are normalised before they are rotated
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
 
@@ -49,6 +57,8 @@ class LlamaConfig:
             if width % heads:
                 raise ValueError(f"hidden_size={width} is not a multiple of num_attention_heads={heads}")
             object.__setattr__(self, "head_dim", width // heads)
+        if self.attention_output_bias is None:
+            object.__setattr__(self, "attention_output_bias", self.attention_bias)
         if self.head_dim % 2:
             raise ValueError(f"rotary embedding needs an even head_dim, got {self.head_dim}")
         if self.hidden_act != "silu":
@@ -72,13 +82,18 @@ def dense_linear(dtype: Any) -> MakeLinear:
 class LlamaAttention(nnx.Module):
     """Causal attention in which num_attention_heads / num_key_value_heads query heads share a key and a value."""
 
-    def __init__(self, config: LlamaConfig, linear: MakeLinear, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, dtype: Any, linear: MakeLinear, rngs: nnx.Rngs):
         d, bias, width = config.hidden_size, config.attention_bias, config.head_dim
         self.head_dim = width
+        self.kv_shape = (config.num_key_value_heads, width)
+        self.prefix = nnx.data(None)
         self.q_proj = linear(d, config.num_attention_heads * width, bias, rngs)
         self.k_proj = linear(d, config.num_key_value_heads * width, bias, rngs)
         self.v_proj = linear(d, config.num_key_value_heads * width, bias, rngs)
-        self.o_proj = linear(config.num_attention_heads * width, d, bias, rngs)
+        self.o_proj = linear(config.num_attention_heads * width, d, config.attention_output_bias, rngs)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = _norm(width, config, dtype, rngs), _norm(width, config, dtype, rngs)
+        self.qk_norm = config.qk_norm
 
     def __call__(self, hidden: jax.Array, tables: tuple, mask: jax.Array, past: tuple | None = None):
         """(attended [B, T, d], (key, value) [B, T, kv_heads, head_dim] of these tokens).
@@ -88,6 +103,8 @@ class LlamaAttention(nnx.Module):
         """
         split = lambda x: x.reshape(*x.shape[:-1], -1, self.head_dim)  # [B, T, heads, head_dim]
         query, key, value = (split(project(hidden)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, tables), rotate(key, tables)
         keys, values = key, value
         if past is not None:
@@ -97,6 +114,7 @@ class LlamaAttention(nnx.Module):
                 write(slot, new.astype(slot.dtype), start, axis=1)
                 for slot, new in zip(slots, (key, value), strict=True)
             )
+        keys, values, mask = with_prefix(self.prefix, keys, values, mask)
         attended = jax.nn.dot_product_attention(query, keys, values, mask=mask)
         return self.o_proj(attended.reshape(*hidden.shape[:-1], -1)), (key, value)
 
@@ -114,18 +132,18 @@ class LlamaMLP(nnx.Module):
         return self.down_proj(jax.nn.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
-def _norm(config: LlamaConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, param_dtype=dtype, rngs=rngs)
+def _norm(width: int, config: LlamaConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(width, epsilon=config.rms_norm_eps, param_dtype=dtype, rngs=rngs)
 
 
 class LlamaDecoderLayer(nnx.Module):
     """One decoder layer, pre-norm."""
 
     def __init__(self, config: LlamaConfig, dtype: Any, linear: MakeLinear, rngs: nnx.Rngs):
-        self.self_attn = LlamaAttention(config, linear, rngs)
+        self.self_attn = LlamaAttention(config, dtype, linear, rngs)
         self.mlp = LlamaMLP(config, linear, rngs)
-        self.input_layernorm = _norm(config, dtype, rngs)
-        self.post_attention_layernorm = _norm(config, dtype, rngs)
+        self.input_layernorm = _norm(config.hidden_size, config, dtype, rngs)
+        self.post_attention_layernorm = _norm(config.hidden_size, config, dtype, rngs)
 
     def extend(self, hidden: jax.Array, tables: tuple, mask: jax.Array, past: tuple | None = None):
         """(hidden, (key, value)) with what the cache must remember of these tokens."""
@@ -149,23 +167,32 @@ class LlamaModel(nnx.Module):
         self.config = config
         self.embed_tokens = nnx.Embed(config.vocab_size, config.hidden_size, param_dtype=dtype, rngs=rngs)
         self.layers = stack(lambda r: LlamaDecoderLayer(config, dtype, linear, r), config.num_hidden_layers, rngs)
-        self.norm = _norm(config, dtype, rngs)
+        self.norm = _norm(config.hidden_size, config, dtype, rngs)
+        self.prompt = nnx.data(None)
+        self.first_position = 0
+
+    @property
+    def vocabulary(self) -> nnx.Embed:
+        """The embedding that a prompt is made of."""
+        return self.embed_tokens
 
     def _tables(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        return rotary_tables(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
 
     def __call__(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, positions: jax.Array | None = None
     ) -> jax.Array:
-        length, limit = input_ids.shape[-1], self.config.max_position_embeddings
-        if length > limit:
-            raise ValueError(f"{length} tokens exceed the model's context of {limit}; shorten or split the text")
         segments = jnp.ones(input_ids.shape, jnp.int32) if attention_mask is None else attention_mask.astype(jnp.int32)
         positions = count_positions(segments) if positions is None else positions
+        hidden, n_prompt = prepend(self.prompt, self.embed_tokens(input_ids))
+        length, limit = hidden.shape[1] + self.first_position, self.config.max_position_embeddings
+        if length > limit:
+            raise ValueError(f"{length} tokens exceed the model's context of {limit}; shorten or split the text")
         same_text = segments[:, None, :, None] == segments[:, None, None, :]  # [B, 1, T, T]
-        mask = jnp.tril(jnp.ones((length, length), bool)) & same_text
-        hidden = run_stacked(self.layers, self.embed_tokens(input_ids), self._tables(positions), mask)
-        return self.norm(hidden)
+        mask = jnp.tril(seen_by_all(same_text, n_prompt, queries=True))
+        tables = self._tables(self.first_position + behind(positions, n_prompt))
+        hidden = run_stacked(self.layers, hidden, tables, mask)
+        return self.norm(hidden[:, n_prompt:])
 
     def extend(
         self,
@@ -181,21 +208,33 @@ class LlamaModel(nnx.Module):
         real = jnp.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.astype(bool)
         if positions is None:
             positions = cache.valid.sum(-1, dtype=jnp.int32)[:, None] + count_positions(real)
+        elif self.prompt is not None:
+            positions = positions + self.prompt().shape[0]  # which lies in the cache
+        return self._extend(self.embed_tokens(input_ids), real, positions, cache)
+
+    def _extend(self, hidden: jax.Array, real: jax.Array, positions: jax.Array, cache: KVCache):
+        """`extend` for embedded tokens [B, T, d]; all arguments are needed."""
+        length, room = hidden.shape[1], cache.valid.shape[-1]
         valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, real, cache.length, axis=1)
         earlier = jnp.arange(room) <= (cache.length + jnp.arange(length))[:, None]
-        mask, tables = earlier & valid[:, None, None, :], self._tables(positions)
-        graphdef, state = nnx.split(self.layers)
+        mask, tables = earlier & valid[:, None, None, :], self._tables(self.first_position + positions)
 
-        def body(hidden, layer):  # split and merged for the reason given in `run_stacked`
-            layer_state, keys, values = layer
-            return nnx.merge(graphdef, layer_state).extend(hidden, tables, mask, (keys, values, cache.length))
+        def step(layer, hidden, slots):
+            return layer.extend(hidden, tables, mask, (*slots, cache.length))
 
-        hidden, new = jax.lax.scan(body, self.embed_tokens(input_ids), (state, cache.keys, cache.values))
+        hidden, new = scan_layers(self.layers, step, hidden, (cache.keys, cache.values))
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, part.astype(old.dtype), cache.length, axis=2)
             for old, part in zip((cache.keys, cache.values), new, strict=True)
         )
         return self.norm(hidden), KVCache(keys, values, valid, cache.length + length)
+
+    def read_prompt(self, cache: KVCache) -> KVCache:
+        """The cache behind the prompt, of which nothing else is wanted."""
+        hidden, length = prepend(self.prompt, jnp.zeros((cache.valid.shape[0], 0, self.config.hidden_size)))
+        hidden = hidden.astype(self.embed_tokens.embedding.dtype)
+        positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), hidden.shape[:2])
+        return self._extend(hidden, jnp.ones(positions.shape, bool), positions, cache)[1]
 
 
 class LlamaForCausalLM(nnx.Module):
@@ -204,6 +243,11 @@ class LlamaForCausalLM(nnx.Module):
     Padding may lie on either side. Deterministic; `dtype` is that of weights and activations, while norms'
     statistics, rotary angles, softmax and logits are always f32.
     """
+
+    hugging_face: ClassVar[Naming] = Naming(
+        stacked=("model.layers",),
+        ignored=(r"rotary_emb\.inv_freq$", r"^score\."),  # a buffer of old versions; another task's head
+    )
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, linear: MakeLinear | None = None):
         self.config = config
@@ -238,12 +282,13 @@ class LlamaForCausalLM(nnx.Module):
           attention_mask: [B, T], 1 for real tokens; of the new tokens only, where there is a cache.
           positions: i32[B, T]; default: counted over real tokens.
           cache: see `empty_cache`. Reading past its end is not noticed here; `generate` checks it.
-          key: unused; the model has no dropout.
+          key: drives dropout, where a method of fine-tuning has put some; None: deterministic.
         """
-        if cache is None:
-            return self.head(self.hidden(input_ids, attention_mask, positions))
-        hidden, cache = self.model.extend(input_ids, attention_mask, positions, cache)
-        return self.head(hidden), cache
+        with randomness(key):
+            if cache is None:
+                return self.head(self.hidden(input_ids, attention_mask, positions))
+            hidden, cache = self.model.extend(input_ids, attention_mask, positions, cache)
+            return self.head(hidden), cache
 
     def next_logits(
         self, input_ids: jax.Array, attention_mask: jax.Array | None, cache: KVCache
@@ -253,13 +298,40 @@ class LlamaForCausalLM(nnx.Module):
         return self.head(hidden[:, -1]), cache
 
     def empty_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """Room for `max_length` tokens (prompt, padding and answer) of `batch_size` rows, in the weights' dtype."""
-        if not 1 <= max_length <= self.config.max_position_embeddings:
-            raise ValueError(
-                f"expected 1 <= max_length <= {self.config.max_position_embeddings} (the model's context), "
-                f"got max_length={max_length}"
-            )
+        """Room for `max_length` tokens (prompt, padding and answer) of `batch_size` rows, in the weights' dtype.
+
+        A trained prompt comes in addition and is in the cache already.
+        """
+        n_prompt = 0 if self.model.prompt is None else self.model.prompt().shape[0]
+        room = self.config.max_position_embeddings - self.model.first_position - n_prompt
+        if not 1 <= max_length <= room:
+            raise ValueError(f"expected 1 <= max_length <= {room} (the model's context), got max_length={max_length}")
+        length = max_length + n_prompt
         heads, width = self.config.num_key_value_heads, self.config.head_dim
-        shape = (self.config.num_hidden_layers, batch_size, max_length, heads, width)
+        shape = (self.config.num_hidden_layers, batch_size, length, heads, width)
         slots = jnp.zeros(shape, self.model.embed_tokens.embedding.dtype)
-        return KVCache(slots, slots, jnp.zeros((batch_size, max_length), bool), jnp.int32(0))
+        cache = KVCache(slots, slots, jnp.zeros((batch_size, length), bool), jnp.int32(0))
+        return self.model.read_prompt(cache) if n_prompt else cache
+
+
+class LlamaForSequenceClassification(nnx.Module):
+    """A linear classifier on each row's last real token: logits f32[B, num_labels]."""
+
+    hugging_face: ClassVar[Naming] = Naming(
+        stacked=("model.layers",), new=("score",), ignored=(r"rotary_emb\.inv_freq$", r"^lm_head\.")
+    )
+
+    def __init__(self, config: LlamaConfig, num_labels: int, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.config = config
+        self.model = LlamaModel(config, rngs, dtype)
+        self.score = classifier(config.hidden_size, num_labels, rngs, bias=False)
+
+    def features(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        """What the classifier sees, [B, d]."""
+        return last_real(self.model(input_ids, attention_mask), attention_mask)
+
+    def __call__(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, key: jax.Array | None = None
+    ) -> jax.Array:
+        with randomness(key):
+            return self.score(self.features(input_ids, attention_mask).astype(jnp.float32))

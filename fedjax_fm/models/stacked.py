@@ -1,36 +1,80 @@
 """Layers stacked on a leading axis: compile time does not grow with depth."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+
+from fedjax_fm.models.randomness import in_layer, key_for
+
+
+class Shared(nnx.Param):
+    """A parameter inside a stacked module that is the same in all layers: no leading axis, and not scanned."""
+
+
+class Segments(nnx.Module):
+    """A stack cut into runs of layers, each stacked by itself, so that one run may be trained and another frozen."""
+
+    def __init__(self, parts: list[Any]):
+        self.parts = nnx.List(parts)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], n_layers: int, rngs: nnx.Rngs) -> Any:
-    """One module whose every parameter has a leading axis of `n_layers`."""
+    """One module whose every parameter has a leading axis of `n_layers`; `stacked_layers` says how many."""
     if n_layers < 1:
         raise ValueError(f"expected at least one layer, got {n_layers}")
-    return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(n_layers))
+    layers = nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(n_layers))
+    layers.stacked_layers = n_layers  # pyright: ignore[reportAttributeAccessIssue]
+    return layers
+
+
+def scan_layers(layers: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, xs: Any = None):
+    """`carry, y = step(layer, carry, x)` for one layer after the other: (carry, ys), as `jax.lax.scan`.
+
+    `nnx.scan` fails when some parameters are batched by an outer `vmap` and others are not (a delta over a
+    shared backbone), so the scan runs over the split state and merges inside its body.
+
+    Args:
+      xs: leading axis = all layers; None where the step needs nothing of its own.
+    """
+    parts = layers.parts if isinstance(layers, Segments) else [layers]
+    start, outputs = 0, []
+    for part in parts:
+        graphdef, shared, state = nnx.split(part, Shared, ...)
+        n_layers = jax.tree.leaves(state)[0].shape[0]
+        here = xs if len(parts) == 1 else jax.tree.map(lambda x, a=start, n=n_layers: x[a : a + n], xs)
+        numbers = None if key_for(0) is None else start + jnp.arange(n_layers)
+
+        def body(carry, scanned, graphdef=graphdef, shared=shared):
+            layer_state, number, x = scanned
+            if number is None:
+                return step(nnx.merge(graphdef, shared, layer_state), carry, x)
+            with in_layer(number):
+                return step(nnx.merge(graphdef, shared, layer_state), carry, x)
+
+        carry, ys = jax.lax.scan(body, carry, (state, numbers, here))
+        start += n_layers
+        outputs.append(ys)
+    if len(outputs) == 1:
+        return carry, outputs[0]
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
 
 def run_stacked(layers: Any, hidden: jax.Array, *context: Any) -> jax.Array:
     """Applies the layers one after the other: `hidden = layer(hidden, *context)`.
 
-    `nnx.scan` fails when some parameters are batched by an outer `vmap` and others are not (a delta over a
-    shared backbone), so the scan runs over the split state and merges inside its body.
-
     The backward pass keeps what matrix products with weights gave and computes the rest again (norms, activations,
     attention): that is less work than writing it to memory and reading it back.
     """
-    graphdef, state = nnx.split(layers)
 
-    # Inside a scan nothing could be shared between the passes anyway: prevent_cse would only cost.
-    @functools.partial(
-        jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False
-    )
-    def body(hidden, layer_state):
-        return nnx.merge(graphdef, layer_state)(hidden, *context), None
+    def step(layer, hidden, _):
+        # What is differentiated is closed over: nnx modules are no arguments of jax.checkpoint.
+        graphdef, state = nnx.split(layer)
+        apply = lambda state, hidden: nnx.merge(graphdef, state)(hidden, *context)
+        # Inside a scan nothing could be shared between the passes anyway: prevent_cse would only cost.
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(apply, policy=policy, prevent_cse=False)(state, hidden), None
 
-    return jax.lax.scan(body, hidden, state)[0]
+    return scan_layers(layers, step, hidden)[0]

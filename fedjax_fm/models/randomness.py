@@ -1,0 +1,54 @@
+"""How a model's `key` reaches the layers that draw from it (dropout), without a key in any signature or state.
+
+    class Model(nnx.Module):
+        def __call__(self, input_ids, attention_mask=None, key=None):
+            with randomness(key):
+                ...
+
+The key is known while the function is traced, so open the context inside of `jit`, never around a jitted function: that
+would keep the key of its first call. Without a key everything is deterministic.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import jax
+import jax.numpy as jnp
+
+_current: ContextVar[jax.Array | None] = ContextVar("fedjax_fm_randomness", default=None)
+
+
+@contextlib.contextmanager
+def randomness(key: jax.Array | None) -> Iterator[None]:
+    """Lets layers draw from `key`; None leaves things as they are."""
+    if key is None:
+        yield
+        return
+    token = _current.set(key)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def in_layer(number: jax.Array | int) -> Iterator[None]:
+    """Folds a layer's number into the key: layers of one stack run the same code and must not draw the same."""
+    with randomness(key_for(number)):
+        yield
+
+
+def key_for(number: jax.Array | int) -> jax.Array | None:
+    """The key of one place in the model, None where nothing is to be drawn."""
+    key = _current.get()
+    return None if key is None else jax.random.fold_in(key, number)
+
+
+def dropout(x: jax.Array, rate: float, place: int) -> jax.Array:
+    """x with entries zeroed at `rate` and the others scaled by 1 / (1 - rate), from the key of `place`; x without one."""
+    key = key_for(place) if rate > 0 else None
+    if key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
