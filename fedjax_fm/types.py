@@ -139,7 +139,7 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable[[Tree, jax.Array, Setting], Any]
-    exchanges: tuple[Exchange | Repeat, ...]
+    exchanges: tuple[Any, ...]  # of Exchange and Repeat
     client_init: Callable[[Tree, jax.Array], Any] = lambda delta, key: ()
     delta: Callable[[Any], Tree] = attrgetter("delta")
 

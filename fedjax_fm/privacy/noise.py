@@ -147,7 +147,9 @@ def banded(coefficients: Sequence[float] | np.ndarray) -> Noise:
         return y, BandedState(state.key, state.round + 1, recent)
 
     def strategy(rounds: int) -> np.ndarray:
-        return sum(np.diag(np.full(rounds - j, cj), -j) for j, cj in enumerate(c[:rounds]))
+        t, s = np.indices((rounds, rounds))
+        within = (t >= s) & (t - s < len(c))
+        return np.where(within, c[np.clip(t - s, 0, len(c) - 1)], 0.0)
 
     return Noise(init, draw, strategy)
 
