@@ -7,12 +7,19 @@ Devlin et al., 2018, arXiv 1810.04805.
 """
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fedjax_fm.models.activations import ACTIVATIONS, check_activation
+from fedjax_fm.models.attention import attend
+from fedjax_fm.models.classifier import classifier, mean_of_real
+from fedjax_fm.models.randomness import randomness
 from fedjax_fm.models.stacked import run_stacked, stack
+from fedjax_fm.models.virtual_tokens import behind, prepend, seen_by_all
+from fedjax_fm.models.weights import Naming
 
 
 @dataclass(frozen=True)
@@ -35,61 +42,64 @@ class BertConfig:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
             )
-        if self.hidden_act not in _ACTIVATIONS:
-            raise ValueError(f"hidden_act must be one of {sorted(_ACTIVATIONS)}, got {self.hidden_act!r}")
+        check_activation("hidden_act", self.hidden_act)
 
 
-_ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
-
-
-def _layer_norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, epsilon: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer normalisation with statistics in f32."""
     # The fast variance E[x^2] - E[x]^2 loses digits that parity with torch needs.
-    return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, param_dtype=dtype, rngs=rngs)
 
 
 class BertEmbeddings(nnx.Module):
     """Sum of word, position and segment embeddings, normalised."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        d = config.hidden_size
-        self.word_embeddings = nnx.Embed(config.vocab_size, d, rngs=rngs)
-        self.position_embeddings = nnx.Embed(config.max_position_embeddings, d, rngs=rngs)
-        self.token_type_embeddings = nnx.Embed(config.type_vocab_size, d, rngs=rngs)
-        self.LayerNorm = _layer_norm(config, rngs)
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, width: int | None = None):
+        d = config.hidden_size if width is None else width
+        self.word_embeddings = nnx.Embed(config.vocab_size, d, param_dtype=dtype, rngs=rngs)
+        self.position_embeddings = nnx.Embed(config.max_position_embeddings, d, param_dtype=dtype, rngs=rngs)
+        self.token_type_embeddings = nnx.Embed(config.type_vocab_size, d, param_dtype=dtype, rngs=rngs)
+        self.LayerNorm = layer_norm(d, config.layer_norm_eps, dtype, rngs)
+        self.first_row = 0  # of the position table that a token has
+        self.first_position = 0
 
-    def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array | None) -> jax.Array:
-        positions = self.position_embeddings(jnp.arange(input_ids.shape[-1]))
-        types = self.token_type_embeddings(jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
-        return self.LayerNorm(self.word_embeddings(input_ids) + positions + types)
+    def position_ids(self, input_ids: jax.Array) -> jax.Array:
+        """The number of each token in its text, i32[B, T]."""
+        return jnp.broadcast_to(jnp.arange(input_ids.shape[-1], dtype=jnp.int32), input_ids.shape)
+
+    def __call__(
+        self, input_ids: jax.Array, token_type_ids: jax.Array | None, prompt: Any = None
+    ) -> tuple[jax.Array, int]:
+        """([B, p + T, d], p): the text behind a prompt of p tokens (see `virtual_tokens`), none by default."""
+        words, n_prompt = prepend(prompt, self.word_embeddings(input_ids))
+        positions = self.first_row + self.first_position + behind(self.position_ids(input_ids), n_prompt)
+        types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        types = self.token_type_embeddings(jnp.pad(types, ((0, 0), (n_prompt, 0))))
+        return self.LayerNorm(words + self.position_embeddings(positions) + types), n_prompt
 
 
 class BertSelfAttention(nnx.Module):
     """Multi-head attention without its output projection."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         d = config.hidden_size
         self.heads = config.num_attention_heads
-        self.query = nnx.Linear(d, d, rngs=rngs)
-        self.key = nnx.Linear(d, d, rngs=rngs)
-        self.value = nnx.Linear(d, d, rngs=rngs)
+        self.kv_shape = (self.heads, d // self.heads)
+        self.prefix = nnx.data(None)
+        self.query = nnx.Linear(d, d, param_dtype=dtype, rngs=rngs)
+        self.key = nnx.Linear(d, d, param_dtype=dtype, rngs=rngs)
+        self.value = nnx.Linear(d, d, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
-        split = lambda x: x.reshape(*x.shape[:-1], self.heads, -1)  # [B, T, H, d / H]
-        query, key, value = (split(project(hidden)) for project in (self.query, self.key, self.value))
-        attended = jax.nn.dot_product_attention(query, key, value, mask=mask)
-        return attended.reshape(hidden.shape)
+        return attend(self.query(hidden), self.key(hidden), self.value(hidden), self.heads, mask, self.prefix)
 
 
 class _ResidualOutput(nnx.Module):
     """LayerNorm(dense(x) + residual)."""
 
-    def __init__(self, width: int, config: BertConfig, rngs: nnx.Rngs):
-        self.dense = nnx.Linear(width, config.hidden_size, rngs=rngs)
-        self.LayerNorm = _layer_norm(config, rngs)
+    def __init__(self, width: int, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.dense = nnx.Linear(width, config.hidden_size, param_dtype=dtype, rngs=rngs)
+        self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps, dtype, rngs)
 
     def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         return self.LayerNorm(self.dense(x) + residual)
@@ -98,9 +108,9 @@ class _ResidualOutput(nnx.Module):
 class BertAttention(nnx.Module):
     """Self-attention and its residual output."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        self.self = BertSelfAttention(config, rngs)
-        self.output = _ResidualOutput(config.hidden_size, config, rngs)
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.self = BertSelfAttention(config, rngs, dtype)
+        self.output = _ResidualOutput(config.hidden_size, config, rngs, dtype)
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
         return self.output(self.self(hidden, mask), hidden)
@@ -109,21 +119,21 @@ class BertAttention(nnx.Module):
 class BertIntermediate(nnx.Module):
     """The widening half of the feed-forward network."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        self.dense = nnx.Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.dense = nnx.Linear(config.hidden_size, config.intermediate_size, param_dtype=dtype, rngs=rngs)
         self.act = config.hidden_act
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        return _ACTIVATIONS[self.act](self.dense(hidden))
+        return ACTIVATIONS[self.act](self.dense(hidden))
 
 
 class BertLayer(nnx.Module):
     """One encoder layer, post-norm."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        self.attention = BertAttention(config, rngs)
-        self.intermediate = BertIntermediate(config, rngs)
-        self.output = _ResidualOutput(config.intermediate_size, config, rngs)
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.attention = BertAttention(config, rngs, dtype)
+        self.intermediate = BertIntermediate(config, rngs, dtype)
+        self.output = _ResidualOutput(config.intermediate_size, config, rngs, dtype)
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
         attended = self.attention(hidden, mask)
@@ -133,8 +143,8 @@ class BertLayer(nnx.Module):
 class BertEncoder(nnx.Module):
     """All layers; every parameter of `layer` has a leading axis of num_hidden_layers."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        self.layer = stack(lambda rngs: BertLayer(config, rngs), config.num_hidden_layers, rngs)
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.layer = stack(lambda rngs: BertLayer(config, rngs, dtype), config.num_hidden_layers, rngs)
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
         return run_stacked(self.layer, hidden, mask)
@@ -143,8 +153,8 @@ class BertEncoder(nnx.Module):
 class BertPooler(nnx.Module):
     """tanh(dense(first token))."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        self.dense = nnx.Linear(config.hidden_size, config.hidden_size, rngs=rngs)
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.dense = nnx.Linear(config.hidden_size, config.hidden_size, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         return jnp.tanh(self.dense(hidden[:, 0]))
@@ -156,11 +166,25 @@ class BertModel(nnx.Module):
     Deterministic: the dropout of pre-training is not applied.
     """
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+    hugging_face: ClassVar[Naming] = Naming(
+        stacked=("encoder.layer",),
+        prefixes=("", "bert."),
+        new=("pooler",),
+        # A buffer, and heads of other tasks that a checkpoint may carry.
+        ignored=(r"position_ids$", r"^cls\.", r"^(classifier|qa_outputs)\."),
+    )
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config = config
-        self.embeddings = BertEmbeddings(config, rngs)
-        self.encoder = BertEncoder(config, rngs)
-        self.pooler = BertPooler(config, rngs)
+        self.embeddings = BertEmbeddings(config, rngs, dtype)
+        self.encoder = BertEncoder(config, rngs, dtype)
+        self.pooler = BertPooler(config, rngs, dtype)
+        self.prompt = nnx.data(None)
+
+    @property
+    def vocabulary(self) -> nnx.Embed:
+        """The embedding that a prompt is made of."""
+        return self.embeddings.word_embeddings
 
     def __call__(
         self,
@@ -169,12 +193,16 @@ class BertModel(nnx.Module):
         token_type_ids: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        if input_ids.shape[-1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"{input_ids.shape[-1]} tokens exceed the model's {self.config.max_position_embeddings} positions; truncate"
-            )
-        mask = None if attention_mask is None else attention_mask.astype(bool)[:, None, None, :]
-        return self.encoder(self.embeddings(input_ids, token_type_ids), mask)
+        with randomness(key):
+            hidden, n_prompt = self.embeddings(input_ids, token_type_ids, self.prompt)
+            length = hidden.shape[1] + self.embeddings.first_position
+            room = self.config.max_position_embeddings - self.embeddings.first_row
+            if length > room:
+                raise ValueError(f"{length} tokens exceed the model's {room} positions; truncate")
+            mask = None
+            if attention_mask is not None:
+                mask = seen_by_all(attention_mask.astype(bool), n_prompt)[:, None, None, :]
+            return self.encoder(hidden, mask)[:, n_prompt:]
 
 
 class BertForSequenceClassification(nnx.Module):
@@ -184,29 +212,37 @@ class BertForSequenceClassification(nnx.Module):
     sentence-transformers reads MiniLM).
     """
 
-    def __init__(self, config: BertConfig, num_labels: int, pooling: str, rngs: nnx.Rngs):
+    hugging_face: ClassVar[Naming] = Naming(
+        stacked=("encoder.layer",),
+        prefixes=("", "bert."),
+        new=("classifier", "bert.pooler"),
+        ignored=(r"position_ids$", r"^cls\.", r"^qa_outputs\."),
+    )
+
+    def __init__(self, config: BertConfig, num_labels: int, pooling: str, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         if pooling not in ("cls", "mean"):
             raise ValueError(f"expected pooling 'cls' or 'mean', got {pooling!r}")
-        if num_labels < 1:
-            raise ValueError(f"expected num_labels >= 1, got {num_labels}")
         self.config, self.pooling = config, pooling
-        self.bert = BertModel(config, rngs)
-        self.classifier = nnx.Linear(
-            config.hidden_size, num_labels, kernel_init=nnx.initializers.normal(0.02), rngs=rngs
-        )
+        self.bert = BertModel(config, rngs, dtype)
+        self.classifier = classifier(config.hidden_size, num_labels, rngs)
 
-    def features(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
-        """What the classifier sees, f32[B, d]."""
-        hidden = self.bert(input_ids, attention_mask)
-        if self.pooling == "cls":
-            return self.bert.pooler(hidden)
-        if attention_mask is None:
-            return hidden.mean(axis=1)
-        weights = attention_mask.astype(hidden.dtype)[..., None]
-        # A row of padding only has no mean: zero, not 0/0.
-        return (hidden * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0)
+    def features(
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """What the classifier sees, [B, d]."""
+        hidden = self.bert(input_ids, attention_mask, token_type_ids, key)
+        return self.bert.pooler(hidden) if self.pooling == "cls" else mean_of_real(hidden, attention_mask)
 
     def __call__(
-        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        return self.classifier(self.features(input_ids, attention_mask))
+        features = self.features(input_ids, attention_mask, token_type_ids, key)
+        return self.classifier(features.astype(jnp.float32))

@@ -2,11 +2,13 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of a model in several files
 
 
 class Embedded(NamedTuple):
@@ -31,12 +33,14 @@ class ModelFiles(NamedTuple):
 
     folder: Path
     source: str  # "folder", "file", "hub cache", "package NAME" or "hub"
-    weights: Path  # model.safetensors, or a .gguf file that holds configuration and tokenizer as well
+    weights: Path  # model.safetensors, the index of its shards, or a .gguf file with configuration and tokenizer
 
 
 def _in_folder(folder: Path, source: str) -> ModelFiles:
     """A folder's safetensors, else its only .gguf file; that neither is there is said by whoever reads them."""
     quantized = sorted(folder.glob("*.gguf"))
+    if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
+        return ModelFiles(folder, source, folder / INDEX)
     if (folder / WEIGHTS).is_file() or not quantized:
         return ModelFiles(folder, source, folder / WEIGHTS)
     if len(quantized) > 1:
@@ -86,7 +90,7 @@ def _from_cache(name: str) -> tuple[ModelFiles | None, str]:
         folder = Path(snapshot_download(name, local_files_only=True))
     except Exception as error:
         return None, f"not in the hub's local cache ({type(error).__name__})"
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
         return None, "hub cache incomplete"
     return _in_folder(folder, "hub cache"), ""
 
@@ -125,4 +129,10 @@ def provenance(folder_or_hub_id: str | os.PathLike[str]) -> dict[str, str]:
     files = locate(folder_or_hub_id)
     with open(files.weights, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if files.weights.name == INDEX:  # the index and then its shards, in the order of their names
+        total = hashlib.sha256(bytes.fromhex(digest))
+        for shard in sorted(set(json.loads(files.weights.read_text())["weight_map"].values())):
+            with open(files.folder / shard, "rb") as handle:
+                total.update(hashlib.file_digest(handle, "sha256").digest())
+        digest = total.hexdigest()
     return {"name": os.fspath(folder_or_hub_id), "source": files.source, "kind": "pretrained", "sha256": digest}

@@ -4,6 +4,8 @@ Su et al., 2021, arXiv 2104.09864. The paper (and GGUF) pairs neighbours (2i, 2i
 (i, i + d / 2); weights made for one layout give fluent nonsense in the other, see `gguf_file.unpermute`.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,10 +26,30 @@ def count_positions(segments: jax.Array) -> jax.Array:
     return jnp.maximum(count - 1 - before, 0)
 
 
-def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+class Llama3Scaling(NamedTuple):
+    """How Llama 3.1 stretches its frequencies to longer contexts: rope type "llama3", fields as in `config.json`."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def apply(self, frequencies: np.ndarray) -> np.ndarray:
+        """Frequencies f32[n]: long waves divided by `factor`, short ones kept, those between mixed."""
+        waves = 2 * np.pi / frequencies  # tokens
+        share = self.original_max_position_embeddings / waves - self.low_freq_factor
+        kept = np.clip(share / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        return ((1 - kept) * frequencies / self.factor + kept * frequencies).astype(np.float32)
+
+
+def rotary_tables(
+    positions: jax.Array, head_dim: int, theta: float, scaling: Llama3Scaling | None = None
+) -> tuple[jax.Array, jax.Array]:
     """(cos, sin) f32[B, T, head_dim / 2] of the angles position * theta^(-2i / head_dim); positions i32[B, T]."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1) / np.float32(theta) ** exponents
+    if scaling is not None:
+        frequencies = scaling.apply(frequencies)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -1,9 +1,10 @@
 """Hugging Face safetensors into an nnx module, by name."""
 
+import contextlib
 import json
-from collections.abc import Iterable
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
-from fedjax_fm.models.locate import WEIGHTS
+from fedjax_fm.models.locate import INDEX, WEIGHTS
 
 # The last word of a parameter's path: (Hugging Face's word, whether torch stores the transpose).
 _LAST = {
@@ -20,10 +21,50 @@ _LAST = {
     "embedding": ("weight", False),
     "bias": ("bias", False),
 }
+_OLD_WORDS = {"weight": "gamma", "bias": "beta"}  # norms in checkpoints converted from TensorFlow
 
 
 class WeightError(ValueError):
     """A checkpoint is corrupt or does not fit the model."""
+
+
+class Naming(NamedTuple):
+    """How Hugging Face names the parameters of a model, where it differs from our dotted paths.
+
+    Attributes:
+      stacked: modules whose parameters have a leading layer axis here and a number in their names there.
+      prefixes: what checkpoints may put before, or leave out of, a name ("bert.").
+      renamed: (our beginning of a path, theirs) where more than the layer number differs.
+      in_out: last names of modules whose kernels are stored as [in, out], not as the transpose.
+      new: beginnings of paths that get initial values where the checkpoint lacks them.
+      ignored: regular expressions of tensor names that are no parameters of ours.
+    """
+
+    stacked: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ("",)
+    renamed: tuple[tuple[str, str], ...] = ()
+    in_out: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def stack_of(self, path: tuple[str, ...]) -> str | None:
+        """The stacked module that a parameter belongs to."""
+        dotted = "." + ".".join(path)
+        return next((stack for stack in self.stacked if f".{stack}." in dotted), None)
+
+    def tensor(self, path: tuple[str, ...], layer: int | None) -> tuple[str, bool]:
+        """(tensor name, transposed) of a parameter: ('encoder','layer','output','dense','kernel'), layer 3 ->
+        ('encoder.layer.3.output.dense.weight', True)."""
+        word, transposed = _LAST.get(path[-1], (path[-1], False))
+        if len(path) > 1 and path[-2] in self.in_out:
+            transposed = False
+        name = "." + ".".join((*path[:-1], word))
+        for ours, theirs in self.renamed:
+            name = name.replace(f".{ours}.", f".{theirs}.", 1)
+        stack = self.stack_of(path)
+        if layer is not None and stack is not None:
+            name = name.replace(f".{stack}.", f".{stack}.{layer}.", 1)
+        return name[1:], transposed
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -38,96 +79,136 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def checkpoint_name(path: tuple[str, ...], stacked: str, layer: int | None) -> tuple[str, bool]:
-    """(tensor name, transposed) of a parameter: ('encoder','layer','output','dense','kernel'), layer 3 ->
-    ('encoder.layer.3.output.dense.weight', True)."""
-    word, transposed = _LAST[path[-1]]
-    name = ".".join((*path[:-1], word))
-    return (name if layer is None else name.replace(f"{stacked}.", f"{stacked}.{layer}.", 1)), transposed
+    """`Naming.tensor` of a model with one stack."""
+    return Naming(stacked=(stacked,)).tensor(path, layer)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that model.safetensors.index.json lists.
+
+    Raises:
+      FileNotFoundError: neither is there, or a shard is missing.
+      WeightError: the index cannot be read.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    there = sorted(path.name for path in folder.iterdir())
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; found {there}")
+    try:
+        shards = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise WeightError(f"{folder / INDEX} is no index of shards ({error!r}); download it again") from error
+    missing = [shard for shard in shards if shard not in there]
+    if missing or not shards:
+        raise FileNotFoundError(f"{folder / INDEX} lists {len(shards)} shards, of which these are missing: {missing}")
+    return [folder / shard for shard in shards]
+
+
+class _Tensors:
+    """The tensors of one or several open safetensors files; only what is asked for is read."""
+
+    def __init__(self, files: list[Path], stack: contextlib.ExitStack):
+        self.source: dict[str, Any] = {}
+        for path in files:
+            try:
+                opened = stack.enter_context(safe_open(path, "np"))
+            except SafetensorError as error:
+                size = path.stat().st_size
+                raise WeightError(
+                    f"{path} ({size} bytes) is truncated or corrupt: {error}. Delete it and fetch it again."
+                ) from error
+            self.source |= dict.fromkeys(opened.keys(), opened)
+
+    def read(self, name: str) -> np.ndarray:
+        try:
+            return self.source[name].get_tensor(name)
+        except SafetensorError as error:
+            raise WeightError(f"the tensor {name} cannot be read: {error}. Fetch the files again.") from error
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Names of all tensors in a folder's safetensors."""
+    with contextlib.ExitStack() as stack:
+        return set(_Tensors(weight_files(folder), stack).source)
 
 
 class _Checkpoint:
-    """An open safetensors file that remembers what was read and what did not fit."""
+    """Open tensors, with what was read of them and what did not fit."""
 
-    def __init__(self, tensors, stacked: str, prefixes: Iterable[str], may_be_new: Iterable[str], key: jax.Array):
-        self.tensors, self.names = tensors, set(tensors.keys())
-        self.stacked, self.prefixes, self.may_be_new, self.key = stacked, tuple(prefixes), tuple(may_be_new), key
+    def __init__(self, tensors: _Tensors, naming: Naming, key: jax.Array):
+        self.tensors, self.naming, self.key = tensors, naming, key
         self.used: set[str] = set()
         self.problems: list[str] = []
 
     def find(self, name: str) -> str | None:
         """The name under which the checkpoint has a tensor, prefixes put before it or taken off."""
-        candidates = [c for p in self.prefixes for c in (p + name, name.removeprefix(p))]
-        return next((c for c in candidates if c in self.names), None)
+        stem, _, word = name.rpartition(".")
+        spellings = [name, f"{stem}.{_OLD_WORDS[word]}"] if word in _OLD_WORDS else [name]
+        candidates = [c for n in spellings for p in self.naming.prefixes for c in (p + n, n.removeprefix(p))]
+        return next((c for c in candidates if c in self.tensors.source), None)
 
-    def read(self, name: str, transposed: bool) -> np.ndarray:
-        """One tensor."""
+    def read(self, name: str, transposed: bool, shape: tuple[int, ...]) -> np.ndarray | None:
+        """One tensor of that shape; None with an entry in `problems` if it has another, or holds no floats."""
         self.used.add(name)
-        array = self.tensors.get_tensor(name)
-        return array.T if transposed else array
+        array = self.tensors.read(name)
+        if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+            self.problems.append(f"{name}: expected floating point numbers, got {array.dtype.name}")
+            return None
+        if transposed:  # the kernel of a convolution over patches is that of a linear layer on flat patches
+            array = array.reshape(array.shape[0], -1).T
+        if array.shape != shape:
+            self.problems.append(f"{name}: expected shape {shape}, got {array.shape}")
+            return None
+        return array
 
     def parameter(self, number: int, path: tuple[str, ...], shape: tuple[int, ...], dtype: Any) -> jax.Array | None:
         """One parameter, its layers stacked; None with an entry in `problems` if it does not fit."""
-        dotted = ".".join(path)
-        layers = range(shape[0]) if f"{self.stacked}." in dotted else (None,)
-        wanted = [checkpoint_name(path, self.stacked, layer) for layer in layers]
+        stacked = self.naming.stack_of(path) is not None
+        wanted = [self.naming.tensor(path, layer) for layer in (range(shape[0]) if stacked else (None,))]
         found = [(self.find(name), transposed) for name, transposed in wanted]
         missing = [name for (name, _), (there, _) in zip(wanted, found, strict=True) if there is None]
-        if missing and any(dotted.startswith(new) for new in self.may_be_new):
+        if missing and any(".".join(path).startswith(new) for new in self.naming.new):
             if path[-1] == "bias":
                 return jnp.zeros(shape, dtype)
             return 0.02 * jax.random.normal(jax.random.fold_in(self.key, number), shape, dtype)
         if missing:
             self.problems.append(f"missing {missing[0]}")
             return None
-        parts = [self.read(name, transposed) for name, transposed in found if name]
-        if len({part.shape for part in parts}) > 1:
-            self.problems.append(f"{dotted}: layers differ in shape: {sorted({part.shape for part in parts})}")
-            return None
-        array = parts[0] if layers == (None,) else np.stack(parts)
-        if array.shape != shape:
-            self.problems.append(f"{found[0][0]}: expected shape {shape}, got {array.shape}")
-            return None
-        return jnp.asarray(array, dtype)
+        if not stacked:
+            array = self.read(str(found[0][0]), found[0][1], shape)
+            return None if array is None else jnp.asarray(array, dtype)
+        # Layer by layer into one buffer of the final dtype: never more than one parameter twice.
+        buffer = np.empty(shape, dtype)
+        for layer, (name, transposed) in enumerate(found):
+            array = self.read(str(name), transposed, shape[1:])
+            if array is None:
+                return None
+            buffer[layer] = array
+        return jnp.asarray(buffer)
 
 
-def load_into(
-    model: nnx.Module,
-    folder: Path,
-    *,
-    stacked: str,
-    prefixes: Iterable[str] = ("",),
-    may_be_new: Iterable[str] = (),
-    ignored: Iterable[str] = (),
-    key: jax.Array,
-) -> nnx.Module:
-    """Fills an abstract module (from `nnx.eval_shape`) from `folder`/model.safetensors.
+def load_into(model: nnx.Module, folder: Path, naming: Naming, key: jax.Array) -> nnx.Module:
+    """Fills an abstract module (from `nnx.eval_shape`) from `folder`'s safetensors, one file or shards.
 
     Args:
-      stacked: dotted path of the module whose parameters have a leading layer axis.
-      prefixes: what checkpoints may put before, or leave out of, a name ("bert.").
-      may_be_new: paths that are initialised from `key` where the checkpoint lacks them: normal(0.02), biases zero.
-      ignored: endings of tensor names that are not parameters.
+      key: of the initial values that the checkpoint lacks and `naming.new` allows: normal(0.02), biases zero.
 
     Raises:
-      WeightError: a truncated file, or tensors missing, left over or of another shape; lists them.
+      WeightError: a truncated file, or tensors missing, left over, of another shape or dtype; lists them.
     """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; found {sorted(p.name for p in folder.iterdir())}")
+    files = weight_files(folder)
     graphdef, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
-    try:
-        with safe_open(path, "np") as tensors:
-            checkpoint = _Checkpoint(tensors, stacked, prefixes, may_be_new, key)
-            arrays = [checkpoint.parameter(i, tuple(map(str, p)), v.shape, v.dtype) for i, (p, v) in enumerate(flat)]
-    except SafetensorError as error:
-        raise WeightError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or corrupt: {error}. Delete it and fetch it again."
-        ) from error
-    extra = [n for n in checkpoint.names - checkpoint.used if not any(n.endswith(end) for end in ignored)]
+    with contextlib.ExitStack() as stack:
+        checkpoint = _Checkpoint(_Tensors(files, stack), naming, key)
+        arrays = [checkpoint.parameter(i, tuple(map(str, p)), v.shape, v.dtype) for i, (p, v) in enumerate(flat)]
+        names = set(checkpoint.tensors.source)
+    ignored = re.compile("|".join(naming.ignored) or "$^")
+    extra = [name for name in names - checkpoint.used if not ignored.search(name)]
     problems = checkpoint.problems + [f"left over {name}" for name in sorted(extra)]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise WeightError(f"{path} does not fit {type(model).__name__}: {shown}")
+        raise WeightError(f"{files[0]} does not fit {type(model).__name__}: {shown}")
     leaves = [variable.replace(array) for (_, variable), array in zip(flat, arrays, strict=True)]
     return nnx.merge(graphdef, nnx.from_flat_state(zip([p for p, _ in flat], leaves, strict=True)))
