@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_fm.channels.buffers import Codes, CountedPlaces, Places
 from fedjax_fm.channels.nnadq import Levels
 from fedjax_fm.channels.payload import payload_bits
-from fedjax_fm.channels.prefix_codes import rice_encode
+from fedjax_fm.channels.prefix_codes import elias_encode, rice_encode
 from fedjax_fm.channels.range_coder import range_encode
 from fedjax_fm.types import Free, Rows, Tree
 
@@ -31,7 +31,7 @@ def code_lengths(payload: Tree) -> Lengths:
     """Measures one payload (not a batch of them) with concrete arrays; runs the coders, some tenths of a second a million codes.
 
     Symbols are written under their own frequencies, which a receiver must be told: 32 bits for a string of flags, else
-    which symbols occur and how often, bit_length(n) bits each. For few codes that model outweighs the gain: `coded` may
+    which symbols occur, as a bitmap or a list, and how often, in Elias's gamma code. For few codes that model outweighs the gain: `coded` may
     exceed `fixed`.
 
     Example:
@@ -73,7 +73,7 @@ def _of_symbols(fixed: int, codes: np.ndarray, symbols: int) -> Lengths:
         model = 32
     else:
         width = (symbols - 1).bit_length()
-        model = min(symbols, present.size * width) + present.size * codes.size.bit_length()
+        model = min(symbols, present.size * width) + elias_encode(counts).n_bits
     return Lengths(fixed, entropy, model + range_encode(numbers, counts).n_bits)
 
 
