@@ -1,6 +1,37 @@
 """Parameter-efficient fine-tuning of any flax.nnx model."""
 
+from fedjax_fm.peft.adapter import houlsby, parallel_adapter
+from fedjax_fm.peft.bitfit import bitfit
+from fedjax_fm.peft.dora import dora
+from fedjax_fm.peft.ia3 import ia3
+from fedjax_fm.peft.layers import on_layers
 from fedjax_fm.peft.lora import LoRALinear, lora
-from fedjax_fm.peft.method import Method, apply, head
+from fedjax_fm.peft.merge import merge, unmerge
+from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
+from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
+from fedjax_fm.peft.prompt import prompt_tuning
+from fedjax_fm.peft.vpt import vpt
 
-__all__ = ["LoRALinear", "Method", "apply", "head", "lora"]
+__all__ = [
+    "LoRALinear",
+    "Method",
+    "apply",
+    "bitfit",
+    "by_path",
+    "collapse",
+    "combine",
+    "dora",
+    "full",
+    "head",
+    "houlsby",
+    "ia3",
+    "lora",
+    "merge",
+    "on_layers",
+    "p_tuning_v2",
+    "parallel_adapter",
+    "prefix_tuning",
+    "prompt_tuning",
+    "unmerge",
+    "vpt",
+]

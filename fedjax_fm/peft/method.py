@@ -1,12 +1,12 @@
 """What a parameter-efficient method is, and how it splits a model into what is trained and what is frozen."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
-from fedjax_fm.peft.targets import matches, named_modules
+from fedjax_fm.peft.targets import get_module, matches, named_modules, plain_names
 
 
 class Method(NamedTuple):
@@ -17,13 +17,15 @@ class Method(NamedTuple):
 
 
 def parameter_paths(model: nnx.Module) -> dict[tuple, nnx.Variable]:
-    """{path of strings: variable} of every parameter."""
-    return {tuple(map(str, path)): v for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    """{path of strings: variable} of every parameter; the variables are the model's own."""
+    paths = [tuple(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+    return {path: get_module(model, ".".join(path)) for path in paths}
 
 
 def head_paths(model: nnx.Module, modules: Sequence[str]) -> set[tuple]:
     """Paths of all parameters below the modules whose paths end in one of `modules`."""
-    roots = [path for path, _ in named_modules(model) if matches(path, list(modules))]
+    plain = plain_names(model)
+    roots = [path for path, _ in named_modules(model) if matches(plain(path), list(modules))]
     return {path for path in parameter_paths(model) if any(".".join(path).startswith(f"{r}.") for r in roots)}
 
 
@@ -57,3 +59,49 @@ def head(modules: Sequence[str] = ("classifier", "score")) -> Method:
         return paths
 
     return Method("head", install)
+
+
+def by_path(predicate: Callable[[str], Any], name: str = "by_path") -> Method:
+    """Trains the parameters whose dotted path `predicate` accepts ('encoder.layer.output.dense.kernel')."""
+
+    def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
+        plain = plain_names(model)
+        paths = {path for path in parameter_paths(model) if predicate(plain(".".join(path)))}
+        if not paths:
+            there = sorted({plain(".".join(path)) for path in parameter_paths(model)})
+            raise ValueError(f"{name} matches no parameter; there are {', '.join(there)}")
+        return paths
+
+    return Method(name, install)
+
+
+def full() -> Method:
+    """Trains every parameter."""
+    return by_path(lambda path: True, "full")
+
+
+def combine(*methods: Method) -> Method:
+    """Several methods at once: their trained parameters together.
+
+    They are installed in order, and a later one sits closer to the weights: `combine(ia3(), lora(...))` scales the
+    sum of base and update, `combine(lora(...), ia3())` the base only.
+    """
+    if not methods:
+        raise ValueError("combine() needs at least one method")
+
+    def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
+        for number, method in enumerate(methods):
+            # The first one draws what it would draw alone.
+            paths = method.install(model, jax.random.fold_in(key, number) if number else key)
+            variables = parameter_paths(model)
+            unknown = paths - set(variables)
+            if unknown:
+                raise ValueError(f"{method.name} names unknown parameters: {sorted(unknown)}")
+            for path in paths:  # paths change when a later method wraps a module; a mark stays, on slices too
+                variables[path].set_metadata(is_trained=True)
+        trained = {p: v for p, v in parameter_paths(model).items() if v.get_metadata().get("is_trained")}
+        for variable in trained.values():
+            variable.del_metadata("is_trained")
+        return set(trained)
+
+    return Method("+".join(method.name for method in methods), install)

@@ -1,0 +1,96 @@
+"""Adapters into the weights, and out again: LoRA, DoRA and (IA)³."""
+
+from typing import Any
+
+from flax import nnx
+
+from fedjax_fm.peft.linear import LinearLayer
+from fedjax_fm.peft.method import parameter_paths
+from fedjax_fm.peft.targets import Wrapper, named_modules, plain_names, replace_module
+
+
+def _folds(module: nnx.Module) -> bool:
+    """Whether a wrapper says how it is merged; refuses one that changed what it computes but not how it merges."""
+    if not isinstance(module, Wrapper) or module.fold is None:
+        return False
+    kinds = type(module).__mro__
+    defines = lambda name: next(i for i, kind in enumerate(kinds) if name in vars(kind))
+    if defines("fold") > defines("__call__"):
+        raise ValueError(f"{type(module).__name__} does not say how it is merged")
+    return True
+
+
+def _chains(model: nnx.Module) -> dict[str, tuple[list[Any], Any]]:
+    """{path of the outermost: (wrappers that fold, outermost first; the linear layer inside)}."""
+    chains, inner = {}, set()
+    for path, module in sorted(named_modules(model)):
+        if path in inner or not _folds(module):
+            continue
+        wrappers, here, layer = [], path, module
+        while isinstance(layer, Wrapper) and _folds(layer):
+            inner.add(here)
+            wrappers.append(layer)
+            here, layer = f"{here}.base", layer.base
+        if not isinstance(layer, nnx.Linear):
+            kind = "a wrapper that cannot be merged" if isinstance(layer, Wrapper) else "no dense kernel"
+            if isinstance(layer, LinearLayer):
+                kind = "quantised weights, which hold no sums"
+            raise ValueError(f"cannot merge into {here}: {type(layer).__name__} has {kind}; load dense weights")
+        chains[path] = (wrappers, layer)
+    return chains
+
+
+def _put(layer: Any, kernel: Any, bias: Any) -> None:
+    layer.kernel[...] = kernel
+    if bias is not None:
+        layer.bias[...] = bias
+
+
+def _values(layer: Any) -> tuple[Any, Any]:
+    return layer.kernel[...], None if layer.bias is None else layer.bias[...]
+
+
+def merge(model: nnx.Module) -> nnx.Module:
+    """A copy of an adapted model with its LoRA, DoRA and (IA)³ in the kernels; other methods stay as they are.
+
+    The sums are rounded to the kernels' dtype.
+
+    Raises:
+      ValueError: a layer whose weights are quantised, or a wrapper that cannot be merged.
+    """
+    model = nnx.clone(model)
+    for path, (wrappers, layer) in _chains(model).items():
+        values = _values(layer)
+        for wrapper in reversed(wrappers):
+            values = wrapper.fold(*values)
+        _put(layer, *values)
+        replace_module(model, path, layer)
+    return model
+
+
+def unmerge(merged: nnx.Module, adapted: nnx.Module) -> nnx.Module:
+    """The adapted model again, its base weights recovered from `merged`.
+
+    Args:
+      merged: `merge` of a model with these adapters, perhaps trained further.
+      adapted: gives the adapters; of its base only the column norms are used, by DoRA.
+
+    Exact up to the rounding of the sums in the kernels' dtype.
+    """
+    result = nnx.clone(adapted)
+    there = {plain_names(merged)(".".join(path)): v for path, v in parameter_paths(merged).items()}
+    there_modules = {plain_names(merged)(path): module for path, module in named_modules(merged)}
+    plain, chains, updates = plain_names(result), _chains(result), []
+    for path, (wrappers, layer) in chains.items():
+        values = _values(there_modules[plain(path)])
+        for wrapper in wrappers:
+            values = wrapper.unfold(*values)
+        updates.append((layer, values))
+    inside = tuple(f"{path}." for path in chains)
+    for path, variable in parameter_paths(result).items():
+        name = ".".join(path)
+        if not name.startswith(inside):
+            variable[...] = there[plain(name)][...]
+    for layer, values in updates:
+        _put(layer, *values)
+    return result
