@@ -1,6 +1,6 @@
 """A whole uplink in one piece: error feedback, top-k, and stochastic rounding of the kept values."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from fedjax_fm.kernels.compaction import mask_indices
 from fedjax_fm.kernels.quantize import stochastic_quantize_buckets
 from fedjax_fm.kernels.selection import top_k_mask
+
+_IN_ORDER: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True, "mode": "promise_in_bounds"}
 
 
 class SparseCodes(NamedTuple):
@@ -40,11 +42,9 @@ def sparse_codes(
 
 def sparse_decode(sent: SparseCodes, n: int, bucket_size: int = 512) -> jax.Array:
     """f32[n]: codes * scale at the places, zero elsewhere."""
-    k = sent.places.shape[0]
-    values = sent.codes.astype(jnp.float32) * jnp.repeat(sent.scales, bucket_size)[:k]
+    values = sent.codes.astype(jnp.float32) * jnp.repeat(sent.scales, bucket_size)[: sent.codes.shape[0]]
     # The places are in order and differ; said so, the scatter need not look.
-    options = {"unique_indices": True, "indices_are_sorted": True, "mode": "promise_in_bounds"}
-    return jnp.zeros(n, jnp.float32).at[sent.places].set(values, **options)
+    return jnp.zeros(n, jnp.float32).at[sent.places].set(values, **_IN_ORDER)
 
 
 def sparse_quantize(
@@ -75,4 +75,7 @@ def sparse_quantize(
     corrected = x + residual
     sent = sparse_codes(corrected, k, bits, key, norm, bucket_size)
     decoded = sparse_decode(sent, x.shape[0], bucket_size)
-    return decoded, corrected - decoded
+    # The difference at the k places only: elsewhere the residual is the corrected update itself, left in place. Read
+    # from what was decoded, not from code * scale, which XLA would join with the difference into one rounding.
+    rest = corrected[sent.places] - decoded[sent.places]
+    return decoded, corrected.at[sent.places].set(rest, **_IN_ORDER)

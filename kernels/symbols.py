@@ -28,7 +28,8 @@ def pack_symbols(codes: jax.Array, base: int) -> jax.Array:
     m = symbols_per_byte(base)
     n = codes.shape[0]
     columns = jnp.pad(jnp.asarray(codes).astype(jnp.uint32), (0, -n % m)).reshape(-1, m)
-    return sum(columns[:, i] * jnp.uint32(base**i) for i in range(m)).astype(jnp.uint8)
+    weights = jnp.array([base**i for i in range(m)], jnp.uint32)
+    return jnp.sum(columns * weights, axis=1, dtype=jnp.uint32).astype(jnp.uint8)
 
 
 def unpack_symbols(packed: jax.Array, base: int, n: int) -> jax.Array:

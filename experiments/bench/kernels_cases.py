@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_fm import kernels
+from fedjax_fm.kernels import (
+    pack_bits,
+    sparse_quantize,
+    stochastic_quantize,
+    top_k_mask,
+    unpack_bits,
+)
 from fedjax_fm.kernels.quantize import norm_of, round_up_or_down, scale_of, signed_codes
 
 KEY = jax.random.key(1)
@@ -58,9 +64,7 @@ def top_k(shape: tuple[int, ...], with_torch: bool) -> Case:
 
         here = torch.from_numpy(np.array(x))
         peers.append(Peer("torch.topk", lambda: torch.topk(here.abs(), k, dim=-1, sorted=False), same_magnitudes))
-    return Case(
-        jitted(over_rows(lambda x: kernels.top_k_mask(x, k)), x), jitted(lambda x: jnp.abs(x) > 2.5, x), tuple(peers)
-    )
+    return Case(jitted(over_rows(lambda x: top_k_mask(x, k)), x), jitted(lambda x: jnp.abs(x) > 2.5, x), tuple(peers))
 
 
 def quantize(n: int) -> Case:
@@ -76,19 +80,19 @@ def quantize(n: int) -> Case:
 
     peer = Peer("the same with jax.random.uniform", jitted(with_jax_random, x, KEY), same)
     floor = jitted(lambda x: round_up_or_down(x, jnp.float32(0.5), 7).astype(jnp.int8), x)
-    return Case(jitted(kernels.stochastic_quantize, x, KEY), floor, (peer,))
+    return Case(jitted(stochastic_quantize, x, KEY), floor, (peer,))
 
 
 def pack(n: int, back: bool) -> Case:
     """4-bit codes to bytes, or back; beside quantising as many entries."""
     codes = jax.random.randint(jax.random.key(0), (n,), 0, 16).astype(jnp.uint8)
-    packed = jax.jit(lambda codes: kernels.pack_bits(codes, 4))(codes)
+    packed = jax.jit(lambda codes: pack_bits(codes, 4))(codes)
     quantising = Peer("quantising", quantize(n).ours)
     if back:
-        ours = jitted(lambda packed: kernels.unpack_bits(packed, 4, n), packed)
+        ours = jitted(lambda packed: unpack_bits(packed, 4, n), packed)
         return Case(ours, jitted(lambda codes: codes.astype(jnp.uint32), codes), (quantising,))
     floor = jitted(lambda codes: codes[: n // 2] + codes[n // 2 : n // 2 * 2], codes)
-    return Case(jitted(lambda codes: kernels.pack_bits(codes, 4), codes), floor, (quantising,))
+    return Case(jitted(lambda codes: pack_bits(codes, 4), codes), floor, (quantising,))
 
 
 def uplink(n: int) -> Case:
@@ -110,10 +114,10 @@ def uplink(n: int) -> Case:
         return all(bool((np.asarray(a) == np.asarray(b)).all()) for a, b in zip(ours, theirs, strict=True))
 
     peers = (
-        Peer("the selection alone", jitted(lambda x: kernels.top_k_mask(x, k), x)),
+        Peer("the selection alone", jitted(lambda x: top_k_mask(x, k), x)),
         Peer("lax.top_k and jax.random", jitted(step_by_step, x, residual, KEY), same),
     )
-    ours = jitted(lambda x, residual, key: kernels.sparse_quantize(x, residual, k, 4, key), x, residual, KEY)
+    ours = jitted(lambda x, residual, key: sparse_quantize(x, residual, k, 4, key), x, residual, KEY)
     return Case(ours, jitted(lambda x, residual: (x + residual, x - residual), x, residual), peers)
 
 
