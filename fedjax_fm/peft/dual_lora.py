@@ -1,0 +1,113 @@
+"""Two deltas of one method side by side in one model: a shared and a private LoRA, mixed by a weight (FedDPA).
+
+Yang, Long, Shen, Jiang, Blumenstein, 2024, arXiv 2403.19211. y = x W + (1 - a) s (x A_g) B_g + a s (x A_p) B_p, a for a whole
+batch or for each row of it. A head that is trained in full is mixed at its output: (1 - a) head_g(x) + a head_p(x).
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fedjax_fm.peft.lora import LoRALinear
+from fedjax_fm.peft.targets import named_modules, replace_module
+from fedjax_fm.types import Tree
+
+
+def _beside(mix: jax.Array, x: jax.Array) -> jax.Array:
+    """mix f32[] or f32[B] in the rank of x [B, ...]."""
+    return mix.reshape(*mix.shape, *[1] * (x.ndim - mix.ndim))
+
+
+class DualLoRALinear(nnx.Module):
+    """A linear layer with two low-rank updates; factors as in `LoRALinear`, `mix` [*stacked] or [*stacked, B]."""
+
+    def __init__(self, shared: LoRALinear, private: LoRALinear, mix: jax.Array):
+        self.base, self.scaling, self.private_scaling = shared.base, shared.scaling, private.scaling
+        self.shared_a, self.shared_b = shared.lora_a, shared.lora_b
+        self.private_a, self.private_b = private.lora_a, private.lora_b
+        self.mix = nnx.Variable(mix)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y, a = self.base(x), _beside(self.mix[...], x)
+        shared = self.scaling * (((1 - a) * (x @ self.shared_a[...])) @ self.shared_b[...])
+        private = self.private_scaling * ((a * (x @ self.private_a[...])) @ self.private_b[...])
+        return (y + shared + private).astype(y.dtype)
+
+
+class DualLinear(nnx.Module):
+    """Two linear layers, mixed at their outputs."""
+
+    def __init__(self, shared: nnx.Linear, private: nnx.Linear, mix: jax.Array):
+        self.shared, self.private, self.mix = shared, private, nnx.Variable(mix)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.shared(x)
+        a = _beside(self.mix[...], y)
+        return ((1 - a) * y + a * self.private(x)).astype(y.dtype)
+
+
+def two_adapters(
+    graphdef: nnx.GraphDef, shared: Tree, private: Tree, backbone: Tree, mix: jax.Array | float
+) -> nnx.Module:
+    """The model with both deltas: mix 0 is `nnx.merge(graphdef, shared, backbone)`, mix 1 the private one's.
+
+    Args:
+      graphdef, backbone: of `peft.apply` with `peft.lora`.
+      shared, private: deltas of it: LoRA factors, and linear layers trained in full beside them.
+      mix: what the private delta counts, f32[], or f32[B] for each row of the batch that the model is then given.
+
+    To be called where the model is used, inside the loss: nothing is copied but references.
+
+    Raises:
+      ValueError: the delta holds something else than LoRA factors and linear layers.
+    """
+    mix = jnp.asarray(mix, jnp.float32)
+    if mix.ndim > 1:
+        raise ValueError(f"expected a mix of shape [] or [B], got {list(mix.shape)}")
+    model, other = nnx.merge(graphdef, shared, backbone), nnx.merge(graphdef, private, backbone)
+    owners = sorted({".".join(map(str, path[:-1])) for path, _ in nnx.to_flat_state(shared)})
+    modules, others = dict(named_modules(model)), dict(named_modules(other))
+    for path in owners:
+        module = modules[path]
+        kinds = {LoRALinear: (DualLoRALinear, "lora_a"), nnx.Linear: (DualLinear, "kernel")}
+        if type(module) not in kinds:
+            raise ValueError(f"two_adapters mixes LoRA and linear layers, but {path} is a {type(module).__name__}")
+        kind, matrix = kinds[type(module)]
+        stacked = getattr(module, matrix).shape[:-2]
+        replace_module(model, path, kind(module, others[path], jnp.broadcast_to(mix, (*stacked, *mix.shape))))
+    return model
+
+
+def instance_mix(
+    query: jax.Array, local: jax.Array, omega_max: float = 0.5, omega_weighs: Literal["private", "shared"] = "private"
+) -> jax.Array:
+    """The mix for each query: omega = omega_max * mean over k of cos(query, local_k), and omega weighs one of the adapters.
+
+    Args:
+      query: f32[B, d], features of the inputs: hidden states under the private adapter (authors' code), see `pooled`.
+      local: f32[k, d], of some training instances of the client (authors: 5).
+      omega_weighs: "private" is the paper's prose, more of the private adapter for what resembles local data; "shared" the
+        released script.
+
+    Returns:
+      f32[B], `Adapters.mix`. A vector of zeros resembles nothing: cosine 0. Negative cosines are kept, as in the script.
+    """
+    if omega_weighs not in ("private", "shared"):
+        raise ValueError(f"expected omega_weighs 'private' or 'shared', got {omega_weighs!r}")
+    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny)
+    omega = omega_max * jnp.mean(unit(query) @ unit(local).T, axis=-1)
+    return omega if omega_weighs == "private" else 1 - omega
+
+
+def pooled(hidden: jax.Array, attention_mask: jax.Array, by: Literal["last", "mean"] = "last") -> jax.Array:
+    """Features of texts: the hidden state of the last real token, or the mean over real tokens; f32[B, T, d] -> f32[B, d]."""
+    real = attention_mask.astype(bool)
+    if by == "last":
+        last = hidden.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+        return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    if by != "mean":
+        raise ValueError(f"expected by 'last' or 'mean', got {by!r}")
+    total = jnp.sum(jnp.where(real[..., None], hidden, 0.0), axis=1)
+    return total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]
