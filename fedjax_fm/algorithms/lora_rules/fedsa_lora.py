@@ -1,0 +1,89 @@
+"""FedSA-LoRA: Selective Aggregation for Low-Rank Adaptation in Federated Learning.
+
+Guo, Zeng, Wang, Fan, Wang, Qu, 2024, arXiv 2410.01463. A is shared and averaged, every client keeps its own B.
+
+    client:  (A_k, B_k) <- local steps from (A, its own B_k);  sends A_k
+    server:  A <- sum_k p_k A_k
+"""
+
+from typing import NamedTuple
+
+import jax
+
+from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm.algorithms.lora_rules.factors import (
+    Factors,
+    Pair,
+    Ranks,
+    check_fit,
+    checked_ranks,
+    cut,
+    filled,
+    join,
+    largest_rank,
+    only,
+    rank_of,
+    split,
+)
+from fedjax_fm.algorithms.lora_rules.work import Mine, by_rank, padded_mean, settled, train_factors
+from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Task, Tree
+
+
+class FedSALoRAState(NamedTuple):
+    """Server state; its B stays at the start, no client has it."""
+
+    delta: Tree
+
+
+def fedsa_lora(
+    task: Task,
+    client_optimizer: ClientOptimizer,
+    *,
+    ranks: Ranks = None,
+    epochs: int | None = None,
+    local_steps: int | None = None,
+    batch_size: int,
+) -> Algorithm:
+    """Shares A; arguments as `fedit`. A client's own model is `fedsa_delta(state.delta, its client state)`.
+
+    Sends r_k d_in numbers a layer each way, and the other trained leaves; nothing of B.
+    """
+    batches = Batches(batch_size, epochs, local_steps).checked()
+    ranks = checked_ranks(ranks)
+
+    def init(delta, key, setting):
+        check_fit(ranks, largest_rank(split(delta)), setting)
+        return FedSALoRAState(delta)
+
+    def shared(delta):
+        return only(split(delta), "a")
+
+    def client(backbone, message):
+        def one(mine, own, data, key):
+            rank = rank_of(ranks, data.id)
+            whole = filled(mine.trained, {layer: Pair((), cut(b, rank)) for layer, b in own.items()})
+            work = train_factors(task, client_optimizer, Mine(whole), backbone, data, key)
+            return ClientOutput(only(work.change, "a"), work.weight, _own(work.end), work.metrics)
+
+        return one
+
+    def server(state, aggregate, key):
+        mean, weight = aggregate.value
+        delta = join(filled(mean, split(state.delta).pairs))
+        return FedSALoRAState(settled(weight > 0, delta, state.delta)), {}
+
+    exchange = Exchange(
+        lambda state: Mine(shared(state.delta)), client, server, padded_mean(shared), batches, by_rank(ranks)
+    )
+    return Algorithm(init, (exchange,), lambda delta, key: _own(split(delta)))
+
+
+def _own(factors: Factors) -> dict[str, jax.Array]:
+    """What a client keeps: B [r, ..., out] of every layer, zero beyond its rank."""
+    return {layer: pair.b for layer, pair in factors.pairs.items()}
+
+
+def fedsa_delta(delta: Tree, own: dict[str, jax.Array]) -> Tree:
+    """The delta of one client: the server's A and its own B."""
+    factors = split(delta)
+    return join(filled(only(factors, "a"), {layer: Pair((), b) for layer, b in own.items()}))

@@ -1,0 +1,90 @@
+"""The LoRA aggregation rules, with ranks that differ by client."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from contract import Problem, Row
+from lora_problem import (
+    HOW,
+    LAYERS,
+    MIXED,
+    RATE,
+    SCALING,
+    cut,
+    in_numpy,
+    loss,
+    make_clients,
+    make_trees,
+    tail_gradient,
+    tail_size,
+    train,
+)
+
+import fedjax_fm as ffm
+from fedjax_fm.algorithms import lora_rules
+from fedjax_fm.engine.keys import Purpose, derive
+
+RANK = MIXED[0]  # of client 0
+GAMMA, PENALTY = 0.7, 0.5  # three rows, of which two are kept
+
+
+def _make(name, **how):
+    def make() -> Problem:
+        algorithm = getattr(lora_rules, name)(ffm.Task(loss), optax.sgd(RATE), ranks=MIXED, **HOW, **how)
+        return Problem(algorithm, *make_trees(squares=name == "fed_sb"), make_clients()[:7], 4)
+
+    return make
+
+
+def _trained(*fixed):
+    return lambda problem, client, key: train(problem.delta, problem.backbone, client, RANK, fixed)
+
+
+def _without_b(problem: Problem, client, key):
+    delta = train(problem.delta, problem.backbone, client, RANK)
+    for name in LAYERS:
+        delta[name]["lora_b"] = problem.delta[name]["lora_b"]
+    return delta
+
+
+def _fresh(problem: Problem, client, key):
+    """Trained head, A drawn anew, B = 0."""
+    delta = train(problem.delta, problem.backbone, client, RANK)
+    for number, name in enumerate(LAYERS):
+        a, b = (problem.delta[name][kind] for kind in ("lora_a", "lora_b"))
+        shape = (a.shape[-1], *a.shape[:-1])
+        draw = jax.random.uniform(jax.random.fold_in(derive(key, Purpose.SERVER, 0), number), shape)
+        delta[name] = {"lora_a": jnp.moveaxis((2 * draw - 1) / np.sqrt(a.shape[-2]), 0, -1), "lora_b": np.zeros_like(b)}
+    return delta
+
+
+def _pruned(problem: Problem, client, key):
+    penalty = lambda delta: tail_gradient(delta, 2, PENALTY)
+    end = train(problem.delta, problem.backbone, client, RANK, penalty=penalty)
+    return cut(end, 2) if tail_size(end, 2) < tail_size(in_numpy(problem.delta), 2) else end
+
+
+def _by_svd(problem: Problem, client, key):
+    delta = train(problem.delta, problem.backbone, client, RANK)
+    for name in LAYERS:
+        u, s, vt = np.linalg.svd(delta[name]["lora_a"] @ delta[name]["lora_b"], full_matrices=False)
+        u, vt = u[..., :3], s[..., :3, None] * vt[..., :3, :]
+        largest = np.take_along_axis(u, np.abs(u).argmax(axis=-2, keepdims=True), axis=-2)
+        sign = np.sign(largest)
+        delta[name] = {"lora_a": u * sign, "lora_b": np.swapaxes(sign, -1, -2) * vt}
+    return delta
+
+
+ROWS = {
+    "fedit": Row(_make("fedit"), _trained()),
+    "ffa_lora": Row(_make("ffa_lora"), _trained("lora_a")),
+    "fedsa_lora": Row(_make("fedsa_lora"), _without_b),
+    "rolora": Row(_make("rolora"), _trained("lora_a")),
+    "fedex_lora": Row(_make("fedex_lora", scaling=SCALING), _trained()),
+    "flora": Row(_make("flora", scaling=SCALING), _fresh),
+    # Singular vectors of close singular values turn with the last digits of a sum.
+    "flexlora": Row(_make("flexlora"), _by_svd, rtol=1e-3, atol=1e-3),
+    "hetlora": Row(_make("hetlora", gamma=GAMMA, tail_penalty=PENALTY), _pruned),
+    "fed_sb": Row(_make("fed_sb"), _trained()),
+}
