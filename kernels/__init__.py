@@ -31,7 +31,7 @@ from .selection import kth_largest_key, top_k_cut, top_k_mask, top_k_masks
 from .sign import sign_decode, sign_encode
 from .sparse_quantize import SparseCodes, sparse_codes, sparse_decode, sparse_quantize
 from .symbols import pack_symbols, symbols_per_byte, unpack_symbols
-from .ternary import pack_trits, ternary_encode, unpack_trits
+from .ternary import ternary_encode
 
 __all__ = [
     "SparseCodes",
@@ -58,7 +58,6 @@ __all__ = [
     "nnadq_width",
     "pack_bits",
     "pack_symbols",
-    "pack_trits",
     "packed_length",
     "random_bits",
     "random_bits_at",
@@ -89,6 +88,5 @@ __all__ = [
     "uniform_quantize",
     "unpack_bits",
     "unpack_symbols",
-    "unpack_trits",
     "walsh_hadamard",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm.kernels import pack_bits, pack_trits, packed_length, unpack_bits, unpack_trits
+from fedjax_fm.kernels import mask_indices, pack_bits, pack_symbols, packed_length, unpack_bits, unpack_symbols
 from fedjax_fm.types import Free, Rows
 
 static = lambda: dataclasses.field(metadata={"static": True})
@@ -43,7 +43,7 @@ class Codes:
     def unpack(self) -> jax.Array:
         """Unsigned codes, [n]; zero past the live ones."""
         packed = self.packed.values if isinstance(self.packed, Rows) else self.packed
-        return unpack_trits(packed, self.n) if self.symbols == 3 else unpack_bits(packed, self.bits, self.n)
+        return unpack_symbols(packed, 3, self.n) if self.symbols == 3 else unpack_bits(packed, self.bits, self.n)
 
 
 def pack(codes: jax.Array, symbols: int, live: jax.Array | None = None) -> Codes:
@@ -51,7 +51,7 @@ def pack(codes: jax.Array, symbols: int, live: jax.Array | None = None) -> Codes
     n, bits = codes.shape[0], (symbols - 1).bit_length()
     if live is not None:
         codes = jnp.where(jnp.arange(n) < live, codes, 0)
-    packed = pack_trits(codes) if symbols == 3 else pack_bits(codes.astype(jnp.uint32), bits)
+    packed = pack_symbols(codes, 3) if symbols == 3 else pack_bits(codes.astype(jnp.uint32), bits)
     if live is None:
         return Codes(packed, n, symbols)
     n_bytes = -(-live // 5) if symbols == 3 else live // 8 * bits + -(-(live % 8) * bits // 8)
@@ -90,7 +90,7 @@ class Places:
         """i32[k], ascending."""
         if self.by_index:
             return unpack_bits(self.packed, index_bits(self.n), self.k).astype(jnp.int32)
-        return jnp.nonzero(unpack_bits(self.packed, 1, self.n), size=self.k)[0].astype(jnp.int32)
+        return mask_indices(unpack_bits(self.packed, 1, self.n) == 1, self.k)
 
 
 def pack_places(mask: jax.Array, places: jax.Array) -> Places:
@@ -121,8 +121,8 @@ class CountedPlaces:
         numbers = unpack_bits(self.index.values, width, self.room).astype(jnp.int32)
         by_index = jnp.pad(numbers, (0, n - self.room))
         by_index = jnp.where(jnp.arange(n) < self.count.astype(jnp.int32), by_index, n)
-        by_bitmap = jnp.nonzero(unpack_bits(self.bitmap.values, 1, n), size=n, fill_value=n)[0]
-        return jnp.where(self.count * jnp.uint32(width) < n, by_index, by_bitmap.astype(jnp.int32))
+        by_bitmap = mask_indices(unpack_bits(self.bitmap.values, 1, n) == 1, n)
+        return jnp.where(self.count * jnp.uint32(width) < n, by_index, by_bitmap)
 
 
 def pack_counted_places(mask: jax.Array, places: jax.Array) -> CountedPlaces:

@@ -31,8 +31,8 @@ def code_lengths(payload: Tree) -> Lengths:
     """Measures one payload (not a batch of them) with concrete arrays; runs the coders, some tenths of a second a million codes.
 
     Symbols are written under their own frequencies, which a receiver must be told: 32 bits for a string of flags, else
-    which symbols occur, as a bitmap or a list, and how often, in Elias's gamma code. For few codes that model outweighs the gain: `coded` may
-    exceed `fixed`.
+    which symbols occur, as a bitmap or a list, and how often, in Elias's gamma code. For few codes that model outweighs
+    the gain: `coded` may exceed `fixed`.
 
     Example:
       >>> import jax, jax.numpy as jnp

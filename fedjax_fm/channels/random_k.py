@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm.channels.top_k import checked_fraction, kept
+from fedjax_fm.channels.top_k import checked_fraction, kept, scattered
 from fedjax_fm.channels.vectors import poisoned, vector_channel
-from fedjax_fm.kernels import kth_largest_key, random_bits
+from fedjax_fm.kernels import mask_indices, random_k_mask
 from fedjax_fm.types import Channel
 
 
@@ -32,16 +32,11 @@ def random_k(fraction: float, scaled: bool = True) -> Channel:
     def decode(values, side, n):
         k = kept(fraction, n)
         values = values * jnp.float32(n / k) if scaled else values
-        return jnp.zeros(n, jnp.float32).at[random_places(side[0], n, k)].set(values)
+        return scattered(values, random_places(side[0], n, k), n)
 
     return vector_channel("random_k", (checked_fraction(fraction), scaled), encode, decode, rows=False)
 
 
 def random_places(seed: jax.Array, n: int, k: int) -> jax.Array:
-    """k of n places, each set equally likely but for ties of 31-bit words: u32[] -> i32[k], ascending."""
-    words = random_bits(jnp.stack([jnp.uint32(0), seed]), n) >> 1
-    threshold = kth_largest_key(words, k)
-    above, ties = words > threshold, words == threshold
-    left = k - jnp.sum(above, dtype=jnp.int32)
-    mask = above | (ties & (jnp.cumsum(ties, dtype=jnp.int32) <= left))
-    return jnp.nonzero(mask, size=k)[0].astype(jnp.int32)
+    """k of n places, every set as likely but for ties of 31-bit words: u32[] -> i32[k], ascending."""
+    return mask_indices(random_k_mask(jnp.stack([jnp.uint32(0), seed]), n, k), k)

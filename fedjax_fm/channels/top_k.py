@@ -3,11 +3,12 @@
 import math
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_fm.channels.buffers import pack_places
 from fedjax_fm.channels.vectors import poisoned, vector_channel
-from fedjax_fm.kernels import top_k_mask
+from fedjax_fm.kernels import mask_indices, top_k_mask
 from fedjax_fm.types import Channel
 
 
@@ -32,13 +33,19 @@ def top_k(fraction: float) -> Channel:
 
     def encode(x, live, key):
         mask = top_k_mask(x, k := kept(fraction, x.shape[0]))
-        places = jnp.nonzero(mask, size=k)[0]
+        places = mask_indices(mask, k)
         return poisoned(x[places], x), (pack_places(mask, places),)
 
     def decode(values, side, n):
-        return jnp.zeros(n, jnp.float32).at[side[0].unpack()].set(values)
+        return scattered(values, side[0].unpack(), n)
 
     return vector_channel("top_k", checked_fraction(fraction), encode, decode, rows=False)
+
+
+def scattered(values: jax.Array, places: jax.Array, n: int) -> jax.Array:
+    """f32[n] with values at places that ascend, zero elsewhere; places from n on are dropped."""
+    # Said so, the scatter need not look for places that occur twice.
+    return jnp.zeros(n, jnp.float32).at[places].set(values, unique_indices=True, indices_are_sorted=True, mode="drop")
 
 
 def checked_fraction(fraction: float) -> float:

@@ -214,7 +214,7 @@ def test_lengths_of_a_mask() -> None:
     assert float(kernels.mask_entropy_bits(jnp.asarray(mask))) == pytest.approx(entropy_bits, rel=1e-5)
 
 
-@pytest.mark.parametrize("make", [lambda: quantize(4), ternary, lambda: eden(3), nnadq])
+@pytest.mark.parametrize("make", [lambda: quantize(4), ternary, lambda: eden(3), lambda: nnadq(0.01)])
 def test_lengths_of_codes(make) -> None:
     x = RNG.normal(size=N).astype(np.float32)
     lengths, payload = lengths_of(make(), x)
