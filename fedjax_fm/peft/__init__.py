@@ -3,6 +3,7 @@
 from fedjax_fm.peft.adapter import houlsby, parallel_adapter
 from fedjax_fm.peft.bitfit import bitfit
 from fedjax_fm.peft.dora import dora
+from fedjax_fm.peft.folder import AdapterError, load_pretrained, save_pretrained
 from fedjax_fm.peft.ia3 import ia3
 from fedjax_fm.peft.layers import on_layers
 from fedjax_fm.peft.lora import LoRALinear, lora
@@ -13,6 +14,7 @@ from fedjax_fm.peft.prompt import prompt_tuning
 from fedjax_fm.peft.vpt import vpt
 
 __all__ = [
+    "AdapterError",
     "LoRALinear",
     "Method",
     "apply",
@@ -25,6 +27,7 @@ __all__ = [
     "head",
     "houlsby",
     "ia3",
+    "load_pretrained",
     "lora",
     "merge",
     "on_layers",
@@ -32,6 +35,7 @@ __all__ = [
     "parallel_adapter",
     "prefix_tuning",
     "prompt_tuning",
+    "save_pretrained",
     "unmerge",
     "vpt",
 ]
