@@ -1,11 +1,18 @@
-"""Which form of a kernel to run, from what is known when it is traced: the backend and the shapes."""
+"""Which form of a kernel to run, from what is known when it is traced: the backend and the shapes.
+
+Every form gives the same bits, so a program that is then compiled for another backend is slower, not wrong.
+"""
 
 import jax
 
+_LONGEST_RESIDENT_ROW = 2**20  # f32 entries: 4 MB of a TPU core's VMEM
+
 
 def on_cpu() -> bool:
-    """Whether programs traced now run on CPU by default.
-
-    Every form gives the same bits, so a program that is then compiled for another backend is slower, not wrong.
-    """
+    """Whether programs traced now run on CPU by default."""
     return jax.default_backend() == "cpu"
+
+
+def row_stays_in_kernel(n: int) -> bool:
+    """Whether to select from a vector of n entries by the Pallas kernel that holds it: on TPU, if it fits."""
+    return jax.default_backend() == "tpu" and n <= _LONGEST_RESIDENT_ROW

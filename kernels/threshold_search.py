@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_fm.kernels.counting import LARGEST_KEY, N_THRESHOLDS, count_at_least, keys_of
-from fedjax_fm.kernels.dispatch import on_cpu
+from fedjax_fm.kernels.dispatch import on_cpu, row_stays_in_kernel
 
 _SAMPLE = 16384  # entries of the largest sample; its bisection costs about a tenth of a millisecond
 _FIRST = (3.0, 0.5, -0.5, -3.0)  # thresholds of the first pass, in standard deviations of the sample's rank
@@ -46,13 +46,18 @@ def find_cut(leaves: tuple[jax.Array, ...], k: jax.Array) -> Cut:
     """The cut that selects min(k, n) of the n entries of all leaves together; ties go to the first, in order of leaves.
 
     Under `vmap` on CPU the rows are searched one after another, each while it is in the cache and for as many passes
-    as it needs; elsewhere all at once.
+    as it needs; elsewhere all at once. On TPU a vector that fits is held by a Pallas kernel.
 
     Args:
       leaves: vectors of floats (by magnitude) or u32 keys below 2**31; n < 2**31 in all.
       k: i32[].
     """
     n = sum(leaf.shape[0] for leaf in leaves)
+    if len(leaves) == 1 and row_stays_in_kernel(n):
+        from fedjax_fm.kernels.pallas.threshold import cut_of_rows  # only here: Pallas takes a while to import
+
+        key, last = cut_of_rows(keys_of(leaves[0])[None], jnp.minimum(k, n)[None], interpret=on_cpu())
+        return Cut(key[0], (last[0],))
     wanted = jnp.clip(k, 1, n)
     interval = _search(leaves, wanted, _first_thresholds(leaves, wanted, n))
     lasts = lax.cond(

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_fm.kernels import stochastic_quantize
+from fedjax_fm.kernels import (
+    stochastic_quantize,
+    stochastic_quantize_buckets,
+    uniform_dequantize,
+    uniform_quantize,
+)
 
 N_DRAWS = 20_000
 CASES = [(norm, levels) for norm in ("l2", "max") for levels in (1, 7, 127)]
@@ -249,8 +254,88 @@ def test_jit_is_eager_vmap_is_the_loop_and_keys_matter() -> None:
     assert other.tolist() != batch[0][0].tolist()
 
 
+def test_the_noise_is_that_of_jax_random() -> None:
+    x, key = normal(5000), jax.random.key(9)
+    codes, scale = quantizer(7, "max")(x, key)
+    steps = np.abs(x) / np.float32(scale)
+    up = np.asarray(jax.random.uniform(key, x.shape)) >= 1 - (steps - np.floor(steps))
+    np.testing.assert_array_equal(np.asarray(codes), np.sign(x) * np.minimum(np.floor(steps) + up, 7))
+
+
+@pytest.mark.parametrize("n", [0, 1, 30, 90, 100])
+@pytest.mark.parametrize("norm", ["l2", "max"])
+def test_buckets_have_scales_of_their_own_and_share_the_noise(n: int, norm: str) -> None:
+    x, key = normal(n, 3), jax.random.key(n)
+    codes, scales = jax.jit(lambda x, key: stochastic_quantize_buckets(x, key, 7, norm, 30))(x, key)
+    assert codes.shape == (n,)
+    assert scales.shape == (max(1, -(-n // 30)),)
+    noise = np.asarray(jax.random.uniform(key, (n,)))
+    for j in range(0, n, 30):
+        here, scale = x[j : j + 30], np.float32(scales[j // 30])
+        step, _, _ = law(here, 7, norm)
+        assert float(scale) == pytest.approx(step, rel=1e-6)
+        steps = np.abs(here) / scale
+        up = noise[j : j + 30] >= 1 - (steps - np.floor(steps))
+        wanted = np.sign(here) * np.minimum(np.floor(steps) + up, 7)
+        np.testing.assert_array_equal(np.asarray(codes)[j : j + 30], wanted)
+
+
+@functools.cache
+def uniform_quantizer(bits: int):
+    return jax.jit(lambda x, key: uniform_quantize(x, key, bits))
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_the_uniform_quantiser_is_unbiased_with_the_variance_of_its_grid(bits: int) -> None:
+    x = normal(48, 2) + 3.0
+    keys = jax.random.split(jax.random.key(bits), N_DRAWS)
+
+    def draw(key):
+        return uniform_dequantize(*uniform_quantize(x, key, bits))
+
+    q = np.asarray(jax.jit(jax.vmap(draw))(keys), np.float64)
+    step = (x.max().astype(np.float64) - x.min()) / (2**bits - 1)
+    p = (x - x.min().astype(np.float64)) / step % 1
+    random = p * (1 - p) > 1e-3
+    z = (q.mean(axis=0) - x)[random] / np.sqrt(step**2 * (p * (1 - p))[random] / N_DRAWS)
+    assert np.abs(z).max() < 5
+    assert abs(z_of_mean(np.sum((q - x) ** 2, axis=1), step**2 * np.sum(p * (1 - p)))) < 4
+    assert np.abs(q - x).max() < step * (1 + 1e-4)
+
+
+def test_the_ends_of_the_range_and_constant_vectors_are_exact() -> None:
+    for bits, dtype in ((1, np.uint8), (8, np.uint8), (9, np.uint16), (16, np.uint16)):
+        x = np.array([-1.5, 2.5, -1.5, 2.5], np.float32)
+        codes, low, step = uniform_quantizer(bits)(x, jax.random.key(bits))
+        assert codes.dtype == dtype
+        assert codes.tolist() == [0, 2**bits - 1] * 2
+        np.testing.assert_allclose(np.asarray(uniform_dequantize(codes, low, step)), x, rtol=1e-6)
+    for value in (0.0, -7.25, 3e38):
+        codes, low, step = uniform_quantizer(4)(np.full(5, value, np.float32), jax.random.key(0))
+        assert uniform_dequantize(codes, low, step).tolist() == [np.float32(value)] * 5
+        assert float(step) == 0
+    wide = np.array([-3e38, 3e38, 0.0], np.float32)  # the range itself is beyond the floats
+    codes, low, step = uniform_quantizer(8)(wide, jax.random.key(0))
+    assert np.isfinite(step)
+    assert codes.tolist()[:2] == [0, 255]
+    assert uniform_quantize(jnp.zeros(0), jax.random.key(0), 4)[0].shape == (0,)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_uniform_quantiser_flags_what_is_not_finite(bad: float) -> None:
+    x = normal(8)
+    x[3] = bad
+    codes, low, step = uniform_quantizer(4)(x, jax.random.key(0))
+    assert not np.isfinite(np.asarray(uniform_dequantize(codes, low, step))).any()
+
+
 def test_errors_name_the_value() -> None:
     with pytest.raises(ValueError, match=r"expected levels >= 1, got levels=0"):
         stochastic_quantize(jnp.ones(3), jax.random.key(0), 0)
     with pytest.raises(ValueError, match=r"expected norm 'l2' or 'max', got 'l1'"):
         stochastic_quantize(jnp.ones(3), jax.random.key(0), 7, "l1")
+    with pytest.raises(ValueError, match=r"expected bucket_size >= 1, got bucket_size=0"):
+        stochastic_quantize_buckets(jnp.ones(3), jax.random.key(0), bucket_size=0)
+    for bits in (0, 17):
+        with pytest.raises(ValueError, match=f"expected 1 <= bits <= 16, got bits={bits}"):
+            uniform_quantize(jnp.ones(3), jax.random.key(0), bits)

@@ -1,0 +1,65 @@
+"""QSGD with threefry inside the kernel: the noise never touches memory."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from fedjax_fm.kernels.quantize import norm_of, scale_of, signed_codes
+from fedjax_fm.kernels.random_bits import key_words, threefry2x32, to_uniform
+
+_LANES, _SUBLANES = 128, 32  # a tile of int8
+
+
+def _kernel(words_ref, scale_ref, x_ref, codes_ref, *, levels):
+    shape = x_ref.shape
+    # By the place in the whole vector: the numbers do not depend on how it is cut into blocks.
+    first = pl.program_id(0) * (shape[0] * shape[1])
+    place = lax.broadcasted_iota(jnp.int32, shape, 0) * shape[1] + lax.broadcasted_iota(jnp.int32, shape, 1) + first
+    low = lax.bitcast_convert_type(place, jnp.uint32)
+    a, b = threefry2x32((words_ref[0, 0], words_ref[1, 0]), jnp.zeros_like(low), low)
+    codes_ref[...] = signed_codes(x_ref[...], scale_ref[0, 0], to_uniform(a ^ b), levels).astype(jnp.int8)
+
+
+def stochastic_quantize_blocks(
+    x: jax.Array, key: jax.Array, levels: int = 7, norm: str = "l2", block_rows: int = 512, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """`kernels.stochastic_quantize` in blocks of block_rows * 128 entries: the same codes for every block size.
+
+    The norm is plain XLA. Not yet compiled for a TPU or GPU: the tests run it in interpret mode.
+
+    Args:
+      x: f32[n].
+      key: a threefry key, consumed.
+      levels: 1 to 127.
+      norm: "l2" or "max".
+      block_rows: a positive multiple of 32.
+      interpret: run as plain XLA, for tests.
+
+    Returns:
+      (codes int8[n], scale f32[]).
+    """
+    if not 1 <= levels <= 127:
+        raise ValueError(f"expected 1 <= levels <= 127, got levels={levels}")
+    if block_rows < 1 or block_rows % _SUBLANES:
+        raise ValueError(f"expected a positive multiple of {_SUBLANES}, got block_rows={block_rows}")
+    x = jnp.asarray(x, jnp.float32)
+    n = x.shape[0]
+    scale = scale_of(norm_of(x, norm), levels)
+    n_blocks = max(1, -(-n // (block_rows * _LANES)))
+    blocks = jnp.pad(x, (0, n_blocks * block_rows * _LANES - n)).reshape(-1, _LANES)
+    tile = (_SUBLANES, _LANES)
+    words = jnp.broadcast_to(jnp.stack(key_words(key)).reshape(2, 1), (2, _LANES))
+    codes = pl.pallas_call(
+        lambda *refs: _kernel(*refs, levels=levels),
+        grid=(n_blocks,),
+        in_specs=[
+            pl.BlockSpec(tile, lambda i: (0, 0)),
+            pl.BlockSpec(tile, lambda i: (0, 0)),
+            pl.BlockSpec((block_rows, _LANES), lambda i: (i, 0)),
+        ],
+        out_specs=pl.BlockSpec((block_rows, _LANES), lambda i: (i, 0)),
+        out_shape=jax.ShapeDtypeStruct(blocks.shape, jnp.int8),
+        interpret=interpret,
+    )(jnp.pad(words, ((0, _SUBLANES - 2), (0, 0))), jnp.broadcast_to(scale, tile), blocks)
+    return codes.reshape(-1)[:n], scale
