@@ -1,0 +1,116 @@
+"""FedBuff: Federated Learning with Buffered Asynchronous Aggregation.
+
+Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba, 2021, arXiv 2106.06639 (algorithm 1).
+
+    client:  starts from version v of w, sends D_k = w_v - w_k whenever it is done
+    server:  after K arrivals w <- server_optimizer(w, 1/K sum_k s(tau_k) D_k),  tau_k versions old,  s = (1 + tau)^(-1/2)
+
+One round of the engine is one server update. Who arrives with which version is an event log (`systems.asynchronous`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_fm import trees
+from fedjax_fm.algorithms.local import ClientOptimizer, train
+from fedjax_fm.systems.clock import Schedule
+from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Reduce, Sampler, Task, Tree
+
+
+class FedBuffState(NamedTuple):
+    """Server state: the newest version, and those that clients may still be working on."""
+
+    delta: Tree
+    history: Tree  # leaves [V, ...]: version v at v mod V
+    optimizer: Any
+    round: jax.Array  # i32[], the newest version
+    log: tuple[jax.Array, jax.Array, jax.Array]  # ids, versions i32[rounds, K], seconds f32[rounds]
+
+
+def polynomial_staleness(exponent: float = 0.5) -> Callable[[jax.Array], jax.Array]:
+    """s(tau) = (1 + tau)^-exponent; 0 counts stale updates in full."""
+    return lambda staleness: (1.0 + staleness) ** -exponent
+
+
+def fedbuff(
+    task: Task,
+    client_optimizer: ClientOptimizer,
+    server_optimizer: optax.GradientTransformation | None = None,
+    *,
+    schedule: Schedule,
+    staleness: Callable[[jax.Array], jax.Array] | None = None,
+    epochs: int | None = None,
+    local_steps: int | None = None,
+    batch_size: int,
+) -> tuple[Algorithm, Sampler]:
+    """The algorithm and the sampler that replays the event log; both go to the simulator, with
+    `cohort_size = schedule.ids.shape[1]`. A run cannot be longer than the log: its arrivals end there.
+
+    Args:
+      schedule: from `systems.asynchronous`, for the same local work and the same bytes.
+      staleness: s(tau), default `polynomial_staleness()`.
+
+    Sends: down the version that a client starts from, up its update. Memory at the server: as many versions as the
+    oldest arrival needs.
+
+    Metrics: `seconds` on the virtual clock, `staleness`, the mean of the buffer.
+    """
+    optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    batches = Batches(batch_size, epochs, local_steps).checked()
+    weight_of = staleness or polynomial_staleness()
+    rounds, buffer_size = schedule.ids.shape
+    n_versions = int(schedule.staleness.max()) + 1
+
+    def init(delta, key, setting):
+        history = jax.tree.map(lambda x: jnp.broadcast_to(x, (n_versions, *jnp.shape(x))), delta)
+        log = (schedule.ids, schedule.versions, schedule.seconds.astype(np.float32))
+        return FedBuffState(delta, history, optimizer.init(delta), jnp.int32(0), tuple(map(jnp.asarray, log)))
+
+    def broadcast(state):
+        return {"history": state.history, "newest": state.round, "ids": state.log[0], "versions": state.log[1]}
+
+    def address(message, state, client):
+        """The version that this arrival started from, and how old it is by now."""
+        row = jnp.minimum(message["newest"], rounds - 1)
+        version = jnp.max(jnp.where(message["ids"][row] == client, message["versions"][row], 0))
+        model = jax.tree.map(lambda x: x[version % n_versions], message["history"])
+        return {"delta": model, "age": Free(message["newest"] - version)}
+
+    def client(backbone, message):
+        def one(mine, state, data, key):
+            trained, metrics = train(task, client_optimizer, mine["delta"], backbone, data, key)
+            age = mine["age"].astype(jnp.float32)
+            metrics = {**metrics, "staleness": (age, jnp.float32(1))}
+            return ClientOutput(trees.subtract(mine["delta"], trained), weight_of(age), state, metrics)
+
+        return one
+
+    def server(state, aggregate, key):
+        updates, moments = optimizer.update(aggregate.value, state.optimizer, state.delta)
+        delta, newest = optax.apply_updates(state.delta, updates), state.round + 1
+        history = jax.tree.map(lambda h, x: h.at[newest % n_versions].set(x), state.history, delta)
+        metrics = {"seconds": state.log[2][jnp.minimum(state.round, rounds - 1)]}
+        return FedBuffState(delta, history, moments, newest, state.log), metrics
+
+    def finish(total, setting):
+        return jax.tree.map(lambda x: x / buffer_size, total)
+
+    reduce = Reduce(lambda server, sent, weight: jax.tree.map(lambda x: weight * x, sent), finish)
+    exchange = Exchange(broadcast, client, server, reduce, batches, address=address)
+    return Algorithm(init, (exchange,)), _replay(schedule)
+
+
+def _replay(schedule: Schedule) -> Sampler:
+    """Round t is row t of the log; behind its end nobody arrives."""
+    rounds, buffer_size = schedule.ids.shape
+
+    def draw(state, key):
+        row = jnp.asarray(schedule.ids)[jnp.minimum(state, rounds - 1)]
+        return row, jnp.where(state < rounds, buffer_size, 0).astype(jnp.int32), state + 1
+
+    return Sampler(lambda: jnp.int32(0), draw, buffer_size)
