@@ -136,9 +136,53 @@ def bench(
     sys.exit(command.engine(only, peers=peers, repeats=repeats, as_json=json, smoke=smoke, cache=cache))
 
 
+def wire(
+    *,
+    model: str,
+    peft: str | None = None,
+    classes: _Count = None,
+    rank: int = 8,
+    targets: str | None = None,
+    bottleneck: _Count = None,
+    tokens: _Count = None,
+    hidden: _Count = None,
+    mode: Literal["deep", "shallow"] = "deep",
+    norms: bool = False,
+    json: bool = False,
+) -> None:
+    """Count what one client sends and receives in a round of fine-tuning: computed from shapes, nothing is run.
+
+    Args:
+        model: an architecture such as roberta-base or llama-3-8b, a hub id, or a folder with a config.json.
+        peft: full, lora, adapter, bitfit, prompt, prefix, vpt, ia3 or head; default all that fit the model.
+        classes: adds the architecture's classification head with that many classes; it is trained and sent in full.
+        rank: of lora.
+        targets: names of the layers that are adapted, with commas between them; default query and value (lora), all
+            output projections (adapter), all biases (bitfit), keys, values and feed-forward layers (ia3).
+        bottleneck: of adapter; default 64, and for both towers of CLIP the adapter of FedCLIP on the image features.
+        tokens: of prompt (default 20), prefix (16) and vpt (10).
+        hidden: width of a network that makes the prefix, which is then sent too; default none.
+        mode: of vpt.
+        norms: adapter trains the layers' normalisations too.
+        json: one JSON object (a line a method) instead of a table.
+    """
+    counting = importlib.import_module("fedjax_fm.wire")
+    chosen = None if targets is None else tuple(part.strip() for part in targets.split(",") if part.strip())
+    options = counting.Options(rank, chosen, bottleneck, tokens, hidden, mode, norms)
+    rows, refused = counting.rows(model, peft, classes, options)
+    if json:
+        for row in rows:
+            print(counting.as_json(row))
+        return
+    console = Console()
+    console.print(counting.as_table(rows))
+    for line in refused:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; turns expected errors into one line and exit code 2."""
-    commands = {"list": list_experiments, "run": run, "report": report, "bench": bench}
+    commands = {"list": list_experiments, "run": run, "report": report, "wire": wire, "bench": bench}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

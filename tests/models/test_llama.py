@@ -235,8 +235,10 @@ def test_configurations_that_cannot_be_computed(changes, message):
 
 def test_what_from_pretrained_refuses(tmp_path):
     saved_tiny(tmp_path)
-    with pytest.raises(ValueError, match="num_labels=None for a language model, got 2"):
-        models.from_pretrained(tmp_path, num_labels=2)
+    with pytest.raises(ValueError, match="expected num_labels >= 1, got 0"):
+        models.from_pretrained(tmp_path, num_labels=0)
+    with pytest.raises(ValueError, match="expected pooling 'cls' for a model of type 'llama', got 'mean'"):
+        models.from_pretrained(tmp_path, num_labels=2, pooling="mean")
     with pytest.raises(ValueError, match=r"'q4_1' keeps the blocks of a \.gguf file"):
         models.from_pretrained(tmp_path, frozen="q4_1")
     with pytest.raises(ValueError, match="expected frozen 'dense' or 'q4_1', got 'int8'"):
@@ -246,12 +248,16 @@ def test_what_from_pretrained_refuses(tmp_path):
     path = tmp_path / "config.json"
     fields = json.loads(path.read_text())
     for change, message in [
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope type 'llama3' is not supported"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2}}, "'llama3' needs low_freq_factor, high_freq_factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' is not supported"),
+        ({"model_type": "mistral", "sliding_window": 16}, "sliding_window=16 is not supported"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "expected full attention in all layers"),
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "rope type 'linear'"),
         ({"rope_interleaved": True}, "interleaved"),
         ({"hidden_act": "relu"}, "got 'relu'"),
         ({"tie_word_embeddings": False, "num_hidden_layers": 4}, "missing model.layers.3"),
-        ({"model_type": "gpt2"}, "type 'gpt2'; this version reads 'bert' and 'llama'"),
+        ({"model_type": "qwen2"}, "missing model.layers.0.self_attn.q_proj.bias"),
+        ({"model_type": "gpt_neox"}, "type 'gpt_neox'; this version reads albert, bert, clip"),
     ]:
         path.write_text(json.dumps({**fields, **change}))
         with pytest.raises(models.WeightError, match=message):
