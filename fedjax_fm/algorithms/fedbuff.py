@@ -68,8 +68,8 @@ def fedbuff(
 
     def init(delta, key, setting):
         history = jax.tree.map(lambda x: jnp.broadcast_to(x, (n_versions, *jnp.shape(x))), delta)
-        log = (schedule.ids, schedule.versions, schedule.seconds.astype(np.float32))
-        return FedBuffState(delta, history, optimizer.init(delta), jnp.int32(0), tuple(map(jnp.asarray, log)))
+        ids, versions, seconds = map(jnp.asarray, (schedule.ids, schedule.versions, np.float32(schedule.seconds)))
+        return FedBuffState(delta, history, optimizer.init(delta), jnp.int32(0), (ids, versions, seconds))
 
     def broadcast(state):
         return {"history": state.history, "newest": state.round, "ids": state.log[0], "versions": state.log[1]}

@@ -69,7 +69,7 @@ def test_seconds_add_up():
 
 def test_a_synchronous_round_waits_for_the_slowest():
     seconds = np.arange(1.0, N + 1)
-    ends = synchronous_seconds(samplers.fixed(N, [3, 7]), 0, 4, seconds)
+    ends = synchronous_seconds(samplers.fixed([3, 7]), 0, 4, seconds)
     np.testing.assert_allclose(ends, [8, 16, 24, 32])
     sampler = samplers.uniform(N, 5)
     ends = synchronous_seconds(sampler, 1, 6, seconds)
