@@ -1,4 +1,4 @@
-"""Draws docs/round.svg: `python docs/draw_round.py`. Needs matplotlib (the extra `study`)."""
+"""Draws docs/round.svg: `python docs/draw_round.py`."""
 
 from pathlib import Path
 

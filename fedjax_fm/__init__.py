@@ -4,7 +4,19 @@ from fedjax_fm.engine.devices import use_cpu_cores_as_devices
 
 use_cpu_cores_as_devices()
 
-from fedjax_fm import algorithms, channels, datasets, evaluation, kernels, models, peft, population, trees  # noqa: E402
+from fedjax_fm import (
+    algorithms,
+    channels,
+    datasets,
+    evaluation,
+    kernels,
+    models,
+    peft,
+    population,
+    privacy,
+    systems,
+    trees,
+)  # noqa: E402
 from fedjax_fm.algorithms import fedavg  # noqa: E402
 from fedjax_fm.engine import CohortOverflow, NonFiniteClient, SimulationState, Simulator, UnknownClient, sweep  # noqa: E402
 from fedjax_fm.population import Population  # noqa: E402
@@ -19,6 +31,8 @@ from fedjax_fm.types import (  # noqa: E402
     Exchange,
     Free,
     Reduce,
+    Repeat,
+    Rows,
     Sampler,
     Setting,
     Stack,
@@ -41,6 +55,8 @@ __all__ = [
     "NonFiniteClient",
     "Population",
     "Reduce",
+    "Repeat",
+    "Rows",
     "Sampler",
     "Setting",
     "SimulationState",
@@ -57,6 +73,8 @@ __all__ = [
     "models",
     "peft",
     "population",
+    "privacy",
     "sweep",
+    "systems",
     "trees",
 ]

@@ -1,8 +1,34 @@
-"""Federated methods, one file each."""
+"""Federated methods, one file each; `lora_rules` has those that combine low-rank adapters."""
 
+from fedjax_fm.algorithms import lora_rules
+from fedjax_fm.algorithms.dp_fedavg import AdaptiveClip, dp_fedavg
 from fedjax_fm.algorithms.fedavg import fedavg
+from fedjax_fm.algorithms.fedbuff import fedbuff
+from fedjax_fm.algorithms.feddpa import feddpa_f, feddpa_t
+from fedjax_fm.algorithms.fedkseed import fedkseed
+from fedjax_fm.algorithms.fedpm import fedpm
+from fedjax_fm.algorithms.fjord import fjord
+from fedjax_fm.algorithms.heterofl import heterofl
 from fedjax_fm.algorithms.local import masked_loss, train
 from fedjax_fm.algorithms.local_only import local_only
+from fedjax_fm.algorithms.nested import nest
 from fedjax_fm.algorithms.reduce import weighted_mean
 
-__all__ = ["fedavg", "local_only", "masked_loss", "train", "weighted_mean"]
+__all__ = [
+    "AdaptiveClip",
+    "dp_fedavg",
+    "fedavg",
+    "fedbuff",
+    "feddpa_f",
+    "feddpa_t",
+    "fedkseed",
+    "fedpm",
+    "fjord",
+    "heterofl",
+    "local_only",
+    "lora_rules",
+    "masked_loss",
+    "nest",
+    "train",
+    "weighted_mean",
+]
