@@ -16,8 +16,9 @@ def sign_encode(x: jax.Array, counts: jax.Array | int | None = None) -> tuple[ja
     References:
       Karimireddy et al., Error feedback fixes SignSGD, 2019, arXiv 1901.09847, section 3.
     """
-    total = jnp.sum(jnp.abs(x), axis=-1)
-    return jnp.signbit(x), total / jnp.maximum(jnp.asarray(x.shape[-1] if counts is None else counts), 1)
+    n = jnp.maximum(jnp.asarray(x.shape[-1] if counts is None else counts), 1)
+    # Divided before it is summed: the mean of finite numbers is finite.
+    return jnp.signbit(x), jnp.sum(jnp.abs(x) / n[..., None], axis=-1)
 
 
 def sign_decode(minus: jax.Array, scale: jax.Array) -> jax.Array:

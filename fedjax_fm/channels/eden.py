@@ -18,7 +18,7 @@ def eden(bits: int, scale: str = "unbiased", block_size: int = 4096, turns: int 
     and the channel contracts every message, delta near 1 - D: for `error_feedback`, or where one sender is heard.
     Both hold for uniformly random rotations. Signs and one Hadamard matrix come close for dense vectors in blocks
     from 2^10; a block with two or three entries that are not zero stays far from Gaussian and its estimate is
-    biased: take turns=2.
+    biased: take turns=2. Entries above about 3e38 / block_size overflow: their block is not finite.
     Bits: `bits` an entry, the last block padded to a power of two from 128, plus 32 a block, plus 32 for the seed.
 
     Args:
