@@ -26,7 +26,7 @@ from .natural import natural_decode, natural_encode
 from .nnadq import from_planes, nnadq_decode, nnadq_encode, nnadq_width, to_planes
 from .packing import pack_bits, packed_length, unpack_bits
 from .quantize import stochastic_quantize, stochastic_quantize_buckets, uniform_dequantize, uniform_quantize
-from .random_bits import random_bits, random_bits_at, uniform
+from .random_bits import random_bits, random_bits_at, rounding_noise, uniform
 from .selection import kth_largest_key, top_k_cut, top_k_mask, top_k_masks
 from .sign import sign_decode, sign_encode
 from .sparse_quantize import SparseCodes, sparse_codes, sparse_decode, sparse_quantize
@@ -67,6 +67,7 @@ __all__ = [
     "rotate",
     "rotate_back",
     "rotated_length",
+    "rounding_noise",
     "run_level_length",
     "sign_decode",
     "sign_encode",

@@ -7,6 +7,8 @@ out. Word i depends on (key, i) alone, so a block of a long vector can be drawn 
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels.dispatch import on_cpu
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
@@ -74,3 +76,43 @@ def to_uniform(bits: jax.Array) -> jax.Array:
 def uniform(key: jax.Array, n: int) -> jax.Array:
     """f32[n] on [0, 1), multiples of 2**-23, equal to `jax.random.uniform(key, (n,))`; see `random_bits`."""
     return to_uniform(random_bits(key, n))
+
+
+def rounding_noise(key: jax.Array, n: int) -> jax.Array:
+    """f32[n] on [0, 1), multiples of 2**-23, for stochastic rounding: within 2**-16 of `uniform(key, n)`.
+
+    The upper 16 bits of word i are those of `random_bits`. Below come the upper bits of a Weyl sequence with a random
+    start, (start + i * 0x9E3779B9) mod 2**32, so that each number alone is exactly uniform; two of them depend on
+    each other by less than 2**-16 of a rounding step. Not for differential privacy: see `uniform`.
+    """
+    index = jax.lax.iota(jnp.uint32, n)
+    return noise_of(_upper_halves(key, n), weyl_start(key), index)
+
+
+def weyl_start(key: jax.Array) -> jax.Array:
+    """u32[], made of a counter that `random_bits` never uses."""
+    return threefry2x32(key_words(key), jnp.uint32(1), jnp.uint32(0))[0]
+
+
+def noise_of(upper: jax.Array, start: jax.Array, index: jax.Array) -> jax.Array:
+    """Number `index` of `rounding_noise` from the upper 16 bits of its word: integers, u32[], u32 -> f32."""
+    weyl = start + index * jnp.uint32(0x9E3779B9)
+    return to_uniform((upper.astype(jnp.uint32) << 16) | (weyl >> 16))
+
+
+_CHUNK = 2**14
+
+
+def _upper_halves(key: jax.Array, n: int) -> jax.Array:
+    """random_bits(key, n) >> 16; long ones on CPU as u16, by a loop of its own.
+
+    XLA vectorises a loop by the widest type that it reads or writes. A hash is a chain of dependent steps, and in a
+    loop of 16-bit numbers twice as many chains run side by side as in one that reads floats.
+    """
+    if n <= _CHUNK or not on_cpu():
+        return random_bits(key, n) >> 16
+
+    def chunk(i):
+        return (random_bits_at(key, i * _CHUNK + jax.lax.iota(jnp.uint32, _CHUNK)) >> 16).astype(jnp.uint16)
+
+    return jax.lax.map(chunk, jax.lax.iota(jnp.uint32, -(-n // _CHUNK))).reshape(-1)[:n]

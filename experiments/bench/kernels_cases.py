@@ -68,15 +68,16 @@ def top_k(shape: tuple[int, ...], with_torch: bool) -> Case:
 
 
 def quantize(n: int) -> Case:
-    """7 levels, l2 norm; the peer rounds by the same numbers, drawn by jax.random."""
+    """7 levels, l2 norm; the peer is the same arithmetic with jax.random.uniform, whose numbers differ by 2**-16."""
     x = jax.random.normal(jax.random.key(0), (n,))
 
     def with_jax_random(x, key):
         scale = scale_of(norm_of(x, "l2"), 7)
         return signed_codes(x, scale, jax.random.uniform(key, x.shape), 7).astype(jnp.int8), scale
 
-    def same(ours, theirs):
-        return all(bool((np.asarray(a) == np.asarray(b)).all()) for a, b in zip(ours, theirs, strict=True))
+    def same(ours, theirs):  # but for the few entries whose probability lies between the two numbers
+        difference = np.abs(np.asarray(ours[0], int) - np.asarray(theirs[0], int))
+        return bool(difference.max() <= 1 and difference.mean() < 1e-4 and ours[1] == theirs[1])
 
     peer = Peer("the same with jax.random.uniform", jitted(with_jax_random, x, KEY), same)
     floor = jitted(lambda x: round_up_or_down(x, jnp.float32(0.5), 7).astype(jnp.int8), x)
@@ -110,8 +111,8 @@ def uplink(n: int) -> Case:
         decoded = jnp.zeros(n).at[places].set(rounded.reshape(-1)[:k])
         return decoded, corrected - decoded
 
-    def same(ours, theirs):
-        return all(bool((np.asarray(a) == np.asarray(b)).all()) for a, b in zip(ours, theirs, strict=True))
+    def same(ours, theirs):  # but for the few entries whose probability lies between two numbers of the noise
+        return all(bool(np.mean(np.asarray(a) != np.asarray(b)) < 1e-5) for a, b in zip(ours, theirs, strict=True))
 
     peers = (
         Peer("the selection alone", jitted(lambda x: top_k_mask(x, k), x)),

@@ -6,7 +6,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from fedjax_fm.kernels.quantize import norm_of, scale_of, signed_codes
-from fedjax_fm.kernels.random_bits import key_words, threefry2x32, to_uniform
+from fedjax_fm.kernels.random_bits import key_words, noise_of, threefry2x32, weyl_start
 
 _LANES, _SUBLANES = 128, 32  # a tile of int8
 
@@ -18,7 +18,8 @@ def _kernel(words_ref, scale_ref, x_ref, codes_ref, *, levels):
     place = lax.broadcasted_iota(jnp.int32, shape, 0) * shape[1] + lax.broadcasted_iota(jnp.int32, shape, 1) + first
     low = lax.bitcast_convert_type(place, jnp.uint32)
     a, b = threefry2x32((words_ref[0, 0], words_ref[1, 0]), jnp.zeros_like(low), low)
-    codes_ref[...] = signed_codes(x_ref[...], scale_ref[0, 0], to_uniform(a ^ b), levels).astype(jnp.int8)
+    noise = noise_of((a ^ b) >> 16, words_ref[2, 0], low)
+    codes_ref[...] = signed_codes(x_ref[...], scale_ref[0, 0], noise, levels).astype(jnp.int8)
 
 
 def stochastic_quantize_blocks(
@@ -49,7 +50,7 @@ def stochastic_quantize_blocks(
     n_blocks = max(1, -(-n // (block_rows * _LANES)))
     blocks = jnp.pad(x, (0, n_blocks * block_rows * _LANES - n)).reshape(-1, _LANES)
     tile = (_SUBLANES, _LANES)
-    words = jnp.broadcast_to(jnp.stack(key_words(key)).reshape(2, 1), (2, _LANES))
+    words = jnp.broadcast_to(jnp.stack([*key_words(key), weyl_start(key)]).reshape(3, 1), (3, _LANES))
     codes = pl.pallas_call(
         lambda *refs: _kernel(*refs, levels=levels),
         grid=(n_blocks,),
@@ -61,5 +62,5 @@ def stochastic_quantize_blocks(
         out_specs=pl.BlockSpec((block_rows, _LANES), lambda i: (i, 0)),
         out_shape=jax.ShapeDtypeStruct(blocks.shape, jnp.int8),
         interpret=interpret,
-    )(jnp.pad(words, ((0, _SUBLANES - 2), (0, 0))), jnp.broadcast_to(scale, tile), blocks)
+    )(jnp.pad(words, ((0, _SUBLANES - 3), (0, 0))), jnp.broadcast_to(scale, tile), blocks)
     return codes.reshape(-1)[:n], scale

@@ -15,6 +15,7 @@ from fedjax_fm.kernels import (
     uniform_dequantize,
     uniform_quantize,
 )
+from fedjax_fm.kernels.random_bits import rounding_noise, weyl_start
 
 N_DRAWS = 20_000
 CASES = [(norm, levels) for norm in ("l2", "max") for levels in (1, 7, 127)]
@@ -38,6 +39,9 @@ def draws(x: tuple[float, ...], levels: int, norm: str) -> np.ndarray:
     return np.asarray(codes, np.float64) * np.asarray(scales, np.float64)[:, None]
 
 
+rounding_start = jax.jit(weyl_start)
+
+
 def normal(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=n).astype(np.float32)
 
@@ -47,6 +51,14 @@ def law(x: np.ndarray, levels: int, norm: str) -> tuple[float, np.ndarray, np.nd
     x = np.abs(np.asarray(x, np.float64))
     step = (np.linalg.norm(x) if norm == "l2" else x.max()) / levels
     return step, np.floor(x / step), x / step - np.floor(x / step)
+
+
+def noise_by_hand(key: jax.Array, n: int) -> np.ndarray:
+    """The upper bits of jax.random's words above those of a Weyl sequence, in 64-bit integers."""
+    start = int(rounding_start(key))
+    weyl = (start + np.arange(n, dtype=np.uint64) * 0x9E3779B9) % 2**32
+    words = (np.asarray(jax.random.bits(key, (n,)), np.uint64) >> 16 << 16) + (weyl >> 16)
+    return ((words >> 9) / 2.0**23).astype(np.float32)
 
 
 def z_of_mean(samples: np.ndarray, mean: float) -> float:
@@ -254,12 +266,32 @@ def test_jit_is_eager_vmap_is_the_loop_and_keys_matter() -> None:
     assert other.tolist() != batch[0][0].tolist()
 
 
-def test_the_noise_is_that_of_jax_random() -> None:
-    x, key = normal(5000), jax.random.key(9)
+@pytest.mark.parametrize("n", [5000, 40_000])  # the longer one is drawn in chunks
+def test_the_noise_is_within_one_in_65536_of_jax_random(n: int) -> None:
+    key = jax.random.key(9)
+    noise = np.asarray(jax.jit(rounding_noise, static_argnums=1)(key, n))
+    np.testing.assert_array_equal(noise, noise_by_hand(key, n))
+    assert np.abs(noise - np.asarray(jax.random.uniform(key, (n,)))).max() < 2.0**-16
+    assert noise.min() >= 0
+    assert noise.max() < 1
+    x = normal(n)
     codes, scale = quantizer(7, "max")(x, key)
     steps = np.abs(x) / np.float32(scale)
-    up = np.asarray(jax.random.uniform(key, x.shape)) >= 1 - (steps - np.floor(steps))
+    up = noise >= 1 - (steps - np.floor(steps))
     np.testing.assert_array_equal(np.asarray(codes), np.sign(x) * np.minimum(np.floor(steps) + up, 7))
+
+
+def test_small_probabilities_are_exact_too() -> None:
+    """p = 2^-18 is below the threefry bits of the noise; over many keys the Weyl sequence makes up for them."""
+    keys, n = jax.random.split(jax.random.key(0), 2000), 4096
+    p = 2.0**-18
+
+    def ups(key):
+        return jnp.sum(rounding_noise(key, n) >= 1 - p)
+
+    n_up = int(np.sum(jax.jit(jax.vmap(ups))(keys)))
+    expected = 2000 * n * p
+    assert abs(n_up - expected) < 5 * np.sqrt(expected)
 
 
 @pytest.mark.parametrize("n", [0, 1, 30, 90, 100])
@@ -269,7 +301,7 @@ def test_buckets_have_scales_of_their_own_and_share_the_noise(n: int, norm: str)
     codes, scales = jax.jit(lambda x, key: stochastic_quantize_buckets(x, key, 7, norm, 30))(x, key)
     assert codes.shape == (n,)
     assert scales.shape == (max(1, -(-n // 30)),)
-    noise = np.asarray(jax.random.uniform(key, (n,)))
+    noise = noise_by_hand(key, n)
     for j in range(0, n, 30):
         here, scale = x[j : j + 30], np.float32(scales[j // 30])
         step, _, _ = law(here, 7, norm)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_fm.kernels import sparse_codes, sparse_quantize, stochastic_quantize
+from fedjax_fm.kernels import rounding_noise, sparse_codes, sparse_quantize, stochastic_quantize
 
 uplink = jax.jit(sparse_quantize, static_argnames=("k", "bits", "norm", "bucket_size"))
 
@@ -14,7 +14,7 @@ def by_hand(x: np.ndarray, k: int, bits: int, key: jax.Array, norm: str, width: 
     """Sort, gather, round bucket by bucket with the stretch of noise that is its own, scatter."""
     levels = 2 ** (bits - 1) - 1
     places = np.sort(np.argsort(-np.abs(x), kind="stable")[:k])
-    noise = np.asarray(jax.random.uniform(key, (len(places),)))
+    noise = np.asarray(rounding_noise(key, len(places)))
     decoded = np.zeros_like(x)
     for start in range(0, len(places), width):
         here = places[start : start + width]
