@@ -97,7 +97,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}; found {there}")
     try:
         shards = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise WeightError(f"{folder / INDEX} is no index of shards ({error!r}); download it again") from error
     missing = [shard for shard in shards if shard not in there]
     if missing or not shards:

@@ -14,7 +14,6 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_fac
 LLAMA3 |= {"original_max_position_embeddings": 16}
 T5 = {"vocab_size": 101, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
 T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 9, "decoder_start_token_id": 0}
-T5 |= {"initializer_factor": 0.3}  # else scores, which T5 does not scale, are large
 GPT2 = {"vocab_size": 101, "n_embd": 16, "n_head": 4, "n_layer": 3, "n_positions": 32, "eos_token_id": 0}
 GPT2 |= {"bos_token_id": 0, "pad_token_id": 0, "activation_function": "gelu_new"}
 IMAGE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24}
@@ -90,7 +89,8 @@ DECODERS = {
     "t5": Case("T5ForConditionalGeneration", T5, lambda: translation(left=True)),
     "t5-v1.1": Case(
         "T5ForConditionalGeneration",
-        {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        # The factor, because scores, which T5 does not scale, and their gradients are large without it.
+        {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "initializer_factor": 0.3},
         lambda: translation(),
     ),
     "t5-classifier": Case("T5ForSequenceClassification", T5, lambda: text(end=1), 3),
