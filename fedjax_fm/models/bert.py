@@ -7,7 +7,7 @@ Devlin et al., 2018, arXiv 1810.04805.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -78,10 +78,19 @@ class BertEmbeddings(nnx.Module):
         return self.LayerNorm(words + self.position_embeddings(positions) + types), n_prompt
 
 
+class AttentionSizes(Protocol):
+    """What self-attention wants to know of a configuration."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+
+
 class BertSelfAttention(nnx.Module):
     """Multi-head attention without its output projection."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(self, config: AttentionSizes, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         d = config.hidden_size
         self.heads = config.num_attention_heads
         self.kv_shape = (self.heads, d // self.heads)

@@ -190,7 +190,7 @@ class T5Block(nnx.Module):
 
     def __init__(self, config: T5Config, decoder: bool, rngs: nnx.Rngs, dtype: Any):
         middle = [T5LayerCrossAttention(config, rngs, dtype)] if decoder else []
-        self.layer = nnx.List([T5LayerSelfAttention(config, rngs, dtype), *middle, T5LayerFF(config, rngs, dtype)])
+        self.layer: Any = nnx.List([T5LayerSelfAttention(config, rngs, dtype), *middle, T5LayerFF(config, rngs, dtype)])
 
     def read(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(keys, values) that the decoder's layer looks up in the encoder's output."""
@@ -330,12 +330,14 @@ class T5ForConditionalGeneration(T5Model):
     ) -> tuple[jax.Array, jax.Array, T5Cache]:
         """(start tokens [B, 1], their mask, cache with the encoder's output read), the arguments of `generate`."""
         encoded, real = self.encode(input_ids, attention_mask)
-        read = scan_layers(self.decoder.block, lambda block, carry, _: (carry, block.read(encoded)), jnp.int32(0))[1]
+        read = lambda block, carry, _: (carry, block.read(encoded))
+        read_keys, read_values = scan_layers(self.decoder.block, read, jnp.int32(0))[1]
         config, batch = self.config, input_ids.shape[0]
         room = 1 + max_new_tokens
         shape = (config.num_decoder_layers, batch, room, config.num_heads, config.d_kv)
         slots = jnp.zeros(shape, self.shared.embedding.dtype)
-        cache = T5Cache(slots, slots, *read, real, jnp.zeros((batch, room), bool), jnp.int32(0))
+        unwritten = jnp.zeros((batch, room), bool)
+        cache = T5Cache(slots, slots, read_keys, read_values, real, unwritten, jnp.int32(0))
         return jnp.full((batch, 1), config.decoder_start_token_id, jnp.int32), jnp.ones((batch, 1), jnp.int32), cache
 
     def next_logits(
