@@ -9,7 +9,7 @@ from flax import nnx
 
 from fedjax_fm.models.stacked import Segments, Shared
 from fedjax_fm.peft.lora import HEADS
-from fedjax_fm.peft.method import Method, head_paths
+from fedjax_fm.peft.method import Method, head_paths, parameter_paths
 from fedjax_fm.peft.targets import get_module, matches, named_modules, plain_names, replace_module
 
 
@@ -95,9 +95,14 @@ def on_layers(
             replace_module(model, path, segments)
             roots = [f"{path}.parts.{number}" for number in numbers]
         trainable = head_paths(model, modules_to_save)
+        # What other layers share already is not this layer's to train.
+        common = [v for v in parameter_paths(model).values() if isinstance(v, Shared)]
         for number, root in enumerate(roots):
-            inner = method.install(get_module(model, root), jax.random.fold_in(key, number))
-            trainable |= {(*root.split("."), *rest) for rest in inner}
+            layer = get_module(model, root)
+            inner = method.install(layer, jax.random.fold_in(key, number))
+            variables = parameter_paths(layer)
+            own = {rest for rest in inner if not any(variables[rest] is v for v in common)}
+            trainable |= {(*root.split("."), *rest) for rest in own}
         return trainable
 
     return Method(f"{method.name} on layers {list(layers)}", install)

@@ -6,7 +6,7 @@ from flax import nnx
 
 from fedjax_fm.peft.linear import LinearLayer
 from fedjax_fm.peft.method import parameter_paths
-from fedjax_fm.peft.targets import Wrapper, named_modules, plain_names, replace_module
+from fedjax_fm.peft.targets import Wrapper, get_module, named_modules, replace_module
 
 
 def _folds(module: nnx.Module) -> bool:
@@ -78,19 +78,16 @@ def unmerge(merged: nnx.Module, adapted: nnx.Module) -> nnx.Module:
     Exact up to the rounding of the sums in the kernels' dtype.
     """
     result = nnx.clone(adapted)
-    there = {plain_names(merged)(".".join(path)): v for path, v in parameter_paths(merged).items()}
-    there_modules = {plain_names(merged)(path): module for path, module in named_modules(merged)}
-    plain, chains, updates = plain_names(result), _chains(result), []
+    there, chains, updates = parameter_paths(merged), _chains(result), []
     for path, (wrappers, layer) in chains.items():
-        values = _values(there_modules[plain(path)])
+        values = _values(get_module(merged, path))
         for wrapper in wrappers:
             values = wrapper.unfold(*values)
         updates.append((layer, values))
     inside = tuple(f"{path}." for path in chains)
     for path, variable in parameter_paths(result).items():
-        name = ".".join(path)
-        if not name.startswith(inside):
-            variable[...] = there[plain(name)][...]
+        if not ".".join(path).startswith(inside):
+            variable[...] = there[path][...]
     for layer, values in updates:
         _put(layer, *values)
     return result

@@ -114,7 +114,7 @@ def prefix_tuning(
         for _, module in named_modules(model):
             if hasattr(module, "first_position"):
                 module.first_position += n_tokens  # pyright: ignore[reportAttributeAccessIssue]
-        inside = tuple(f"{path}.prefix." for path in paths)
+        inside = tuple(f"{path}.prefix.".removeprefix(".") for path in paths)
         return {path for path in parameter_paths(model) if ".".join(path).startswith(inside)} | heads
 
     return Method("prefix" if hidden is None else "prefix_reparameterised", install)

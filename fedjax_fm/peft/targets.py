@@ -96,6 +96,8 @@ def get_module(model: nnx.Module, path: str) -> Any:
 
 def replace_module(model: nnx.Module, path: str, new: nnx.Module) -> None:
     """Puts `new` in the place that `path` names."""
+    if not path:
+        raise ValueError(f"the model itself, a {type(model).__name__}, cannot be wrapped: put it into a module")
     parent, _, name = path.rpartition(".")
     owner = get_module(model, parent)
     if name.isdigit():
@@ -105,10 +107,10 @@ def replace_module(model: nnx.Module, path: str, new: nnx.Module) -> None:
 
 
 def stack_root(model: nnx.Module, path: str) -> str | None:
-    """Path of the layer that a module belongs to: the outermost stack above it, else the numbered entry of a list."""
+    """Path of the layer that a module belongs to or is: the outermost stack above it, else the numbered entry of a list."""
     parts = path.split(".")
-    for length in range(len(parts)):
+    for length in range(1, len(parts) + 1):
         above = ".".join(parts[:length])
-        if length and (parts[length - 1].isdigit() or hasattr(get_module(model, above), "stacked_layers")):
+        if parts[length - 1].isdigit() or hasattr(get_module(model, above), "stacked_layers"):
             return above
     return None

@@ -82,6 +82,10 @@ def test_the_layer_is_x_w_plus_x_a_r_b():
     x = draw(3, 5)
     expected = base(x) + 1.5 * x @ (layer.lora_a[...] @ layer.lora_r[...] @ layer.lora_b[...])
     np.testing.assert_allclose(layer(x), expected, rtol=1e-5)
+    holder = nnx.Dict(layer=layer)
+    merged = peft.merge(holder).layer
+    assert type(merged) is nnx.Linear
+    np.testing.assert_allclose(merged(x), expected, rtol=1e-5)
 
 
 def test_impossible_arguments_are_refused(classifier):

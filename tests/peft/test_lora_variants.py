@@ -1,0 +1,125 @@
+"""DoRA, FFA, a shared A, dropout, and LoRA's invariances."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fedjax_fm import peft
+from fedjax_fm.models.randomness import dropout, in_layer, randomness
+
+
+def layer_of(parts):
+    return nnx.merge(*parts).blocks[0]
+
+
+@pytest.fixture
+def x():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
+
+
+def test_dora_is_the_formula_and_holds_the_norm_constant(net, shaken, x):
+    graphdef, delta, backbone = peft.apply(net, peft.dora(2, 6, targets=["blocks.0"]))
+    delta = shaken(delta, 0.5)
+    layer = layer_of((graphdef, delta, backbone))
+    kernel, bias = net.blocks[0].kernel[...], net.blocks[0].bias[...]
+    moved = lambda a, b: kernel + 3 * a @ b
+    norm = np.linalg.norm(moved(layer.lora_a[...], layer.lora_b[...]), axis=0)
+    expected = x @ (layer.magnitude[...] * moved(layer.lora_a[...], layer.lora_b[...]) / norm) + bias
+    np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+    ours = jax.grad(lambda delta: jnp.sum(layer_of((graphdef, delta, backbone))(x) ** 2))(delta)
+    plain = lambda a, b, m: jnp.sum((x @ (m * moved(a, b) / norm) + bias) ** 2)
+    grads = jax.grad(plain, (0, 1, 2))(layer.lora_a[...], layer.lora_b[...], layer.magnitude[...])
+    found = {str(path[-1]): leaf[...] for path, leaf in nnx.to_flat_state(ours)}
+    for name, gradient in zip(("lora_a", "lora_b", "magnitude"), grads, strict=True):
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_lora_does_not_change_when_the_factors_are_turned_against_each_other(net, shaken, x):
+    graphdef, delta, backbone = peft.apply(net, peft.lora(2, targets=["blocks.0"]))
+    delta = shaken(delta, 0.5)
+    turn = jnp.array([[2.0, 1.0], [0.5, -1.0]])
+    inverse = jnp.linalg.inv(turn)
+    turned = [
+        (p, v.replace(v[...] @ turn if p[-1] == "lora_a" else inverse @ v[...])) for p, v in nnx.to_flat_state(delta)
+    ]
+    a, b = (layer_of((graphdef, d, backbone)) for d in (delta, nnx.from_flat_state(turned)))
+    np.testing.assert_allclose(a(x), b(x), atol=1e-5)
+    assert np.linalg.matrix_rank(np.asarray(a.product()), tol=1e-5) <= 2
+
+
+def test_with_a_frozen_the_mean_of_products_is_the_product_of_means(net, shaken):
+    graphdef, delta, backbone = peft.apply(net, peft.lora(2, targets=["blocks.0"], freeze_a=True))
+    assert [path[-1] for path, _ in nnx.to_flat_state(delta)] == ["lora_b"]
+    clients = [shaken(delta, 1.0, seed=k) for k in range(3)]
+    product = lambda delta: np.asarray(layer_of((graphdef, delta, backbone)).product())
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *clients)
+    np.testing.assert_allclose(np.mean([product(c) for c in clients], axis=0), product(mean), atol=1e-6)
+
+
+def test_a_shared_a_is_the_same_in_every_layer_also_per_client(bert, shaken, text):
+    graphdef, delta, backbone = peft.apply(bert, peft.lora(2, targets=["query"], share_a=True))
+    delta = shaken(delta, 0.3)
+    flat = {str(path[-1]): leaf for path, leaf in nnx.to_flat_state(delta)}
+    assert (flat["lora_a"].shape, flat["lora_b"].shape) == ((8, 2), (2, 2, 8))
+    plain_def, plain, plain_backbone = peft.apply(bert, peft.lora(2, targets=["query"]))
+    repeated = [
+        (p, v.replace(jnp.tile(flat["lora_a"][...], (2, 1, 1)) if p[-1] == "lora_a" else flat[p[-1]][...]))
+        for p, v in nnx.to_flat_state(plain)
+    ]
+    ours = jax.jit(lambda delta: nnx.merge(graphdef, delta, backbone)(*text))
+    theirs = nnx.merge(plain_def, nnx.from_flat_state(repeated), plain_backbone)(*text)
+    np.testing.assert_allclose(ours(delta), theirs, atol=1e-6)
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), delta, shaken(delta, 0.3))
+    lanes = jax.jit(jax.vmap(lambda delta: nnx.merge(graphdef, delta, backbone)(*text)))(both)
+    np.testing.assert_allclose(lanes[0], theirs, atol=1e-5)
+    with pytest.raises(ValueError, match="is not stacked"):
+        peft.apply(nnx.Dict(a=nnx.Linear(3, 3, rngs=nnx.Rngs(0))), peft.lora(1, targets="a", share_a=True))
+
+
+def test_dropout_needs_a_key_and_follows_it(bert, shaken, text):
+    graphdef, delta, backbone = peft.apply(bert, peft.lora(2, targets=["query", "value"], dropout=0.5))
+    delta = shaken(delta, 1.0)
+    plain, *_ = peft.apply(bert, peft.lora(2, targets=["query", "value"]))
+    forward = jax.jit(lambda key: nnx.merge(graphdef, delta, backbone)(*text, key=key))
+    without = np.asarray(nnx.merge(graphdef, delta, backbone)(*text))
+    np.testing.assert_array_equal(without, nnx.merge(plain, delta, backbone)(*text))
+    first, second, again = (np.asarray(forward(jax.random.key(i))) for i in (1, 2, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - second).max() > 1e-4 < np.abs(first - without).max()
+
+
+def test_dropout_keeps_the_mean_and_differs_between_layers_and_places():
+    x = jnp.ones((200, 200))
+    assert dropout(x, 0.25, 0) is x
+    with randomness(jax.random.key(0)):
+        draws = [dropout(x, 0.25, place) for place in (0, 1)]
+        with in_layer(3):
+            draws.append(dropout(x, 0.25, 0))
+        np.testing.assert_array_equal(draws[0], dropout(x, 0.25, 0))
+    assert dropout(x, 0.25, 0) is x
+    for draw in draws:
+        assert abs(float(draw.mean()) - 1) < 4 * np.sqrt(0.25 / 0.75) / 200  # four standard errors
+        np.testing.assert_allclose(np.unique(draw), [0, 4 / 3], rtol=1e-6)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        agree = float((draws[a] == draws[b]).mean())
+        assert abs(agree - (0.75**2 + 0.25**2)) < 0.02
+
+
+def test_layers_of_a_stack_draw_differently():
+    """Two layers with equal weights: with equal masks the second would repeat the first."""
+    from fedjax_fm.models.stacked import run_stacked, stack
+
+    class Block(nnx.Module):
+        def __call__(self, hidden):
+            return hidden + dropout(jnp.ones_like(hidden), 0.5, 0) * self.one[...]
+
+        def __init__(self, rngs):
+            self.one = nnx.Param(jnp.ones(()))
+
+    blocks = stack(Block, 2, nnx.Rngs(0))
+    with randomness(jax.random.key(0)):
+        total = np.asarray(run_stacked(blocks, jnp.zeros(1000)))
+    # Each layer adds 0 or 2: sums of 2 come from layers that disagree.
+    assert abs((total == 2).mean() - 0.5) < 0.08
