@@ -6,6 +6,7 @@
 Images: the 1797 handwritten digits of 8 x 8 pixels that ship with scikit-learn (Alpaydin and Kaynak, 1998). 360 are the test
 set of all seeds; the rest is dealt to 20 clients by a Dirichlet partition over the label (alpha 0.3). A multi-layer perceptron
 without biases, d = 84,480; 10 clients a round, 3 epochs each, 50 rounds. Seeds change weights, partition, cohorts and masks.
+Rates, of a grid of 0.03, 0.1, 0.3 and 1: Adam at 0.3 for scores (softening 0.001), SGD at 0.3 for FedAvg.
 
 Found (seeds 0 to 2; mean and 95 % interval; bits per parameter of one upload, arithmetic coder, model included):
 

@@ -12,6 +12,7 @@ import pytest
 import fedjax_fm as ffm
 from fedjax_fm.algorithms.fedpm import fedpm, masked, sample_masks, signed_constants, threshold_masks
 from fedjax_fm.channels.range_coder import range_decode, range_encode
+from fedjax_fm.experiments.fedpm import bits_of
 from fedjax_fm.types import Channel, Sampler
 
 D = 5000
@@ -167,6 +168,23 @@ def test_an_arithmetic_coder_reaches_the_entropy():
         assert 0 <= message.n_bits - D * h2(mask.mean()) <= 2
         spent.append(message.n_bits / D)
     assert np.mean(spent) == pytest.approx(metrics["bits_per_parameter"][0], abs=2 / D)
+
+
+def test_bits_that_the_study_reports():
+    """Real lengths against sums of logarithms: one frequency, one a layer, and theta that both ends hold."""
+    rng = np.random.default_rng(0)
+    theta = {"a": rng.choice([0.05, 0.5], (40, 50)), "b": rng.choice([0.5, 0.98], 3000)}
+    mask = {name: rng.random(p.shape) < p for name, p in theta.items()}
+    found = bits_of(mask, theta)
+    flags, p = flat(mask), flat(theta)
+    d = flags.size
+    given = -np.log2(np.where(flags, p, 1 - p)).sum()
+    assert 0 <= found["coded given theta"] * d - given <= 3 * 2 + 1  # three values of theta; 2^-20 of rounding
+    by_layer = sum(leaf.size * h2(leaf.mean()) for leaf in mask.values())
+    for name, entropy, models in (("", d * h2(flags.mean()), 1), (" by layer", by_layer, 2)):
+        assert found[f"entropy{name}"] * d == pytest.approx(entropy + 32 * models)
+        assert 0 <= (found[f"coded{name}"] - found[f"entropy{name}"]) * d <= 2 * models
+    assert given < by_layer < d * h2(flags.mean())
 
 
 def test_fair_coins_cost_one_bit_and_no_others_do():
