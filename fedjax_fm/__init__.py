@@ -4,7 +4,7 @@ from fedjax_fm.engine.devices import use_cpu_cores_as_devices
 
 use_cpu_cores_as_devices()
 
-from fedjax_fm import (
+from fedjax_fm import (  # noqa: E402
     algorithms,
     channels,
     datasets,
@@ -16,7 +16,7 @@ from fedjax_fm import (
     privacy,
     systems,
     trees,
-)  # noqa: E402
+)
 from fedjax_fm.algorithms import fedavg  # noqa: E402
 from fedjax_fm.engine import CohortOverflow, NonFiniteClient, SimulationState, Simulator, UnknownClient, sweep  # noqa: E402
 from fedjax_fm.population import Population  # noqa: E402
