@@ -51,7 +51,10 @@ def pack(codes: jax.Array, symbols: int, live: jax.Array | None = None) -> Codes
     n, bits = codes.shape[0], (symbols - 1).bit_length()
     if live is not None:
         codes = jnp.where(jnp.arange(n) < live, codes, 0)
-    packed = pack_symbols(codes, 3) if symbols == 3 else pack_bits(codes.astype(jnp.uint32), bits)
+    if symbols == 3:
+        packed = pack_symbols(codes, 3)
+    else:  # a byte each needs no arithmetic: the same bytes
+        packed = codes.astype(jnp.uint8) if bits == 8 else pack_bits(codes.astype(jnp.uint32), bits)
     if live is None:
         return Codes(packed, n, symbols)
     n_bytes = -(-live // 5) if symbols == 3 else live // 8 * bits + -(-(live % 8) * bits // 8)
@@ -116,28 +119,28 @@ class CountedPlaces:
         return -(-self.n // index_bits(self.n))
 
     def unpack(self) -> jax.Array:
-        """i32[n]: the chosen places, then n for the rest."""
+        """bool[n]: the chosen places."""
         n, width = self.n, index_bits(self.n)
         numbers = unpack_bits(self.index.values, width, self.room).astype(jnp.int32)
-        by_index = jnp.pad(numbers, (0, n - self.room))
-        by_index = jnp.where(jnp.arange(n) < self.count.astype(jnp.int32), by_index, n)
-        by_bitmap = mask_indices(unpack_bits(self.bitmap.values, 1, n) == 1, n)
+        numbers = jnp.where(jnp.arange(self.room) < self.count.astype(jnp.int32), numbers, n)
+        by_index = jnp.zeros(n, bool).at[numbers].set(True, mode="drop")
+        by_bitmap = unpack_bits(self.bitmap.values, 1, n) == 1
         return jnp.where(self.count * jnp.uint32(width) < n, by_index, by_bitmap)
 
 
-def pack_counted_places(mask: jax.Array, places: jax.Array) -> CountedPlaces:
-    """A mask bool[n] and its marks' places i32[n], those past the count being n."""
+def pack_counted_places(mask: jax.Array) -> CountedPlaces:
+    """A mask bool[n] in the shorter of the two forms."""
     n, width = mask.shape[0], index_bits(mask.shape[0])
     room = -(-n // width)
     count = jnp.sum(mask, dtype=jnp.uint32)
     short = count * jnp.uint32(width) < n
-    chosen = jnp.where(places[:room] < n, places[:room], 0)
-    numbers = jnp.where(short, pack_bits(jnp.where(short, chosen, 0).astype(jnp.uint32), width), 0)
+    chosen = mask_indices(mask, room)
+    numbers = pack_bits(jnp.where(short & (chosen < n), chosen, 0).astype(jnp.uint32), width)
     n_bytes = (count * jnp.uint32(width) + 7) // 8
-    bitmap = jnp.where(short, 0, pack_bits(mask, 1))
+    bitmap = jnp.where(short, 0, pack_bits(mask, 1)).astype(jnp.uint8)
     return CountedPlaces(
-        Rows(numbers.astype(jnp.uint8), jnp.where(short, n_bytes, 0).astype(jnp.int32)),
-        Rows(bitmap.astype(jnp.uint8), jnp.where(short, 0, packed_length(n, 1)).astype(jnp.int32)),
+        Rows(numbers, jnp.where(short, n_bytes, 0).astype(jnp.int32)),
+        Rows(bitmap, jnp.where(short, 0, packed_length(n, 1)).astype(jnp.int32)),
         count,
         n,
     )

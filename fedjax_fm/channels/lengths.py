@@ -24,7 +24,7 @@ class Lengths(NamedTuple):
     coded: int  # an arithmetic coder for symbols with its model, Rice codes for positions
 
     def __add__(self, other: "Lengths") -> "Lengths":  # type: ignore[override]
-        return Lengths(*(a + b for a, b in zip(self, other, strict=True)))
+        return Lengths(self.fixed + other.fixed, self.entropy + other.entropy, self.coded + other.coded)
 
 
 def code_lengths(payload: Tree) -> Lengths:
@@ -56,9 +56,9 @@ def _lengths(part: object) -> Lengths:
         codes = np.asarray(part.codes())
         return _of_symbols(fixed - 96, codes, 2 * int(part.level) + 2) + Lengths(96, 96.0, 96)
     if isinstance(part, Places | CountedPlaces):
-        places = np.asarray(part.unpack())
-        mask = np.zeros(part.n, bool)
-        mask[places[places < part.n]] = True
+        mask = np.asarray(part.unpack())
+        if isinstance(part, Places):
+            mask = np.bincount(mask, minlength=part.n) > 0
         k, told = int(mask.sum()), 32 * isinstance(part, CountedPlaces)
         return Lengths(fixed, told + log2_choose(part.n, k), told + (rice_encode(mask).n_bits if k else 0))
     return Lengths(fixed, float(fixed), fixed)

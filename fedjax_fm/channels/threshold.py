@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax_fm.channels.buffers import pack_counted_places
-from fedjax_fm.channels.vectors import poisoned, vector_channel
-from fedjax_fm.kernels import mask_indices
+from fedjax_fm.channels.vectors import vector_channel
 from fedjax_fm.types import Channel, Rows
 
 RELATIVE = {
@@ -41,13 +40,13 @@ def threshold(least: float, relative_to: str | None = None) -> Channel:
         # Zeros are never worth sending; a NaN sends one entry at least, which then says so.
         bad = jnp.any(jnp.isnan(x))
         mask = jnp.where(bad, jnp.arange(n) == 0, (jnp.abs(x) >= at) & (x != 0))
-        places = mask_indices(mask, n)
-        positions = pack_counted_places(mask, places)
-        values = jnp.where(places < n, poisoned(x[jnp.minimum(places, n - 1)], x), 0.0)
+        positions = pack_counted_places(mask)
+        slots = jnp.where(mask, jnp.cumsum(mask) - 1, n)
+        values = jnp.zeros(n, jnp.float32).at[slots].set(jnp.where(bad, jnp.nan, x), mode="drop")
         return Rows(values, positions.count.astype(jnp.int32)), (positions,)
 
     def decode(values, side, n):
-        places = side[0].unpack()  # those past the count are n: dropped
-        return jnp.zeros(n, jnp.float32).at[places].set(values.values, mode="drop", indices_are_sorted=True)
+        mask = side[0].unpack()
+        return jnp.where(mask, values.values[jnp.maximum(jnp.cumsum(mask) - 1, 0)], 0.0)
 
     return vector_channel("threshold", (least, relative_to), encode, decode)
