@@ -35,7 +35,7 @@ class ByWidthState(NamedTuple):
     delta: Tree
     tiers: jax.Array  # i32[N], which of the widths each client has in this round
     owned: jax.Array | tuple  # bool[N, K], the labels that each client has; () where they do not matter
-    sums: tuple[tuple[Tree, jax.Array], ...] = ()  # of the exchanges so far: (sum of a_k (w - w_k), sum of a_k [1 + K])
+    sums: tuple[tuple[Tree, jax.Array], ...] = ()  # of the exchanges so far: (sum of a_k (w - w_k), sum of a_k)
 
 
 class Message(NamedTuple):
@@ -87,13 +87,13 @@ def by_width(
                 owned = None if labels is None else message.owned[data.id]
                 data = data if owned is None else data._replace(batch=_with_owned(data.batch, owned))
                 trained, metrics, weight = work(backbone, message.delta, data, key)
-                weights = jnp.ones(1) if owned is None else jnp.append(1.0, owned.astype(jnp.float32))
-                return ClientOutput(trees.subtract(message.delta, trained), weight * weights, state, metrics)
+                weight = weight if owned is None else weight * jnp.append(1.0, owned.astype(jnp.float32))
+                return ClientOutput(trees.subtract(message.delta, trained), weight, state, metrics)
 
             return one
 
-        def lift(server, sent, weights):
-            return jax.tree.map(jnp.multiply, _of_entries(prefixes, sent, weights), sent), weights
+        def lift(server, sent, weight):
+            return jax.tree.map(jnp.multiply, _of_entries(prefixes, sent, weight), sent), weight
 
         def server(state: ByWidthState, aggregate, key):
             state = state._replace(sums=(*state.sums, aggregate.value))
@@ -118,11 +118,11 @@ def averaged(prefixes: Prefixes, delta: Tree, sums: Sequence[tuple[Tree, jax.Arr
     """delta minus the mean of its updates, entry by entry over those who held the entry.
 
     Args:
-      sums: of each width: (sum of a_k (w - w_k), a slice; sum of a_k, f32[1], or f32[1 + K] with one for each label).
+      sums: of each width: (sum of a_k (w - w_k), a slice; sum of a_k: f32[], or f32[1 + K] with one more for each label).
     """
 
-    def in_place(updates: Tree, weights: jax.Array) -> tuple[Tree, Tree]:
-        held = jax.tree.map(lambda a, x: jnp.broadcast_to(a, x.shape), _of_entries(prefixes, updates, weights), updates)
+    def in_place(updates: Tree, weight: jax.Array) -> tuple[Tree, Tree]:
+        held = jax.tree.map(lambda a, x: jnp.broadcast_to(a, x.shape), _of_entries(prefixes, updates, weight), updates)
         return prefixes.pad(updates), prefixes.pad(held)
 
     total, weight = functools.reduce(trees.add, (in_place(*pair) for pair in sums))
@@ -138,11 +138,11 @@ def examples(task: Task, data: ClientData, metrics: dict) -> jax.Array:
     return data.n_examples.astype(jnp.float32) if task.weight is None else metrics["loss"][1]
 
 
-def _of_entries(prefixes: Prefixes, tree: Tree, weights: jax.Array) -> Tree:
+def _of_entries(prefixes: Prefixes, tree: Tree, weight: jax.Array) -> Tree:
     """The weight of each entry, as arrays that broadcast against a slice."""
-    if weights.shape[0] == 1:
-        return jax.tree.map(lambda x: weights[0], tree)
-    return prefixes.by_label(tree, weights[1:], weights[0])
+    if weight.ndim == 0:
+        return jax.tree.map(lambda x: weight, tree)
+    return prefixes.by_label(tree, weight[1:], weight[0])
 
 
 def _with_owned(batch: Callable, owned: jax.Array) -> Callable:
