@@ -84,7 +84,7 @@ def images(seed: int, validation: bool = False) -> tuple[list[dict], dict]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits ship with scikit-learn: pip install scikit-learn") from error
+        raise ImportError("the digits ship with scikit-learn: pip install 'fedjax-fm[study]'") from error
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(12345).permutation(len(x))
     test, train = order[:TEST], order[TEST:]

@@ -114,8 +114,8 @@ class LlamaAttention(nnx.Module):
                 write(slot, new.astype(slot.dtype), start, axis=1)
                 for slot, new in zip(slots, (key, value), strict=True)
             )
-        keys, values, mask = with_prefix(self.prefix, keys, values, mask)
-        attended = jax.nn.dot_product_attention(query, keys, values, mask=mask)
+        keys, values, with_prefixes = with_prefix(self.prefix, keys, values, mask)
+        attended = jax.nn.dot_product_attention(query, keys, values, mask=with_prefixes)
         return self.o_proj(attended.reshape(*hidden.shape[:-1], -1)), (key, value)
 
 

@@ -3,6 +3,7 @@
 from fedjax_fm.peft.adapter import houlsby, parallel_adapter
 from fedjax_fm.peft.bitfit import bitfit
 from fedjax_fm.peft.dora import dora
+from fedjax_fm.peft.export import save_merged
 from fedjax_fm.peft.folder import AdapterError, load_pretrained, save_pretrained
 from fedjax_fm.peft.ia3 import ia3
 from fedjax_fm.peft.layers import on_layers
@@ -35,6 +36,7 @@ __all__ = [
     "parallel_adapter",
     "prefix_tuning",
     "prompt_tuning",
+    "save_merged",
     "save_pretrained",
     "unmerge",
     "vpt",

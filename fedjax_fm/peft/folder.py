@@ -30,8 +30,10 @@ from fedjax_fm.peft.tensors import AdapterTensors
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _TASKS = {
     "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
     "ForSequenceClassification": "SEQ_CLS",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "Model": "FEATURE_EXTRACTION",
 }
 # What would change the outputs and is not done here: {field: values that say no}.
 _REFUSED: dict[str, tuple] = {
@@ -67,7 +69,7 @@ def save_pretrained(
     Args:
       graphdef, delta, backbone: from `apply`; `delta` as trained, such as `state.delta`.
       base_model_name_or_path: where the base model came from; only noted.
-      task_type: PEFT's; by default from the class (`...ForCausalLM`: CAUSAL_LM, `...ForSequenceClassification`: SEQ_CLS).
+      task_type: PEFT's; by default from the class (`...ForCausalLM`: CAUSAL_LM, and so on).
 
     LoRA (rsLoRA, FFA, shared A), DoRA, (IA)³, prompts and prefixes; a reparameterised prefix is collapsed first. Modules
     trained in full go along as `modules_to_save`.
@@ -94,6 +96,8 @@ def save_pretrained(
         "revision": None,
         "task_type": task_type or next((t for end, t in _TASKS.items() if type(model).__name__.endswith(end)), None),
     }
+    if config["task_type"] is None and "prompt_embeddings" in tensors.views:  # PEFT would open it without the prompt
+        raise ValueError(f"PEFT needs to know a {type(model).__name__}'s task to place a prompt: give task_type=")
     config |= {"LORA": _lora_config, "IA3": _ia3_config}.get(tensors.kind, _virtual_config)(tensors)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +197,8 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[
         view[...] = found[name]
     tensors.finish()
     paths = {tuple(path.split(".")) for path in trained}
-    return nnx.split(adapted, lambda path, _: tuple(map(str, path)) in paths, ...)
+    graphdef, delta, backbone = nnx.split(adapted, lambda path, _: tuple(map(str, path)) in paths, ...)
+    return graphdef, delta, backbone
 
 
 def _check(path: Path, wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:

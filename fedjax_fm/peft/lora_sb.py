@@ -5,36 +5,41 @@ arXiv 2405.17604). y = x W + (alpha / r) x A R B with A and B frozen and only th
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedjax_fm.peft.lora import LinearLayer, LoRALinear
+from fedjax_fm.peft.linear import LinearLayer
+from fedjax_fm.peft.lora import HEADS, LoRALinear
 from fedjax_fm.peft.method import Method, head_paths
-from fedjax_fm.peft.targets import find_modules, replace_module
+from fedjax_fm.peft.targets import Targets, find_modules, replace_module
 
 
 class LoRASBLinear(LoRALinear):
     """A linear layer beside `lora_a` [..., in, r], `lora_r` [..., r, r], `lora_b` [..., r, out]."""
 
-    def __init__(self, base, lora_a: jax.Array, lora_b: jax.Array, scaling: float):
+    def __init__(self, base: Any, lora_a: jax.Array, lora_b: jax.Array, scaling: float):
         super().__init__(base, lora_a, lora_b, scaling)
         rank = lora_a.shape[-1]
         self.lora_r = nnx.Param(jnp.zeros((*lora_a.shape[:-2], rank, rank), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.base(x)
-        return (y + self.scaling * (((x @ self.lora_a[...]) @ self.lora_r[...]) @ self.lora_b[...])).astype(y.dtype)
+    def update(self, x: jax.Array) -> jax.Array:
+        return self.scaling * (((x @ self.lora_a[...]) @ self.lora_r[...]) @ self.lora_b[...])
+
+    def product(self) -> jax.Array:
+        """scaling A R B, [..., in, out]."""
+        return self.scaling * (self.lora_a[...] @ self.lora_r[...] @ self.lora_b[...])
 
 
 def lora_sb(
     rank: int,
     alpha: float | None = None,
     *,
-    targets: str | Sequence[str],
+    targets: Targets,
     updates: Mapping[str, jax.Array] | None = None,
-    modules_to_save: Sequence[str] = ("classifier", "score"),
+    modules_to_save: Sequence[str] = HEADS,
 ) -> Method:
     """Trains an r x r matrix inside every target.
 
@@ -70,7 +75,7 @@ def lora_sb(
 
 
 def first_gradients(
-    model: nnx.Module, loss: Callable[[nnx.Module], jax.Array], *, targets: str | Sequence[str]
+    model: nnx.Module, loss: Callable[[nnx.Module], jax.Array], *, targets: Targets
 ) -> dict[str, jax.Array]:
     """{dotted module path: [..., in, out]}: gradients of `loss(model) -> f32[]` by the targets' kernels, the direction
     of a first full update, for `lora_sb(updates=...)`."""

@@ -13,7 +13,7 @@ from flax import nnx
 
 from fedjax_fm.peft.lora import HEADS
 from fedjax_fm.peft.method import Method, head_paths
-from fedjax_fm.peft.targets import matches, named_modules, plain_names
+from fedjax_fm.peft.targets import get_module, matches, named_modules, plain_names
 
 
 class Prompt(nnx.Module):
@@ -67,7 +67,7 @@ def prompt_tuning(
         if n_tokens == 0:
             return heads
         path = takes_prompt(model, at)
-        owner = dict(named_modules(model))[path]
+        owner = get_module(model, path)
         table = owner.vocabulary.embedding[...]
         if init_ids is not None and not 0 <= min(init_ids) <= max(init_ids) < table.shape[0]:
             raise ValueError(f"expected ids of a vocabulary of {table.shape[0]}, got init_ids={list(init_ids)}")

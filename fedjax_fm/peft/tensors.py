@@ -133,7 +133,8 @@ def _leaves(module: Any) -> list[tuple[str, str, Callable[[np.ndarray], np.ndarr
     """(our leaf, PEFT's word, one layer's array as a view in PEFT's shape)."""
     if isinstance(module, IA3Linear):
         return [("ia3", "ia3_l", (lambda x: x[None, :]) if module.on_input else (lambda x: x[:, None]))]
-    leaves = [("lora_a", "lora_A.weight", np.transpose), ("lora_b", "lora_B.weight", np.transpose)]
+    turned = lambda x: x.T
+    leaves = [("lora_a", "lora_A.weight", turned), ("lora_b", "lora_B.weight", turned)]
     if isinstance(module, DoRALinear):
         leaves.append(("magnitude", "lora_magnitude_vector", lambda x: x))
     return leaves

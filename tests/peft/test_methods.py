@@ -136,6 +136,39 @@ def test_any_nnx_model_can_be_adapted(method, count, net, run):
     assert np.abs(run(parts, x) - np.asarray(net(x))).max() < (1e-6 if method.name != "adapter" else 0.1)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_shapes_alone_give_the_counts(name, bert):
+    """What `wire` does for models too large to hold."""
+    graphdef, state = nnx.split(bert)
+    delta = jax.eval_shape(lambda state: peft.apply(nnx.merge(graphdef, state), METHODS[name][0])[1], state)
+    assert trees.size(delta) == METHODS[name][1] + HEAD
+
+
+HALF = {
+    "dora": peft.dora(2, targets=["q_proj"]),
+    "dropout": peft.lora(2, targets=["q_proj"], dropout=0.5),
+    "houlsby": peft.houlsby(2),
+    "parallel": peft.parallel_adapter(2),
+    "ia3": peft.ia3(),
+    "prompt": peft.prompt_tuning(2),
+    "prefix-mlp": peft.prefix_tuning(2, hidden=3),
+    "on-layers": peft.on_layers(peft.houlsby(2), [1]),
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_a_bf16_backbone_keeps_its_dtype_beside_f32_parameters(name, llama):
+    """A sum that came out in f32 would change the dtype that the layers' scan carries, which it refuses."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: type(llama)(llama.config, nnx.Rngs(0), jnp.bfloat16)))
+    half = nnx.merge(graphdef, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state))
+    adapted_def, delta, backbone = peft.apply(half, HALF[name])
+    assert {leaf.dtype for leaf in jax.tree.leaves(delta) if leaf.ndim} <= {jnp.dtype("float32"), jnp.dtype("bfloat16")}
+    hidden = lambda d, b: nnx.merge(adapted_def, d, b).model(jnp.zeros((1, 3), jnp.int32))
+    assert jax.eval_shape(hidden, delta, backbone).dtype == jnp.bfloat16
+    forward = lambda d, b, key: nnx.merge(adapted_def, d, b)(jnp.zeros((1, 3), jnp.int32), key=key)
+    assert jax.eval_shape(forward, delta, backbone, jax.random.key(0)).dtype == jnp.float32
+
+
 def test_an_adapter_whose_second_half_is_zero_is_the_identity(bert, text, run):
     graphdef, delta, backbone = peft.apply(bert, peft.houlsby(4))
     changed = [(p, v.replace(0 * v[...]) if str(p[-1]).startswith("up") else v) for p, v in nnx.to_flat_state(delta)]

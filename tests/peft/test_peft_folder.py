@@ -9,6 +9,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from fedjax_fm import models, peft
+from fedjax_fm.models.families import from_config
 
 torch = pytest.importorskip("torch")
 hugging_face = pytest.importorskip("peft")
@@ -23,6 +24,8 @@ BERT = dict(
     max_position_embeddings=32, num_labels=3,
 )  # fmt: skip
 
+GPT2 = dict(vocab_size=31, n_embd=16, n_layer=2, n_head=4, n_positions=32)
+
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
@@ -30,6 +33,7 @@ def families(tmp_path_factory):
     torch.manual_seed(0)
     references = {
         "llama": transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
+        "gpt2": transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)),
         "bert": transformers.BertForSequenceClassification(transformers.BertConfig(**BERT)),
     }
     found = {}
@@ -75,6 +79,11 @@ CASES = {
         num_virtual_tokens=4, task_type="CAUSAL_LM"), 4),
     "prefix": ("llama", peft.prefix_tuning(4), lambda: hugging_face.PrefixTuningConfig(
         num_virtual_tokens=4, task_type="CAUSAL_LM"), 0),
+    "gpt2 lora": ("gpt2", peft.lora(2, 4, targets=["c_attn", "mlp.c_proj"]), lambda: hugging_face.LoraConfig(
+        r=2, lora_alpha=4, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM"), 0),
+    "gpt2 ia3": ("gpt2", peft.ia3(), lambda: hugging_face.IA3Config(task_type="CAUSAL_LM", fan_in_fan_out=True), 0),
+    "gpt2 prefix": ("gpt2", peft.prefix_tuning(3), lambda: hugging_face.PrefixTuningConfig(
+        num_virtual_tokens=3, task_type="CAUSAL_LM"), 0),
     "bert lora and head": ("bert", peft.lora(2, 4, targets=["query", "value"]), lambda: hugging_face.LoraConfig(
         r=2, lora_alpha=4, target_modules=["query", "value"], task_type="SEQ_CLS"), 0),
     "bert dora": ("bert", peft.dora(2, 4, targets=["intermediate.dense"]), lambda: hugging_face.LoraConfig(
@@ -200,5 +209,10 @@ def test_what_has_no_place_in_the_format_is_refused(families, tmp_path):
     both = peft.combine(peft.lora(2, targets=["query"]), peft.bitfit())
     with pytest.raises(ValueError, match=r"trained too: \['bert.embeddings.LayerNorm.bias'"):
         peft.save_pretrained(tmp_path, *peft.apply(model, both))
+    vit = from_config(
+        {"model_type": "vit", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2}, num_labels=2
+    )
+    with pytest.raises(ValueError, match="ViTForImageClassification's task to place a prompt: give task_type="):
+        peft.save_pretrained(tmp_path, *peft.apply(vit, peft.prefix_tuning(2)))
     with pytest.raises(FileNotFoundError, match=r"has no adapter_config.json; found \[\]"):
         peft.load_pretrained(tmp_path, model)
