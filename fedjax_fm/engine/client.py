@@ -4,14 +4,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from fedjax_fm import trees
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.data import client_data
+from fedjax_fm.engine.devices import MODEL
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.engine.message import billed, unwrap
 from fedjax_fm.engine.parts import NO_CLIENT, Engine, Result, Shared, Slots, Totals, digits
-from fedjax_fm.types import ClientOutput
+from fedjax_fm.types import ClientOutput, Tree
 
 
 def most_steps(engine: Engine, client: jax.Array, round_index: jax.Array, round_key: jax.Array) -> jax.Array | None:
@@ -33,6 +35,13 @@ def _bytes_of(bits: int | jax.Array) -> jax.Array | tuple:
     return () if isinstance(bits, int) else digits((bits + 7) // 8)
 
 
+def _whole(engine: Engine, upload: Tree) -> Tree:
+    """The upload in one piece on every device of the axis `model`: a channel's loops may not wait for each other."""
+    if engine.mesh.shape[MODEL] == 1:
+        return upload
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P()), upload)
+
+
 def one_client(engine: Engine, index: int, shared: Shared) -> Callable[[Slots], Result]:
     """Builds the work of one slot in exchange `index`."""
     exchange = engine.exchanges[index]
@@ -51,9 +60,8 @@ def one_client(engine: Engine, index: int, shared: Shared) -> Callable[[Slots], 
             fetched = _bytes_of(identity().bits(billed(mine)))
             mine = unwrap(mine)
         output: ClientOutput = work(mine, slot.state, view, derive(passage_key, Purpose.CLIENT, client, index))
-        payload, wire = engine.uplink.encode(
-            slot.wire, output.upload, derive(passage_key, Purpose.UPLINK, client, index)
-        )
+        upload = _whole(engine, output.upload)
+        payload, wire = engine.uplink.encode(slot.wire, upload, derive(passage_key, Purpose.UPLINK, client, index))
         sent = engine.uplink.decode(payload)
         state = output.state(sent) if callable(output.state) else output.state
         finite = trees.all_finite((output.upload, sent, output.weight, dict(output.metrics)))
