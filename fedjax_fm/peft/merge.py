@@ -14,8 +14,9 @@ def _folds(module: nnx.Module) -> bool:
     if not isinstance(module, Wrapper) or module.fold is None:
         return False
     kinds = type(module).__mro__
-    defines = lambda name: next(i for i, kind in enumerate(kinds) if name in vars(kind))
-    if defines("fold") > defines("__call__"):
+    depth = lambda *names: next(i for i, kind in enumerate(kinds) if any(name in vars(kind) for name in names))
+    # `product` is the part of LoRA's fold that follows from `update`, the part of its call.
+    if depth("fold", "product") > depth("__call__", "update"):
         raise ValueError(f"{type(module).__name__} does not say how it is merged")
     return True
 

@@ -7,6 +7,7 @@ from flax import nnx
 
 from fedjax_fm import models, peft
 from fedjax_fm.models.quantized import Q4Linear
+from fedjax_fm.peft.lora import LoRALinear
 from fedjax_fm.peft.lora_sb import lora_sb
 
 METHODS = {
@@ -14,6 +15,7 @@ METHODS = {
     "rslora": peft.lora(3, targets=["output.dense"], use_rslora=True),
     "shared": peft.lora(2, targets=["query"], share_a=True),
     "dora": peft.dora(2, targets=["query", "intermediate.dense"]),
+    "lora-sb": lora_sb(2, targets=["query"]),
     "ia3": peft.ia3(),
     "ia3 of lora": peft.combine(peft.ia3(), peft.lora(2, targets=["key", "output.dense"])),
     "lora beside ia3": peft.combine(peft.lora(2, targets=["key"]), peft.ia3()),
@@ -66,9 +68,13 @@ def test_quantised_weights_cannot_be_merged():
         peft.apply(model, peft.dora(2, targets=["q_proj"]))
 
 
-def test_a_method_that_does_not_say_how_it_merges_is_refused(bert):
-    adapted = nnx.merge(*peft.apply(bert, lora_sb(2, targets=["query"])))
-    with pytest.raises(ValueError, match="LoRASBLinear does not say how it is merged"):
+def test_a_method_that_does_not_say_how_it_merges_is_refused(net):
+    class Doubled(LoRALinear):
+        def update(self, x):
+            return 2 * super().update(x)
+
+    adapted = nnx.merge(*peft.apply(net, peft.lora(2, targets="blocks", kind=Doubled)))
+    with pytest.raises(ValueError, match="Doubled does not say how it is merged"):
         peft.merge(adapted)
 
 
