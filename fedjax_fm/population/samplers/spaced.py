@@ -29,6 +29,7 @@ def spaced(n_clients: int, cohort_size: int, min_separation: int, max_participat
       arXiv:2305.18465, section 3.
 
     Example:
+      >>> import jax
       >>> sampler = spaced(4, 2, min_separation=2)
       >>> first, n, state = sampler.draw(sampler.init(), jax.random.key(0))
       >>> second, n, state = sampler.draw(state, jax.random.key(1))
