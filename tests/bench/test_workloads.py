@@ -12,7 +12,7 @@ from fedjax_fm.experiments.bench import ours
 from fedjax_fm.experiments.bench.compare import TOLERANCE, distance
 from fedjax_fm.experiments.bench.environments import PEERS
 from fedjax_fm.experiments.bench.peers.protocol import Data
-from fedjax_fm.experiments.bench.workloads import WORKLOADS, lora_gpt
+from fedjax_fm.experiments.bench.workloads import WORKLOADS, lora_gpt, lora_minilm
 
 PEERS_FOLDER = Path(bench.__file__).parent / "peers"
 
@@ -43,11 +43,18 @@ MLP = 2 * 2 * 784 * 128 + 3 * 2 * 128 * 10
 CNN = 900 * 2 * 2 * 27 * 32 + 784 * 3 * 2 * 288 * 64 + 3 * 2 * 12544 * 128 + 3 * 2 * 128 * 10
 D, T, V, R = 256, 32, 1024, 8
 LAYER = 2 * 2 * 12 * D * D + 3 * 2 * (D * R + R * 3 * D) + 2 * 3 * 2 * T * D
+D_M = 384
+LAYER_M = 2 * 2 * 12 * D_M * D_M + 3 * 2 * 4 * D_M * R + 2 * 3 * 2 * T * D_M
+FIRST_M = (
+    2 * 3 * D_M * D_M + 2 * 2 * D_M * R + 2 * T * D_M
+)  # gradients that the first layer's input and keys do not need
+MINILM = T * (6 * LAYER_M - FIRST_M) + 2 * 2 * D_M * D_M + 3 * 2 * D_M * 2
 GPT = 4 * LAYER + 2 * 2 * D * V - 2 * D * 3 * D - 2 * D * R
 FLOP = {
     "mlp-1000": 1000 * 20 * 5 * MLP,
     "cifar-cnn": 50 * 50 * CNN,
     "lora-gpt": 32 * 4 * 4 * 32 * GPT,
+    "lora-minilm": 64 * 2 * 8 * MINILM,
     "tiny-round": 10 * 20 * (2 * 2 * 32 * 16 + 3 * 2 * 16 * 10),
     "clients-1e4": 10_000 * 2 * 2 * 2 * 8,
 }
@@ -118,6 +125,28 @@ def test_our_gpt_is_hugging_faces(peer_modules):
     with torch.no_grad():
         expected = gpt2.pretrained(data.frozen)(input_ids=torch.from_numpy(ids).long()).logits.numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_our_bert_is_hugging_faces_and_peft_trains_the_same(peer_modules):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    import bert
+    import with_peft
+
+    data = WORKLOADS["lora-minilm"].make(True)
+    ids, mask = data.examples["ids"], data.examples["mask"]
+    model = lora_minilm.pretrained(data)
+    model.classifier.kernel[...] = data.start["classifier.kernel"]
+    with torch.no_grad():
+        expected = bert.pretrained(data)(torch.from_numpy(ids).long(), torch.from_numpy(mask).long()).logits.numpy()
+    np.testing.assert_allclose(model(ids, mask), expected, atol=1e-5)
+
+    results = []
+    for build in (ours.build, with_peft.build):
+        run, parameters = build("lora-minilm", data)
+        run(1)
+        results.append({key: np.asarray(value) for key, value in parameters().items()})
+    assert distance(*results, data.start) < TOLERANCE
 
 
 def test_every_peer_has_its_script_and_exact_pins():

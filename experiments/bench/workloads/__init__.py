@@ -1,13 +1,14 @@
 """One file a workload; what each one is called and which peers do it too."""
 
 from fedjax_fm.experiments.bench.workload import Workload
-from fedjax_fm.experiments.bench.workloads import cifar_cnn, clients_1e6, lora_gpt, mlp
+from fedjax_fm.experiments.bench.workloads import cifar_cnn, clients_1e6, lora_gpt, lora_minilm, mlp
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload
     for workload in (
         mlp.MLP_1000,
         lora_gpt.LORA_GPT,
+        lora_minilm.LORA_MINILM,
         cifar_cnn.CIFAR_CNN,
         mlp.TINY_ROUND,
         mlp.RAGGED,
