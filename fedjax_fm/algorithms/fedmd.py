@@ -1,0 +1,197 @@
+"""FedMD: Heterogenous Federated Learning via Model Distillation.
+
+Li, Wang, 2019, arXiv 1910.03581, algorithm 1; distances and order as in the authors' code. Party k keeps its model f_k.
+
+    start:     f_k is trained on public examples with labels (transfer learning), then on its own
+    round, on public examples x:  sends f_k(x);  consensus(x) = 1/m sum_k f_k(x);  each is sent the consensus
+               digest: f_k is moved towards it;  revisit: f_k is trained on its own examples again
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from fedjax_fm import trees
+from fedjax_fm.algorithms import distillation
+from fedjax_fm.algorithms.distillation import Architecture, Average, Distance, n_rows
+from fedjax_fm.algorithms.local import train
+from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Reduce, Tree
+
+DIGEST = 2**32 - 1  # names the digest's key under the client's; steps, which are named too, are fewer
+
+
+class Party(NamedTuple):
+    """Client state: a model, flat, in as many entries as the largest architecture has."""
+
+    weights: jax.Array  # f32[largest]
+    started: jax.Array  # bool[]: False: it has not taken part, its model is its architecture's start
+
+
+class FedMDState(NamedTuple):
+    """Server state. It has no model: `delta` holds the starts and never changes."""
+
+    delta: tuple[Tree, ...]
+    groups: jax.Array  # i32[N]
+    public: dict[str, jax.Array]  # {name: [n, ...]}
+    rows: jax.Array  # i32[B], the public examples of this round
+    consensus: jax.Array  # f32[B, K], logits of the mean of the last round
+    parties: jax.Array  # f32[], how many it is the mean of
+
+
+class Message(NamedTuple):
+    """Both ends have the public examples and the starts; only the consensus is billed, where there is one."""
+
+    known: Any  # (groups, examples, start)
+    parties: Any
+    consensus: Any = ()
+
+
+def model_of(start: Tree, party: Party) -> Tree:
+    """The model of one party, of the architecture of `start`; its start before it took part."""
+    flat, unravel = ravel_pytree(start)
+    return unravel(jnp.where(party.started, party.weights[: flat.size].astype(flat.dtype), flat))
+
+
+def fedmd(
+    architectures: Sequence[Architecture],
+    groups: Sequence[int] | np.ndarray,
+    public: dict[str, Any],
+    *,
+    n_classes: int,
+    n_public: int | None = None,
+    average: Average = "logits",
+    distance: Distance | None = None,
+    digest_optimizer: optax.GradientTransformation | None = None,
+    digest_epochs: int = 1,
+    digest_batch_size: int = 256,
+    start_epochs: int = 25,
+    epochs: int | None = None,
+    local_steps: int | None = None,
+    batch_size: int,
+) -> Algorithm:
+    """Parties with private models agree on what they say of public examples.
+
+    `delta` and the simulator's `backbone` are tuples with one tree for each architecture. A round is two exchanges for each
+    architecture: all answer, then all digest and revisit; each is a program of its own, over its own clients.
+
+    Args:
+      architectures: loss, logits and optimizer of the private model of each.
+      groups: [N], which of them each party has.
+      public: {name: array[n, ...]}; their labels serve the transfer learning, which comes before: `fedavg` with one client
+        whose examples are the public ones gives each architecture's delta.
+      n_classes: K.
+      n_public: B, public examples drawn anew each round; default all of them, in order. The authors: 5000.
+      average: of the parties' logits (the paper's), or of their probabilities.
+      distance: of logits f32[B, K] from the consensus, minimised by the digest; default `mean_absolute` as in the authors'
+        code, and `kl` for probabilities, whose logits are known up to a constant only.
+      digest_optimizer: default Adam at 1e-3; starts afresh each round, as does the private one.
+      digest_epochs, digest_batch_size: passes over the B examples; the authors: 1, 256.
+      start_epochs: of each party on its own examples when it first takes part; the authors: at most 25.
+      epochs, local_steps, batch_size: of the revisit, as for `fedavg`.
+
+    Sends: up and down f32[B, K], however large the models; those never leave their parties. `model_of(deltas[g], row k of the
+    store of client states)` is party k's.
+    """
+    n_groups = len(architectures)
+    groups = distillation.checked_groups(groups, n_groups, public, average)
+    n = n_rows(public)
+    n_public = n if n_public is None else n_public
+    if not 1 <= n_public <= n or n_classes < 1 or digest_batch_size < 1 or digest_epochs < 0 or start_epochs < 0:
+        raise ValueError(
+            f"expected 1 <= n_public <= {n}, n_classes >= 1, digest_batch_size >= 1, digest_epochs >= 0 and start_epochs "
+            f">= 0, got {n_public}, {n_classes}, {digest_batch_size}, {digest_epochs}, {start_epochs}"
+        )
+    if average == "probabilities" and distance is distillation.mean_absolute:
+        raise ValueError("logits of mean probabilities are known up to a constant: expected a distance that ignores it")
+    distance = distance or (distillation.mean_absolute if average == "logits" else distillation.kl)
+    digest = digest_optimizer or optax.adam(1e-3)
+    digest_steps = digest_epochs * -(-n_public // digest_batch_size)
+    revisits = Batches(batch_size, epochs, local_steps).checked()
+    starts = Batches(batch_size, epochs=max(start_epochs, 1))
+
+    def drawn(key: jax.Array) -> jax.Array:
+        return jnp.arange(n) if n_public == n else jax.random.permutation(key, n)[:n_public]
+
+    def init(delta, key, setting):
+        distillation.check_sizes(delta, groups, n_groups, setting.n_clients)
+        examples = jax.tree.map(jnp.asarray, public)
+        nothing = jnp.zeros((n_public, n_classes), jnp.float32), jnp.float32(0)
+        return FedMDState(delta, jnp.asarray(groups), examples, drawn(key), *nothing)
+
+    def client_init(delta, key):
+        return Party(jnp.zeros(max(map(trees.size, delta)), jnp.float32), jnp.bool_(False))
+
+    def kept(party: Party, delta: Tree) -> Party:
+        flat = ravel_pytree(delta)[0].astype(jnp.float32)
+        return Party(party.weights.at[: flat.size].set(flat), jnp.bool_(True))
+
+    def known(state: FedMDState, group: int) -> Free:
+        return Free((state.groups, distillation.take(state.public, state.rows), state.delta[group]))
+
+    def takes(group: int):
+        return lambda message, client, key: message.known[0][client] == group
+
+    def ask(group: int, architecture: Architecture) -> Exchange:
+        """A party that is here for the first time trains; each says what it thinks."""
+
+        def client(backbone, message):
+            def one(message: Message, party: Party, data, key):
+                _, examples, start = message.known
+                delta = model_of(start, party)
+                if start_epochs:
+                    data = data._replace(n_steps=jnp.where(party.started, 0, data.n_steps))
+                    delta, _ = train(architecture.task, architecture.optimizer, delta, backbone[group], data, key)
+                said = distillation.all_logits(architecture.logits, delta, backbone[group], examples, digest_batch_size)
+                return ClientOutput(distillation.opinion(said, average), jnp.float32(1), kept(party, delta))
+
+            return one
+
+        def server(state: FedMDState, aggregate, key):
+            """`consensus` is a sum until the last group has answered."""
+            said, parties = aggregate.value
+            if group:
+                said, parties = state.consensus + said, state.parties + parties
+            if group + 1 == n_groups:
+                said = distillation.agreed(said / jnp.maximum(parties, 1), average)
+            return state._replace(consensus=said, parties=parties), {}
+
+        def broadcast(state):
+            return Message(known(state, group), Free(()))
+
+        total = Reduce(lambda server, sent, weight: (sent, weight), lambda total, setting: total)
+        return Exchange(broadcast, client, server, total, starts, takes=takes(group))
+
+    def tell(group: int, architecture: Architecture) -> Exchange:
+        """Digest and revisit; nothing comes back."""
+
+        def client(backbone, message):
+            def one(message: Message, party: Party, data, key):
+                _, examples, start = message.known
+                delta = model_of(start, party)
+                step = distillation.distiller(
+                    architecture.logits, backbone[group], examples, message.consensus, distance=distance,
+                    optimizer=digest, batch_size=min(digest_batch_size, n_public), key=jax.random.fold_in(key, DIGEST),
+                )  # fmt: skip
+                steps = jnp.where(message.parties > 0, digest_steps, 0)  # all answers may have been lost
+                delta, _ = jax.lax.fori_loop(0, steps, step, (delta, digest.init(delta)))
+                delta, metrics = train(architecture.task, architecture.optimizer, delta, backbone[group], data, key)
+                return ClientOutput((), jnp.float32(1), kept(party, delta), metrics)
+
+            return one
+
+        def server(state: FedMDState, aggregate, key):
+            return (state._replace(rows=drawn(key)) if group + 1 == n_groups else state), {}
+
+        def broadcast(state):
+            return Message(known(state, group), Free(state.parties), state.consensus)
+
+        nothing = Reduce(lambda server, sent, weight: (), lambda total, setting: total)
+        return Exchange(broadcast, client, server, nothing, revisits, takes=takes(group))
+
+    each = tuple(enumerate(architectures))
+    return Algorithm(init, (*(ask(*pair) for pair in each), *(tell(*pair) for pair in each)), client_init)
