@@ -88,8 +88,9 @@ def distiller(
     def step(i, carry):
         student, state = carry
         positions = i % per_epoch * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-        rows = permuted(jax.random.fold_in(key, i // per_epoch), jnp.int32(n), jnp.minimum(positions, n - 1), n)
-        real = positions < n
+        real, rows = positions < n, jnp.minimum(positions, n - 1)
+        if per_epoch > 1:  # in one batch any order is as good
+            rows = permuted(jax.random.fold_in(key, i // per_epoch), jnp.int32(n), rows, n)
 
         def loss(student):
             losses = distance(logits(student, backbone, take(examples, rows)), target[rows])

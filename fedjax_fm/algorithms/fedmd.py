@@ -40,14 +40,13 @@ class FedMDState(NamedTuple):
     public: dict[str, jax.Array]  # {name: [n, ...]}
     rows: jax.Array  # i32[B], the public examples of this round
     consensus: jax.Array  # f32[B, K], logits of the mean of the last round
-    parties: jax.Array  # f32[], how many it is the mean of
+    parties: jax.Array  # f32[], how many it is the mean of; nobody: it is that of zeros
 
 
 class Message(NamedTuple):
     """Both ends have the public examples and the starts; only the consensus is billed, where there is one."""
 
     known: Any  # (groups, examples, start)
-    parties: Any
     consensus: Any = ()
 
 
@@ -160,10 +159,8 @@ def fedmd(
                 said = distillation.agreed(said / jnp.maximum(parties, 1), average)
             return state._replace(consensus=said, parties=parties), {}
 
-        def broadcast(state):
-            return Message(known(state, group), Free(()))
-
         total = Reduce(lambda server, sent, weight: (sent, weight), lambda total, setting: total)
+        broadcast = lambda state: Message(known(state, group))
         return Exchange(broadcast, client, server, total, starts, takes=takes(group))
 
     def tell(group: int, architecture: Architecture) -> Exchange:
@@ -177,8 +174,7 @@ def fedmd(
                     architecture.logits, backbone[group], examples, message.consensus, distance=distance,
                     optimizer=digest, batch_size=min(digest_batch_size, n_public), key=jax.random.fold_in(key, DIGEST),
                 )  # fmt: skip
-                steps = jnp.where(message.parties > 0, digest_steps, 0)  # all answers may have been lost
-                delta, _ = jax.lax.fori_loop(0, steps, step, (delta, digest.init(delta)))
+                delta, _ = jax.lax.fori_loop(0, digest_steps, step, (delta, digest.init(delta)))
                 delta, metrics = train(architecture.task, architecture.optimizer, delta, backbone[group], data, key)
                 return ClientOutput((), jnp.float32(1), kept(party, delta), metrics)
 
@@ -187,10 +183,8 @@ def fedmd(
         def server(state: FedMDState, aggregate, key):
             return (state._replace(rows=drawn(key)) if group + 1 == n_groups else state), {}
 
-        def broadcast(state):
-            return Message(known(state, group), Free(state.parties), state.consensus)
-
         nothing = Reduce(lambda server, sent, weight: (), lambda total, setting: total)
+        broadcast = lambda state: Message(known(state, group), state.consensus)
         return Exchange(broadcast, client, server, nothing, revisits, takes=takes(group))
 
     each = tuple(enumerate(architectures))
