@@ -1,11 +1,12 @@
 """The parts of a message: what is billed, what is free, and what a client reads."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from fedjax_fm.types import Free, Rows, Tree
+from fedjax_fm.channels.identity import identity
+from fedjax_fm.types import Channel, Free, Rows, Tree
 
 
 def _is_part(node: Any) -> bool:
@@ -28,3 +29,22 @@ def unwrap(message: Tree) -> Tree:
     """The message as a client reads it, `Free` marks taken off."""
     is_free = lambda node: isinstance(node, Free)
     return jax.tree.map(lambda node: node.value if is_free(node) else node, message, is_leaf=is_free)
+
+
+class Nothing(NamedTuple):
+    """The payload of a message without leaves."""
+
+    tree: Tree
+
+
+def unless_empty(channel: Channel) -> Channel:
+    """The channel, but for exchanges that send nothing that way, whatever it makes of other messages: no bits, no state."""
+    if channel == identity():
+        return channel
+    is_empty = lambda tree: not jax.tree.leaves(tree)
+    return Channel(
+        init=lambda shapes: () if is_empty(shapes) else channel.init(shapes),
+        encode=lambda state, tree, key: (Nothing(tree), state) if is_empty(tree) else channel.encode(state, tree, key),
+        decode=lambda payload: payload.tree if isinstance(payload, Nothing) else channel.decode(payload),
+        bits=lambda payload: 0 if isinstance(payload, Nothing) else channel.bits(payload),
+    )

@@ -16,6 +16,7 @@ from fedjax_fm.engine.data import DeviceData
 from fedjax_fm.engine.devices import client_mesh, memory_of, over_model
 from fedjax_fm.engine.drive import ROUNDS_PER_DISPATCH, HostLoop, fused
 from fedjax_fm.engine.keys import Purpose, derive
+from fedjax_fm.engine.message import unless_empty
 from fedjax_fm.engine.messages import trace_messages
 from fedjax_fm.engine.parts import NO_CLIENT, OUTSIDE, OVERFLOW, Engine, RoundState, of_digits
 from fedjax_fm.engine.plan import Plan, make_plan
@@ -139,9 +140,9 @@ class Simulator:
         self.streams = data == "host" or (data == "auto" and _nbytes(population) > self.memory // 4)
         self.setting = Setting(population.n_clients, cohort_size)
         self._make_engine = functools.partial(
-            Engine, algorithm=algorithm, setting=self.setting, uplink=uplink or identity(),
-            downlink=downlink or identity(), n_max=int(population.sizes.max()), behaviour=behaviour or Behaviour(),
-            parallel=parallel,
+            Engine, algorithm=algorithm, setting=self.setting, uplink=unless_empty(uplink or identity()),
+            downlink=unless_empty(downlink or identity()), n_max=int(population.sizes.max()),
+            behaviour=behaviour or Behaviour(), parallel=parallel,
         )  # fmt: skip
         self.key = jax.random.key(seed)
         self.backbone = backbone

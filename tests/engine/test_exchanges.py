@@ -244,6 +244,25 @@ def test_bytes_that_the_data_decide_are_counted(layout):
     assert "at most" in repr(one)
 
 
+def silence():
+    """An exchange in which nothing travels."""
+    client = lambda backbone, message: lambda mine, state, data, key: ClientOutput((), jnp.float32(1), state)
+    server = lambda state, aggregate, key: (state, {})
+    return Exchange(lambda state: Free(state.delta), client, server, weighted_mean(), Batches(max(SIZES), steps=1))
+
+
+@pytest.mark.parametrize(
+    "channel", [lambda: channels.error_feedback(channels.top_k(0.5)), by_the_data], ids=["lossy", "by the data"]
+)
+def test_what_sends_nothing_passes_no_channel(channel):
+    """A lossy channel has nothing to select from; the other exchange goes as it goes by itself."""
+    expected, seen = run([descent(0.1)], 2, channel(), downlink=channel())
+    state, metrics = run([silence(), descent(0.1)], 2, channel(), downlink=channel())
+    close(state.delta, expected.delta, rtol=1e-6)
+    for name in ("uplink_bytes", "downlink_bytes"):
+        np.testing.assert_array_equal(metrics[name], seen[name])
+
+
 def test_byte_sums_beyond_32_bits_are_exact():
     sizes = np.array([0, 1, 2047, 2048, 5_000_000, 2**31, 2**32 - 1], np.uint32)
     sums = np.asarray(jax.vmap(digits)(jnp.asarray(sizes))).astype(np.uint32)
