@@ -3,6 +3,7 @@
 The number of rounds is all that changes during a run, so a resumed run has spent what an unbroken one has.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from fedjax_fm.population.samplers.laws import Poisson, Spaced, WithoutReplacement
 from fedjax_fm.privacy.noise import Noise
 from fedjax_fm.types import Sampler
+
+MOST_NOISE = 1e4
 
 
 class Spent(NamedTuple):
@@ -78,6 +81,26 @@ def spent(sampler: Sampler, noise: Noise, noise_multiplier: float, rounds: int, 
         accountant.compose(event)
     words = "one client's data replaced" if replace_one else "one client more or less"
     return Spent(float(accountant.get_epsilon(delta)), delta, words, mechanism)
+
+
+def multiplier_for(epsilon: float, sampler: Sampler, noise: Noise, rounds: int, delta: float) -> float:
+    """The least noise_multiplier with which `rounds` rounds spend at most epsilon, to 0.1 % of it.
+
+    Raises:
+      ValueError: what `spent` refuses; epsilon or rounds are not positive; no noise of at most 1e4 is enough.
+    """
+    if not epsilon > 0 or not math.isfinite(epsilon) or rounds < 1:
+        raise ValueError(f"expected a finite epsilon > 0 and rounds >= 1, got epsilon={epsilon}, rounds={rounds}")
+    spends = lambda multiplier: spent(sampler, noise, multiplier, rounds, delta).epsilon
+    low, high = 0.0, 1.0
+    while spends(high) > epsilon:
+        low, high = high, 2 * high
+        if high > MOST_NOISE:
+            raise ValueError(f"no noise_multiplier up to {MOST_NOISE:g} spends as little as epsilon={epsilon}")
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if spends(middle) > epsilon else (low, middle)
+    return high
 
 
 def _event(sampler: Sampler, noise: Noise, multiplier: float, rounds: int) -> tuple[Any, bool, str]:

@@ -9,7 +9,7 @@ import pytest
 from dp_accounting import pld, rdp
 
 from fedjax_fm.population import samplers
-from fedjax_fm.privacy import banded, binary_tree, independent, spent, square_root_coefficients
+from fedjax_fm.privacy import banded, binary_tree, independent, multiplier_for, spent, square_root_coefficients
 
 N, DELTA = 1000, 1e-5
 
@@ -49,6 +49,28 @@ def test_spaced_participation_is_a_gaussian_of_the_whole_run():
     assert found.epsilon <= rho + 2 * np.sqrt(rho * np.log(1 / DELTA))
     once = spent(samplers.spaced(N, 50, min_separation=40), binary_tree(64), 5.0, 32, DELTA)
     assert once.epsilon == pytest.approx(epsilon(dp.GaussianDpEvent(5.0 / np.sqrt(6))), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "target", "event"),
+    [
+        (samplers.poisson(N, 0.05), 2.0, lambda z: (dp.PoissonSampledDpEvent(0.05, dp.GaussianDpEvent(z)), 20)),
+        (samplers.cyclic(N, 50), 0.5, lambda z: (dp.GaussianDpEvent(z), 20)),
+        (samplers.spaced(N, 50, min_separation=20), 8.0, lambda z: (dp.GaussianDpEvent(z), 1)),
+    ],
+)
+def test_the_noise_for_an_epsilon_is_what_dp_accounting_calibrates(sampler, target, event):
+    found = multiplier_for(target, sampler, independent(), 20, DELTA)
+    assert spent(sampler, independent(), found, 20, DELTA).epsilon <= target
+    composed = lambda z: dp.SelfComposedDpEvent(*event(z))
+    expected = dp.calibrate_dp_mechanism(rdp.RdpAccountant, composed, target, DELTA, tol=1e-5)
+    assert expected <= found < 1.0015 * expected
+
+
+@pytest.mark.parametrize(("target", "rounds"), [(0.0, 10), (-1.0, 10), (np.inf, 10), (1.0, 0)])
+def test_no_noise_for_an_epsilon_that_makes_no_sense(target, rounds):
+    with pytest.raises(ValueError, match=r"expected a finite epsilon > 0 and rounds >= 1"):
+        multiplier_for(target, samplers.poisson(N, 0.05), independent(), rounds, DELTA)
 
 
 def test_a_sampler_that_promises_nothing_gets_no_amplification():
