@@ -2,6 +2,7 @@
 
 from fedjax_fm.models.albert import AlbertConfig, AlbertForSequenceClassification, AlbertModel
 from fedjax_fm.models.alpaca import alpaca
+from fedjax_fm.models.beam import Beams, beam_search
 from fedjax_fm.models.bert import BertConfig, BertForSequenceClassification, BertModel
 from fedjax_fm.models.chat import Chat, load_chat, render
 from fedjax_fm.models.clip import (
@@ -20,6 +21,7 @@ from fedjax_fm.models.gpt2 import GPT2Config, GPT2ForSequenceClassification, GPT
 from fedjax_fm.models.language_modeling import mean_over_texts, next_token_losses, token_losses
 from fedjax_fm.models.llama import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 from fedjax_fm.models.locate import locate, provenance
+from fedjax_fm.models.low_bits import LowBitLinear, dequantize, quantize
 from fedjax_fm.models.packing import pack
 from fedjax_fm.models.pretrained import from_pretrained
 from fedjax_fm.models.quantized import Q4Linear
@@ -34,6 +36,7 @@ __all__ = [
     "AlbertConfig",
     "AlbertForSequenceClassification",
     "AlbertModel",
+    "Beams",
     "BertConfig",
     "BertForSequenceClassification",
     "BertModel",
@@ -58,6 +61,7 @@ __all__ = [
     "LlamaForCausalLM",
     "LlamaForSequenceClassification",
     "LlamaModel",
+    "LowBitLinear",
     "Q4Linear",
     "RobertaConfig",
     "RobertaForSequenceClassification",
@@ -70,6 +74,8 @@ __all__ = [
     "ViTModel",
     "WeightError",
     "alpaca",
+    "beam_search",
+    "dequantize",
     "from_config",
     "from_pretrained",
     "generate",
@@ -81,6 +87,7 @@ __all__ = [
     "pack",
     "pad_prompts",
     "provenance",
+    "quantize",
     "render",
     "token_losses",
     "tokenize",

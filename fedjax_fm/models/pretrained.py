@@ -10,6 +10,7 @@ from flax import nnx
 from fedjax_fm.models.families import from_config, naming_of
 from fedjax_fm.models.gguf_file import GGUFFile
 from fedjax_fm.models.locate import locate
+from fedjax_fm.models.low_bits import FORMATS, quantize
 from fedjax_fm.models.weights import WeightError, load_into, read_config, tensor_names, weight_files
 
 
@@ -32,7 +33,8 @@ def from_pretrained(
       pooling: what the head of a BERT reads, "cls" or "mean" over tokens.
       seed: names the head's random initial values, where the checkpoint has none.
       dtype: "float32" or "bfloat16", of weights and activations; classification heads stay f32.
-      frozen: "dense", or "q4_1" to keep the 4-bit blocks of a .gguf file as they are.
+      frozen: "dense"; "int8", "nf4" or "nf4_double" for the matrices of the layers in blocks of so few bits, see
+        `quantize`; "q4_1" to keep the 4-bit blocks of a .gguf file as they are. The dense weights are read first.
 
     Raises:
       FileNotFoundError, WeightError: say what is missing or does not match.
@@ -40,8 +42,12 @@ def from_pretrained(
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"expected dtype 'float32' or 'bfloat16', got {dtype!r}")
-    if frozen not in ("dense", "q4_1"):
-        raise ValueError(f"expected frozen 'dense' or 'q4_1', got {frozen!r}")
+    if frozen not in ("dense", "q4_1", *FORMATS):
+        known = ", ".join(map(repr, ("dense", "q4_1", *FORMATS)))
+        raise ValueError(f"expected frozen {known}, got {frozen!r}")
+    if frozen in FORMATS:
+        dense = from_pretrained(folder_or_hub_id, num_labels=num_labels, pooling=pooling, seed=seed, dtype=dtype)
+        return quantize(dense, frozen)
     files = locate(folder_or_hub_id)
     if files.weights.suffix == ".gguf":
         if num_labels is not None:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from fedjax_fm.models.quantized import Frozen
 from fedjax_fm.peft.merge import merge
 from fedjax_fm.peft.method import parameter_paths
 from fedjax_fm.peft.names import Names
@@ -24,11 +26,15 @@ def save_merged(folder: str | os.PathLike[str], model: nnx.Module, fields: Mappi
       fields: of config.json, such as those of the checkpoint that it came from; written as they are.
 
     Raises:
-      ValueError: a method whose parameters have no place in such a file (adapters, prompts, prefixes), or a model that
-        does not say how Hugging Face names it.
+      ValueError: quantised weights (`models.dequantize` them first); a method whose parameters have no place in such a
+        file (adapters, prompts, prefixes), or a model that does not say how Hugging Face names it.
     """
     if not hasattr(model, "hugging_face"):
         raise ValueError(f"{type(model).__name__} has no counterpart at Hugging Face")
+    if jax.tree.leaves(nnx.state(model, Frozen)):
+        raise ValueError(
+            "a Hugging Face folder holds dense weights, but this model's are quantised; dequantize it first"
+        )
     model = merge(model)
     virtual = {
         p for p, m in named_modules(model) if p.rpartition(".")[2] in ("prompt", "prefix") or isinstance(m, Wrapper)

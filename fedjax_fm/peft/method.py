@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from fedjax_fm.models.quantized import Frozen
 from fedjax_fm.peft.targets import get_module, matches, named_modules, plain_names
 
 
@@ -22,11 +23,24 @@ def parameter_paths(model: nnx.Module) -> dict[tuple, nnx.Variable]:
     return {path: get_module(model, ".".join(path)) for path in paths}
 
 
+def refuse_quantised(model: nnx.Module, chosen: Callable[[str], Any], name: str) -> None:
+    """Raises where a choice of parameters by their dotted paths takes in weights that are quantised."""
+    blocks = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, Frozen))]
+    blocks = [path for path in blocks if chosen(path)]
+    if blocks:
+        raise ValueError(
+            f"{name} would train quantised weights, which have no gradient ({blocks[0]} and {len(blocks) - 1} more); "
+            "load dense weights, or train what sits beside them (lora)"
+        )
+
+
 def head_paths(model: nnx.Module, modules: Sequence[str]) -> set[tuple]:
     """Paths of all parameters below the modules whose paths end in one of `modules`."""
     plain = plain_names(model)
     roots = [path for path, _ in named_modules(model) if matches(plain(path), list(modules))]
-    return {path for path in parameter_paths(model) if any(".".join(path).startswith(f"{r}.") for r in roots)}
+    inside = lambda path: any(path.startswith(f"{root}.") for root in roots)
+    refuse_quantised(model, inside, f"modules {list(modules)}")
+    return {path for path in parameter_paths(model) if inside(".".join(path))}
 
 
 def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -66,6 +80,7 @@ def by_path(predicate: Callable[[str], Any], name: str = "by_path") -> Method:
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         plain = plain_names(model)
+        refuse_quantised(model, lambda path: predicate(plain(path)), name)
         paths = {path for path in parameter_paths(model) if predicate(plain(".".join(path)))}
         if not paths:
             there = sorted({plain(".".join(path)) for path in parameter_paths(model)})

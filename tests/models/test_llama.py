@@ -241,8 +241,8 @@ def test_what_from_pretrained_refuses(tmp_path):
         models.from_pretrained(tmp_path, num_labels=2, pooling="mean")
     with pytest.raises(ValueError, match=r"'q4_1' keeps the blocks of a \.gguf file"):
         models.from_pretrained(tmp_path, frozen="q4_1")
-    with pytest.raises(ValueError, match="expected frozen 'dense' or 'q4_1', got 'int8'"):
-        models.from_pretrained(tmp_path, frozen="int8")
+    with pytest.raises(ValueError, match="expected frozen 'dense', 'q4_1', 'int8', 'nf4', 'nf4_double', got 'int3'"):
+        models.from_pretrained(tmp_path, frozen="int3")
     with pytest.raises(ValueError, match="got 'float16'"):
         models.from_pretrained(tmp_path, dtype="float16")
     path = tmp_path / "config.json"
