@@ -110,8 +110,8 @@ def fedbert(
 
     def smashed(mine: ClientPart, data, i) -> ClientOutput:
         batch, _, key = read(mine, data, i)
-        # Its weight is not used: it tells the server, which knows whom it drew, where in the stack this client is.
-        return ClientOutput(split.embed(mine.part, batch, key), data.id.astype(jnp.float32), mine)
+        # The weight, no mean's, is a number: the server knows whom it drew, but not where in a stack they are.
+        return ClientOutput(split.embed(mine.part, batch, key), data.id.astype(jnp.float32) + 1, mine)
 
     def start(part, mine, data, key):
         return smashed(mine._replace(part=part, key=jax.random.key_data(key)), data, jnp.int32(0))
@@ -142,20 +142,20 @@ def fedbert(
     # The server -------------------------------------------------------------------------------------------------------
 
     def forward(state: FedBERTState, aggregate, key):
-        (sent, ids), active = aggregate.value
-        places = jnp.full_like(state.places, ABSENT)
-        at = jnp.where(active, ids.astype(jnp.int32), ABSENT)
-        places = places.at[at].set(jnp.arange(at.size, dtype=jnp.int32), mode="drop")
+        sent, numbers = aggregate.value
+        active = numbers > 0
+        at = jnp.where(active, numbers.astype(jnp.int32) - 1, ABSENT)
+        places = jnp.full_like(state.places, ABSENT).at[at].set(jnp.arange(at.size, dtype=jnp.int32), mode="drop")
         sent = _by_client(sent, places)
         features = body(state.delta["server"], *_in_order(sent, places, active))
         return state._replace(places=places, sent=sent, features=_by_client(features, places)), {}
 
     def backward(state: FedBERTState, aggregate, key):
-        (sent, weights), active = aggregate.value
+        sent, weights = aggregate.value
         total = jnp.sum(weights)
         shares = weights / jnp.where(total > 0, total, 1.0)
         weighted = lambda x, factor: x * factor.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
-        activations, context = _in_order(state.sent, state.places, active)
+        activations, context = _in_order(state.sent, state.places, weights > 0)
         server = state.delta["server"]
         _, pull = jax.vjp(lambda server, activations: body(server, activations, context), server, activations)
         gradient, back = pull(jax.tree.map(lambda x: weighted(x, shares), sent))
@@ -172,7 +172,7 @@ def fedbert(
 
     # The round --------------------------------------------------------------------------------------------------------
 
-    keep = stack(lambda kept, setting: ((kept.values[0], kept.values[1]), kept.active))
+    keep = stack(lambda kept, setting: kept.values)  # weight 0: an empty place, or a client that was lost on the way
     of_client = lambda tree, client: jax.tree.map(lambda x: x[client], tree)
     each = lambda message, state, client: of_client(message, client)
     work = lambda one: lambda backbone, message: one  # nothing is done once for all clients
@@ -190,7 +190,10 @@ def fedbert(
         server=average,
         reduce=weighted_mean(),
         batches=batches,
-        address=lambda message, state, client: {**message, "gradients": of_client(message["gradients"], client)},
+        address=lambda message, state, client: {
+            "gradients": of_client(message["gradients"], client),
+            "start": Free(message["start"]),
+        },
     )
     opening = Exchange(lambda state: state.delta["client"], work(start), forward, keep, batches)
     loop = Repeat(local_steps - 1, (features_down(in_turn), gradients_down))

@@ -4,6 +4,8 @@ Devlin et al., 2018, arXiv 1810.04805, section 3.1 (what is masked) and appendix
 Face's `BertForMaskedLM`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -60,8 +62,9 @@ class BertEnds(nnx.Module):
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         self.act = config.hidden_act
         self.embeddings = BertEmbeddings(config, rngs)
-        words = self.embeddings.word_embeddings.embedding
-        words.set_value(0.02 * jax.random.normal(rngs.params(), words.shape))  # the original's scale
+        for name in ("word", "position", "token_type"):  # all of the original's scale, or positions would drown words
+            table = getattr(self.embeddings, f"{name}_embeddings").embedding
+            table.set_value(0.02 * jax.random.normal(rngs.params(), table.shape))
         self.dense = nnx.Linear(config.hidden_size, config.hidden_size, rngs=rngs)
         self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps, jnp.float32, rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size))
@@ -88,7 +91,7 @@ def bert_split(
     rngs = nnx.Rngs(seed)
     ends, client = nnx.split(BertEnds(config, rngs))
     encoder, server = nnx.split(BertEncoder(config, rngs))
-    most = int(n_targets(jnp.ones(length), rate))  # tokens that a row is to predict
+    most = max(1, math.ceil(rate * length))  # tokens that a row is to predict
 
     def masked(batch, key):
         return mask_tokens(batch["input_ids"], batch["attention_mask"], key, mask_id=mask_id, words=words, rate=rate)
