@@ -139,10 +139,10 @@ def alone(k, steps):
 
 
 def test_without_digests_every_party_trains_alone(plain):
-    one = simulator(make(digest_epochs=0))
+    one = simulator(make(digest_epochs=0, start_epochs=0))
     state, _ = one.run(one.init(DELTAS), 2)
     for k in range(PARTIES):
-        close(party(state, k), alone(k, START + 2 * STEPS), atol=1e-5)
+        close(party(state, k), alone(k, 2 * STEPS), atol=1e-5)
         assert max(np.abs(x - y).max() for x, y in both(party(state, k), party(plain[2], k))) > 1e-3
 
 

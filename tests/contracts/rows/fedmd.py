@@ -14,7 +14,7 @@ def _make() -> Problem:
     deltas, backbones = make_trees()
     algorithm = fedmd(
         architectures(RATE), GROUPS, make_public(), n_classes=CLASSES, digest_optimizer=optax.sgd(0.2), digest_epochs=2,
-        digest_batch_size=4, start_epochs=START, local_steps=STEPS, batch_size=8,
+        digest_batch_size=16, start_epochs=START, local_steps=STEPS, batch_size=8,
     )  # fmt: skip
     for_ten = lambda delta, key, setting: algorithm.init(delta, key, setting._replace(n_clients=len(GROUPS)))
     # The server trains nothing; what it has learned is the consensus.
