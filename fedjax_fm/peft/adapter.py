@@ -28,7 +28,7 @@ OUTPUTS = (
     *("out_lin", "ffn.lin2"),  # DistilBERT
     *("attention.dense", "ffn_output"),  # ALBERT
     *("SelfAttention.o", "EncDecAttention.o", "DenseReluDense.wo"),  # T5
-    *("out_proj", "mlp.fc2"),  # CLIP
+    *("self_attn.out_proj", "mlp.fc2"),  # CLIP
 )
 # Whole feed-forward networks, and BERT's residual output, whose second argument is what the network read.
 SUBLAYERS = ("mlp", "DenseReluDense", "ffn", "layer.output")

@@ -18,7 +18,7 @@ from fedjax_fm.peft.linear import LinearLayer, linear_shape
 from fedjax_fm.peft.method import Method, head_paths
 from fedjax_fm.peft.targets import Targets, Wrapper, find_modules, replace_module
 
-HEADS = ("classifier", "score")
+HEADS = ("classifier", "pre_classifier", "score", "classification_head")  # as Hugging Face names them
 
 
 class LoRALinear(Wrapper):

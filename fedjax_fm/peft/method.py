@@ -62,7 +62,7 @@ def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> tu
     return graphdef, delta, backbone
 
 
-def head(modules: Sequence[str] = ("classifier", "score")) -> Method:
+def head(modules: Sequence[str] = ("classifier", "pre_classifier", "score", "classification_head")) -> Method:
     """Trains the classification head only (linear probing)."""
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:

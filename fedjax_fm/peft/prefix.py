@@ -111,8 +111,10 @@ def prefix_tuning(
                 kernel_2 = normal(2 + 2 * number, (*stacked, hidden, out), hidden**-0.5)
                 bias_2 = jnp.zeros((*stacked, out))
                 attention.prefix = ReparameterisedPrefix(shared, kernel_2, bias_2, kv_shape)
-        for _, module in named_modules(model):
-            if hasattr(module, "first_position"):
+        for path, module in named_modules(model):
+            tower = path.rpartition(".")[0]
+            # Of CLIP's towers only the one with a prefix numbers its tokens on.
+            if hasattr(module, "first_position") and any(f".{p}".startswith(f".{tower}".rstrip(".")) for p in paths):
                 module.first_position += n_tokens  # pyright: ignore[reportAttributeAccessIssue]
         inside = tuple(f"{path}.prefix.".removeprefix(".") for path in paths)
         return {path for path in parameter_paths(model) if ".".join(path).startswith(inside)} | heads

@@ -59,6 +59,9 @@ def vpt(
 
     Prompts start uniform within sqrt(6 / (patch + d)), Xavier's bound for the patch projection. "shallow" acts around
     the module that holds the stack and maps hidden states to hidden states.
+
+    Raises:
+      ValueError: by `apply`, on a model without one stack of layers to choose, or where that stack reads text.
     """
     if mode not in ("shallow", "deep"):
         raise ValueError(f"expected mode 'shallow' or 'deep', got {mode!r}")
@@ -77,6 +80,7 @@ def vpt(
         if len(found) != 1 or (mode == "shallow" and "." not in found[0]):
             raise ValueError(f"expected one stack of layers inside an encoder, got {found}; there are {sorted(there)}")
         path, n_layers = found[0], there[found[0]]
+        _refuse_text(model, path)
         width = width_of(get_module(model, path))
         bound = math.sqrt(6 / (_patch_size(model, width) + width))
         if mode == "shallow":
@@ -88,6 +92,14 @@ def vpt(
         return {(*path.split("."), "prompt")} | heads
 
     return Method(f"vpt_{mode}", install)
+
+
+def _refuse_text(model: nnx.Module, path: str) -> None:
+    words = path.split(".")
+    above = [get_module(model, ".".join(words[:length])) for length in range(len(words))]
+    readers = [type(module).__name__ for module in above if hasattr(module, "vocabulary")]
+    if readers:
+        raise ValueError(f"vpt puts tokens among an image's, but {path} reads text ({readers[-1]}); use prompt_tuning")
 
 
 def _patch_size(model: nnx.Module, width: int) -> int:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from fedjax_fm import peft, trees
 from fedjax_fm.models.vit import ViTConfig, ViTForImageClassification
+from fedjax_fm.peft.vpt import VisualPrompt
 
 N, D, LAYERS, P, LABELS = 4, 8, 3, 5, 2
 
@@ -111,8 +112,13 @@ def test_prompts_have_dropout_with_a_key_only(vit, pixels):
     np.testing.assert_array_equal(nnx.merge(graphdef, delta, backbone)(pixels), expected)
 
 
-def test_what_cannot_have_visual_prompts(vit, llama):
+def test_what_cannot_have_visual_prompts(vit, llama, bert):
+    with pytest.raises(ValueError, match=r"model.layers reads text \(LlamaModel\); use prompt_tuning"):
+        peft.apply(llama, peft.vpt(2, "deep"))
+    for mode in ("deep", "shallow"):
+        with pytest.raises(ValueError, match=r"bert.encoder.layer reads text \(BertModel\)"):
+            peft.apply(bert, peft.vpt(2, mode))
     with pytest.raises(ValueError, match="is given a mask"):
-        nnx.merge(*peft.apply(llama, peft.vpt(2, "deep")))(np.zeros((1, 3), int))
+        VisualPrompt(lambda hidden, mask: hidden, jnp.zeros((2, D)), 0.0, None)(jnp.zeros((1, 3, D)), jnp.ones((1, 3)))
     with pytest.raises(ValueError, match=r"one stack of layers inside an encoder, got \[\]"):
         peft.apply(vit, peft.vpt(2, at="text"))
