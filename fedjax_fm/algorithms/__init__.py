@@ -2,10 +2,14 @@
 
 from fedjax_fm.algorithms import lora_rules
 from fedjax_fm.algorithms.dp_fedavg import AdaptiveClip, dp_fedavg
+from fedjax_fm.algorithms.distillation import Architecture
 from fedjax_fm.algorithms.fedavg import fedavg
+from fedjax_fm.algorithms.fedbert import fedbert
 from fedjax_fm.algorithms.fedbuff import fedbuff
+from fedjax_fm.algorithms.feddf import feddf
 from fedjax_fm.algorithms.feddpa import feddpa_f, feddpa_t
 from fedjax_fm.algorithms.fedkseed import fedkseed
+from fedjax_fm.algorithms.fedmd import fedmd
 from fedjax_fm.algorithms.fedpm import fedpm
 from fedjax_fm.algorithms.fjord import fjord
 from fedjax_fm.algorithms.heterofl import heterofl
@@ -16,12 +20,16 @@ from fedjax_fm.algorithms.reduce import weighted_mean
 
 __all__ = [
     "AdaptiveClip",
+    "Architecture",
     "dp_fedavg",
     "fedavg",
+    "fedbert",
     "fedbuff",
+    "feddf",
     "feddpa_f",
     "feddpa_t",
     "fedkseed",
+    "fedmd",
     "fedpm",
     "fjord",
     "heterofl",

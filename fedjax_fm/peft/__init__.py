@@ -8,6 +8,7 @@ from fedjax_fm.peft.folder import AdapterError, load_pretrained, save_pretrained
 from fedjax_fm.peft.ia3 import ia3
 from fedjax_fm.peft.layers import on_layers
 from fedjax_fm.peft.lora import LoRALinear, lora
+from fedjax_fm.peft.lora_sb import first_gradients, lora_sb
 from fedjax_fm.peft.merge import merge, unmerge
 from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
@@ -24,12 +25,14 @@ __all__ = [
     "collapse",
     "combine",
     "dora",
+    "first_gradients",
     "full",
     "head",
     "houlsby",
     "ia3",
     "load_pretrained",
     "lora",
+    "lora_sb",
     "merge",
     "on_layers",
     "p_tuning_v2",
