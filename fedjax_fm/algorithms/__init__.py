@@ -1,8 +1,8 @@
 """Federated methods, one file each; `lora_rules` has those that combine low-rank adapters."""
 
 from fedjax_fm.algorithms import lora_rules
-from fedjax_fm.algorithms.dp_fedavg import AdaptiveClip, dp_fedavg
 from fedjax_fm.algorithms.distillation import Architecture
+from fedjax_fm.algorithms.dp_fedavg import AdaptiveClip, dp_fedavg
 from fedjax_fm.algorithms.fedavg import fedavg
 from fedjax_fm.algorithms.fedbert import fedbert
 from fedjax_fm.algorithms.fedbuff import fedbuff
