@@ -81,7 +81,8 @@ class Stack(NamedTuple):
     """All contributions of a cohort, for reductions that are no sums (medians, stacking)."""
 
     values: Tree  # leaves [C, ...], in the sampler's order; zeros where not active
-    active: jax.Array  # bool[C]
+    active: jax.Array  # bool[C]: took part, and the upload arrived
+    ids: jax.Array  # i32[C]: whose; anybody's where not active
 
 
 class Reduce(NamedTuple):

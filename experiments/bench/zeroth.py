@@ -61,8 +61,8 @@ def minilm(seed: int) -> Study:
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]), {}
 
     test = np.random.default_rng(seed).permutation(data.test)[:512]
-    settings = {"learning_rate": 1e-2, "epsilon": 1e-3, "local_steps": 5, "batch_size": 32}
-    return Study(delta, loss, [data.take(rows) for rows in data.train], data.take(test), settings, cohort=4, rounds=20)
+    settings = {"learning_rate": 3e-3, "epsilon": 1e-3, "local_steps": 5, "batch_size": 32}
+    return Study(delta, loss, [data.take(rows) for rows in data.train], data.take(test), settings, cohort=4, rounds=10)
 
 
 class TiedHead(NamedTuple):

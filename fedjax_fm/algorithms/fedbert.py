@@ -110,8 +110,7 @@ def fedbert(
 
     def smashed(mine: ClientPart, data, i) -> ClientOutput:
         batch, _, key = read(mine, data, i)
-        # The weight, no mean's, is a number: the server knows whom it drew, but not where in a stack they are.
-        return ClientOutput(split.embed(mine.part, batch, key), data.id.astype(jnp.float32) + 1, mine)
+        return ClientOutput(split.embed(mine.part, batch, key), jnp.float32(1), mine)
 
     def start(part, mine, data, key):
         return smashed(mine._replace(part=part, key=jax.random.key_data(key)), data, jnp.int32(0))
@@ -142,16 +141,15 @@ def fedbert(
     # The server -------------------------------------------------------------------------------------------------------
 
     def forward(state: FedBERTState, aggregate, key):
-        sent, numbers = aggregate.value
-        active = numbers > 0
-        at = jnp.where(active, numbers.astype(jnp.int32) - 1, ABSENT)
+        (sent, _), active, ids = aggregate.value
+        at = jnp.where(active, ids, ABSENT)
         places = jnp.full_like(state.places, ABSENT).at[at].set(jnp.arange(at.size, dtype=jnp.int32), mode="drop")
         sent = _by_client(sent, places)
         features = body(state.delta["server"], *_in_order(sent, places, active))
         return state._replace(places=places, sent=sent, features=_by_client(features, places)), {}
 
     def backward(state: FedBERTState, aggregate, key):
-        sent, weights = aggregate.value
+        sent, weights = aggregate.value.values  # weight 0: an empty place, or a client that was lost on the way
         total = jnp.sum(weights)
         shares = weights / jnp.where(total > 0, total, 1.0)
         weighted = lambda x, factor: x * factor.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
@@ -172,7 +170,7 @@ def fedbert(
 
     # The round --------------------------------------------------------------------------------------------------------
 
-    keep = stack(lambda kept, setting: kept.values)  # weight 0: an empty place, or a client that was lost on the way
+    keep = stack(lambda kept, setting: kept)
     of_client = lambda tree, client: jax.tree.map(lambda x: x[client], tree)
     each = lambda message, state, client: of_client(message, client)
     work = lambda one: lambda backbone, message: one  # nothing is done once for all clients

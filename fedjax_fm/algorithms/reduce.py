@@ -22,7 +22,7 @@ def weighted_mean() -> Reduce:
 
 
 def stack(finish: Callable[[Stack, Setting], Tree]) -> Reduce:
-    """Keeps every upload: `finish(Stack((sent, weights), active), setting)`. For medians and the like.
+    """Keeps every upload: `finish(Stack((sent, weights), active, ids), setting)`. For medians and the like.
 
     Needs memory for the whole cohort's uploads, where a sum needs it for one.
     """

@@ -72,7 +72,7 @@ def one_client(engine: Engine, index: int, shared: Shared) -> Callable[[Slots], 
         # An empty slot may have computed anything, NaN included: select, never multiply by zero.
         contribution, metrics, n_clients, uplink = trees.select(arrived, counted, jax.tree.map(jnp.zeros_like, counted))
         fetched = jax.tree.map(lambda x: jnp.where(slot.active, x, 0), fetched)
-        kept, summed = (contribution, ()) if exchange.reduce.keep else ((), contribution)
+        kept, summed = ((contribution, arrived), ()) if exchange.reduce.keep else ((), contribution)
         if engine.behaviour.drops is not None or exchange.takes is not None:
             # Elsewhere the states of empty slots are dropped when they are scattered.
             state, wire = trees.select(arrived, (state, wire), (slot.state, slot.wire))

@@ -98,7 +98,7 @@ class Result(NamedTuple):
     """What one exchange leaves behind."""
 
     totals: Totals  # sums over the cohort
-    kept: Tree  # from Reduce.lift, leaves as in Slots; () where the reduction sums
+    kept: Tree  # (what Reduce.lift gave, whether it arrived bool), leaves as in Slots; () where the reduction sums
     bad: jax.Array  # i32[], smallest id of a client that was not finite, NO_CLIENT if there is none
     state: Any  # as in Slots
     wire: Any  # as in Slots

@@ -84,11 +84,11 @@ def _flat(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), tree)
 
 
-def _stack(kept: Tree, slots: Slots, capacity: int) -> Stack:
-    """What each client contributed, back in the sampler's order."""
-    numbers = jnp.where(slots.active, slots.number, capacity).reshape(-1)
-    in_order = lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype).at[numbers].set(x, mode="drop")
-    return Stack(jax.tree.map(in_order, _flat(kept)), in_order(_flat(slots.active)))
+def _stack(kept: tuple[Tree, jax.Array], slots: Slots, ids: jax.Array) -> Stack:
+    """What each client contributed, and whether it arrived, back in the sampler's order."""
+    numbers = jnp.where(slots.active, slots.number, ids.size).reshape(-1)
+    in_order = lambda x: jnp.zeros((ids.size, *x.shape[1:]), x.dtype).at[numbers].set(x, mode="drop")
+    return Stack(*jax.tree.map(in_order, _flat(kept)), ids)
 
 
 def _own_slots(engine: Engine, inputs: Inputs, base: Slots, running: Running, index: int, takes: jax.Array):
@@ -132,7 +132,7 @@ def _exchange(
     result: Result = lift(engine, index)(shared, slots)
     state, wire = put(result)
     totals, reduce = result.totals, exchange.reduce
-    total = _stack(result.kept, slots, takes.shape[0]) if reduce.keep else totals.contribution
+    total = _stack(result.kept, slots, inputs.cohort.ids) if reduce.keep else totals.contribution
     aggregate = Aggregate(reduce.finish(total, engine.setting), totals.n_clients)
     server, metrics = exchange.server(running.server, aggregate, derive(key, Purpose.SERVER, index))
     gauges = {name: (jnp.float32(value), jnp.float32(1)) for name, value in metrics.items()}

@@ -137,7 +137,7 @@ def test_a_round_to_which_nobody_came_changes_nothing(name):
         lifted = jax.tree.map(jnp.zeros_like, exchange.reduce.lift(server, sent, jnp.float32(0)))
         if exchange.reduce.keep:
             rows = jax.tree.map(lambda x: jnp.zeros((8, *x.shape), x.dtype), lifted)
-            lifted = ffm.Stack(rows, jnp.zeros(8, bool))
+            lifted = ffm.Stack(rows, jnp.zeros(8, bool), jnp.arange(8))
         aggregate = ffm.Aggregate(exchange.reduce.finish(lifted, setting), jnp.int32(0))
         return message, exchange.server(server, aggregate, key)[0]
 

@@ -101,7 +101,7 @@ def test_a_population_on_disk(tmp_path):
 
 def test_a_kept_cohort_gives_the_median():
     def median(stacked, setting):
-        (sent, _), active = stacked
+        (sent, _), active, _ = stacked
         value = lambda x: jnp.nanmedian(jnp.where(active.reshape(-1, *([1] * (x.ndim - 1))), x, jnp.nan), axis=0)
         return jax.tree.map(value, sent)
 
@@ -132,6 +132,15 @@ def test_a_kept_cohort_gives_the_median():
         state.delta,
         jax.tree.map(lambda d, *u: d - np.median(np.stack([u[k] for k in (4, 1, 6)]), axis=0), delta, *uploads),
     )
+    # Nor is a client that drops out; and the rows say whose they are.
+    lost = ffm.Behaviour(drops=lambda client, round, key: client == 4)
+    _, state = run(stack(median), cohort_size=4, sampler=three, devices=2, behaviour=lost)
+    close(state.delta, jax.tree.map(lambda d, *u: d - (u[1] + u[6]) / 2, delta, *uploads))
+    six = stack(
+        lambda kept, setting: jax.tree.map(lambda x: x[jnp.argmax(kept.active & (kept.ids == 6))], kept.values[0])
+    )
+    _, state = run(six, cohort_size=4, sampler=three, devices=2)
+    close(state.delta, jax.tree.map(lambda d, *u: d - u[6], delta, *uploads))
 
 
 def full_batch(behaviour, **how):
