@@ -88,7 +88,8 @@ def _stack(kept: tuple[Tree, jax.Array], slots: Slots, ids: jax.Array) -> Stack:
     """What each client contributed, and whether it arrived, back in the sampler's order."""
     numbers = jnp.where(slots.active, slots.number, ids.size).reshape(-1)
     in_order = lambda x: jnp.zeros((ids.size, *x.shape[1:]), x.dtype).at[numbers].set(x, mode="drop")
-    return Stack(*jax.tree.map(in_order, _flat(kept)), ids)
+    values, arrived = jax.tree.map(in_order, _flat(kept))
+    return Stack(values, arrived, ids)
 
 
 def _own_slots(engine: Engine, inputs: Inputs, base: Slots, running: Running, index: int, takes: jax.Array):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from fedjax_fm import models, peft
 from fedjax_fm.models.families import from_config
-from fedjax_fm.models.t5 import T5Attention
+from fedjax_fm.models.t5_layers import T5Attention
 from fedjax_fm.peft.prefix import Prefix
 
 FIRST = [11, 12, 13]

@@ -1,0 +1,340 @@
+"""Privacy and parameter-efficient tuning: which part of a model is worth training when the noise grows with what is trained?
+
+    python -m fedjax_fm.experiments.privacy_utility [--smoke] [--out FOLDER]
+
+DP-FedAvg at the level of clients, Poisson cohorts, independent noise, accounted by dp-accounting for just that sampler.
+Sentiment of sentences in four domains; two sentences of one domain a client, about 6,500 clients, 345 of them a round on average,
+15 rounds of one SGD step at the clients and Adam at the server. all-MiniLM-L6-v2, whose first five layers are frozen for every
+arm and computed once; "full" is all of the last layer. Every arm trains the head too; "head" is the control that trains it alone.
+
+30 % of the documents are public: on them every arm chooses Adam's rate from one grid, at epsilon = 0.5, and its clip norm, the
+median of its clients' first updates. Fed-SB takes its directions from gradients on 512 of their sentences. The others are split
+anew for every seed, clients and test sentences by document. delta = 1e-5; one client more or less.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+
+import fedjax_fm as ffm
+from fedjax_fm import datasets, models, peft, privacy, trees
+from fedjax_fm.algorithms.dp_fedavg import dp_fedavg
+from fedjax_fm.evaluation import paired_seeds
+from fedjax_fm.evaluation.intervals import student_t975
+from fedjax_fm.experiments.lora_rules.tail import Tail, hidden_states
+from fedjax_fm.peft.lora_sb import first_gradients, lora_sb
+from fedjax_fm.population import samplers
+from fedjax_fm.population.splits import split_by_group
+from fedjax_fm.runs.provenance import environment
+from fedjax_fm.types import Tree
+
+MODEL, PUBLIC_SEED = "sentence-transformers/all-MiniLM-L6-v2", 1000
+ARMS = {
+    "full": "full (last layer)",
+    "lora": "LoRA",
+    "ffa": "FFA-LoRA",
+    "fed_sb": "Fed-SB",
+    "bitfit": "BitFit",
+    "head": "head only",
+}
+CONTROL = "lora"  # the arm whose labels are shuffled, without noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What the study does, in numbers."""
+
+    length: int = 16  # tokens
+    sentences: int = 2  # of a client
+    cohort: int = 345  # planned; the rate of the Poisson sampler is cohort / clients
+    rounds: int = 15
+    public_share: float = 0.3
+    test_share: float = 0.2
+    directions: int = 512  # public sentences that Fed-SB sees
+    rank: int = 8
+    alpha: float = 16.0
+    targets: str = r"^layer\.(intermediate|output)\.dense$"
+    epsilons: tuple[float, ...] = (0.1, 0.5, 2.0, math.inf)
+    tuned_at: float = 0.5
+    delta: float = 1e-5
+    grid: tuple[float, ...] = (2.5e-4, 1e-3, 4e-3, 16e-3, 64e-3)  # Adam's learning rate
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rows: int | None = None  # sentences in all
+
+    def smoke(self) -> "Config":
+        """Does it work?"""
+        small = {"cohort": 20, "rounds": 2, "directions": 32, "epsilons": (0.5, math.inf), "grid": (4e-3,)}
+        return dataclasses.replace(self, **small, seeds=(0, 1), rows=1200)
+
+
+class Pool(NamedTuple):
+    """All sentences, as hidden states that the frozen layers gave."""
+
+    arrays: dict[str, np.ndarray]  # hidden [n, T, d], attention_mask [n, T], label [n]
+    domain: np.ndarray
+    document: np.ndarray
+    public: np.ndarray  # bool[n]
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """These sentences."""
+        return {name: array[rows] for name, array in self.arrays.items()}
+
+
+class Deal(NamedTuple):
+    """One population and the sentences that it is judged on."""
+
+    clients: list[dict[str, np.ndarray]]
+    test: dict[str, np.ndarray]
+
+
+def pooled(config: Config) -> Pool:
+    """Reads the data and runs the frozen layers once."""
+    table = datasets.load_sentiment()
+    rows = np.random.default_rng(PUBLIC_SEED).permutation(len(table["text"]))[: config.rows]
+    table = table.select(rows)
+    tokens = models.tokenize(models.load_tokenizer(MODEL), list(table["text"]), config.length)
+    hidden = hidden_states(base(0), tokens, 1)
+    arrays = {"hidden": hidden, "attention_mask": tokens["attention_mask"], "label": table["label"].astype(np.int32)}
+    shares = {"public": config.public_share, "study": 1 - config.public_share}
+    public = np.isin(
+        np.arange(len(rows)), split_by_group(table["group"], shares, PUBLIC_SEED, table["domain"])["public"]
+    )
+    return Pool(arrays, np.asarray(table["domain"]), np.asarray(table["group"]), public)
+
+
+def deal(pool: Pool, config: Config, seed: int) -> Deal:
+    """Clients of one domain each, test sentences from other documents; the public documents if the seed is theirs."""
+    random = np.random.default_rng(seed)
+    rows = np.flatnonzero(pool.public == (seed == PUBLIC_SEED))
+    shares = {"train": 1 - config.test_share, "test": config.test_share}
+    halves = split_by_group(pool.document[rows], shares, seed, pool.domain[rows])
+    train, clients = rows[halves["train"]], []
+    for name in np.unique(pool.domain):
+        mine = random.permutation(train[pool.domain[train] == name])
+        mine = mine[: len(mine) // config.sentences * config.sentences]
+        clients += [pool.take(own) for own in mine.reshape(-1, config.sentences)]
+    return Deal(clients, pool.take(rows[halves["test"]]))
+
+
+def base(seed: int) -> Any:
+    """The classifier with a head of random values."""
+    return models.from_pretrained(MODEL, num_labels=2, pooling="mean", seed=seed)
+
+
+def method(arm: str, config: Config, tail: Tail, public: dict[str, np.ndarray]) -> peft.Method:
+    """What an arm trains; the head is always with it."""
+    adapters: dict[str, Any] = {"rank": config.rank, "alpha": config.alpha, "targets": config.targets}
+
+    def loss(model):
+        scores = model(public["hidden"], public["attention_mask"])
+        return optax.softmax_cross_entropy_with_integer_labels(scores, public["label"]).mean()
+
+    makers: dict[str, Callable[[], peft.Method]] = {
+        "full": peft.full,
+        "lora": lambda: peft.lora(**adapters),
+        "ffa": lambda: peft.lora(**adapters, freeze_a=True),
+        "fed_sb": lambda: lora_sb(**adapters, updates=first_gradients(tail, loss, targets=config.targets)),
+        "bitfit": peft.bitfit,
+        "head": peft.head,
+    }
+    return makers[arm]()
+
+
+class Arm:
+    """One arm and seed: the model, its loss and how it is judged."""
+
+    def __init__(self, name: str, config: Config, public: dict[str, np.ndarray], seed: int):
+        tail = Tail(base(seed), 1)
+        chosen = method(name, config, tail, public)
+        self.graphdef, self.delta, self.backbone = peft.apply(tail, chosen, jax.random.key(seed))
+        self.config, self.seed = config, seed
+        self._score = jax.jit(
+            lambda delta, backbone, batch: self.logits(delta, backbone, batch).argmax(-1) == batch["label"]
+        )
+
+    def logits(self, delta: Tree, backbone: Tree, batch: dict) -> jax.Array:
+        """f32[B, 2]."""
+        return nnx.merge(self.graphdef, delta, backbone)(batch["hidden"], batch["attention_mask"])
+
+    def loss(self, delta: Tree, backbone: Tree, batch: dict, key: jax.Array):
+        """Of a `Task`."""
+        scores = self.logits(delta, backbone, batch)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"]), {}
+
+    def accuracy(self, delta: Tree, test: dict[str, np.ndarray]) -> float:
+        """Of the test sentences."""
+        return float(np.mean(self._score(delta, self.backbone, test)))
+
+    def median_norm(self, clients: list[dict[str, np.ndarray]]) -> float:
+        """Of 256 clients' first updates."""
+        mean = lambda delta, batch: self.loss(delta, self.backbone, batch, jax.random.key(0))[0].mean()
+        norm = jax.jit(lambda batch: optax.global_norm(jax.grad(mean)(self.delta, batch)))
+        return float(np.median([norm(client) for client in clients[:256]]))
+
+    def train(self, clients: list[dict], rate: float, clip: float, multiplier: float) -> Tree:
+        """The trained delta."""
+        config, population = self.config, ffm.Population.from_clients(clients)
+        algorithm = dp_fedavg(
+            ffm.Task(self.loss), optax.sgd(1.0), optax.adam(rate), noise=privacy.independent(), clip_norm=clip,
+            noise_multiplier=multiplier, local_steps=1, batch_size=config.sentences,
+        )  # fmt: skip
+        simulator = ffm.Simulator(
+            algorithm, population, backbone=self.backbone, seed=self.seed, cohort_size=config.cohort,
+            sampler=samplers.poisson(len(clients), config.cohort / len(clients)),
+        )  # fmt: skip
+        state, _ = simulator.run(simulator.init(self.delta), config.rounds)
+        return state.delta
+
+
+@functools.cache
+def multiplier(n_clients: int, config: Config, epsilon: float) -> float:
+    """Noise that spends epsilon; none for infinity."""
+    if math.isinf(epsilon):
+        return 0.0
+    sampler = samplers.poisson(n_clients, config.cohort / n_clients)
+    return privacy.multiplier_for(epsilon, sampler, privacy.independent(), config.rounds, config.delta)
+
+
+def tune(config: Config, pool: Pool, public: dict, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """{arm: {"clip": S, "scores": {rate: accuracy}, "rate": the best one}}, on public documents."""
+    dealt, found = deal(pool, config, PUBLIC_SEED), {}
+    # As much noise as a run of the study at this epsilon has.
+    noise = multiplier(len(deal(pool, config, config.seeds[0]).clients), config, config.tuned_at)
+    for name in ARMS:
+        arm = Arm(name, config, public, PUBLIC_SEED)
+        clip = arm.median_norm(dealt.clients)
+        scores = {rate: arm.accuracy(arm.train(dealt.clients, rate, clip, noise), dealt.test) for rate in config.grid}
+        found[name] = {"clip": clip, "scores": scores, "rate": max(scores, key=scores.__getitem__)}
+        say(f"tuning {name}: clip {clip:.3g}, " + ", ".join(f"{r:g} {100 * s:.1f} %" for r, s in scores.items()))
+    return found
+
+
+def shuffled(clients: list[dict], seed: int) -> list[dict]:
+    """The labels of all clients in another order."""
+    labels = np.random.default_rng(seed).permutation(np.concatenate([client["label"] for client in clients]))
+    parts = np.split(labels, np.cumsum([len(client["label"]) for client in clients])[:-1])
+    return [{**client, "label": part} for client, part in zip(clients, parts, strict=True)]
+
+
+def run(config: Config, place: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Tunes, runs all arms, and writes results.json, table.md and utility.svg into `place`."""
+    started, pool = time.perf_counter(), pooled(config)
+    rows = np.random.default_rng(PUBLIC_SEED).permutation(np.flatnonzero(pool.public))[: config.directions]
+    public = pool.take(rows)
+    say(f"{len(pool.domain)} sentences, {time.perf_counter() - started:.0f} s")
+    tuned = tune(config, pool, public, say)
+    runs: dict[str, dict[str, list[float]]] = {name: {str(e): [] for e in config.epsilons} for name in ARMS}
+    trained, spent, controls = {}, {}, {"untrained": [], "shuffled labels": [], "larger class": []}
+    for seed in config.seeds:
+        dealt = deal(pool, config, seed)
+        for name in ARMS:
+            arm = Arm(name, config, public, seed)
+            how, trained[name] = (tuned[name]["rate"], tuned[name]["clip"]), trees.size(arm.delta)
+            for epsilon in config.epsilons:
+                noise = multiplier(len(dealt.clients), config, epsilon)
+                spent[str(epsilon)] = noise
+                runs[name][str(epsilon)].append(arm.accuracy(arm.train(dealt.clients, *how, noise), dealt.test))
+            if name == CONTROL:
+                confused = arm.train(shuffled(dealt.clients, seed), *how, 0.0)
+                controls["shuffled labels"].append(arm.accuracy(confused, dealt.test))
+                controls["untrained"].append(arm.accuracy(arm.delta, dealt.test))
+                share = float(np.mean(dealt.test["label"]))
+                controls["larger class"].append(max(share, 1 - share))
+            say(f"seed {seed} {name}: " + ", ".join(f"{e} {100 * v[-1]:.1f} %" for e, v in runs[name].items()))
+    results = {
+        "environment": environment(), "weights": models.provenance(MODEL), "config": dataclasses.asdict(config),
+        "clients": len(dealt.clients), "noise_multiplier": spent, "trained": trained, "tuning": tuned, "runs": runs,
+        "controls": controls, "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "results.json").write_text(json.dumps(results, indent=1, default=str))
+    (place / "table.md").write_text(table(results))
+    figure(results).savefig(place / "utility.svg", metadata={"Date": None})
+    say(table(results) + f"{results['seconds']:.0f} s")
+    return results
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval over seeds, in %."""
+    half = student_t975(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return 100 * float(np.mean(values)), 100 * float(half)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown, from results.json alone."""
+    epsilons = list(results["noise_multiplier"])
+    lines = [
+        "| trained | numbers | Adam's rate | " + " | ".join(f"epsilon {e}" for e in epsilons) + " |",
+        "|---" * (3 + len(epsilons)) + "|",
+        "| noise multiplier | | | " + " | ".join(f"{results['noise_multiplier'][e]:.3f}" for e in epsilons) + " |",
+    ]
+    for name, found in results["runs"].items():
+        scores = [float(rate) for rate in results["tuning"][name]["scores"]]
+        rate = float(results["tuning"][name]["rate"])
+        edge = " (edge)" if rate in (min(scores), max(scores)) else ""
+        cells = ["{:.1f} ± {:.1f}".format(*spread(found[e])) for e in epsilons]
+        lines.append(f"| {ARMS[name]} | {results['trained'][name]:,} | {rate:g}{edge} | " + " | ".join(cells) + " |")
+    lines += [
+        f"| control: {name} | | | | {'{:.1f} ± {:.1f}'.format(*spread(v))} |" for name, v in results["controls"].items()
+    ]
+    lines.append("")
+    for e in epsilons:
+        full = np.array(results["runs"]["full"][e])
+        against = {
+            name: paired_seeds(np.array(found[e]), full) for name, found in results["runs"].items() if name != "full"
+        }
+        parts = [
+            f"{ARMS[name]} {100 * c.difference:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}] {c.verdict}"
+            for name, c in against.items()
+        ]
+        lines.append(f"- epsilon {e}, minus full, points: " + "; ".join(parts))
+    return "\n".join(lines) + "\n"
+
+
+def figure(results: dict[str, Any]) -> Figure:
+    """Accuracy against epsilon with 95 % intervals over seeds."""
+    drawn = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes, epsilons = drawn.subplots(), list(results["noise_multiplier"])
+    for number, (name, found) in enumerate(results["runs"].items()):
+        points = np.array([spread(found[e]) for e in epsilons])
+        places = np.arange(len(epsilons)) + 0.05 * (number - 2.5)
+        label = f"{ARMS[name]}, {results['trained'][name]:,}"
+        axes.errorbar(places, points[:, 0], points[:, 1], fmt="o-", ms=3.5, lw=1.5, capsize=2, label=label)
+    axes.axhline(
+        100 * np.mean(results["controls"]["shuffled labels"]), ls="--", lw=1, color="#888888", label="shuffled labels"
+    )
+    axes.set_xticks(range(len(epsilons)), ["no noise" if e == "inf" else e for e in epsilons])
+    axes.set_xlabel("epsilon of a client (delta = 1e-5)")
+    axes.set_ylabel("accuracy on unseen documents, %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, title="trained, numbers", title_fontsize=8)
+    return drawn
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="a small run of the same kind")
+    parser.add_argument("--out", type=Path, default=Path("runs/privacy_utility"))
+    options = parser.parse_args()
+    # Seeds differ in operands only: one program for an arm, a rate and an epsilon.
+    jax.config.update("jax_compilation_cache_dir", str((options.out / "programs").resolve()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    run(Config().smoke() if options.smoke else Config(), options.out, functools.partial(print, flush=True))
+
+
+if __name__ == "__main__":
+    main()
