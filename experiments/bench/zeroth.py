@@ -9,6 +9,19 @@ JSON lines. `memory`: what XLA's own account says of the compiled programs: a fo
 model of its own beside the server's) and, for comparison, a step of backpropagation; bytes of scratch beyond arguments
 and results. `step`: seconds of wall clock and of all cores together. `learning`: mean loss on fixed held-out text before,
 on the way and after, ours beside a control whose server applies the same scalars along other directions.
+
+Found, MiniLM, 10 rounds of 4 clients with 5 steps of 32 sentences (rate 3e-3, of 1e-5 to 1e-2 tried on another seed; 1e-2
+diverges): held-out loss 0.6945 before, 0.6794 after, 0.6978 with other directions. Paired over five seeds: -0.0185 [-0.0311,
+-0.0059] against the control, -0.0152 [-0.0248, -0.0056] against the start; after three seeds the intervals still held zero, two
+more were run for that reason. 40 bytes up, 16,384 down a client and round. Small steps: zero-order in 22.7 M directions is slow.
+
+| scratch of a compiled program, MB | MiniLM | SmolLM2 |
+|---|---|---|
+| the model | 90.9 | 538.1 |
+| forward pass | 16.5 | 25.5 |
+| forward pass with every weight perturbed | 16.6 | 54.8 |
+| a client at work, its own model apart | 26.0 | 55.4 |
+| a step of backpropagation | 250.1 | 757.9 |
 """
 
 import argparse
