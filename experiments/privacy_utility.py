@@ -7,9 +7,10 @@ Sentiment of sentences in four domains; two sentences of one domain a client, ab
 15 rounds of one SGD step at the clients and Adam at the server. all-MiniLM-L6-v2, whose first five layers are frozen for every
 arm and computed once; "full" is all of the last layer. Every arm trains the head too; "head" is the control that trains it alone.
 
-30 % of the documents are public: on them every arm chooses Adam's rate from one grid, at epsilon = 0.5, and its clip norm, the
-median of its clients' first updates. Fed-SB takes its directions from gradients on 512 of their sentences. The others are split
-anew for every seed, clients and test sentences by document. delta = 1e-5; one client more or less.
+30 % of the documents are public: on them every arm chooses Adam's rate from one grid, once at epsilon = 0.5 for all runs with
+noise and once without, and its clip norm, the median of its clients' first updates. Fed-SB takes its directions from gradients on
+512 of their sentences. The others are split anew for every seed, clients and test sentences by document. delta = 1e-5; one client
+more or less.
 """
 
 import argparse
@@ -208,17 +209,28 @@ def multiplier(n_clients: int, config: Config, epsilon: float) -> float:
 
 
 def tune(config: Config, pool: Pool, public: dict, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """{arm: {"clip": S, "scores": {rate: accuracy}, "rate": the best one}}, on public documents."""
+    """{arm: {"clip": S, "noisy": {rate: accuracy}, "noiseless": {rate: accuracy}}}, on public documents."""
     dealt, found = deal(pool, config, PUBLIC_SEED), {}
     # As much noise as a run of the study at this epsilon has.
     noise = multiplier(len(deal(pool, config, config.seeds[0]).clients), config, config.tuned_at)
     for name in ARMS:
         arm = Arm(name, config, public, PUBLIC_SEED)
         clip = arm.median_norm(dealt.clients)
-        scores = {rate: arm.accuracy(arm.train(dealt.clients, rate, clip, noise), dealt.test) for rate in config.grid}
-        found[name] = {"clip": clip, "scores": scores, "rate": max(scores, key=scores.__getitem__)}
-        say(f"tuning {name}: clip {clip:.3g}, " + ", ".join(f"{r:g} {100 * s:.1f} %" for r, s in scores.items()))
+        found[name] = {"clip": clip}
+        for kind, amount in (("noisy", noise), ("noiseless", 0.0)):
+            trained = {rate: arm.train(dealt.clients, rate, clip, amount) for rate in config.grid}
+            found[name][kind] = scores = {rate: arm.accuracy(delta, dealt.test) for rate, delta in trained.items()}
+            say(
+                f"tuning {name}, {kind}: clip {clip:.3g}, "
+                + ", ".join(f"{r:g} {100 * v:.1f} %" for r, v in scores.items())
+            )
     return found
+
+
+def best_rate(tuned: dict[str, Any], epsilon: float) -> float:
+    """Adam's rate of an arm."""
+    scores = tuned["noiseless" if math.isinf(epsilon) else "noisy"]
+    return float(max(scores, key=scores.__getitem__))
 
 
 def shuffled(clients: list[dict], seed: int) -> list[dict]:
@@ -241,13 +253,14 @@ def run(config: Config, place: Path, say: Callable[[str], None]) -> dict[str, An
         dealt = deal(pool, config, seed)
         for name in ARMS:
             arm = Arm(name, config, public, seed)
-            how, trained[name] = (tuned[name]["rate"], tuned[name]["clip"]), trees.size(arm.delta)
+            clip, trained[name] = tuned[name]["clip"], trees.size(arm.delta)
             for epsilon in config.epsilons:
                 noise = multiplier(len(dealt.clients), config, epsilon)
                 spent[str(epsilon)] = noise
-                runs[name][str(epsilon)].append(arm.accuracy(arm.train(dealt.clients, *how, noise), dealt.test))
+                delta = arm.train(dealt.clients, best_rate(tuned[name], epsilon), clip, noise)
+                runs[name][str(epsilon)].append(arm.accuracy(delta, dealt.test))
             if name == CONTROL:
-                confused = arm.train(shuffled(dealt.clients, seed), *how, 0.0)
+                confused = arm.train(shuffled(dealt.clients, seed), best_rate(tuned[name], math.inf), clip, 0.0)
                 controls["shuffled labels"].append(arm.accuracy(confused, dealt.test))
                 controls["untrained"].append(arm.accuracy(arm.delta, dealt.test))
                 share = float(np.mean(dealt.test["label"]))
@@ -276,16 +289,18 @@ def table(results: dict[str, Any]) -> str:
     """Markdown, from results.json alone."""
     epsilons = list(results["noise_multiplier"])
     lines = [
-        "| trained | numbers | Adam's rate | " + " | ".join(f"epsilon {e}" for e in epsilons) + " |",
+        "| trained | numbers | Adam's rate, with / without noise | "
+        + " | ".join(f"epsilon {e}" for e in epsilons)
+        + " |",
         "|---" * (3 + len(epsilons)) + "|",
         "| noise multiplier | | | " + " | ".join(f"{results['noise_multiplier'][e]:.3f}" for e in epsilons) + " |",
     ]
     for name, found in results["runs"].items():
-        scores = [float(rate) for rate in results["tuning"][name]["scores"]]
-        rate = float(results["tuning"][name]["rate"])
-        edge = " (edge)" if rate in (min(scores), max(scores)) else ""
+        rates = ["{:g}".format(best_rate(results["tuning"][name], e)) for e in (0.0, math.inf)]
         cells = ["{:.1f} ± {:.1f}".format(*spread(found[e])) for e in epsilons]
-        lines.append(f"| {ARMS[name]} | {results['trained'][name]:,} | {rate:g}{edge} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {ARMS[name]} | {results['trained'][name]:,} | {' / '.join(rates)} | " + " | ".join(cells) + " |"
+        )
     lines += [
         f"| control: {name} | | | | {'{:.1f} ± {:.1f}'.format(*spread(v))} |" for name, v in results["controls"].items()
     ]
