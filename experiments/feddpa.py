@@ -25,7 +25,7 @@ Found (seeds 0 to 2, mean and 95 % interval, %; mix: mean weight of the private 
 
 On its own domain no arm differs from FedIT but the private adapters of both kinds, which are worse (-6.8 [-13.5, -0.2] and -12.2
 [-16.4, -8.0] points); on other domains FedDPA-F by instance loses 1.3 [0.1, 2.5] to it and gains 12.4 [9.8, 15.0] over local
-training. **A domain is not difference enough**: what clients have in common is worth more than what they have for themselves.
+training. **A domain is not difference enough**: what clients have in common is worth more than what they have alone.
 
 With `--conflict`:
 
@@ -40,9 +40,9 @@ With `--conflict`:
 | FedDPA-T, private alone | 1 | 69.4 +- 5.4 | 60.8 +- 7.7 |
 | local only | 1 | 70.6 +- 12.5 | 63.2 +- 11.8 |
 
-Here the shared adapter can only guess, and **half and half is better than it** by 24.6 points [18.6, 30.6] (F) and 22.7 [14.1, 31.4]
-(T); no difference from local training is seen (+4.4 [-4.0, +12.9] and +2.6 [-2.7, +7.9]). The paper's weights by instance give
-the private adapter about a tenth: too little where it is needed.
+Here the shared adapter can only guess, and **half and half is better than it** by 24.6 points [18.6, 30.6] (F) and 22.7 [14.1,
+31.4] (T); no difference from local training is seen (+4.4 [-4.0, +12.9] and +2.6 [-2.7, +7.9]). The paper's weights by instance
+give the private adapter about a tenth: too little where it is needed.
 """
 
 import argparse

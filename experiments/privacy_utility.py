@@ -301,9 +301,9 @@ def table(results: dict[str, Any]) -> str:
         lines.append(
             f"| {ARMS[name]} | {results['trained'][name]:,} | {' / '.join(rates)} | " + " | ".join(cells) + " |"
         )
-    lines += [
-        f"| control: {name} | | | | {'{:.1f} ± {:.1f}'.format(*spread(v))} |" for name, v in results["controls"].items()
-    ]
+    for name, values in results["controls"].items():
+        cells = [""] * (len(epsilons) - 1) + ["{:.1f} ± {:.1f}".format(*spread(values))]
+        lines.append(f"| control: {name} | | | " + " | ".join(cells) + " |")
     lines.append("")
     for e in epsilons:
         full = np.array(results["runs"]["full"][e])
@@ -320,12 +320,12 @@ def table(results: dict[str, Any]) -> str:
 
 def figure(results: dict[str, Any]) -> Figure:
     """Accuracy against epsilon with 95 % intervals over seeds."""
-    drawn = Figure(figsize=(6.4, 4.2), layout="constrained")
+    drawn = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes, epsilons = drawn.subplots(), list(results["noise_multiplier"])
     for number, (name, found) in enumerate(results["runs"].items()):
         points = np.array([spread(found[e]) for e in epsilons])
         places = np.arange(len(epsilons)) + 0.05 * (number - 2.5)
-        label = f"{ARMS[name]}, {results['trained'][name]:,}"
+        label = f"{ARMS[name]}: {results['trained'][name]:,} numbers"
         axes.errorbar(places, points[:, 0], points[:, 1], fmt="o-", ms=3.5, lw=1.5, capsize=2, label=label)
     axes.axhline(
         100 * np.mean(results["controls"]["shuffled labels"]), ls="--", lw=1, color="#888888", label="shuffled labels"
@@ -335,7 +335,7 @@ def figure(results: dict[str, Any]) -> Figure:
     axes.set_ylabel("accuracy on unseen documents, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, title="trained, numbers", title_fontsize=8)
+    drawn.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return drawn
 
 
