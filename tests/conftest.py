@@ -1,5 +1,6 @@
 """Eight CPU devices, and a tiny BERT on disk that stands in for a pretrained one."""
 
+import gc
 import json
 import os
 import sys
@@ -14,6 +15,20 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+MOST_RESIDENT = 4 << 30  # bytes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_not_kept_for_ever():
+    """Thousands of compiled programs would fill gigabytes of memory by the end of a session."""
+    yield
+    pages = Path("/proc/self/statm")
+    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_RESIDENT:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
