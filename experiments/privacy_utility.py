@@ -11,6 +11,26 @@ arm and computed once; "full" is all of the last layer. Every arm trains the hea
 noise and once without, and its clip norm, the median of its clients' first updates. Fed-SB takes its directions from gradients on
 512 of their sentences. The others are split anew for every seed, clients and test sentences by document. delta = 1e-5; one client
 more or less.
+
+Found (seeds 0 to 2; accuracy on unseen documents in %, mean and 95 % interval; docs/privacy_utility.svg):
+
+| trained | numbers | epsilon 0.1 | 0.5 | 2 | no noise |
+|---|---|---|---|---|---|
+| full (last layer) | 1,775,234 | 64.2 +- 4.2 | 69.9 +- 1.5 | 69.0 +- 1.0 | 73.0 +- 1.6 |
+| LoRA | 31,490 | 66.2 +- 1.0 | 70.4 +- 2.5 | 71.3 +- 0.6 | 72.2 +- 2.2 |
+| FFA-LoRA | 16,130 | 67.8 +- 3.9 | 71.4 +- 0.7 | 71.9 +- 1.1 | 71.8 +- 1.3 |
+| Fed-SB | 898 | 68.2 +- 3.0 | 70.9 +- 1.6 | 71.7 +- 1.6 | 71.8 +- 2.5 |
+| BitFit | 4,994 | 67.4 +- 4.5 | 70.7 +- 3.0 | 71.9 +- 1.5 | 72.3 +- 0.9 |
+| head only | 770 | 67.2 +- 5.0 | 71.5 +- 0.8 | 72.0 +- 1.6 | 72.3 +- 1.9 |
+
+Controls: untrained 49.8 +- 4.1, LoRA on shuffled labels 50.9 +- 7.1, the larger class 53.9 +- 3.4. Noise multipliers 7.49, 2.17, 1.09, 0.
+
+- **Full tuning is the best without noise and the worst with it.** Minus full, points, paired: FFA-LoRA +3.6 [2.6, 4.5], Fed-SB +4.0
+  [2.7, 5.2] and BitFit +3.2 [2.9, 3.6] at epsilon 0.1; +2.9 [2.2, 3.6], +2.6 [1.8, 3.5], +2.8 [2.3, 3.4] at 2, LoRA +2.3 [1.7, 2.8];
+  without noise FFA-LoRA -1.1 [-1.5, -0.8] and Fed-SB -1.2 [-2.2, -0.1], LoRA and BitFit no difference seen.
+- **Among the small ones nothing is told apart, and the head alone is as good**: what helps is to train few numbers.
+- Rates were chosen at one noise, epsilon 0.5 (16e-3 for all), and without (1e-3 for full, 4e-3 for LoRA); at 2 full may want a lower one.
+- The columns with noise and the one without are from two runs of these functions; the command was not run as one piece.
 """
 
 import argparse
