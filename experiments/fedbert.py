@@ -56,7 +56,7 @@ import fedjax_fm as ffm
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.algorithms.fedbert import fedbert
 from fedjax_fm.evaluation import paired_seeds
-from fedjax_fm.evaluation.intervals import student_t975
+from fedjax_fm.evaluation.intervals import half_width
 from fedjax_fm.models import BertConfig
 from fedjax_fm.models.masked_lm import bert_split
 from fedjax_fm.population import samplers
@@ -268,9 +268,7 @@ def summary(found: dict[str, list[float]]) -> None:
     """Prints means with intervals over seeds, and ratios of perplexity against the two ends, paired."""
     logs = {name: np.log(values) for name, values in found.items()}
     for name, values in found.items():
-        n = len(values)
-        half = student_t975(n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else math.inf
-        print(f"{name}: {np.mean(values):.1f} +- {half:.1f}")
+        print(f"{name}: {np.mean(values):.1f} +- {half_width(values):.1f}")
     for name in logs:
         for other in logs:
             if name == other or not name.startswith("FedBERT"):

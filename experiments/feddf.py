@@ -62,8 +62,8 @@ from fedjax_fm.algorithms.distillation import Architecture
 from fedjax_fm.algorithms.feddf import feddf
 from fedjax_fm.algorithms.fedmd import fedmd, model_of
 from fedjax_fm.evaluation import paired_seeds
-from fedjax_fm.evaluation.intervals import student_t975
 from fedjax_fm.experiments.bench.conv import conv_as_matmul, max_pool_2
+from fedjax_fm.experiments.fedpm import interval
 from fedjax_fm.population import DirichletPartitioner
 from fedjax_fm.types import Algorithm, Tree
 
@@ -271,14 +271,6 @@ def tune(rounds: int) -> None:
         found = run(arm, TUNING_SEED, rounds, data)
         scores = [found[name] for name in NAMES]
         print(f"{arm}: {np.mean(scores):.4f} ({', '.join(f'{s:.4f}' for s in scores)})", flush=True)
-
-
-def interval(values: list[float]) -> str:
-    """Mean and 95 % interval over seeds, in %."""
-    half = (
-        student_t975(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    )
-    return f"{100 * np.mean(values):.2f} +- {100 * half:.2f} %"
 
 
 def study(seeds: int, rounds: int) -> dict[str, list[dict]]:

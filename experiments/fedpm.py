@@ -47,7 +47,7 @@ from fedjax_fm.algorithms.fedpm import fedpm, masked, sample_masks, signed_const
 from fedjax_fm.channels import identity
 from fedjax_fm.channels.range_coder import range_decode, range_encode
 from fedjax_fm.evaluation import paired_seeds
-from fedjax_fm.evaluation.intervals import student_t975
+from fedjax_fm.evaluation.intervals import half_width
 from fedjax_fm.population import DirichletPartitioner
 from fedjax_fm.types import Channel, Tree
 
@@ -232,10 +232,7 @@ def tune(rounds: int) -> None:
 
 def interval(values: list[float]) -> str:
     """Mean and 95 % interval over seeds, in %."""
-    half = (
-        student_t975(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    )
-    return f"{100 * np.mean(values):.2f} +- {100 * half:.2f} %"
+    return f"{100 * np.mean(values):.2f} +- {100 * half_width(values):.2f} %"
 
 
 def study(seeds: int, rounds: int) -> dict[str, list[dict]]:

@@ -56,7 +56,7 @@ import fedjax_fm as ffm
 from fedjax_fm import datasets, models, peft, privacy, trees
 from fedjax_fm.algorithms.dp_fedavg import dp_fedavg
 from fedjax_fm.evaluation import paired_seeds
-from fedjax_fm.evaluation.intervals import student_t975
+from fedjax_fm.evaluation.intervals import half_width
 from fedjax_fm.experiments.lora_rules.tail import Tail, hidden_states
 from fedjax_fm.peft.lora_sb import first_gradients, lora_sb
 from fedjax_fm.population import samplers
@@ -304,8 +304,7 @@ def run(config: Config, place: Path, say: Callable[[str], None]) -> dict[str, An
 
 def spread(values: list[float]) -> tuple[float, float]:
     """Mean and half of its 95 % interval over seeds, in %."""
-    half = student_t975(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return 100 * float(np.mean(values)), 100 * float(half)
+    return 100 * float(np.mean(values)), 100 * half_width(values)
 
 
 def table(results: dict[str, Any]) -> str:

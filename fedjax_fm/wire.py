@@ -18,9 +18,8 @@ from fedjax_fm import models, peft
 from fedjax_fm.models.architectures import ALIASES, ARCHITECTURES, DEFAULT_TARGETS, architecture
 from fedjax_fm.models.weights import read_config
 from fedjax_fm.peft.adapter import OUTPUTS
+from fedjax_fm.peft.lora import HEADS
 from fedjax_fm.runs.experiment import UsageError, nearest
-
-HEADS = ("classifier", "pre_classifier", "score", "classification_head")
 
 
 class Options(NamedTuple):
@@ -61,8 +60,6 @@ def _adapter(fields: dict[str, Any], options: Options) -> peft.Method:
         width = fields.get("projection_dim", models.CLIPConfig().projection_dim)
         return peft.houlsby(width, targets=["visual_projection"], **chosen)
     targets = list(OUTPUTS if options.targets is None else options.targets)
-    if options.targets is None and "out_proj" in targets:  # CLIP's, not the last layer of a classification head
-        targets[targets.index("out_proj")] = "self_attn.out_proj"
     return peft.houlsby(64 if options.bottleneck is None else options.bottleneck, targets=targets, **chosen)
 
 

@@ -41,6 +41,7 @@ from fedjax_fm import datasets, models, trees
 from fedjax_fm.algorithms.fedkseed import fedkseed
 from fedjax_fm.directions import perturb
 from fedjax_fm.engine.message import unwrap
+from fedjax_fm.evaluation import paired_seeds
 from fedjax_fm.experiments.quickstart.config import Config
 from fedjax_fm.experiments.quickstart.data import load
 from fedjax_fm.models.language_modeling import next_token_losses
@@ -227,10 +228,18 @@ def main() -> None:
 
     for row in memory_and_time(*prepared(0)):
         print(json.dumps(row), flush=True)
+    last: dict[str, list[float]] = {}
     for seed in range(given.seeds):
         study, algorithm = prepared(seed)
         for arm, method in (("pro" if given.pro else "fedkseed", algorithm), ("other directions", confused(algorithm))):
-            print(json.dumps({"arm": arm} | learning(study, seed, method)), flush=True)
+            found = learning(study, seed, method)
+            print(json.dumps({"arm": arm} | found), flush=True)
+            last.setdefault(arm, []).append(found["test_loss"][-1])
+            last.setdefault("before", []).append(found["test_loss"][0])
+    if given.seeds > 1:
+        ours, control = (np.array(losses) for arm, losses in last.items() if arm != "before")
+        for other, losses in (("control", control), ("before", np.array(last["before"][::2]))):
+            print(json.dumps({"name": "paired", "against": other} | paired_seeds(ours, losses)._asdict()), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Paired differences with 95 % intervals, and the words that they allow."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,12 @@ def student_t975(freedom: int) -> float:
         return _T975[freedom - 1]
     z = 1.959964
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def half_width(values: Sequence[float] | np.ndarray) -> float:
+    """Half of the 95 % interval of the mean of independent values (seeds), Student's; infinite for a single one."""
+    n = len(values)
+    return float(student_t975(n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("inf")
 
 
 class Comparison(NamedTuple):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fedjax_fm.evaluation import Evaluator, by_client, paired_examples, paired_seeds
-from fedjax_fm.evaluation.intervals import student_t975
+from fedjax_fm.evaluation.intervals import half_width, student_t975
 
 
 def test_buckets_and_padding_change_no_score():
@@ -64,3 +64,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         interval = paired_seeds(base + 0.5 + rng.normal(size=4), base)
         hits += interval.low <= 0.5 <= interval.high
     assert abs(hits / 2000 - 0.95) < 0.02
+
+
+def test_half_an_interval_is_students():
+    stats = [3.0, 5.0, 10.0]  # mean 6, variance 13
+    assert half_width(stats) == pytest.approx(4.303 * (13 / 3) ** 0.5, rel=1e-6)
+    assert half_width([1.0]) == np.inf
