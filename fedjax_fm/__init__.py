@@ -18,7 +18,15 @@ from fedjax_fm import (  # noqa: E402
     trees,
 )
 from fedjax_fm.algorithms import fedavg  # noqa: E402
-from fedjax_fm.engine import CohortOverflow, NonFiniteClient, SimulationState, Simulator, UnknownClient, sweep  # noqa: E402
+from fedjax_fm.engine import (  # noqa: E402
+    CohortOverflow,
+    NonFiniteClient,
+    SimulationState,
+    Simulator,
+    SumOverflow,
+    UnknownClient,
+    sweep,
+)
 from fedjax_fm.population import Population  # noqa: E402
 from fedjax_fm.types import (  # noqa: E402
     Aggregate,
@@ -62,6 +70,7 @@ __all__ = [
     "SimulationState",
     "Simulator",
     "Stack",
+    "SumOverflow",
     "Task",
     "UnknownClient",
     "algorithms",

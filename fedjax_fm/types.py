@@ -91,11 +91,13 @@ class Reduce(NamedTuple):
     `lift(server_state, sent, weight) -> contribution` runs after decoding: clips and rejections belong here.
     `finish(total, setting) -> value` sees the sum over all clients, in f32; with `keep`, which needs memory for the
     whole cohort, it sees a `Stack` of them.
+    `shows_nan`: NaN or infinity in an upload is always one in the sum, so the engine looks at the sum alone.
     """
 
     lift: Callable[[Any, Tree, jax.Array], Tree]
     finish: Callable[[Any, Setting], Tree]
     keep: bool = False
+    shows_nan: bool = False
 
 
 class Aggregate(NamedTuple):

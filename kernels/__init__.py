@@ -19,6 +19,7 @@ from .code_lengths import (
     symbol_counts,
 )
 from .compaction import mask_indices, mask_words
+from .dense import dense
 from .hadamard import rotate, rotate_back, rotated_length, walsh_hadamard
 from .lloyd_max import lloyd_max_encode, lloyd_max_values
 from .masks import bernoulli_mask, block_mask, random_k_mask, threshold_mask
@@ -37,6 +38,7 @@ __all__ = [
     "SparseCodes",
     "bernoulli_mask",
     "block_mask",
+    "dense",
     "elias_delta_length",
     "elias_gamma_length",
     "elias_omega_length",

@@ -84,7 +84,7 @@ def stateful(n_clients: int, cohorts: tuple[int, ...], config: BertConfig, round
             sums, seen = _sums_of_states(state)
             ends[where] = (jax.device_get(state.delta), sums)
             row = {"name": "stateful", "clients": n_clients, "cohort": cohort, "states": where, "seconds": seconds}
-            yield row | {"bytes_of_states": simulator.bytes_of_states, "peak_rss_bytes": _peak()}
+            yield row | {"bytes_of_states": simulator.start.bytes_of_states, "peak_rss_bytes": _peak()}
             del state, simulator
         apart = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), *ends.values())
         yield {

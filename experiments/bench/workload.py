@@ -67,7 +67,7 @@ def normal(rng: np.random.Generator, *shape: int, scale: float | None = None) ->
 
 def dense(p: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
     """x W + b."""
-    return x @ p[name] + p[f"{name}_bias"]
+    return ffm.kernels.dense(x, p[name]) + p[f"{name}_bias"]
 
 
 def mlp(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:

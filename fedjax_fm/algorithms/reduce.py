@@ -18,7 +18,7 @@ def weighted_mean() -> Reduce:
         tree, weight = total
         return jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1.0), tree)
 
-    return Reduce(lift, finish)
+    return Reduce(lift, finish, shows_nan=True)
 
 
 def stack(finish: Callable[[Stack, Setting], Tree]) -> Reduce:

@@ -64,7 +64,8 @@ def one_client(engine: Engine, index: int, shared: Shared) -> Callable[[Slots], 
         payload, wire = engine.uplink.encode(slot.wire, upload, derive(passage_key, Purpose.UPLINK, client, index))
         sent = engine.uplink.decode(payload)
         state = output.state(sent) if callable(output.state) else output.state
-        finite = trees.all_finite((output.upload, sent, output.weight, dict(output.metrics)))
+        searched = () if engine.looks_at_sum(exchange) else (output.upload, sent)
+        finite = trees.all_finite((searched, output.weight, dict(output.metrics)))
         arrived = arrives(engine, slot.active, client, shared.round, round_key)
         contribution = exchange.reduce.lift(shared.server, sent, output.weight)
         metrics = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dict(output.metrics))

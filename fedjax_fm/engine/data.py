@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.population.permutation import permuted
+from fedjax_fm.population.population import Population
 from fedjax_fm.types import Batches, ClientData, Tree
 
 
@@ -15,6 +17,23 @@ class DeviceData(NamedTuple):
 
     arrays: dict[str, Any]  # [n, ...]
     offsets: Any  # i32[places + 1]
+
+
+def of_population(population: Population) -> DeviceData:
+    """All examples as host arrays with i32 offsets; refuses what the device would narrow in silence."""
+    if population.n_examples > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"at most {np.iinfo(np.int32).max} examples fit one device array, got {population.n_examples}; "
+            "stream them with data='host'"
+        )
+    return DeviceData({k: np.asarray(v) for k, v in population.arrays.items()}, population.offsets.astype(np.int32))
+
+
+def shapes_of(population: Population) -> DeviceData:
+    """What `of_population` gives, by shape."""
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+    offsets = jax.ShapeDtypeStruct((population.n_clients + 1,), np.int32)
+    return DeviceData({name: shape(array) for name, array in population.arrays.items()}, offsets)
 
 
 def n_steps(n_examples: jax.Array, batches: Batches, most: jax.Array | None = None) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm.engine.data import DeviceData
+from fedjax_fm.engine.devices import compiler_options
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.engine.parts import NO_CLIENT, Cohort, Engine, RoundState
 from fedjax_fm.engine.round import round_step
@@ -62,7 +63,7 @@ class HostLoop:
         self._draw = jax.jit(sampler.draw)
         step = functools.partial(_step, engine)
         # pmap dispatches by itself; what lies around it runs operation by operation.
-        self.step = step if engine.parallel == "pmap" else jax.jit(step)
+        self.step = step if engine.parallel == "pmap" else jax.jit(step, compiler_options=compiler_options())
 
     def _drawn(self, key: jax.Array, round_index: int, sampler_state: Any) -> Draw:
         round_key = jax.random.fold_in(key, round_index)

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.data import DeviceData
 from fedjax_fm.engine.plan import Plan
 from fedjax_fm.types import Algorithm, Behaviour, Channel, Exchange, Repeat, Setting, Tree
 
 NO_CLIENT = jnp.iinfo(jnp.int32).max
-OVERFLOW = NO_CLIENT - 1  # a sampler drew more clients than its capacity
-OUTSIDE = NO_CLIENT - 2  # a sampler drew an id that no client has
+SOMEBODY = NO_CLIENT - 1  # the sum of the uploads is not finite; whose upload it was, a second look tells
+OVERFLOW = NO_CLIENT - 2  # a sampler drew more clients than its capacity
+OUTSIDE = NO_CLIENT - 3  # a sampler drew an id that no client has
 
 
 class Engine(NamedTuple):
@@ -28,12 +30,17 @@ class Engine(NamedTuple):
     n_max: int  # examples of the largest client
     behaviour: Behaviour = Behaviour()
     parallel: str = "shard_map"
+    looks_at_each: bool = False  # whether every upload is searched for NaN, also where the sum would show it
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
         """All of them in a row, those inside a `Repeat` once."""
         groups = self.algorithm.exchanges
         return tuple(e for group in groups for e in (group.exchanges if isinstance(group, Repeat) else (group,)))
+
+    def looks_at_sum(self, exchange: Exchange) -> bool:
+        """Whether it is enough to search the sum of the uploads for NaN: one pass over a tree instead of one a client."""
+        return exchange.reduce.shows_nan and self.uplink == identity() and not self.looks_at_each
 
 
 class RoundState(NamedTuple):

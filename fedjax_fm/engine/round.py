@@ -21,6 +21,7 @@ from fedjax_fm.engine.parts import (
     NO_CLIENT,
     OUTSIDE,
     OVERFLOW,
+    SOMEBODY,
     Cohort,
     Engine,
     Result,
@@ -132,7 +133,9 @@ def _exchange(
     )  # fmt: skip
     result: Result = lift(engine, index)(shared, slots)
     state, wire = put(result)
-    totals, reduce = result.totals, exchange.reduce
+    totals, reduce, bad = result.totals, exchange.reduce, jnp.minimum(running.bad, result.bad)
+    if engine.looks_at_sum(exchange):
+        bad = jnp.minimum(bad, jnp.where(trees.all_finite(totals.contribution), NO_CLIENT, SOMEBODY))
     total = _stack(result.kept, slots, inputs.cohort.ids) if reduce.keep else totals.contribution
     aggregate = Aggregate(reduce.finish(total, engine.setting), totals.n_clients)
     server, metrics = exchange.server(running.server, aggregate, derive(key, Purpose.SERVER, index))
@@ -152,7 +155,7 @@ def _exchange(
         running.took | takes,
         _merged(_merged(running.sums, totals.metrics), gauges),
         {name: at_index(running.counts[name], new) for name, new in found.items()},
-        jnp.minimum(running.bad, result.bad),
+        bad,
     )
 
 
@@ -208,7 +211,8 @@ def round_step(engine: Engine, backbone: Tree, data: DeviceData, state: RoundSta
 
     Returns:
       (state, metrics, bad): metric sums and counts by name, and the smallest id of a client whose upload or
-      metrics were not finite (NO_CLIENT if there is none; OVERFLOW or OUTSIDE if the draw itself is impossible).
+      metrics were not finite (NO_CLIENT if there is none; SOMEBODY if it is known only that there is one; OVERFLOW or
+      OUTSIDE if the draw itself is impossible).
       With a bad round the state is the one that came in.
     """
     inputs = _inputs(engine, backbone, data, state, cohort, key)

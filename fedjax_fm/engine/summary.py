@@ -33,11 +33,11 @@ def summarise(simulator: "Simulator") -> str:
     at_most = "" if simulator.messages.is_exact else " at most"
     data = "streamed from the host" if simulator.streams else "on every device"
     lines += [
-        f"trainable parameters: {trees.size(simulator._start):,} ({size(trees.nbytes(simulator._start))})",
+        f"trainable parameters: {trees.size(simulator.start.delta):,} ({size(trees.nbytes(simulator.start.delta))})",
         f"bytes of one client a round{at_most}: {size(up)} up, {size(down)} down; of a whole cohort "
         f"{size(up * setting.cohort_size)} up, {size(down * setting.cohort_size)} down",
         f"memory: examples {size(sum(a.nbytes for a in population.arrays.values()))} {data}, clients' states "
-        f"{size(simulator.bytes_of_states)}, {size(simulator.memory)} a device",
+        f"{size(simulator.start.bytes_of_states)}, {size(simulator.memory)} a device",
         f"layout: {plan.n_devices} device{'s' * (plan.n_devices > 1)} × {plan.n_blocks} blocks × {plan.block_size} clients, "
         f"mesh {dict(mesh.shape)}, {simulator.engine.parallel}",
     ]

@@ -1,7 +1,5 @@
 """Whole experiments side by side: `vmap` of many rounds over seeds and hyper-parameters, one backbone for all."""
 
-import copy
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_fm.engine.devices import compiler_options
 from fedjax_fm.engine.drive import ROUNDS_PER_DISPATCH, fused
-from fedjax_fm.engine.parts import NO_CLIENT
+from fedjax_fm.engine.metrics import on_host
+from fedjax_fm.engine.parts import NO_CLIENT, Engine, RoundState
 from fedjax_fm.engine.simulator import Simulator
+from fedjax_fm.engine.start import first_state, start_of
 from fedjax_fm.types import Algorithm, Tree
 
 
@@ -68,20 +69,24 @@ def sweep(
     values = {name: jnp.asarray(column, jnp.float32) for name, column in zip(names, columns, strict=False)}
     keys = jax.vmap(jax.random.key)(jnp.asarray(columns[-1], jnp.uint32))
 
-    def lane(key: jax.Array, values: dict[str, jax.Array]) -> Simulator:
-        one = copy.copy(simulator)
-        one.algorithm = simulator.algorithm if algorithm is None else algorithm(**values)
-        one.engine, one.key = simulator.engine._replace(algorithm=one.algorithm), key
-        return one
+    def engine_of(values: dict[str, jax.Array]) -> Engine:
+        return simulator.engine if algorithm is None else simulator.engine._replace(algorithm=algorithm(**values))
 
-    start = jax.jit(jax.vmap(lambda key, values: lane(key, values).first_state(delta)))
-    carry = start(keys, values)
-    run = jax.jit(jax.vmap(functools.partial(_some_rounds, lane, simulator), in_axes=(0, 0, 0, None, None)))
+    def begin(key: jax.Array, values: dict[str, jax.Array]) -> RoundState:
+        engine = engine_of(values)
+        start = start_of(engine, simulator.backbone, simulator.data, delta, key)
+        return first_state(engine, simulator.sampler, start, delta, key, spills=False)
+
+    def some_rounds(state, key, values, n_rounds, backbone, data):
+        return fused(engine_of(values), simulator.sampler, state, backbone, data, n_rounds, key)
+
+    carry = jax.jit(jax.vmap(begin))(keys, values)
+    run = jax.jit(jax.vmap(some_rounds, in_axes=(0, 0, 0, 0, None, None)), compiler_options=compiler_options())
     found, done, alive = [], np.zeros(len(grid), np.int64), np.ones(len(grid), bool)
     for first in range(0, rounds, ROUNDS_PER_DISPATCH):
         n = min(rounds - first, ROUNDS_PER_DISPATCH)
         todo = jnp.asarray(np.where(alive, n, 0), jnp.int32)
-        carry, buffer, completed, bad = run(carry, (keys, values), todo, simulator.backbone, simulator.data)
+        carry, buffer, completed, bad = run(carry, keys, values, todo, simulator.backbone, simulator.data)
         completed = np.asarray(completed)
         found.append(_masked(simulator, buffer, completed, n))
         done, alive = done + completed, alive & (np.asarray(bad) == NO_CLIENT)
@@ -90,13 +95,8 @@ def sweep(
     return Sweep(columns[-1], named, jax.vmap(template.algorithm.delta)(carry.server), metrics, done)
 
 
-def _some_rounds(lane: Callable, simulator: Simulator, state: Any, names: tuple, n_rounds, backbone, data):
-    one = lane(*names)
-    return fused(one.engine, simulator.sampler, state, backbone, data, n_rounds, one.key)
-
-
 def _masked(simulator: Simulator, buffer: Any, completed: np.ndarray, n: int) -> dict[str, np.ndarray]:
     """{name: f64[S, n]}, NaN where a lane had stopped."""
-    lanes = [simulator.host_metrics(jax.tree.map(lambda x, s=s: x[s], buffer), n) for s in range(len(completed))]
+    lanes = [on_host(jax.tree.map(lambda x, s=s: x[s], buffer), n, simulator.messages) for s in range(len(completed))]
     reached = np.arange(n) < completed[:, None]
     return {name: np.where(reached, np.stack([lane[name] for lane in lanes]), np.nan) for name in lanes[0]}

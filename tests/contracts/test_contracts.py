@@ -71,7 +71,7 @@ def test_state_is_stable(method):
 def test_one_compile(method):
     method.simulator.run(method.state, 1)
     method.simulator.run(method.state, 5)
-    assert method.simulator._run._cache_size() == 1
+    assert method.simulator.programs.fused._cache_size() == 1
 
 
 def test_one_client_is_centralised_training(method):

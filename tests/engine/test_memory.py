@@ -33,7 +33,7 @@ def analysis(block_size: int, cohort: int = CLIENTS):
         algorithm, population, backbone=backbone, cohort_size=cohort, devices=1, block_size=block_size
     )
     state = simulator.init(delta)
-    step = simulator._run.lower(state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
+    step = simulator.programs.fused.lower(state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
     return step.compile().memory_analysis()
 
 
@@ -67,7 +67,7 @@ def wide_activations(memory):
         algorithm, population, backbone={"w": np.ones((64, 256), np.float32)}, cohort_size=64, devices=1, memory=memory
     )
     state = simulator.init({"b": jnp.zeros(256)})
-    step = simulator._run.lower(state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
+    step = simulator.programs.fused.lower(state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
     found = step.compile().memory_analysis()
     return simulator.plan, found.argument_size_in_bytes + found.temp_size_in_bytes, simulator.run(state, 1)[0].delta
 

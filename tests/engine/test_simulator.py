@@ -104,14 +104,16 @@ def test_one_trace_for_any_number_of_rounds():
     after_first = len(traces)
     state, _ = simulator.run(state, 5)
     state, _ = simulator.run(state, 3)
-    assert simulator._run._cache_size() == 1
+    assert simulator.programs.fused._cache_size() == 1
     assert len(traces) == after_first
 
 
 def test_the_backbone_is_an_operand_not_a_constant():
     simulator, delta, _, _ = linear_problem()
     state = simulator.init(delta)
-    text = simulator._run.lower(state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key).as_text()
+    text = simulator.programs.fused.lower(
+        state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key
+    ).as_text()
     assert max((len(line) for line in text.splitlines() if "stablehlo.constant" in line), default=0) < 400
 
 

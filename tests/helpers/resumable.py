@@ -1,0 +1,162 @@
+"""A run with every kind of state, in processes that end by a real SIGKILL at a chosen moment.
+
+    python resumable.py FOLDER DATA STATES          speaks JSON lines: a moment in, what became of that session out
+
+State: a server optimizer, private adapters and residuals of error feedback (on the device or spilled), a downlink with a
+state of its own, a sampler with a state, drop-outs, data on the device or streamed. Each session is a process of its own,
+forked before JAX has started a backend, so that it need not import everything again.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from mlp_problem import make_clients, make_trees, mlp_loss
+from rich.console import Console
+
+import fedjax_fm as ffm
+from fedjax_fm import channels
+from fedjax_fm.algorithms.local import train
+from fedjax_fm.runs import Checkpoints, RunFolder, run_rounds
+
+ROUNDS = 4
+N_CLIENTS = 8
+
+
+def die() -> None:
+    """As `kill -9` from outside: nothing is flushed, nobody is told."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Fuse:
+    """Ends the process at the `count`-th event `event` of round `round` (any, for "work"); None lets it live.
+
+    Events: "work" (a client's local step, while the compiled round runs), "row" (before a row of metrics is written), "half a
+    row", "row written", "disk" (a file of the checkpoint is about to be opened, renamed or removed), "saved".
+    """
+
+    def __init__(self, moment: dict | None):
+        self.moment, self.seen = moment, 0
+        self.saving: int | None = None  # the round whose checkpoint is being written
+
+    def wants(self, event: str, round_index: int | None = None) -> bool:
+        moment = self.moment
+        if moment is None or event != moment["event"] or round_index not in (None, moment["round"]):
+            return False
+        self.seen += 1
+        return self.seen == moment["count"]
+
+    def __call__(self, event: str, round_index: int | None = None) -> None:
+        if self.wants(event, round_index):
+            die()
+
+
+def watch(fuse: Fuse) -> None:
+    """Puts the fuse where rows and checkpoints are written; the code under test does not know of it."""
+    append, save = RunFolder.append_metrics, Checkpoints.save
+
+    def append_metrics(self, row):
+        fuse("row", row["round"])
+        append(self, row)
+        if fuse.wants("half a row", row["round"]):
+            path = self.path / "metrics.jsonl"
+            os.truncate(path, path.stat().st_size - 20)
+            die()
+        fuse("row written", row["round"])
+
+    def watched_save(self, round_index, state):
+        fuse.saving = round_index
+        save(self, round_index, state)
+        fuse.saving = None
+        fuse("saved", round_index)
+
+    def audit(event, arguments):
+        if fuse.saving is not None and event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            fuse("disk", fuse.saving)
+
+    RunFolder.append_metrics, Checkpoints.save = append_metrics, watched_save
+    sys.addaudithook(audit)
+
+
+def algorithm(fuse: Fuse) -> ffm.Algorithm:
+    """FedAvg with momentum at the server; each client also trains a delta of its own, which it keeps."""
+
+    def ticking(delta, backbone, batch, key):
+        jax.debug.callback(lambda: fuse("work"))
+        return mlp_loss(delta, backbone, batch, key)
+
+    # A program with a callback cannot be kept on disk. A session that dies at work leaves nothing behind that it computed, so
+    # its program need not be that of the others.
+    dies_at_work = fuse.moment is not None and fuse.moment["event"] == "work"
+    task, optimizer = ffm.Task(ticking if dies_at_work else mlp_loss), optax.sgd(0.05, momentum=0.9)
+    plain = ffm.fedavg(task, optimizer, optax.sgd(0.7, momentum=0.5), local_steps=2, batch_size=4)
+    (exchange,) = plain.exchanges
+
+    def client(backbone, message):
+        shared = exchange.client(backbone, message)
+
+        def one(message, mine, data, key):
+            output = shared(message, (), data, key)
+            mine, _ = train(ffm.Task(mlp_loss), optimizer, mine, backbone, data, key)
+            return output._replace(state=mine)
+
+        return one
+
+    return plain._replace(exchanges=(exchange._replace(client=client),), client_init=lambda delta, key: delta)
+
+
+def in_turn() -> ffm.Sampler:
+    """Three clients after those of the round before, with a number as its state."""
+
+    def draw(state, key):
+        ids = (state + jnp.arange(3) + jax.random.randint(key, (), 0, 2)) % N_CLIENTS
+        return ids.astype(jnp.int32), jnp.int32(3), (state + 3) % N_CLIENTS
+
+    return ffm.Sampler(lambda: jnp.int32(0), draw, 3)
+
+
+def session(folder: Path, data: str, states: str, moment: dict | None) -> None:
+    """Begins or continues the run in `folder`."""
+    fuse = Fuse(moment)
+    watch(fuse)
+    delta, backbone = make_trees()
+    lossy = channels.chain(channels.top_k(0.3), channels.quantize(4))
+    simulator = ffm.Simulator(
+        algorithm(fuse), ffm.Population.from_clients(make_clients()), backbone=backbone, cohort_size=3, seed=5, devices=2,
+        uplink=channels.error_feedback(lossy), downlink=channels.anchored(channels.identity(), lossy, every=3),
+        sampler=in_turn(), data=data, states=states,
+        behaviour=ffm.Behaviour(drops=lambda client, round, key: jax.random.bernoulli(key, 0.2)),
+    )  # fmt: skip
+    path = Path(folder)
+    run = RunFolder.open(path) if (path / "config.json").exists() else RunFolder.create(path, {}, "resumable")
+    evaluate = lambda state: {"eval_norm": float(jnp.linalg.norm(state.delta["w"]))}
+    quiet = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    run_rounds(simulator, delta, ROUNDS, run, label="run", console=quiet, evaluate=evaluate, evaluate_every=1)
+
+
+def main() -> None:
+    """One forked session for each line that comes in; answers with how it ended."""
+    folder, data, states = sys.argv[1:]
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            try:
+                session(Path(folder) / request["run"], data, states, request["moment"])
+                os._exit(0)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
