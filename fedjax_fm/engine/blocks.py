@@ -76,7 +76,7 @@ def _over_blocks(run: Callable[[Slots], Result], block_size: int, slots: Slots) 
         )
 
     shapes: Result = jax.eval_shape(block_of, jax.tree.map(lambda x: x[0], slots))
-    n_blocks = slots.ids.shape[0]
+    n_blocks = slots.number.shape[0]
     start = Result(
         jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), shapes.totals),
         jax.tree.map(lambda s: jnp.zeros((n_blocks, *s.shape), s.dtype), shapes.kept),

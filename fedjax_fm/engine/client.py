@@ -46,12 +46,14 @@ def one_client(engine: Engine, index: int, shared: Shared) -> Callable[[Slots], 
     """Builds the work of one slot in exchange `index`."""
     exchange = engine.exchanges[index]
     work = exchange.client(shared.backbone, shared.message)  # once a round and device
+    n_cohort = shared.cohort.ids.shape[0]
     round_key, passage_key = (jax.random.wrap_key_data(k) for k in (shared.key, shared.passage_key))
 
     def run(slot: Slots) -> Result:
-        client = slot.ids
+        number = jnp.minimum(slot.number, n_cohort - 1)  # an empty slot reads the last client and counts nothing
+        client, place = shared.cohort.ids[number], shared.cohort.data_places[number]
         view = client_data(
-            shared.data, client, slot.places, slot.active, shared.round, exchange.batches, round_key, engine.n_max,
+            shared.data, client, place, slot.active, shared.round, exchange.batches, round_key, engine.n_max,
             most_steps(engine, client, shared.round, round_key), shared.repeat,
         )  # fmt: skip
         mine, fetched = shared.message, ()

@@ -13,6 +13,7 @@ from fedjax_fm.types import Tree
 
 CLIENTS = "clients"
 MODEL = "model"
+ALIGNMENT = 64  # bytes
 
 
 def use_cpu_cores_as_devices() -> None:
@@ -55,6 +56,35 @@ def over_model(tree: Tree, mesh: Mesh) -> Tree:
         return NamedSharding(mesh, P(*(MODEL if d == largest else None for d in range(leaf.ndim))))
 
     return jax.tree.map(sharding, tree)
+
+
+def shared_by_cores(tree: Tree) -> Tree:
+    """The tree in buffers that all CPU devices of this process can read, so that a copy of it "on every device" is one copy:
+    jax takes host memory as it is where that is aligned. Elsewhere the tree as it came.
+
+    Arrays of the caller's are copied, as they may be written to later.
+    """
+    if jax.default_backend() != "cpu":
+        return tree
+
+    def shared(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array):
+            readable = not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) and leaf.is_fully_replicated
+            return np.asarray(leaf) if readable else leaf  # a view of its own buffer
+        array = np.asarray(leaf)
+        aligned = _aligned(array.shape, array.dtype)
+        np.copyto(aligned, array)
+        return aligned
+
+    return jax.tree.map(shared, tree)
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array that begins where XLA's do."""
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.empty(n_bytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 @functools.cache

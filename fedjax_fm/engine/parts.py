@@ -28,6 +28,7 @@ class Engine(NamedTuple):
     uplink: Channel
     downlink: Channel
     n_max: int  # examples of the largest client
+    n_min: int  # of the smallest
     behaviour: Behaviour = Behaviour()
     parallel: str = "shard_map"
     looks_at_each: bool = False  # whether every upload is searched for NaN, also where the sum would show it
@@ -37,6 +38,11 @@ class Engine(NamedTuple):
         """All of them in a row, those inside a `Repeat` once."""
         groups = self.algorithm.exchanges
         return tuple(e for group in groups for e in (group.exchanges if isinstance(group, Repeat) else (group,)))
+
+    @property
+    def all_alike(self) -> bool:
+        """Whether every client makes as many local steps as any other, in every round."""
+        return self.n_min == self.n_max and self.behaviour.most_steps is None
 
     def looks_at_sum(self, exchange: Exchange) -> bool:
         """Whether it is enough to search the sum of the uploads for NaN: one pass over a tree instead of one a client."""
@@ -73,6 +79,7 @@ class Shared(NamedTuple):
     message: Tree
     backbone: Tree
     data: DeviceData
+    cohort: Cohort
     round: jax.Array  # i32[]
     key: jax.Array  # the round's, as key data
     repeat: jax.Array  # i32[], passage of a `Repeat`
@@ -83,8 +90,6 @@ class Slots(NamedTuple):
     """A dealt cohort, one client a slot: leaves [D, n_blocks, W, ...]; on a device [n_blocks, W, ...]; in a client [...]."""
 
     number: jax.Array  # i32: which of the cohort; C for an empty slot
-    ids: jax.Array  # i32
-    places: jax.Array  # i32, of the examples
     active: jax.Array  # bool
     state: Any  # the algorithm's
     wire: Any  # the uplink channel's

@@ -48,11 +48,11 @@ def make_plan(
     return Plan(n_devices, block_size, -(-per_device // block_size))
 
 
-def deal(active: jax.Array, load: jax.Array, plan: Plan) -> tuple[jax.Array, jax.Array]:
+def deal(active: jax.Array, load: jax.Array | None, plan: Plan) -> tuple[jax.Array, jax.Array]:
     """Lays a cohort out as blocks of clients of like load, the loads of the devices close to each other.
 
     Args:
-      active: bool[C]; load: i32[C], local steps.
+      active: bool[C]; load: i32[C], local steps; None if all are alike and those who are active come first.
 
     Returns:
       (slots, active): which of the cohort, i32 and bool[D, n_blocks, W]. Longest clients first, so the last blocks
@@ -60,9 +60,10 @@ def deal(active: jax.Array, load: jax.Array, plan: Plan) -> tuple[jax.Array, jax
     """
     capacity = active.shape[0]
     blocks = plan.n_blocks * plan.n_devices
-    order = jnp.arange(capacity, dtype=jnp.int32)
-    if blocks > 1:
-        order = jnp.argsort(jnp.where(active, -load, 1)).astype(jnp.int32)  # stable: ties keep the sampler's order
+    if load is None or blocks == 1:
+        order = jnp.arange(capacity, dtype=jnp.int32)
+    else:
+        order = _longest_first(jnp.where(active, load, -1))
 
     def lay(values, fill):
         values = jnp.pad(values, (0, plan.slots - capacity), constant_values=fill).reshape(blocks, plan.block_size)
@@ -72,3 +73,19 @@ def deal(active: jax.Array, load: jax.Array, plan: Plan) -> tuple[jax.Array, jax
         return rows.swapaxes(0, 1)
 
     return lay(order, capacity), lay(active[order], False)
+
+
+def _longest_first(load: jax.Array) -> jax.Array:
+    """i32[C], the order of falling loads (at least -1); equal ones keep their order.
+
+    Load and place share one word of 32 bits, which XLA's CPU backend sorts four times faster than pairs: where the largest
+    load does not fit beside the place, loads are told apart more coarsely.
+    """
+    capacity = load.shape[0]
+    place_bits = max(capacity - 1, 1).bit_length()
+    most = jnp.uint32(2 ** (32 - place_bits) - 2)
+    load = load.astype(jnp.uint32) + 1  # 0, of those who are not active, stays the smallest
+    step = jnp.max(load) // most + 1
+    coarse = (load + step - 1) // step
+    words = ((most + 1 - coarse) << place_bits) | jnp.arange(capacity, dtype=jnp.uint32)
+    return (jnp.sort(words) & jnp.uint32(2**place_bits - 1)).astype(jnp.int32)

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_fm.engine.data import DeviceData
-from fedjax_fm.engine.devices import compiler_options, over_model
+from fedjax_fm.engine.devices import compiler_options, over_model, shared_by_cores
 from fedjax_fm.engine.drive import ROUNDS_PER_DISPATCH, HostLoop, fused
 from fedjax_fm.engine.parts import NO_CLIENT, SOMEBODY, Engine, RoundState
 from fedjax_fm.engine.store import HostStore
@@ -30,8 +30,8 @@ class Programs:
     ):
         self.engine, self.sampler, self.population = engine, sampler, population
         self.everywhere = NamedSharding(engine.mesh, P())
-        self.backbone = jax.device_put(backbone, over_model(backbone, engine.mesh))
-        self.data = None if data is None else jax.device_put(data, self.everywhere)
+        self.backbone = jax.device_put(shared_by_cores(backbone), over_model(backbone, engine.mesh))
+        self.data = None if data is None else jax.device_put(shared_by_cores(data), self.everywhere)
         # Only the carry is donated: `run` hands in its own copy.
         self.fused = jax.jit(
             functools.partial(fused, engine, sampler), donate_argnums=0, compiler_options=compiler_options()

@@ -68,14 +68,6 @@ def broadcast(engine: Engine, exchange: Exchange, server: Any, wire: Any, key: j
     return unwrap(with_billed(message, received)), wire, engine.downlink.bits(payload)
 
 
-def _deal(engine: Engine, inputs: Inputs, takes: jax.Array, load: jax.Array) -> Slots:
-    """Those of the cohort that take part, by slots, without states yet."""
-    ids, places = inputs.cohort.ids, inputs.cohort.data_places
-    numbers, active = deal(inputs.able & takes, load, engine.plan)
-    inside = jnp.minimum(numbers, ids.shape[0] - 1)  # empty slots read the last client and count nothing
-    return Slots(numbers, ids[inside], places[inside], active, (), ())
-
-
 def _load(inputs: Inputs, exchange: Exchange) -> jax.Array:
     return n_steps(inputs.sizes, exchange.batches, inputs.limits)
 
@@ -97,7 +89,7 @@ def _own_slots(engine: Engine, inputs: Inputs, base: Slots, running: Running, in
     """(slots, put): a deal of those alone who take part in exchange `index`; `put(result)` -> (state, wire) in the
     order of `base`."""
     capacity, n_slots = inputs.cohort.ids.shape[0], base.number.size
-    slots = _deal(engine, inputs, takes, _load(inputs, engine.exchanges[index]))
+    slots = Slots(*deal(inputs.able & takes, _load(inputs, engine.exchanges[index]), engine.plan), (), ())
     where_in_base = jnp.zeros(capacity, jnp.int32).at[base.number.reshape(-1)].set(jnp.arange(n_slots), mode="drop")
     source = where_in_base[jnp.minimum(slots.number, capacity - 1)]
     target = jnp.where(slots.number < capacity, source, n_slots).reshape(-1)
@@ -128,7 +120,7 @@ def _exchange(
         takes = jax.vmap(keyed)(jnp.asarray(inputs.cohort.ids))
         slots, put = _own_slots(engine, inputs, base, running, index, takes)
     shared = Shared(
-        running.server, message, inputs.backbone, inputs.data, inputs.round, jax.random.key_data(inputs.key),
+        running.server, message, inputs.backbone, inputs.data, inputs.cohort, inputs.round, jax.random.key_data(inputs.key),
         repeat, jax.random.key_data(key),
     )  # fmt: skip
     result: Result = lift(engine, index)(shared, slots)
@@ -195,7 +187,10 @@ def _bad_draw(cohort: Cohort, n_clients: int) -> jax.Array:
 
 def _inputs(engine: Engine, backbone: Tree, data: DeviceData, state: RoundState, cohort: Cohort, key) -> Inputs:
     """Clients without examples or without time take no part."""
-    sizes = data.offsets[cohort.data_places + 1] - data.offsets[cohort.data_places]
+    if engine.n_min == engine.n_max:  # nothing to read, and no memory that grows with the cohort
+        sizes = jnp.full(cohort.ids.shape, engine.n_max, jnp.int32)
+    else:
+        sizes = data.offsets[cohort.data_places + 1] - data.offsets[cohort.data_places]
     limits = jax.vmap(lambda client: most_steps(engine, client, state.round, key))(cohort.ids)
     able = (jnp.arange(cohort.ids.shape[0]) < cohort.n_active) & (sizes > 0)
     able = able if limits is None else able & (limits > 0)
@@ -218,7 +213,8 @@ def round_step(engine: Engine, backbone: Tree, data: DeviceData, state: RoundSta
     inputs = _inputs(engine, backbone, data, state, cohort, key)
     everyone, exchanges = jnp.ones_like(inputs.able), engine.exchanges
     common = [e for e in exchanges if e.takes is None] or exchanges  # those that all compute decide who sits where
-    base = _deal(engine, inputs, everyone, jnp.asarray(sum(_load(inputs, e) for e in common)))
+    load = None if engine.all_alike else jnp.asarray(sum(_load(inputs, e) for e in common))
+    base = Slots(*deal(inputs.able, load, engine.plan), (), ())
     places = cohort.state_places[jnp.minimum(base.number, cohort.ids.shape[0] - 1)]
     gather = lambda tree: jax.tree.map(lambda x: x[places], tree)
     n, zeros = len(exchanges), lambda *shape: jnp.zeros(shape, jnp.int32)

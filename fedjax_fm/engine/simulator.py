@@ -91,7 +91,7 @@ class Simulator:
         self.setting = Setting(population.n_clients, cohort_size)
         self._make_engine = functools.partial(
             Engine, algorithm=algorithm, setting=self.setting, uplink=unless_empty(uplink or identity()),
-            downlink=unless_empty(downlink or identity()), n_max=int(population.sizes.max()),
+            downlink=unless_empty(downlink or identity()), n_max=int(population.sizes.max()), n_min=int(population.sizes.min()),
             behaviour=behaviour or Behaviour(), parallel=parallel,
         )  # fmt: skip
         self.key = jax.random.key(seed)

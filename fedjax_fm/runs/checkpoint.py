@@ -1,5 +1,7 @@
-"""States on disk, by Orbax: atomic, the last two kept."""
+"""States on disk, by Orbax: atomic, the last two kept, each with a digest of its own."""
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +12,33 @@ import orbax.checkpoint as ocp
 
 from fedjax_fm import trees
 
+DIGEST = "sha256"  # a leaf's path begins with a bracket or a dot, so no leaf is called that
+
 
 class CheckpointError(Exception):
-    """A checkpoint that is damaged or of another run."""
+    """A checkpoint that cannot be used."""
+
+
+class OtherRun(CheckpointError):
+    """A checkpoint of another configuration."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """Files that are missing, cut short or changed."""
 
 
 class Checkpoints:
     """Saves and restores whole states by round.
 
     Leaves are stored under their paths: Orbax restores named tuples only with a target and refuses arrays of size
-    zero, so those are left out and taken from the target.
+    zero, so those are left out and taken from the target. Orbax finds neither a changed byte of an array nor which file is
+    to blame, so every checkpoint holds a digest of its arrays.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
+        self._folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     @property
     def latest(self) -> int | None:
@@ -34,21 +48,27 @@ class Checkpoints:
     def save(self, round_index: int, state: Any) -> None:
         """Writes `state`; does nothing if that round is there already."""
         if round_index != self.latest:
-            self._manager.save(round_index, args=ocp.args.StandardSave(_by_path(state)))  # type: ignore[call-arg]
+            arrays = _by_path(state)
+            arrays[DIGEST] = _digest(arrays)
+            self._manager.save(round_index, args=ocp.args.StandardSave(arrays))  # type: ignore[call-arg]
 
     def restore(self, round_index: int, target: Any) -> Any:
         """The state of that round, in the structure, shapes and dtypes of `target`.
 
         Raises:
-          CheckpointError: the files are damaged, or belong to another configuration; names the leaf.
+          DamagedCheckpoint: the files are missing, cut short or changed.
+          OtherRun: they belong to another configuration; names the leaf.
         """
-        wanted = _by_path(target)
         try:
             found = self._manager.restore(round_index, args=ocp.args.StandardRestore())  # type: ignore[call-arg]
         except Exception as error:
-            raise CheckpointError(f"the checkpoint of round {round_index} cannot be read: {error}") from error
-        if problem := trees.difference(wanted, found):
-            raise CheckpointError(f"the checkpoint of round {round_index} is of another run: {problem}")
+            raise DamagedCheckpoint(f"the checkpoint of round {round_index} cannot be read: {error}") from error
+        if not np.array_equal(found.pop(DIGEST, None), _digest(found)):
+            raise DamagedCheckpoint(
+                f"the checkpoint of round {round_index} is not what was written: its digest differs"
+            )
+        if problem := trees.difference(_by_path(target), found):
+            raise OtherRun(f"the checkpoint of round {round_index} is of another run: {problem}")
         leaves, structure = jax.tree.flatten_with_path(target)
 
         def restored(path: tuple, leaf: Any) -> Any:
@@ -58,6 +78,31 @@ class Checkpoints:
             return np.array(value) if isinstance(leaf, np.ndarray) else value  # spilled stores are written to
 
         return structure.unflatten([restored(path, leaf) for path, leaf in leaves])
+
+    def restore_newest(self, target: Any) -> tuple[Any | None, list[str]]:
+        """(the newest state that is whole, what was found of damaged ones); (None, []) if nothing was ever saved.
+
+        A damaged checkpoint is moved to damaged-ROUND beside the folder, so that its round can be saved again.
+
+        Raises:
+          DamagedCheckpoint: there are checkpoints, but none is whole; none is moved then.
+          OtherRun: as `restore`.
+        """
+        problems: dict[int, str] = {}
+        for round_index in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(round_index, target)
+            except DamagedCheckpoint as error:
+                problems[round_index] = str(error)
+                continue
+            for damaged in problems:
+                os.replace(self._folder / str(damaged), self._folder.parent / f"damaged-{damaged}")
+            if problems:
+                self._manager.reload()
+            return state, list(problems.values())
+        if problems:
+            raise DamagedCheckpoint(f"no checkpoint in {self._folder} is whole: {'; '.join(problems.values())}")
+        return None, []
 
     def close(self) -> None:
         """Waits for writes and lets go of the folder."""
@@ -72,3 +117,13 @@ def _by_path(state: Any) -> dict[str, np.ndarray]:
     arrays = jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
     leaves = jax.tree.leaves_with_path(arrays)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves if leaf.size}
+
+
+def _digest(arrays: dict[str, Any]) -> np.ndarray:
+    """u8[32] of names, dtypes, shapes and bytes."""
+    hashed = hashlib.sha256()
+    for name, value in sorted(arrays.items()):
+        array = np.ascontiguousarray(value)
+        hashed.update(f"{name} {array.dtype} {np.shape(value)}".encode())
+        hashed.update(array.reshape(-1).view(np.uint8))
+    return np.frombuffer(hashed.digest(), np.uint8)

@@ -28,7 +28,10 @@ class RunFolder:
     def create(cls, path: str | os.PathLike[str], config: dict[str, Any], experiment: str) -> "RunFolder":
         """Makes a new folder; refuses one that exists."""
         folder = cls(path)
-        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+        left = {"config.json.part"}  # by a run that was killed before it had begun
+        if folder.path.exists() and (
+            not folder.path.is_dir() or any(child.name not in left for child in folder.path.iterdir())
+        ):
             cure = "continue it with `fedjax-fm run --resume " + str(path) + "`, " if folder.is_run else ""
             raise RunFolderError(f"{path} exists: {cure}choose another with --out, or remove it")
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -67,6 +67,8 @@ def run_rounds(
       rounds_per_row: rounds that one dispatch and one row cover (sums for bytes, the last for the rest).
 
     Raises:
+      DamagedCheckpoint: checkpoints are there, but none is whole (of two, the older one is used, with a warning).
+      OtherRun: they belong to another configuration.
       Interrupted: after Ctrl-C or SIGTERM, with the rounds so far saved.
       NonFiniteClient, CohortOverflow: with the last good round saved.
     """
@@ -76,11 +78,14 @@ def run_rounds(
     state = simulator.init(delta)
     console.print(repr(simulator), highlight=False, soft_wrap=True)
     folder.write_json("plan.json", simulator.engine.plan._asdict())
-    if checkpoints.latest is not None:
-        state = checkpoints.restore(checkpoints.latest, state)
+    saved, damaged = checkpoints.restore_newest(state)
+    if saved is not None:
+        state = saved
         folder.keep_metrics(state.round)
     else:
         folder.write_text("metrics.jsonl", "")  # rows without a checkpoint would be written twice
+    for problem in damaged:
+        console.print(f"warning: {problem}; going on from round {state.round}", style="yellow", soft_wrap=True)
     rows = folder.metrics()
     up, down = (rows[-1][name] if rows else 0 for name in ("uplink_bytes_total", "downlink_bytes_total"))
     try:

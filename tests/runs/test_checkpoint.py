@@ -1,0 +1,119 @@
+"""States on disk: whole or not there, and never quietly another one."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_fm.engine.store import HostStore
+from fedjax_fm.runs import Checkpoints, DamagedCheckpoint, OtherRun
+
+
+class State(NamedTuple):
+    weights: dict
+    optimizer: tuple
+    key: jax.Array
+    nothing: jax.Array  # of size zero, which Orbax refuses
+    store: HostStore
+    round: jax.Array
+
+
+def make_state(scale: float = 1.0) -> State:
+    weights = {"w": scale * jnp.arange(6.0).reshape(2, 3), "mask": jnp.array([True, False]), "b": jnp.bfloat16(0.3)}
+    store = HostStore({"mine": np.full((3, 2), scale, np.float32)}, np.array([True, False, True]), {}, np.array([4]))
+    return State(
+        weights, optax.adam(0.1).init(weights["w"]), jax.random.key(7), jnp.zeros((0, 3)), store, jnp.int32(4 * scale)
+    )
+
+
+def assert_equal(a: State, b: State) -> None:
+    data = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(data(x), data(y)), a, b)
+    assert jax.tree.map(lambda x: x.dtype, a) == jax.tree.map(lambda x: x.dtype, b)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A folder to which rounds 1, 2 and 3 were saved."""
+    checkpoints = Checkpoints(tmp_path / "checkpoint")
+    for number in (1, 2, 3):
+        checkpoints.save(number, make_state(number))
+    checkpoints.close()
+    return tmp_path / "checkpoint"
+
+
+def arrays_of(step):
+    """The largest file of a checkpoint: its arrays."""
+    return max((file for file in step.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def test_every_kind_of_leaf_comes_back_and_two_are_kept(three):
+    checkpoints = Checkpoints(three)
+    assert checkpoints.latest == 3
+    assert sorted(int(path.name) for path in three.iterdir()) == [2, 3]
+    state, problems = checkpoints.restore_newest(make_state())
+    assert_equal(state, make_state(3))
+    assert problems == []
+    assert state.store.rows["mine"].flags.writeable  # rounds write into it
+    assert_equal(checkpoints.restore(2, make_state()), make_state(2))
+
+
+def test_an_empty_folder_holds_nothing(tmp_path):
+    assert Checkpoints(tmp_path / "checkpoint").restore_newest(make_state()) == (None, [])
+
+
+def test_a_round_that_is_there_is_not_written_again(three):
+    checkpoints = Checkpoints(three)
+    checkpoints.save(3, make_state(9))
+    assert_equal(checkpoints.restore(3, make_state()), make_state(3))
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "a byte near the start": lambda step: flip(arrays_of(step), 0.1),
+    "a byte in the middle": lambda step: flip(arrays_of(step), 0.5),
+    "a file cut short": lambda step: arrays_of(step).write_bytes(arrays_of(step).read_bytes()[:-20]),
+    "a file that is gone": lambda step: arrays_of(step).unlink(),
+    "the manifest gone": lambda step: (step / "default" / "manifest.ocdbt").unlink(),
+    "its own metadata cut short": lambda step: (step / "default" / "_METADATA").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_for_the_older_one(three, damage):
+    DAMAGE[damage](three / "3")
+    checkpoints = Checkpoints(three)
+    state, problems = checkpoints.restore_newest(make_state())
+    assert_equal(state, make_state(2))
+    (problem,) = problems
+    assert problem.startswith("the checkpoint of round 3 ")
+    assert (three.parent / "damaged-3").is_dir()
+    checkpoints.save(3, make_state(3))  # done once more
+    assert_equal(Checkpoints(three).restore_newest(make_state())[0], make_state(3))
+
+
+def test_if_all_are_damaged_nothing_starts_from_scratch(three):
+    for number in ("2", "3"):
+        flip(arrays_of(three / number), 0.5)
+    with pytest.raises(DamagedCheckpoint, match=r"no checkpoint in .* is whole: .*round 3 .*round 2 "):
+        Checkpoints(three).restore_newest(make_state())
+    assert (three / "3").is_dir()
+
+
+def test_another_configuration_is_refused_by_name(three):
+    wider = make_state()._replace(weights={**make_state().weights, "w": jnp.zeros((2, 4))})
+    with pytest.raises(
+        OtherRun, match=r"round 3 is of another run: .*w.*expected float32\[2, 4\], got float32\[2, 3\]"
+    ):
+        Checkpoints(three).restore_newest(wider)
+    with pytest.raises(OtherRun, match=r"missing leaves .*extra"):
+        Checkpoints(three).restore_newest(make_state()._replace(weights={**make_state().weights, "extra": jnp.ones(1)}))
+    assert (three / "3").is_dir()
