@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -69,7 +70,7 @@ def shared_by_cores(tree: Tree) -> Tree:
 
     def shared(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
-            readable = not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) and leaf.is_fully_replicated
+            readable = not jnp.issubdtype(leaf.dtype, jax.dtypes.extended) and leaf.is_fully_replicated
             return np.asarray(leaf) if readable else leaf  # a view of its own buffer
         array = np.asarray(leaf)
         aligned = _aligned(array.shape, array.dtype)

@@ -63,7 +63,8 @@ class HostLoop:
         self._draw = jax.jit(sampler.draw)
         step = functools.partial(_step, engine)
         # pmap dispatches by itself; what lies around it runs operation by operation.
-        self.step = step if engine.parallel == "pmap" else jax.jit(step, compiler_options=compiler_options())
+        compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+        self.step = step if engine.parallel == "pmap" else compiled
 
     def _drawn(self, key: jax.Array, round_index: int, sampler_state: Any) -> Draw:
         round_key = jax.random.fold_in(key, round_index)
@@ -79,16 +80,18 @@ class HostLoop:
         return Draw(ids, n_active, after, jax.device_put(DeviceData(read.arrays, offsets), self._sharding))
 
     def run(self, state: RoundState, backbone: Tree, rounds: int, key: jax.Array, first_rows: Any):
-        """(state, [metrics of a round], first bad client) of up to `rounds` rounds."""
+        """(state, [metrics of a round], first bad client) of up to `rounds` rounds; uses `state` up."""
         found: list[Any] = []
         first = int(state.round)
         draw = functools.partial(self._drawn, key)
         with Prefetch(draw, first, first + rounds, state.sampler) as coming:
             for index in range(first, first + rounds):
                 drawn = coming.take()
-                after, metrics, bad = self._one(state, backbone, drawn, jax.random.fold_in(key, index), first_rows)
+                # The sampler's state is being read by the next draw, so a round may not take its memory.
+                given, round_key = state._replace(sampler=()), jax.random.fold_in(key, index)
+                after, metrics, bad = self._one(given, backbone, drawn, round_key, first_rows)
                 if int(bad) != NO_CLIENT:
-                    return state, found, int(bad)
+                    return after._replace(sampler=state.sampler), found, int(bad)  # as it was before the round
                 state = after._replace(sampler=drawn.sampler)
                 found.append(metrics)
         return state, found, NO_CLIENT

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.data import DeviceData
+from fedjax_fm.engine.devices import CLIENTS
 from fedjax_fm.engine.plan import Plan
 from fedjax_fm.types import Algorithm, Behaviour, Channel, Exchange, Repeat, Setting, Tree
 
@@ -32,12 +34,18 @@ class Engine(NamedTuple):
     behaviour: Behaviour = Behaviour()
     parallel: str = "shard_map"
     looks_at_each: bool = False  # whether every upload is searched for NaN, also where the sum would show it
+    shares_states: bool = False  # whether every device holds its part of the clients' states instead of all of them
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
         """All of them in a row, those inside a `Repeat` once."""
         groups = self.algorithm.exchanges
         return tuple(e for group in groups for e in (group.exchanges if isinstance(group, Repeat) else (group,)))
+
+    @property
+    def state_sharding(self) -> NamedSharding:
+        """Where the clients' states lie."""
+        return NamedSharding(self.mesh, P(CLIENTS) if self.shares_states else P())
 
     @property
     def all_alike(self) -> bool:
@@ -53,8 +61,8 @@ class RoundState(NamedTuple):
     """Everything that passes from round to round."""
 
     server: Any
-    clients: Any  # the algorithm's state of each client, leaves [N, ...]
-    uplinks: tuple  # per exchange: the channel's state of each client, leaves [N, ...]
+    clients: Any  # the algorithm's state of each client, leaves [N, ...]; a few rows more where devices share them
+    uplinks: tuple  # per exchange: the channel's state of each client, likewise
     downlinks: tuple  # per exchange: the channel's state at the server
     sampler: Any
     round: jax.Array  # i32[]

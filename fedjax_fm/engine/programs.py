@@ -38,26 +38,42 @@ class Programs:
         )
         self.loop = HostLoop(engine, sampler, population, self.data, self.everywhere)
 
+    def of(self, engine: Engine) -> "Programs":
+        """The same for another engine of the same layout; nothing is moved."""
+        return Programs(engine, self.sampler, self.population, self.backbone, self.data)
+
     def placed(self, state: RoundState) -> RoundState:
-        """The state on all devices; a spilled store stays where it is."""
+        """The state on all devices, clients' states where the engine keeps them; a spilled store stays where it is."""
+        stores = (state.clients, state.uplinks)
         if not isinstance(state.clients, HostStore):
-            return jax.device_put(state, self.everywhere)
-        return jax.device_put(state._replace(clients=()), self.everywhere)._replace(clients=state.clients)
+            stores = jax.device_put(stores, self.engine.state_sharding)
+        placed = jax.device_put(state._replace(clients=(), uplinks=()), self.everywhere)
+        return placed._replace(clients=stores[0], uplinks=stores[1])
 
     def run(
-        self, state: RoundState, rounds: int, key: jax.Array, first_rows: Any
+        self, state: RoundState, rounds: int, key: jax.Array, first_rows: Any, donate: bool = False
     ) -> tuple[RoundState, list[tuple[Any, int]], int]:
         """Up to `rounds` rounds, none after one that goes wrong.
+
+        Args:
+          donate: lets the rounds take over the clients' states, which are used up. Else they work on a copy, as they do in any
+            case for the rest of the state, which may still be the caller's.
 
         Returns:
           (state, [(metrics with a leading axis, rounds of it that count)], first bad client or a code of parts.py).
         """
         state = self.placed(state)
+        copied = jax.tree.map(
+            lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, state._replace(clients=(), uplinks=())
+        )
+        stores = (state.clients, state.uplinks)
+        if not donate and not isinstance(state.clients, HostStore):
+            stores = jax.tree.map(jnp.copy, stores)
+        state = copied._replace(clients=stores[0], uplinks=stores[1])
         if isinstance(state.clients, HostStore) or self.data is None or self.engine.parallel == "pmap":
             state, found, bad = self.loop.run(state, self.backbone, rounds, key, first_rows)
             stacked = jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *found) if found else None
             return state, [(stacked, len(found))] if found else [], bad
-        state = jax.tree.map(jnp.copy, state)
         buffers: list[tuple[Any, int]] = []
         done, bad = 0, NO_CLIENT
         while done < rounds and bad == NO_CLIENT:
@@ -76,6 +92,5 @@ class Programs:
         if not any(map(self.engine.looks_at_sum, self.engine.exchanges)):
             return bad
         engine = self.engine._replace(looks_at_each=True)
-        careful = Programs(engine, self.sampler, self.population, self.backbone, self.data)
-        _, _, bad = careful.run(state, 1, key, first_rows)
+        _, _, bad = self.of(engine).run(state, 1, key, first_rows)
         return SOMEBODY if bad == NO_CLIENT else bad

@@ -240,15 +240,17 @@ def round_step(engine: Engine, backbone: Tree, data: DeviceData, state: RoundSta
         "arrived": jnp.sum(came, dtype=jnp.int32),
         "examples": jnp.sum(jnp.where(came, inputs.sizes, 0), dtype=jnp.int32),
     }
-    return _outcome(state, running, base, places), {"ratios": running.sums, "counts": counts}, running.bad
+    return _outcome(engine, state, running, base, places), {"ratios": running.sums, "counts": counts}, running.bad
 
 
-def _outcome(state: RoundState, running: Running, base: Slots, places: jax.Array) -> RoundState:
+def _outcome(engine: Engine, state: RoundState, running: Running, base: Slots, places: jax.Array) -> RoundState:
     """The state after the round; the one before it, if the round went wrong."""
     good = running.bad == NO_CLIENT
+    # As it came, or the next round would be compiled again.
+    kept = lambda x: jax.lax.with_sharding_constraint(x, engine.state_sharding) if engine.shares_states else x
     # Places outside the store drop a write: empty slots, and all of a round that went wrong.
     where = jnp.where(base.active & good, places, NO_CLIENT)
-    scatter = lambda store, new: jax.tree.map(lambda s, x: s.at[where].set(x, mode="drop"), store, new)
+    scatter = lambda store, new: jax.tree.map(lambda s, x: kept(s.at[where].set(x, mode="drop")), store, new)
     return RoundState(
         server=trees.select(good, running.server, state.server),
         clients=scatter(state.clients, running.state),

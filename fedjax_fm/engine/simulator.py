@@ -27,6 +27,7 @@ from fedjax_fm.population.population import Population
 from fedjax_fm.types import Algorithm, Behaviour, Channel, Sampler, Setting, Tree
 
 Where = Literal["auto", "device", "host"]
+SHARED_FROM = 64 << 20  # bytes of all clients' states; smaller ones lie whole on every device, which saves talk
 
 
 class Simulator:
@@ -47,8 +48,8 @@ class Simulator:
       model_parallel: devices over which the backbone is split (mesh axis `model`); the others carry clients.
       parallel: "shard_map", or "pmap" for one dispatch per exchange on older set-ups.
       data: "device" copies the population there once; "host" streams every cohort from (memory-mapped) host arrays.
-      states: "device" keeps the states of all clients there; "host" spills them, and updates them in place: after
-        `run`, the state that went in is used up.
+      states: "device" keeps the states of all clients there, each device its part of them where they are large; "host"
+        spills them, and updates them in place: after `run`, the state that went in is used up.
       memory: bytes a device may use; default all. "auto" keeps data and states on the device while each takes at
         most a quarter of it.
     """
@@ -138,7 +139,11 @@ class Simulator:
     @property
     def spills(self) -> bool:
         """Whether clients' states lie in host memory."""
-        return self._states == "host" or (self._states == "auto" and self.start.bytes_of_states > self.memory // 4)
+        return self._states == "host" or (self._states == "auto" and self._bytes_on_a_device > self.memory // 4)
+
+    @property
+    def _bytes_on_a_device(self) -> int:
+        return self.start.bytes_of_states // (self.engine.plan.n_devices if self.engine.shares_states else 1)
 
     def lay_out(self, plan: Plan) -> None:
         """Places data and backbone for this plan; a resumed run does so with the plan of its first part, as that
@@ -161,6 +166,7 @@ class Simulator:
             self.lay_out(self._plan_for(delta))
         if self._start is None or trees.difference(self._start.delta, trees.shapes(delta)):
             self._start = start_of(self.engine, self.backbone, shapes_of(self.population), delta, self.key)
+            self._share_states()
         if first_layout and self._block_size is None and (self._limited or jax.default_backend() != "cpu"):
             self._narrow_until_it_fits(delta)
         return SimulationState(self.programs.placed(self.first_state(delta)), self.algorithm)
@@ -168,6 +174,16 @@ class Simulator:
     def first_state(self, delta: Tree) -> RoundState:
         """The state of round 0, before it is placed on devices."""
         return first_state(self.engine, self.sampler, self.start, delta, self.key, self.spills)
+
+    def _share_states(self) -> None:
+        """Lets each device hold its part of the clients' states where they are large. Several hosts, who could not read each
+        other's parts, and pmap keep all of them on every device."""
+        engine = self.engine
+        large = self.start.bytes_of_states > SHARED_FROM
+        alone = jax.process_count() == 1 and engine.parallel == "shard_map"
+        shares = large and alone and engine.plan.n_devices > 1
+        if shares != engine.shares_states:
+            self._programs = self.programs.of(engine._replace(shares_states=shares))
 
     def _plan_for(self, delta: Tree) -> Plan:
         lane = 3 * trees.nbytes(trees.shapes(delta))  # delta, upload and optimizer
@@ -194,8 +210,13 @@ class Simulator:
         exchange takes some of the clients only or the data decide; the metrics of `run` are exact."""
         return self.messages.bytes_per_client
 
-    def run(self, state: SimulationState, rounds: int) -> tuple[SimulationState, dict[str, np.ndarray]]:
+    def run(
+        self, state: SimulationState, rounds: int, *, donate: bool = False
+    ) -> tuple[SimulationState, dict[str, np.ndarray]]:
         """Runs `rounds` rounds.
+
+        Args:
+          donate: the rounds take over the clients' states in `state`, which is used up by that; else they begin with a copy.
 
         Returns:
           (state, metrics): {name: array[rounds]} with at least `loss` (example-weighted, over all local steps),
@@ -204,17 +225,21 @@ class Simulator:
         Raises:
           NonFiniteClient: a loss or an upload was not finite; SumOverflow: only the sum of the uploads was not.
           CohortOverflow, UnknownClient: the sampler drew more clients than its capacity, or one that is not there.
-          RuntimeError: the state's spilled store has gone on with another run.
+          RuntimeError: the state was donated before, or its spilled store has gone on with another run.
         """
         if rounds < 0:
             raise ValueError(f"expected rounds >= 0, got rounds={rounds}")
         programs, first_rows = self.programs, self.start.first_rows
+        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state.rounds)):
+            raise RuntimeError(
+                "this state was given away by run(..., donate=True); go on from the state that it returned"
+            )
         if isinstance(store := state.rounds.clients, HostStore) and store.rounds[0] != state.round:
             raise RuntimeError(
                 f"this state is of round {state.round}, but its spilled store has gone on to round "
                 f"{store.rounds[0]}: states on the host are updated in place; go on from the newest state"
             )
-        after, buffers, bad = programs.run(state.rounds, rounds, self.key, first_rows)
+        after, buffers, bad = programs.run(state.rounds, rounds, self.key, first_rows, donate)
         metrics = concatenated([on_host(buffer, n, self.messages) for buffer, n in buffers])
         state = SimulationState(after, self.algorithm)
         if bad != NO_CLIENT:

@@ -49,7 +49,11 @@ def first_state(
     if spills:
         clients, uplinks = HostStore.empty(start.rows, n_clients, delta), ()
     elif jax.tree.leaves(start.rows):
-        clients, uplinks = jax.vmap(functools.partial(start.first_rows, delta))(jnp.arange(n_clients))
+        n_rows = n_clients + (
+            -n_clients % engine.plan.n_devices if engine.shares_states else 0
+        )  # as many on each device
+        make = jax.jit(jax.vmap(functools.partial(start.first_rows, delta)), out_shardings=engine.state_sharding)
+        clients, uplinks = make(jnp.arange(n_rows))
     else:
         clients, uplinks = start.rows
     return RoundState(

@@ -32,12 +32,14 @@ def summarise(simulator: "Simulator") -> str:
     up, down = simulator.messages.bytes_per_client
     at_most = "" if simulator.messages.is_exact else " at most"
     data = "streamed from the host" if simulator.streams else "on every device"
+    shared = f"shared by {plan.n_devices} devices" if simulator.engine.shares_states else "on every device"
+    states = "on the host" if simulator.spills else shared
     lines += [
         f"trainable parameters: {trees.size(simulator.start.delta):,} ({size(trees.nbytes(simulator.start.delta))})",
         f"bytes of one client a round{at_most}: {size(up)} up, {size(down)} down; of a whole cohort "
         f"{size(up * setting.cohort_size)} up, {size(down * setting.cohort_size)} down",
         f"memory: examples {size(sum(a.nbytes for a in population.arrays.values()))} {data}, clients' states "
-        f"{size(simulator.start.bytes_of_states)}, {size(simulator.memory)} a device",
+        f"{size(simulator.start.bytes_of_states)} {states}, {size(simulator.memory)} a device",
         f"layout: {plan.n_devices} device{'s' * (plan.n_devices > 1)} × {plan.n_blocks} blocks × {plan.block_size} clients, "
         f"mesh {dict(mesh.shape)}, {simulator.engine.parallel}",
     ]

@@ -70,7 +70,8 @@ def sweep(
     keys = jax.vmap(jax.random.key)(jnp.asarray(columns[-1], jnp.uint32))
 
     def engine_of(values: dict[str, jax.Array]) -> Engine:
-        return simulator.engine if algorithm is None else simulator.engine._replace(algorithm=algorithm(**values))
+        engine = simulator.engine._replace(shares_states=False)
+        return engine if algorithm is None else engine._replace(algorithm=algorithm(**values))
 
     def begin(key: jax.Array, values: dict[str, jax.Array]) -> RoundState:
         engine = engine_of(values)

@@ -60,10 +60,11 @@ class Checkpoints:
           OtherRun: they belong to another configuration; names the leaf.
         """
         try:
-            found = self._manager.restore(round_index, args=ocp.args.StandardRestore())  # type: ignore[call-arg]
+            found = dict(self._manager.restore(round_index, args=ocp.args.StandardRestore()))  # type: ignore[call-arg]
         except Exception as error:
             raise DamagedCheckpoint(f"the checkpoint of round {round_index} cannot be read: {error}") from error
-        if not np.array_equal(found.pop(DIGEST, None), _digest(found)):
+        written = found.pop(DIGEST, None)
+        if written is None or not np.array_equal(written, _digest(found)):
             raise DamagedCheckpoint(
                 f"the checkpoint of round {round_index} is not what was written: its digest differs"
             )
@@ -125,5 +126,5 @@ def _digest(arrays: dict[str, Any]) -> np.ndarray:
     for name, value in sorted(arrays.items()):
         array = np.ascontiguousarray(value)
         hashed.update(f"{name} {array.dtype} {np.shape(value)}".encode())
-        hashed.update(array.reshape(-1).view(np.uint8))
+        hashed.update(array.reshape(-1).view(np.uint8).data)
     return np.frombuffer(hashed.digest(), np.uint8)

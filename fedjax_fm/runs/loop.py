@@ -92,7 +92,7 @@ def run_rounds(
         with RoundProgress(label, rounds, state.round, console, evaluate_every) as progress, _StopRequest() as stop:
             while state.round < rounds:
                 started = time.perf_counter()
-                state, metrics = simulator.run(state, min(rounds_per_row, rounds - state.round))
+                state, metrics = simulator.run(state, min(rounds_per_row, rounds - state.round), donate=True)
                 seconds = time.perf_counter() - started
                 up, down = up + int(metrics["uplink_bytes"].sum()), down + int(metrics["downlink_bytes"].sum())
                 row: dict[str, Any] = {

@@ -1,0 +1,126 @@
+"""Clients' states on the devices: shared among them, taken over by the rounds, the same numbers either way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from mlp_problem import lossy, make_clients, make_trees, mlp_loss
+
+import fedjax_fm as ffm
+from fedjax_fm.algorithms import local_only
+from fedjax_fm.engine import simulator as simulator_module
+from fedjax_fm.engine.devices import CLIENTS
+
+
+def private_beside_shared():
+    """FedAvg, beside which every client keeps two deltas of its own: where it ended last, and where the time before."""
+    plain = ffm.fedavg(ffm.Task(mlp_loss), optax.sgd(0.05, momentum=0.9), epochs=1, batch_size=4)
+    (exchange,) = plain.exchanges
+
+    def client(backbone, message):
+        shared = exchange.client(backbone, message)
+
+        def one(message, mine, data, key):
+            output = shared(message, (), data, key)
+            return output._replace(state={"last": ffm.trees.subtract(message, output.upload), "before": mine["last"]})
+
+        return one
+
+    both = lambda delta, key: {"last": delta, "before": delta}
+    return plain._replace(exchanges=(exchange._replace(client=client),), client_init=both)
+
+
+def run(n_clients=8, rounds=4, *, donate=False, at_once=True, **how):
+    delta, backbone = make_trees()
+    sizes = [3 + k % 5 for k in range(n_clients)]
+    simulator = ffm.Simulator(
+        private_beside_shared(), ffm.Population.from_clients(make_clients(sizes=sizes)), backbone=backbone,
+        cohort_size=5, uplink=lossy(), seed=2, **how,
+    )  # fmt: skip
+    state = simulator.init(delta)
+    for n in [rounds] if at_once else [1] * rounds:
+        state, _ = simulator.run(state, n, donate=donate)
+    return simulator, state
+
+
+def rows(state, n):
+    return jax.tree.map(lambda x: np.asarray(x)[:n], (state.rounds.clients, state.rounds.uplinks))
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+
+
+@pytest.mark.parametrize(("n_clients", "devices"), [(8, 2), (8, 5), (11, 4)])
+def test_shared_states_are_the_whole_ones(monkeypatch, n_clients, devices):
+    _, whole = run(n_clients, devices=1)
+    monkeypatch.setattr(simulator_module, "SHARED_FROM", 0)
+    simulator, shared = run(n_clients, devices=devices, block_size=1)
+    assert f"shared by {devices} devices" in repr(simulator)
+    leaves = jax.tree.leaves((shared.rounds.clients, shared.rounds.uplinks))
+    for leaf in leaves:
+        assert leaf.sharding.spec == P(CLIENTS)
+        assert leaf.addressable_shards[0].data.shape[0] == -(-n_clients // devices)
+    close(shared.delta, whole.delta)
+    close(rows(shared, n_clients), rows(whole, n_clients))
+    assert simulator.programs.fused._cache_size() == 1
+
+
+def test_a_device_holds_its_part_and_little_else(monkeypatch):
+    """The compiled rounds neither gather the store nor copy it."""
+    monkeypatch.setattr(simulator_module, "SHARED_FROM", 0)
+    n, width = 4096, 256
+    population = ffm.Population.from_arrays({"x": np.ones((n, width), np.float32)}, np.arange(n + 1))
+    task = ffm.Task(lambda delta, backbone, batch, key: (jnp.sum((batch["x"] - delta["w"]) ** 2, axis=1), {}))
+    algorithm = local_only(task, optax.sgd(0.1), local_steps=1, batch_size=1)
+    simulator = ffm.Simulator(algorithm, population, cohort_size=8, devices=4)
+    state = simulator.init({"w": jnp.zeros(width)})
+    arguments = (simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
+    found = simulator.programs.fused.lower(state.rounds, *arguments).compile().memory_analysis()
+    store, data = 4 * n * width, 4 * n * width
+    assert simulator.start.bytes_of_states == store
+    assert found.argument_size_in_bytes < data + store / 4 + 100_000
+    assert found.temp_size_in_bytes < store / 16
+
+
+@pytest.mark.parametrize("how", [{"devices": 1}, {"devices": 2}, {"data": "host"}], ids=str)
+def test_rounds_that_take_over_the_states_give_the_same_bits(how):
+    _, kept = run(at_once=False, **how)
+    _, donated = run(at_once=False, donate=True, **how)
+    jax.tree.map(np.testing.assert_array_equal, kept.rounds, donated.rounds)
+
+
+def test_what_is_taken_over_and_what_stays_the_callers():
+    delta, backbone = make_trees()
+    delta = jax.tree.map(jnp.asarray, delta)
+    simulator = ffm.Simulator(
+        private_beside_shared(), ffm.Population.from_clients(make_clients()), backbone=backbone, cohort_size=5
+    )
+    state = simulator.init(delta)
+    simulator.run(state, 1)
+    first, _ = simulator.run(state, 1)
+    simulator.run(state, 1, donate=True)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((delta, state.delta, first.rounds.clients)))
+    with pytest.raises(RuntimeError, match="given away by run"):
+        simulator.run(state, 1)
+
+
+def test_a_round_that_fails_gives_donated_states_back():
+    delta, backbone = make_trees()
+    clients = make_clients()
+    clients[5]["x"][:] = np.nan
+    for how in ({}, {"data": "host"}):
+        simulator = ffm.Simulator(
+            private_beside_shared(),
+            ffm.Population.from_clients(clients),
+            backbone=backbone,
+            cohort_size=2,
+            seed=1,
+            **how,
+        )
+        with pytest.raises(ffm.NonFiniteClient, match="client 5") as caught:
+            simulator.run(simulator.init(delta), 50, donate=True)
+        kept, _ = simulator.run(simulator.init(delta), caught.value.round)
+        jax.tree.map(np.testing.assert_array_equal, caught.value.state.rounds, kept.rounds)
