@@ -4,32 +4,32 @@ import jax
 import jax.numpy as jnp
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel`: [..., in], [in, out] -> [..., out].
+    """`x @ kernel`: [..., in], [in, out] -> [..., out]; can be differentiated in both modes.
 
     The kernel's gradient x^T g is the product of a transposed and a plain matrix. XLA folds the transposition into the product,
     which its CPU backend then runs a quarter slower than a transposition and a product of plain matrices (784 x 20 by 20 x
-    128, weights updated in place: 33 and 26 us), so on CPU the two are kept apart. Reverse mode only; elsewhere write `@`.
+    128, weights updated in place: 33 and 26 us), and over [batch, time, in] it transposes the larger factor first. So x is
+    read as rows, and on CPU its transposition is kept apart.
 
     >>> x, w = jnp.ones((2, 3)), jnp.ones((3, 4))
     >>> bool((jax.grad(lambda w: dense(x, w).sum())(w) == 2).all())
     True
     """
-    return x @ kernel
+    rows = x.reshape(-1, x.shape[-1])
+    return (rows @ kernel).reshape(*x.shape[:-1], -1)
 
 
-def _forward(x: jax.Array, kernel: jax.Array):
-    return x @ kernel, (x, kernel)
-
-
-def _backward(saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    rows = x.reshape(-1, x.shape[-1]).T
+def _tangent(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    x, kernel = primals
+    x_dot, kernel_dot = tangents
+    columns = x.reshape(-1, x.shape[-1]).T
     if jax.default_backend() == "cpu":
-        rows = jax.lax.optimization_barrier(rows)
-    gradient = rows @ g.reshape(-1, g.shape[-1])
-    return jnp.matmul(g, kernel.T).astype(x.dtype), gradient.astype(kernel.dtype)
+        columns = jax.lax.optimization_barrier(columns)
+    out = dense(x, kernel)
+    # Linear in kernel_dot; its transpose, the gradient, is columns @ g.
+    return out, (columns.T @ kernel_dot).reshape(out.shape) + dense(x_dot, kernel)
 
 
-dense.defvjp(_forward, _backward)
+dense.defjvp(_tangent)

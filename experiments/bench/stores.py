@@ -1,10 +1,10 @@
 """States and examples of more clients than a device should hold: what they cost, and that nothing else changes.
 
-    python -m fedjax_fm.experiments.bench.stores stateful [--clients 10000]   (MiniLM's shapes; 6 GB of states, 12 GB on device)
+    python -m fedjax_fm.experiments.bench.stores stateful [--clients 10000]   (MiniLM's shapes; 6 GB of states)
     python -m fedjax_fm.experiments.bench.stores disk [--examples 10000000]
 
 `stateful`: every client keeps a private LoRA adapter (rank 8 on query and value) and a residual of error feedback; the
-store lies on the device and then in host memory, one JSON line for each cohort size, and both must agree.
+store lies on the devices, each with its part, and then in host memory, one JSON line for each cohort size, and both must agree.
 `disk`: a population of memory-mapped files is streamed; the line says how much memory the process took beyond its start.
 The models are random: what is measured is the engine.
 """
@@ -74,11 +74,11 @@ def stateful(n_clients: int, cohorts: tuple[int, ...], config: BertConfig, round
         for where in ("device", "host"):
             simulator = ffm.Simulator(
                 private_and_shared(ffm.Task(loss), 0.1), population, backbone=backbone, cohort_size=cohort,
-                uplink=channel, states=where, devices=1, memory=1 << 40,
+                uplink=channel, states=where, memory=1 << 40,
             )  # fmt: skip
-            state, _ = simulator.run(simulator.init(delta), 1)
+            state, _ = simulator.run(simulator.init(delta), 1, donate=True)
             started = time.perf_counter()
-            state, _ = simulator.run(state, rounds)
+            state, _ = simulator.run(state, rounds, donate=True)
             jax.block_until_ready(state.delta)
             seconds = (time.perf_counter() - started) / rounds
             sums, seen = _sums_of_states(state)
@@ -95,10 +95,11 @@ def stateful(n_clients: int, cohorts: tuple[int, ...], config: BertConfig, round
 def _sums_of_states(state: ffm.SimulationState) -> tuple[Any, int]:
     """(sums over those who took part of what they keep, private adapters and residuals; how many they are)."""
     store = state.rounds.clients
-    rows = store.rows if isinstance(store, HostStore) else jax.device_get((store, state.rounds.uplinks))
+    rows = store.rows if isinstance(store, HostStore) else (store, state.rounds.uplinks)
     residuals = jax.tree.leaves(rows[1])
-    took_part = np.any([leaf.reshape(len(leaf), -1).any(axis=1) for leaf in residuals], axis=0)
-    return jax.tree.map(lambda x: x[took_part].sum(axis=0), rows), int(took_part.sum())
+    took_part = np.any([np.asarray((leaf.reshape(len(leaf), -1) != 0).any(axis=1)) for leaf in residuals], axis=0)
+    (who,) = np.nonzero(took_part)
+    return jax.tree.map(lambda x: np.asarray(x[who]).sum(axis=0), rows), len(who)
 
 
 def disk(n_examples: int, folder: Path, features: int = 32, a_client: int = 100) -> dict[str, Any]:

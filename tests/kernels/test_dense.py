@@ -40,3 +40,22 @@ def test_on_cpu_the_transposition_is_an_operation_of_its_own():
     step = jax.jit(lambda w, x: w - jax.grad(lambda w: jnp.sum(dense(x, w) ** 2))(w))
     text = step.lower(jnp.ones((64, 8)), jnp.ones((4, 64))).compile().as_text()
     assert "lhs_contracting_dims={0}" not in text
+
+
+def test_in_forward_mode_and_twice():
+    rng = np.random.default_rng(2)
+    x, w, x_dot, w_dot = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 3), (3, 4)) * 2)
+
+    def tangents(product):
+        return jax.jvp(lambda x, w: jnp.sin(product(x, w)), (x, w), (x_dot, w_dot))
+
+    def second(product):
+        gradient = jax.grad(lambda w: jnp.sum(jnp.sin(product(x, w))))
+        return jax.jvp(gradient, (w,), (w_dot,))[1], jax.hessian(lambda w: jnp.sum(jnp.sin(product(x, w))))(w)
+
+    for derivative in (tangents, second):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            derivative(dense),
+            derivative(jnp.matmul),
+        )
