@@ -1,9 +1,12 @@
 """Eight CPU devices, and a tiny BERT on disk that stands in for a pretrained one."""
 
+import atexit
 import gc
 import json
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 # `python -m pytest` puts the repository on the path, where the folder `kernels` hides Hugging Face's package of that
@@ -12,6 +15,13 @@ _ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# Most of the suite's time is the compiler's. What is measured here is not speed: LLVM need not optimise, and a program that was
+# compiled in this session, by whichever worker, is read back.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs = tempfile.mkdtemp(prefix="fedjax-fm-programs-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
