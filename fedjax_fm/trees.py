@@ -42,6 +42,12 @@ def all_finite(tree: Tree) -> jax.Array:
     return jnp.all(jnp.stack(checks)) if checks else jnp.bool_(True)
 
 
+def described(tree: Tree) -> str:
+    """Paths, types and shapes of all leaves: 'w float32[3, 4], b float32[4]'."""
+    leaves = ((path_of(path), jnp.result_type(x), jnp.shape(x)) for path, x in jax.tree.leaves_with_path(tree))
+    return ", ".join(f"{path} {dtype}{list(shape)}".strip() for path, dtype, shape in leaves) or "nothing"
+
+
 def path_of(path: tuple) -> str:
     """A leaf's path as dotted words: ('a', 0, 'b') -> 'a.0.b'."""
     names = (getattr(p, "key", getattr(p, "idx", getattr(p, "name", p))) for p in path)

@@ -12,6 +12,7 @@ def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
     128, weights updated in place: 33 and 26 us), and over [batch, time, in] it transposes the larger factor first. So x is
     read as rows, and on CPU its transposition is kept apart.
 
+    >>> import jax.numpy as jnp
     >>> x, w = jnp.ones((2, 3)), jnp.ones((3, 4))
     >>> bool((jax.grad(lambda w: dense(x, w).sum())(w) == 2).all())
     True

@@ -10,6 +10,7 @@ import optax
 
 import fedjax_fm as ffm
 from fedjax_fm.experiments.bench.peers.protocol import Data
+from fedjax_fm.kernels import dense as product
 
 __all__ = ["Data", "Workload", "cross_entropy", "fedavg", "normal", "product_flop", "seeded"]
 
@@ -67,7 +68,7 @@ def normal(rng: np.random.Generator, *shape: int, scale: float | None = None) ->
 
 def dense(p: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
     """x W + b."""
-    return ffm.kernels.dense(x, p[name]) + p[f"{name}_bias"]
+    return product(x, p[name]) + p[f"{name}_bias"]
 
 
 def mlp(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:

@@ -1,9 +1,22 @@
 """Rounds that cannot be finished: what is said of them, and what is kept."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
 from fedjax_fm.engine.parts import OUTSIDE, OVERFLOW, SOMEBODY
 from fedjax_fm.engine.state import SimulationState
+
+
+@contextlib.contextmanager
+def told(where: str) -> Iterator[None]:
+    """Adds to an error of a method's own code where in a round that was."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"fedjax_fm: {where}")
+        raise
 
 
 class RoundError(Exception):

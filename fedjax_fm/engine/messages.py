@@ -11,6 +11,7 @@ from fedjax_fm import trees
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.client import most_steps
 from fedjax_fm.engine.data import DeviceData, client_data
+from fedjax_fm.engine.errors import told
 from fedjax_fm.engine.message import billed, unwrap
 from fedjax_fm.engine.parts import Engine
 from fedjax_fm.engine.round import broadcast
@@ -61,7 +62,8 @@ def trace_messages(engine: Engine, backbone: Tree, data: DeviceData, server: Any
     for index, exchange in enumerate(engine.exchanges):
         message = billed(jax.eval_shape(exchange.broadcast, server))
         one = _traced(engine, exchange, message, key)
-        upload, mine, state = jax.eval_shape(one, backbone, data, server, client)
+        with told(f"in the client of exchange {index}"):
+            upload, mine, state = jax.eval_shape(one, backbone, data, server, client)
         if problem := trees.difference(client, state):
             raise ValueError(
                 f"exchange {index}: the next state of a client is not like the one it was given: {problem}"

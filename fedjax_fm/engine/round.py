@@ -15,6 +15,7 @@ from fedjax_fm import trees
 from fedjax_fm.engine.blocks import lift
 from fedjax_fm.engine.client import arrives, most_steps
 from fedjax_fm.engine.data import DeviceData, n_steps
+from fedjax_fm.engine.errors import told
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.engine.message import billed, unwrap, with_billed
 from fedjax_fm.engine.parts import (
@@ -130,7 +131,10 @@ def _exchange(
         bad = jnp.minimum(bad, jnp.where(trees.all_finite(totals.contribution), NO_CLIENT, SOMEBODY))
     total = _stack(result.kept, slots, inputs.cohort.ids) if reduce.keep else totals.contribution
     aggregate = Aggregate(reduce.finish(total, engine.setting), totals.n_clients)
-    server, metrics = exchange.server(running.server, aggregate, derive(key, Purpose.SERVER, index))
+    with told(f"in the server of exchange {index}, which was given {trees.described(aggregate.value)}"):
+        server, metrics = exchange.server(running.server, aggregate, derive(key, Purpose.SERVER, index))
+    if problem := trees.difference(running.server, server):
+        raise ValueError(f"exchange {index}: the server's next state is not like the one before: {problem}")
     gauges = {name: (jnp.float32(value), jnp.float32(1)) for name, value in metrics.items()}
     if exchange.address is None and not isinstance(bits, int):
         totals = totals._replace(downlink=digits((bits + 7) // 8) * totals.n_started.astype(jnp.uint32))

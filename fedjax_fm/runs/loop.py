@@ -6,10 +6,12 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import jax
+import numpy as np
 from rich.console import Console
 
 from fedjax_fm.engine import Plan, RoundError, SimulationState, Simulator
-from fedjax_fm.runs.checkpoint import Checkpoints
+from fedjax_fm.runs.checkpoint import Checkpoints, OtherRun
 from fedjax_fm.runs.folder import RunFolder
 from fedjax_fm.runs.progress import RoundProgress
 from fedjax_fm.types import Tree
@@ -78,9 +80,11 @@ def run_rounds(
     state = simulator.init(delta)
     console.print(repr(simulator), highlight=False, soft_wrap=True)
     folder.write_json("plan.json", simulator.engine.plan._asdict())
-    saved, damaged = checkpoints.restore_newest(state)
+    saved, damaged = checkpoints.restore_newest((state, simulator.key))
     if saved is not None:
-        state = saved
+        state, key = saved
+        if not np.array_equal(jax.random.key_data(key), jax.random.key_data(simulator.key)):
+            raise OtherRun(f"the run in {folder.path} was begun with another seed than this simulator's")
         folder.keep_metrics(state.round)
     else:
         folder.write_text("metrics.jsonl", "")  # rows without a checkpoint would be written twice
@@ -106,13 +110,13 @@ def run_rounds(
                 folder.append_metrics(row)
                 folder.append_seconds(state.round, seconds)
                 if due or stop.wanted:
-                    checkpoints.save(state.round, state)
+                    checkpoints.save(state.round, (state, simulator.key))
                 _show(progress, row, int(metrics["clients"].sum()) / seconds)
                 if stop.wanted and state.round < rounds:
                     raise Interrupted(f"stopped after round {state.round} of {rounds}; everything so far is saved")
     except RoundError as error:
         if error.state.round and folder.metrics() and folder.metrics()[-1]["round"] == error.state.round:
-            checkpoints.save(error.state.round, error.state)
+            checkpoints.save(error.state.round, (error.state, simulator.key))
         raise
     finally:
         checkpoints.close()

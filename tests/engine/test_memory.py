@@ -80,3 +80,37 @@ def test_a_block_is_halved_until_it_fits_the_memory():
     assert fits <= needs // 3
     assert narrow.slots >= 64
     np.testing.assert_allclose(delta["b"], expected["b"], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("given", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_cpu_devices_read_one_copy_of_backbone_and_data(given):
+    x = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    population = ffm.Population.from_arrays({"x": x}, 4 * np.arange(17))
+    task = ffm.Task(lambda delta, backbone, batch, key: (((batch["x"] @ backbone["w"] + delta["b"]) ** 2).mean(1), {}))
+    algorithm = ffm.fedavg(task, optax.sgd(0.1), local_steps=1, batch_size=4)
+    backbone = {"w": given(np.ones((32, 32), np.float32))}
+    simulator = ffm.Simulator(algorithm, population, backbone=backbone, cohort_size=16, devices=8, block_size=1)
+    state = simulator.init({"b": jnp.zeros(32)})
+    for leaf in jax.tree.leaves((simulator.backbone, simulator.data)):
+        shards = leaf.addressable_shards
+        assert len(shards) == 8
+        assert len({shard.data.unsafe_buffer_pointer() for shard in shards}) == 1
+    first, _ = simulator.run(state, 1)
+    x[:] = 100  # the caller's array is the caller's
+    again, _ = simulator.run(state, 1)
+    np.testing.assert_array_equal(first.delta["b"], again.delta["b"])
+
+
+def test_a_client_of_a_large_cohort_costs_a_few_bytes_of_scratch():
+    """Its id and its slot; here of all clients at once, alike in size."""
+
+    def scratch(n):
+        population = ffm.Population.from_arrays({"x": np.ones((2 * n, 4), np.float32)}, 2 * np.arange(n + 1))
+        task = ffm.Task(lambda delta, backbone, batch, key: ((batch["x"] @ delta["w"]) ** 2, {}))
+        algorithm = ffm.fedavg(task, optax.sgd(0.1), local_steps=1, batch_size=2)
+        simulator = ffm.Simulator(algorithm, population, cohort_size=n, devices=2, block_size=1000)
+        state = simulator.init({"w": jnp.zeros(4)})
+        arguments = (simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
+        return simulator.programs.fused.lower(state.rounds, *arguments).compile().memory_analysis().temp_size_in_bytes
+
+    assert (scratch(100_000) - scratch(20_000)) / 80_000 < 16

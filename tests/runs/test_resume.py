@@ -63,7 +63,7 @@ def moments():
     checkpoint is removed and after that."""
     rows = ("row", "half a row", "row written")
     for number in range(1, ROUNDS + 1):
-        yield "work", number, 1 + number
+        yield "work", number, 1 + number % 3
         yield rows[number % len(rows)], number, 1
         for count in (number, number + 8, number + 12):
             yield "disk", number, count
