@@ -139,11 +139,21 @@ class Simulator:
     @property
     def spills(self) -> bool:
         """Whether clients' states lie in host memory."""
-        return self._states == "host" or (self._states == "auto" and self._bytes_on_a_device > self.memory // 4)
+        parts = self.engine.plan.n_devices if self._may_share else 1
+        too_large = self.start.bytes_of_states // parts > self.memory // 4
+        return self._states == "host" or (self._states == "auto" and too_large)
 
     @property
-    def _bytes_on_a_device(self) -> int:
-        return self.start.bytes_of_states // (self.engine.plan.n_devices if self.engine.shares_states else 1)
+    def _may_share(self) -> bool:
+        """Whether each device may hold its part of the clients' states. Several hosts, who could not read each other's parts,
+        and pmap keep all of them on every device."""
+        large = self.start.bytes_of_states > SHARED_FROM
+        return (
+            large
+            and jax.process_count() == 1
+            and self.engine.parallel == "shard_map"
+            and self.engine.plan.n_devices > 1
+        )
 
     def lay_out(self, plan: Plan) -> None:
         """Places data and backbone for this plan; a resumed run does so with the plan of its first part, as that
@@ -155,6 +165,8 @@ class Simulator:
         engine = self._make_engine(plan=plan, mesh=mesh)
         self._programs = Programs(engine, self.sampler, self.population, self.backbone, data)
         self.backbone = self._programs.backbone
+        if self._start is not None:
+            self._share_states()
 
     def init(self, delta: Tree) -> SimulationState:
         """The state before the first round, from the trainable tree."""
@@ -176,14 +188,10 @@ class Simulator:
         return first_state(self.engine, self.sampler, self.start, delta, self.key, self.spills)
 
     def _share_states(self) -> None:
-        """Lets each device hold its part of the clients' states where they are large. Several hosts, who could not read each
-        other's parts, and pmap keep all of them on every device."""
-        engine = self.engine
-        large = self.start.bytes_of_states > SHARED_FROM
-        alone = jax.process_count() == 1 and engine.parallel == "shard_map"
-        shares = large and alone and engine.plan.n_devices > 1
-        if shares != engine.shares_states:
-            self._programs = self.programs.of(engine._replace(shares_states=shares))
+        """Lets each device hold its part of the clients' states where they are large and on the devices."""
+        shares = self._may_share and not self.spills
+        if shares != self.engine.shares_states:
+            self._programs = self.programs.of(self.engine._replace(shares_states=shares))
 
     def _plan_for(self, delta: Tree) -> Plan:
         lane = 3 * trees.nbytes(trees.shapes(delta))  # delta, upload and optimizer

@@ -124,3 +124,27 @@ def test_a_round_that_fails_gives_donated_states_back():
             simulator.run(simulator.init(delta), 50, donate=True)
         kept, _ = simulator.run(simulator.init(delta), caught.value.round)
         jax.tree.map(np.testing.assert_array_equal, caught.value.state.rounds, kept.rounds)
+
+
+def test_spilled_states_are_not_shared_and_another_layout_shares_again(monkeypatch):
+    _, whole = run(8, devices=1)
+    monkeypatch.setattr(simulator_module, "SHARED_FROM", 0)
+    simulator, spilled = run(8, devices=2, states="host")  # a cohort of five does not divide
+    assert not simulator.engine.shares_states
+    assert "on the host" in repr(simulator)
+    close(spilled.delta, whole.delta)
+    simulator, _ = run(8, devices=2, block_size=1)
+    simulator.lay_out(simulator.plan._replace(block_size=3, n_blocks=1))
+    assert simulator.engine.shares_states
+    state, _ = simulator.run(simulator.init(make_trees()[0]), 4)
+    close(state.delta, whole.delta)
+
+
+def test_states_spill_only_if_a_devices_part_does_not_fit(monkeypatch):
+    monkeypatch.setattr(simulator_module, "SHARED_FROM", 0)
+    simulator, _ = run(8, 1)
+    bytes_of_states = simulator.start.bytes_of_states
+    for devices, spills in ((1, True), (4, False)):
+        simulator, _ = run(8, 1, devices=devices, block_size=1, memory=2 * bytes_of_states, data="device")
+        assert simulator.spills == spills
+        assert simulator.engine.shares_states != spills

@@ -24,7 +24,7 @@ from fedjax_fm import channels
 from fedjax_fm.algorithms.local import train
 from fedjax_fm.runs import Checkpoints, RunFolder, run_rounds
 
-ROUNDS = 4
+ROUNDS = 3
 N_CLIENTS = 8
 
 

@@ -65,7 +65,7 @@ def moments():
     for number in range(1, ROUNDS + 1):
         yield "work", number, 1 + number % 3
         yield rows[number % len(rows)], number, 1
-        for count in (number, number + 8, number + 12):
+        for count in (number, number + 9, number + 13):
             yield "disk", number, count
         yield ("disk", number, WRITES + 4 * number) if number > KEPT else ("saved", number, 1)
 
