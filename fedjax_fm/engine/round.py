@@ -133,8 +133,6 @@ def _exchange(
     aggregate = Aggregate(reduce.finish(total, engine.setting), totals.n_clients)
     with told(f"in the server of exchange {index}, which was given {trees.described(aggregate.value)}"):
         server, metrics = exchange.server(running.server, aggregate, derive(key, Purpose.SERVER, index))
-    if problem := trees.difference(running.server, server):
-        raise ValueError(f"exchange {index}: the server's next state is not like the one before: {problem}")
     gauges = {name: (jnp.float32(value), jnp.float32(1)) for name, value in metrics.items()}
     if exchange.address is None and not isinstance(bits, int):
         totals = totals._replace(downlink=digits((bits + 7) // 8) * totals.n_started.astype(jnp.uint32))
@@ -236,6 +234,9 @@ def round_step(engine: Engine, backbone: Tree, data: DeviceData, state: RoundSta
         else:
             running = _exchange(engine, index, inputs, base, running, jnp.int32(0), key)
             index += 1
+    # Between exchanges the server may carry more; from round to round it may not.
+    if problem := trees.difference(state.server, running.server):
+        raise ValueError(f"the server's state after a round is not like the one before it: {problem}")
     came = jax.vmap(lambda active, client: arrives(engine, active, client, state.round, key))(
         inputs.able & running.took, jnp.asarray(cohort.ids)
     )

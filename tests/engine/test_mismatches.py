@@ -38,9 +38,7 @@ def test_an_upload_that_broadcasts_to_another_shape(how):
     wrong = lambda upload: {**upload, "v": upload["v"][None]}
     simulator = simulator_of(wrong, **how)
     state = simulator.init(make_trees()[0])
-    message = (
-        r"exchange 0: the server's next state is not like .*: delta\.v: expected float32\[4\], got float32\[1, 4\]"
-    )
+    message = r"the server's state after a round is not like .*: delta\.v: expected float32\[4\], got float32\[1, 4\]"
     with pytest.raises(ValueError, match=message):
         simulator.run(state, 1)
 
