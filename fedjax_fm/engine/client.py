@@ -66,7 +66,7 @@ def one_client(engine: Engine, index: int, shared: Shared) -> Callable[[Slots], 
         payload, wire = engine.uplink.encode(slot.wire, upload, derive(passage_key, Purpose.UPLINK, client, index))
         sent = engine.uplink.decode(payload)
         state = output.state(sent) if callable(output.state) else output.state
-        searched = () if engine.looks_at_sum(exchange) else (output.upload, sent)
+        searched = () if engine.sum_tells(exchange) and not engine.looks_at_each else (output.upload, sent)
         finite = trees.all_finite((searched, output.weight, dict(output.metrics)))
         arrived = arrives(engine, slot.active, client, shared.round, round_key)
         contribution = exchange.reduce.lift(shared.server, sent, output.weight)

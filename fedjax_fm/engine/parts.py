@@ -52,9 +52,9 @@ class Engine(NamedTuple):
         """Whether every client makes as many local steps as any other, in every round."""
         return self.n_min == self.n_max and self.behaviour.most_steps is None
 
-    def looks_at_sum(self, exchange: Exchange) -> bool:
-        """Whether it is enough to search the sum of the uploads for NaN: one pass over a tree instead of one a client."""
-        return exchange.reduce.shows_nan and self.uplink == identity() and not self.looks_at_each
+    def sum_tells(self, exchange: Exchange) -> bool:
+        """Whether NaN in an upload is NaN in the sum, so that it is enough to search that: once, not once a client."""
+        return exchange.reduce.shows_nan and self.uplink == identity()
 
 
 class RoundState(NamedTuple):

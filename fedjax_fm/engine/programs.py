@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from fedjax_fm.engine.data import DeviceData
 from fedjax_fm.engine.devices import compiler_options, over_model, shared_by_cores
 from fedjax_fm.engine.drive import ROUNDS_PER_DISPATCH, HostLoop, fused
-from fedjax_fm.engine.parts import NO_CLIENT, SOMEBODY, Engine, RoundState
+from fedjax_fm.engine.parts import NO_CLIENT, Engine, RoundState
 from fedjax_fm.engine.store import HostStore
 from fedjax_fm.population.population import Population
 from fedjax_fm.types import Sampler, Tree
@@ -32,7 +32,7 @@ class Programs:
         self.everywhere = NamedSharding(engine.mesh, P())
         self.backbone = jax.device_put(shared_by_cores(backbone), over_model(backbone, engine.mesh))
         self.data = None if data is None else jax.device_put(shared_by_cores(data), self.everywhere)
-        # Only the carry is donated: `run` hands in its own copy.
+        # Only the carry is donated: what `run` hands in is a copy, or was given to it.
         self.fused = jax.jit(
             functools.partial(fused, engine, sampler), donate_argnums=0, compiler_options=compiler_options()
         )
@@ -89,8 +89,8 @@ class Programs:
         Rounds may search the sum of the uploads for NaN, which does not tell whose it was: here the round is done once more
         and every upload is searched. SOMEBODY if no upload is to blame, but their sum.
         """
-        if not any(map(self.engine.looks_at_sum, self.engine.exchanges)):
+        if not any(map(self.engine.sum_tells, self.engine.exchanges)):
             return bad
         engine = self.engine._replace(looks_at_each=True)
         _, _, bad = self.of(engine).run(state, 1, key, first_rows)
-        return SOMEBODY if bad == NO_CLIENT else bad
+        return bad

@@ -127,7 +127,7 @@ def _exchange(
     result: Result = lift(engine, index)(shared, slots)
     state, wire = put(result)
     totals, reduce, bad = result.totals, exchange.reduce, jnp.minimum(running.bad, result.bad)
-    if engine.looks_at_sum(exchange):
+    if engine.sum_tells(exchange):
         bad = jnp.minimum(bad, jnp.where(trees.all_finite(totals.contribution), NO_CLIENT, SOMEBODY))
     total = _stack(result.kept, slots, inputs.cohort.ids) if reduce.keep else totals.contribution
     aggregate = Aggregate(reduce.finish(total, engine.setting), totals.n_clients)

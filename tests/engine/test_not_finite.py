@@ -79,3 +79,25 @@ def test_a_run_goes_on_from_the_state_before_it():
     assert caught.value.state.round == 3
     assert len(caught.value.metrics["loss"]) == 3
     np.testing.assert_allclose(caught.value.state.delta["w"], -3 * 0.5 * 1.5)
+
+
+def test_a_sum_beyond_f32_leaves_spilled_states_as_they_were():
+    clients = [{"x": np.array([value], np.float32)} for value in (3e38, 3e38, 1)]
+    plain = ffm.fedavg(ffm.Task(slopes), optax.sgd(1.0), local_steps=1, batch_size=1)
+    (exchange,) = plain.exchanges
+
+    def client(backbone, message):
+        one = exchange.client(backbone, message)
+        return lambda message, count, data, key: one(message, (), data, key)._replace(state=count + 1)
+
+    algorithm = plain._replace(
+        exchanges=(exchange._replace(client=client),), client_init=lambda delta, key: jnp.int32(0)
+    )
+    how = {"cohort_size": 3, "sampler": everyone(3), "states": "host"}
+    simulator = ffm.Simulator(algorithm, ffm.Population.from_clients(clients), **how)
+    with pytest.raises(ffm.SumOverflow) as caught:
+        simulator.run(simulator.init({"w": jnp.float32(0)}), 1)
+    store = caught.value.state.rounds.clients
+    assert store.rounds[0] == caught.value.state.round == 0
+    assert not store.touched.any()
+    assert (store.rows[0] == 0).all()
