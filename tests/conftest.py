@@ -29,6 +29,27 @@ import pytest  # noqa: E402
 MOST_RESIDENT = 4 << 30  # bytes
 
 
+def pytest_addoption(parser):
+    parser.addoption("--compatibility-page", help="write what the tests saw of other people's files to this page")
+
+
+def pytest_configure(config):
+    from compatibility import PageWriter
+
+    config.addinivalue_line("markers", "compatibility: has rows of docs/compatibility.md")
+    path = config.getoption("--compatibility-page")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(PageWriter(path))
+
+
+@pytest.fixture
+def compatibility(request):
+    """Where a test says what it saw of a row of docs/compatibility.md; see helpers/compatibility.py."""
+    from compatibility import Compatibility
+
+    return Compatibility(request.node.user_properties)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs_are_not_kept_for_ever():
     """Thousands of compiled programs would fill gigabytes of memory by the end of a session."""
