@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 
 def real(
@@ -45,7 +46,7 @@ def real(
     """
     expected = _expected(name, "a finite number", least, above, most, below)
     if not _is_number(value, numbers.Real, np.number):
-        raise TypeError(f"expected {expected}, got {name}={value!r} of type {type(value).__name__}")
+        raise TypeError(f"expected {expected}, got {name}={shown(value)}")
     if isinstance(value, jax.core.Tracer):
         return value
     number = float(value)
@@ -70,7 +71,7 @@ def whole(name: str, value: Any, *, least: int | None = None, most: int | None =
     bounds = _expected(name, name, least, None, most, None)
     expected = f"a whole number {bounds}"
     if not _is_number(value, numbers.Integral, np.integer):
-        raise TypeError(f"expected {expected}, got {name}={value!r} of type {type(value).__name__}")
+        raise TypeError(f"expected {expected}, got {name}={shown(value)}")
     if not isinstance(value, jax.core.Tracer) and not _inside(int(value), least, None, most, None):
         raise ValueError(f"expected {expected}, got {name}={value}")
     return value
@@ -88,6 +89,57 @@ def choice(name: str, value: Any, options: Collection[Any]) -> Any:
     if not any(value is option or (type(value) is type(option) and value == option) for option in options):
         raise ValueError(f"expected {name} to be one of {_listed(options)}, got {name}={value!r}")
     return value
+
+
+def instance(name: str, value: Any, kind: type, how: str, *, optional: bool = False) -> Any:
+    """`value`, if it is a `kind`; else a TypeError that says how to make one.
+
+    Args:
+      how: what to write instead, for the end of the message.
+      optional: whether None is a value, too.
+    """
+    if isinstance(value, kind) or (optional and value is None):
+        return value
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    raise TypeError(f"expected {name} to be {article} {kind.__name__}, got {shown(value)}; {how}")
+
+
+def server_optimizer(name: str, value: Any) -> Any:
+    """`value`, if it is an optax optimizer or None."""
+    if value is None or isinstance(value, optax.GradientTransformation):
+        return value
+    raise TypeError(f"expected {name} to be an optax optimizer, got {shown(value)}; {_optimizer_hint(value)}")
+
+
+def client_optimizer(name: str, value: Any) -> Any:
+    """`value`, if it is an optax optimizer, or a function of the round's number that makes one.
+
+    An optimizer's own factory, `optax.sgd` without its brackets, would take the number of the round for its rate.
+    """
+    made = isinstance(value, optax.GradientTransformation)
+    makes = callable(value) and not str(getattr(value, "__module__", "")).startswith("optax")
+    if made or makes:
+        return value
+    raise TypeError(
+        f"expected {name} to be an optax optimizer or a function of the round that makes one, got {shown(value)}; "
+        f"{_optimizer_hint(value)}"
+    )
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value and its type for a message: '0.5 of type str', or the type alone where the value fills lines."""
+    words = repr(value)
+    if len(words) > most or "\n" in words:
+        return f"a {type(value).__name__}"
+    return f"{words} of type {type(value).__name__}"
+
+
+def _optimizer_hint(value: Any) -> str:
+    if isinstance(value, (float, int)) and not isinstance(value, bool):
+        return f"write optax.sgd({value})"
+    if callable(value):
+        return f"call it: optax.{getattr(value, '__name__', 'sgd')}(learning_rate)"
+    return "write for example optax.sgd(0.1)"
 
 
 def _is_number(value: Any, kind: type, dtype: type) -> bool:

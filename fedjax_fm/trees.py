@@ -42,10 +42,16 @@ def all_finite(tree: Tree) -> jax.Array:
     return jnp.all(jnp.stack(checks)) if checks else jnp.bool_(True)
 
 
-def described(tree: Tree) -> str:
-    """Paths, types and shapes of all leaves: 'w float32[3, 4], b float32[4]'."""
-    leaves = ((path_of(path), jnp.result_type(x), jnp.shape(x)) for path, x in jax.tree.leaves_with_path(tree))
-    return ", ".join(f"{path} {dtype}{list(shape)}".strip() for path, dtype, shape in leaves) or "nothing"
+def described(tree: Tree, most: int | None = None) -> str:
+    """Paths, types and shapes of the leaves, of the first `most`: 'w float32[3, 4], b float32[4]'."""
+    leaves = jax.tree.leaves_with_path(tree)
+    words = []
+    for path, leaf in leaves[:most]:
+        kind = f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        words.append(f"{path_of(path)} {kind}".strip())
+    if len(words) < len(leaves):
+        words.append(f"and {len(leaves) - len(words)} more leaves")
+    return ", ".join(words) or "nothing"
 
 
 def path_of(path: tuple) -> str:
@@ -60,6 +66,8 @@ def difference(expected: Tree, found: Tree) -> str | None:
     b, b_def = jax.tree.flatten_with_path(found)
     if a_def != b_def:
         paths_a, paths_b = {path_of(p) for p, _ in a}, {path_of(p) for p, _ in b}
+        if paths_a == paths_b:
+            return f"the same leaves in another container: expected {a_def}, got {b_def}"
         return f"missing leaves {sorted(paths_a - paths_b)}, extra leaves {sorted(paths_b - paths_a)}"
     for (path, x), (_, y) in zip(a, b, strict=True):
         if x.shape != y.shape or x.dtype != y.dtype:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fedjax_fm import checks
+
 Tree = Any
 
 
@@ -18,10 +20,12 @@ class Task(NamedTuple):
     """What is learned: a loss over one batch.
 
     `loss(delta, backbone, batch, key) -> (f32[B], {name: f32[B]})`: per example, not averaged, so that short
-    batches can be masked. `key` drives dropout and the like.
+    batches can be masked; other shapes are refused while a round is traced. `key` drives dropout and the like.
 
-    `weight(batch) -> f32[B]`: what an example counts in every mean, local and global; None counts each as one. With
-    the number of response tokens, and a loss that is the mean over them, all averages are token-weighted.
+    `weight(batch) -> f32[B]`: what an example counts in every mean; None counts each as one. With the number of
+    response tokens, and a loss that is the mean over them, all averages are token-weighted: in a batch by its own
+    weights, among clients by the weights of all examples that a client holds, whether or not its local steps came
+    to see them. So a client with weights w_i counts as one that holds each example w_i times.
     """
 
     loss: Callable[[Tree, Tree, dict[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -44,12 +48,13 @@ class Batches(NamedTuple):
 
     def checked(self) -> "Batches":
         """Self, or ValueError naming the value that makes no sense."""
-        if self.batch_size < 1:
-            raise ValueError(f"expected batch_size >= 1, got batch_size={self.batch_size}")
+        checks.whole("batch_size", self.batch_size, least=1)
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"give either epochs or local_steps, got epochs={self.epochs}, local_steps={self.steps}")
-        if (self.epochs if self.steps is None else self.steps) < 1:  # type: ignore[operator]
-            raise ValueError(f"expected at least 1, got epochs={self.epochs}, local_steps={self.steps}")
+        if self.steps is None:
+            checks.whole("epochs", self.epochs, least=1)
+        else:
+            checks.whole("local_steps", self.steps, least=1)
         return self
 
 

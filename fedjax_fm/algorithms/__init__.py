@@ -13,7 +13,7 @@ from fedjax_fm.algorithms.fedmd import fedmd
 from fedjax_fm.algorithms.fedpm import fedpm
 from fedjax_fm.algorithms.fjord import fjord
 from fedjax_fm.algorithms.heterofl import heterofl
-from fedjax_fm.algorithms.local import masked_loss, train
+from fedjax_fm.algorithms.local import client_weight, masked_loss, train
 from fedjax_fm.algorithms.local_only import local_only
 from fedjax_fm.algorithms.nested import nest
 from fedjax_fm.algorithms.reduce import weighted_mean
@@ -21,6 +21,7 @@ from fedjax_fm.algorithms.reduce import weighted_mean
 __all__ = [
     "AdaptiveClip",
     "Architecture",
+    "client_weight",
     "dp_fedavg",
     "fedavg",
     "fedbert",

@@ -20,7 +20,7 @@ import numpy as np
 
 from fedjax_fm import trees
 from fedjax_fm.algorithms.nested import Prefixes, check_width
-from fedjax_fm.types import Algorithm, Batches, ClientData, ClientOutput, Exchange, Free, Reduce, Task, Tree
+from fedjax_fm.types import Algorithm, Batches, ClientData, ClientOutput, Exchange, Free, Reduce, Tree
 
 # Of each client, constant [N], or {width: share}: each round every client draws one anew.
 Rates = Sequence[float] | np.ndarray | Mapping[float, float]
@@ -131,11 +131,6 @@ def averaged(prefixes: Prefixes, delta: Tree, sums: Sequence[tuple[Tree, jax.Arr
         return jnp.where(weight > 0, w - total / jnp.where(weight > 0, weight, 1.0), w).astype(w.dtype)
 
     return jax.tree.map(one, delta, total, weight)
-
-
-def examples(task: Task, data: ClientData, metrics: dict) -> jax.Array:
-    """f32[]: a client's number of examples, or what they count by the task's own weights."""
-    return data.n_examples.astype(jnp.float32) if task.weight is None else metrics["loss"][1]
 
 
 def _of_entries(prefixes: Prefixes, tree: Tree, weight: jax.Array) -> Tree:

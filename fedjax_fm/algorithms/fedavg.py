@@ -9,11 +9,10 @@ McMahan, Moore, Ramage, Hampson, Agüera y Arcas, 2017, arXiv 1602.05629; server
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 
-from fedjax_fm import trees
-from fedjax_fm.algorithms.local import ClientOptimizer, train
+from fedjax_fm import checks, trees
+from fedjax_fm.algorithms.local import ClientOptimizer, checked, client_weight, train
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Task, Tree
 
@@ -46,6 +45,9 @@ def fedavg(
 
     Sends: down w, up w - w_k, both the size of delta before any channel.
     """
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
+    checks.server_optimizer("server_optimizer", server_optimizer)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     batches = Batches(batch_size, epochs, local_steps).checked()
 
@@ -55,9 +57,12 @@ def fedavg(
     def client(backbone, message):
         def one(delta, state, data, key):
             trained, metrics = train(task, client_optimizer, delta, backbone, data, key)
-            # Task weights are those of the batches that were seen, as a client's whole weight is not known beforehand.
-            weight = data.n_examples.astype(jnp.float32) if task.weight is None else metrics["loss"][1]
-            return ClientOutput(trees.subtract(delta, trained), weight, state, metrics)
+            return ClientOutput(
+                upload=trees.subtract(delta, trained),
+                weight=client_weight(task, data),
+                state=state,
+                metrics=metrics,
+            )
 
         return one
 

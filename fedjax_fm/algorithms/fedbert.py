@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_fm import trees
-from fedjax_fm.algorithms.local import masked_loss
+from fedjax_fm.algorithms.local import client_weight, masked_loss
 from fedjax_fm.algorithms.reduce import stack, weighted_mean
 from fedjax_fm.split import Split
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Repeat, Task, Tree
@@ -136,7 +136,7 @@ def fedbert(
     def end(message, mine, data, i):
         mine = updated(message["gradients"], mine, data, i)
         upload = trees.subtract(message["start"], mine.part)
-        return ClientOutput(upload, data.n_examples.astype(jnp.float32), mine)
+        return ClientOutput(upload, client_weight(head_task, data), mine)
 
     # The server -------------------------------------------------------------------------------------------------------
 

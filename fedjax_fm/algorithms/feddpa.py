@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_fm.algorithms.fedavg import fedavg
-from fedjax_fm.algorithms.local import ClientOptimizer, train
+from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, train
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.types import Algorithm, Batches, ClientData, ClientOutput, Exchange, Task, Tree
 
@@ -137,7 +137,7 @@ def feddpa_f(
         def one(shared, private, data, key):
             private, found = train_private(shared, private, backbone, data, key)
             found["loss"] = found["private_loss"]
-            return ClientOutput((), data.n_examples.astype(jnp.float32), private, found)
+            return ClientOutput((), client_weight(personal_task, data), private, found)
 
         return one
 

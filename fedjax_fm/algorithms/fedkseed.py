@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm.algorithms.local import masked_loss
+from fedjax_fm.algorithms.local import client_weight, masked_loss
 from fedjax_fm.directions import perturb, shift
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Reduce, Task, Tree
 
@@ -142,7 +142,7 @@ def fedkseed(
             zeros = jax.tree.map(lambda pair: jnp.zeros((), pair.dtype), parts)
             _, scalars, sums = jax.lax.fori_loop(0, data.n_steps, step, (start, jnp.zeros(local_steps), zeros))
             seeds = jnp.where(jnp.arange(local_steps) < data.n_steps, seeds, n_seeds).astype(jnp.uint32)
-            weight = data.n_examples.astype(jnp.float32) if task.weight is None else sums["loss"][1]
+            weight = client_weight(task, data)
             return ClientOutput({"seed": seeds, "scalar": scalars}, weight, state, sums)
 
         return one

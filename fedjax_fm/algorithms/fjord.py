@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_fm.algorithms.by_width import Rates, by_width, examples, widths_of
-from fedjax_fm.algorithms.local import ClientOptimizer, masked_loss
+from fedjax_fm.algorithms.by_width import Rates, by_width, widths_of
+from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, masked_loss
 from fedjax_fm.algorithms.nested import Prefixes, check_width
 from fedjax_fm.types import Algorithm, Batches, ClientData, Task, Tree
 
@@ -91,7 +91,7 @@ def fjord(
 
         def work(backbone, delta, data, key):
             trained, metrics = _train(tasks, client_optimizer, delta, backbone, data, key)
-            return trained, metrics, examples(task, data, metrics)
+            return trained, metrics, client_weight(task, data)
 
         return work
 

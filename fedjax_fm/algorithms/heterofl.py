@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm.algorithms.by_width import Rates, by_width, examples
-from fedjax_fm.algorithms.local import ClientOptimizer, train
+from fedjax_fm.algorithms.by_width import Rates, by_width
+from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, train
 from fedjax_fm.algorithms.nested import Prefixes
 from fedjax_fm.population.population import Population
 from fedjax_fm.types import Algorithm, Batches, Task
@@ -59,7 +59,7 @@ def heterofl(
 
         def work(backbone, delta, data, key):
             trained, metrics = train(own, client_optimizer, delta, backbone, data, key)
-            return trained, metrics, examples(own, data, metrics) if weighted else jnp.float32(1)
+            return trained, metrics, client_weight(own, data) if weighted else jnp.float32(1)
 
         return work
 

@@ -6,9 +6,7 @@ server:  does nothing
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-
-from fedjax_fm.algorithms.local import ClientOptimizer, train
+from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, train
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Task, Tree
 
@@ -36,7 +34,7 @@ def local_only(
     def client(backbone, message):
         def one(message, delta, data, key):
             trained, metrics = train(task, client_optimizer, delta, backbone, data, key)
-            return ClientOutput((), data.n_examples.astype(jnp.float32), trained, metrics)
+            return ClientOutput((), client_weight(task, data), trained, metrics)
 
         return one
 

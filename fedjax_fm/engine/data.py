@@ -45,6 +45,15 @@ def n_steps(n_examples: jax.Array, batches: Batches, most: jax.Array | None = No
     return jnp.where(n_examples > 0, steps, 0).astype(jnp.int32)
 
 
+def n_processed(n_examples: jax.Array, batches: Batches, most: jax.Array | None = None) -> jax.Array:
+    """u32[]: rows in the batches of all local steps of a client of that size, which are `n_steps`."""
+    n = n_examples.astype(jnp.uint32)
+    steps = n_steps(n_examples, batches, most).astype(jnp.uint32)
+    per_epoch = jnp.maximum(-(-n_examples // batches.batch_size), 1).astype(jnp.uint32)
+    last_epoch = jnp.minimum(steps % per_epoch * jnp.uint32(batches.batch_size), n)
+    return steps // per_epoch * n + last_epoch
+
+
 def client_data(
     data: DeviceData,
     client: jax.Array,

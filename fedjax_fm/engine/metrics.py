@@ -17,6 +17,7 @@ def on_host(buffer: Any, completed: int, messages: Messages) -> dict[str, np.nda
         name: np.where(count > 0, total / np.where(count > 0, count, 1), np.nan) for name, (total, count) in ratios
     }
     metrics |= {"examples": counts["examples"].astype(np.int64), "clients": counts["arrived"].astype(np.int64)}
+    metrics["examples_processed"] = of_digits(counts["processed"])
     by_shape_up = np.array([bill.up if bill.up_is_exact else 0 for bill in messages.bills], np.int64)
     by_shape_down = np.array([bill.down if bill.down_is_exact else 0 for bill in messages.bills], np.int64)
     metrics["uplink_bytes"] = counts["clients"] @ by_shape_up + of_digits(counts["uplink"]).sum(-1)

@@ -5,6 +5,7 @@ gathered once before and scattered once after. Clients stream through in blocks:
 exists, unless a reduction keeps it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from fedjax_fm import trees
 from fedjax_fm.engine.blocks import lift
 from fedjax_fm.engine.client import arrives, most_steps
-from fedjax_fm.engine.data import DeviceData, n_steps
+from fedjax_fm.engine.data import DeviceData, n_processed, n_steps
 from fedjax_fm.engine.errors import told
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.engine.message import billed, unwrap, with_billed
@@ -33,6 +34,8 @@ from fedjax_fm.engine.parts import (
 )
 from fedjax_fm.engine.plan import deal
 from fedjax_fm.types import Aggregate, Exchange, Repeat, Stack, Tree
+
+RESERVED = {"clients", "examples", "examples_processed", "uplink_bytes", "downlink_bytes"}  # metrics of every run
 
 
 class Inputs(NamedTuple):
@@ -56,6 +59,7 @@ class Running(NamedTuple):
     wires: tuple  # per exchange, the uplink's, likewise
     downlinks: tuple
     took: jax.Array  # bool[C]: takes part in an exchange
+    processed: jax.Array  # u32[C]: rows of the local steps, of exchanges that take some of the clients; () without any
     sums: dict[str, tuple[jax.Array, jax.Array]]  # metrics, sums and counts
     counts: dict[str, jax.Array]  # per exchange, leading axis
     bad: jax.Array  # i32[]
@@ -112,13 +116,15 @@ def _exchange(
     message, downlink, bits = broadcast(
         engine, exchange, running.server, running.downlinks[index], derive(key, Purpose.DOWNLINK, index)
     )
-    takes = jnp.ones_like(inputs.able)
+    takes, processed = jnp.ones_like(inputs.able), running.processed
     slots = base._replace(state=running.state, wire=running.wires[index])
     put: Callable[[Result], Tree] = lambda result: (result.state, result.wire)
     if exchange.takes is not None:
         one_takes = exchange.takes
         keyed = lambda client: one_takes(message, client, derive(key, Purpose.TAKES, client, index))
         takes = jax.vmap(keyed)(jnp.asarray(inputs.cohort.ids))
+        rows = n_processed(inputs.sizes, exchange.batches, inputs.limits)
+        processed = jnp.maximum(processed, jnp.where(takes, rows, 0))
         slots, put = _own_slots(engine, inputs, base, running, index, takes)
     shared = Shared(
         running.server, message, inputs.backbone, inputs.data, inputs.cohort, inputs.round, jax.random.key_data(inputs.key),
@@ -142,15 +148,25 @@ def _exchange(
     at_index = lambda old, new: old if isinstance(new, tuple) else old.at[index].add(new)
     replaced = lambda row, new: (*row[:index], new, *row[index + 1 :])
     return Running(
-        server,
-        state,
-        replaced(running.wires, wire),
-        replaced(running.downlinks, downlink),
-        running.took | takes,
-        _merged(_merged(running.sums, totals.metrics), gauges),
-        {name: at_index(running.counts[name], new) for name, new in found.items()},
-        bad,
+        server=server,
+        state=state,
+        wires=replaced(running.wires, wire),
+        downlinks=replaced(running.downlinks, downlink),
+        took=running.took | takes,
+        processed=processed,
+        sums=_merged(_merged(running.sums, totals.metrics), gauges),
+        counts={name: at_index(running.counts[name], new) for name, new in found.items()},
+        bad=bad,
     )
+
+
+def _processed(engine: Engine, inputs: Inputs, running: Running) -> jax.Array:
+    """u32[C]: rows that a client's local steps go through, in the exchange of the round with the most of them."""
+    common = [e for e in engine.exchanges if e.takes is None]
+    found = [n_processed(inputs.sizes, e.batches, inputs.limits) for e in common]
+    if len(common) < len(engine.exchanges):
+        found.append(running.processed)
+    return functools.reduce(jnp.maximum, found)
 
 
 def _merged(sums: dict, more: dict) -> dict:
@@ -222,10 +238,18 @@ def round_step(engine: Engine, backbone: Tree, data: DeviceData, state: RoundSta
     n, zeros = len(exchanges), lambda *shape: jnp.zeros(shape, jnp.int32)
     counts = {"started": zeros(n), "clients": zeros(n), "uplink": zeros(n, 3), "downlink": zeros(n, 3)}
     counts = {name: x.astype(jnp.uint32) if x.ndim > 1 else x for name, x in counts.items()}
+    takes_some = any(exchange.takes is not None for exchange in exchanges)
     running = Running(
-        state.server, gather(state.clients), gather(state.uplinks), state.downlinks, ~everyone, {}, counts,
-        _bad_draw(cohort, engine.setting.n_clients),
-    )  # fmt: skip
+        server=state.server,
+        state=gather(state.clients),
+        wires=gather(state.uplinks),
+        downlinks=state.downlinks,
+        took=~everyone,
+        processed=jnp.zeros(cohort.ids.shape, jnp.uint32) if takes_some else (),
+        sums={},
+        counts=counts,
+        bad=_bad_draw(cohort, engine.setting.n_clients),
+    )
     index = 0
     for group in engine.algorithm.exchanges:
         if isinstance(group, Repeat):
@@ -234,6 +258,10 @@ def round_step(engine: Engine, backbone: Tree, data: DeviceData, state: RoundSta
         else:
             running = _exchange(engine, index, inputs, base, running, jnp.int32(0), key)
             index += 1
+    if taken := RESERVED & set(running.sums):
+        raise ValueError(
+            f"metrics named {sorted(taken)} are the engine's own; give the task's or the method's other names"
+        )
     # Between exchanges the server may carry more; from round to round it may not.
     if problem := trees.difference(state.server, running.server):
         raise ValueError(f"the server's state after a round is not like the one before it: {problem}")
@@ -244,8 +272,14 @@ def round_step(engine: Engine, backbone: Tree, data: DeviceData, state: RoundSta
         **running.counts,
         "arrived": jnp.sum(came, dtype=jnp.int32),
         "examples": jnp.sum(jnp.where(came, inputs.sizes, 0), dtype=jnp.int32),
+        "processed": _sum_of_digits(jnp.where(came, _processed(engine, inputs, running), 0)),
     }
     return _outcome(engine, state, running, base, places), {"ratios": running.sums, "counts": counts}, running.bad
+
+
+def _sum_of_digits(n: jax.Array) -> jax.Array:
+    """u32[C] -> u32[3]: their sum, as `digits`."""
+    return jnp.sum(jax.vmap(digits)(n), axis=0, dtype=jnp.uint32)
 
 
 def _outcome(engine: Engine, state: RoundState, running: Running, base: Slots, places: jax.Array) -> RoundState:

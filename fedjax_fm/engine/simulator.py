@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
 from fedjax_fm.channels.identity import identity
+from fedjax_fm.engine.arguments import check_delta, check_kinds, check_state
 from fedjax_fm.engine.data import DeviceData, of_population, shapes_of
 from fedjax_fm.engine.devices import client_mesh, memory_of
 from fedjax_fm.engine.errors import error_of
@@ -27,6 +28,7 @@ from fedjax_fm.population.population import Population
 from fedjax_fm.types import Algorithm, Behaviour, Channel, Sampler, Setting, Tree
 
 Where = Literal["auto", "device", "host"]
+MOST_SEED = 2**63 - 1
 SHARED_FROM = 64 << 20  # bytes of all clients' states; smaller ones lie whole on every device, which saves talk
 
 
@@ -74,15 +76,22 @@ class Simulator:
         states: Where = "auto",
         memory: int | None = None,
     ):
-        self.algorithm, self.population = algorithm, population
-        self.sampler = sampler or samplers.uniform(population.n_clients, cohort_size)
+        check_kinds(algorithm, population, uplink, downlink, sampler, behaviour)
+        checks.whole("cohort_size", cohort_size, least=1)
+        checks.whole("seed", seed, least=0, most=MOST_SEED)
+        for name, size in (("devices", devices), ("block_size", block_size), ("memory", memory)):
+            if size is not None:
+                checks.whole(name, size, least=1)
+        checks.whole("model_parallel", model_parallel, least=1)
+        checks.choice("parallel", parallel, ("shard_map", "pmap"))
+        if parallel == "pmap" and model_parallel > 1:
+            raise ValueError(f"expected model_parallel=1 with parallel='pmap', got model_parallel={model_parallel}")
+        for name, where in (("data", data), ("states", states)):
+            checks.choice(name, where, get_args(Where))
         if population.n_examples == 0:
             raise ValueError(f"no client has an example: {population}")
-        if parallel not in ("shard_map", "pmap") or (parallel == "pmap" and model_parallel > 1):
-            raise ValueError(f"expected parallel 'shard_map', or 'pmap' with model_parallel=1, got {parallel!r}")
-        for name, where in (("data", data), ("states", states)):
-            if where not in get_args(Where):
-                raise ValueError(f"expected {name} to be one of {', '.join(get_args(Where))}, got {where!r}")
+        self.algorithm, self.population = algorithm, population
+        self.sampler = sampler or samplers.uniform(population.n_clients, cohort_size)
         self._model_parallel, self._devices, self._block_size = model_parallel, devices, block_size
         self._n_devices = client_mesh(devices, model_parallel).size // model_parallel
         make_plan(self.sampler.capacity, self._n_devices, block_size)  # refuses impossible sizes at once
@@ -170,9 +179,7 @@ class Simulator:
 
     def init(self, delta: Tree) -> SimulationState:
         """The state before the first round, from the trainable tree."""
-        for path, leaf in jax.tree.leaves_with_path(delta):
-            if not bool(jnp.all(jnp.isfinite(leaf))):
-                raise ValueError(f"delta holds NaN or infinity at {trees.path_of(path)}")
+        check_delta(delta)
         first_layout = self._programs is None
         if first_layout:
             self.lay_out(self._plan_for(delta))
@@ -227,17 +234,18 @@ class Simulator:
           donate: the rounds take over the clients' states in `state`, which is used up by that; else they begin with a copy.
 
         Returns:
-          (state, metrics): {name: array[rounds]} with at least `loss` (example-weighted, over all local steps),
-          `examples`, `clients` (whose upload arrived), `uplink_bytes`, `downlink_bytes` (sums over the cohort).
+          (state, metrics): {name: array[rounds]} with at least `loss` (example-weighted, over all local steps) and, summed
+          over those of the cohort whose upload arrived, `clients`, `examples` (that they hold), `examples_processed`
+          (rows in the batches of their local steps), `uplink_bytes`, and `downlink_bytes` of all who were sent something.
 
         Raises:
           NonFiniteClient: a loss or an upload was not finite; SumOverflow: only the sum of the uploads was not.
           CohortOverflow, UnknownClient: the sampler drew more clients than its capacity, or one that is not there.
           RuntimeError: the state was donated before, or its spilled store has gone on with another run.
         """
-        if rounds < 0:
-            raise ValueError(f"expected rounds >= 0, got rounds={rounds}")
+        checks.whole("rounds", rounds, least=0)
         programs, first_rows = self.programs, self.start.first_rows
+        check_state(state, self.start.server)
         if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state.rounds)):
             raise RuntimeError(
                 "this state was given away by run(..., donate=True); go on from the state that it returned"

@@ -22,6 +22,7 @@ class Start(NamedTuple):
     first_rows: Any  # (delta, client id) -> states of a client that never took part, as a `jax.tree_util.Partial`
     rows: Tree  # what it gives, by shape
     bytes_of_states: int  # of all clients
+    server: Any  # the server's state, by shape
 
 
 def start_of(engine: Engine, backbone: Tree, data: Any, delta: Tree, key: jax.Array) -> Start:
@@ -32,7 +33,14 @@ def start_of(engine: Engine, backbone: Tree, data: Any, delta: Tree, key: jax.Ar
     messages = trace_messages(engine, backbone, data, server, client, key)
     first_rows = jax.tree_util.Partial(functools.partial(_first_rows, engine, messages), key)
     rows = jax.eval_shape(first_rows, delta, jnp.int32(0))
-    return Start(delta, messages, first_rows, rows, engine.setting.n_clients * trees.nbytes(rows))
+    return Start(
+        delta=delta,
+        messages=messages,
+        first_rows=first_rows,
+        rows=rows,
+        bytes_of_states=engine.setting.n_clients * trees.nbytes(rows),
+        server=server,
+    )
 
 
 def _first_rows(engine: Engine, messages: Messages, key: jax.Array, delta: Tree, client: jax.Array) -> tuple:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm import trees
-from fedjax_fm.algorithms.local import ClientOptimizer, train
+from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, train
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
     Pair,
@@ -77,8 +77,7 @@ def train_factors(
     end, metrics = train(Task(loss, task.weight), optimizer, start, backbone, data, key)
     end = plain(like(end, mine.trained))
     change = like(trees.subtract(end, start), mine.trained)
-    weight = data.n_examples.astype(jnp.float32) if task.weight is None else metrics["loss"][1]
-    return Trained(start, end, change, weight, metrics)
+    return Trained(start, end, change, client_weight(task, data), metrics)
 
 
 def sends_change(task: Task, optimizer: ClientOptimizer) -> Callable:

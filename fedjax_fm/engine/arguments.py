@@ -1,0 +1,59 @@
+"""What people hand to a simulator, looked at before anything is traced: each mistake is one sentence."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_fm import checks, trees
+from fedjax_fm.engine.state import SimulationState
+from fedjax_fm.population.population import Population
+from fedjax_fm.types import Algorithm, Behaviour, Channel, Sampler, Tree
+
+
+def check_kinds(algorithm: Any, population: Any, uplink: Any, downlink: Any, sampler: Any, behaviour: Any) -> None:
+    """Raises TypeError for the first argument that is of another type, and says how to make one of the right type."""
+    checks.instance("algorithm", algorithm, Algorithm, "make one, for example with fedavg(Task(loss), ...)")
+    made = "make one with Population.from_clients(...) or Population.from_arrays(...)"
+    checks.instance("population", population, Population, made)
+    for name, channel in (("uplink", uplink), ("downlink", downlink)):
+        checks.instance(name, channel, Channel, "write for example channels.top_k(0.1)", optional=True)
+    checks.instance("sampler", sampler, Sampler, "make one with population.samplers", optional=True)
+    checks.instance("behaviour", behaviour, Behaviour, "write Behaviour(most_steps=..., drops=...)", optional=True)
+
+
+def check_delta(delta: Tree) -> None:
+    """Raises for a trainable tree that is empty, or that holds what is no finite array."""
+    leaves = jax.tree.leaves_with_path(delta)
+    if not leaves:
+        raise ValueError(f"expected a trainable tree, got delta={delta!r} without a single array: nothing to train")
+    for path, leaf in leaves:
+        where = trees.path_of(path) or "its only leaf"
+        if not _is_array(leaf):
+            raise TypeError(
+                f"expected arrays of numbers in delta, got {_shortly(leaf)} at {where}; leave it out of the trainable "
+                "tree, or put it into the backbone"
+            )
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise ValueError(f"delta holds NaN or infinity at {where}")
+
+
+def check_state(state: Any, server: Any) -> None:
+    """Raises for what is not a state whose server part has the shapes of `server`."""
+    made = "start with state = simulator.init(delta), and go on from the state that run returned"
+    checks.instance("state", state, SimulationState, made)
+    if problem := trees.difference(server, state.rounds.server):
+        raise ValueError(f"this state is of another algorithm or model than the simulator's: {problem}; {made}")
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether jax takes it as an array of numbers; a key of jax.random is none."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return isinstance(leaf, (bool, int, float))
+    return dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.number)
+
+
+def _shortly(leaf: Any) -> str:
+    dtype = getattr(leaf, "dtype", None)
+    return f"{dtype}{list(leaf.shape)}" if dtype is not None else checks.shown(leaf)
