@@ -40,6 +40,7 @@ better than local training, of neither a loss against centralised training is se
 import argparse
 import collections
 import functools
+import itertools
 import json
 import math
 import time
@@ -55,7 +56,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.algorithms.fedbert import fedbert
-from fedjax_fm.evaluation import paired_seeds
+from fedjax_fm.evaluation import holm, paired_seeds
 from fedjax_fm.evaluation.intervals import half_width
 from fedjax_fm.models import BertConfig
 from fedjax_fm.models.masked_lm import bert_split
@@ -269,13 +270,18 @@ def summary(found: dict[str, list[float]]) -> None:
     logs = {name: np.log(values) for name, values in found.items()}
     for name, values in found.items():
         print(f"{name}: {np.mean(values):.1f} +- {half_width(values):.1f}")
-    for name in logs:
-        for other in logs:
-            if name == other or not name.startswith("FedBERT"):
-                continue
-            pair = paired_seeds(logs[name], logs[other])
-            low, mean, high = (math.exp(x) for x in (pair.low, pair.difference, pair.high))
-            print(f"{name} / {other}: {mean:.3f} [{low:.3f}, {high:.3f}] over {pair.pairs} paired seeds")
+    pairs = {}
+    for name, other in itertools.product(logs, logs):
+        if name != other and name.startswith("FedBERT") and f"{other} / {name}" not in pairs:
+            pairs[f"{name} / {other}"] = paired_seeds(logs[name], logs[other])
+    words = {"better": "higher", "worse": "lower"}  # a higher perplexity is no better one
+    for name, pair in holm(pairs).items():
+        low, mean, high = (math.exp(x) for x in (pair.low, pair.difference, pair.high))
+        verdict = words.get(pair.verdict, pair.verdict)
+        print(
+            f"{name}: {mean:.3f} [{low:.3f}, {high:.3f}] over {pair.pairs} paired seeds: {verdict} "
+            f"(Holm, {pair.family} comparisons)"
+        )
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ Found (test accuracy, mean and 95 % interval; FedMD: mean over the models of ten
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -61,7 +62,7 @@ import fedjax_fm as ffm
 from fedjax_fm.algorithms.distillation import Architecture
 from fedjax_fm.algorithms.feddf import feddf
 from fedjax_fm.algorithms.fedmd import fedmd, model_of
-from fedjax_fm.evaluation import paired_seeds
+from fedjax_fm.evaluation import holm, paired_seeds
 from fedjax_fm.experiments.bench.conv import conv_as_matmul, max_pool_2
 from fedjax_fm.experiments.fedpm import interval
 from fedjax_fm.population import DirichletPartitioner
@@ -304,14 +305,15 @@ def summary(rows: dict[str, list[dict]]) -> None:
         print(f"{arm}: " + "; ".join(f"{name} {interval(column(arm, name))}" for name in NAMES), end="")
         up, down = (np.mean(column(arm, f"{way}link_bytes")) / 1e6 for way in ("up", "down"))
         print(f"; MB a run {up:.2f} up, {down:.2f} down")
+    found = {}
     for name in NAMES:
         before, after = column("FedMD", f"transferred {name}"), column("FedMD", name)
-        print(
-            f"{name} as transferred: {interval(before)}; FedMD against it: {paired_seeds(np.array(after), np.array(before))}"
-        )
-    for a, b in PAIRS:
-        for name in NAMES:
-            print(f"{name}, {a} against {b}: {paired_seeds(*(np.array(column(arm, name)) for arm in (a, b)))}")
+        print(f"{name} as transferred: {interval(before)}")
+        found[f"{name}, FedMD against what was transferred"] = paired_seeds(np.array(after), np.array(before))
+    for (a, b), name in itertools.product(PAIRS, NAMES):
+        found[f"{name}, {a} against {b}"] = paired_seeds(*(np.array(column(arm, name)) for arm in (a, b)))
+    for name, comparison in holm(found).items():
+        print(f"{name}: {comparison}")
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ give the private adapter about a tenth: too little where it is needed.
 
 import argparse
 import functools
+import itertools
 import json
 import time
 from typing import NamedTuple
@@ -62,7 +63,7 @@ from fedjax_fm import datasets, models, peft
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.algorithms.feddpa import Adapters, feddpa_f, feddpa_t
 from fedjax_fm.datasets.sentiment import SOURCES
-from fedjax_fm.evaluation import paired_seeds
+from fedjax_fm.evaluation import holm, paired_seeds
 from fedjax_fm.experiments.fedpm import interval
 from fedjax_fm.peft.dual_lora import instance_mix, two_adapters
 from fedjax_fm.population.splits import split_by_group
@@ -236,13 +237,13 @@ def summary(seeds: list[dict[str, dict]]) -> None:
         scores = "; ".join(f"{what} {interval(column(arm, what))}" for what in ("own", "others"))
         mix = ", ".join(f"{np.mean(column(arm, f'mix {what}')):.2f} {what}" for what in ("own", "others"))
         print(f"{arm}: {scores}; mix {mix}; {np.mean(column(arm, 'up')) / 1e6:.2f} MB up")
-    for arm in seeds[0]:
-        for other in ("FedIT", "local only"):
-            for what in ("own", "others"):
-                if arm != other:
-                    print(
-                        f"{arm} - {other}, {what}: {paired_seeds(*(np.array(column(a, what)) for a in (arm, other)))}"
-                    )
+    found = {}
+    for arm, other, what in itertools.product(seeds[0], ("FedIT", "local only"), ("own", "others")):
+        if arm != other and f"{other} - {arm}, {what}" not in found:
+            sides = (np.array(column(a, what)) for a in (arm, other))
+            found[f"{arm} - {other}, {what}"] = paired_seeds(*sides)
+    for name, comparison in holm(found).items():
+        print(f"{name}: {comparison}")
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ FedPM against FedAvg, paired: -1.85 points [-3.96, +0.26], no difference seen, w
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -46,7 +47,7 @@ import fedjax_fm as ffm
 from fedjax_fm.algorithms.fedpm import fedpm, masked, sample_masks, signed_constants, threshold_masks
 from fedjax_fm.channels import identity
 from fedjax_fm.channels.range_coder import range_decode, range_encode
-from fedjax_fm.evaluation import paired_seeds
+from fedjax_fm.evaluation import holm, paired_seeds
 from fedjax_fm.evaluation.intervals import half_width
 from fedjax_fm.population import DirichletPartitioner
 from fedjax_fm.types import Channel, Tree
@@ -265,12 +266,13 @@ def summary(rows: dict[str, list[dict]]) -> None:
                 print(f"    {what}: {np.mean(column(name, what)):.4f}", end="")
         up, down = (np.mean(column(name, f"{way}link_bytes")) / 1e6 for way in ("up", "down"))
         print(f"\n    MB a run: {up:.2f} up, {down:.2f} down")
-    for name in rows:
-        for other in ("FedPM", "FedAvg, 32 bits"):
-            if name != other and not name.startswith("FedAvg"):
-                print(
-                    f"{name} against {other}: {paired_seeds(*(np.array(column(n, 'accuracy')) for n in (name, other)))}"
-                )
+    found = {}
+    for name, other in itertools.product(rows, ("FedPM", "FedAvg, 32 bits")):
+        if name != other and not name.startswith("FedAvg"):
+            sides = (np.array(column(n, "accuracy")) for n in (name, other))
+            found[f"{name} against {other}"] = paired_seeds(*sides)
+    for name, comparison in holm(found).items():
+        print(f"{name}: {comparison}")
 
 
 def main() -> None:

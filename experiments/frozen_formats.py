@@ -50,7 +50,7 @@ import optax
 from flax import nnx
 
 from fedjax_fm import Task, datasets, models, peft
-from fedjax_fm.evaluation import Evaluator, paired_seeds
+from fedjax_fm.evaluation import Evaluator, holm, paired_seeds
 from fedjax_fm.experiments.quickstart import arms
 from fedjax_fm.experiments.quickstart.config import Config
 from fedjax_fm.trees import nbytes
@@ -144,14 +144,21 @@ def main() -> None:
             arm = over(setup, dtype, frozen)
             rows[name].append(run(arm))
             print(json.dumps({"arm": name, "seed": seed, "bytes": nbytes(arm.backbone), **rows[name][-1]}), flush=True)
+    pairs = {
+        name: paired_seeds(*(np.array([row["accuracy"] for row in rows[n]]) for n in (name, "f32")))
+        for name in FORMATS
+        if name != "f32"
+    }
+    compared = holm(pairs)
     for name in FORMATS:
         loss, reference = (np.array([row["loss"] for row in rows[n]]) for n in (name, "f32"))
         distance = np.abs(loss - reference) / reference
-        accuracy, expected = (np.array([row["accuracy"] for row in rows[n]]) for n in (name, "f32"))
+        accuracy = np.array([row["accuracy"] for row in rows[name]])
+        against = f"; against f32: {compared[name]}" if name in compared else ""
         print(
             f"{name}: distance of the loss: largest {distance.max():.2%}, mean {distance.mean():.2%}, last round "
             f"{distance[:, -1].mean():.2%}; test loss {np.mean([row['test loss'] for row in rows[name]]):.4f}; "
-            f"accuracy {accuracy.mean():.4f}; against f32: {paired_seeds(accuracy, expected)}"
+            f"accuracy {accuracy.mean():.4f}{against}"
         )
 
 

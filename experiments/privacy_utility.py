@@ -55,7 +55,7 @@ from matplotlib.figure import Figure
 import fedjax_fm as ffm
 from fedjax_fm import datasets, models, peft, privacy, trees
 from fedjax_fm.algorithms.dp_fedavg import dp_fedavg
-from fedjax_fm.evaluation import paired_seeds
+from fedjax_fm.evaluation import holm, paired_seeds
 from fedjax_fm.evaluation.intervals import half_width
 from fedjax_fm.experiments.lora_rules.tail import Tail, hidden_states
 from fedjax_fm.peft.lora_sb import first_gradients, lora_sb
@@ -326,17 +326,22 @@ def table(results: dict[str, Any]) -> str:
     for name, values in results["controls"].items():
         cells = [""] * (len(epsilons) - 1) + ["{:.1f} ± {:.1f}".format(*spread(values))]
         lines.append(f"| control: {name} | | | " + " | ".join(cells) + " |")
-    lines.append("")
+    runs = results["runs"]
+    pairs = {
+        f"{name} {e}": paired_seeds(np.array(runs[name][e]), np.array(runs["full"][e]))
+        for e in epsilons
+        for name in runs
+        if name != "full"
+    }
+    against = holm(pairs)
+    lines += ["", f"Minus full, points; verdicts are Holm's over {len(pairs)} comparisons:", ""]
     for e in epsilons:
-        full = np.array(results["runs"]["full"][e])
-        against = {
-            name: paired_seeds(np.array(found[e]), full) for name, found in results["runs"].items() if name != "full"
-        }
-        parts = [
-            f"{ARMS[name]} {100 * c.difference:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}] {c.verdict}"
-            for name, c in against.items()
-        ]
-        lines.append(f"- epsilon {e}, minus full, points: " + "; ".join(parts))
+        parts = []
+        for name in runs:
+            if c := against.get(f"{name} {e}"):
+                interval = f"[{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
+                parts.append(f"{ARMS[name]} {100 * c.difference:+.1f} {interval} {c.verdict}")
+        lines.append(f"- epsilon {e}: " + "; ".join(parts))
     return "\n".join(lines) + "\n"
 
 

@@ -41,7 +41,7 @@ from fedjax_fm import datasets, models, trees
 from fedjax_fm.algorithms.fedkseed import fedkseed
 from fedjax_fm.directions import perturb
 from fedjax_fm.engine.message import unwrap
-from fedjax_fm.evaluation import paired_seeds
+from fedjax_fm.evaluation import holm, paired_seeds
 from fedjax_fm.experiments.quickstart.config import Config
 from fedjax_fm.experiments.quickstart.data import load
 from fedjax_fm.models.language_modeling import next_token_losses
@@ -238,8 +238,10 @@ def main() -> None:
             last.setdefault("before", []).append(found["test_loss"][0])
     if given.seeds > 1:
         ours, control = (np.array(losses) for arm, losses in last.items() if arm != "before")
-        for other, losses in (("control", control), ("before", np.array(last["before"][::2]))):
-            print(json.dumps({"name": "paired", "against": other} | paired_seeds(ours, losses)._asdict()), flush=True)
+        others = {"control": control, "before": np.array(last["before"][::2])}
+        pairs = {other: paired_seeds(ours, losses) for other, losses in others.items()}
+        for other, comparison in holm(pairs).items():
+            print(json.dumps({"name": "paired", "against": other} | comparison._asdict()), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_fm.evaluation import Comparison, TokenLosses, paired_seeds, perplexity_by_client
+from fedjax_fm.evaluation import Comparison, TokenLosses, holm, paired_seeds, perplexity_by_client
 from fedjax_fm.runs import RunFolder, RunFolderError, figures
 from fedjax_fm.runs.html import Page
 from fedjax_fm.runs.seeds import seed_folders
@@ -84,7 +84,7 @@ def comparisons(seeds: list[Seed]) -> dict[str, Comparison]:
         if "rouge_l" in seeds[0].arrays[arm]:
             scores = lambda arm: np.array([seed.arrays[arm]["rouge_l"].mean() for seed in seeds])
             found[f"{name}, unseen clients, ROUGE-L"] = paired_seeds(scores("federated"), scores(arm))
-    return found
+    return holm(found)
 
 
 def _first_seen(seed: Seed, n: int) -> float:
@@ -97,7 +97,7 @@ def _first_seen(seed: Seed, n: int) -> float:
 def _advantage(comparison: Comparison) -> str:
     return (
         f"{comparison.difference:+.4f}, 95 % interval [{comparison.low:+.4f}, {comparison.high:+.4f}] over "
-        f"{comparison.pairs} paired seeds: {comparison.verdict}"
+        f"{comparison.pairs} paired seeds: {comparison.verdict} (Holm, {comparison.family} comparisons)"
     )
 
 

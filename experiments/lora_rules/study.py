@@ -9,7 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from fedjax_fm import models
-from fedjax_fm.evaluation import paired_seeds
+from fedjax_fm.evaluation import holm, paired_seeds
+from fedjax_fm.evaluation.intervals import half_width
 from fedjax_fm.experiments.lora_rules.arms import RULES, Arm, base_model, make_arm
 from fedjax_fm.experiments.lora_rules.config import Config
 from fedjax_fm.experiments.lora_rules.data import TUNING_SEED, Sentences, deal, load
@@ -98,6 +99,11 @@ def run(config: Config, place: Path, console: Console) -> dict[str, Any]:
     return results
 
 
+def in_percent(accuracies: np.ndarray) -> str:
+    """Mean and 95 % half-width over seeds."""
+    return f"{100 * accuracies.mean():.1f} ± {100 * half_width(accuracies):.1f}"
+
+
 def table(results: dict[str, Any]) -> str:
     """Markdown, from `results.json` alone: accuracy in % at shares of the budget, and FedIT's distance at all of it."""
     lines = [
@@ -106,16 +112,16 @@ def table(results: dict[str, Any]) -> str:
     ]
     runs = results["runs"]
     last = {name: np.array([one["accuracy"][-1] for one in found]) for name, found in runs.items()}
+    compared = holm({name: paired_seeds(last[name], last["fedit"]) for name in runs if name != "fedit"})
     for name, found in runs.items():
         by_look = np.array([one["accuracy"] for one in found])
-        cells = [f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in zip(by_look.mean(0), by_look.std(0, ddof=1), strict=True)]
+        cells = [in_percent(accuracies) for accuracies in by_look.T]
         scores = results["tuning"][name]
         rate = max(scores, key=scores.__getitem__)
         edge = " (edge)" if rate in (min(scores, key=float), max(scores, key=float)) and len(scores) > 1 else ""
         counts = sorted({one["rounds"] for one in found})
         versus = ""
-        if name != "fedit":
-            c = paired_seeds(last[name], last["fedit"])
+        if c := compared.get(name):
             versus = f"{100 * c.difference:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}]: {c.verdict}"
         mean_bytes = np.mean([one["bytes"] for one in found]) / 1e6
         cells = [
@@ -128,7 +134,9 @@ def table(results: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     start = np.array([one["start"] for one in runs["fedit"]])
+    lines.append(f"| control: random head, untrained | | 0 | 0 | | | {in_percent(start)} | |")
+    lines.append("")
     lines.append(
-        f"| control: random head, untrained | | 0 | 0 | | | {100 * start.mean():.1f} ± {100 * start.std(ddof=1):.1f} | |"
+        f"Verdicts are Holm's over {len(compared)} comparisons; each interval is that of its comparison alone."
     )
     return "\n".join(lines) + "\n"

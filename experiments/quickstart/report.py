@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_fm.evaluation import Comparison, paired_examples, paired_seeds
+from fedjax_fm.evaluation import Comparison, holm, paired_examples, paired_seeds
 from fedjax_fm.runs import RunFolder, RunFolderError, figures
 from fedjax_fm.runs.html import Page
 from fedjax_fm.runs.seeds import seed_folders
@@ -74,7 +74,7 @@ def comparisons(seeds: list[Seed]) -> list[tuple[str, Comparison]]:
             else:
                 mine, other = (seeds[0].outcomes[name][part] for name in ("federated", arm))
                 found.append((f"against {LABELS[arm]}, {where}", paired_examples(mine, other)))
-    return found
+    return list(holm(dict(found)).items())
 
 
 def summary(seeds: list[Seed]) -> dict[str, Any]:
