@@ -160,13 +160,18 @@ def _exchange(
     )
 
 
-def _processed(engine: Engine, inputs: Inputs, running: Running) -> jax.Array:
-    """u32[C]: rows that a client's local steps go through, in the exchange of the round with the most of them."""
+def _processed(engine: Engine, inputs: Inputs, running: Running, came: jax.Array) -> jax.Array:
+    """u32[3], as `digits`: rows that the local steps went through of those who came, each client's counted in the
+    exchange of the round with the most of them."""
     common = [e for e in engine.exchanges if e.takes is None]
+    if engine.all_alike and len(common) == len(engine.exchanges):  # no array that grows with the cohort
+        one = [n_processed(jnp.int32(engine.n_max), e.batches) for e in common]
+        return digits(functools.reduce(jnp.maximum, one)) * jnp.sum(came, dtype=jnp.int32).astype(jnp.uint32)
     found = [n_processed(inputs.sizes, e.batches, inputs.limits) for e in common]
     if len(common) < len(engine.exchanges):
         found.append(running.processed)
-    return functools.reduce(jnp.maximum, found)
+    rows = jnp.where(came, functools.reduce(jnp.maximum, found), 0)
+    return jnp.sum(jax.vmap(digits)(rows), axis=0, dtype=jnp.uint32)
 
 
 def _merged(sums: dict, more: dict) -> dict:
@@ -272,14 +277,9 @@ def round_step(engine: Engine, backbone: Tree, data: DeviceData, state: RoundSta
         **running.counts,
         "arrived": jnp.sum(came, dtype=jnp.int32),
         "examples": jnp.sum(jnp.where(came, inputs.sizes, 0), dtype=jnp.int32),
-        "processed": _sum_of_digits(jnp.where(came, _processed(engine, inputs, running), 0)),
+        "processed": _processed(engine, inputs, running, came),
     }
     return _outcome(engine, state, running, base, places), {"ratios": running.sums, "counts": counts}, running.bad
-
-
-def _sum_of_digits(n: jax.Array) -> jax.Array:
-    """u32[C] -> u32[3]: their sum, as `digits`."""
-    return jnp.sum(jax.vmap(digits)(n), axis=0, dtype=jnp.uint32)
 
 
 def _outcome(engine: Engine, state: RoundState, running: Running, base: Slots, places: jax.Array) -> RoundState:
