@@ -15,7 +15,7 @@ from fedjax_fm.algorithms import lora_rules
 from fedjax_fm.experiments.lora_rules.config import Config
 from fedjax_fm.experiments.lora_rules.data import Dealt
 from fedjax_fm.experiments.lora_rules.tail import Tail
-from fedjax_fm.peft.lora_sb import first_gradients, lora_sb
+from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb
 from fedjax_fm.types import Tree
 
 RULES: dict[str, tuple[str, Callable]] = {
@@ -92,7 +92,8 @@ def _method(name: str, config: Config, tail: Tail, dealt: Dealt) -> peft.Method:
         scores = model(dealt.public["hidden"], dealt.public["attention_mask"])
         return optax.softmax_cross_entropy_with_integer_labels(scores, dealt.public["label"]).mean()
 
-    return lora_sb(rank, updates=first_gradients(tail, loss, targets=config.targets), **how)
+    gradients = first_gradients(tail, loss, targets=config.targets)
+    return lora_sb(rank, updates=first_updates(gradients, config.first_rate), **how)
 
 
 def _directions_bytes(config: Config, backbone: Tree) -> int:

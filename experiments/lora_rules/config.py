@@ -19,6 +19,7 @@ class Config:
     train: int = 80  # sentences of a client
     test: int = 100  # a client's own, of other documents
     public: int = 512  # sentences
+    first_rate: float = 1e-3  # of the full step on them that Fed-SB starts from
     local_steps: int = 4
     batch_size: int = 8
     budget_rounds: int = 10  # the budget is what FedIT sends, both ways, in so many rounds
