@@ -10,7 +10,8 @@ arm and computed once; "full" is all of the last layer. Every arm trains the hea
 30 % of the documents are public: on them every arm chooses Adam's rate from one grid, once at epsilon = 0.5 for all runs with
 noise and once without, and its clip norm, the median of its clients' first updates. Fed-SB takes its directions and its start
 from the signs of the gradients on 512 of their sentences. The others are split anew for every seed, clients and test sentences by
-document. delta = 1e-5; one client more or less.
+document. delta = 1e-5; one client more or less. (The row of Fed-SB is of an earlier form of the study, with directions of raw
+gradients and a start at R = 0; it waits for another run.)
 
 Found (seeds 0 to 2; accuracy on unseen documents in %, mean and 95 % interval; docs/privacy_utility.svg):
 

@@ -2,7 +2,6 @@
 the adapters; and, as control, the head alone, trained."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from fedjax_fm.types import Tree
 
 RULES: dict[str, tuple[str, Callable]] = {
     "fedit": ("FedIT, padded", lora_rules.fedit),
-    "hetlora": ("HetLoRA", partial(lora_rules.hetlora, gamma=0.99)),
+    "hetlora": ("HetLoRA", lora_rules.hetlora),
     "flexlora": ("FlexLoRA", lora_rules.flexlora),
     "ffa_lora": ("FFA-LoRA", lora_rules.ffa_lora),
     "rolora": ("RoLoRA", lora_rules.rolora),
@@ -56,6 +55,8 @@ def make_arm(name: str, config: Config, dealt: Dealt, learning_rate: float, seed
     how: dict[str, Any] = {"local_steps": config.local_steps, "batch_size": config.batch_size}
     if name != "head":
         how["ranks"] = config.ranks
+    if name == "hetlora":
+        how |= {"gamma": config.gamma, "tail_penalty": config.tail_penalty}
     if name in ADD_TO_BASE:
         how["scaling"] = config.scaling
     algorithm = RULES[name][1](Task(loss), optax.adam(learning_rate), **how)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_fm import checks
+
 # Two-sided 97.5 % quantiles of Student's t for 1 to 10 degrees of freedom; beyond, the normal approximation of
 # Cornish and Fisher is exact to three digits.
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -12,8 +14,7 @@ _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 def student_t975(freedom: int) -> float:
     """97.5 % quantile of Student's t."""
-    if freedom < 1:
-        raise ValueError(f"expected at least 1 degree of freedom, got {freedom}")
+    checks.whole("freedom", freedom, least=1)
     if freedom <= len(_T975):
         return _T975[freedom - 1]
     z = 1.959964
@@ -22,7 +23,10 @@ def student_t975(freedom: int) -> float:
 
 def half_width(values: Sequence[float] | np.ndarray) -> float:
     """Half of the 95 % interval of the mean of independent values (seeds), Student's; infinite for a single one."""
+    values = _finite("values", values)
     n = len(values)
+    if not n:
+        raise ValueError("expected at least one value to take the interval of, got none")
     return float(student_t975(n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("inf")
 
 
@@ -65,8 +69,19 @@ def paired_examples(a: np.ndarray, b: np.ndarray) -> Comparison:
     return _paired(a, b, "examples")
 
 
+def _finite(name: str, values) -> np.ndarray:
+    """f64 of numbers or bools; NaN and infinity have no interval, and no verdict either."""
+    array = np.asarray(values)
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
+        raise TypeError(f"expected {name} as numbers, got {array.dtype}{list(array.shape)}")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} is not finite at {np.flatnonzero(~np.isfinite(array)).tolist()}")
+    return array
+
+
 def _paired(a, b, over: str) -> Comparison:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a, b = _finite("a", a), _finite("b", b)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(f"pairs need two vectors of equal length, got shapes {a.shape} and {b.shape}")
     difference = a - b
