@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_fm import checks
 from fedjax_fm.kernels.random_bits import random_bits_at, to_uniform
 from fedjax_fm.types import Tree
 
@@ -114,6 +115,7 @@ def perturb(tree: Tree, key: jax.Array, scale: jax.Array | float) -> Tree:
       TypeError: a leaf that is no floating number has no direction.
       ValueError: a leaf of more than 2**32 entries.
     """
+    checks.real("scale", scale)
     leaves, structure = jax.tree.flatten(tree)
     for leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):

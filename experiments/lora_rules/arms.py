@@ -2,7 +2,6 @@
 the adapters; and, as control, the head alone, trained."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +14,12 @@ from fedjax_fm.algorithms import lora_rules
 from fedjax_fm.experiments.lora_rules.config import Config
 from fedjax_fm.experiments.lora_rules.data import Dealt
 from fedjax_fm.experiments.lora_rules.tail import Tail
-from fedjax_fm.peft.lora_sb import first_gradients, lora_sb
+from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb
 from fedjax_fm.types import Tree
 
 RULES: dict[str, tuple[str, Callable]] = {
     "fedit": ("FedIT, padded", lora_rules.fedit),
-    "hetlora": ("HetLoRA", partial(lora_rules.hetlora, gamma=0.99)),
+    "hetlora": ("HetLoRA", lora_rules.hetlora),
     "flexlora": ("FlexLoRA", lora_rules.flexlora),
     "ffa_lora": ("FFA-LoRA", lora_rules.ffa_lora),
     "rolora": ("RoLoRA", lora_rules.rolora),
@@ -56,6 +55,8 @@ def make_arm(name: str, config: Config, dealt: Dealt, learning_rate: float, seed
     how: dict[str, Any] = {"local_steps": config.local_steps, "batch_size": config.batch_size}
     if name != "head":
         how["ranks"] = config.ranks
+    if name == "hetlora":
+        how |= {"gamma": config.gamma, "tail_penalty": config.tail_penalty}
     if name in ADD_TO_BASE:
         how["scaling"] = config.scaling
     algorithm = RULES[name][1](Task(loss), optax.adam(learning_rate), **how)
@@ -92,7 +93,8 @@ def _method(name: str, config: Config, tail: Tail, dealt: Dealt) -> peft.Method:
         scores = model(dealt.public["hidden"], dealt.public["attention_mask"])
         return optax.softmax_cross_entropy_with_integer_labels(scores, dealt.public["label"]).mean()
 
-    return lora_sb(rank, updates=first_gradients(tail, loss, targets=config.targets), **how)
+    gradients = first_gradients(tail, loss, targets=config.targets)
+    return lora_sb(rank, updates=first_updates(gradients, config.first_rate), **how)
 
 
 def _directions_bytes(config: Config, backbone: Tree) -> int:

@@ -18,7 +18,10 @@ class Config:
     scaling: float = 2.0  # alpha / r
     train: int = 80  # sentences of a client
     test: int = 100  # a client's own, of other documents
+    gamma: float = 0.99  # HetLoRA: what a client keeps of its rank when it prunes
+    tail_penalty: float = 0.01  # HetLoRA: lambda of its regulariser
     public: int = 512  # sentences
+    first_rate: float = 1e-3  # of the full step on them that Fed-SB starts from
     local_steps: int = 4
     batch_size: int = 8
     budget_rounds: int = 10  # the budget is what FedIT sends, both ways, in so many rounds

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.nested import Prefixes, check_width
 from fedjax_fm.types import Algorithm, Batches, ClientData, ClientOutput, Exchange, Free, Reduce, Tree
 
@@ -160,16 +160,27 @@ def widths_of(rates: Rates) -> tuple[float, ...]:
 def _tiers(rates: Rates) -> tuple[tuple[float, ...], np.ndarray | None, tuple[float, ...] | None]:
     """(widths, widest first; i32[N], which of them each client has; or the share of each)."""
     if isinstance(rates, Mapping):
-        widths = tuple(sorted(rates, reverse=True))
-        if not widths or min(rates.values()) <= 0:
-            raise ValueError(f"expected shares > 0 of at least one width, got {dict(rates)}")
-        of_clients, shares = None, tuple(float(rates[width]) for width in widths)
-    else:
-        array = np.asarray(rates, np.float64)
-        if array.ndim != 1 or not array.size:
-            raise ValueError(f"expected one rate for each client, got rates of shape {list(array.shape)}")
-        found, index = np.unique(-array, return_inverse=True)
-        widths, of_clients, shares = tuple(float(-w) for w in found), index.astype(np.int32), None
-    for width in widths:
+        return _drawn_tiers(rates)
+    try:
+        shape = list(np.shape(rates))
+    except ValueError:
+        raise ValueError(f"expected one rate for each client, got rates={rates!r} of several lengths") from None
+    if len(shape) != 1 or not shape[0]:
+        raise ValueError(f"expected one rate for each client, got rates of shape {shape}")
+    for width in rates:
         check_width(width)
-    return widths, of_clients, shares
+    found, index = np.unique(-np.asarray(rates, np.float64), return_inverse=True)
+    return tuple(float(-w) for w in found), index.astype(np.int32), None
+
+
+def _drawn_tiers(rates: Mapping[float, float]) -> tuple[tuple[float, ...], None, tuple[float, ...]]:
+    """(widths, widest first; None; the share of each)."""
+    for width, share in rates.items():
+        check_width(width)
+        if checks.real("share", share) <= 0:
+            break
+    else:
+        if rates:
+            widths = tuple(sorted(rates, reverse=True))
+            return widths, None, tuple(float(rates[width]) for width in widths)
+    raise ValueError(f"expected shares > 0 of at least one width, got {dict(rates)}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.population.permutation import permuted
 from fedjax_fm.types import Task, Tree
@@ -135,9 +135,11 @@ def checked_groups(groups: Sequence[int] | np.ndarray, n_architectures: int, pub
     sizes = {name: len(array) for name, array in public.items()}
     if len(set(sizes.values())) != 1 or 0 in sizes.values():
         raise ValueError(f"expected public examples, as many in each array, got {sizes}")
-    if average not in ("logits", "probabilities"):
-        raise ValueError(f'expected average "logits" or "probabilities", got average={average!r}')
-    found = np.asarray(groups)
+    checks.choice("average", average, ("logits", "probabilities"))
+    try:
+        found = np.asarray(groups)
+    except ValueError:  # lists of several lengths
+        found = np.zeros(())
     if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer) or not found.size:
         raise ValueError(
             f"expected the number of an architecture for each client, got {found.dtype}{list(found.shape)}"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer, train
 from fedjax_fm.systems.clock import Schedule
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Reduce, Sampler, Task, Tree
@@ -34,6 +34,7 @@ class FedBuffState(NamedTuple):
 
 def polynomial_staleness(exponent: float = 0.5) -> Callable[[jax.Array], jax.Array]:
     """s(tau) = (1 + tau)^-exponent; 0 counts stale updates in full."""
+    checks.real("exponent", exponent, least=0)
     return lambda staleness: (1.0 + staleness) ** -exponent
 
 

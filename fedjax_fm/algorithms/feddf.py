@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
 from fedjax_fm.algorithms import distillation
 from fedjax_fm.algorithms.distillation import Architecture, Average, n_rows
 from fedjax_fm.algorithms.fedavg import fedavg
@@ -28,6 +28,14 @@ class Validation(NamedTuple):
     labels: Any  # i32[m]
     every: int = 100  # steps between two looks
     patience: int = 1000  # steps; the paper's
+
+    def checked(self) -> "Validation":
+        """Self, or an error naming the value that makes no sense."""
+        checks.whole("every", self.every, least=1)
+        checks.whole("patience", self.patience, least=1)
+        if self.every > self.patience:
+            raise ValueError(f"expected every <= patience, got every={self.every}, patience={self.patience}")
+        return self
 
 
 class Held(NamedTuple):
@@ -99,12 +107,10 @@ def feddf(
     """
     n_groups = len(architectures)
     groups = distillation.checked_groups(groups, n_groups, public, average)
-    if server_steps < 0 or server_batch_size < 1:
-        raise ValueError(
-            f"expected server_steps >= 0 and server_batch_size >= 1, got {server_steps}, {server_batch_size}"
-        )
-    if validation is not None and not 1 <= validation.every <= validation.patience:
-        raise ValueError(f"expected 1 <= every <= patience, got {validation.every}, {validation.patience}")
+    checks.whole("server_steps", server_steps, least=0)
+    checks.whole("server_batch_size", server_batch_size, least=1)
+    if validation is not None:
+        validation.checked()
     optimizer = server_optimizer or optax.adam(optax.cosine_decay_schedule(1e-3, max(server_steps, 1)))
     local = {"epochs": epochs, "local_steps": local_steps, "batch_size": batch_size}
 

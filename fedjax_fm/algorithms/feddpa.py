@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_fm import checks
 from fedjax_fm.algorithms.fedavg import fedavg
 from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, train
 from fedjax_fm.algorithms.reduce import weighted_mean
@@ -47,8 +48,7 @@ class Stages(NamedTuple):
 
 def _beside(task: Task, optimizer: ClientOptimizer, mix: float) -> Callable:
     """`(shared, private, backbone, data, key) -> (private adapter, metrics named private_...)`."""
-    if not 0 <= mix <= 1:
-        raise ValueError(f"expected 0 <= mix <= 1, got mix={mix}")
+    checks.real("mix", mix, least=0, most=1)
 
     def train_private(shared: Tree, private: Tree, backbone: Tree, data: ClientData, key: jax.Array):
         def loss(private, backbone, batch, key):  # the shared one is not differentiated
@@ -128,6 +128,14 @@ def feddpa_f(
     Run `second` for one round with all clients: a client downloads the finished shared adapter, billed, trains its private
     one, the client state, and uploads nothing.
     """
+    for name, count in (("private_epochs", private_epochs), ("private_steps", private_steps)):
+        if count is not None:
+            checks.whole(name, count, least=1)
+    if (private_epochs is None) == (private_steps is None):
+        raise ValueError(
+            "give either private_epochs or private_steps, "
+            f"got private_epochs={private_epochs}, private_steps={private_steps}"
+        )
     train_private = _beside(personal_task, client_optimizer if private_optimizer is None else private_optimizer, mix)
     first = fedavg(
         task, client_optimizer, server_optimizer, epochs=epochs, local_steps=local_steps, batch_size=batch_size

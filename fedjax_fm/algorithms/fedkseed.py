@@ -9,12 +9,12 @@ Qin, Chen, Qian, Ding, Li, Deng, 2023, arXiv 2312.06353; zero-order steps after 
     Pro:     seeds are drawn with probabilities softmax(minmax(mean |g| of s so far)) instead of evenly
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm import checks
 from fedjax_fm.algorithms.local import client_weight, masked_loss
 from fedjax_fm.directions import perturb, shift
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Reduce, Task, Tree
@@ -40,6 +40,7 @@ def replay(delta: Tree, master: jax.Array, accumulators: jax.Array, learning_rat
     From the first delta and the state's accumulators this is a client's way to the newest model, up to the order of
     float sums.
     """
+    checks.real("learning_rate", learning_rate)
     (used,) = jnp.nonzero(accumulators, size=accumulators.size, fill_value=0)
     step = lambda i, w: shift(w, direction(master, used[i]), -learning_rate * accumulators[used[i]])
     return jax.lax.fori_loop(0, jnp.count_nonzero(accumulators), step, delta)
@@ -87,17 +88,19 @@ def fedkseed(
 
     Metrics: `loss` is the mean of a step's two evaluations, the loss at w_k up to epsilon squared.
     """
-    if callable(learning_rate) or not 0 < learning_rate < math.inf:
+    if callable(learning_rate):
         raise ValueError(f"expected one learning_rate > 0 for all rounds, got learning_rate={learning_rate}")
-    if weight_decay:
+    checks.real("learning_rate", learning_rate, above=0)
+    if checks.real("weight_decay", weight_decay) != 0:
         raise ValueError(
             f"expected weight_decay=0, got weight_decay={weight_decay}: sums over rounds cannot replay a decay"
         )
-    if n_seeds < 1 or not epsilon > 0 or not history_clip > 0:
-        raise ValueError(
-            "expected n_seeds >= 1, epsilon > 0 and history_clip > 0, "
-            f"got n_seeds={n_seeds}, epsilon={epsilon}, history_clip={history_clip}"
-        )
+    checks.whole("n_seeds", n_seeds, least=1, most=2**31 - 1)
+    checks.real("epsilon", epsilon, above=0)
+    checks.real("history_clip", history_clip, above=0, infinite=True)
+    checks.flag("pro", pro)
+    checks.flag("weighted", weighted)
+    checks.flag("lazy", lazy)
     batches = Batches(batch_size, steps=local_steps).checked()
     perturbed = perturb if lazy else shift
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
 from fedjax_fm.algorithms import distillation
 from fedjax_fm.algorithms.distillation import Architecture, Average, Distance, n_rows
 from fedjax_fm.algorithms.local import train
@@ -99,12 +99,11 @@ def fedmd(
     n_groups = len(architectures)
     groups = distillation.checked_groups(groups, n_groups, public, average)
     n = n_rows(public)
-    n_public = n if n_public is None else n_public
-    if not 1 <= n_public <= n or n_classes < 1 or digest_batch_size < 1 or digest_epochs < 0 or start_epochs < 0:
-        raise ValueError(
-            f"expected 1 <= n_public <= {n}, n_classes >= 1, digest_batch_size >= 1, digest_epochs >= 0 and start_epochs "
-            f">= 0, got {n_public}, {n_classes}, {digest_batch_size}, {digest_epochs}, {start_epochs}"
-        )
+    n_public = n if n_public is None else checks.whole("n_public", n_public, least=1, most=n)
+    checks.whole("n_classes", n_classes, least=1)
+    checks.whole("digest_epochs", digest_epochs, least=0)
+    checks.whole("digest_batch_size", digest_batch_size, least=1)
+    checks.whole("start_epochs", start_epochs, least=0)
     if average == "probabilities" and distance is distillation.mean_absolute:
         raise ValueError("logits of mean probabilities are known up to a constant: expected a distance that ignores it")
     distance = distance or (distillation.mean_absolute if average == "logits" else distillation.kl)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer, train
 from fedjax_fm.kernels import mask_entropy_bits, uniform
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Reduce, Task, Tree
@@ -62,12 +62,10 @@ def fedpm(
     the mask's entropy H2(p), p its share of ones (metric `density`): what an entropy code of it takes, the model apart.
     Every mask counts the same, however many examples are behind it. A round without clients changes nothing.
     """
-    if not prior >= 1:
-        raise ValueError(f"expected prior >= 1 (below, the posterior has no mode inside), got prior={prior}")
-    if reset_every is not None and reset_every < 1:
-        raise ValueError(f"expected reset_every >= 1 or None, got reset_every={reset_every}")
-    if not 0 <= softening < 0.5:
-        raise ValueError(f"expected 0 <= softening < 0.5, got softening={softening}")
+    checks.real("prior", prior, least=1)  # below, the posterior has no mode inside
+    if reset_every is not None:
+        checks.whole("reset_every", reset_every, least=1)
+    checks.real("softening", softening, least=0, below=0.5)
     batches = Batches(batch_size, epochs, local_steps).checked()
 
     def init(delta, key, setting):
@@ -121,6 +119,7 @@ def sample_masks(theta: Tree, key: jax.Array) -> Tree:
 
 def threshold_masks(theta: Tree, threshold: float = 0.5) -> Tree:
     """bool tree, true where theta is above the threshold: one network for the test, without chance."""
+    checks.real("threshold", threshold, least=0, most=1)
     return jax.tree.map(lambda p: p > threshold, theta)
 
 
@@ -139,6 +138,7 @@ def signed_constants(shapes: Tree, key: jax.Array, gain: float = math.e) -> Tree
       shapes: arrays or shapes with at least two axes; the last is the output, all others together are the fan-in.
       key: the seed is all that a client must be sent.
     """
+    checks.real("gain", gain, above=0)
     leaves, structure = jax.tree.flatten(shapes)
     for leaf in leaves:
         if len(leaf.shape) < 2:

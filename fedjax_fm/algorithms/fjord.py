@@ -8,13 +8,14 @@ Horvath, Laskaridis, Almeida, Leontiadis, Venieris, Lane, 2021, arXiv 2102.13451
         prefix <- sum n_k w_k / sum n_k over the clients with c >= p; what nobody held stays
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_fm import checks
 from fedjax_fm.algorithms.by_width import Rates, by_width, widths_of
 from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, masked_loss
 from fedjax_fm.algorithms.nested import Prefixes, check_width
@@ -38,10 +39,9 @@ class Distillation(NamedTuple):
 
     def checked(self) -> "Distillation":
         """Self, or ValueError naming the value that makes no sense."""
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"expected 0 <= alpha <= 1, got alpha={self.alpha}")
-        if not self.temperature > 0:
-            raise ValueError(f"expected temperature > 0, got temperature={self.temperature}")
+        checks.real("alpha", self.alpha, least=0, most=1)
+        checks.real("temperature", self.temperature, above=0)
+        checks.flag("teacher_learns", self.teacher_learns)
         if self.alpha == 1 and not self.teacher_learns:
             raise ValueError("with alpha=1.0 and teacher_learns=False no model would see a label")
         return self
@@ -78,6 +78,8 @@ def fjord(
     Sends: the slice of the cap down, its change up.
     """
     batches = Batches(batch_size, epochs, local_steps).checked()
+    if not isinstance(widths, Collection) or not len(widths):
+        raise ValueError(f"expected at least one width, got widths={widths!r}")
     for width in widths:
         check_width(width)
     if strange := set(widths_of(caps)) - set(widths):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_fm import checks
 from fedjax_fm.algorithms.by_width import Rates, by_width
 from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, train
 from fedjax_fm.algorithms.nested import Prefixes
@@ -52,6 +53,7 @@ def heterofl(
 
     Sends: the slice down, its change up.
     """
+    checks.flag("weighted", weighted)
     batches = Batches(batch_size, epochs, local_steps).checked()
 
     def local(width: float):

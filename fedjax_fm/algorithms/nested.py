@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
 from fedjax_fm.types import Tree
 
 
@@ -128,14 +128,14 @@ def nest(delta: Tree, rules: Mapping[str, tuple[Axis, ...]]) -> Prefixes:
 
 def kept(size: int, width: float) -> int:
     """ceil(width * size), at least 1; rounding of a width does not count, in f32 neither: 0.7 * 10 is 7, not 8."""
+    checks.whole("size", size, least=0)
     check_width(width)
     return max(math.ceil(width * size * (1 - 1e-7)), 1)
 
 
 def check_width(width: float) -> None:
-    """ValueError unless 0 < width <= 1."""
-    if not 0 < width <= 1:
-        raise ValueError(f"expected 0 < width <= 1, got width={width}")
+    """An error unless 0 < width <= 1."""
+    checks.real("width", width, above=0, most=1)
 
 
 def _check_rule(rule: str, axes: tuple[Axis, ...], name: str, shape: tuple[int, ...]) -> None:
@@ -146,6 +146,7 @@ def _check_rule(rule: str, axes: tuple[Axis, ...], name: str, shape: tuple[int, 
         )
     for axis, size in zip(axes, shape, strict=True):
         if isinstance(axis, Groups):
+            checks.whole("n", axis.n)
             if axis.n < 1 or size % axis.n:
                 raise ValueError(f"rule {rule!r}: {size} entries of {name} {list(shape)} do not divide into {axis}")
         elif axis not in (None, "width", "labels"):

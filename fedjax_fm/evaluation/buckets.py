@@ -1,8 +1,10 @@
 """Rows of like length together, so that short texts cost what they use and every width compiles once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+
+from fedjax_fm import checks
 
 
 def length_batches(
@@ -24,3 +26,21 @@ def length_batches(
         for start in range(0, len(of_width), batch_size):
             rows = of_width[start : start + batch_size]
             yield int(width), rows, np.resize(rows, batch_size)
+
+
+def split_rows(values: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """Each client's part of `values` [n, ...], in which the clients' rows come one after the other.
+
+    Args:
+      sizes: rows of each client, n together.
+
+    Raises:
+      ValueError: sizes of another sum, or a client without rows, of which there is no mean.
+    """
+    for client, size in enumerate(sizes):
+        checks.whole(f"sizes[{client}]", size, least=0)
+    if sum(sizes) != len(values):
+        raise ValueError(f"the clients have {sum(sizes)} rows, the results {len(values)}")
+    if empty := [client for client, size in enumerate(sizes) if size == 0]:
+        raise ValueError(f"clients {empty} have no rows, and no mean over them: leave them out of sizes")
+    return np.split(values, np.cumsum(sizes)[:-1])

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm.evaluation.buckets import length_batches
+from fedjax_fm import checks
+from fedjax_fm.evaluation.buckets import length_batches, split_rows
 from fedjax_fm.types import Tree
 
 
@@ -33,7 +34,9 @@ class Evaluator:
     """
 
     def __init__(self, logits_fn: Callable, batch_size: int = 64, bucket: int = 8):
-        self.logits_fn, self.batch_size, self.bucket = logits_fn, batch_size, bucket
+        self.logits_fn = logits_fn
+        self.batch_size = checks.whole("batch_size", batch_size, least=1)
+        self.bucket = checks.whole("bucket", bucket, least=1)
 
         def score(params, input_ids, attention_mask, label):
             logits = logits_fn(params, input_ids, attention_mask)
@@ -62,7 +65,9 @@ class Evaluator:
 
 
 def by_client(results: Results, sizes: Sequence[int]) -> np.ndarray:
-    """Accuracy of each client, f64[clients], from results over the clients' rows one after the other."""
-    if sum(sizes) != len(results.correct):
-        raise ValueError(f"the clients have {sum(sizes)} rows, the results {len(results.correct)}")
-    return np.array([part.mean() for part in np.split(results.correct, np.cumsum(sizes)[:-1])])
+    """Accuracy of each client, f64[clients], from results over the clients' rows one after the other.
+
+    Raises:
+      ValueError: a client without rows, of which there is no accuracy; sizes that are not those of the results.
+    """
+    return np.array([part.mean() for part in split_rows(results.correct, sizes)])

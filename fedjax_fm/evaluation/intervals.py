@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_fm import checks
+
 LEVEL = 0.05  # of two-sided tests; intervals cover 1 - LEVEL
 
 
@@ -12,14 +14,16 @@ def student_t975(freedom: int) -> float:
     """97.5 % quantile of Student's t."""
     from scipy import stats  # takes half a second to import
 
-    if freedom < 1:
-        raise ValueError(f"expected at least 1 degree of freedom, got {freedom}")
+    checks.whole("freedom", freedom, least=1)
     return float(stats.t.ppf(1 - LEVEL / 2, freedom))
 
 
 def half_width(values: Sequence[float] | np.ndarray) -> float:
     """Half of the 95 % interval of the mean of independent values (seeds), Student's; infinite for a single one."""
+    values = _finite("values", values)
     n = len(values)
+    if not n:
+        raise ValueError("expected at least one value to take the interval of, got none")
     if n < 2:
         return float("inf")
     return float(student_t975(n - 1) * np.std(values, ddof=1) / np.sqrt(n))
@@ -107,14 +111,23 @@ def paired_examples(a: np.ndarray, b: np.ndarray) -> Comparison:
     return _paired(a, b, "examples")
 
 
+def _finite(name: str, values) -> np.ndarray:
+    """f64 of numbers or bools; NaN and infinity have no interval, and no verdict either."""
+    array = np.asarray(values)
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
+        raise TypeError(f"expected {name} as numbers, got {array.dtype}{list(array.shape)}")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} is not finite at {np.flatnonzero(~np.isfinite(array)).tolist()}")
+    return array
+
+
 def _paired(a, b, over: str) -> Comparison:
     from scipy import stats
 
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a, b = _finite("a", a), _finite("b", b)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(f"pairs need two vectors of equal length, got shapes {a.shape} and {b.shape}")
-    if not np.isfinite(a).all() or not np.isfinite(b).all():
-        raise ValueError(f"pairs need finite scores, got {a.tolist()[:8]} and {b.tolist()[:8]}")
     differences = a - b
     mean, n = float(differences.mean()), len(differences)
     if n == 1:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_fm.evaluation.buckets import length_batches
+from fedjax_fm import checks
+from fedjax_fm.evaluation.buckets import length_batches, split_rows
 from fedjax_fm.types import Tree
 
 
@@ -32,7 +33,8 @@ class PerplexityEvaluator:
     """
 
     def __init__(self, losses_fn: Callable, batch_size: int = 8, bucket: int = 32):
-        self.batch_size, self.bucket = batch_size, bucket
+        self.batch_size = checks.whole("batch_size", batch_size, least=1)
+        self.bucket = checks.whole("bucket", bucket, least=1)
 
         def score(params, batch):
             losses, mask = losses_fn(params, batch)
@@ -57,9 +59,14 @@ class PerplexityEvaluator:
 
 
 def perplexity_by_client(losses: TokenLosses, sizes: Sequence[int]) -> np.ndarray:
-    """f64[clients], from losses over the clients' rows one after the other."""
-    if sum(sizes) != len(losses.nll):
-        raise ValueError(f"the clients have {sum(sizes)} rows, the losses {len(losses.nll)}")
-    places = np.cumsum(sizes)[:-1]
-    pairs = zip(np.split(losses.nll, places), np.split(losses.tokens, places), strict=True)
-    return np.array([np.exp(nll.sum() / tokens.sum()) for nll, tokens in pairs])
+    """f64[clients], from losses over the clients' rows one after the other.
+
+    Raises:
+      ValueError: a client without rows, or without a token that counts; sizes that are not those of the losses.
+    """
+    nll = np.array([rows.sum() for rows in split_rows(losses.nll, sizes)])
+    tokens = np.array([rows.sum() for rows in split_rows(losses.tokens, sizes)])
+    if not tokens.all():
+        silent = np.flatnonzero(tokens == 0).tolist()
+        raise ValueError(f"clients {silent} have no token that counts, and no perplexity: leave them out")
+    return np.exp(nll / tokens)

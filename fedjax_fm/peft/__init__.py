@@ -8,7 +8,7 @@ from fedjax_fm.peft.folder import AdapterError, load_pretrained, save_pretrained
 from fedjax_fm.peft.ia3 import ia3
 from fedjax_fm.peft.layers import on_layers
 from fedjax_fm.peft.lora import LoRALinear, lora
-from fedjax_fm.peft.lora_sb import first_gradients, lora_sb
+from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb, lora_xs
 from fedjax_fm.peft.merge import merge, unmerge
 from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
@@ -26,6 +26,7 @@ __all__ = [
     "combine",
     "dora",
     "first_gradients",
+    "first_updates",
     "full",
     "head",
     "houlsby",
@@ -33,6 +34,7 @@ __all__ = [
     "load_pretrained",
     "lora",
     "lora_sb",
+    "lora_xs",
     "merge",
     "on_layers",
     "p_tuning_v2",

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from fedjax_fm import checks
 from fedjax_fm.engine.keys import Purpose, derive
-from fedjax_fm.systems.profile import Profile
+from fedjax_fm.systems.profile import Profile, numbers_of_clients
 from fedjax_fm.types import Sampler
 
 
@@ -54,13 +55,17 @@ def asynchronous(
     References:
       Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, 2021, arXiv 2106.06639, algorithm 1.
     """
-    n = len(seconds)
-    if not (buffer_size >= 1 and concurrency >= 1 and concurrency + buffer_size <= n and rounds >= 1):
+    checks.whole("rounds", rounds, least=1)
+    checks.whole("buffer_size", buffer_size, least=1)
+    checks.whole("concurrency", concurrency, least=1)
+    checks.whole("seed", seed, least=0)
+    n = len(profile.checked().seconds_per_step)
+    seconds = numbers_of_clients("seconds", seconds, n)
+    if concurrency + buffer_size > n:
         raise ValueError(
-            f"expected buffer_size >= 1, concurrency >= 1, rounds >= 1 and concurrency + buffer_size <= {n} clients (nobody "
-            f"is at work or in a buffer twice), got {buffer_size}, {concurrency}, {rounds}"
+            f"expected concurrency + buffer_size <= {n} clients (nobody is at work or in a buffer twice), "
+            f"got concurrency={concurrency}, buffer_size={buffer_size}"
         )
-    profile.checked()
     rng = np.random.default_rng(seed)
     queue: list[tuple[float, int, float]] = []  # (arrival, client, start)
     busy = np.zeros(n, bool)  # at work, or in the buffer that is being filled
@@ -97,6 +102,9 @@ def synchronous_seconds(sampler: Sampler, seed: int, rounds: int, seconds: np.nd
       sampler, seed: those of the simulator; its cohorts are drawn again.
       seconds: f64[N], see `client_seconds`.
     """
+    checks.whole("seed", seed, least=0)
+    checks.whole("rounds", rounds, least=0)
+    seconds = numbers_of_clients("seconds", seconds)
     key, state, ends = jax.random.key(seed), sampler.init(), []
     draw = jax.jit(sampler.draw)
     for index in range(rounds):

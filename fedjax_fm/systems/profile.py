@@ -1,8 +1,10 @@
 """How fast clients' machines are."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from fedjax_fm import checks
 
 
 class Profile(NamedTuple):
@@ -16,21 +18,21 @@ class Profile(NamedTuple):
     period: float = 3600.0  # seconds
 
     def checked(self) -> "Profile":
-        """Self, or ValueError naming the field that makes no sense."""
+        """Self, or an error naming the field that makes no sense."""
         n = len(self.seconds_per_step)
-        for name in ("seconds_per_step", "down", "up", "latency"):
-            value = np.asarray(getattr(self, name))
-            low_ok = (value >= 0).all() if name in ("seconds_per_step", "latency") else (value > 0).all()
-            if value.shape != (n,) or not np.isfinite(value).all() or not low_ok:
-                raise ValueError(f"expected {name} as {n} finite numbers, positive ones for bandwidths, got {value!r}")
-        if self.online is not None and (
-            self.online.ndim != 2 or len(self.online) != n or not self.online.any(axis=1).all()
-        ):
-            raise ValueError(
-                f"expected online as bool[{n}, periods] with a period for every client, got {self.online.shape}"
-            )
-        if not self.period > 0:
-            raise ValueError(f"expected period > 0, got {self.period}")
+        for name in ("seconds_per_step", "latency"):
+            numbers_of_clients(name, getattr(self, name), n)
+        for name in ("down", "up"):
+            numbers_of_clients(name, getattr(self, name), n, positive=True)
+        if self.online is not None:
+            online = np.asarray(self.online)
+            whole = online.dtype == bool and online.ndim == 2 and len(online) == n
+            if not whole or not online.any(axis=1).all():
+                raise ValueError(
+                    f"expected online as bool[{n}, periods] with a period for every client, "
+                    f"got {online.dtype}{list(online.shape)}"
+                )
+        checks.real("period", self.period, above=0)
         return self
 
     def may_start(self, client: int, second: float) -> float:
@@ -45,10 +47,28 @@ class Profile(NamedTuple):
         raise AssertionError("checked() lets nobody without a period through")
 
 
+def numbers_of_clients(name: str, values: Any, n: int | None = None, *, positive: bool = False) -> np.ndarray:
+    """f64[n] of `values`, one finite number >= 0 (> 0 with `positive`) for each client.
+
+    Raises:
+      ValueError: another shape, no numbers, NaN, infinity, below the bound: named with `name`.
+    """
+    array = np.asarray(values)
+    is_real = np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
+    right_shape = array.ndim == 1 and (n is None or len(array) == n)
+    if not is_real or not right_shape or not np.isfinite(array).all() or (array < 0).any() or (positive and 0 in array):
+        many = "one finite number for each client" if n is None else f"{n} finite numbers"
+        raise ValueError(f"expected {name} as {many}, {'> 0' if positive else '>= 0'}, got {name}={values!r}")
+    return array.astype(np.float64)
+
+
 def client_seconds(profile: Profile, n_steps: np.ndarray, bytes_down: int, bytes_up: int) -> np.ndarray:
     """f64[N]: T_down + T_comp + T_up of every client, transfers being bytes / bandwidth + latency."""
+    checks.real("bytes_down", bytes_down, least=0)
+    checks.real("bytes_up", bytes_up, least=0)
+    n_steps = numbers_of_clients("n_steps", n_steps, len(profile.seconds_per_step))
     transfer = bytes_down / profile.down + bytes_up / profile.up + 2 * profile.latency
-    return transfer + np.asarray(n_steps) * profile.seconds_per_step
+    return transfer + n_steps * profile.seconds_per_step
 
 
 def log_normal_profile(
@@ -62,6 +82,12 @@ def log_normal_profile(
 ) -> Profile:
     """Medians as given, log-normal between clients with standard deviation `spread` of the logarithm; uploads at a
     quarter of the downloads' bandwidth. Synthetic: no measured devices."""
+    checks.whole("n_clients", n_clients, least=1)
+    checks.whole("seed", seed, least=0)
+    checks.real("seconds_per_step", seconds_per_step, least=0)
+    checks.real("bandwidth", bandwidth, above=0)
+    checks.real("latency", latency, least=0)
+    checks.real("spread", spread, least=0)
     rng = np.random.default_rng(seed)
     draw = lambda median: median * np.exp(spread * rng.standard_normal(n_clients))
     down = draw(bandwidth)

@@ -229,7 +229,7 @@ def test_public_examples_are_drawn_anew_each_round():
 
 def test_what_cannot_be():
     for how, word in (
-        ({"n_public": N + 1}, f"n_public <= {N}"),
+        ({"n_public": N + 1}, f"n_public <= {N}, got n_public={N + 1}"),
         ({"n_classes": 0}, "n_classes >= 1"),
         ({"digest_epochs": -1}, "digest_epochs >= 0"),
         ({"start_epochs": -1}, "start_epochs >= 0"),

@@ -30,7 +30,7 @@ from fedjax_fm.algorithms.lora_rules.factors import Pair, product, product_norm,
 from fedjax_fm.algorithms.lora_rules.flexlora import truncated_svd
 
 RULES = {name: {} for name in lora_rules.__all__ if name not in ("effective_backbone", "fedsa_delta")}
-RULES["hetlora"] = {"gamma": 1.0}
+RULES["hetlora"] = {"gamma": 1.0, "tail_penalty": 0.0}
 FIXED = {  # leaves that stay in odd and even rounds
     "ffa_lora": (("lora_a",), ("lora_a",)),
     "rolora": (("lora_a",), ("lora_b",)),
@@ -160,7 +160,7 @@ def test_the_factor_that_is_fixed_stays_to_the_bit():
 
 
 def test_hetlora_weighs_by_the_norm_of_the_product():
-    one, state, _ = simulated("hetlora", MIXED, gamma=1.0)
+    one, state, _ = simulated("hetlora", MIXED, gamma=1.0, tail_penalty=0.0)
     found = ends(state.delta, one.backbone, MIXED)
     state, _ = one.run(state, 1)
     close(state.delta["head"], mean(found)["head"])
@@ -184,8 +184,8 @@ def test_hetlora_with_equal_ranks_and_norms_is_uniform_fedit():
         return jax.tree.map(jnp.subtract, split({**whole, "head": delta["head"]}), split(delta))
 
     sent, results = [turned() for _ in range(5)], []
-    for rule in (lora_rules.hetlora, lora_rules.fedit):
-        algorithm = rule(ffm.Task(loss), optax.sgd(RATE), **HOW)
+    for rule, how in ((lora_rules.hetlora, {"tail_penalty": 0.1}), (lora_rules.fedit, {})):
+        algorithm = rule(ffm.Task(loss), optax.sgd(RATE), **HOW, **how)
         exchange = algorithm.exchanges[0]
         server = algorithm.init(delta, jax.random.key(0), setting)
         lift = jax.jit(exchange.reduce.lift)

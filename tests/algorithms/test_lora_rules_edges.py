@@ -1,5 +1,7 @@
 """LoRA rules off the beaten path: residuals as factors, missed rounds, pruning, channels, refusals."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +122,7 @@ def test_lossy_channels_carry_mixed_ranks(name):
 def test_a_round_to_which_nobody_came_changes_nothing(name):
     """The server's step on a sum over nobody; FLoRA starts anew, from B = 0, so its delta adds nothing before either."""
     how = {"scaling": SCALING} if name in ("fedex_lora", "flora") else {}
+    how |= {"tail_penalty": 0.1} if name == "hetlora" else {}
     algorithm = getattr(lora_rules, name)(TASK, OPTIMIZER, ranks=MIXED, **HOW, **how)
     delta, backbone = make_trees()
     if name == "flora":
@@ -157,7 +160,7 @@ def test_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match=r"whole number >= 1.*\[0, 2\]"):
         lora_rules.fedit(TASK, OPTIMIZER, ranks=[0, 2], **HOW)
     with pytest.raises(ValueError, match=r"gamma=1\.5"):
-        lora_rules.hetlora(TASK, OPTIMIZER, gamma=1.5, **HOW)
+        lora_rules.hetlora(TASK, OPTIMIZER, gamma=1.5, tail_penalty=0.1, **HOW)
     with pytest.raises(ValueError, match="tail_penalty=-1"):
         lora_rules.hetlora(TASK, OPTIMIZER, tail_penalty=-1, **HOW)
     init = lambda rule, delta, n, **how: rule(TASK, OPTIMIZER, **HOW, **how).init(delta, None, ffm.Setting(n, n))
@@ -169,6 +172,18 @@ def test_impossible_arguments_are_refused():
         init(lora_rules.fedit, {"w": jnp.zeros(3)}, 2)
     with pytest.raises(ValueError, match=r"leaves lora_r.*outer\.lora_a"):
         init(lora_rules.fed_sb, make_trees()[0], 2)
+
+
+def test_hetlora_does_not_run_without_its_regulariser_unless_told_so():
+    with pytest.raises(TypeError, match="tail_penalty"):
+        lora_rules.hetlora(TASK, OPTIMIZER, **HOW)
+
+
+@pytest.mark.parametrize("name", ["fedit", "ffa_lora", "fedsa_lora", "rolora", "fedex_lora", "fed_sb"])
+def test_rules_say_where_ranks_that_differ_are_not_the_papers(name):
+    """FedIT pads them, a baseline of later papers; the others are defined for one rank only."""
+    said = " ".join((getattr(lora_rules, name).__doc__ or "").split())
+    assert re.search(r"[Rr]anks that differ,?( which)? are not the paper's", said)
 
 
 def test_quantised_layers_cannot_take_a_residual_in():

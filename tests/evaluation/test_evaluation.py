@@ -106,11 +106,6 @@ def test_a_family_is_corrected_once():
         holm(some)
 
 
-def test_scores_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match=r"pairs need finite scores, got \[nan, 1.0\]"):
-        paired_seeds(np.array([np.nan, 1.0]), np.zeros(2))
-
-
 def test_intervals_cover_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(0)
     hits = 0

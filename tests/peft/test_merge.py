@@ -8,14 +8,14 @@ from flax import nnx
 from fedjax_fm import models, peft
 from fedjax_fm.models.quantized import Q4Linear
 from fedjax_fm.peft.lora import LoRALinear
-from fedjax_fm.peft.lora_sb import lora_sb
+from fedjax_fm.peft.lora_sb import lora_xs
 
 METHODS = {
     "lora": peft.lora(2, 6, targets=["query", "value"]),
     "rslora": peft.lora(3, targets=["output.dense"], use_rslora=True),
     "shared": peft.lora(2, targets=["query"], share_a=True),
     "dora": peft.dora(2, targets=["query", "intermediate.dense"]),
-    "lora-sb": lora_sb(2, targets=["query"]),
+    "lora-xs": lora_xs(2, targets=["query"]),
     "ia3": peft.ia3(),
     "ia3 of lora": peft.combine(peft.ia3(), peft.lora(2, targets=["key", "output.dense"])),
     "lora beside ia3": peft.combine(peft.lora(2, targets=["key"]), peft.ia3()),

@@ -112,8 +112,12 @@ def checked_ranks(ranks: Ranks) -> np.ndarray | None:
     """i32[clients], the rank of each; None means that all have the delta's."""
     if ranks is None:
         return None
-    checked = np.asarray(ranks)
-    if checked.ndim != 1 or not len(checked) or not np.issubdtype(checked.dtype, np.integer) or checked.min() < 1:
+    try:
+        checked = np.asarray(ranks)
+    except ValueError:  # lists of several lengths
+        checked = np.zeros(())
+    whole = checked.ndim == 1 and len(checked) > 0 and np.issubdtype(checked.dtype, np.integer)
+    if not whole or checked.min() < 1 or checked.max() > np.iinfo(np.int32).max:
         raise ValueError(f"expected ranks to be one whole number >= 1 a client, got ranks={ranks}")
     return checked.astype(np.int32)
 

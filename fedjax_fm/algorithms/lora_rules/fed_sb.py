@@ -1,8 +1,9 @@
 """Fed-SB: A Silver Bullet for Extreme Communication Efficiency and Performance in (Private) Federated LoRA Fine-Tuning.
 
 Singhal, Ponkshe, Vartak, Varshney, Vepakomma, 2025, arXiv 2502.15436. W + s B R A with B and A fixed and common; only
-the small square R is trained (`peft.lora_sb`).
+the small square R is trained (`peft.lora_sb`, which also makes the paper's start).
 
+    start:   dW = -eta sign(sum of gradients) ~ U S V^T;  B = U,  R = S / s,  A = V^T
     client:  R_k <- local steps from the first r_k rows and columns of R
     server:  R <- sum_k p_k R_k,   so that B R A = sum_k p_k B R_k A exactly
 """
@@ -42,10 +43,16 @@ def fed_sb(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Averages R, the leaves named `lora_r` [..., r, r]; arguments as `fedit`.
+    """Averages R, the leaves named `lora_r` [..., r, r], from where they start; arguments as `fedit`.
+
+    The delta comes from `peft.lora_sb`. The authors take its gradients from the clients' pooled data, before training
+    and without noise: where privacy is promised, take public examples. A, B and that step are not billed.
 
     Sends r_k^2 numbers a layer each way, and the other trained leaves. Noise added to R enters the update once and
     linearly, on r^2 numbers.
+
+    Ranks that differ are not the paper's. As in `fedit`, what a client does not have counts as zero, so that entries
+    of R that few clients train shrink every round, the start's too.
     """
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_fm import checks
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules import residual as residuals
 from fedjax_fm.algorithms.lora_rules.factors import (
@@ -58,11 +59,15 @@ def fedex_lora(
       most_clients: of a round; None means the cohort size. A larger cohort stops the run.
 
     The effective weights after a round are the mean of the clients', weighted by examples (the authors' code: uniform).
-    With ranks that differ this holds for the delta's full rank; a client of smaller rank starts from its first rows.
+    With ranks that differ, which are not the paper's, this holds for the delta's full rank; a client of smaller rank starts
+    from its first rows.
 
     Sends r_k (d_in + d_out) numbers a layer each way, and down the residual of rank at most R = sum_k r_k (plus a row
     for each that some client lacks): min(R (d_in + d_out), d_in d_out), the shape decides which. See `residual.py`.
     """
+    checks.real("scaling", scaling, above=0)
+    if most_clients is not None:
+        checks.whole("most_clients", most_clients, least=1)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

@@ -34,7 +34,7 @@ def fedit(
     """Averages A and B apart from each other, by examples (or the task's weights).
 
     Args:
-      ranks: i32[clients], at most the delta's; None gives all clients the delta's.
+      ranks: i32[clients], at most the delta's; None gives all clients the delta's. Ranks that differ are not the paper's.
 
     Sends r_k (d_in + d_out) numbers a layer each way, and the other trained leaves. With equal ranks it is `fedavg`.
     """

@@ -47,6 +47,9 @@ def fedsa_lora(
     """Shares A; arguments as `fedit`. A client's own model is `fedsa_delta(state.delta, its client state)`.
 
     Sends r_k d_in numbers a layer each way, and the other trained leaves; nothing of B.
+
+    Ranks that differ are not the paper's, which gives all clients one rank. Here rows of A beyond a client's rank count as
+    zero in the mean, as in `fedit`, so that rows that few clients train shrink every round; a client's own B has its rank.
     """
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)

@@ -41,7 +41,9 @@ def ffa_lora(
     """Trains B only; arguments as `fedit`.
 
     Sends r_k d_out numbers a layer each way, and the other trained leaves; clients draw A from the shared seed. Noise
-    added to B enters the update once and linearly (METHODS 48).
+    added to B enters the update once and linearly.
+
+    Ranks that differ are not the paper's; what a client does not have counts as zero, as in `fedit`.
     """
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)

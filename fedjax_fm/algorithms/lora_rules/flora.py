@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm import checks
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules import residual as residuals
 from fedjax_fm.algorithms.lora_rules.factors import (
@@ -58,6 +59,9 @@ def flora(
     Sends up r_k (d_in + d_out) numbers a layer, down sum_k r_k (d_in + d_out) of the last round's clients, which grows
     with the cohort; the other trained leaves are averaged and travel both ways. See `residual.py`.
     """
+    checks.real("scaling", scaling, above=0)
+    if most_clients is not None:
+        checks.whole("most_clients", most_clients, least=1)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm import checks
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
@@ -46,7 +47,7 @@ def hetlora(
     *,
     ranks: Ranks = None,
     gamma: float = 0.99,
-    tail_penalty: float = 0.0,
+    tail_penalty: float,
     epochs: int | None = None,
     local_steps: int | None = None,
     batch_size: int,
@@ -56,15 +57,16 @@ def hetlora(
     Args:
       ranks: at the start; None gives all clients the delta's.
       gamma: 0 < gamma <= 1, the share of its rows that a client keeps when it prunes, at least one row; 1 never prunes.
-      tail_penalty: lambda, a norm's worth of loss; it is part of the reported loss.
+      tail_penalty: lambda, what a unit of the tail's norm costs; it is part of the reported loss. It has no default, as
+        it depends on the loss and the factors' sizes. With 0 nothing drives tails towards zero and clients prune by the
+        chance of their training: that is not HetLoRA, only its average.
 
     The client state is its rank i32[], 0 before its first round. Sends r_k (d_in + d_out) numbers a layer each way;
     the rank itself is the height of the message and not billed.
     """
-    if not 0 < gamma <= 1:
-        raise ValueError(f"expected 0 < gamma <= 1, got gamma={gamma}")
-    if tail_penalty < 0:
-        raise ValueError(f"expected tail_penalty >= 0, got tail_penalty={tail_penalty}")
+    checks.real("gamma", gamma, above=0, most=1)
+    checks.real("tail_penalty", tail_penalty, least=0)
+    is_free = not isinstance(tail_penalty, jax.Array) and tail_penalty == 0  # a sweep's is an array without a number
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 
@@ -81,7 +83,7 @@ def hetlora(
             rank = current_rank(message.trained, state, data.id)
             kept = jnp.maximum(jnp.floor(gamma * rank), 1).astype(jnp.int32)
             tail = lambda factors: tail_norm(factors, kept)
-            penalty = None if tail_penalty == 0 else lambda factors: tail_penalty * tail(factors)
+            penalty = None if is_free else lambda factors: tail_penalty * tail(factors)
             work = train_factors(task, client_optimizer, mine, backbone, data, key, penalty)
             rank = jnp.where(tail(work.end) < tail(work.start), kept, rank)
             return ClientOutput(cut_pairs(plain(work.change), rank), work.weight, rank, work.metrics)

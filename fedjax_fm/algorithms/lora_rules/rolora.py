@@ -51,6 +51,8 @@ def rolora(
 
     Sends, a layer: up the factor that is trained, r_k d_out or r_k d_in; down the one that the round before changed,
     half of `fedit` either way. A client that missed a round fetches both. The other trained leaves travel always.
+
+    Ranks that differ are not the paper's; what a client does not have counts as zero, as in `fedit`.
     """
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)

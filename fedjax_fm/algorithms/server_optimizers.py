@@ -1,0 +1,119 @@
+"""The server optimizers of Adaptive Federated Optimization: FedAdagrad, FedYogi and FedAdam, as optax transformations.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, 2020, arXiv 2003.00295, algorithm 2. With Delta_t the
+mean of the clients' changes (end - start), m_{-1} = 0 and v_{-1} = tau^2:
+
+    m_t = b1 m_{t-1} + (1 - b1) Delta_t
+    v_t = v_{t-1} + Delta_t^2                                                FedAdagrad
+    v_t = v_{t-1} - (1 - b2) Delta_t^2 sign(v_{t-1} - Delta_t^2)             FedYogi
+    v_t = b2 v_{t-1} + (1 - b2) Delta_t^2                                    FedAdam
+    x_{t+1} = x_t + eta m_t / (sqrt(v_t) + tau)
+
+optax's optimizers of these names are others: they correct the moments' bias, start v elsewhere, and their epsilons are
+smaller by orders of magnitude, which tau, the degree of adaptivity, is not meant to be.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_fm import checks
+from fedjax_fm.types import Tree
+
+SecondMoment = Callable[[jax.Array, jax.Array], jax.Array]  # (v, Delta^2) -> the next v
+
+
+class MomentsState(NamedTuple):
+    """What the server remembers."""
+
+    first: Tree  # m, of -Delta, as optax hands over gradients
+    second: Tree  # v
+
+
+def adagrad(
+    learning_rate: Any, *, b1: float = 0.0, tau: float = 1e-3, initial: float | None = None
+) -> optax.GradientTransformation:
+    """FedAdagrad's server step.
+
+    Args:
+      learning_rate: eta > 0, or an optax schedule of the number of updates.
+      b1: of the first moment, 0 <= b1 < 1; the paper's experiments have 0.
+      tau: > 0, the degree of adaptivity; the smaller, the more.
+      initial: v_{-1}, at least 0; None is the paper's least, tau^2.
+
+    References:
+      Reddi et al., 2020, arXiv 2003.00295, algorithm 2; defaults: appendix D.
+    """
+    return _server_optimizer(learning_rate, lambda v, square: v + square, b1, tau, initial)
+
+
+def yogi(
+    learning_rate: Any, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float | None = None
+) -> optax.GradientTransformation:
+    """FedYogi's server step: v moves by at most (1 - b2) Delta^2, up or down.
+
+    Args:
+      b2: of the second moment, 0 <= b2 < 1.
+      learning_rate, b1, tau, initial: as in `adagrad`.
+
+    References:
+      Reddi et al., 2020, arXiv 2003.00295, algorithm 2; defaults: appendix D.
+    """
+    checks.real("b2", b2, least=0, below=1)
+    return _server_optimizer(
+        learning_rate, lambda v, square: v - (1 - b2) * square * jnp.sign(v - square), b1, tau, initial
+    )
+
+
+def adam(
+    learning_rate: Any, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float | None = None
+) -> optax.GradientTransformation:
+    """FedAdam's server step, without bias correction.
+
+    Args:
+      learning_rate, b1, b2, tau, initial: as in `yogi`.
+
+    References:
+      Reddi et al., 2020, arXiv 2003.00295, algorithm 2; defaults: appendix D. The paper's listing takes the clients'
+      plain mean as Delta; `fedavg` weighs them by examples.
+
+    Example:
+      >>> import optax
+      >>> from fedjax_fm.algorithms import server_optimizers
+      >>> optimizer = server_optimizers.adam(0.1)  # goes to `fedavg(task, client_optimizer, optimizer, ...)`
+      >>> state = optimizer.init(jnp.zeros(1))
+      >>> updates, state = optimizer.update(jnp.ones(1), state)  # the mean of start - end
+      >>> [round(float(update), 4) for update in updates]  # -0.1 * 0.1 / (sqrt(0.01 + 0.99e-6) + 0.001)
+      [-0.099]
+    """
+    checks.real("b2", b2, least=0, below=1)
+    return _server_optimizer(learning_rate, lambda v, square: b2 * v + (1 - b2) * square, b1, tau, initial)
+
+
+def _server_optimizer(
+    learning_rate: Any, second_moment: SecondMoment, b1: float, tau: float, initial: float | None
+) -> optax.GradientTransformation:
+    """Algorithm 2 with one of its three second moments."""
+    if not callable(learning_rate):
+        checks.real("learning_rate", learning_rate, above=0)
+    checks.real("b1", b1, least=0, below=1)
+    checks.real("tau", tau, above=0)
+    if initial is not None:
+        checks.real("initial", initial, least=0)
+
+    def init(params):
+        first = jax.tree.map(jnp.zeros_like, params)
+        start = tau**2 if initial is None else initial
+        return MomentsState(first, jax.tree.map(lambda x: jnp.full_like(x, start), params))
+
+    def update(updates, state, params=None):
+        first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, updates)
+        second = jax.tree.map(lambda v, g: second_moment(v, g * g), state.second, updates)
+        step = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + tau), first, second)
+        return step, MomentsState(first, second)
+
+    adaptive = optax.GradientTransformation(init, update)
+    return optax.chain(adaptive, optax.scale_by_learning_rate(learning_rate))

@@ -1,0 +1,295 @@
+"""No hyper-parameter of a factory is NaN, a text, a bool for a number or a number for a bool: factories x bad values."""
+
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from bad_values import Row, cases, is_refused, unlisted
+from mlp_problem import mlp_loss
+from split_problem import split
+from two_architectures import CLASSES, GROUPS, architectures, make_public
+from width_models import mlp
+
+import fedjax_fm as ffm
+from fedjax_fm import directions, evaluation, systems
+from fedjax_fm.algorithms import distillation, lora_rules, nested, server_optimizers
+from fedjax_fm.algorithms.by_width import widths_of
+from fedjax_fm.algorithms.fedbuff import polynomial_staleness
+from fedjax_fm.algorithms.feddf import Validation, feddf
+from fedjax_fm.algorithms.fedkseed import replay as fedkseed_replay
+from fedjax_fm.algorithms.fedpm import signed_constants as fedpm_constants
+from fedjax_fm.algorithms.fedpm import threshold_masks as fedpm_masks
+from fedjax_fm.algorithms.fjord import Distillation, fjord
+from fedjax_fm.evaluation import intervals
+from fedjax_fm.population import samplers
+
+TASK, SGD = ffm.Task(mlp_loss), optax.sgd(0.1)
+WALK = {"local_steps": 2, "batch_size": 4}
+RULE = {"task": TASK, "client_optimizer": SGD, **WALK}
+MODEL = mlp()
+NARROW = {"task": ffm.Task(MODEL.loss), "client_optimizer": SGD, "prefixes": MODEL.prefixes, **WALK}
+SHARED = {"architectures": architectures(), "groups": GROUPS, "public": make_public(), **WALK}
+PERSONAL = {"task": TASK, "personal_task": TASK, "client_optimizer": SGD, **WALK}
+SECONDS = np.ones(9)
+LOG = systems.Schedule(np.zeros((2, 2), np.int32), np.zeros((2, 2), np.int32), np.zeros((2, 2)), np.ones((2, 2)))
+PROFILE = systems.log_normal_profile(9, 0)
+
+
+def fjord_taught(alpha=1.0, temperature=1.0, teacher_learns=True):
+    teacher = Distillation(lambda *rest: None, alpha, temperature, teacher_learns)
+    return fjord(**NARROW, widths=(0.5, 1.0), caps=[1.0], distillation=teacher)
+
+
+def feddf_validated(every=1, patience=2):
+    return feddf(**SHARED, validation=Validation(make_public(), jnp.zeros(11, jnp.int32), every, patience))
+
+
+def groups_of(n=2):
+    return nested.nest({"w": jnp.zeros((4,))}, {"w": (nested.Groups(n),)})
+
+
+def profile(period=3600.0):
+    return PROFILE._replace(period=period).checked()
+
+
+def clock(**how):
+    return systems.asynchronous(PROFILE, SECONDS, **how)
+
+
+def rounds_end(seed=0, rounds=2):
+    return systems.synchronous_seconds(samplers.uniform(9, 3), seed, rounds, SECONDS)
+
+
+def work_seconds(bytes_down=1, bytes_up=1):
+    return systems.client_seconds(PROFILE, np.ones(9, int), bytes_down, bytes_up)
+
+
+def signed_constants(gain=math.e):
+    return fedpm_constants({"w": jnp.zeros((2, 3))}, jax.random.key(0), gain)
+
+
+def threshold_masks(threshold=0.5):
+    return fedpm_masks({"w": jnp.zeros(3)}, threshold)
+
+
+def replay(learning_rate=0.1):
+    master = jax.random.key_data(jax.random.key(0))
+    return fedkseed_replay(jnp.zeros(3), master, jnp.zeros(4), learning_rate)
+
+
+def perturb(scale=0.1):
+    return directions.perturb(jnp.zeros(3), jax.random.key(0), scale)
+
+
+def shift(scale=0.1):
+    return directions.shift(jnp.zeros(3), jax.random.key(0), scale)
+
+
+ADAPTIVE = {"b1": "real", "tau": "real", "initial": "real?", "learning_rate": "real"}
+ROWS = (
+    Row(ffm.algorithms.fedkseed, {"task": TASK, "learning_rate": 0.1}, {
+        "learning_rate": "real", "n_seeds": "whole", "epsilon": "real", "pro": "flag", "weighted": "flag",
+        "lazy": "flag", "history_clip": "real or infinite", "weight_decay": "real",
+    }),
+    Row(ffm.algorithms.fedpm, RULE, {"prior": "real", "reset_every": "whole?", "softening": "real"}),
+    Row(ffm.algorithms.fedmd, SHARED | {"n_classes": CLASSES}, {
+        "n_classes": "whole", "n_public": "whole?", "average": "choice", "digest_epochs": "whole",
+        "digest_batch_size": "whole", "start_epochs": "whole",
+    }),
+    Row(ffm.algorithms.feddf, SHARED, {"server_steps": "whole", "server_batch_size": "whole", "average": "choice"}),
+    Row(feddf_validated, {}, {"every": "whole", "patience": "whole"}),
+    Row(ffm.algorithms.feddpa_t, PERSONAL, {"mix": "real"}),
+    Row(ffm.algorithms.feddpa_f, PERSONAL | {"private_steps": 1}, {"mix": "real"}),
+    Row(ffm.algorithms.feddpa_f, PERSONAL | {"private_steps": 1}, {"private_steps": "whole?"}, "feddpa_f steps"),
+    Row(ffm.algorithms.feddpa_f, PERSONAL | {"private_epochs": 1}, {"private_epochs": "whole?"}, "feddpa_f epochs"),
+    Row(ffm.algorithms.heterofl, NARROW | {"rates": [1.0]}, {"weighted": "flag"}),
+    Row(fjord_taught, {}, {"alpha": "real", "temperature": "real", "teacher_learns": "flag"}),
+    Row(groups_of, {}, {"n": "whole"}),
+    Row(nested.kept, {"size": 4, "width": 0.5}, {"size": "whole", "width": "real"}),
+    Row(polynomial_staleness, {}, {"exponent": "real"}),
+    Row(signed_constants, {}, {"gain": "real"}),
+    Row(threshold_masks, {}, {"threshold": "real"}),
+    Row(replay, {}, {"learning_rate": "real"}),
+    Row(lora_rules.hetlora, RULE | {"tail_penalty": 0.1}, {"gamma": "real", "tail_penalty": "real"}),
+    Row(lora_rules.fedex_lora, RULE | {"scaling": 2.0}, {"scaling": "real", "most_clients": "whole?"}),
+    Row(lora_rules.flora, RULE | {"scaling": 2.0}, {"scaling": "real", "most_clients": "whole?"}),
+    Row(server_optimizers.adagrad, {"learning_rate": 0.1}, ADAPTIVE),
+    Row(server_optimizers.adam, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
+    Row(server_optimizers.yogi, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
+    Row(profile, {}, {"period": "real"}),
+    Row(clock, {"rounds": 2, "buffer_size": 2, "concurrency": 2, "seed": 0}, {
+        "rounds": "whole", "buffer_size": "whole", "concurrency": "whole", "seed": "whole",
+    }),
+    Row(rounds_end, {}, {"seed": "whole", "rounds": "whole"}),
+    Row(work_seconds, {}, {"bytes_down": "real", "bytes_up": "real"}),
+    Row(systems.log_normal_profile, {"n_clients": 3, "seed": 0}, {
+        "n_clients": "whole", "seed": "whole", "seconds_per_step": "real", "bandwidth": "real", "latency": "real",
+        "spread": "real",
+    }),
+    Row(perturb, {}, {"scale": "real"}),
+    Row(shift, {}, {"scale": "real"}),
+    Row(evaluation.Evaluator, {"logits_fn": print}, {"batch_size": "whole", "bucket": "whole"}),
+    Row(evaluation.PerplexityEvaluator, {"losses_fn": print}, {"batch_size": "whole", "bucket": "whole"}),
+    Row(intervals.student_t975, {"freedom": 3}, {"freedom": "whole"}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "parameter", "value"), cases(ROWS))
+def test_a_bad_value_is_refused_by_its_name(row, parameter, value):
+    is_refused(row, parameter, value)
+
+
+# Whoever walks data hands these to `Batches`; every factory that has them is in the table below.
+WALKS = {
+    "fedavg": RULE, "local_only": RULE, "fedpm": RULE, "heterofl": NARROW | {"rates": [1.0]},
+    "fjord": NARROW | {"widths": (0.5, 1.0), "caps": [1.0]}, "fedbuff": RULE | {"schedule": LOG},
+    "feddf": SHARED, "fedmd": SHARED | {"n_classes": CLASSES}, "feddpa_t": PERSONAL,
+    "feddpa_f": PERSONAL | {"private_steps": 1}, "fedkseed": {"task": TASK, "learning_rate": 0.1, **WALK},
+    "fedbert": {"split": split(), "client_optimizer": SGD, "server_optimizer": SGD, **WALK},
+    "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
+    "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
+}  # fmt: skip
+WALKED = {"epochs", "local_steps", "batch_size"}
+
+
+def factory(name):
+    return getattr(ffm.algorithms, name, None) or getattr(lora_rules, name)
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_how_a_client_walks_its_data_is_checked(name):
+    make, good = factory(name), WALKS[name]
+    make(**good)
+    bad = [("batch_size", 0), ("local_steps", 0)]
+    if "epochs" in inspect.signature(make).parameters:
+        bad.append(("epochs", 1))  # beside local_steps
+    for parameter, value in bad:
+        with pytest.raises(ValueError, match=f"{parameter}={value}"):
+            make(**{**good, parameter: value})
+
+
+ELSEWHERE = {"dp_fedavg", "AdaptiveClip"}  # tests/algorithms/test_dp_fedavg.py
+RESULTS = {"Comparison", "Results", "Schedule", "TokenLosses"}  # made by functions, not by people
+
+
+def public(module):
+    names = set(module.__all__) - ELSEWHERE - RESULTS
+    return [thing for thing in (getattr(module, name) for name in sorted(names)) if callable(thing)]
+
+
+def test_no_hyper_parameter_is_forgotten():
+    """A factory or a number that is new here fails until the table has it."""
+    factories = [*public(ffm.algorithms), *public(lora_rules), *public(systems), *public(evaluation)]
+    missing = unlisted(factories, [*ROWS, *(Row(factory(name), {}, dict.fromkeys(WALKED, "whole")) for name in WALKS)])
+    by_wrappers = {  # rows of the table under a function that has the other arguments
+        "Profile(period: <class 'float'>)", "asynchronous(", "synchronous_seconds(", "client_seconds("
+    }  # fmt: skip
+    assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
+
+
+# Values with axes ---------------------------------------------------------------------------------------------------
+
+STRANGE_RANKS = {
+    "a zero": [0, 2],
+    "a NaN": [1.0, math.nan],
+    "halves": [1.5, 2.5],
+    "bools": [True, True],
+    "texts": ["4", "8"],
+    "ragged": [[1, 2], [3]],
+    "one for all": 4,
+    "none": [],
+    "beyond 32 bits": [2**32 + 1, 2],  # would be narrowed to 1
+}
+
+
+@pytest.mark.parametrize("case", STRANGE_RANKS)
+@pytest.mark.parametrize(
+    "name", ["fedit", "ffa_lora", "fedsa_lora", "rolora", "flexlora", "fed_sb", "hetlora", "flora"]
+)
+def test_strange_ranks_are_refused(name, case):
+    with pytest.raises((TypeError, ValueError), match=r"ranks=.*"):
+        getattr(lora_rules, name)(**WALKS[name], ranks=STRANGE_RANKS[case])
+
+
+STRANGE_RATES = {
+    "NaN": [1.0, math.nan],
+    "a bool": [True, 0.5],
+    "a text": ["1.0", "0.5"],
+    "none": [],
+    "one for all": 0.5,
+    "ragged": [[1.0], [0.5, 0.5]],
+    "a share of NaN": {1.0: 0.5, 0.5: math.nan},
+    "an infinite share": {1.0: 0.5, 0.5: math.inf},
+    "a text as share": {1.0: "0.5"},
+    "a bool as share": {1.0: True},
+    "a text as width": {"1.0": 0.5},
+}
+
+
+@pytest.mark.parametrize("case", STRANGE_RATES)
+def test_strange_rates_are_refused(case):
+    with pytest.raises((TypeError, ValueError), match=r"width|rate|share"):
+        widths_of(STRANGE_RATES[case])
+
+
+@pytest.mark.parametrize("widths", [(math.nan, 1.0), (True,), ("1.0",), (), 1.0], ids=str)
+def test_strange_widths_are_refused(widths):
+    with pytest.raises((TypeError, ValueError), match="width"):
+        fjord(**NARROW, widths=widths, caps=[1.0])
+
+
+@pytest.mark.parametrize("groups", [[0.0, 1.0], [True, False], ["0", "1"], [[0], [1, 1]], [2**32, 1], []], ids=str)
+def test_strange_groups_are_refused(groups):
+    with pytest.raises((TypeError, ValueError), match=r"groups|architecture"):
+        distillation.checked_groups(groups, 2, make_public(), "logits")
+
+
+BAD_SECONDS = {
+    "NaN": np.full(9, math.nan),
+    "infinite": np.full(9, math.inf),
+    "negative": -np.ones(9),
+    "texts": np.array(["1"] * 9),
+    "bools": np.ones(9, bool),
+    "of other clients": np.ones(8),
+    "for one": 1.0,
+}
+
+
+@pytest.mark.parametrize("case", BAD_SECONDS)
+def test_strange_seconds_stop_the_clock(case):
+    """With NaN the queue of events would have no order, without a word."""
+    with pytest.raises((TypeError, ValueError), match="seconds"):
+        systems.asynchronous(PROFILE, BAD_SECONDS[case], rounds=2, buffer_size=2, concurrency=2, seed=0)
+
+
+@pytest.mark.parametrize("case", set(BAD_SECONDS) - {"of other clients"})
+def test_strange_seconds_do_not_add_up(case):
+    with pytest.raises((TypeError, ValueError), match="seconds"):
+        systems.synchronous_seconds(samplers.uniform(9, 3), 0, 2, BAD_SECONDS[case])
+
+
+@pytest.mark.parametrize("n_steps", [np.full(9, math.nan), -np.ones(9), np.ones(8), ["1"] * 9], ids=str)
+def test_strange_steps_take_no_time(n_steps):
+    with pytest.raises((TypeError, ValueError), match="n_steps"):
+        systems.client_seconds(PROFILE, n_steps, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("up", np.full(9, math.nan)),
+        ("latency", np.array(["0"] * 9)),
+        ("down", np.ones(9, bool)),
+        ("seconds_per_step", np.ones(8)),
+        ("online", np.full((9, 3), math.nan)),  # which is as good as True
+        ("online", np.ones((9, 3))),
+        ("online", np.ones((8, 3), bool)),
+    ],
+)
+def test_strange_profiles_are_refused(field, value):
+    with pytest.raises((TypeError, ValueError), match="expected"):
+        PROFILE._replace(**{field: value}).checked()
