@@ -4,11 +4,14 @@ At a vocabulary of 49,152 the logits of one position are 192 KiB in f32: 256 pos
 384 MiB, three times over with their gradient.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from fedjax_fm import checks
 
 IGNORED = -100  # the label that torch's cross_entropy ignores
 
@@ -25,11 +28,11 @@ def token_losses(
       chunk: positions whose logits exist at one time, forward and backward: chunk * V * 4 bytes. The backward
         pass computes them once more.
 
+    No more than one chunk's logits are held beside what the head itself holds: no chunk keeps a copy of its weights.
     Positions that count are moved to the front, and chunks without any are skipped: with the loss on answers only,
     the head is paid for answers only (but under `vmap`, where a condition computes both of its sides).
     """
-    if chunk < 1:
-        raise ValueError(f"expected chunk >= 1, got {chunk}")
+    checks.whole("chunk", chunk, least=1)
     if hidden.shape[:2] != labels.shape:
         raise ValueError(f"hidden {list(hidden.shape)} and labels {list(labels.shape)} differ in [B, T]")
     flat = labels.reshape(-1)
@@ -39,7 +42,6 @@ def token_losses(
     parts = jnp.pad(hidden.reshape(n, -1)[order], ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
     targets = jnp.pad(flat[order], (0, padding), constant_values=IGNORED).reshape(-1, chunk)
 
-    @jax.checkpoint
     def losses(part: jax.Array, targets: jax.Array) -> jax.Array:
         logits = head(part).astype(jnp.float32)
         ignored = targets == IGNORED
@@ -48,8 +50,13 @@ def token_losses(
         chosen = jnp.take_along_axis(logits, index[..., None], axis=-1, mode="fill")[..., 0]
         return jnp.where(ignored, 0.0, jax.nn.logsumexp(logits, axis=-1) - chosen)
 
+    def nothing(part: jax.Array, targets: jax.Array) -> jax.Array:
+        return jnp.zeros(targets.shape, jnp.float32)
+
+    # Around the condition, not inside of it: what a branch closes over is an output of the condition when it is
+    # differentiated, and the loop would keep a copy of the head for each chunk.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(_, some):
-        nothing = lambda part, targets: jnp.zeros(targets.shape, jnp.float32)
         return None, jax.lax.cond(jnp.any(some[1] != IGNORED), losses, nothing, *some)
 
     _, stacked = jax.lax.scan(step, None, (parts, targets))
