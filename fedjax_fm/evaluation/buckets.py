@@ -1,6 +1,6 @@
 """Rows of like length together, so that short texts cost what they use and every width compiles once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -13,13 +13,23 @@ def length_batches(
     """Yields (width, rows, padded): every row of `attention_mask` [n, T] once.
 
     Args:
-      attention_mask: 1 for real tokens, padded on the right.
+      attention_mask: not 0 for real tokens. Padding on the right makes short rows cheap; with padding elsewhere a row
+        is as wide as its last real token is far.
+      batch_size: rows a batch.
       bucket: widths are multiples of this, at most T.
+
+    Raises:
+      TypeError, ValueError: a mask that is not [n, T], a batch size or a bucket that is no whole number >= 1.
 
     `padded` repeats `rows` up to `batch_size`, so that the last batch of a width has the shape of the others: compute on
     it and keep the first len(rows) results.
     """
-    lengths = np.maximum(attention_mask.sum(axis=1), 2)  # a next-token loss needs two positions
+    check_batches(batch_size, bucket)
+    attention_mask = np.asarray(attention_mask)
+    if attention_mask.ndim != 2:
+        raise ValueError(f"expected attention_mask of shape [n, T], got {attention_mask.shape}")
+    ends = np.max((attention_mask != 0) * np.arange(1, attention_mask.shape[1] + 1), axis=1, initial=0)
+    lengths = np.maximum(ends, 2)  # a next-token loss needs two positions
     widths = np.minimum(-(-lengths // bucket) * bucket, attention_mask.shape[1])
     for width in np.unique(widths):
         of_width = np.flatnonzero(widths == width)
@@ -28,19 +38,46 @@ def length_batches(
             yield int(width), rows, np.resize(rows, batch_size)
 
 
-def split_rows(values: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-    """Each client's part of `values` [n, ...], in which the clients' rows come one after the other.
+def check_batches(batch_size: int, bucket: int) -> None:
+    """Raises unless both are whole numbers >= 1."""
+    checks.whole("batch_size", batch_size, least=1)
+    checks.whole("bucket", bucket, least=1)
 
-    Args:
-      sizes: rows of each client, n together.
+
+def check_rows(arrays: Mapping[str, np.ndarray]) -> int:
+    """Rows of all arrays.
 
     Raises:
-      ValueError: sizes of another sum, or a client without rows, of which there is no mean.
+      ValueError: no rows, or arrays of other lengths: rows that nobody scored would count as wrong.
     """
-    for client, size in enumerate(sizes):
-        checks.whole(f"sizes[{client}]", size, least=0)
-    if sum(sizes) != len(values):
-        raise ValueError(f"the clients have {sum(sizes)} rows, the results {len(values)}")
-    if empty := [client for client, size in enumerate(sizes) if size == 0]:
-        raise ValueError(f"clients {empty} have no rows, and no mean over them: leave them out of sizes")
-    return np.split(values, np.cumsum(sizes)[:-1])
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"expected arrays of equal length, one row an example, got lengths {lengths}")
+    n = next(iter(lengths.values()))
+    if n == 0:
+        raise ValueError("nothing to evaluate: the arrays have no rows")
+    return n
+
+
+def split_by_client(sizes: Sequence[int] | np.ndarray, n_rows: int, *arrays: np.ndarray) -> list[list[np.ndarray]]:
+    """Cuts arrays over the rows of all clients, one client after the other, into those of each.
+
+    Args:
+      sizes: rows of each client, 0 allowed; they add up to `n_rows`.
+      n_rows: rows of each array.
+
+    Returns:
+      For each array a list over the clients.
+
+    Raises:
+      TypeError, ValueError: sizes that are no whole numbers >= 0 or do not add up.
+    """
+    if isinstance(sizes, (str, bytes)) or np.ndim(sizes) != 1 or len(sizes) == 0:  # type: ignore[arg-type]
+        raise TypeError(f"expected sizes as a list, rows of each client, got sizes={sizes!r}")
+    for k, size in enumerate(sizes):
+        checks.whole(f"sizes[{k}]", size, least=0)
+    whole = [int(size) for size in sizes]
+    if sum(whole) != n_rows:
+        raise ValueError(f"the clients' sizes add up to {sum(whole)} rows, the results {n_rows}")
+    places = np.cumsum(whole)[:-1]
+    return [np.split(array, places) for array in arrays]

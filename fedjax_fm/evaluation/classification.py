@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm import checks
-from fedjax_fm.evaluation.buckets import length_batches, split_rows
+from fedjax_fm.evaluation.buckets import check_batches, check_rows, length_batches, split_by_client
+from fedjax_fm.population.values import checked_array
 from fedjax_fm.types import Tree
 
 
@@ -21,8 +21,8 @@ class Results(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Share of correct ones."""
-        return float(self.correct.mean())
+        """Share of correct ones; NaN without examples."""
+        return float(self.correct.mean()) if len(self.correct) else float("nan")
 
 
 class Evaluator:
@@ -31,12 +31,14 @@ class Evaluator:
     Args:
       batch_size: rows a call; the last batch of a bucket is padded with its first row.
       bucket: widths are rounded up to a multiple of this many tokens. One compile per width.
+
+    Raises:
+      TypeError, ValueError: a batch size or a bucket that is no whole number >= 1.
     """
 
     def __init__(self, logits_fn: Callable, batch_size: int = 64, bucket: int = 8):
-        self.logits_fn = logits_fn
-        self.batch_size = checks.whole("batch_size", batch_size, least=1)
-        self.bucket = checks.whole("bucket", bucket, least=1)
+        check_batches(batch_size, bucket)
+        self.logits_fn, self.batch_size, self.bucket = logits_fn, batch_size, bucket
 
         def score(params, input_ids, attention_mask, label):
             logits = logits_fn(params, input_ids, attention_mask)
@@ -46,10 +48,16 @@ class Evaluator:
         self._score = jax.jit(score)
 
     def __call__(self, params: Tree, arrays: dict[str, np.ndarray]) -> Results:
-        """Scores every row of {"input_ids", "attention_mask", "label"}."""
-        n = len(arrays["label"])
-        if n == 0:
-            raise ValueError("nothing to evaluate: the arrays have no rows")
+        """Scores every row of {"input_ids", "attention_mask", "label"}.
+
+        Raises:
+          ValueError: no rows, arrays of unequal length, labels that are no whole numbers >= 0, values that a device
+            would change.
+          FloatingPointError: a loss that is not finite.
+        """
+        arrays = {name: checked_array(name, arrays[name]) for name in ("input_ids", "attention_mask", "label")}
+        n = check_rows(arrays)
+        _check_labels(arrays["label"])
         correct, loss = np.zeros(n, bool), np.zeros(n, np.float32)
         for width, rows, padded in length_batches(arrays["attention_mask"], self.batch_size, self.bucket):
             part = self._score(
@@ -64,10 +72,32 @@ class Evaluator:
         return Results(correct, loss)
 
 
-def by_client(results: Results, sizes: Sequence[int]) -> np.ndarray:
-    """Accuracy of each client, f64[clients], from results over the clients' rows one after the other.
+def by_client(results: Results, sizes: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Accuracy of each client, from results over the clients' rows one after the other.
+
+    Args:
+      results: of all clients' rows.
+      sizes: rows of each client, such as `Population.sizes`.
+
+    Returns:
+      f64[clients]; NaN for a client without rows, who has no accuracy (`np.nanmean` leaves it out).
 
     Raises:
-      ValueError: a client without rows, of which there is no accuracy; sizes that are not those of the results.
+      TypeError, ValueError: sizes that are no whole numbers >= 0 or do not add up to the rows.
+
+    Example:
+      >>> results = Results(np.array([True, False, True]), np.zeros(3))
+      >>> by_client(results, [2, 0, 1])
+      array([0.5, nan, 1. ])
     """
-    return np.array([part.mean() for part in split_rows(results.correct, sizes)])
+    (parts,) = split_by_client(sizes, len(results.correct), results.correct)
+    return np.array([part.mean() if len(part) else np.nan for part in parts])
+
+
+def _check_labels(label: np.ndarray) -> None:
+    """Raises ValueError for labels that no logit stands for: a negative one would count from the end."""
+    if label.ndim != 1 or label.dtype.kind not in "iu":
+        raise ValueError(f"expected label as whole numbers [n], got dtype {label.dtype} and shape {label.shape}")
+    if label.min() < 0:
+        row = int(label.argmin())
+        raise ValueError(f"expected label >= 0, got {label[row]} in row {row}; leave out rows without a label")

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_fm import checks
-from fedjax_fm.evaluation.buckets import length_batches, split_rows
+from fedjax_fm.evaluation.buckets import check_batches, check_rows, length_batches, split_by_client
+from fedjax_fm.population.values import checked_array
 from fedjax_fm.types import Tree
 
 
@@ -20,8 +20,8 @@ class TokenLosses(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(sum of nll / sum of tokens): the same however the rows are dealt to clients."""
-        return float(np.exp(self.nll.sum() / self.tokens.sum()))
+        """exp(sum of nll / sum of tokens): the same however the rows are dealt to clients; NaN without tokens."""
+        return _perplexity(self.nll, self.tokens)
 
 
 class PerplexityEvaluator:
@@ -30,11 +30,14 @@ class PerplexityEvaluator:
     Args:
       batch_size: rows a call; short batches are padded with their first row.
       bucket: widths are rounded up to a multiple of this many tokens; one compile a width.
+
+    Raises:
+      TypeError, ValueError: a batch size or a bucket that is no whole number >= 1.
     """
 
     def __init__(self, losses_fn: Callable, batch_size: int = 8, bucket: int = 32):
-        self.batch_size = checks.whole("batch_size", batch_size, least=1)
-        self.bucket = checks.whole("bucket", bucket, least=1)
+        check_batches(batch_size, bucket)
+        self.batch_size, self.bucket = batch_size, bucket
 
         def score(params, batch):
             losses, mask = losses_fn(params, batch)
@@ -43,10 +46,14 @@ class PerplexityEvaluator:
         self._score = jax.jit(score)
 
     def __call__(self, params: Tree, arrays: dict[str, np.ndarray]) -> TokenLosses:
-        """Scores every row of {"input_ids", "attention_mask", "labels"}: [n, T]."""
-        n = len(arrays["attention_mask"])
-        if n == 0:
-            raise ValueError("nothing to evaluate: the arrays have no rows")
+        """Scores every row of {"input_ids", "attention_mask", "labels"}: [n, T].
+
+        Raises:
+          ValueError: no rows, arrays of unequal length, values that a device would change, or no token that counts.
+          FloatingPointError: a loss that is not finite.
+        """
+        arrays = {name: checked_array(name, array) for name, array in arrays.items()}
+        n = check_rows(arrays)
         nll, tokens = np.zeros(n), np.zeros(n, np.int64)
         for width, rows, padded in length_batches(arrays["attention_mask"], self.batch_size, self.bucket):
             sums = self._score(params, {name: array[padded, :width] for name, array in arrays.items()})
@@ -58,15 +65,26 @@ class PerplexityEvaluator:
         return TokenLosses(nll, tokens)
 
 
-def perplexity_by_client(losses: TokenLosses, sizes: Sequence[int]) -> np.ndarray:
-    """f64[clients], from losses over the clients' rows one after the other.
+def perplexity_by_client(losses: TokenLosses, sizes: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Perplexity of each client, from losses over the clients' rows one after the other.
+
+    Args:
+      losses: of all clients' rows.
+      sizes: rows of each client, such as `Population.sizes`.
+
+    Returns:
+      f64[clients]; NaN for a client without tokens that count (`np.nanmean` leaves it out).
 
     Raises:
-      ValueError: a client without rows, or without a token that counts; sizes that are not those of the losses.
+      TypeError, ValueError: sizes that are no whole numbers >= 0 or do not add up to the rows.
     """
-    nll = np.array([rows.sum() for rows in split_rows(losses.nll, sizes)])
-    tokens = np.array([rows.sum() for rows in split_rows(losses.tokens, sizes)])
-    if not tokens.all():
-        silent = np.flatnonzero(tokens == 0).tolist()
-        raise ValueError(f"clients {silent} have no token that counts, and no perplexity: leave them out")
-    return np.exp(nll / tokens)
+    nll, tokens = split_by_client(sizes, len(losses.nll), losses.nll, losses.tokens)
+    return np.array([_perplexity(*pair) for pair in zip(nll, tokens, strict=True)])
+
+
+def _perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
+    """exp of the mean over tokens; NaN without tokens, infinite where no float is large enough."""
+    if not tokens.sum():
+        return float("nan")
+    with np.errstate(over="ignore"):
+        return float(np.exp(nll.sum() / tokens.sum()))

@@ -2,19 +2,45 @@
 
 from fedjax_fm.population import samplers, traces
 from fedjax_fm.population.partitioners import (
+    ContinuousPartitioner,
     DirichletPartitioner,
+    DistributionPartitioner,
+    ExponentialPartitioner,
     GroupedNaturalIdPartitioner,
+    IdToSizeFncPartitioner,
     IidPartitioner,
+    InnerDirichletPartitioner,
+    LinearPartitioner,
     NaturalIdPartitioner,
+    Partitioner,
+    PathologicalPartitioner,
+    ShardPartitioner,
+    SizePartitioner,
+    SquarePartitioner,
+    VerticalEvenPartitioner,
+    VerticalSizePartitioner,
 )
 from fedjax_fm.population.population import Population
 
 __all__ = [
+    "ContinuousPartitioner",
     "DirichletPartitioner",
+    "DistributionPartitioner",
+    "ExponentialPartitioner",
     "GroupedNaturalIdPartitioner",
+    "IdToSizeFncPartitioner",
     "IidPartitioner",
+    "InnerDirichletPartitioner",
+    "LinearPartitioner",
     "NaturalIdPartitioner",
+    "Partitioner",
+    "PathologicalPartitioner",
     "Population",
+    "ShardPartitioner",
+    "SizePartitioner",
+    "SquarePartitioner",
+    "VerticalEvenPartitioner",
+    "VerticalSizePartitioner",
     "samplers",
     "traces",
 ]

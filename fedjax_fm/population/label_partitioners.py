@@ -6,18 +6,20 @@ same column these draw the same random numbers in the same order as flwr-dataset
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 from warnings import warn
 
 import numpy as np
 
+from fedjax_fm import checks
+from fedjax_fm.population.columns import TableLike, check_column_name
 from fedjax_fm.population.partition_checks import (
     categories,
-    check_choice,
+    check_alpha,
     check_enough_rows,
-    check_natural_number,
+    check_seed,
     rows_by_category,
     shuffled,
 )
@@ -25,7 +27,6 @@ from fedjax_fm.population.partition_checks import (
 ClassAssignmentMode = Literal["random", "deterministic", "first-deterministic"]
 
 DIRICHLET_DRAWS = 11  # flwr-datasets draws once and repeats ten times
-LARGEST_ALPHA = 1e100  # a sum of larger ones may overflow, and numpy then draws shares of zero
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,22 @@ class DirichletPartitioner:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_natural_number("num_partitions", self.num_partitions)
-        check_natural_number("min_partition_size", self.min_partition_size, minimum=0)
-        check_natural_number("seed", self.seed, minimum=0)
-        alpha = np.asarray(self.alpha, dtype=np.float64)
-        if alpha.shape not in ((), (self.num_partitions,)):
+        checks.whole("num_partitions", self.num_partitions, least=1)
+        check_column_name("partition_by", self.partition_by)
+        checks.whole("min_partition_size", self.min_partition_size, least=0)
+        checks.flag("self_balancing", self.self_balancing)
+        checks.flag("shuffle", self.shuffle)
+        check_seed(self.seed)
+        if np.shape(self.alpha) not in ((), (self.num_partitions,)):
             raise ValueError(
                 f"expected one alpha or one per client (num_partitions={self.num_partitions}), "
-                f"got alpha of shape {alpha.shape}"
+                f"got alpha={self.alpha!r} of shape {np.shape(self.alpha)}"
             )
-        if not ((alpha > 0) & (alpha <= LARGEST_ALPHA)).all():  # also refuses NaN
-            raise ValueError(f"expected 0 < alpha <= {LARGEST_ALPHA:g}, got alpha={self.alpha!r}")
-        object.__setattr__(self, "alpha", float(alpha) if alpha.ndim == 0 else tuple(alpha.tolist()))
+        object.__setattr__(self, "alpha", check_alpha(self.alpha))
 
-    def partition(self, columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def partition(self, table: TableLike) -> list[np.ndarray]:
         """Row numbers of each client."""
-        values, codes = categories(columns, self.partition_by)
+        values, codes = categories(table, self.partition_by)
         check_enough_rows(self.num_partitions, len(codes))
         if self.num_partitions * self.min_partition_size > len(codes):
             raise self._size_error(f"{len(codes)} rows are not enough")
@@ -166,14 +167,16 @@ class PathologicalPartitioner:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_natural_number("num_partitions", self.num_partitions)
-        check_natural_number("num_classes_per_partition", self.num_classes_per_partition)
-        check_choice("class_assignment_mode", self.class_assignment_mode, get_args(ClassAssignmentMode))
-        check_natural_number("seed", self.seed, minimum=0)
+        checks.whole("num_partitions", self.num_partitions, least=1)
+        check_column_name("partition_by", self.partition_by)
+        checks.whole("num_classes_per_partition", self.num_classes_per_partition, least=1)
+        checks.choice("class_assignment_mode", self.class_assignment_mode, get_args(ClassAssignmentMode))
+        checks.flag("shuffle", self.shuffle)
+        check_seed(self.seed)
 
-    def partition(self, columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def partition(self, table: TableLike) -> list[np.ndarray]:
         """Row numbers of each client."""
-        values, codes = categories(columns, self.partition_by)
+        values, codes = categories(table, self.partition_by)
         check_enough_rows(self.num_partitions, len(codes))
         if self.num_classes_per_partition > len(values):
             raise ValueError(

@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from fedjax_fm.datasets.table import unknown_column_error
+from fedjax_fm import checks
+from fedjax_fm.population.column_values import is_missing, kinds_of, refuse_missing
+from fedjax_fm.population.columns import TableLike, count_rows, read_column
+
+LARGEST_ALPHA = 1e100  # a sum of larger ones may overflow, and numpy then draws shares of zero
+
+__all__ = [
+    "categories",
+    "check_alpha",
+    "check_enough_rows",
+    "check_seed",
+    "check_sizes",
+    "count_rows",
+    "rows_by_category",
+    "shuffled",
+]
 
 
-def check_natural_number(name: str, value: object, minimum: int = 1) -> None:
-    """Raises TypeError unless `value` is an integer (bool is not), ValueError if it is below `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"expected an integer {name} >= {minimum}, got {name}={value!r}")
-    if value < minimum:
-        raise ValueError(f"expected {name} >= {minimum}, got {name}={value}")
+def check_seed(seed: object) -> None:
+    """Raises unless `seed` is a whole number >= 0; a partition that nobody can repeat is refused."""
+    checks.whole("seed", seed, least=0)
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"expected {name} in {list(choices)}, got {name}={value!r}")
+def check_alpha(alpha: Any) -> float | tuple[float, ...]:
+    """A concentration of a Dirichlet law, or one for each component: 0 < alpha <= 1e100.
+
+    Returns:
+      One float, or a tuple of them.
+    """
+    if isinstance(alpha, (str, bytes)) or not isinstance(alpha, (Sequence, np.ndarray)) or np.ndim(alpha) == 0:
+        return float(checks.real("alpha", alpha, above=0, most=LARGEST_ALPHA))
+    if np.ndim(alpha) != 1:
+        raise ValueError(f"expected one alpha or a list of them, got alpha of shape {np.shape(alpha)}")
+    for k, entry in enumerate(alpha):
+        try:
+            checks.real(f"alpha[{k}]", entry, above=0, most=LARGEST_ALPHA)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} in alpha={alpha!r}") from None
+    return tuple(float(entry) for entry in alpha)
+
+
+def check_sizes(sizes: Any, least: int) -> tuple[int, ...]:
+    """Rows of each client, each a whole number >= `least`; at least one client."""
+    if isinstance(sizes, (str, bytes)) or not isinstance(sizes, (Sequence, np.ndarray)):
+        raise TypeError(f"expected a list of whole numbers, got partition_sizes={sizes!r}")
+    if len(sizes) == 0:
+        raise ValueError(f"expected at least one size, got partition_sizes={sizes!r}")
+    for client, size in enumerate(sizes):
+        checks.whole(f"partition_sizes[{client}]", size, least=least)
+    return tuple(int(size) for size in sizes)
 
 
 def check_enough_rows(num_partitions: int, n_rows: int) -> None:
@@ -33,20 +68,12 @@ def check_enough_rows(num_partitions: int, n_rows: int) -> None:
         )
 
 
-def count_rows(columns: Mapping[str, np.ndarray]) -> int:
-    """The common first dimension of all columns.
-
-    Raises:
-      ValueError: no column, or columns of different lengths.
-    """
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"expected one or more columns of equal length, got lengths {lengths}")
-    return next(iter(lengths.values()))
-
-
-def categories(columns: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+def categories(table: TableLike, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The distinct values of a column, ascending, and which of them each row has.
+
+    Args:
+      table: anything with named columns, see `columns`.
+      name: of the column.
 
     Returns:
       values: shape [categories].
@@ -54,25 +81,36 @@ def categories(columns: Mapping[str, np.ndarray], name: str) -> tuple[np.ndarray
 
     Raises:
       KeyError: no such column; the message lists the columns and the nearest name.
-      ValueError: the column is not one-dimensional, holds NaN, or holds values that cannot be ordered.
+      ValueError: the column is not one-dimensional, has missing values, or holds values that cannot be ordered.
     """
-    if name not in columns:
-        raise unknown_column_error(name, columns)
-    count_rows(columns)
-    column = np.asarray(columns[name])
+    column = read_column(table, name)
     if column.ndim != 1:
         raise ValueError(f"expected a one-dimensional column {name!r} to partition by, got shape {column.shape}")
-    if np.issubdtype(column.dtype, np.floating) and np.isnan(column).any():
+    _check_all_there(column, name)
+    kinds = kinds_of(column) if column.dtype == object else []
+    if len(kinds) > 1:
+        raise ValueError(f"column {name!r} mixes types {kinds}, expected values of one type")
+    try:
+        values, codes = np.unique(column, return_inverse=True)
+    except TypeError as error:
+        raise ValueError(
+            f"column {name!r} holds {kinds[0] if kinds else column.dtype}, expected values that can be ordered "
+            "(numbers, text)"
+        ) from error
+    return values, codes.astype(np.int64)
+
+
+def _check_all_there(column: np.ndarray, name: str) -> None:
+    """Raises ValueError if a row has no value: clients of nobody would be made."""
+    if column.dtype.kind == "f" and np.isnan(column).any():
         raise ValueError(
             f"column {name!r} holds {int(np.isnan(column).sum())} NaN, expected a value in every row; "
             "drop these rows or give them a value"
         )
-    try:
-        values, codes = np.unique(column, return_inverse=True)
-    except TypeError as error:
-        kinds = sorted({type(value).__name__ for value in column.tolist()})
-        raise ValueError(f"column {name!r} mixes types {kinds}, expected values of one type") from error
-    return values, codes.astype(np.int64)
+    if column.dtype.kind in "mM":
+        refuse_missing(f"column {name!r}", np.isnat(column))
+    if column.dtype == object:
+        refuse_missing(f"column {name!r}", np.fromiter(map(is_missing, column), bool, len(column)))
 
 
 def rows_by_category(codes: np.ndarray, n_categories: int) -> list[np.ndarray]:

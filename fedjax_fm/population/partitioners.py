@@ -1,57 +1,79 @@
 """Who owns which row: rules that deal the rows of a table to clients.
 
-Names, parameters and semantics are those of flwr-datasets 0.6 (Apache-2.0, Flower Labs), written anew for
-plain columns; each docstring says where it deviates. All of them deviate in three ways:
+Names, parameters and semantics are those of flwr-datasets 0.6 (Apache-2.0, Flower Labs), written anew; each
+docstring says where it deviates. All of them deviate in three ways:
 
-- `partition(columns)` returns row numbers, one int64 array per client, instead of a dataset per call. The
-  same object and columns give the same arrays however often it is called.
+- `partition(table)` returns row numbers, one int64 array per client, instead of a dataset per call. The same
+  object and table give the same arrays however often it is called. A table is a dict of columns, a pandas or
+  polars frame, a pyarrow.Table, a datasets.Dataset; only the column that decides is read.
 - An integer seed is required: a partition nobody can repeat is refused.
 - Parameters are checked when the partitioner is made, not when the first client is loaded.
 
-The clients' arrays never share a row. They cover all rows, except where a docstring says what is dropped.
+The clients' arrays never share a row. They cover all rows, except where a docstring says what is dropped. The
+two vertical partitioners deal columns and return names. `Population.from_table(table, by=partitioner)` makes the
+clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
-from warnings import warn
 
 import numpy as np
 
+from fedjax_fm import checks
+from fedjax_fm.population.columns import TableLike, check_column_name
+from fedjax_fm.population.continuous_partitioner import ContinuousPartitioner
+from fedjax_fm.population.distribution_partitioner import DistributionPartitioner
+from fedjax_fm.population.inner_dirichlet_partitioner import InnerDirichletPartitioner
 from fedjax_fm.population.label_partitioners import (
     DirichletPartitioner,
     PathologicalPartitioner,
 )
 from fedjax_fm.population.partition_checks import (
     categories,
-    check_choice,
     check_enough_rows,
-    check_natural_number,
+    check_seed,
     count_rows,
     rows_by_category,
 )
 from fedjax_fm.population.shard_partitioner import ShardPartitioner
+from fedjax_fm.population.size_partitioners import (
+    ExponentialPartitioner,
+    IdToSizeFncPartitioner,
+    LinearPartitioner,
+    SizePartitioner,
+    SquarePartitioner,
+)
+from fedjax_fm.population.vertical_partitioners import VerticalEvenPartitioner, VerticalSizePartitioner
 
 __all__ = [
+    "ContinuousPartitioner",
     "DirichletPartitioner",
+    "DistributionPartitioner",
+    "ExponentialPartitioner",
     "GroupedNaturalIdPartitioner",
+    "IdToSizeFncPartitioner",
     "IidPartitioner",
+    "InnerDirichletPartitioner",
+    "LinearPartitioner",
     "NaturalIdPartitioner",
     "Partitioner",
     "PathologicalPartitioner",
     "ShardPartitioner",
     "SizePartitioner",
+    "SquarePartitioner",
+    "VerticalEvenPartitioner",
+    "VerticalSizePartitioner",
 ]
 
 GroupMode = Literal["allow-smaller", "allow-bigger", "drop-reminder", "strict"]
 
 
 class Partitioner(Protocol):
-    """Anything that deals rows to clients."""
+    """Anything that deals the rows of a table to clients."""
 
-    def partition(self, columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def partition(self, table: TableLike) -> list[np.ndarray]:
         """Row numbers of each client: a list of int64[rows of the client], no row in two of them."""
         ...
 
@@ -76,53 +98,18 @@ class IidPartitioner:
     seed: int = field(default=42, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_natural_number("num_partitions", self.num_partitions)
-        check_natural_number("seed", self.seed, minimum=0)
+        checks.whole("num_partitions", self.num_partitions, least=1)
+        checks.flag("shuffle", self.shuffle)
+        check_seed(self.seed)
 
-    def partition(self, columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def partition(self, table: TableLike) -> list[np.ndarray]:
         """Row numbers of each client."""
-        n_rows = count_rows(columns)
+        n_rows = count_rows(table)
         check_enough_rows(self.num_partitions, n_rows)
         rows = np.arange(n_rows, dtype=np.int64)
         if self.shuffle:
             rows = np.random.default_rng(self.seed).permutation(rows)
         return np.array_split(rows, self.num_partitions)
-
-
-@dataclass(frozen=True)
-class SizePartitioner:
-    """Client k owns the next `partition_sizes[k]` rows in the order of the table, unshuffled.
-
-    Rows beyond the sum of the sizes go to nobody; as in flwr-datasets this warns.
-
-    Raises:
-      ValueError: no size or a size < 1; at partition time sizes that add up to more than the rows.
-
-    Example:
-      >>> SizePartitioner([1, 2]).partition({"label": np.zeros(3)})
-      [array([0]), array([1, 2])]
-    """
-
-    partition_sizes: Sequence[int]
-
-    def __post_init__(self) -> None:
-        if len(self.partition_sizes) == 0:
-            raise ValueError(f"expected at least one size, got partition_sizes={self.partition_sizes!r}")
-        for client, size in enumerate(self.partition_sizes):
-            check_natural_number(f"partition_sizes[{client}]", size)
-        object.__setattr__(self, "partition_sizes", tuple(int(size) for size in self.partition_sizes))
-
-    def partition(self, columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Row numbers of each client, ascending."""
-        n_rows, total = count_rows(columns), sum(self.partition_sizes)
-        if total > n_rows:
-            raise ValueError(f"expected partition_sizes that add up to at most {n_rows} rows, got a sum of {total}")
-        if total < n_rows:
-            warn(
-                f"partition_sizes add up to {total} of {n_rows} rows; {n_rows - total} are dropped",
-                stacklevel=2,
-            )
-        return np.split(np.arange(total, dtype=np.int64), np.cumsum(self.partition_sizes)[:-1])
 
 
 @dataclass(frozen=True)
@@ -141,13 +128,16 @@ class NaturalIdPartitioner:
 
     partition_by: str
 
-    def partition(self, columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Row numbers of each client, ascending."""
-        return _natural_clients(columns, self.partition_by)[1]
+    def __post_init__(self) -> None:
+        check_column_name("partition_by", self.partition_by)
 
-    def client_names(self, columns: Mapping[str, np.ndarray]) -> list[str]:
+    def partition(self, table: TableLike) -> list[np.ndarray]:
+        """Row numbers of each client, ascending."""
+        return _natural_clients(table, self.partition_by)[1]
+
+    def client_names(self, table: TableLike) -> list[str]:
         """The value each client stands for, in the order of `partition`."""
-        return [str(value) for value in _natural_clients(columns, self.partition_by)[0].tolist()]
+        return [str(value) for value in _natural_clients(table, self.partition_by)[0].tolist()]
 
 
 @dataclass(frozen=True)
@@ -178,12 +168,14 @@ class GroupedNaturalIdPartitioner:
     sort_unique_ids: bool = False
 
     def __post_init__(self) -> None:
-        check_natural_number("group_size", self.group_size)
-        check_choice("mode", self.mode, get_args(GroupMode))
+        check_column_name("partition_by", self.partition_by)
+        checks.whole("group_size", self.group_size, least=1)
+        checks.choice("mode", self.mode, get_args(GroupMode))
+        checks.flag("sort_unique_ids", self.sort_unique_ids)
 
-    def partition(self, columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def partition(self, table: TableLike) -> list[np.ndarray]:
         """Row numbers of each client: id after id, the rows of an id ascending."""
-        values, rows_of_ids = _natural_clients(columns, self.partition_by)
+        values, rows_of_ids = _natural_clients(table, self.partition_by)
         if self.sort_unique_ids:
             rows_of_ids = [rows_of_ids[k] for k in np.argsort(values, kind="stable")]
         n_ids, remainder = len(rows_of_ids), len(rows_of_ids) % self.group_size
@@ -205,9 +197,9 @@ class GroupedNaturalIdPartitioner:
         return [np.concatenate([rows_of_ids[k] for k in group]) for group in groups]
 
 
-def _natural_clients(columns: Mapping[str, np.ndarray], partition_by: str) -> tuple[np.ndarray, list[np.ndarray]]:
+def _natural_clients(table: TableLike, partition_by: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """Distinct values in order of first appearance, and the rows of each, ascending."""
-    values, codes = categories(columns, partition_by)
+    values, codes = categories(table, partition_by)
     if len(codes) == 0:
         raise ValueError(f"expected at least one row to partition by {partition_by!r}, got none")
     rows = rows_by_category(codes, len(values))

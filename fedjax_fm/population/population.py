@@ -1,80 +1,126 @@
 """All clients' examples as flat arrays with offsets (compressed rows)."""
 
+from __future__ import annotations
+
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from fedjax_fm.population import folder as folders
+from fedjax_fm.population.clients import packed
+from fedjax_fm.population.columns import TableLike
+from fedjax_fm.population.partitioners import Partitioner
+from fedjax_fm.population.table_rows import arrays_of, rows_of_clients
+from fedjax_fm.population.values import checked_array
 
 
 @dataclass(frozen=True)
 class Population:
     """N clients of unequal size over shared flat arrays.
 
+    Values reach the device as they are, or the population is refused by the name of the array: text and objects,
+    integers that JAX would narrow to others, finite floats that would become infinite.
+
     Attributes:
-      arrays: {name: [n, ...]}, all with the same n.
+      arrays: {name: [n, ...]}, all with the same n; numbers or bools.
       offsets: int64[N + 1]; client k owns rows offsets[k] to offsets[k + 1].
+
+    Raises:
+      TypeError: a name that is no text, offsets that are no integers.
+      ValueError: arrays of unequal length, offsets that do not rise from 0 to n, values that no device holds.
     """
 
     arrays: Mapping[str, np.ndarray]
     offsets: np.ndarray
 
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], offsets: np.ndarray) -> "Population":
-        """Takes flat arrays as they are, without a copy."""
-        offsets = np.asarray(offsets, np.int64)
+    def __post_init__(self) -> None:
+        if not isinstance(self.arrays, Mapping):
+            raise TypeError(f"expected a mapping from names to arrays, got a {type(self.arrays).__name__}")
+        arrays = {name: checked_array(name, array) for name, array in self.arrays.items()}
         lengths = {name: len(array) for name, array in arrays.items()}
         if not lengths:
             raise ValueError("a population needs at least one array, got none")
         if len(set(lengths.values())) != 1:
             raise ValueError(f"arrays must share their first dimension, got lengths {lengths}")
-        n = next(iter(lengths.values()))
-        if offsets.ndim != 1 or len(offsets) < 2:
-            raise ValueError(f"expected offsets of shape [N + 1] with N >= 1, got shape {offsets.shape}")
-        if offsets[0] != 0 or offsets[-1] != n or (np.diff(offsets) < 0).any():
-            raise ValueError(
-                f"offsets must rise from 0 to the number of examples {n}, got {offsets[0]} to {offsets[-1]}"
-                + (" with a fall in between" if (np.diff(offsets) < 0).any() else "")
-            )
-        return cls(dict(arrays), offsets)
+        object.__setattr__(self, "arrays", arrays)
+        object.__setattr__(self, "offsets", _checked_offsets(self.offsets, next(iter(lengths.values()))))
 
     @classmethod
-    def from_clients(cls, clients: Sequence[Mapping[str, np.ndarray]]) -> "Population":
-        """Packs a sequence of {name: array[n_k, ...]}; n_k may be 0 and may differ."""
-        if len(clients) == 0:
-            raise ValueError("a population needs at least one client, got an empty sequence")
-        names = list(clients[0])
-        sizes = []
-        for k, client in enumerate(clients):
-            if set(client) != set(names):
-                raise ValueError(f"client {k} has arrays {sorted(client)}, client 0 has {sorted(names)}")
-            lengths = {name: len(client[name]) for name in names}
-            if len(set(lengths.values())) != 1:
-                raise ValueError(f"client {k}: arrays must share their first dimension, got lengths {lengths}")
-            for name in names:
-                expected, found = np.shape(clients[0][name])[1:], np.shape(client[name])[1:]
-                if expected != found:
-                    raise ValueError(f"client {k}: {name!r} has examples of shape {found}, client 0 of {expected}")
-            sizes.append(next(iter(lengths.values())))
-        arrays = {name: np.concatenate([np.asarray(client[name]) for client in clients]) for name in names}
-        return cls.from_arrays(arrays, np.concatenate([[0], np.cumsum(sizes)]))
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], offsets: np.ndarray | Sequence[int]) -> Population:
+        """Takes flat arrays as they are, without a copy."""
+        return cls(arrays, offsets)  # type: ignore[arg-type]  # checked and made an array there
+
+    @classmethod
+    def from_clients(cls, clients: Iterable[Mapping[str, np.ndarray]]) -> Population:
+        """Packs a sequence of {name: array[n_k, ...]}; n_k may be 0 and may differ.
+
+        A client without examples takes dtypes and shapes from the others.
+
+        Raises:
+          TypeError: no sequence of mappings.
+          ValueError: no client, or clients whose names, lengths, dtypes or shapes differ.
+
+        Example:
+          >>> clients = [{"x": np.ones((2, 3), np.float32)}, {"x": np.array([])}]
+          >>> Population.from_clients(clients)
+          Population(2 clients, 2 examples, 0 to 2 a client (median 1); x float32[3])
+        """
+        arrays, sizes = packed(clients)
+        return cls(arrays, np.concatenate([[0], np.cumsum(sizes)]))
+
+    @classmethod
+    def from_table(
+        cls,
+        table: TableLike,
+        *,
+        by: str | Partitioner | None = None,
+        rows: Iterable[Sequence[int] | np.ndarray] | None = None,
+        columns: Sequence[str] | None = None,
+        pad: Mapping[str, float] | None = None,
+    ) -> Population:
+        """Reads the clients from a table: a dict of columns, a frame, a pyarrow.Table, a datasets.Dataset.
+
+        Args:
+          table: anything with named columns of equal length.
+          by: a column of ids, each distinct value one client in order of first appearance; or a partitioner.
+          rows: instead of `by`, the row numbers of each client.
+          columns: which become arrays; default all but the column of ids. Text must be tokenized before.
+          pad: column -> what fills its rows up to the longest, on the right; without it ragged columns are refused.
+
+        Raises:
+          KeyError: no such column.
+          TypeError, ValueError, IndexError: what is no table, missing values, text, ragged rows, foreign row numbers.
+
+        Example:
+          >>> table = {"user": ["ann", "bob", "ann"], "ids": [[1, 2], [3], [4]], "label": [0, 1, 1]}
+          >>> population = Population.from_table(table, by="user", pad={"ids": 0})
+          >>> population.client(0)["ids"].tolist()
+          [[1, 2], [4, 0]]
+        """
+        clients = rows_of_clients(table, by, rows)
+        order = np.concatenate(clients)
+        arrays = {name: column[order] for name, column in arrays_of(table, columns, by, pad).items()}
+        return cls(arrays, np.cumsum([0, *map(len, clients)]))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes one .npy file per array and offsets.npy into a new folder, for `open`."""
-        path = Path(folder)
-        path.mkdir(parents=True)
-        for name, array in {**self.arrays, "offsets": self.offsets}.items():
-            np.save(path / f"{name}.npy", array, allow_pickle=False)
+        """Writes a new folder for `open`: one .npy file per array. It is whole or not there, whatever fails.
+
+        Raises:
+          FileExistsError: there is something at `folder`.
+        """
+        folders.write(folder, self.arrays, self.offsets)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "Population":
-        """What `save` wrote, memory-mapped: examples are read when a client takes part."""
-        path = Path(folder)
-        if not (path / "offsets.npy").is_file():
-            raise FileNotFoundError(f"{path} is not a population: it has no offsets.npy")
-        arrays = {f.stem: np.load(f, mmap_mode="r") for f in sorted(path.glob("*.npy")) if f.stem != "offsets"}
-        return cls.from_arrays(arrays, np.load(path / "offsets.npy"))
+    def open(cls, folder: str | os.PathLike[str]) -> Population:
+        """What `save` wrote, memory-mapped: examples are read when a client takes part.
+
+        Arrays of 64-bit numbers are read once, in chunks, since a device may not hold their values.
+        """
+        return cls(*folders.read(folder))
 
     @property
     def n_clients(self) -> int:
@@ -93,7 +139,9 @@ class Population:
 
     def client(self, k: int) -> dict[str, np.ndarray]:
         """Client k's own examples, as views."""
-        if not 0 <= k < self.n_clients:
+        if isinstance(k, bool) or not hasattr(k, "__index__"):
+            raise TypeError(f"expected a client id from 0 to {self.n_clients - 1}, got {k!r}")
+        if not 0 <= operator.index(k) < self.n_clients:
             raise IndexError(f"expected a client id from 0 to {self.n_clients - 1}, got {k}")
         return {name: array[self.offsets[k] : self.offsets[k + 1]] for name, array in self.arrays.items()}
 
@@ -104,3 +152,25 @@ class Population:
             f"Population({self.n_clients} clients, {self.n_examples} examples, "
             f"{sizes.min()} to {sizes.max()} a client (median {np.median(sizes):g}); {shapes})"
         )
+
+
+def _checked_offsets(offsets: Any, n: int) -> np.ndarray:
+    """int64[N + 1], rising from 0 to n."""
+    try:
+        found = np.asarray(offsets)
+    except ValueError as error:
+        raise ValueError(f"expected offsets of integers in one row, got {offsets!r}") from error
+    if found.ndim != 1 or len(found) < 2:
+        raise ValueError(f"expected offsets of integers of shape [N + 1] with N >= 1, got shape {found.shape}")
+    if found.dtype.kind not in "iu":
+        raise TypeError(
+            f"expected offsets of integers, got dtype {found.dtype}; np.cumsum([0, *sizes]) of whole sizes gives them"
+        )
+    found = found.astype(np.int64)
+    falls = bool((np.diff(found) < 0).any())
+    if found[0] != 0 or found[-1] != n or falls:
+        raise ValueError(
+            f"offsets must rise from 0 to the number of examples {n}, got {found[0]} to {found[-1]}"
+            + (" with a fall in between" if falls else "")
+        )
+    return found

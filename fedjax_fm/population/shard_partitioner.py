@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from fedjax_fm import checks
+from fedjax_fm.population.columns import TableLike, check_column_name
 from fedjax_fm.population.partition_checks import (
     categories,
     check_enough_rows,
-    check_natural_number,
+    check_seed,
     shuffled,
 )
 
@@ -57,17 +58,20 @@ class ShardPartitioner:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_natural_number("num_partitions", self.num_partitions)
-        check_natural_number("seed", self.seed, minimum=0)
+        checks.whole("num_partitions", self.num_partitions, least=1)
+        check_column_name("partition_by", self.partition_by)
+        checks.flag("keep_incomplete_shard", self.keep_incomplete_shard)
+        checks.flag("shuffle", self.shuffle)
+        check_seed(self.seed)
         for name in ("num_shards_per_partition", "shard_size"):
             if getattr(self, name) is not None:
-                check_natural_number(name, getattr(self, name))
+                checks.whole(name, getattr(self, name), least=1)
         if self.num_shards_per_partition is None and self.shard_size is None:
             raise ValueError("expected num_shards_per_partition or shard_size or both, got None for both")
 
-    def partition(self, columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def partition(self, table: TableLike) -> list[np.ndarray]:
         """Row numbers of each client."""
-        _, codes = categories(columns, self.partition_by)
+        _, codes = categories(table, self.partition_by)
         n_rows = len(codes)
         check_enough_rows(self.num_partitions, n_rows)
         by_label = np.argsort(codes, kind="stable").astype(np.int64)

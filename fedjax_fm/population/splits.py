@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedjax_fm.population.partition_checks import categories, check_natural_number, rows_by_category
+from fedjax_fm import checks
+from fedjax_fm.population.column_values import as_array
+from fedjax_fm.population.partition_checks import categories, check_seed, rows_by_category
 
 
 def split_by_group(
@@ -49,9 +51,9 @@ def split_by_group(
       ([2, 3, 4, 5], [0, 1])
     """
     _check_fractions(fractions)
-    check_natural_number("seed", seed, minimum=0)
-    columns = {"groups": np.asarray(groups)}
-    columns["strata"] = np.zeros(len(columns["groups"]), np.int64) if strata is None else np.asarray(strata)
+    check_seed(seed)
+    columns = {"groups": groups}
+    columns["strata"] = np.zeros(len(groups), np.int64) if strata is None else strata
     names, codes = categories(columns, "groups")
     strata_names, strata_codes = categories(columns, "strata")
     rows = rows_by_category(codes, len(names)) if len(codes) else []
@@ -96,10 +98,10 @@ def split_clients(num_clients: int, counts: Mapping[str, int], seed: int) -> dic
       >>> split_clients(5, {"train": 3, "held_out": 2}, seed=42)
       {'train': array([2, 3, 4]), 'held_out': array([0, 1])}
     """
-    check_natural_number("num_clients", num_clients)
-    check_natural_number("seed", seed, minimum=0)
+    checks.whole("num_clients", num_clients, least=1)
+    check_seed(seed)
     for name, count in counts.items():
-        check_natural_number(f"counts[{name!r}]", count)
+        checks.whole(f"counts[{name!r}]", count, least=1)
     if sum(counts.values()) != num_clients:
         raise ValueError(
             f"expected counts that add up to num_clients={num_clients}, got {dict(counts)} with a sum of "
@@ -129,10 +131,9 @@ def split_within(indices: Sequence[int] | np.ndarray, fraction: float, seed: int
       >>> split_within([10, 11, 12, 13], 0.75, seed=42)
       (array([11, 12, 13]), array([10]))
     """
-    if not 0.0 < fraction < 1.0:
-        raise ValueError(f"expected 0 < fraction < 1 (share of local train), got fraction={fraction}")
-    check_natural_number("seed", seed, minimum=0)
-    rows, times = np.unique(np.asarray(indices, dtype=np.int64), return_counts=True)
+    checks.real("fraction", fraction, above=0, below=1)
+    check_seed(seed)
+    rows, times = np.unique(_row_numbers("indices", indices), return_counts=True)
     if (times > 1).any():
         raise ValueError(f"expected each row once, got row {rows[times > 1][0]} {times[times > 1][0]} times")
     n_train = math.floor(fraction * len(rows) + 0.5)
@@ -149,16 +150,33 @@ def assert_disjoint(**named_index_arrays: np.ndarray) -> None:
 
     >>> assert_disjoint(train=np.array([0, 1]), test=np.array([2]))
     """
-    for (first, rows), (second, other) in itertools.combinations(named_index_arrays.items(), 2):
+    numbers = {name: _row_numbers(name, rows) for name, rows in named_index_arrays.items()}
+    for (first, rows), (second, other) in itertools.combinations(numbers.items(), 2):
         shared = np.intersect1d(rows, other)
         if shared.size:
             raise ValueError(f"splits {first!r} and {second!r} share {shared.size} rows, for example row {shared[0]}")
 
 
+def _row_numbers(name: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """int64[rows], checked: a mask or fractions would be other rows without a word."""
+    numbers = as_array(name, rows)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise TypeError(
+            f"expected {name} to be a list of whole row numbers, got dtype {numbers.dtype} and shape {numbers.shape}; "
+            "turn a mask into row numbers with np.flatnonzero(mask)"
+        )
+    if numbers.size and numbers.min() < 0:
+        raise ValueError(f"expected row numbers >= 0 in {name}, got {numbers.min()}")
+    return numbers.astype(np.int64)
+
+
 def _check_fractions(fractions: Mapping[str, float]) -> None:
+    for name, fraction in fractions.items():
+        try:
+            checks.real(f"fractions[{name!r}]", fraction, above=0)
+        except ValueError as error:
+            raise ValueError(f"expected positive fractions; leave an unused split out: {error}") from None
     total = sum(fractions.values())
-    if not all(fraction > 0 for fraction in fractions.values()):
-        raise ValueError(f"expected positive fractions, got {dict(fractions)}; leave an unused split out")
     if not math.isclose(total, 1.0, abs_tol=1e-9):
         raise ValueError(f"expected fractions that sum to 1, got {dict(fractions)} with a sum of {total}")
 

@@ -5,12 +5,13 @@ A round after the last one starts again at the first.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from fedjax_fm.population.samplers.checks import check_integer, check_n_clients
+from fedjax_fm import checks
+from fedjax_fm.population.column_values import as_array
+from fedjax_fm.population.samplers.checks import check_n_clients
 
 
 def diurnal(
@@ -65,10 +66,8 @@ def diurnal(
             f"expected mean +- amplitude in [0, 1], a probability, got mean={means[k]} and amplitude={amplitudes[k]}; "
             "lower the amplitude"
         )
-    if not (math.isfinite(period) and period > 0):
-        raise ValueError(f"expected period > 0, rounds a day, got period={period}")
-    if not 0 <= spread <= 1:
-        raise ValueError(f"expected 0 <= spread <= 1, in days, got spread={spread}")
+    checks.real("period", period, above=0)
+    checks.real("spread", spread, least=0, most=1)
     rng = np.random.default_rng(seed)
     phases = spread * rng.random(n_clients)
     trace = np.empty((n_rounds, n_clients), dtype=bool)
@@ -133,16 +132,19 @@ def markov(
 
 def _check_sizes(n_clients: int, n_rounds: int, seed: int) -> None:
     check_n_clients(n_clients)
-    check_integer("n_rounds", n_rounds, 2**31 - 1, "the length of the trace")
-    check_integer("seed", seed, 2**63 - 1, "naming the trace", least=0)
+    checks.whole("n_rounds", n_rounds, least=1, most=2**31 - 1)
+    checks.whole("seed", seed, least=0)
 
 
 def _per_client(name: str, value: float | Sequence[float] | np.ndarray, n_clients: int) -> np.ndarray:
-    """f64[n_clients], from one number or one per client."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"expected {name} as one number or [{n_clients}], got {name}={value!r}") from error
-    if array.shape not in ((), (n_clients,)):
-        raise ValueError(f"expected {name} as one number or [{n_clients}], got shape {array.shape}")
-    return np.broadcast_to(array, (n_clients,))
+    """f64[n_clients], from one finite number or one per client."""
+    if isinstance(value, (str, bytes)) or np.ndim(value) == 0:
+        return np.full(n_clients, checks.real(name, value), dtype=np.float64)
+    numbers = as_array(name, value)
+    if numbers.shape != (n_clients,) or numbers.dtype.kind not in "iuf":
+        raise ValueError(
+            f"expected {name} as one number or [{n_clients}], got shape {numbers.shape} and dtype {numbers.dtype}"
+        )
+    for k in np.flatnonzero(~np.isfinite(numbers))[:1]:
+        checks.real(f"{name}[{k}]", numbers[k])
+    return numbers.astype(np.float64)
