@@ -180,7 +180,7 @@ def test_names_of_the_hub_and_folders(tiny_bert):
         (("llama-2-7b", "bitfit", None, Options(targets=("q_proj",))), "matches no parameter"),
         (("gpt2", "lora", None, Options(targets=("query",))), "There are: .*c_attn"),
         (("gpt2", "lora", None, Options(rank=1000)), "rank=1000"),
-        (("gpt2", "lora", 0), "expected num_labels >= 1, got 0"),
+        (("gpt2", "lora", 0), "num_labels >= 1, got num_labels=0"),
     ],
 )
 def test_what_is_refused(arguments, message):

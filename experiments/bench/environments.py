@@ -50,20 +50,20 @@ def python_of(name: str, cache: Path) -> Path:
     folder = cache.expanduser() / name
     python, stamp = folder / "bin" / "python", folder / "requirements.txt"
     wanted = "\n".join(PEERS[name].requirements)
-    if python.exists() and stamp.is_file() and stamp.read_text() == wanted:
+    if python.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return python
     try:
         venv.create(folder, clear=True, with_pip=True, symlinks=os.name != "nt")
     except (OSError, subprocess.CalledProcessError) as error:
         raise PeerError(f"cannot make the environment {folder}: {error}") from error
     _pip(python, PEERS[name].requirements)
-    stamp.write_text(wanted)  # last: an interrupted installation is begun again
+    stamp.write_text(wanted, encoding="utf-8")  # last: an interrupted installation is begun again
     return python
 
 
 def _pip(python: Path, requirements: Sequence[str]) -> None:
     words = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
-    done = subprocess.run(words, capture_output=True, text=True, env=clean_environment())
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", env=clean_environment())
     if done.returncode:
         raise PeerError(f"pip install {' '.join(requirements)} failed: {last_lines(done.stderr)}")
 

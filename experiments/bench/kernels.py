@@ -34,9 +34,9 @@ def rows(names: Sequence[str], *, peers: bool, repeats: int, smoke: bool) -> Ite
     request = {"names": list(names), "repeats": repeats, "torch": peers, "part": SMOKE_PART if smoke else 1}
     command = [sys.executable, "-m", "fedjax_fm.experiments.bench.kernels_side", json.dumps(request)]
     with (
-        tempfile.TemporaryFile("w+", errors="replace") as complaints,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=complaints, text=True, env=clean_environment()
+            command, stdout=subprocess.PIPE, stderr=complaints, text=True, encoding="utf-8", env=clean_environment()
         ) as process,
     ):
         assert process.stdout is not None

@@ -40,11 +40,11 @@ class Side:
         self.timeout, self.error = timeout, error
         self._folder = tempfile.TemporaryDirectory()
         result = Path(self._folder.name) / "result.npz"
-        self._errors = open(Path(self._folder.name) / "stderr.txt", "w+", errors="replace")  # noqa: SIM115
+        self._errors = open(Path(self._folder.name) / "stderr.txt", "w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
                 [*command, workload, str(data), str(result)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8",
                 env=clean_environment(), start_new_session=True,
             )  # fmt: skip
         except OSError as failure:

@@ -32,6 +32,8 @@ class AlbertConfig(BertConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.is_decoder:
+            raise ValueError("is_decoder=True is not supported by ALBERT, which is an encoder")
         if (self.num_hidden_groups, self.inner_group_num) != (1, 1):
             raise ValueError(
                 f"expected one group of one layer, got num_hidden_groups={self.num_hidden_groups}, "

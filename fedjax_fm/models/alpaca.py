@@ -27,7 +27,7 @@ TURNS = """
 
 def template(name: AlpacaName = "alpaca") -> dict[str, str]:
     """The file's fields: `prompt_input`, `prompt_no_input`, `response_split`, `description`."""
-    return json.loads((files("fedjax_fm.models") / "templates" / f"{name}.json").read_text())
+    return json.loads((files("fedjax_fm.models") / "templates" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def alpaca(chat: Chat, name: AlpacaName = "alpaca") -> Chat:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+_ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 _T5_OLD = {"model_type": "t5", "vocab_size": 32128, "feed_forward_proj": "relu", "tie_word_embeddings": True}
 _FLAN = {"model_type": "t5", "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
@@ -66,8 +67,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     | {"model_type": "qwen2", "max_position_embeddings": 32768},
     "qwen3-0.6b": _llama(151936, 1024, 3072, 28, 16, 8, head_dim=128, tie_word_embeddings=True, rope_theta=1e6)
     | {"model_type": "qwen3", "max_position_embeddings": 40960},
-    "roberta-base": _bert("roberta", 768, 12, 12),
-    "roberta-large": _bert("roberta", 1024, 24, 16),
+    "roberta-base": _bert("roberta", 768, 12, 12, **_ROBERTA),
+    "roberta-large": _bert("roberta", 1024, 24, 16, **_ROBERTA),
     "smollm2-135m": _llama(49152, 576, 1536, 30, 9, 3, tie_word_embeddings=True, rope_theta=1e5)
     | {"max_position_embeddings": 8192},
     "t5-small": _t5(_T5_OLD, 512, 2048, 6, 8),

@@ -36,11 +36,17 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     hidden_act: str = "gelu"
     pad_token_id: int = 0
+    is_decoder: bool = False  # causal: a token sees itself and those before it
+    add_cross_attention: bool = False
 
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
+            )
+        if self.add_cross_attention:
+            raise ValueError(
+                "add_cross_attention=True is not supported: there is no encoder whose output could be read"
             )
         check_activation("hidden_act", self.hidden_act)
 
@@ -63,16 +69,21 @@ class BertEmbeddings(nnx.Module):
         self.first_row = 0  # of the position table that a token has
         self.first_position = 0
 
-    def position_ids(self, input_ids: jax.Array) -> jax.Array:
-        """The number of each token in its text, i32[B, T]."""
+    def position_ids(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        """The number of each token in its text, i32[B, T]; BERT counts padding, too."""
         return jnp.broadcast_to(jnp.arange(input_ids.shape[-1], dtype=jnp.int32), input_ids.shape)
 
     def __call__(
-        self, input_ids: jax.Array, token_type_ids: jax.Array | None, prompt: Any = None
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array | None,
+        prompt: Any = None,
+        attention_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, int]:
         """([B, p + T, d], p): the text behind a prompt of p tokens (see `virtual_tokens`), none by default."""
         words, n_prompt = prepend(prompt, self.word_embeddings(input_ids))
-        positions = self.first_row + self.first_position + behind(self.position_ids(input_ids), n_prompt)
+        positions = behind(self.position_ids(input_ids, attention_mask), n_prompt)
+        positions = self.first_row + self.first_position + positions
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         types = self.token_type_embeddings(jnp.pad(types, ((0, 0), (n_prompt, 0))))
         return self.LayerNorm(words + self.position_embeddings(positions) + types), n_prompt
@@ -169,10 +180,28 @@ class BertPooler(nnx.Module):
         return jnp.tanh(self.dense(hidden[:, 0]))
 
 
+def attention_mask_of(attention_mask: jax.Array | None, length: int, n_prompt: int, causal: bool) -> jax.Array | None:
+    """Who sees whom, bool broadcast to [B, heads, S, S]; None where everybody sees everything.
+
+    Args:
+      attention_mask: [B, T], 1 for real tokens.
+      length: S = p + T tokens, the prompt's p among them.
+      n_prompt: p, seen by all.
+      causal: whether a token sees itself and those before it only.
+    """
+    mask = None
+    if attention_mask is not None:
+        mask = seen_by_all(attention_mask.astype(bool), n_prompt)[:, None, None, :]
+    if not causal:
+        return mask
+    before = jnp.tril(jnp.ones((1, 1, length, length), bool))
+    return before if mask is None else mask & before
+
+
 class BertModel(nnx.Module):
     """The encoder: `model(input_ids i32[B, T], attention_mask [B, T]) -> hidden states f32[B, T, d]`.
 
-    Deterministic: the dropout of pre-training is not applied.
+    Deterministic: the dropout of pre-training is not applied. With `is_decoder` in its configuration it is causal.
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -203,14 +232,12 @@ class BertModel(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         with randomness(key):
-            hidden, n_prompt = self.embeddings(input_ids, token_type_ids, self.prompt)
+            hidden, n_prompt = self.embeddings(input_ids, token_type_ids, self.prompt, attention_mask)
             length = hidden.shape[1] + self.embeddings.first_position
             room = self.config.max_position_embeddings - self.embeddings.first_row
             if length > room:
                 raise ValueError(f"{length} tokens exceed the model's {room} positions; truncate")
-            mask = None
-            if attention_mask is not None:
-                mask = seen_by_all(attention_mask.astype(bool), n_prompt)[:, None, None, :]
+            mask = attention_mask_of(attention_mask, hidden.shape[1], n_prompt, self.config.is_decoder)
             return self.encoder(hidden, mask)[:, n_prompt:]
 
 

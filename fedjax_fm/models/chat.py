@@ -190,7 +190,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise WeightError(f"{path} is not JSON ({error}); download it again") from error
 
@@ -201,7 +201,7 @@ def _word(token: str | dict[str, Any] | None) -> str | None:
 
 def _folder_template(folder: Path, fields: dict[str, Any]) -> str:
     own = folder / "chat_template.jinja"
-    template = own.read_text() if own.is_file() else fields.get("chat_template")
+    template = own.read_text(encoding="utf-8") if own.is_file() else fields.get("chat_template")
     if isinstance(template, list):  # several named ones
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     if not template:

@@ -1,32 +1,73 @@
-"""From the fields of a `config.json` to a module: which architectures there are and what each one refuses."""
+"""From the fields of a `config.json` to a module: which architectures there are and what each one refuses.
+
+A key that a file lacks means what it means in transformers, which is not the same for all families: Mistral has a window
+of 4096 tokens, Qwen3 has heads of 128. A key that transformers does not read for a family is not read here.
+"""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from flax import nnx
 
+from fedjax_fm import checks
 from fedjax_fm.models.albert import AlbertConfig, AlbertForSequenceClassification, AlbertModel
 from fedjax_fm.models.bert import BertConfig, BertForSequenceClassification, BertModel
 from fedjax_fm.models.clip import CLIPConfig, CLIPForImageClassification, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from fedjax_fm.models.distilbert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
+from fedjax_fm.models.dtypes import checked_dtype
 from fedjax_fm.models.gpt2 import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 from fedjax_fm.models.llama import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from fedjax_fm.models.roberta import RobertaConfig, RobertaForSequenceClassification, RobertaModel
-from fedjax_fm.models.rotary import Llama3Scaling
+from fedjax_fm.models.rotary import FrequencyFactors, Llama3Scaling
 from fedjax_fm.models.t5 import T5Config, T5ForConditionalGeneration, T5ForSequenceClassification
 from fedjax_fm.models.vit import ViTConfig, ViTForImageClassification, ViTModel
 from fedjax_fm.models.weights import Naming
 
 
-class _Want(NamedTuple):
-    """What of a family is built."""
+class Family(NamedTuple):
+    """One value of `model_type`.
 
-    num_labels: int | None
-    pooling: str
-    dtype: Any
-    rngs: nnx.Rngs
+    Attributes:
+      config: the configuration's dataclass.
+      plain: the module without labels: an encoder, a language model, both towers.
+      head: the module with a classifier.
+      settle: from the fields of a config.json to those of `config`; refuses what cannot be computed.
+      defaults: transformers' values of keys that a file may lack, where `config` has others.
+    """
+
+    config: type
+    plain: Callable[..., nnx.Module]
+    head: Callable[..., nnx.Module]
+    settle: Callable[[dict[str, Any]], dict[str, Any]]
+    defaults: Mapping[str, Any] = MappingProxyType({})
+
+
+def family_of(fields: dict[str, Any]) -> Family:
+    """The family that `model_type` names.
+
+    Raises:
+      ValueError: there is none.
+    """
+    name = fields.get("model_type")
+    if name not in _FAMILIES:
+        raise ValueError(f"a model of type {name!r}; this version reads {', '.join(sorted(_FAMILIES))}")
+    return _FAMILIES[name]
+
+
+def config_of(fields: dict[str, Any]) -> Any:
+    """The configuration that the fields of a `config.json` mean, keys that it lacks included.
+
+    Raises:
+      ValueError: a type or a setting that is not supported.
+
+    Example:
+      >>> config_of({"model_type": "mistral"}).sliding_window
+      4096
+    """
+    family = family_of(fields)
+    return _known(family.config, family.settle({**family.defaults, **fields}))
 
 
 def from_config(
@@ -42,23 +83,27 @@ def from_config(
     Under `nnx.eval_shape` it takes no memory: `nnx.eval_shape(lambda: from_config(fields))` has the shapes alone.
 
     Args:
+      fields: of config.json; a key that is not there means what it means in transformers.
       num_labels: None gives the encoder (bert, roberta, distilbert, albert, vit), the language model (llama, mistral,
         qwen2, qwen3, gpt2, t5) or both towers (clip); a number gives the architecture's classifier.
       pooling: "cls", or for bert "mean".
-      dtype: of weights and activations; classification heads stay f32.
+      dtype: of weights and activations, as in `from_pretrained`; classification heads stay f32.
       seed: names the random initial values.
 
     Raises:
       ValueError: a type or a setting that is not supported.
     """
-    family = fields.get("model_type")
-    if family not in _FAMILIES:
-        raise ValueError(f"a model of type {family!r}; this version reads {', '.join(sorted(_FAMILIES))}")
-    if num_labels is not None and num_labels < 1:
-        raise ValueError(f"expected num_labels >= 1, got {num_labels}")
-    if pooling != "cls" and family != "bert":
-        raise ValueError(f"expected pooling 'cls' for a model of type {family!r}, got {pooling!r}")
-    return _FAMILIES[family](fields, _Want(num_labels, pooling, jnp.dtype(dtype), nnx.Rngs(seed)))
+    family, wanted = family_of(fields), checked_dtype(dtype)
+    if num_labels is not None:
+        checks.whole("num_labels", num_labels, least=1)
+    if pooling != "cls" and family.config is not BertConfig:
+        raise ValueError(f"expected pooling 'cls' for a model of type {fields['model_type']!r}, got {pooling!r}")
+    config, rngs = config_of(fields), nnx.Rngs(seed)
+    if num_labels is None:
+        return family.plain(config, rngs, wanted)
+    if family.config is BertConfig:
+        return family.head(config, num_labels, pooling, rngs, wanted)
+    return family.head(config, num_labels, rngs, wanted)
 
 
 def naming_of(model: nnx.Module) -> Naming:
@@ -73,16 +118,14 @@ def naming_of(model: nnx.Module) -> Naming:
     return naming
 
 
-def _read(kind: Any, fields: dict[str, Any]) -> Any:
+def _known(kind: type, fields: dict[str, Any]) -> Any:
     """A configuration of that kind; fields that it does not know do not change the computation."""
     known = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in fields.items() if name in known})
 
 
-def _choose(plain: Callable, head: Callable, config: Any, want: _Want) -> nnx.Module:
-    if want.num_labels is None:
-        return plain(config, want.rngs, want.dtype)
-    return head(config, want.num_labels, want.rngs, want.dtype)
+def _as_they_are(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields
 
 
 def _absolute(fields: dict[str, Any]) -> dict[str, Any]:
@@ -92,109 +135,118 @@ def _absolute(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _bert(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    config = _read(BertConfig, _absolute(fields))
-    head = lambda config, n, rngs, dtype: BertForSequenceClassification(config, n, want.pooling, rngs, dtype)
-    return _choose(BertModel, head, config, want)
-
-
-def _roberta(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    config = _read(RobertaConfig, _absolute(fields))
-    return _choose(RobertaModel, RobertaForSequenceClassification, config, want)
-
-
-def _albert(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    return _choose(AlbertModel, AlbertForSequenceClassification, _read(AlbertConfig, _absolute(fields)), want)
-
-
-def _distilbert(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    config = _read(DistilBertConfig, fields)
-    return _choose(DistilBertModel, DistilBertForSequenceClassification, config, want)
-
-
-def _gpt2(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    return _choose(GPT2LMHeadModel, GPT2ForSequenceClassification, _read(GPT2Config, fields), want)
-
-
-def _vit(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    return _choose(ViTModel, ViTForImageClassification, _read(ViTConfig, fields), want)
-
-
-def _t5(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    return _choose(T5ForConditionalGeneration, T5ForSequenceClassification, _read(T5Config, fields), want)
-
-
-def _clip(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    towers = {
-        "text_config": _read(CLIPTextConfig, fields.get("text_config", {})),
-        "vision_config": _read(CLIPVisionConfig, fields.get("vision_config", {})),
-    }
-    return _choose(CLIPModel, CLIPForImageClassification, _read(CLIPConfig, {**fields, **towers}), want)
-
-
-def _llama(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    config = _read(LlamaConfig, hugging_face_rope(fields))
-    return _choose(LlamaForCausalLM, LlamaForSequenceClassification, config, want)
-
-
-def _mistral(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    window, context = fields.get("sliding_window"), fields.get("max_position_embeddings", 131072)
-    if window is not None and window < context:
-        raise ValueError(
-            f"sliding_window={window} is not supported; for texts of up to {window} tokens, which it does not change, "
-            f"set it to null and max_position_embeddings to {window}"
-        )
-    return _llama(fields, want)
-
-
-def _qwen2(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    return _llama({**_full_attention(fields), "attention_bias": True, "attention_output_bias": False}, want)
-
-
-def _qwen3(fields: dict[str, Any], want: _Want) -> nnx.Module:
-    return _llama({**_full_attention(fields), "qk_norm": True}, want)
-
-
-def _full_attention(fields: dict[str, Any]) -> dict[str, Any]:
-    if fields.get("use_sliding_window") or set(fields.get("layer_types") or ()) - {"full_attention"}:
-        raise ValueError("use_sliding_window=True is not supported; expected full attention in all layers")
+def _distilbert(fields: dict[str, Any]) -> dict[str, Any]:
+    if fields.get("is_decoder"):
+        raise ValueError("is_decoder=True is not supported by DistilBERT, which is an encoder")
     return fields
+
+
+def _clip(fields: dict[str, Any]) -> dict[str, Any]:
+    """Old files say a tower twice; `text_config_dict`, where it is not null, is what counts."""
+    towers = {}
+    for name, kind in (("text_config", CLIPTextConfig), ("vision_config", CLIPVisionConfig)):
+        again = fields.get(f"{name}_dict")
+        towers[name] = _known(kind, (fields.get(name) or {}) if again is None else again)
+    return {**fields, **towers}
+
+
+# What transformers reads for one family of decoders and not for another, by our names.
+_UNREAD = {
+    "llama": ("attention_output_bias", "qk_norm", "sliding_window", "layer_types"),
+    "mistral": ("attention_bias", "attention_output_bias", "qk_norm", "mlp_bias", "layer_types"),
+    "qwen": ("attention_output_bias", "qk_norm", "mlp_bias"),
+}
+
+
+def _decoder(fields: dict[str, Any], kind: str) -> dict[str, Any]:
+    read = {name: value for name, value in fields.items() if name not in _UNREAD[kind]}
+    return hugging_face_rope(read)
+
+
+def _llama(fields: dict[str, Any]) -> dict[str, Any]:
+    return _decoder(fields, "llama")
+
+
+def _mistral(fields: dict[str, Any]) -> dict[str, Any]:
+    kind = "full_attention" if fields.get("sliding_window") is None else "sliding_attention"
+    others = set(fields.get("layer_types") or ()) - {kind}
+    if others:
+        raise ValueError(
+            f"layer_types with {sorted(others)} is not supported for a model of type 'mistral', where all layers have "
+            f"sliding_window={fields.get('sliding_window')}"
+        )
+    return _decoder(fields, "mistral")
+
+
+def _qwen2(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**_qwen(fields), "attention_bias": True, "attention_output_bias": False}
+
+
+def _qwen3(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**_qwen(fields), "qk_norm": True}
+
+
+def _qwen(fields: dict[str, Any]) -> dict[str, Any]:
+    """`use_sliding_window` switches the window, which layers from `max_window_layers` on have."""
+    window = fields["sliding_window"] if fields.get("use_sliding_window") else None
+    kinds, n_layers = fields.get("layer_types"), fields.get("num_hidden_layers", LlamaConfig.num_hidden_layers)
+    if kinds is None:
+        n_full = n_layers if window is None else min(fields["max_window_layers"], n_layers)
+        kinds = ["full_attention"] * n_full + ["sliding_attention"] * (n_layers - n_full)
+    return {**_decoder(fields, "qwen"), "sliding_window": window, "layer_types": tuple(kinds)}
 
 
 def hugging_face_rope(fields: dict[str, Any]) -> dict[str, Any]:
     """config.json with its rotary settings, which moved between versions of transformers, as `rope_theta` and
-    `rope_scaling` (None or a `Llama3Scaling`).
+    `rope_scaling` (None, a `Llama3Scaling` or `FrequencyFactors`). Of two places `rope_scaling` counts, as in transformers.
 
     Raises:
       ValueError: a rotary embedding that is scaled in another way, interleaved or partial.
     """
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"rope type {kind!r} is not supported; expected 'default' or 'llama3'")
-    if fields.get("rope_interleaved") or fields.get("partial_rotary_factor", 1.0) != 1.0:
+    partial = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor"))
+    if fields.get("rope_interleaved") or partial not in (None, 1.0):
         raise ValueError("interleaved or partial rotary embedding is not supported")
     scaling = None
     if kind == "llama3":
-        missing = [name for name in Llama3Scaling._fields if name not in rope]
-        if missing:
-            raise ValueError(f"rope type 'llama3' needs {', '.join(missing)}")
-        scaling = Llama3Scaling(*(rope[name] for name in Llama3Scaling._fields))
+        scaling = Llama3Scaling(**_needed(rope, kind, Llama3Scaling._fields))
+    elif kind == "linear":
+        scaling = FrequencyFactors((float(_needed(rope, kind, ("factor",))["factor"]),))
+    elif kind != "default":
+        raise ValueError(f"rope type {kind!r} is not supported; expected 'default', 'linear' or 'llama3'")
     theta = float(rope.get("rope_theta", fields.get("rope_theta", LlamaConfig.rope_theta)))
     return {**fields, "rope_theta": theta, "rope_scaling": scaling}
 
 
-_FAMILIES: dict[str, Callable[[dict[str, Any], _Want], nnx.Module]] = {
-    "albert": _albert,
-    "bert": _bert,
-    "clip": _clip,
-    "distilbert": _distilbert,
-    "gpt2": _gpt2,
-    "llama": _llama,
-    "mistral": _mistral,
-    "qwen2": _qwen2,
-    "qwen3": _qwen3,
-    "roberta": _roberta,
-    "t5": _t5,
-    "vit": _vit,
+def _needed(rope: dict[str, Any], kind: str, names: tuple[str, ...]) -> dict[str, Any]:
+    missing = [name for name in names if name not in rope]
+    if missing:
+        raise ValueError(f"rope type {kind!r} needs {', '.join(missing)}")
+    return {name: rope[name] for name in names}
+
+
+# Values that transformers 5 puts where a config.json has none; our own configurations are of other sizes of the family.
+_ALBERT = {"hidden_size": 4096, "num_attention_heads": 64, "intermediate_size": 16384}
+_ROBERTA = {"max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12}
+_MISTRAL = {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+_MISTRAL |= {"sliding_window": 4096}
+_QWEN2 = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768}
+_QWEN2 |= {"sliding_window": 4096, "max_window_layers": 28}
+_QWEN3 = {**_QWEN2, "head_dim": 128}
+_LM, _CLASSIFIER = LlamaForCausalLM, LlamaForSequenceClassification
+
+_FAMILIES: dict[str, Family] = {
+    "albert": Family(AlbertConfig, AlbertModel, AlbertForSequenceClassification, _absolute, _ALBERT),
+    "bert": Family(BertConfig, BertModel, BertForSequenceClassification, _absolute),
+    "clip": Family(CLIPConfig, CLIPModel, CLIPForImageClassification, _clip),
+    "distilbert": Family(DistilBertConfig, DistilBertModel, DistilBertForSequenceClassification, _distilbert),
+    "gpt2": Family(GPT2Config, GPT2LMHeadModel, GPT2ForSequenceClassification, _as_they_are),
+    "llama": Family(LlamaConfig, _LM, _CLASSIFIER, _llama),
+    "mistral": Family(LlamaConfig, _LM, _CLASSIFIER, _mistral, _MISTRAL),
+    "qwen2": Family(LlamaConfig, _LM, _CLASSIFIER, _qwen2, _QWEN2),
+    "qwen3": Family(LlamaConfig, _LM, _CLASSIFIER, _qwen3, _QWEN3),
+    "roberta": Family(RobertaConfig, RobertaModel, RobertaForSequenceClassification, _absolute, _ROBERTA),
+    "t5": Family(T5Config, T5ForConditionalGeneration, T5ForSequenceClassification, _as_they_are),
+    "vit": Family(ViTConfig, ViTModel, ViTForImageClassification, _as_they_are),
 }

@@ -1,7 +1,11 @@
 """GGUF files of llama.cpp: weights, configuration, tokenizer and chat template of a Llama-family model.
 
 TRAP: for the `llama` architecture the rows of q and k are stored permuted, for a rotary embedding that turns
-neighbours instead of halves. Read as they stand they give plausible but wrong text; `unpermute` puts them back.
+neighbours instead of halves. Read as they stand they give plausible but wrong text; `unpermute` puts them back. Those of
+`qwen2` and `qwen3` are stored as Hugging Face has them.
+
+TRAP: files of Llama 3.1 and later do not say how their rotary frequencies are scaled; the tensor `rope_freqs.weight`
+holds what each of them is divided by. Left out, the model still reads short texts well.
 """
 
 import os
@@ -11,10 +15,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
+from fedjax_fm.models.gguf_tokenizer import byte_level_bpe
 from fedjax_fm.models.llama import LlamaConfig, LlamaForCausalLM
 from fedjax_fm.models.quantized import Q4Linear, split_blocks
+from fedjax_fm.models.rotary import FrequencyFactors
 from fedjax_fm.models.weights import WeightError
 
 # Module (the last two words of its path, or one) -> the tensor's name in the file.
@@ -23,11 +29,14 @@ _IN_LAYER = {
     "post_attention_layernorm": "ffn_norm",
     **{f"self_attn.{word}_proj": f"attn_{word}" for word in "qkv"},
     "self_attn.o_proj": "attn_output",
+    **{f"self_attn.{word}_norm": f"attn_{word}_norm" for word in "qk"},
     **{f"mlp.{word}_proj": f"ffn_{word}" for word in ("gate", "up", "down")},
 }
 _OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _BLOCK_FIELDS = ("codes", "scales", "minima")  # of Q4Linear, in the order of split_blocks
-_CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's token types
+_FACTORS = "rope_freqs.weight"
+# Architecture: (whether q and k are permuted, whether they are normalised). llama.cpp files Mistral's under "llama".
+ARCHITECTURES = {"llama": (True, False), "qwen2": (False, False), "qwen3": (False, True)}
 
 
 class SpecialTokens(NamedTuple):
@@ -48,7 +57,7 @@ def unpermute(rows: np.ndarray, n_heads: int) -> np.ndarray:
 
 
 class GGUFFile:
-    """An opened GGUF file of architecture `llama`; arrays are read when asked for.
+    """An opened GGUF file of architecture `llama`, `qwen2` or `qwen3`; arrays are read when asked for.
 
     Raises:
       FileNotFoundError, ImportError, WeightError: no such file, no `gguf` library, or not a whole GGUF file of
@@ -74,9 +83,10 @@ class GGUFFile:
             ) from error
         self._fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        architecture = self.field("general.architecture")
-        if architecture != "llama":
-            raise WeightError(f"{self.path} holds architecture {architecture!r}; this version reads 'llama'")
+        self.architecture = self.field("general.architecture")
+        if self.architecture not in ARCHITECTURES:
+            known = ", ".join(map(repr, ARCHITECTURES))
+            raise WeightError(f"{self.path} holds architecture {self.architecture!r}; this version reads {known}")
 
     def field(self, name: str, default: Any = None) -> Any:
         """A metadata value: number, string, bool or list; `default` where the file has none."""
@@ -88,39 +98,71 @@ class GGUFFile:
             raise WeightError(f"{self.path} lacks the metadata field {name!r}; convert the model again with llama.cpp")
         return value
 
+    def _of_model(self, name: str, default: Any = None) -> Any:
+        """A metadata value of the model, `name` without the architecture before it."""
+        return self.field(f"{self.architecture}.{name}", default)
+
     def config(self) -> LlamaConfig:
         """The model's configuration.
 
         Raises:
-          WeightError: a field is missing, or asks for what the decoder lacks (scaled or partial rotary, experts).
+          WeightError: a field is missing, or asks for what the decoder lacks (partial rotary, other scalings, experts).
         """
-        heads, width = self._required("llama.attention.head_count"), self._required("llama.embedding_length")
-        head_dim = self.field("llama.attention.key_length", width // heads)
-        wanted = {
-            "llama.rope.scaling.type": "none",
-            "llama.rope.dimension_count": head_dim,
-            "llama.attention.value_length": head_dim,
-            "llama.expert_count": 0,
-        }
-        for name, expected in wanted.items():
-            if self.field(name, expected) != expected:
-                raise WeightError(f"{self.path}: expected {name} = {expected!r}, got {self.field(name)!r}")
+        needed = lambda name: self._required(f"{self.architecture}.{name}")
+        heads, width = needed("attention.head_count"), needed("embedding_length")
+        head_dim = self._of_model("attention.key_length", width // heads)
+        self._expect({"rope.dimension_count": head_dim, "attention.value_length": head_dim, "expert_count": 0})
+        has_bias = lambda name: f"blk.0.{name}.bias" in self._tensors
         try:
             return LlamaConfig(
-                vocab_size=self.field("llama.vocab_size") or len(self._required("tokenizer.ggml.tokens")),
+                vocab_size=self._of_model("vocab_size") or len(self._required("tokenizer.ggml.tokens")),
                 hidden_size=width,
-                intermediate_size=self._required("llama.feed_forward_length"),
-                num_hidden_layers=self._required("llama.block_count"),
+                intermediate_size=needed("feed_forward_length"),
+                num_hidden_layers=needed("block_count"),
                 num_attention_heads=heads,
-                num_key_value_heads=self.field("llama.attention.head_count_kv", heads),
+                num_key_value_heads=self._of_model("attention.head_count_kv", heads),
                 head_dim=head_dim,
-                max_position_embeddings=self._required("llama.context_length"),
-                rms_norm_eps=self._required("llama.attention.layer_norm_rms_epsilon"),
-                rope_theta=self.field("llama.rope.freq_base", 10000.0),
+                max_position_embeddings=needed("context_length"),
+                rms_norm_eps=needed("attention.layer_norm_rms_epsilon"),
+                rope_theta=self._of_model("rope.freq_base", 10000.0),
+                rope_scaling=self._frequency_factors(head_dim // 2),
+                attention_bias=has_bias("attn_q"),
+                attention_output_bias=has_bias("attn_output"),
+                mlp_bias=has_bias("ffn_up"),
+                qk_norm=ARCHITECTURES[self.architecture][1],
                 tie_word_embeddings="output.weight" not in self._tensors,
+                sliding_window=self._of_model("attention.sliding_window"),
             )
         except (TypeError, ValueError) as error:
             raise WeightError(f"{self.path}: {error}") from error
+
+    def _expect(self, wanted: dict[str, Any]) -> None:
+        for name, expected in wanted.items():
+            found = self._of_model(name, expected)
+            if found != expected:
+                raise WeightError(f"{self.path}: expected {self.architecture}.{name} = {expected!r}, got {found!r}")
+
+    def _frequency_factors(self, n: int) -> FrequencyFactors | None:
+        """What the n rotary frequencies are divided by, from the metadata and from `rope_freqs.weight`; None: by one."""
+        kind = self._of_model("rope.scaling.type", "linear")  # llama.cpp's default, without a factor no scaling
+        if kind not in ("none", "linear"):
+            name = f"{self.architecture}.rope.scaling.type"
+            raise WeightError(f"{self.path}: expected {name} = 'none' or 'linear', got {kind!r}")
+        factor = 1.0
+        if kind == "linear":
+            factor = self._of_model("rope.scaling.factor", self._of_model("rope.scale_linear", 0.0)) or 1.0
+        if _FACTORS not in self._tensors:
+            return None if factor == 1.0 else FrequencyFactors((float(factor),))
+        factors = factor * self._dequantized(_FACTORS)
+        if factors.shape != (n,):
+            raise WeightError(f"{self.path}: {_FACTORS}: expected shape ({n},), got {factors.shape}")
+        return FrequencyFactors(tuple(float(one) for one in factors))
+
+    def _dequantized(self, name: str) -> np.ndarray:
+        import gguf
+
+        tensor = self._tensors[name]
+        return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
 
     def model(self, dtype: Any = jnp.float32, frozen: str = "dense") -> LlamaForCausalLM:
         """The model with its weights.
@@ -137,9 +179,11 @@ class GGUFFile:
             raise ValueError(f"expected frozen 'dense' or 'q4_1', got {frozen!r}")
         config = self.config()
         self._check_types(frozen)
+        if frozen == "q4_1" and (config.attention_bias or config.attention_output_bias or config.mlp_bias):
+            raise WeightError(f"{self.path}: frozen='q4_1' has no biases, which this model has; use frozen='dense'")
         linear = None if frozen == "dense" else lambda n_in, n_out, bias, rngs: Q4Linear(n_in, n_out)
         graphdef, state = nnx.split(nnx.eval_shape(lambda: LlamaForCausalLM(config, nnx.Rngs(0), dtype, linear)))
-        flat, left = nnx.to_flat_state(state), set(self._tensors)
+        flat, left = nnx.to_flat_state(state), set(self._tensors) - {_FACTORS}
         filled, problems = [], []
         for path, variable in flat:
             array = self._parameter(tuple(map(str, path)), config, left, problems)
@@ -181,21 +225,22 @@ class GGUFFile:
         module, word = ".".join(path[:-1]), path[-1]
         layers = module.startswith("model.layers.")
         name = _IN_LAYER[module.removeprefix("model.layers.")] if layers else _OUTSIDE[module]
-        blocks = [f"blk.{i}.{name}.weight" for i in range(config.num_hidden_layers)] if layers else [f"{name}.weight"]
+        kind = "bias" if word == "bias" else "weight"
+        blocks = [f"blk.{i}.{name}.{kind}" for i in range(config.num_hidden_layers)] if layers else [f"{name}.{kind}"]
         missing = [block for block in blocks if block not in self._tensors]
         if missing:
             problems.append(f"missing {missing[0]}")
             return None
         left.difference_update(blocks)
-        heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name)
+        heads = None
+        if ARCHITECTURES[self.architecture][0]:
+            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name)
         arrays = [self._array(block, word, heads) for block in blocks]
         return np.stack(arrays) if layers else arrays[0]
 
     def _array(self, name: str, word: str, heads: int | None) -> np.ndarray:
-        import gguf
-
-        tensor, packed = self._tensors[name], word in _BLOCK_FIELDS
-        rows = tensor.data if packed else gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        packed = word in _BLOCK_FIELDS
+        rows = self._tensors[name].data if packed else self._dequantized(name)
         if heads is not None:
             rows = unpermute(rows, heads)
         if packed:
@@ -218,34 +263,12 @@ class GGUFFile:
         return template
 
     def tokenizer(self) -> Tokenizer:
-        """The byte-level BPE that the metadata describes.
-
-        Pre-tokenizers: "smollm" (every digit alone, then GPT-2's words; llama.cpp's llama-vocab.cpp and SmolLM2's own
-        tokenizer.json) and "gpt-2". transformers 5.23 ignores the field: with `gguf_file=` its ids differ from
-        SmolLM2's where two or more blanks or line breaks come before a digit, and at signs such as ½.
+        """The byte-level BPE that the metadata describes; see `gguf_tokenizer` for the kinds.
 
         Raises:
           WeightError: another kind of tokenizer.
         """
-        kind, pre = self._required("tokenizer.ggml.model"), self.field("tokenizer.ggml.pre", "gpt-2")
-        if kind != "gpt2" or pre not in ("smollm", "gpt-2"):
-            raise WeightError(f"{self.path}: tokenizer {kind!r} with pre-tokenizer {pre!r} is not supported")
-        tokens, types = self._required("tokenizer.ggml.tokens"), self._required("tokenizer.ggml.token_type")
-        merges = [tuple(merge.split(" ", 1)) for merge in self._required("tokenizer.ggml.merges")]
-        tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words]) if pre == "smollm" else words
-        tokenizer.decoder = decoders.ByteLevel()
-        added = [
-            AddedToken(token, special=kind == _CONTROL, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in (_CONTROL, _USER_DEFINED)
-        ]
-        tokenizer.add_tokens(added)
-        bos = self.special_tokens().bos
-        if self.field("tokenizer.ggml.add_bos_token", False) and bos is not None:
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
-            )
-        return tokenizer
+        try:
+            return byte_level_bpe(self.field)
+        except ValueError as error:
+            raise WeightError(f"{self.path}: {error}") from error

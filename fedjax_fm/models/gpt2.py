@@ -51,7 +51,6 @@ class GPT2Config:
             ("scale_attn_weights", True),
             ("scale_attn_by_inverse_layer_idx", False),
             ("add_cross_attention", False),
-            ("tie_word_embeddings", True),
         ):
             if getattr(self, field) is not supported:
                 raise ValueError(f"{field}={getattr(self, field)} is not supported")
@@ -202,18 +201,25 @@ class GPT2Model(nnx.Module):
 
 
 class GPT2LMHeadModel(nnx.Module):
-    """Decoder and tied head: `model(input_ids i32[B, T], attention_mask [B, T]) -> logits f32[B, T, V]`.
+    """Decoder and head: `model(input_ids i32[B, T], attention_mask [B, T]) -> logits f32[B, T, V]`.
 
     Padding may lie on either side: positions count real tokens.
     """
 
     hugging_face: ClassVar[Naming] = Naming(
-        _STACKED, ("", "transformer."), in_out=_IN_OUT, ignored=(*_BUFFERS, r"^(lm_head|score)\.")
+        _STACKED,
+        ("", "transformer."),
+        in_out=_IN_OUT,
+        ignored=(*_BUFFERS, r"^lm_head\.weight$", r"^score\."),
+        embedding=("transformer", "wte", "embedding"),
     )
 
     def __init__(self, config: GPT2Config, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config = config
         self.transformer = GPT2Model(config, rngs, dtype)
+        if not config.tie_word_embeddings:
+            init, sizes = nnx.initializers.normal(0.02), (config.n_embd, config.vocab_size)
+            self.lm_head = nnx.Linear(*sizes, use_bias=False, kernel_init=init, param_dtype=dtype, rngs=rngs)
 
     def hidden(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None, positions: jax.Array | None = None
@@ -223,6 +229,8 @@ class GPT2LMHeadModel(nnx.Module):
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Logits f32[..., V] of hidden states [..., d]."""
+        if not self.config.tie_word_embeddings:
+            return self.lm_head(hidden).astype(jnp.float32)
         embedding = self.transformer.wte.embedding[...]
         return jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
 

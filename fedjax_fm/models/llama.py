@@ -19,10 +19,11 @@ from flax import nnx
 from fedjax_fm.models.classifier import classifier, last_real
 from fedjax_fm.models.generate import KVCache
 from fedjax_fm.models.randomness import randomness
-from fedjax_fm.models.rotary import Llama3Scaling, count_positions, rotary_tables, rotate
+from fedjax_fm.models.rotary import RotaryScaling, count_positions, rotary_tables, rotate
 from fedjax_fm.models.stacked import run_stacked, scan_layers, stack
 from fedjax_fm.models.virtual_tokens import behind, prepend, seen_by_all, with_prefix
 from fedjax_fm.models.weights import Naming
+from fedjax_fm.models.windows import AttentionMask, checked_windows, masks_of
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,17 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    rope_scaling: Llama3Scaling | None = None
+    rope_scaling: RotaryScaling | None = None
     attention_bias: bool = False
     attention_output_bias: bool = None  # type: ignore[assignment]  # None: as attention_bias; Qwen2: only q, k, v have one
     qk_norm: bool = False  # Qwen3: queries and keys are normalised before they are rotated
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
+    sliding_window: int | None = None  # tokens that a token sees, itself among them; None: all before it
+    layer_types: tuple[str, ...] | None = None  # "sliding_attention" or "full_attention"; None: every layer alike
 
     def __post_init__(self):
+        checked_windows(self.sliding_window, self.layer_types, self.num_hidden_layers)
         heads, kv_heads, width = self.num_attention_heads, self.num_key_value_heads, self.hidden_size
         if kv_heads is None:
             object.__setattr__(self, "num_key_value_heads", heads)
@@ -63,6 +67,18 @@ class LlamaConfig:
             raise ValueError(f"rotary embedding needs an even head_dim, got {self.head_dim}")
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act must be 'silu', got {self.hidden_act!r}")
+
+    @property
+    def windowed(self) -> tuple[bool, ...] | None:
+        """Whether each layer sees the last `sliding_window` tokens only; None where all layers are alike."""
+        kinds = self.layer_types or ()
+        return tuple(kind == "sliding_attention" for kind in kinds) if len(set(kinds)) > 1 else None
+
+    @property
+    def window(self) -> int | None:
+        """`sliding_window`, None where no layer has it."""
+        has_none = self.layer_types is not None and "sliding_attention" not in self.layer_types
+        return None if has_none else self.sliding_window
 
 
 # (in, out, bias, rngs) -> a linear module.
@@ -145,14 +161,18 @@ class LlamaDecoderLayer(nnx.Module):
         self.input_layernorm = _norm(config.hidden_size, config, dtype, rngs)
         self.post_attention_layernorm = _norm(config.hidden_size, config, dtype, rngs)
 
-    def extend(self, hidden: jax.Array, tables: tuple, mask: jax.Array, past: tuple | None = None):
-        """(hidden, (key, value)) with what the cache must remember of these tokens."""
-        attended, remembered = self.self_attn(self.input_layernorm(hidden), tables, mask, past)
+    def extend(self, hidden: jax.Array, tables: tuple, mask: AttentionMask, past: tuple | None, windowed: Any):
+        """(hidden, (key, value)) with what the cache must remember of these tokens.
+
+        `windowed`: bool[], whether this layer is one of those with a window; None where all layers are alike.
+        """
+        seen = mask.of_layer(windowed)
+        attended, remembered = self.self_attn(self.input_layernorm(hidden), tables, seen, past)
         hidden = hidden + attended
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), remembered
 
-    def __call__(self, hidden: jax.Array, tables: tuple, mask: jax.Array) -> jax.Array:
-        return self.extend(hidden, tables, mask)[0]
+    def __call__(self, hidden: jax.Array, tables: tuple, mask: AttentionMask, windowed: Any = None) -> jax.Array:
+        return self.extend(hidden, tables, mask, None, windowed)[0]
 
 
 class LlamaModel(nnx.Module):
@@ -176,6 +196,10 @@ class LlamaModel(nnx.Module):
         """The embedding that a prompt is made of."""
         return self.embed_tokens
 
+    def _windowed(self) -> jax.Array | None:
+        """bool[layers], which layers have a window; None where all are alike."""
+        return None if self.config.windowed is None else jnp.asarray(self.config.windowed)
+
     def _tables(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         return rotary_tables(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
 
@@ -189,9 +213,11 @@ class LlamaModel(nnx.Module):
         if length > limit:
             raise ValueError(f"{length} tokens exceed the model's context of {limit}; shorten or split the text")
         same_text = segments[:, None, :, None] == segments[:, None, None, :]  # [B, 1, T, T]
-        mask = jnp.tril(seen_by_all(same_text, n_prompt, queries=True))
+        causal = jnp.tril(seen_by_all(same_text, n_prompt, queries=True))
+        numbers = behind(count_positions(segments), n_prompt)
+        mask = masks_of(causal, numbers, numbers, self.config.window, self.config.windowed)
         tables = self._tables(self.first_position + behind(positions, n_prompt))
-        hidden = run_stacked(self.layers, hidden, tables, mask)
+        hidden = run_stacked(self.layers, hidden, tables, mask, each=self._windowed())
         return self.norm(hidden[:, n_prompt:])
 
     def extend(
@@ -217,12 +243,18 @@ class LlamaModel(nnx.Module):
         length, room = hidden.shape[1], cache.valid.shape[-1]
         valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, real, cache.length, axis=1)
         earlier = jnp.arange(room) <= (cache.length + jnp.arange(length))[:, None]
-        mask, tables = earlier & valid[:, None, None, :], self._tables(self.first_position + positions)
+        tables = self._tables(self.first_position + positions)
+        numbers = jnp.cumsum(valid, axis=-1, dtype=jnp.int32)
+        read = jax.lax.dynamic_slice_in_dim(numbers, cache.length, length, axis=1)
+        seen = earlier & valid[:, None, None, :]
+        mask = masks_of(seen, read, numbers, self.config.window, self.config.windowed)
 
-        def step(layer, hidden, slots):
-            return layer.extend(hidden, tables, mask, (*slots, cache.length))
+        def step(layer, hidden, own):
+            *slots, windowed = own
+            return layer.extend(hidden, tables, mask, (*slots, cache.length), windowed)
 
-        hidden, new = scan_layers(self.layers, step, hidden, (cache.keys, cache.values))
+        each = (cache.keys, cache.values, self._windowed())
+        hidden, new = scan_layers(self.layers, step, hidden, each)
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, part.astype(old.dtype), cache.length, axis=2)
             for old, part in zip((cache.keys, cache.values), new, strict=True)
@@ -246,7 +278,10 @@ class LlamaForCausalLM(nnx.Module):
 
     hugging_face: ClassVar[Naming] = Naming(
         stacked=("model.layers",),
-        ignored=(r"rotary_emb\.inv_freq$", r"^score\."),  # a buffer of old versions; another task's head
+        prefixes=("", "model."),
+        # A buffer of old versions; the head where it is the embedding (`heads` has looked at it); another task's head.
+        ignored=(r"rotary_emb\.inv_freq$", r"^lm_head\.weight$", r"^score\."),
+        embedding=("model", "embed_tokens", "embedding"),
     )
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, linear: MakeLinear | None = None):
@@ -318,7 +353,10 @@ class LlamaForSequenceClassification(nnx.Module):
     """A linear classifier on each row's last real token: logits f32[B, num_labels]."""
 
     hugging_face: ClassVar[Naming] = Naming(
-        stacked=("model.layers",), new=("score",), ignored=(r"rotary_emb\.inv_freq$", r"^lm_head\.")
+        stacked=("model.layers",),
+        prefixes=("", "model."),
+        new=("score",),
+        ignored=(r"rotary_emb\.inv_freq$", r"^lm_head\."),
     )
 
     def __init__(self, config: LlamaConfig, num_labels: int, rngs: nnx.Rngs, dtype: Any = jnp.float32):

@@ -28,6 +28,40 @@ EMBEDDED = {
 }
 
 
+# The hub's first models have no owner in their usual names; it redirects them to these. There will be no new ones.
+_OWNERS = {
+    "albert": ("albert-{base,large,xlarge,xxlarge}-{v1,v2}",),
+    "distilbert": (
+        "distilbert-base-{uncased,cased,multilingual-cased,uncased-finetuned-sst-2-english}",
+        "distilgpt2",
+        "distilroberta-base",
+    ),
+    "FacebookAI": ("roberta-{base,large,large-mnli}",),
+    "google-bert": (
+        "bert-{base,large}-{cased,uncased}",
+        "bert-base-multilingual-{cased,uncased}",
+        "bert-base-chinese",
+        "bert-large-{cased,uncased}-whole-word-masking",
+    ),
+    "google-t5": ("t5-{small,base,large,3b,11b}",),
+    "openai-community": ("gpt2", "gpt2-{medium,large,xl}"),
+}
+
+
+def _spelled(pattern: str) -> list[str]:
+    """All names of a pattern with {alternatives}."""
+    before, brace, rest = pattern.partition("{")
+    if not brace:
+        return [pattern]
+    inside, _, behind = rest.partition("}")
+    return [before + word + end for word in inside.split(",") for end in _spelled(behind)]
+
+
+WITHOUT_OWNER = {
+    name: f"{owner}/{name}" for owner, patterns in _OWNERS.items() for pattern in patterns for name in _spelled(pattern)
+}
+
+
 class ModelFiles(NamedTuple):
     """Where a model lies and how it was found."""
 
@@ -53,6 +87,10 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
 
     `HF_HUB_OFFLINE=1` forbids the last step.
 
+    Args:
+      folder_or_hub_id: a folder, a .gguf file, or a hub id: OWNER/NAME, or one of the old names without an owner, such as
+        "roberta-base", "gpt2" or "t5-small".
+
     Raises:
       FileNotFoundError: nothing found; says what was tried and how to get the model.
     """
@@ -64,10 +102,10 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
         if not folder.is_file():
             raise FileNotFoundError(f"there is no file {name!r}")
         return ModelFiles(folder.parent, "file", folder)
-    if name.startswith(("/", ".", "~")) or name.count("/") != 1:
+    if name not in WITHOUT_OWNER and (name.startswith(("/", ".", "~")) or name.count("/") != 1):
         raise FileNotFoundError(
-            f"{name!r} is neither a folder nor a hub id (OWNER/NAME) nor a .gguf file. A folder holds config.json, "
-            f"{WEIGHTS} and tokenizer.json."
+            f"{name!r} is neither a folder nor a hub id (OWNER/NAME, or an old one such as roberta-base) nor a .gguf file. "
+            f"A folder holds config.json, {WEIGHTS} and tokenizer.json."
         )
     tried = [f"no folder {name!r}"]
     for step in (_from_cache, _from_package, _from_hub):
@@ -86,9 +124,14 @@ def _from_cache(name: str) -> tuple[ModelFiles | None, str]:
         return None, "huggingface_hub is not installed (`pip install 'fedjax-fm[hub]'`)"
     from huggingface_hub import snapshot_download
 
-    try:
-        folder = Path(snapshot_download(name, local_files_only=True))
-    except Exception as error:
+    folder, error = None, None
+    for spelling in (name, WITHOUT_OWNER[name]) if name in WITHOUT_OWNER else (name,):
+        try:
+            folder = Path(snapshot_download(spelling, local_files_only=True))
+            break
+        except Exception as missed:
+            error = missed
+    if folder is None:
         return None, f"not in the hub's local cache ({type(error).__name__})"
     if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
         return None, "hub cache incomplete"
@@ -118,7 +161,8 @@ def _from_hub(name: str) -> tuple[ModelFiles | None, str]:
     from huggingface_hub import snapshot_download
 
     try:  # an interrupted download leaves *.incomplete files in the cache and is continued by the next call
-        folder = snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
+        full = WITHOUT_OWNER.get(name, name)
+        folder = snapshot_download(full, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
     except Exception as error:
         return None, f"the hub did not give it ({type(error).__name__}: {str(error).splitlines()[0]})"
     return _in_folder(Path(folder), "hub"), ""
@@ -131,7 +175,7 @@ def provenance(folder_or_hub_id: str | os.PathLike[str]) -> dict[str, str]:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if files.weights.name == INDEX:  # the index and then its shards, in the order of their names
         total = hashlib.sha256(bytes.fromhex(digest))
-        for shard in sorted(set(json.loads(files.weights.read_text())["weight_map"].values())):
+        for shard in sorted(set(json.loads(files.weights.read_text(encoding="utf-8"))["weight_map"].values())):
             with open(files.folder / shard, "rb") as handle:
                 total.update(hashlib.file_digest(handle, "sha256").digest())
         digest = total.hexdigest()

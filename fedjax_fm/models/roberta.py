@@ -29,15 +29,22 @@ class RobertaConfig(BertConfig):
 
 
 class RobertaEmbeddings(BertEmbeddings):
-    """Token i has row pad_token_id + 1 + i of the position table; padding, told by its id, has row pad_token_id."""
+    """Token i has row pad_token_id + 1 + i of the position table; padding has row pad_token_id.
+
+    Padding is told by its id, as in transformers, and by the attention mask where there is one: text that was padded
+    with another id has the right positions all the same.
+    """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         super().__init__(config, rngs, dtype)
         self.pad_token_id = config.pad_token_id
         self.first_row = config.pad_token_id + 1
 
-    def position_ids(self, input_ids: jax.Array) -> jax.Array:
-        real = (input_ids != self.pad_token_id).astype(jnp.int32)
+    def position_ids(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        real = input_ids != self.pad_token_id
+        if attention_mask is not None:
+            real = real & attention_mask.astype(bool)
+        real = real.astype(jnp.int32)
         return jnp.cumsum(real, axis=-1) * real - 1
 
 

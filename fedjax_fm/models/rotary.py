@@ -42,8 +42,27 @@ class Llama3Scaling(NamedTuple):
         return ((1 - kept) * frequencies / self.factor + kept * frequencies).astype(np.float32)
 
 
+class FrequencyFactors(NamedTuple):
+    """What every frequency is divided by: rope type "linear", and the tensor `rope_freqs.weight` of GGUF files."""
+
+    factors: tuple[float, ...]  # one for each of the head_dim / 2 frequencies, or one for all
+
+    def apply(self, frequencies: np.ndarray) -> np.ndarray:
+        """Frequencies f32[n], divided.
+
+        Raises:
+          ValueError: there are neither one nor n factors.
+        """
+        if len(self.factors) not in (1, len(frequencies)):
+            raise ValueError(f"expected 1 or {len(frequencies)} frequency factors, got {len(self.factors)}")
+        return frequencies / np.asarray(self.factors, np.float32)
+
+
+RotaryScaling = Llama3Scaling | FrequencyFactors
+
+
 def rotary_tables(
-    positions: jax.Array, head_dim: int, theta: float, scaling: Llama3Scaling | None = None
+    positions: jax.Array, head_dim: int, theta: float, scaling: RotaryScaling | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """(cos, sin) f32[B, T, head_dim / 2] of the angles position * theta^(-2i / head_dim); positions i32[B, T]."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)

@@ -62,19 +62,23 @@ def scan_layers(layers: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], c
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
 
-def run_stacked(layers: Any, hidden: jax.Array, *context: Any) -> jax.Array:
-    """Applies the layers one after the other: `hidden = layer(hidden, *context)`.
+def run_stacked(layers: Any, hidden: jax.Array, *context: Any, each: Any = None) -> jax.Array:
+    """Applies the layers one after the other: `hidden = layer(hidden, *context)`, or with `each` its part of that, too.
+
+    Args:
+      each: arrays whose leading axis is the layers; a layer's own part comes behind the context.
 
     The backward pass keeps what matrix products with weights gave and computes the rest again (norms, activations,
     attention): that is less work than writing it to memory and reading it back.
     """
 
-    def step(layer, hidden, _):
+    def step(layer, hidden, own):
         # What is differentiated is closed over: nnx modules are no arguments of jax.checkpoint.
         graphdef, state = nnx.split(layer)
-        apply = lambda state, hidden: nnx.merge(graphdef, state)(hidden, *context)
+        given = context if own is None else (*context, own)
+        apply = lambda state, hidden: nnx.merge(graphdef, state)(hidden, *given)
         # Inside a scan nothing could be shared between the passes anyway: prevent_cse would only cost.
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return jax.checkpoint(apply, policy=policy, prevent_cse=False)(state, hidden), None
 
-    return scan_layers(layers, step, hidden)[0]
+    return scan_layers(layers, step, hidden, each)[0]

@@ -23,7 +23,8 @@ from fedjax_fm.models.weights import Naming
 _STACKED = ("encoder.block", "decoder.block")
 _TABLE = "block.0.layer.0.SelfAttention.relative_attention_bias"
 _RENAMED = tuple((f"{side}.relative_attention_bias", f"{side}.{_TABLE}") for side in ("encoder", "decoder"))
-_COPIES = (r"(encoder|decoder)\.embed_tokens\.weight$", r"EncDecAttention\.relative_attention_bias\.weight$")
+_TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # copies of `shared` in many files
+_UNUSED = (r"EncDecAttention\.relative_attention_bias\.weight$",)
 
 
 class T5Model(nnx.Module):
@@ -92,7 +93,13 @@ class T5ForConditionalGeneration(T5Model):
     Generation: `models.generate(model.next_logits, *model.start(input_ids, attention_mask, n), max_new_tokens=n)`.
     """
 
-    hugging_face: ClassVar[Naming] = Naming(_STACKED, renamed=_RENAMED, ignored=(*_COPIES, r"^lm_head\."))
+    hugging_face: ClassVar[Naming] = Naming(
+        _STACKED,
+        renamed=_RENAMED,
+        ignored=(*_UNUSED, r"^lm_head\.weight$"),
+        embedding=("shared", "embedding"),
+        copies=_TABLES,
+    )
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         super().__init__(config, rngs, dtype)
@@ -167,7 +174,13 @@ class T5ForSequenceClassification(nnx.Module):
     """
 
     hugging_face: ClassVar[Naming] = Naming(
-        _STACKED, ("", "transformer."), _RENAMED, new=("classification_head",), ignored=(*_COPIES, r"^lm_head\.")
+        _STACKED,
+        ("", "transformer."),
+        _RENAMED,
+        new=("classification_head",),
+        ignored=(*_UNUSED, r"^lm_head\.weight$"),
+        embedding=("transformer", "shared", "embedding"),
+        copies=_TABLES,
     )
 
     def __init__(self, config: T5Config, num_labels: int, rngs: nnx.Rngs, dtype: Any = jnp.float32):

@@ -21,6 +21,12 @@ _LAST = {
     "embedding": ("weight", False),
     "bias": ("bias", False),
 }
+_OTHER_FORMATS = (".bin", ".h5", ".msgpack", ".pt", ".pth", ".ckpt", ".index", ".onnx")
+# safetensors' names of numbers. What is not in _FLOATS cannot be read as weights.
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+_FLOATS = tuple(_DTYPES.values())
+_DTYPES |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)} | {f"U{bits}": f"uint{bits}" for bits in (8, 16, 32)}
+_DTYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool"}
 _OLD_WORDS = {"weight": "gamma", "bias": "beta"}  # norms in checkpoints converted from TensorFlow
 
 
@@ -38,6 +44,9 @@ class Naming(NamedTuple):
       in_out: last names of modules whose kernels are stored as [in, out], not as the transpose.
       new: beginnings of paths that get initial values where the checkpoint lacks them.
       ignored: regular expressions of tensor names that are no parameters of ours.
+      embedding: the path of the table of tokens, which a head may share; see `heads`.
+      copies: names of tensors that are copies of that table, if they are stored at all; one of them stands for it where
+        it is not.
     """
 
     stacked: tuple[str, ...] = ()
@@ -46,6 +55,12 @@ class Naming(NamedTuple):
     in_out: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a tensor of that name is no parameter of ours."""
+        return any(re.search(pattern, name) for pattern in self.ignored)
 
     def stack_of(self, path: tuple[str, ...]) -> str | None:
         """The stacked module that a parameter belongs to."""
@@ -73,9 +88,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no config.json; found {sorted(p.name for p in folder.iterdir())}")
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WeightError(f"{path} is not JSON ({error}); download it again") from error
+    if not isinstance(fields, dict):
+        raise WeightError(f"{path} is no configuration: expected an object of fields, got {type(fields).__name__}")
+    return fields
 
 
 def checkpoint_name(path: tuple[str, ...], stacked: str, layer: int | None) -> tuple[str, bool]:
@@ -94,10 +112,10 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     there = sorted(path.name for path in folder.iterdir())
     if not (folder / INDEX).is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; found {there}")
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; found {there}{_how_to_convert(there)}")
     try:
-        shards = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise WeightError(f"{folder / INDEX} is no index of shards ({error!r}); download it again") from error
     missing = [shard for shard in shards if shard not in there]
     if missing or not shards:
@@ -105,7 +123,19 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-class _Tensors:
+def _how_to_convert(there: list[str]) -> str:
+    """What to do about weights in other formats; nothing where there are none."""
+    others = [name for name in there if name.endswith(_OTHER_FORMATS)]
+    if not others:
+        return ""
+    return (
+        f". {others[0]} is of another format, which is not read; write safetensors once: "
+        "transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER), or the class that "
+        "config.json names, and copy tokenizer.json"
+    )
+
+
+class Tensors:
     """The tensors of one or several open safetensors files; only what is asked for is read."""
 
     def __init__(self, files: list[Path], stack: contextlib.ExitStack):
@@ -118,9 +148,27 @@ class _Tensors:
                 raise WeightError(
                     f"{path} ({size} bytes) is truncated or corrupt: {error}. Delete it and fetch it again."
                 ) from error
+            twice = sorted(set(opened.keys()) & set(self.source))
+            if twice:
+                raise WeightError(
+                    f"{path} holds {twice[0]} once more; the shards are not of one model, fetch them again"
+                )
             self.source |= dict.fromkeys(opened.keys(), opened)
 
+    def kind(self, name: str) -> str:
+        """NumPy's name of a tensor's numbers, or safetensors' own where NumPy has none."""
+        kind = self.source[name].get_slice(name).get_dtype()
+        return _DTYPES.get(kind, kind)
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers."""
+        first, second = self.read(one), self.read(other)
+        if first.dtype == second.dtype:  # bytes are compared far faster than numbers of 16 bits
+            first, second = first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8)
+        return np.array_equal(first, second)
+
     def read(self, name: str) -> np.ndarray:
+        """One whole tensor."""
         try:
             return self.source[name].get_tensor(name)
         except SafetensorError as error:
@@ -130,31 +178,52 @@ class _Tensors:
 def tensor_names(folder: Path) -> set[str]:
     """Names of all tensors in a folder's safetensors."""
     with contextlib.ExitStack() as stack:
-        return set(_Tensors(weight_files(folder), stack).source)
+        return set(Tensors(weight_files(folder), stack).source)
 
 
 class _Checkpoint:
     """Open tensors, with what was read of them and what did not fit."""
 
-    def __init__(self, tensors: _Tensors, naming: Naming, key: jax.Array):
+    def __init__(self, tensors: Tensors, naming: Naming, key: jax.Array, paths: list[tuple[str, ...]]):
         self.tensors, self.naming, self.key = tensors, naming, key
         self.used: set[str] = set()
         self.problems: list[str] = []
+        # A head is new as a whole or not at all.
+        there = [".".join(path) for path in paths if self.find(naming.tensor(path, None)[0]) is not None]
+        self.new = tuple(new for new in naming.new if not any(path.startswith(new) for path in there))
 
     def find(self, name: str) -> str | None:
         """The name under which the checkpoint has a tensor, prefixes put before it or taken off."""
         stem, _, word = name.rpartition(".")
         spellings = [name, f"{stem}.{_OLD_WORDS[word]}"] if word in _OLD_WORDS else [name]
         candidates = [c for n in spellings for p in self.naming.prefixes for c in (p + n, n.removeprefix(p))]
+        if self.naming.embedding and name == self.naming.tensor(self.naming.embedding, None)[0]:
+            candidates += self.naming.copies
         return next((c for c in candidates if c in self.tensors.source), None)
+
+    def compare_copies(self) -> None:
+        """Notes copies of the embedding that are none."""
+        if not self.naming.embedding:
+            return
+        table = self.find(self.naming.tensor(self.naming.embedding, None)[0])
+        ignored = self.naming.is_ignored
+        for name in self.naming.copies:
+            if table is None or name == table or name not in self.tensors.source or ignored(name):
+                continue
+            self.used.add(name)
+            if not self.tensors.equal(name, table):
+                self.problems.append(f"{name} is no copy: it differs from {table}, which this model uses in its place")
 
     def read(self, name: str, transposed: bool, shape: tuple[int, ...]) -> np.ndarray | None:
         """One tensor of that shape; None with an entry in `problems` if it has another, or holds no floats."""
         self.used.add(name)
-        array = self.tensors.read(name)
-        if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
-            self.problems.append(f"{name}: expected floating point numbers, got {array.dtype.name}")
+        kind = self.tensors.kind(name)
+        if kind not in _FLOATS:
+            scales = "; their scales are tensors of their own: take a checkpoint of 16 bits or more"
+            why = scales if kind.upper().startswith(("FLOAT8", "F8", "F4", "F6")) else ""
+            self.problems.append(f"{name}: expected floating point numbers, got {kind}{why}")
             return None
+        array = self.tensors.read(name)
         if transposed:  # the kernel of a convolution over patches is that of a linear layer on flat patches
             array = array.reshape(array.shape[0], -1).T
         if array.shape != shape:
@@ -168,7 +237,7 @@ class _Checkpoint:
         wanted = [self.naming.tensor(path, layer) for layer in (range(shape[0]) if stacked else (None,))]
         found = [(self.find(name), transposed) for name, transposed in wanted]
         missing = [name for (name, _), (there, _) in zip(wanted, found, strict=True) if there is None]
-        if missing and any(".".join(path).startswith(new) for new in self.naming.new):
+        if missing and ".".join(path).startswith(self.new):
             if path[-1] == "bias":
                 return jnp.zeros(shape, dtype)
             return 0.02 * jax.random.normal(jax.random.fold_in(self.key, number), shape, dtype)
@@ -201,11 +270,15 @@ def load_into(model: nnx.Module, folder: Path, naming: Naming, key: jax.Array) -
     graphdef, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
     with contextlib.ExitStack() as stack:
-        checkpoint = _Checkpoint(_Tensors(files, stack), naming, key)
-        arrays = [checkpoint.parameter(i, tuple(map(str, p)), v.shape, v.dtype) for i, (p, v) in enumerate(flat)]
+        paths = [tuple(map(str, path)) for path, _ in flat]
+        checkpoint = _Checkpoint(Tensors(files, stack), naming, key, paths)
+        arrays = [
+            checkpoint.parameter(number, path, variable.shape, variable.dtype)
+            for number, (path, (_, variable)) in enumerate(zip(paths, flat, strict=True))
+        ]
+        checkpoint.compare_copies()
         names = set(checkpoint.tensors.source)
-    ignored = re.compile("|".join(naming.ignored) or "$^")
-    extra = [name for name in names - checkpoint.used if not ignored.search(name)]
+    extra = [name for name in names - checkpoint.used if not naming.is_ignored(name)]
     problems = checkpoint.problems + [f"left over {name}" for name in sorted(extra)]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")

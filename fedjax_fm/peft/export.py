@@ -49,7 +49,7 @@ def save_merged(folder: str | os.PathLike[str], model: nnx.Module, fields: Mappi
             tensors[name] = np.ascontiguousarray(_torch_layout(row, path, model) if transposed else row)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(dict(fields), indent=2, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(json.dumps(dict(fields), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(dict(sorted(tensors.items())), folder / "model.safetensors", metadata={"format": "pt"})
 
 

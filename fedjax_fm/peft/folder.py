@@ -101,7 +101,7 @@ def save_pretrained(
     config |= {"LORA": _lora_config, "IA3": _ia3_config}.get(tensors.kind, _virtual_config)(tensors)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     arrays = {name: np.ascontiguousarray(view) for name, view in sorted(tensors.views.items())}
     save_file(arrays, folder / TENSORS, metadata={"format": "pt"})
 
@@ -186,7 +186,7 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[
         if not (folder / name).is_file():
             there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
             raise FileNotFoundError(f"{folder} has no {name}; found {there}")
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     found = load_file(folder / TENSORS)
     graphdef, delta, backbone = apply(model, _method(config, model, found))
     adapted = nnx.merge(graphdef, delta, backbone)

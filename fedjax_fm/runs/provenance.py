@@ -31,7 +31,12 @@ def commit() -> str:
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ("git", "-C", str(here), *words), capture_output=True, text=True, check=True, timeout=10
+            ("git", "-C", str(here), *words),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=True,
+            timeout=10,
         ).stdout.strip()
 
     try:

@@ -99,7 +99,7 @@ def test_padding_rows_and_short_texts_change_nothing():
         ("vit", {"qkv_bias": False}, "qkv_bias=False is not supported"),
         ("gpt2", {"n_head": 3}, "n_embd=16 is not a multiple of n_head=3"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
-        ("t5", {"feed_forward_proj": "gated-tanh"}, "feed_forward_proj must be one of"),
+        ("t5", {"feed_forward_proj": "gated-swish7"}, "feed_forward_proj must be one of"),
         ("clip", {"text_config": {"hidden_size": 15}}, "hidden_size=15 is not a multiple"),
     ],
 )

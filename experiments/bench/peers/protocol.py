@@ -107,7 +107,7 @@ def serve(build, arguments=None):
 def _own_stdout():
     """The standard output for answers alone; whatever else is printed goes to standard error."""
     sys.stdout.flush()
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers
 
@@ -116,7 +116,7 @@ def peak_rss_bytes():
     """The most memory that this process has held."""
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage may report the size of the parent that started this process
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
         if found:
             return 1024 * int(found[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -64,7 +64,7 @@ def pretrained(data: Data) -> nnx.Module:
         "max_position_embeddings": len(tensors["bert.embeddings.position_embeddings.weight"]),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config))
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         save_file(tensors, Path(folder) / "model.safetensors")
         return ffm.models.from_pretrained(folder, num_labels=CLASSES)
 

@@ -1,0 +1,132 @@
+"""The byte-level BPE that the metadata of a GGUF file describe.
+
+A file names its pre-tokenizer, the rule that cuts text into words before merges are applied, in one word; the rule itself
+is in the reader's code. Each is here as the model's own tokenizer.json has it:
+
+    gpt-2      GPT-2's words
+    smollm     every digit alone, then GPT-2's words
+    llama-bpe  Llama 3: up to three digits together; a word that is a token is one, whatever the merges say
+    qwen2      Qwen 2 to 3: every digit alone, text in Unicode's normal form C
+
+transformers 5.23 ignores the field: with `gguf_file=` its ids differ from SmolLM2's where two or more blanks or line
+breaks come before a digit, and at signs such as the fraction one half.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+_CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's token types
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+
+
+class _Kind(NamedTuple):
+    """What a pre-tokenizer's name stands for."""
+
+    words: Callable[[], Any]  # makes the rule that cuts text into words
+    composed: bool = False  # text is brought into normal form C
+    ignore_merges: bool = False  # a word that is a token is that token
+    begins: bool = False  # texts begin with a special token where the file does not say
+
+
+def _gpt2() -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _smollm() -> Any:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+
+
+def _by_regex(digits: str) -> Any:
+    words = Regex(_WORDS.replace("DIGITS", digits))
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(words, behavior="isolated"), to_bytes])
+
+
+def _llama3() -> Any:
+    return _by_regex(r"\p{N}{1,3}")
+
+
+def _qwen2() -> Any:
+    return _by_regex(r"\p{N}")
+
+
+_LLAMA3 = _Kind(_llama3, ignore_merges=True, begins=True)
+KINDS = {
+    "gpt-2": _Kind(_gpt2),
+    "llama-bpe": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "llama3": _LLAMA3,
+    "qwen2": _Kind(_qwen2, composed=True),
+    "smollm": _Kind(_smollm),
+}
+
+
+def byte_level_bpe(field: Callable[..., Any]) -> Tokenizer:
+    """The tokenizer of a file.
+
+    Args:
+      field: (name, default=None) -> a metadata value, see `GGUFFile.field`.
+
+    Raises:
+      ValueError: a tokenizer or a pre-tokenizer of another kind, or metadata that are missing.
+    """
+    family, pre = _required(field, "model"), field("tokenizer.ggml.pre", "gpt-2")
+    if family != "gpt2" or pre not in KINDS:
+        raise ValueError(
+            f"tokenizer {family!r} with pre-tokenizer {pre!r} is not supported; expected 'gpt2' with one of {list(KINDS)}"
+        )
+    kind, tokens = KINDS[pre], _required(field, "tokens")
+    merges = [tuple(merge.split(" ", 1)) for merge in _required(field, "merges")]
+    numbers = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(numbers, merges, ignore_merges=kind.ignore_merges))
+    if kind.composed:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = kind.words()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(_added(tokens, _required(field, "token_type")))
+    ends = _ends(field, tokens, kind)
+    if ends is not None:
+        tokenizer.post_processor = ends
+    return tokenizer
+
+
+def _required(field: Callable[..., Any], name: str) -> Any:
+    value = field(f"tokenizer.ggml.{name}")
+    if value is None:
+        raise ValueError(f"lacks the metadata field 'tokenizer.ggml.{name}'; convert the model again with llama.cpp")
+    return value
+
+
+def _added(tokens: list[str], types: list[int]) -> list[AddedToken]:
+    """Tokens that are never made of merges; control tokens are special."""
+    return [
+        AddedToken(token, special=kind == _CONTROL, normalized=False)
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+
+
+def _ends(field: Callable[..., Any], tokens: list[str], kind: _Kind) -> Any:
+    """What puts special tokens around a text; None where there are none."""
+    bos = field("tokenizer.ggml.bos_token_id") if field("tokenizer.ggml.add_bos_token", kind.begins) else None
+    eos = field("tokenizer.ggml.eos_token_id") if field("tokenizer.ggml.add_eos_token", False) else None
+    special = [(tokens[number], number) for number in (bos, eos) if number is not None]
+    if not special:
+        return None
+    before = "" if bos is None else f"{tokens[bos]} "
+    behind = "" if eos is None else f" {tokens[eos]}"
+    return processors.TemplateProcessing(single=f"{before}$A{behind}", special_tokens=special)
