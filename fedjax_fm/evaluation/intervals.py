@@ -65,10 +65,21 @@ def paired_examples(a: np.ndarray, b: np.ndarray) -> Comparison:
     return _paired(a, b, "examples")
 
 
+def _numbers(values) -> np.ndarray:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected numbers, got {values!r:.80}") from error
+
+
 def _paired(a, b, over: str) -> Comparison:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a, b = _numbers(a), _numbers(b)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(f"pairs need two vectors of equal length, got shapes {a.shape} and {b.shape}")
+    broken = ~(np.isfinite(a) & np.isfinite(b))
+    if broken.any():  # NaN is neither above nor below 0, and would read as no difference
+        where = int(broken.argmax())
+        raise ValueError(f"expected finite numbers, got {a[where]} and {b[where]} in pair {where}")
     difference = a - b
     n = len(difference)
     if n == 1:
