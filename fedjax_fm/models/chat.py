@@ -9,7 +9,7 @@ is trained as one row an answer (`answers="each"`) or by its last answer alone (
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -98,7 +98,7 @@ class Chat(NamedTuple):
 
     def encode(
         self,
-        conversations: Sequence[Sequence[Message]],
+        conversations: Iterable[Sequence[Message]],
         max_length: int,
         truncate: bool = False,
         answers: Answers = "all",
@@ -139,7 +139,7 @@ class Chat(NamedTuple):
             labels[number, :n] = np.where(spoken, tokens, IGNORED)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    def _rows(self, conversations: Sequence[Any], answers: Answers, variables: dict[str, Any]) -> Iterator[_Row]:
+    def _rows(self, conversations: list[Any], answers: Answers, variables: dict[str, Any]) -> Iterator[_Row]:
         """What `encode` makes rows of; errors begin with the conversation's number."""
         for number, conversation in enumerate(conversations):
             name = f"conversation {number}"
@@ -184,8 +184,18 @@ class Chat(NamedTuple):
         if whole.spans is None:
             start, answered = self._answer(messages, variables)
             return _Row(name, answered, [(start, len(answered))], False)
-        earlier = self._marked(messages[:-1], False, variables).spans or []
-        return _Row(name, whole.text, whole.spans[len(earlier) :], True)
+        return _Row(name, whole.text, self._last_spans(messages, whole, variables), True)
+
+    def _last_spans(self, messages: list[dict[str, Any]], whole: Marked, variables: dict[str, Any]) -> list[Span]:
+        """Of the template's own spans those of the last message: what ends behind its prompt, or, where the template
+        rewrites the prompt, what the messages before it do not have."""
+        spans = whole.spans or []
+        if len(messages) == 1:
+            return spans
+        prompt = self._marked(messages[:-1], True, variables, render_only=True).text
+        if whole.text.startswith(prompt):
+            return [(begin, end) for begin, end in spans if end > len(prompt)]
+        return spans[len(self._marked(messages[:-1], False, variables).spans or []) :]
 
     def _answer(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> tuple[int, str]:
         """Where the last message begins, as generation would begin it, and the text that it ends."""
@@ -262,10 +272,11 @@ def _answers(messages: Sequence[Message]) -> list[int]:
     return [number for number, message in enumerate(messages) if message["role"] == "assistant"]
 
 
-def _listed(conversations: Any) -> Sequence[Any]:
-    if isinstance(conversations, (str, bytes, Mapping)) or not hasattr(conversations, "__len__"):
+def _listed(conversations: Any) -> list[Any]:
+    if isinstance(conversations, (str, bytes, Mapping)) or not isinstance(conversations, Iterable):
         raise TypeError(f"expected a list of conversations, got a {type(conversations).__name__}")
-    if len(conversations) and is_message(conversations[0]):
+    conversations = list(conversations)
+    if conversations and is_message(conversations[0]):
         raise TypeError("expected a list of conversations, got one conversation (a list of messages); write [messages]")
     return conversations
 

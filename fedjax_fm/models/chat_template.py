@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from fedjax_fm import checks
 from fedjax_fm.models.conversations import Message, kind, plain, plain_messages
 
 _MARKS = "__generation_marks"  # the variable under which the extension finds them
@@ -60,6 +61,7 @@ def render(
       >>> render("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", [{"role": "user", "content": "Hi"}])
       '<user>Hi'
     """
+    checks.flag("add_generation_prompt", add_generation_prompt)
     given = _given(tools, documents, variables)
     return _run(compiled(template), plain_messages(messages), {**given, "add_generation_prompt": add_generation_prompt})
 
@@ -70,11 +72,11 @@ def render_marked(template: str, messages: Sequence[Message], **variables: Any) 
     Raises:
       ValueError: as `render`, or the template alters what is inside such a block after it was written.
     """
-    text, program = render(template, messages, **variables), compiled(template)
-    if not program.generates:
+    text = render(template, messages, **variables)
+    if not compiled(template).generates:
         return Marked(text, None)
-    marks = tuple(sign for sign in _NONCHARACTERS if sign not in text)[:2]
-    return Marked(text, _spans(text, render(template, messages, **variables, **{_MARKS: marks}), marks))
+    marks: Any = tuple(sign for sign in _NONCHARACTERS if sign not in text)[:2]
+    return Marked(text, _spans(text, render(template, messages, **{**variables, _MARKS: marks}), marks))
 
 
 def _spans(text: str, marked: str, marks: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -137,7 +139,7 @@ def compiled(template: str) -> Compiled:
       ValueError: it is not valid Jinja; gives line and reason.
     """
     import jinja2
-    import jinja2.meta
+    from jinja2 import meta, nodes
 
     if not isinstance(template, str):
         raise TypeError(f"expected a chat template as text, got {template!r}")
@@ -147,14 +149,15 @@ def compiled(template: str) -> Compiled:
         program = environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"the chat template is not valid Jinja (line {error.lineno}): {error.message}") from error
-    names = frozenset(node.name for node in tree.find_all(jinja2.nodes.Name))
+    names = frozenset(node.name for node in tree.find_all(nodes.Name))
     own = {"messages", "add_generation_prompt", *environment.globals}
-    reads = sorted(jinja2.meta.find_undeclared_variables(tree) - own)
+    reads = sorted(meta.find_undeclared_variables(tree) - own)
     return Compiled(program, names, tuple(reads), environment.generates)  # type: ignore[attr-defined]
 
 
 def _environment():
     import jinja2
+    from jinja2 import nodes
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -167,8 +170,8 @@ def _environment():
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             self.environment.generates = True  # type: ignore[attr-defined]
-            call = self.call_method("_mark", [jinja2.nodes.ContextReference()])
-            return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+            call = self.call_method("_mark", [nodes.ContextReference()])
+            return nodes.CallBlock(call, [], [], body).set_lineno(line)
 
         def _mark(self, context, caller):
             opening, closing = context.get(_MARKS) or ("", "")

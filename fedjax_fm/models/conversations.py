@@ -118,9 +118,8 @@ def _content(name: str, content: Any) -> Any:
     if not isinstance(content, (list, tuple)):
         raise TypeError(f"{name} has {kind(content)}, {_short(content)}; expected text or a list of parts")
     for number, part in enumerate(content):
-        of_text = isinstance(part, Mapping) and part.get("type") == "text"
-        if isinstance(part, str) or of_text:
-            checks.text(f"{name}, part {number} (text)", part["text"] if of_text else part)
+        if isinstance(part, Mapping) and part.get("type") == "text":
+            checks.text(f"{name}, part {number} (text)", part.get("text"))
     return Parts(plain(f"{name}, part {number}", part) for number, part in enumerate(content))
 
 

@@ -39,15 +39,17 @@ def pad_prompts(rows: Sequence[Sequence[int]], pad_token_id: int, length: int | 
       ValueError: an empty prompt, or one longer than `length` (cutting would change the question).
     """
     checks.whole("pad_token_id", pad_token_id, least=0)
-    rows = [_prompt(number, row) for number, row in enumerate(rows)]
-    longest = max((len(row) for row in rows), default=0)
-    length = longest if length is None else checks.whole("length", length, least=1)
-    for number, row in enumerate(rows):
+    prompts = [_prompt(number, row) for number, row in enumerate(rows)]
+    if length is None:
+        length = max((len(row) for row in prompts), default=0)
+    else:
+        checks.whole("length", length, least=1)
+    for number, row in enumerate(prompts):
         if not 0 < len(row) <= length:
             raise ValueError(f"prompt {number} has {len(row)} tokens; expected 1 to {length}")
-    ids = np.full((len(rows), length), pad_token_id, np.int32)
-    mask = np.zeros((len(rows), length), np.int32)
-    for number, row in enumerate(rows):
+    ids = np.full((len(prompts), length), pad_token_id, np.int32)
+    mask = np.zeros((len(prompts), length), np.int32)
+    for number, row in enumerate(prompts):
         ids[number, length - len(row) :], mask[number, length - len(row) :] = row, 1
     return {"input_ids": ids, "attention_mask": mask}
 

@@ -163,3 +163,38 @@ def test_bad_ends(tmp_path, bad):
     write(tmp_path, {**TOKENS, "chat_template": CHATML}, **{"generation_config.json": {"eos_token_id": bad}})
     with pytest.raises(WeightError, match="eos_token_id"):
         models.load_chat(tmp_path)
+
+
+@pytest.mark.compatibility
+def test_a_gguf_file_names_its_templates_tokens_and_ends(tmp_path, compatibility):
+    gguf = pytest.importorskip("gguf")
+    from tokenizers import pre_tokenizers
+
+    words = ["<s>", "</s>", "<|eot|>", "<|eom|>", "<unk>", "ab", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    named = [
+        {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{{ unk_token }}"},
+        {"name": "tool_use", "template": "{{ tools | length }}"},
+    ]
+    for ends, expected in (((2, 3), (1, 2, 3)), ((), (1,)), ((1, None), (1,))):
+        writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(words)
+        writer.add_token_types([3] * 5 + [1] * (len(words) - 5))
+        writer.add_token_merges(["a b"])
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(1)
+        writer.add_unk_token_id(4)
+        for name, end in zip(("eot", "eom"), ends, strict=False):
+            if end is not None:
+                writer.add_uint32(f"tokenizer.ggml.{name}_token_id", end)
+        writer.add_chat_template(named)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        chat = models.load_chat(tmp_path / "a.gguf")
+        assert chat.eos_token_ids == models.end_tokens(tmp_path / "a.gguf") == expected
+        assert chat.text(families.said("Hi")) == "<s>Hi</s><unk>"
+        assert chat.text(families.said("Hi"), tools=[families.WEATHER]) == "1"
+    compatibility.works("Template constructs", "named templates and ends", "GGUF file")

@@ -71,7 +71,7 @@ def test_without_tags_the_cut_is_where_generation_would_begin(family, compatibil
     """The mask of the published form is transformers' mask of the tagged one, or the conversation is refused."""
     chat = chat_of(families.untagged(family))
     theirs, plain = families.reference(families.tagged(family)), families.reference(families.untagged(family))
-    seen = set()
+    seen, compared = set(), 0
     for name, conversation in families.CONVERSATIONS.items():
         if not usable(plain, conversation):
             continue
@@ -87,8 +87,11 @@ def test_without_tags_the_cut_is_where_generation_would_begin(family, compatibil
             consistent &= fits and whole.startswith(answered)
         if not consistent:
             seen.add(name)
-            with pytest.raises(ValueError, match=r"conversation 0: .*(answers='each'|opens an answer|refuses)"):
+            with pytest.raises(
+                ValueError, match=r"conversation 0: .*(answers='each'|opens an answer|refuses)"
+            ) as raised:
                 chat.encode([conversation.messages], LENGTH, **conversation.variables)
+            compatibility.refused("Template constructs", family, raised, f"masks of {name!r} in one text")
             continue
         labels = chat.encode([conversation.messages], LENGTH, **conversation.variables)["labels"][0]
         # SmolLM3's own tags hold the opening of the turn, too; without thinking, the prompt holds what the tags hold.
@@ -102,14 +105,17 @@ def test_without_tags_the_cut_is_where_generation_would_begin(family, compatibil
         if family == "phi3":
             expected[len(mask["assistant_masks"]) - 1] = numbers[-1] == len(conversation.messages) - 1
         np.testing.assert_array_equal(labels != -100, expected, err_msg=f"{family}, {name}")
+        compared += 1
     if family in REWRITTEN and REWRITTEN[family] is not None:
         assert seen <= REWRITTEN[family]
         assert seen
-    compatibility.works("Template constructs", "masks of answers", family)
+    if compared:
+        compatibility.works("Template constructs", family, "masks of answers")
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_each_answer_is_trained_as_generation_would_see_it(family):
+def test_each_answer_is_trained_as_generation_would_see_it(family, compatibility):
     """Brute force: for each answer, its prompt as transformers renders it for generation, and what follows."""
     chat, plain = chat_of(families.untagged(family)), families.reference(families.untagged(family))
     n = 0
@@ -138,7 +144,9 @@ def test_each_answer_is_trained_as_generation_would_see_it(family):
         for key, array in last.items():
             np.testing.assert_array_equal(array[0], rows[key][-1])
         n += 1
-    assert n >= 3 or family == "deepseek_r1"
+    if family != "deepseek_r1":
+        assert n >= 3
+        compatibility.works("Template constructs", family, "masks, a row an answer")
 
 
 def test_each_and_last_with_the_templates_own_tags():
@@ -156,6 +164,16 @@ def test_each_and_last_with_the_templates_own_tags():
     last = chat.encode([[*messages, {"role": "user", "content": "Bye"}]], LENGTH, answers="last")
     assert text(last["labels"][0]) == "<think>\n6 + 2\n</think>\n\n8<|im_end|>\n"
     assert "Bye" not in chat.tokenizer.decode(last["input_ids"][0].tolist())
+
+
+def test_tags_on_the_last_turn_alone():
+    """Found by where the prompt ends; by number there would be none left."""
+    last = "{% for m in messages %}<{{ m.role }}>{% if loop.last and m.role == 'assistant' %}{% generation %}"
+    last += "{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    chat = chat_of(last + "{% if add_generation_prompt %}<assistant>{% endif %}")
+    labels = chat.encode([families.said("Hi", "Hello!", "Bye", "Ciao")], 60, answers="each")["labels"]
+    text = [chat.tokenizer.decode(row[row != -100].tolist()) for row in labels]
+    assert text == ["Hello!", "Ciao"]
 
 
 def test_a_rewriting_template_names_row_and_message():
