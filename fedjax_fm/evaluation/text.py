@@ -12,8 +12,6 @@ import numpy as np
 
 from fedjax_fm import checks
 
-_SHOWN = 40  # characters of a text in a message
-
 
 def words(text: str) -> list[str]:
     """Lower-case runs of a-z and 0-9: English alone, as Google's `rouge-score` has it."""
@@ -75,11 +73,12 @@ def _tokens(name: str, text: str, tokenizer: Callable[[str], list[str]]) -> list
     if not isinstance(found, (list, tuple)):
         raise TypeError(f"expected a list of tokens from the tokenizer, got a {type(found).__name__} for {text!r:.60}")
     if text.strip() and not found:
-        _warn(f"the {name} {text[:_SHOWN]!r} has no tokens and scores 0")
+        _warn(f"a {name} that is not blank has no tokens and scores 0")
     elif tokenizer is words and 2 * sum(map(len, found)) < sum(map(str.isalnum, text)):
-        _warn(f"less than half of the {name} {text[:_SHOWN]!r} is compared, which is all but a-z and 0-9")
+        _warn(f"of a {name} less than half is compared: a-z and 0-9 alone")
     return list(found)
 
 
 def _warn(message: str) -> None:
+    """The same words for all texts: Python then shows them once for each place that scores."""
     warnings.warn(f"{message}; give rouge_l a tokenizer, such as `list` for characters", stacklevel=4)

@@ -79,7 +79,7 @@ class Chat(NamedTuple):
 
     def text(self, messages: Sequence[Message], add_generation_prompt: bool = False, **variables: Any) -> str:
         """The whole conversation as text; see `render`."""
-        return self._marked(messages, add_generation_prompt, variables, render_only=True).text
+        return self._text(messages, add_generation_prompt, variables)
 
     def segments(self, messages: Sequence[Message], **variables: Any) -> list[Segment]:
         """The conversation cut into prompts and the assistant's answers; their texts add up to `text(messages)`.
@@ -159,7 +159,7 @@ class Chat(NamedTuple):
 
     def _whole(self, name: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> _Row:
         """All answers of a conversation within its one text."""
-        whole = self._marked(messages, False, variables)
+        whole = self._marked(messages, variables)
         if whole.spans is not None:
             return _Row(name, whole.text, whole.spans, True)
         places = _answers(messages)
@@ -180,7 +180,7 @@ class Chat(NamedTuple):
 
     def _one(self, name: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> _Row:
         """The last message, an answer, after all that came before it."""
-        whole = self._marked(messages, False, variables)
+        whole = self._marked(messages, variables)
         if whole.spans is None:
             start, answered = self._answer(messages, variables)
             return _Row(name, answered, [(start, len(answered))], False)
@@ -192,18 +192,18 @@ class Chat(NamedTuple):
         spans = whole.spans or []
         if len(messages) == 1:
             return spans
-        prompt = self._marked(messages[:-1], True, variables, render_only=True).text
+        prompt = self._text(messages[:-1], True, variables)
         if whole.text.startswith(prompt):
             return [(begin, end) for begin, end in spans if end > len(prompt)]
-        return spans[len(self._marked(messages[:-1], False, variables).spans or []) :]
+        return spans[len(self._marked(messages[:-1], variables).spans or []) :]
 
     def _answer(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> tuple[int, str]:
         """Where the last message begins, as generation would begin it, and the text that it ends."""
         place = len(messages) - 1
         if place == 0:
             raise ValueError("the first message is the assistant's: an answer needs a prompt before it")
-        prompt = self._marked(messages[:-1], True, variables, render_only=True).text
-        answered = self._marked(messages, False, variables, render_only=True).text
+        prompt = self._text(messages[:-1], True, variables)
+        answered = self._text(messages, False, variables)
         if answered.startswith(prompt):
             return len(prompt), answered
         alike = next((i for i, (a, b) in enumerate(zip(prompt, answered, strict=False)) if a != b), len(answered))
@@ -220,15 +220,16 @@ class Chat(NamedTuple):
                 return text.removesuffix(token)
         return text
 
-    def _marked(
-        self, messages: Sequence[Message], prompt: bool, variables: dict[str, Any], render_only: bool = False
-    ) -> Marked:
-        template = self._template(variables)
+    def _text(self, messages: Sequence[Message], prompt: bool, variables: Mapping[str, Any]) -> str:
+        return render(self._template(variables), messages, **self._given(prompt, variables))
+
+    def _marked(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> Marked:
+        return render_marked(self._template(variables), messages, **self._given(False, variables))
+
+    def _given(self, prompt: bool, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """What the template gets besides messages."""
         words = {name: word for name, word in self.variables.items() if word is not None}
-        given = {**words, **variables, "add_generation_prompt": prompt}
-        if render_only:
-            return Marked(render(template, messages, **given), None)
-        return render_marked(template, messages, **given)
+        return {**words, **variables, "add_generation_prompt": prompt}
 
     def _template(self, variables: Mapping[str, Any]) -> str:
         """The template for these variables.
