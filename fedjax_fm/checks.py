@@ -142,6 +142,33 @@ def _optimizer_hint(value: Any) -> str:
     return "write for example optax.sgd(0.1)"
 
 
+def text(name: str, value: Any) -> str:
+    """`value`, if it is text that has an encoding; not None, bytes or NaN, whose text nobody wrote.
+
+    Raises:
+      TypeError: anything but text.
+      ValueError: half of a surrogate pair is in it, which has no UTF-8; says where.
+
+    Example:
+      >>> text("text 3", b"abc")
+      Traceback (most recent call last):
+      ...
+      TypeError: text 3: expected text, got b'abc' of type bytes
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected text, got {value!r:.60} of type {type(value).__name__}")
+    if value.isascii():
+        return value
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} has the lone surrogate {value[error.start]!r} at position {error.start}, which has no UTF-8; "
+            "read the file again with errors='replace', or mend the text"
+        ) from error
+    return value
+
+
 def _is_number(value: Any, kind: type, dtype: type) -> bool:
     """Whether `value` is one number of that kind: a Python or NumPy scalar, or an array without axes."""
     if isinstance(value, (bool, np.bool_)):

@@ -42,7 +42,7 @@ def answers(setup: Setup, params: Tree) -> tuple[dict[str, Any], dict[str, np.nd
     """
     data, config = setup.data, setup.config
     prompts = pad_prompts([data.chat.prompt_ids(prompt[:-1]) for prompt in data.prompts], data.chat.pad_token_id)
-    width, eos, pad = prompts["input_ids"].shape[1], data.chat.eos_token_id, data.chat.pad_token_id
+    width, eos, pad = prompts["input_ids"].shape[1], data.chat.eos_token_ids, data.chat.pad_token_id
 
     @jax.jit
     def answer(params, input_ids, attention_mask):

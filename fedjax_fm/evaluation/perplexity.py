@@ -28,6 +28,7 @@ class PerplexityEvaluator:
     """Runs `losses_fn(params, batch) -> (losses f32[B, T], mask bool[B, T])` over arrays of any length.
 
     Args:
+      losses_fn: the loss of every position, and which positions count; batch is the arrays' rows, cut on the right.
       batch_size: rows a call; short batches are padded with their first row.
       bucket: widths are rounded up to a multiple of this many tokens; one compile a width.
 
@@ -41,6 +42,7 @@ class PerplexityEvaluator:
 
         def score(params, batch):
             losses, mask = losses_fn(params, batch)
+            _check_losses(losses, mask, len(batch["attention_mask"]))
             return jnp.sum(jnp.where(mask, losses, 0.0), axis=1), jnp.sum(mask, axis=1)
 
         self._score = jax.jit(score)
@@ -88,3 +90,15 @@ def _perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
         return float("nan")
     with np.errstate(over="ignore"):
         return float(np.exp(nll.sum() / tokens.sum()))
+
+
+def _check_losses(losses: jax.Array, mask: jax.Array, n: int) -> None:
+    """Shapes that would broadcast give sums over the wrong positions; seen while tracing."""
+    if jnp.shape(losses) != jnp.shape(mask) or jnp.ndim(losses) != 2:
+        raise ValueError(
+            f"expected losses and mask of one shape [B, T], got {list(jnp.shape(losses))} and {list(jnp.shape(mask))}"
+        )
+    if len(losses) != n:
+        raise ValueError(f"expected losses and mask of {n} rows, got {len(losses)}")
+    if mask.dtype != bool:
+        raise TypeError(f"expected a mask of bool, True where a position counts, got {mask.dtype}")

@@ -4,7 +4,7 @@ from fedjax_fm.models.albert import AlbertConfig, AlbertForSequenceClassificatio
 from fedjax_fm.models.alpaca import alpaca
 from fedjax_fm.models.beam import Beams, beam_search
 from fedjax_fm.models.bert import BertConfig, BertForSequenceClassification, BertModel
-from fedjax_fm.models.chat import Chat, load_chat, render
+from fedjax_fm.models.chat import Chat, end_tokens, load_chat, render
 from fedjax_fm.models.clip import (
     CLIPConfig,
     CLIPForImageClassification,
@@ -76,6 +76,7 @@ __all__ = [
     "alpaca",
     "beam_search",
     "dequantize",
+    "end_tokens",
     "from_config",
     "from_pretrained",
     "generate",

@@ -6,8 +6,9 @@ The end token follows every answer and the prompt's labels are masked, as `Chat.
 
 import json
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, get_args
 
+from fedjax_fm import checks
 from fedjax_fm.models.chat import Chat
 
 AlpacaName = Literal["alpaca", "alpaca_short"]
@@ -27,6 +28,7 @@ TURNS = """
 
 def template(name: AlpacaName = "alpaca") -> dict[str, str]:
     """The file's fields: `prompt_input`, `prompt_no_input`, `response_split`, `description`."""
+    checks.choice("name", name, get_args(AlpacaName))
     return json.loads((files("fedjax_fm.models") / "templates" / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -41,11 +43,12 @@ def alpaca(chat: Chat, name: AlpacaName = "alpaca") -> Chat:
         raise ValueError("Alpaca's format ends answers with the end token, and this tokenizer names none")
     fields = template(name)
     prompts = {key: fields[key] for key in ("prompt_input", "prompt_no_input")}
-    return chat._replace(template=TURNS, variables={**chat.variables, **prompts})
+    return chat._replace(template=TURNS, variables={**chat.variables, **prompts}, named=None)
 
 
 def response(text: str, name: AlpacaName = "alpaca") -> str:
     """The answer within a rendered text, without the blanks around it (the template's `response_split`)."""
+    checks.text("text", text)
     head, split, answer = text.partition(template(name)["response_split"])
     if not split:
         raise ValueError(f"the text has no {template(name)['response_split']!r}: {head[:60]!r}")

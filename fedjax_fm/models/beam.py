@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm.models.generate import _check
+from fedjax_fm import checks
+from fedjax_fm.models.generate import _check, end_ids
 
 _NEVER = -1e9  # a score that no text has; finite, as in transformers
 
@@ -66,17 +67,17 @@ def beam_search(
         is below the worst of them; "never" when it would be so at every length up to the last.
 
     Raises:
-      ValueError: an argument out of range; see `generate`.
+      TypeError, ValueError: an argument out of range or of another type; see `generate`.
 
     Scores, candidates and stopping are those of transformers 5, ties between equal scores apart. Runs under `jit` and
     `vmap`; everything but the arrays is static.
     """
     _check(input_ids, attention_mask, cache, max_new_tokens, 0.0, None, None, None)
-    if num_beams < 1:
-        raise ValueError(f"expected num_beams >= 1, got num_beams={num_beams}")
-    if early_stopping not in (True, False, "never"):
-        raise ValueError(f"expected early_stopping True, False or 'never', got {early_stopping!r}")
-    batch, ends = input_ids.shape[0], jnp.asarray([] if eos_token_id is None else eos_token_id, jnp.int32).reshape(-1)
+    checks.whole("num_beams", num_beams, least=1)
+    checks.whole("pad_token_id", pad_token_id, least=0)
+    checks.real("length_penalty", length_penalty)
+    checks.choice("early_stopping", early_stopping, (True, False, "never"))
+    batch, ends = input_ids.shape[0], end_ids(eos_token_id)
     # So many that num_beams go on even if each beam offers every end.
     n_candidates = max(2, 1 + ends.size) * num_beams
     first_rows = jnp.arange(batch)[:, None] * num_beams

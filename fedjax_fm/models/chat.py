@@ -1,27 +1,35 @@
-"""Conversations as text and as token ids, by the model's own chat template.
+"""Conversations as text and as token ids, by the model's own chat template; see `chat_template` for how it runs.
 
-A template is a Jinja program that came with the weights: untrusted code. It runs, as in transformers, in
-`ImmutableSandboxedEnvironment`, with `trim_blocks`, `lstrip_blocks` and `raise_exception`.
+Which tokens are trained. A template with `{% generation %}` says it itself, and its word is taken, as in transformers.
+For others an answer is what stands between its prompt, rendered for generation, and its end: what the model would
+have seen and written at that turn. Some templates write a turn in another way once others follow (Qwen3 drops the
+reasoning of earlier answers): then no single text holds all answers as generation would see them, and a conversation
+is trained as one row an answer (`answers="each"`) or by its last answer alone (`answers="last"`).
 """
 
-import functools
-import json
+import itertools
 import os
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from fedjax_fm import checks
+from fedjax_fm.models import token_files
+from fedjax_fm.models.chat_template import Marked, compiled, render, render_marked
+from fedjax_fm.models.conversations import Message, is_message, plain_messages
 from fedjax_fm.models.gguf_file import GGUFFile
 from fedjax_fm.models.language_modeling import IGNORED
 from fedjax_fm.models.locate import locate
-from fedjax_fm.models.tokens import load_tokenizer
+from fedjax_fm.models.tokens import backend, load_tokenizer, without_padding
 from fedjax_fm.models.weights import WeightError
 
-Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
+__all__ = ["Chat", "Message", "Segment", "end_tokens", "load_chat", "render"]
+
+Answers = Literal["all", "last", "each"]
+Span = tuple[int, int]  # characters [begin, end)
 
 
 class Segment(NamedTuple):
@@ -31,179 +39,359 @@ class Segment(NamedTuple):
     response: bool  # written by the assistant, its end-of-turn marker included
 
 
-def render(template: str, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any) -> str:
-    """The text of a conversation, as transformers' `apply_chat_template(tokenize=False)` gives it.
+class _Row(NamedTuple):
+    """What becomes one row of token ids."""
 
-    Args:
-      messages: in order; what roles and keys are allowed is the template's business.
-      add_generation_prompt: ends with the opening of the assistant's turn, for generation.
-      variables: what else the template may read (`bos_token`, `eos_token`, `tools`).
-
-    Raises:
-      ValueError: no messages, or the template refuses them or is not valid; gives its words.
-    """
-    import jinja2
-
-    if not messages:
-        raise ValueError("expected at least one message, got none")
-    try:
-        return _compiled(template).render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, **variables
-        )
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"the chat template is not valid Jinja (line {error.lineno}): {error.message}") from error
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template refuses these messages: {error}") from error
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(template: str):
-    """Compiled once: a corpus renders it thousands of times. Jinja is imported late, as most uses need no template."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    # Jinja's own tojson escapes HTML, which no model was trained on.
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)
+    name: str  # for messages
+    text: str
+    spans: list[Span]  # what is trained
+    marked: bool  # by the template itself
 
 
 class Chat(NamedTuple):
-    """A tokenizer with its chat template; see `load_chat`."""
+    """A tokenizer with its chat template; see `load_chat`.
+
+    Methods take what else the template reads by name: `tools`, `documents`, `enable_thinking`, a date. A name that
+    the template does not read is refused, as a typo would change nothing.
+    """
 
     tokenizer: Tokenizer
     template: str
-    variables: Mapping[str, str | None]  # what the template reads besides messages: bos_token, eos_token
+    variables: Mapping[str, str | None]  # special tokens by name, which the template may read: bos_token, eos_token
     eos_token_id: int | None
     pad_token_id: int
+    named: Mapping[str, str] | None = None  # all templates by name, where there are several; see `use`
+    ends: tuple[int, ...] | None = None  # ids that end generation, where they are not eos_token_id alone
 
-    def text(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The whole conversation as text."""
-        return render(self.template, messages, add_generation_prompt=add_generation_prompt, **self.variables)
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids at any of which an answer ends, for `generate(eos_token_id=...)`."""
+        if self.ends is not None:
+            return self.ends
+        return () if self.eos_token_id is None else (self.eos_token_id,)
 
-    def segments(self, messages: Sequence[Message]) -> list[Segment]:
+    def use(self, name: str) -> "Chat":
+        """The same with the template of that name, whatever is asked. Without it, "tool_use" is taken where tools are
+        given, as in transformers."""
+        named = self.named or {"default": self.template}
+        checks.choice("name", name, list(named))
+        return self._replace(template=named[name], named=None)
+
+    def text(self, messages: Sequence[Message], add_generation_prompt: bool = False, **variables: Any) -> str:
+        """The whole conversation as text; see `render`."""
+        return self._text(messages, add_generation_prompt, variables)
+
+    def segments(self, messages: Sequence[Message], **variables: Any) -> list[Segment]:
         """The conversation cut into prompts and the assistant's answers; their texts add up to `text(messages)`.
 
         Raises:
-          ValueError: the template rewrites earlier turns when later ones follow, so that there is no such cut.
+          ValueError: the template writes a turn in another way once others follow, so that there is no such cut.
         """
-        found, done = [], ""
-        for number, message in enumerate(messages):
-            if message.get("role") != "assistant":
-                continue
-            if number == 0:
-                raise ValueError("the first message is the assistant's: an answer needs a prompt before it")
-            prompt = self.text(messages[:number], add_generation_prompt=True)
-            answered = self.text(messages[: number + 1])
-            if not prompt.startswith(done) or not answered.startswith(prompt):
-                raise ValueError(
-                    f"the chat template rewrites what comes before message {number}; answers have no fixed place"
-                )
-            found += [Segment(prompt[len(done) :], False), Segment(answered[len(prompt) :], True)]
-            done = answered
-        whole = self.text(messages)
-        if not whole.startswith(done):
-            raise ValueError("the chat template rewrites earlier answers; they have no fixed place")
-        return [segment for segment in (*found, Segment(whole[len(done) :], False)) if segment.text]
+        row = self._whole("", plain_messages(messages), variables)
+        edges = [0, *(edge for span in row.spans for edge in span), len(row.text)]
+        pieces = [row.text[begin:end] for begin, end in itertools.pairwise(edges)]
+        return [Segment(piece, bool(i % 2)) for i, piece in enumerate(pieces) if piece]
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """Token ids of the conversation and the opening of the assistant's turn, for `pad_prompts`."""
-        return self._encode(self.text(messages, add_generation_prompt=True)).ids
+        return self._encode(self.text(messages, add_generation_prompt=True, **variables)).ids
 
     def encode(
-        self, conversations: Sequence[Sequence[Message]], max_length: int, truncate: bool = False
+        self,
+        conversations: Iterable[Sequence[Message]],
+        max_length: int,
+        truncate: bool = False,
+        answers: Answers = "all",
+        **variables: Any,
     ) -> dict[str, np.ndarray]:
         """{"input_ids", "attention_mask", "labels"}: int32[n, max_length], padded on the right, for training.
 
         The ids are those of the whole text, as transformers gives them. Labels are the ids where the assistant
-        speaks (its end-of-turn marker included) and -100 elsewhere; a token that begins in the prompt is prompt.
+        speaks (its end-of-turn marker included) and -100 elsewhere. A token that begins in the prompt is prompt;
+        where `{% generation %}` says who speaks, one that reaches into its block is the assistant's, as in
+        transformers.
 
         Args:
+          conversations: each a list of messages.
+          max_length: tokens of a row.
           truncate: cut longer conversations on the right instead of refusing them.
+          answers: "all", n is the number of conversations; "last" trains the last answer alone, and what follows it
+            is left out; "each" gives a row for each answer, with all that comes before it, in order, so that n is the
+            number of answers.
+          variables: what else the template reads, the same for all conversations.
 
         Raises:
-          ValueError: a conversation is longer than max_length, or nothing of an answer is left of it.
+          TypeError, ValueError: name the conversation. No list of conversations; a message that is none; a
+            conversation longer than max_length, or with nothing of an answer left; a template that writes answers in
+            another way once others follow, with "all".
         """
-        ids = np.full((len(conversations), max_length), self.pad_token_id, np.int32)
+        checks.whole("max_length", max_length, least=1)
+        checks.flag("truncate", truncate)
+        checks.choice("answers", answers, ("all", "last", "each"))
+        rows = [
+            self._trained(row, max_length, truncate) for row in self._rows(_listed(conversations), answers, variables)
+        ]
+        ids = np.full((len(rows), max_length), self.pad_token_id, np.int32)
         mask, labels = np.zeros_like(ids), np.full_like(ids, IGNORED)
-        for row, messages in enumerate(conversations):
-            segments = self.segments(messages)
-            encoding = self._encode("".join(segment.text for segment in segments))
-            n = len(encoding.ids)
-            if n > max_length and not truncate:
-                raise ValueError(f"conversation {row} has {n} tokens, more than max_length={max_length}; see truncate")
-            n = min(n, max_length)
-            ends = np.cumsum([len(segment.text) for segment in segments])
-            starts = np.array([start for start, _ in encoding.offsets[:n]])
-            spoken = np.array([s.response for s in segments])[np.searchsorted(ends, starts, side="right")]
-            if not spoken.any():
-                raise ValueError(
-                    f"conversation {row} has no answer within its first {max_length} tokens: nothing to train"
-                )
-            ids[row, :n], mask[row, :n] = encoding.ids[:n], 1
-            labels[row, :n] = np.where(spoken, ids[row, :n], IGNORED)
+        for number, (tokens, spoken) in enumerate(rows):
+            n = len(tokens)
+            ids[number, :n], mask[number, :n] = tokens, 1
+            labels[number, :n] = np.where(spoken, tokens, IGNORED)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
+    def _rows(self, conversations: list[Any], answers: Answers, variables: dict[str, Any]) -> Iterator[_Row]:
+        """What `encode` makes rows of; errors begin with the conversation's number."""
+        for number, conversation in enumerate(conversations):
+            name = f"conversation {number}"
+            try:
+                messages = plain_messages(conversation)
+                if answers == "all":
+                    yield self._whole(name, messages, variables)
+                    continue
+                places = _answers(messages)
+                if not places:
+                    raise ValueError("there is no answer: no message is the assistant's")
+                for place in places if answers == "each" else places[-1:]:
+                    yield self._one(f"{name}, message {place}", messages[: place + 1], variables)
+            except (TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"{name}: {error}") from error
+
+    def _whole(self, name: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> _Row:
+        """All answers of a conversation within its one text."""
+        whole = self._marked(messages, variables)
+        if whole.spans is not None:
+            return _Row(name, whole.text, whole.spans, True)
+        places = _answers(messages)
+        spans = []
+        for place in places:
+            start, answered = self._answer(messages[: place + 1], variables)
+            end = len(answered)
+            if not whole.text.startswith(answered):
+                end = len(self._open(answered))
+                if end < start or not whole.text.startswith(answered[:end]):
+                    raise ValueError(
+                        f"the chat template writes message {place} in another way once messages follow it, so that "
+                        "one text does not hold every answer as generation would see it; encode with answers='each' "
+                        "(a row an answer) or answers='last'"
+                    )
+            spans.append((start, end))
+        return _Row(name, whole.text, spans, False)
+
+    def _one(self, name: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> _Row:
+        """The last message, an answer, after all that came before it."""
+        whole = self._marked(messages, variables)
+        if whole.spans is None:
+            start, answered = self._answer(messages, variables)
+            return _Row(name, answered, [(start, len(answered))], False)
+        return _Row(name, whole.text, self._last_spans(messages, whole, variables), True)
+
+    def _last_spans(self, messages: list[dict[str, Any]], whole: Marked, variables: dict[str, Any]) -> list[Span]:
+        """Of the template's own spans those of the last message: what ends behind its prompt, or, where the template
+        rewrites the prompt, what the messages before it do not have."""
+        spans = whole.spans or []
+        if len(messages) == 1:
+            return spans
+        prompt = self._text(messages[:-1], True, variables)
+        if whole.text.startswith(prompt):
+            return [(begin, end) for begin, end in spans if end > len(prompt)]
+        return spans[len(self._marked(messages[:-1], variables).spans or []) :]
+
+    def _answer(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> tuple[int, str]:
+        """Where the last message begins, as generation would begin it, and the text that it ends."""
+        place = len(messages) - 1
+        if place == 0:
+            raise ValueError("the first message is the assistant's: an answer needs a prompt before it")
+        prompt = self._text(messages[:-1], True, variables)
+        answered = self._text(messages, False, variables)
+        if answered.startswith(prompt):
+            return len(prompt), answered
+        alike = next((i for i, (a, b) in enumerate(zip(prompt, answered, strict=False)) if a != b), len(answered))
+        raise ValueError(
+            f"the chat template rewrites what comes before message {place} once it is answered: for generation it "
+            f"opens an answer with {prompt[alike:]!r:.60}, and the answered text has {answered[alike:]!r:.60} there. "
+            "What is trained would not be what is generated; give variables or a template with which both agree"
+        )
+
+    def _open(self, text: str) -> str:
+        """The text without a token that a template writes once, at its end (Phi-3)."""
+        for token in self.variables.values():
+            if token and text.endswith(token):
+                return text.removesuffix(token)
+        return text
+
+    def _text(self, messages: Sequence[Message], prompt: bool, variables: Mapping[str, Any]) -> str:
+        return render(self._template(variables), messages, **self._given(prompt, variables))
+
+    def _marked(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> Marked:
+        return render_marked(self._template(variables), messages, **self._given(False, variables))
+
+    def _given(self, prompt: bool, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """What the template gets besides messages."""
+        words = {name: word for name, word in self.variables.items() if word is not None}
+        return {**words, **variables, "add_generation_prompt": prompt}
+
+    def _template(self, variables: Mapping[str, Any]) -> str:
+        """The template for these variables.
+
+        Raises:
+          ValueError: it does not read one of them.
+        """
+        with_tools = variables.get("tools") is not None
+        if with_tools and self.named and self.template == self.named.get("default") and "tool_use" in self.named:
+            return self.named["tool_use"]
+        program = compiled(self.template)
+        for name, value in variables.items():
+            none = name in ("tools", "documents") and value is None
+            if name not in program.names and not none:
+                raise ValueError(f"the chat template does not read {name!r}; it reads {list(program.reads)}")
+        return self.template
+
+    def _trained(self, row: _Row, max_length: int, truncate: bool) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int[n], whether each is trained bool[n]), n <= max_length."""
+        encoding = self._encode(row.text)
+        n = len(encoding.ids)
+        if n > max_length and not truncate:
+            raise ValueError(f"{row.name} has {n} tokens, more than max_length={max_length}; see truncate")
+        n = min(n, max_length)
+        starts, ends = np.array(encoding.offsets[:n], np.int64).reshape(n, 2).T
+        spoken = np.zeros(n, bool)
+        for begin, end in row.spans:
+            spoken |= (starts >= begin) & (starts < end)
+            if row.marked:
+                spoken |= (starts < begin) & (ends > begin)
+        if not spoken.any():
+            raise ValueError(f"{row.name} has no answer within its first {max_length} tokens: nothing to train")
+        return np.array(encoding.ids[:n], np.int64), spoken
+
     def _encode(self, text: str):
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        return self.tokenizer.encode(text, add_special_tokens=False)  # the template writes them itself
+        with without_padding(backend(self.tokenizer)) as tokenizer:
+            return tokenizer.encode(text, add_special_tokens=False)  # the template writes them itself
 
 
-def load_chat(folder_or_hub_id: str | os.PathLike[str]) -> Chat:
+def _answers(messages: Sequence[Message]) -> list[int]:
+    return [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _listed(conversations: Any) -> list[Any]:
+    if isinstance(conversations, (str, bytes, Mapping)) or not isinstance(conversations, Iterable):
+        raise TypeError(f"expected a list of conversations, got a {type(conversations).__name__}")
+    conversations = list(conversations)
+    if conversations and is_message(conversations[0]):
+        raise TypeError("expected a list of conversations, got one conversation (a list of messages); write [messages]")
+    return conversations
+
+
+def load_chat(folder_or_hub_id: str | os.PathLike[str] | Any) -> Chat:
     """The tokenizer and the chat template of a model, wherever `locate` finds it.
+
+    Special tokens are those of tokenizer_config.json and special_tokens_map.json; templates those of
+    chat_template.jinja and additional_chat_templates/, else of tokenizer_config.json, else of chat_template.json; ends
+    of generation those of generation_config.json, else of config.json, else the tokenizer's.
+
+    Args:
+      folder_or_hub_id: a folder, a .gguf file or OWNER/NAME; or a fast tokenizer of transformers.
 
     Raises:
       FileNotFoundError, WeightError: say what is missing; a base model has no chat template.
     """
+    if hasattr(folder_or_hub_id, "apply_chat_template"):
+        return _of_transformers(folder_or_hub_id)
     files = locate(folder_or_hub_id)
     if files.weights.suffix == ".gguf":
-        opened = GGUFFile(files.weights)
-        tokenizer, (bos, eos, pad) = opened.tokenizer(), opened.special_tokens()
-        named = {"bos_token": bos, "eos_token": eos}
-        variables = {name: tokenizer.id_to_token(i) for name, i in named.items() if i is not None}
-        return Chat(tokenizer, opened.chat_template(), variables, eos, _padding(pad, eos, files.weights))
+        return _of_gguf(files.weights)
     tokenizer = load_tokenizer(files.folder)
-    fields = _read_json(files.folder / "tokenizer_config.json")
-    words = {name: _word(fields.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
-    ids = {name: tokenizer.token_to_id(word) for name, word in words.items() if word is not None}
-    variables = {name: word for name, word in words.items() if word is not None and name != "pad_token"}
-    eos = ids.get("eos_token")
-    pad = _padding(ids.get("pad_token"), eos, files.folder)
-    return Chat(tokenizer, _folder_template(files.folder, fields), variables, eos, pad)
+    if not (files.folder / "tokenizer_config.json").is_file():
+        raise FileNotFoundError(f"{files.folder} has no tokenizer_config.json")
+    fields = token_files.tokenizer_fields(files.folder)
+    words = token_files.special_tokens(fields, files.folder)
+    named = token_files.templates(files.folder, fields)
+    read = compiled(named["default"]).names
+    for name, word in words.items():
+        if (name == "eos_token" or name in read) and tokenizer.token_to_id(word) is None:
+            raise WeightError(f"{files.folder} names the {name} {word!r}, which its tokenizer.json does not know")
+    eos, pad = (tokenizer.token_to_id(words[name]) if name in words else None for name in ("eos_token", "pad_token"))
+    ends = token_files.end_ids(files.folder)
+    return _chat(tokenizer, named, words, eos, _padding(pad, eos, files.folder), ends)
 
 
-def _padding(pad: int | None, eos: int | None, where: Path) -> int:
+def end_tokens(folder_or_hub_id: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Ids at any of which generation ends, for `generate(eos_token_id=...)`: those of generation_config.json, else of
+    config.json, else the tokenizer's own; a .gguf file's.
+
+    Raises:
+      FileNotFoundError, WeightError: the model or its tokenizer is not there, or it names no end.
+    """
+    files = locate(folder_or_hub_id)
+    if files.weights.suffix == ".gguf":
+        found = _ends_of_gguf(GGUFFile(files.weights))
+    else:
+        found = token_files.end_ids(files.folder)
+    if found is None:
+        words = token_files.special_tokens(token_files.tokenizer_fields(files.folder), files.folder)
+        eos = load_tokenizer(files.folder).token_to_id(words["eos_token"]) if "eos_token" in words else None
+        found = () if eos is None else (eos,)
+    if not found:
+        raise WeightError(f"{files.folder} names no end token; give generate(eos_token_id=...) your own, or None")
+    return found
+
+
+def _chat(
+    tokenizer: Tokenizer,
+    named: Mapping[str, str],
+    words: Mapping[str, str | None],
+    eos: int | None,
+    pad: int,
+    ends: tuple[int, ...] | None,
+) -> Chat:
+    return Chat(
+        tokenizer=tokenizer,
+        template=named["default"],
+        variables=words,
+        eos_token_id=eos,
+        pad_token_id=pad,
+        named=named if len(named) > 1 else None,
+        ends=ends,
+    )
+
+
+def _of_gguf(path: Path) -> Chat:
+    opened = GGUFFile(path)
+    tokenizer, (_, eos, pad) = opened.tokenizer(), opened.special_tokens()
+    fields = {
+        "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding",
+        "cls_token": "cls", "mask_token": "mask",
+    }  # fmt: skip
+    ids = {name: opened.field(f"tokenizer.ggml.{field}_token_id") for name, field in fields.items()}
+    words = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+    others = opened.field("tokenizer.chat_templates") or []
+    named = {name: opened.field(f"tokenizer.chat_template.{name}") for name in others}
+    return _chat(
+        tokenizer,
+        {**named, "default": opened.chat_template()},
+        words,
+        eos,
+        _padding(pad, eos, path),
+        _ends_of_gguf(opened),
+    )
+
+
+def _ends_of_gguf(opened: GGUFFile) -> tuple[int, ...]:
+    """Ends of a text, of a turn and of a message, at each of which llama.cpp stops."""
+    found = [opened.field(f"tokenizer.ggml.{word}_token_id") for word in ("eos", "eot", "eom")]
+    return tuple(dict.fromkeys(i for i in found if i is not None))
+
+
+def _of_transformers(tokenizer: Any) -> Chat:
+    name, eos, pad = tokenizer.name_or_path or type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.pad_token_id
+    inner = backend(tokenizer)
+    if not tokenizer.chat_template:
+        raise WeightError(f"the tokenizer {name!r} has no chat template; make a `Chat` with your own")
+    named = token_files.named_templates(tokenizer.chat_template, f"the tokenizer {name!r}")
+    return _chat(inner, named, dict(tokenizer.special_tokens_map), eos, _padding(pad, eos, name), None)
+
+
+def _padding(pad: int | None, eos: int | None, where: Any) -> int:
     if pad is None and eos is None:
         raise WeightError(f"{where} names neither a padding nor an end token")
     return pad if pad is not None else eos  # type: ignore[return-value]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise WeightError(f"{path} is not JSON ({error}); download it again") from error
-
-
-def _word(token: str | dict[str, Any] | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
-
-
-def _folder_template(folder: Path, fields: dict[str, Any]) -> str:
-    own = folder / "chat_template.jinja"
-    template = own.read_text(encoding="utf-8") if own.is_file() else fields.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if not template:
-        raise WeightError(f"{folder} has no chat template; it is a base model, or make a `Chat` with your own")
-    return template

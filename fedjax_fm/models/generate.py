@@ -1,11 +1,13 @@
 """Generation with a key-value cache: prefill, then one token a step, pure, for `jit` and `vmap`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fedjax_fm import checks
 
 
 class KVCache(NamedTuple):
@@ -28,21 +30,39 @@ def pad_prompts(rows: Sequence[Sequence[int]], pad_token_id: int, length: int | 
     """{"input_ids", "attention_mask"}: int32[n, length], padded on the left, as generation needs it.
 
     Args:
+      rows: n prompts, the token ids of each.
+      pad_token_id: fills the rows on the left.
       length: default the longest row's; give one length for all batches to compile once.
 
     Raises:
+      TypeError: a row that is no list of token ids.
       ValueError: an empty prompt, or one longer than `length` (cutting would change the question).
     """
-    longest = max((len(row) for row in rows), default=0)
-    length = longest if length is None else length
-    for number, row in enumerate(rows):
+    checks.whole("pad_token_id", pad_token_id, least=0)
+    prompts = [_prompt(number, row) for number, row in enumerate(rows)]
+    if length is None:
+        length = max((len(row) for row in prompts), default=0)
+    else:
+        checks.whole("length", length, least=1)
+    for number, row in enumerate(prompts):
         if not 0 < len(row) <= length:
             raise ValueError(f"prompt {number} has {len(row)} tokens; expected 1 to {length}")
-    ids = np.full((len(rows), length), pad_token_id, np.int32)
-    mask = np.zeros((len(rows), length), np.int32)
-    for number, row in enumerate(rows):
+    ids = np.full((len(prompts), length), pad_token_id, np.int32)
+    mask = np.zeros((len(prompts), length), np.int32)
+    for number, row in enumerate(prompts):
         ids[number, length - len(row) :], mask[number, length - len(row) :] = row, 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def _prompt(number: int, row: Sequence[int]) -> np.ndarray:
+    """i64[n] of a row of ids; a number with a fraction would lose it in an array of integers."""
+    hint = "write [ids] for one prompt" if isinstance(row, (int, np.integer)) else "see `Chat.prompt_ids`"
+    ids = np.asarray(row)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise TypeError(f"expected prompt {number} as a list of token ids, got {row!r:.60}; {hint}")
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < 2**31:
+        raise ValueError(f"prompt {number} has the token id {ids.min() if ids.min() < 0 else ids.max()}")
+    return ids.astype(np.int64)
 
 
 def restrict(logits: jax.Array, temperature: float, top_k: int | None = None, top_p: float | None = None) -> jax.Array:
@@ -89,7 +109,8 @@ def generate(
       attention_mask: [B, T], 1 for real tokens.
       cache: an empty one, such as `model.empty_cache(B, T + max_new_tokens)`.
       max_new_tokens: at least 1. Generation stops earlier when every row has met its end.
-      eos_token_id: ends a row, one id or several; None: no row ends early.
+      eos_token_id: ends a row, one id or several, at any of which it ends (`chat.eos_token_ids`, `end_tokens(folder)`);
+        None or none: no row ends early.
       pad_token_id: fills the rows after their end.
       temperature: 0 takes the most likely token and needs no key.
       top_k, top_p: sample from the k most likely tokens, from the nucleus of that probability.
@@ -97,13 +118,15 @@ def generate(
         does not depend on its neighbours. Token i uses the row's key folded with i.
 
     Raises:
-      ValueError: an argument out of range, prompts not padded on the left, a cache too short for the answer.
+      TypeError, ValueError: an argument out of range or of another type, prompts not padded on the left, a cache too
+        short for the answer.
 
     Runs under `jit` and `vmap`; everything but the arrays is static.
     """
     _check(input_ids, attention_mask, cache, max_new_tokens, temperature, top_k, top_p, key)
     batch = input_ids.shape[0]
-    ends = jnp.asarray([] if eos_token_id is None else eos_token_id, jnp.int32).reshape(-1)
+    ends = end_ids(eos_token_id)
+    checks.whole("pad_token_id", pad_token_id, least=0)
     keys = None if key is None else _row_keys(key, batch)
 
     def choose(logits: jax.Array, step: jax.Array) -> jax.Array:
@@ -136,6 +159,21 @@ def generate(
     return Generated(tokens, lengths)
 
 
+def end_ids(eos_token_id: int | Sequence[int] | None) -> jax.Array:
+    """i32[n] of the ids that end a row.
+
+    Raises:
+      TypeError, ValueError: one of them is no whole number >= 0, and would never be met.
+    """
+    if isinstance(eos_token_id, (str, bytes, Mapping)):
+        raise TypeError(f"expected eos_token_id as one id, several or None, got eos_token_id={eos_token_id!r}")
+    if isinstance(eos_token_id, (np.ndarray, jax.Array)):
+        eos_token_id = np.asarray(eos_token_id).tolist()
+    several = eos_token_id if isinstance(eos_token_id, Iterable) else [] if eos_token_id is None else [eos_token_id]
+    ids = [int(checks.whole("eos_token_id", i, least=0)) for i in several]
+    return jnp.asarray(ids, jnp.int32).reshape(-1)
+
+
 def _row_keys(key: jax.Array, batch: int) -> jax.Array:
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(f"expected a key of jax.random.key, got an array {key.dtype}{list(key.shape)}")
@@ -148,8 +186,7 @@ def _row_keys(key: jax.Array, batch: int) -> jax.Array:
 
 def _check(input_ids, attention_mask, cache, max_new_tokens, temperature, top_k, top_p, key) -> None:
     length, room = input_ids.shape[-1], cache.valid.shape[-1]
-    if max_new_tokens < 1:
-        raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
+    checks.whole("max_new_tokens", max_new_tokens, least=1)
     if length + max_new_tokens > room:
         raise ValueError(
             f"{length} prompt tokens and max_new_tokens={max_new_tokens} need {length + max_new_tokens} cache slots, "
@@ -164,13 +201,12 @@ def _check(input_ids, attention_mask, cache, max_new_tokens, temperature, top_k,
     traced = isinstance(attention_mask, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
     if not traced and not np.asarray(attention_mask)[:, -1].all():
         raise ValueError("prompts must be padded on the left and not be empty; see pad_prompts")
-    if temperature < 0:
-        raise ValueError(f"expected temperature >= 0, got {temperature}")
+    checks.real("temperature", temperature, least=0)
+    if top_k is not None:
+        checks.whole("top_k", top_k, least=1)
+    if top_p is not None:
+        checks.real("top_p", top_p, above=0, most=1)
     if temperature > 0 and key is None:
         raise ValueError(f"temperature={temperature} samples and needs a key; temperature=0 is greedy")
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise ValueError(f"top_k={top_k}, top_p={top_p} do nothing at temperature=0; give a temperature and a key")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"expected top_k >= 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"expected 0 < top_p <= 1, got {top_p}")

@@ -7,6 +7,7 @@ that every loss is what it would be alone.
 
 import numpy as np
 
+from fedjax_fm import checks
 from fedjax_fm.models.language_modeling import IGNORED
 
 
@@ -22,12 +23,22 @@ def pack(arrays: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
       The same names, int32[m, length], m <= n; `attention_mask` is 1, 2, ... by text and 0 for padding.
 
     Raises:
-      ValueError: a text is longer than a row, or has padding on the left or inside; nothing is cut.
+      TypeError, ValueError: arrays missing, left over or of unequal shape; a text that is longer than a row, or has
+        padding on the left or inside; nothing is cut.
     """
+    expected = {"input_ids", "attention_mask", "labels"}
+    if set(arrays) != expected:
+        raise ValueError(
+            f"packing needs the arrays {sorted(expected)}, got {sorted(arrays)}; others have no packed form"
+        )
+    checks.whole("length", length, least=1)
     mask = np.asarray(arrays["attention_mask"])
-    sizes = mask.sum(axis=1)
-    if len(sizes) == 0:
+    if len(mask) == 0:
         raise ValueError("nothing to pack: the arrays have no rows")
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
+    if mask.ndim != 2 or len(set(shapes.values())) > 1:
+        raise ValueError(f"packing needs arrays [n, T] of one shape, got {shapes}")
+    sizes = mask.sum(axis=1)
     if (mask != (np.arange(mask.shape[1]) < sizes[:, None])).any():
         raise ValueError("packing needs one text a row, its mask 1 and then 0 (padding on the right)")
     if sizes.max() > length:

@@ -1,16 +1,27 @@
 """Text to token ids of one fixed length."""
 
+import contextlib
 import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from fedjax_fm import checks
+from fedjax_fm.models import token_files
 from fedjax_fm.models.gguf_file import GGUFFile
 from fedjax_fm.models.locate import locate
 
+_PADDING = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")  # what tokenizers call it
+
 
 def load_tokenizer(folder_or_hub_id: str | os.PathLike[str]) -> Tokenizer:
-    """The model's own tokenizer, from tokenizer.json or a .gguf file; padding and truncation are set by `tokenize`."""
+    """The model's own tokenizer, from tokenizer.json or a .gguf file, with the special tokens that its folder names.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no tokenizer.json, or it cannot be read.
+    """
     files = locate(folder_or_hub_id)
     if files.weights.suffix == ".gguf":
         return GGUFFile(files.weights).tokenizer()
@@ -18,20 +29,86 @@ def load_tokenizer(folder_or_hub_id: str | os.PathLike[str]) -> Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no tokenizer.json")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
         raise ValueError(f"{path} cannot be read ({error}); fetch it again") from error
+    return token_files.register(tokenizer, files.folder)
 
 
-def tokenize(tokenizer: Tokenizer, texts: list[str], max_length: int, pad_id: int = 0) -> dict[str, np.ndarray]:
-    """{"input_ids", "attention_mask"}: int32[n, max_length], padded on the right, cut on the right."""
-    if max_length < 3:
-        raise ValueError(f"expected max_length >= 3 (two special tokens and one word), got {max_length}")
+def backend(tokenizer: Any) -> Tokenizer:
+    """The `tokenizers.Tokenizer` that this is, or that one of transformers is made around.
+
+    Raises:
+      TypeError: it is neither; says what to call.
+    """
+    inner = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not isinstance(inner, Tokenizer):
+        raise TypeError(
+            f"expected a tokenizer of `tokenizers`, or a fast one of transformers, got a {type(tokenizer).__name__}; "
+            "load_tokenizer(folder) reads tokenizer.json"
+        )
+    return inner
+
+
+@contextlib.contextmanager
+def without_padding(tokenizer: Tokenizer, max_length: int | None = None) -> Iterator[Tokenizer]:
+    """The tokenizer without padding, cutting at `max_length` tokens or not at all; then as it was."""
+    padding, truncation = tokenizer.padding, tokenizer.truncation
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
-    ids = np.full((len(texts), max_length), pad_id, np.int32)
-    mask = np.zeros((len(texts), max_length), np.int32)
-    for row, encoding in enumerate(tokenizer.encode_batch([str(text) for text in texts])):
+    tokenizer.no_truncation()
+    if max_length is not None:
+        tokenizer.enable_truncation(max_length)
+    try:
+        yield tokenizer
+    finally:
+        tokenizer.no_truncation()
+        if truncation is not None:
+            tokenizer.enable_truncation(**truncation)
+        if padding is not None:
+            tokenizer.enable_padding(**padding)
+
+
+def tokenize(
+    tokenizer: Tokenizer, texts: Iterable[str], max_length: int, pad_id: int | None = None
+) -> dict[str, np.ndarray]:
+    """{"input_ids", "attention_mask"}: int32[n, max_length], padded on the right, cut on the right.
+
+    Args:
+      tokenizer: of `load_tokenizer`, or a fast one of transformers; its own padding and truncation are left as they are.
+      texts: a list or a column of n texts.
+      max_length: tokens of a row, special ones included.
+      pad_id: fills the rows; None: what the tokenizer pads with, or its token <pad> or [PAD], else 0.
+
+    Raises:
+      TypeError, ValueError: no tokenizer, no list of texts, or a row that is no text (None, bytes, NaN, a number) or
+        holds half of a surrogate pair; names the row.
+
+    Example:
+      >>> from tokenizers import Tokenizer, models
+      >>> letters = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "<pad>": 2}, "[UNK]"))
+      >>> tokenize(letters, ["a"], 3)["input_ids"]
+      array([[1, 2, 2]], dtype=int32)
+    """
+    tokenizer = backend(tokenizer)
+    checks.whole("max_length", max_length, least=3)  # two special tokens and one word
+    if pad_id is not None:
+        checks.whole("pad_id", pad_id, least=0)
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+        raise TypeError(f"expected a list of texts, got {texts!r:.60} of type {type(texts).__name__}; write [text]")
+    rows = [checks.text(f"text {row}", text) for row, text in enumerate(texts)]
+    fill = _padding_id(tokenizer) if pad_id is None else pad_id
+    ids = np.full((len(rows), max_length), fill, np.int32)
+    mask = np.zeros((len(rows), max_length), np.int32)
+    with without_padding(tokenizer, max_length):
+        encodings = tokenizer.encode_batch(rows)
+    for row, encoding in enumerate(encodings):
         n = len(encoding.ids)
         ids[row, :n], mask[row, :n] = encoding.ids, 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def _padding_id(tokenizer: Tokenizer) -> int:
+    if tokenizer.padding is not None:
+        return tokenizer.padding["pad_id"]
+    ids = [tokenizer.token_to_id(word) for word in _PADDING]
+    return next((i for i in ids if i is not None), 0)

@@ -28,6 +28,7 @@ def test_longest_common_subsequence(a, b):
     assert longest_common_subsequence(a, b) == brute_force(a, b) == longest_common_subsequence(b, a)
 
 
+@pytest.mark.filterwarnings("ignore:.*give rouge_l a tokenizer")
 @pytest.mark.parametrize(
     ("prediction", "reference"),
     [
@@ -44,6 +45,7 @@ def test_equals_rouge_score(prediction, reference):
     assert rouge_l(prediction, reference) == pytest.approx(scorer.score(reference, prediction)["rougeL"].fmeasure)
 
 
+@pytest.mark.filterwarnings("ignore:.*give rouge_l a tokenizer")
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_laws(a, b):
     assert rouge_l(a, b) == rouge_l(b, a)

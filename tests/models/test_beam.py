@@ -121,8 +121,8 @@ def test_arguments_out_of_range():
     cache = models.KVCache(slots, slots, jnp.zeros((1, 4), bool), jnp.int32(0))
     logits = lambda ids, mask, cache: (jnp.zeros((ids.shape[0], 3)), cache)
     for options, message in (
-        ({"num_beams": 0}, "expected num_beams >= 1, got num_beams=0"),
-        ({"num_beams": 2, "early_stopping": "always"}, "True, False or 'never', got 'always'"),
+        ({"num_beams": 0}, "num_beams >= 1, got num_beams=0"),
+        ({"num_beams": 2, "early_stopping": "always"}, "True, False, 'never', got early_stopping='always'"),
         ({"num_beams": 2, "max_new_tokens": 3}, "need 5 cache slots, got 4"),
         ({"num_beams": 2, "eos_token_id": [0, 1, 2]}, "8 candidates need a vocabulary of more than 3 tokens"),
     ):

@@ -191,13 +191,13 @@ def test_the_most_likely_token_alone_is_greedy():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens >= 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens >= 1, got max_new_tokens=0"),
         ({"max_new_tokens": 14}, "7 prompt tokens and max_new_tokens=14 need 21 cache slots, got 20"),
-        ({"temperature": -1.0}, "temperature >= 0, got -1.0"),
+        ({"temperature": -1.0}, "temperature >= 0, got temperature=-1.0"),
         ({"temperature": 1.0}, "needs a key"),
         ({"top_k": 5}, "do nothing at temperature=0"),
-        ({"temperature": 1.0, "key": jax.random.key(0), "top_k": 0}, "top_k >= 1, got 0"),
-        ({"temperature": 1.0, "key": jax.random.key(0), "top_p": 1.5}, "top_p <= 1, got 1.5"),
+        ({"temperature": 1.0, "key": jax.random.key(0), "top_k": 0}, "top_k >= 1, got top_k=0"),
+        ({"temperature": 1.0, "key": jax.random.key(0), "top_p": 1.5}, "top_p <= 1, got top_p=1.5"),
         ({"temperature": 1.0, "key": jax.random.split(jax.random.key(0), 2)}, "3 keys, one per row"),
         ({"temperature": 1.0, "key": jnp.zeros(2, jnp.uint32)}, "a key of jax.random.key"),
         ({"attention_mask": np.ones((3, 6), np.int32)}, "do not fit each other"),
