@@ -295,8 +295,8 @@ def run(config: Config, place: Path, say: Callable[[str], None]) -> dict[str, An
         "controls": controls, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     place.mkdir(parents=True, exist_ok=True)
-    (place / "results.json").write_text(json.dumps(results, indent=1, default=str))
-    (place / "table.md").write_text(table(results))
+    (place / "results.json").write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")
+    (place / "table.md").write_text(table(results), encoding="utf-8")
     figure(results).savefig(place / "utility.svg", metadata={"Date": None})
     say(table(results) + f"{results['seconds']:.0f} s")
     return results

@@ -58,7 +58,7 @@ def main() -> None:
             found[f"{arm} {learning_rate:g}"] = perplexity = measure()
             console.print(f"{learning_rate:g}  {arm:12s}  {perplexity:.2f}", highlight=False)
     if sys.argv[-1].endswith(".json"):
-        Path(sys.argv[-1]).write_text(json.dumps(found, indent=1))
+        Path(sys.argv[-1]).write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

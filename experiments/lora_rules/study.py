@@ -92,8 +92,8 @@ def run(config: Config, place: Path, console: Console) -> dict[str, Any]:
         "seconds": seconds,
     }
     place.mkdir(parents=True, exist_ok=True)
-    (place / "results.json").write_text(json.dumps(results, indent=1, default=str))
-    (place / "table.md").write_text(table(results))
+    (place / "results.json").write_text(json.dumps(results, indent=1, default=str), encoding="utf-8")
+    (place / "table.md").write_text(table(results), encoding="utf-8")
     console.print(table(results), f"{seconds:.0f} s", highlight=False)
     return results
 
