@@ -1,51 +1,66 @@
-"""fedjax_fm: federated fine-tuning of foundation models, simulated fast on JAX."""
+"""fedjax_fm: federated fine-tuning of foundation models, simulated fast on JAX.
 
-from fedjax_fm.engine.devices import use_cpu_cores_as_devices
+Its parts are imported when they are first used (PEP 562), so that `import fedjax_fm` and the command's help take no time.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from fedjax_fm.cpu_devices import forget_the_variable, use_cpu_cores_as_devices
 
 use_cpu_cores_as_devices()
 
-from fedjax_fm import (  # noqa: E402
-    algorithms,
-    channels,
-    datasets,
-    evaluation,
-    kernels,
-    models,
-    peft,
-    population,
-    privacy,
-    systems,
-    trees,
-)
-from fedjax_fm.algorithms import fedavg  # noqa: E402
-from fedjax_fm.engine import (  # noqa: E402
-    CohortOverflow,
-    NonFiniteClient,
-    SimulationState,
-    Simulator,
-    SumOverflow,
-    UnknownClient,
-    sweep,
-)
-from fedjax_fm.population import Population  # noqa: E402
-from fedjax_fm.types import (  # noqa: E402
-    Aggregate,
-    Algorithm,
-    Batches,
-    Behaviour,
-    Channel,
-    ClientData,
-    ClientOutput,
-    Exchange,
-    Free,
-    Reduce,
-    Repeat,
-    Rows,
-    Sampler,
-    Setting,
-    Stack,
-    Task,
-)
+if TYPE_CHECKING:
+    from fedjax_fm import (  # noqa: F401  (used, yet not in __all__)
+        algorithms,
+        channels,
+        checks,
+        datasets,
+        directions,
+        engine,
+        evaluation,
+        kernels,
+        models,
+        peft,
+        population,
+        privacy,
+        runs,
+        split,
+        systems,
+        trees,
+        types,
+        wire,
+    )
+    from fedjax_fm.algorithms import fedavg
+    from fedjax_fm.engine import (
+        CohortOverflow,
+        NonFiniteClient,
+        SimulationState,
+        Simulator,
+        SumOverflow,
+        UnknownClient,
+        sweep,
+    )
+    from fedjax_fm.population import Population
+    from fedjax_fm.types import (
+        Aggregate,
+        Algorithm,
+        Batches,
+        Behaviour,
+        Channel,
+        ClientData,
+        ClientOutput,
+        Exchange,
+        Free,
+        Reduce,
+        Repeat,
+        Rows,
+        Sampler,
+        Setting,
+        Stack,
+        Task,
+    )
 
 __version__ = "0.1.0"
 
@@ -87,3 +102,79 @@ __all__ = [
     "systems",
     "trees",
 ]
+
+# Where each name is defined; the packages are parts themselves.
+_HOME = {
+    "fedavg": "algorithms",
+    "Population": "population",
+    **dict.fromkeys(
+        (
+            "CohortOverflow",
+            "NonFiniteClient",
+            "SimulationState",
+            "Simulator",
+            "SumOverflow",
+            "UnknownClient",
+            "sweep",
+        ),
+        "engine",
+    ),
+    **dict.fromkeys(
+        (
+            "Aggregate",
+            "Algorithm",
+            "Batches",
+            "Behaviour",
+            "Channel",
+            "ClientData",
+            "ClientOutput",
+            "Exchange",
+            "Free",
+            "Reduce",
+            "Repeat",
+            "Rows",
+            "Sampler",
+            "Setting",
+            "Stack",
+            "Task",
+        ),
+        "types",
+    ),
+}
+_PARTS = {
+    "algorithms",
+    "channels",
+    "checks",
+    "datasets",
+    "directions",
+    "engine",
+    "evaluation",
+    "kernels",
+    "models",
+    "peft",
+    "population",
+    "privacy",
+    "runs",
+    "split",
+    "systems",
+    "trees",
+    "types",
+    "wire",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    elif name in _PARTS:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if "jax" in sys.modules:
+        forget_the_variable()
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,21 +1,25 @@
-"""The command `fedjax-fm`."""
+"""The command `fedjax-fm`.
+
+What only tells (`--version`, `list`, every `--help`) imports neither JAX nor anything that computes.
+"""
 
 import dataclasses
 import importlib
+import importlib.metadata
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 
-from fedjax_fm.engine import RoundError
-from fedjax_fm.runs import experiment as registry
-from fedjax_fm.runs.checkpoint import CheckpointError
-from fedjax_fm.runs.experiment import UsageError
-from fedjax_fm.runs.folder import RunFolder, RunFolderError
-from fedjax_fm.runs.loop import Interrupted
+from fedjax_fm.runs.errors import Interrupted, UsageError, UserError
+from fedjax_fm.runs.terminal import never_fails, say, say_error
+
+if TYPE_CHECKING:
+    from fedjax_fm.runs.experiment import Experiment
+    from fedjax_fm.runs.folder import RunFolder
 
 _Name = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")]
 _Count = Annotated[int | None, tyro.conf.arg(metavar="N")]
@@ -27,10 +31,15 @@ _Settings = Annotated[
 
 def list_experiments() -> None:
     """List the experiments that can be run."""
+    from rich.console import Console
+
+    from fedjax_fm.runs import experiment as registry
+
     console = Console()
     for name in registry.names():
-        console.print(f"[bold]{name}[/bold]  {registry.find(name).summary}", highlight=False, soft_wrap=True)
-    console.print("\nstart one: fedjax-fm run NAME   (--smoke: about a minute)", highlight=False, soft_wrap=True)
+        console.print(name, style="bold", end="  ", markup=False, highlight=False)
+        say(console, registry.find(name).summary)
+    say(console, "\nstart one: fedjax-fm run NAME   (--smoke: about a minute)")
 
 
 def run(
@@ -58,39 +67,71 @@ def run(
         settings: any other setting, for example `--set rank=4 partition=dirichlet`.
         resume: go on with an interrupted run in this folder, with the settings it was started with.
     """
-    console = Console()
+    flags = {"rounds": rounds, "clients": clients, "seed": seed}
+    flags = {flag: value for flag, value in flags.items() if value is not None}
+    pairs = [pair for pairs in settings for pair in pairs]
     if resume is not None:
-        given = {"--rounds": rounds, "--clients": clients, "--seed": seed, "--out": out}
-        changed = [flag for flag, value in given.items() if value is not None]
+        changed = [f"--{flag}" for flag in (*flags, *(["out"] if out is not None else []))]
         changed += ["--smoke"] * smoke + ["--full"] * full + ["--set"] * bool(settings)
         if changed:
             raise UsageError(f"--resume goes on with the run's own settings; leave out {', '.join(changed)}")
-        folder = RunFolder.open(resume)
-        fields = dict(folder.config)
-        found = registry.find(fields.pop("experiment"))
-        if name not in (None, found.name):
-            raise UsageError(f"{resume} is a run of {found.name!r}, not of {name!r}")
-        config = registry.replace(found.config(), **fields)
+        found, config, folder = _begun(resume, name)
     else:
-        if name is None:
-            raise UsageError(f"say which experiment: {', '.join(registry.names())}")
-        if smoke and full:
-            raise UsageError("--smoke and --full exclude each other")
-        found = registry.find(name)
-        config = found.config()
-        config = config.smoke() if smoke else config.full() if full else config
-        flags = {"rounds": rounds, "clients": clients, "seed": seed}
-        config = registry.replace(config, **{k: v for k, v in flags.items() if v is not None})
-        config = registry.override(config, [pair for pairs in settings for pair in pairs])
-        out = out or Path("runs") / f"{found.name}-{config.seed}"
-        folder = RunFolder.create(out, dataclasses.asdict(config), found.name)
-    console.print(f"{found.name} in {folder.path}", highlight=False, soft_wrap=True)
+        found, config = _chosen(name, smoke, full, flags, pairs)
+        from fedjax_fm.runs.folder import RunFolder
+
+        place = out if out is not None else Path("runs") / f"{found.name}-{config.seed}"
+        folder = RunFolder.create(place, dataclasses.asdict(config), found.name)
+    _run(found, config, folder, is_new=resume is None)
+
+
+def _begun(path: Path, name: str | None) -> "tuple[Experiment, Any, RunFolder]":
+    """The experiment, configuration and folder of a run that goes on."""
+    from fedjax_fm.runs import experiment as registry
+    from fedjax_fm.runs.folder import RunFolder
+
+    folder = RunFolder.open(path)
+    fields = dict(folder.config)
+    found = registry.find(fields.pop("experiment"))
+    if name not in (None, found.name):
+        raise UsageError(f"{path} is a run of {found.name!r}, not of {name!r}")
+    return found, registry.restored(found.config, fields, str(path / "config.json")), folder
+
+
+def _chosen(
+    name: str | None, smoke: bool, full: bool, flags: dict[str, int], pairs: list[str]
+) -> "tuple[Experiment, Any]":
+    """The experiment and its configuration, as the command line has them."""
+    from fedjax_fm.runs import experiment as registry
+
+    if name is None:
+        raise UsageError(f"say which experiment: {', '.join(registry.names())}")
+    if smoke and full:
+        raise UsageError("--smoke and --full exclude each other")
+    if twice := sorted({pair.partition("=")[0].strip() for pair in pairs} & flags.keys()):
+        raise UsageError(f"--{twice[0]} and --set {twice[0]}=... are the same setting; give one")
+    found = registry.find(name)
+    config = found.config()
+    config = config.smoke() if smoke else config.full() if full else config
+    config = registry.replace(config, **flags)
+    return found, registry.override(config, pairs)
+
+
+def _run(found: "Experiment", config: Any, folder: "RunFolder", is_new: bool) -> None:
+    """Runs it; a new folder in which nothing was computed when an error came does not stay in the way."""
+    from rich.console import Console
+
+    console = Console()
+    say(console, f"{found.name} in {folder.path}")
     try:
         found.run(config, folder, console)
     except (Interrupted, KeyboardInterrupt) as stop:
-        why = str(stop) or "stopped"
-        console.print(f"\n{why}. Go on with: fedjax-fm run --resume {folder.path}", highlight=False, soft_wrap=True)
+        say(console, f"\n{str(stop) or 'stopped'}. Go on with: fedjax-fm run --resume {folder.path}")
         sys.exit(130)
+    except Exception:
+        if is_new and folder.is_empty:
+            folder.remove()
+        raise
 
 
 def report(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
@@ -99,12 +140,17 @@ def report(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
     Args:
         folder: a folder that `fedjax-fm run` made.
     """
+    from rich.console import Console
+
+    from fedjax_fm.runs import experiment as registry
+    from fedjax_fm.runs.folder import RunFolder
+
     opened = RunFolder.open(folder)
     page = registry.find(opened.config["experiment"]).report(opened)
     console = Console()
     for name, text in opened.read_json("results.json").get("comparisons", {}).items():
-        console.print(f"{name}: {text}", highlight=False, soft_wrap=True)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        say(console, f"{name}: {text}")
+    say(console, f"report: {page}")
 
 
 def bench(
@@ -129,6 +175,9 @@ def bench(
         smoke: tiny sizes, to see that everything works.
         cache: folder of the other libraries' environments.
     """
+    importlib.import_module("fedjax_fm.engine")  # its number of devices is said here, and not to the peers' processes
+    if repeats < 1:
+        raise UsageError(f"expected repeats >= 1, got repeats={repeats}")
     if what == "kernels":
         kernels = importlib.import_module("fedjax_fm.experiments.bench.kernels")
         sys.exit(kernels.run(only, peers=peers, repeats=repeats, as_json=json, smoke=smoke))
@@ -168,42 +217,67 @@ def wire(
     """
     counting = importlib.import_module("fedjax_fm.wire")
     chosen = None if targets is None else tuple(part.strip() for part in targets.split(",") if part.strip())
+    if chosen == ():
+        raise UsageError(f"--targets takes names of layers with commas between them, got {targets!r}")
     options = counting.Options(rank, chosen, bottleneck, tokens, hidden, mode, norms)
     rows, refused = counting.rows(model, peft, classes, options)
     if json:
         for row in rows:
             print(counting.as_json(row))
         return
+    from rich.console import Console
+
     console = Console()
     console.print(counting.as_table(rows))
     for line in refused:
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_experiments,
+    "run": run,
+    "report": report,
+    "wire": wire,
+    "bench": bench,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point; turns expected errors into one line and exit code 2."""
-    commands = {"list": list_experiments, "run": run, "report": report, "wire": wire, "bench": bench}
+    """Entry point; turns what the user can mend into one line and exit code 2. A traceback is a bug of ours.
+
+    Args:
+      arguments: default those of the process.
+    """
+    never_fails(sys.stdout, sys.stderr)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["--version"]:
+        print(f"fedjax-fm {importlib.metadata.version('fedjax-fm')}")
+        return
     try:
         tyro.extras.subcommand_cli_from_dict(
-            commands,
+            COMMANDS,
             prog="fedjax-fm",
-            description="Federated fine-tuning of foundation models, simulated on JAX.",
-            args=arguments,
+            description="Federated fine-tuning of foundation models, simulated on JAX. fedjax-fm --version says which.",
+            args=words,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except (
-        UsageError,
-        RunFolderError,
-        CheckpointError,
-        RoundError,
-        FileNotFoundError,
-        ValueError,
-        FloatingPointError,
-    ) as error:
-        if os.environ.get("FEDJAX_FM_TRACEBACK"):
+        sys.stdout.flush()
+    except BrokenPipeError:  # `fedjax-fm list | head`: who read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("FEDJAX_FM_TRACEBACK") or not _is_users(error):
             raise
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        say_error(error)
         sys.exit(2)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the message is for the user; ours and the system's, and values that a library has refused."""
+    if isinstance(error, (UserError, ValueError, FloatingPointError, OSError)):
+        return True
+    rounds = sys.modules.get("fedjax_fm.engine.errors")  # no round has run where that is not imported
+    return rounds is not None and isinstance(error, rounds.RoundError)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from fedjax_fm.models.architectures import ALIASES, ARCHITECTURES, DEFAULT_TARGE
 from fedjax_fm.models.weights import read_config
 from fedjax_fm.peft.adapter import OUTPUTS
 from fedjax_fm.peft.lora import HEADS
-from fedjax_fm.runs.experiment import UsageError, nearest
+from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.runs.experiment import nearest
 
 
 class Options(NamedTuple):
@@ -93,6 +94,18 @@ def _ia3(fields: dict[str, Any], options: Options) -> peft.Method:
     return peft.ia3(**chosen, modules_to_save=HEADS)
 
 
+# Which settings a method reads; "rank" is left out where its default is meant.
+TAKES = {
+    "adapter": {"targets", "bottleneck", "norms"},
+    "bitfit": {"targets"},
+    "full": set(),
+    "head": set(),
+    "ia3": {"targets"},
+    "lora": {"rank", "targets"},
+    "prefix": {"tokens", "hidden"},
+    "prompt": {"tokens"},
+    "vpt": {"tokens", "mode"},
+}
 METHODS: dict[str, Callable[[dict[str, Any], Options], peft.Method]] = {
     "adapter": _adapter,
     "bitfit": _bitfit,
@@ -117,7 +130,12 @@ def fields_of(model: str) -> dict[str, Any]:
         return found
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
-        return read_config(folder)
+        fields = read_config(folder)
+        if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+            raise UsageError(f"{folder / 'config.json'} is not the configuration of a model: it has no model_type")
+        return fields
+    if folder.is_dir():
+        raise UsageError(f"{folder} holds no config.json")
     raise UsageError(nearest(model.rsplit("/", 1)[-1].lower(), {*ARCHITECTURES, *ALIASES}, "model"))
 
 
@@ -142,6 +160,7 @@ def wire(model: str, method: str, classes: int | None = None, options: Options =
     if method not in METHODS:
         raise UsageError(nearest(method, METHODS, "method"))
     fields = {**fields_of(model), "num_labels": classes}
+    _refuse_what_is_not_read([method], options)
     if method == "head" and classes is None:
         raise UsageError(f"head on {model}: say how many classes the head has (--classes K)")
 
@@ -153,11 +172,25 @@ def wire(model: str, method: str, classes: int | None = None, options: Options =
 
     try:
         delta, backbone = jax.eval_shape(split)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise UsageError(f"{method} on {model}: {error}") from error
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        if architecture(model) is not None:
+            raise
+        raise UsageError(
+            f"{model}/config.json describes no model that can be built: {type(error).__name__}: {error}"
+        ) from error
     whole = _count(nnx.state(nnx.eval_shape(build)))[1]
     (trainable, sent), (frozen, _) = _count(delta), _count(backbone)
     return Wire(model, method, trainable, frozen, sent, sent, whole, whole / sent)
+
+
+def _refuse_what_is_not_read(methods: list[str], options: Options) -> None:
+    """UsageError for a setting that none of the methods reads."""
+    for name, default in Options()._asdict().items():
+        if getattr(options, name) != default and not any(name in TAKES[method] for method in methods):
+            takers = ", ".join(sorted(method for method in METHODS if name in TAKES[method]))
+            raise UsageError(f"--{name} is a setting of {takers}; {', '.join(methods)} does not read it")
 
 
 def rows(model: str, method: str | None, classes: int | None, options: Options) -> tuple[list[Wire], list[str]]:
@@ -170,9 +203,13 @@ def rows(model: str, method: str | None, classes: int | None, options: Options) 
     found, refused = [], []
     for name in ("full", *sorted(METHODS.keys() - {"full"})):
         try:
-            found.append(wire(model, name, classes, options))
+            default = {key: value for key, value in Options()._asdict().items() if key not in TAKES[name]}
+            found.append(wire(model, name, classes, options._replace(**default)))
         except UsageError as error:
             refused.append(str(error).split("; ")[0])
+    if not found:
+        reasons = dict.fromkeys(line.partition(f" on {model}: ")[2] or line for line in refused)
+        raise UsageError(f"{model}: {'; '.join(reasons)}")
     return found, refused
 
 

@@ -12,7 +12,7 @@ import pytest
 from fedjax_fm.cli import main
 from fedjax_fm.models.architectures import ARCHITECTURES, DEFAULT_TARGETS
 from fedjax_fm.runs.experiment import UsageError
-from fedjax_fm.wire import METHODS, Options, wire
+from fedjax_fm.wire import METHODS, TAKES, Options, rows, wire
 
 # Sizes that transformers counts for the checkpoints of these names.
 PUBLISHED = {
@@ -222,3 +222,64 @@ def test_eight_billion_parameters_take_no_memory():
     found, peak = done.stdout.splitlines()
     assert json.loads(found)["frozen_parameters"] == 8_030_261_248
     assert int(peak) < 2**30
+
+
+FOLDERS = {
+    "of another kind": ('{"model_type": "bloom"}', "a model of type 'bloom'; this version reads albert, bert"),
+    "of no layers": ('{"model_type": "gpt2", "n_layer": 0}', "expected at least one layer, got 0"),
+    "of text for a number": ('{"model_type": "albert", "hidden_size": "x"}', "config.json describes no model that can be built"),
+    "without a kind": ('{"hidden_size": 8}', "is not the configuration of a model: it has no model_type"),
+    "a list": ("[]", "is not the configuration of a model"),
+    "null": ("null", "is not the configuration of a model"),
+    "no JSON": ("{", "is not JSON"),
+    "missing": (None, "holds no config.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [(), ("--peft", "lora")], ids=["all methods", "lora"])
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_folder_that_cannot_be_counted_is_named_in_one_line(tmp_path, capsys, kind, method):
+    text, message = FOLDERS[kind]
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["wire", "--model", str(tmp_path), *method])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert len(said.splitlines()) == 1
+    assert message in said
+    assert str(tmp_path) in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--peft", "bitfit", "--rank", "16"], "--rank is a setting of lora; bitfit does not read it"),
+        (["--peft", "full", "--targets", "query"], "--targets is a setting of adapter, bitfit, ia3, lora; full does not"),
+        (["--peft", "lora", "--tokens", "4"], "--tokens is a setting of prefix, prompt, vpt; lora does not read it"),
+        (["--peft", "prompt", "--hidden", "4"], "--hidden is a setting of prefix"),
+        (["--peft", "lora", "--norms"], "--norms is a setting of adapter"),
+        (["--peft", "lora", "--mode", "shallow"], "--mode is a setting of vpt"),
+        (["--peft", "lora", "--bottleneck", "4"], "--bottleneck is a setting of adapter"),
+        (["--peft", "lora", "--targets", " , "], "--targets takes names of layers with commas between them, got ' , '"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_setting_that_the_method_does_not_read_is_refused(capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["wire", "--model", "gpt2", *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_of_all_methods_each_reads_its_own_settings():
+    found, _ = rows("gpt2", None, None, Options(rank=2, tokens=3))
+    counts = {row.peft: row.trainable_parameters for row in found}
+    assert counts["lora"] == 12 * 2 * (768 + 3 * 768)
+    assert counts["prompt"] == 3 * 768
+    assert counts["prefix"] == 2 * 12 * 3 * 768
+
+
+def test_what_each_method_reads_is_listed():
+    assert TAKES.keys() == METHODS.keys()
+    assert set().union(*TAKES.values()) == set(Options._fields)

@@ -1,14 +1,12 @@
 """Federated LoRA of a small decoder on speaking roles, scored by perplexity and by what it writes."""
 
 from fedjax_fm.experiments.generate.config import Config
-from fedjax_fm.experiments.generate.report import write_report
-from fedjax_fm.experiments.generate.study import run
-from fedjax_fm.runs import Experiment
+from fedjax_fm.runs.experiment import Experiment, later
 
 EXPERIMENT = Experiment(
     "generate",
     "Federated LoRA of SmolLM2-135M on Shakespeare's roles: perplexity on seen and unseen roles, forgetting, answers",
     Config,
-    run,
-    write_report,
+    later("fedjax_fm.experiments.generate.study", "run"),
+    later("fedjax_fm.experiments.generate.report", "write_report"),
 )

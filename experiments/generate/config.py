@@ -1,6 +1,7 @@
 """What the study of a generative model does, in numbers."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,9 +54,21 @@ class Config:
     def __post_init__(self):
         positive = ("clients", "held_out_groups", "held_out_clients", "rounds", "cohort", "local_steps", "batch_size")
         more = ("seeds", "eval_every", "eval_rows", "forgetting_rows", "new_tokens", "local_only_clients")
-        for name in (*positive, *more, "validation_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {name}={getattr(self, name)}")
+        from fedjax_fm import checks  # here, as it imports JAX, which a list of studies shall not wait for
+
+        for name in (*positive, *more, "validation_groups", "max_length", "rank"):
+            checks.whole(name, getattr(self, name), least=1)
+        checks.whole("bits", self.bits, least=2, most=8)
+        for name in ("lora_alpha", "clip_norm", *(name for name in vars(self) if name.endswith("learning_rate"))):
+            checks.real(name, getattr(self, name), above=0)
+        checks.real("local_test_fraction", self.local_test_fraction, above=0, below=1)
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(
+                f"expected targets, a regular expression, got targets={self.targets!r}: {error}"
+            ) from error
+        checks.whole("seed", self.seed, least=0, most=2**32 - 1)
         if self.cohort > self.clients or self.local_only_clients > self.clients:
             raise ValueError(
                 f"expected cohort and local_only_clients <= clients, got {self.cohort} and {self.local_only_clients}, "

@@ -1,6 +1,7 @@
 """What the quickstart does, in numbers."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,14 +45,27 @@ class Config:
     seeds: int = 1  # runs with seed, seed + 1, …, compared pair by pair
 
     def __post_init__(self):
+        from fedjax_fm import checks  # here, as it imports JAX, which a list of studies shall not wait for
+
         whole = ("clients", "validation_clients", "held_out_clients", "rounds", "cohort", "local_steps", "batch_size")
-        for name in (*whole, "eval_every", "eval_subset", "head_examples", "seeds", "centralised_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {name}={getattr(self, name)}")
+        for name in (*whole, "eval_every", "eval_subset", "head_examples", "seeds", "centralised_batch", "rank"):
+            checks.whole(name, getattr(self, name), least=1)
+        checks.whole("max_length", self.max_length, least=3)  # [CLS], one token, [SEP]
+        checks.whole("bits", self.bits, least=2, most=8)
+        for name in ("alpha", "lora_alpha", *(name for name in vars(self) if name.endswith("learning_rate"))):
+            checks.real(name, getattr(self, name), above=0)
+        for name in ("test_fraction", "local_test_fraction"):
+            checks.real(name, getattr(self, name), above=0, below=1)
+        checks.real("top_k", self.top_k, above=0, most=1)
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(
+                f"expected targets, a regular expression, got targets={self.targets!r}: {error}"
+            ) from error
         if self.cohort > self.clients:
             raise ValueError(f"expected cohort <= clients, got cohort={self.cohort}, clients={self.clients}")
-        if self.seed < 0:
-            raise ValueError(f"expected seed >= 0, got seed={self.seed}")
+        checks.whole("seed", self.seed, least=0, most=2**32 - 1)
 
     def smoke(self) -> "Config":
         """A small run of the same kind, about a minute: to see that everything works, not what it is worth."""

@@ -10,26 +10,23 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fedjax_fm.cpu_devices import forget_the_variable, use_cpu_cores_as_devices
 from fedjax_fm.types import Tree
+
+__all__ = [
+    "client_mesh",
+    "compiler_options",
+    "memory_of",
+    "over_model",
+    "shared_by_cores",
+    "use_cpu_cores_as_devices",
+]
+
+forget_the_variable()  # JAX is imported: it has read it
 
 CLIENTS = "clients"
 MODEL = "model"
 ALIGNMENT = 64  # bytes
-
-
-def use_cpu_cores_as_devices() -> None:
-    """One CPU device per core that this process may use.
-
-    Does nothing if a backend is already up or if the user has said how many devices there shall be: the
-    configuration option would silently override XLA_FLAGS.
-    """
-    from jax._src import xla_bridge  # no public function tells this without starting a backend
-
-    said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if said or "JAX_NUM_CPU_DEVICES" in os.environ or xla_bridge.backends_are_initialized():
-        return
-    affinity = getattr(os, "sched_getaffinity", None)
-    jax.config.update("jax_num_cpu_devices", len(affinity(0)) if affinity else os.cpu_count() or 1)
 
 
 def client_mesh(n_devices: int | None = None, model: int = 1) -> Mesh:

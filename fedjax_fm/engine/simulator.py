@@ -109,6 +109,11 @@ class Simulator:
         self._programs: Programs | None = None
         self._start: Start | None = None
 
+    @property
+    def defined_by(self) -> dict[str, object]:
+        """What makes its rounds these and no others, besides data, weights and the seed."""
+        return {**self._make_engine.keywords, "sampler": self.sampler}
+
     # Layout ------------------------------------------------------------------------------------------------------
 
     @property

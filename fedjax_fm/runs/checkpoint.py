@@ -1,8 +1,15 @@
 """States on disk, by Orbax: atomic, the last two kept, each with a digest of its own."""
 
+import contextlib
+import functools
 import hashlib
+import logging
 import os
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -11,20 +18,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fedjax_fm import trees
+from fedjax_fm.runs.errors import CheckpointError, DamagedCheckpoint, OtherRun
+from fedjax_fm.runs.folder import cannot_write
 
 DIGEST = "sha256"  # a leaf's path begins with a bracket or a dot, so no leaf is called that
-
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be used."""
-
-
-class OtherRun(CheckpointError):
-    """A checkpoint of another configuration."""
-
-
-class DamagedCheckpoint(CheckpointError):
-    """Files that are missing, cut short or changed."""
 
 
 class Checkpoints:
@@ -38,7 +35,10 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2):
         self._folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except OSError as error:
+            raise CheckpointError(cannot_write(self._folder, error)) from error
 
     @property
     def latest(self) -> int | None:
@@ -46,11 +46,25 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, round_index: int, state: Any) -> None:
-        """Writes `state`; does nothing if that round is there already."""
-        if round_index != self.latest:
-            arrays = _by_path(state)
-            arrays[DIGEST] = _digest(arrays)
-            self._manager.save(round_index, args=ocp.args.StandardSave(arrays))  # type: ignore[call-arg]
+        """Writes `state`; does nothing if that round is there already.
+
+        Raises:
+          CheckpointError: the disk took no more; the checkpoints before are as they were, half of this one is taken away.
+        """
+        if round_index == self.latest:
+            return
+        arrays = _by_path(state)
+        arrays[DIGEST] = _digest(arrays)
+        try:
+            with _without_noise():
+                self._manager.save(round_index, args=ocp.args.StandardSave(arrays))  # type: ignore[call-arg]
+        except (OSError, ValueError, RuntimeError) as error:  # Orbax passes on what its threads met, as a ValueError
+            for half in self._folder.glob(f"{round_index}.*"):
+                shutil.rmtree(half, ignore_errors=True)
+            safe = (
+                "no round was saved before" if self.latest is None else f"the rounds up to {self.latest} are safe there"
+            )
+            raise CheckpointError(cannot_write(self._folder / str(round_index), error, safe)) from error
 
     def restore(self, round_index: int, target: Any) -> Any:
         """The state of that round, in the structure, shapes and dtypes of `target`.
@@ -60,9 +74,12 @@ class Checkpoints:
           OtherRun: they belong to another configuration; names the leaf.
         """
         try:
-            found = dict(self._manager.restore(round_index, args=ocp.args.StandardRestore()))  # type: ignore[call-arg]
+            _ignore_late_reads()
+            with _without_noise():
+                found = dict(self._manager.restore(round_index, args=ocp.args.StandardRestore()))  # type: ignore[call-arg]
         except Exception as error:
-            raise DamagedCheckpoint(f"the checkpoint of round {round_index} cannot be read: {error}") from error
+            why = " ".join(str(error).split()).partition(" [tensorstore_spec=")[0]
+            raise DamagedCheckpoint(f"the checkpoint of round {round_index} cannot be read: {why[:300]}") from error
         written = found.pop(DIGEST, None)
         if written is None or not np.array_equal(written, _digest(found)):
             raise DamagedCheckpoint(
@@ -108,6 +125,34 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for writes and lets go of the folder."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Keeps Orbax from telling an error twice: its threads log it with their whole stacks. The error itself is raised."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@functools.cache
+def _ignore_late_reads() -> None:
+    """Drops what reads report that are on their way when one before them has failed: their event loop is closed by then.
+
+    TensorStore's threads have these printed with `sys.excepthook`, at any time from then on; all else passes through.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if not (late and trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
+            before(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def _is_key(leaf: Any) -> bool:

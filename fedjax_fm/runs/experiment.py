@@ -3,15 +3,19 @@
 import dataclasses
 import difflib
 import importlib
+import math
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
+from fedjax_fm.runs.errors import UsageError
 
-from fedjax_fm.runs.folder import RunFolder
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedjax_fm.runs.folder import RunFolder
 
 
 class Experiment(NamedTuple):
@@ -20,12 +24,17 @@ class Experiment(NamedTuple):
     name: str
     summary: str
     config: type  # frozen dataclass with .smoke() and .full()
-    run: Callable[[Any, RunFolder, Console], None]  # continues what the folder already holds
-    report: Callable[[RunFolder], Any]  # writes report.html from the folder alone, returns its path
+    run: "Callable[[Any, RunFolder, Console], None]"  # continues what the folder already holds
+    report: "Callable[[RunFolder], Any]"  # writes report.html from the folder alone, returns its path
 
 
-class UsageError(Exception):
-    """What the user asked for does not exist or makes no sense; the message says what does."""
+def later(module: str, name: str) -> Callable[..., Any]:
+    """The function `name` of a module that is imported when it is called: listing studies shall import no JAX."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*arguments)
+
+    return call
 
 
 def nearest(word: str, known: Iterable[str], what: str) -> str:
@@ -53,7 +62,7 @@ def find(name: str) -> Experiment:
 def override(config: Any, pairs: Iterable[str]) -> Any:
     """`config` with "key=value" settings applied, values read as the field's type."""
     hints = typing.get_type_hints(type(config))
-    changes = {}
+    changes: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = pair.partition("=")
         key = key.strip()
@@ -61,8 +70,45 @@ def override(config: Any, pairs: Iterable[str]) -> Any:
             raise UsageError(f"--set takes key=value, got {pair!r}")
         if key not in hints:
             raise UsageError(nearest(key, hints, "setting"))
+        if key in changes:
+            raise UsageError(f"--set gives {key} twice")
         changes[key] = _read(key, text.strip(), hints[key])
     return replace(config, **changes)
+
+
+def restored(kind: type, fields: Mapping[str, Any], where: str) -> Any:
+    """The configuration that lies in a run's folder.
+
+    Args:
+      fields: as read from JSON.
+      where: the file, for the message.
+
+    Raises:
+      UsageError: a setting that is not there, is missing or is of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    for name, value in fields.items():
+        if name not in hints:
+            raise UsageError(f"{where}: {nearest(name, hints, 'setting')}")
+        if not _fits(value, hints[name]):
+            raise UsageError(f"{where}: {name}={value!r} is no {_called(hints[name])}")
+    if missing := [field.name for field in dataclasses.fields(kind) if field.name not in fields]:
+        raise UsageError(f"{where} lacks {', '.join(missing)}: it is of another version, or was changed")
+    return replace(kind(), **fields)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return value is None if hint is type(None) else not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _called(hint: Any) -> str:
+    return {int: "whole number", float: "number"}.get(hint) or getattr(hint, "__name__", str(hint))
 
 
 def replace(config: Any, **changes: Any) -> Any:
@@ -87,6 +133,9 @@ def _read(key: str, text: str, kind: Any) -> Any:
             raise UsageError(f"{key} takes true or false, got {text!r}")
         return text.lower() == "true"
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
         raise UsageError(f"{key} takes {'a number' if kind in (int, float) else kind.__name__}, got {text!r}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{key} takes a finite number, got {text!r}")
+    return value

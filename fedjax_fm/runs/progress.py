@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedjax_fm.runs.terminal import say, showable
+
 
 class RoundProgress:
     """Shows `label`, rounds, free text and the time left.
@@ -24,16 +26,15 @@ class RoundProgress:
 
     def __enter__(self) -> "RoundProgress":
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn())
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=16), MofNCompleteColumn())
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            live = Progress(*columns, TextColumn("{task.fields[text]}"), *times, console=self.console)
+            live = Progress(*columns, TextColumn("{task.fields[text]}", markup=False), *times, console=self.console)
             live.start()
-            self._task = live.add_task(self.label, total=self.total, completed=self.done, text="compiling …")
+            label, text = self._showable(self.label), self._showable("compiling …")
+            self._task = live.add_task(label, total=self.total, completed=self.done, text=text)
             self._live = live
         else:
-            self.console.print(
-                f"{self.label}: {self.total - self.done} rounds to go; compiling …", highlight=False, soft_wrap=True
-            )
+            say(self.console, f"{self.label}: {self.total - self.done} rounds to go; compiling …")
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -45,12 +46,11 @@ class RoundProgress:
         self.done = done
         text = " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items() if value is not None)
         if self._live is not None:
-            self._live.update(self._task, completed=done, text=text)
+            self._live.update(self._task, completed=done, text=self._showable(text))
         elif done % self.lines_every == 0 or done == self.total:
             spent = time.perf_counter() - self._started
             left = spent / max(done - self._first, 1) * (self.total - done)
-            self.console.print(
-                f"{self.label} {done}/{self.total} · {text} · {spent:.0f} s, {left:.0f} s left",
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(self.console, f"{self.label} {done}/{self.total} · {text} · {spent:.0f} s, {left:.0f} s left")
+
+    def _showable(self, text: str) -> str:
+        return showable(text, self.console.encoding)

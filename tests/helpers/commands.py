@@ -11,9 +11,9 @@ START = (
 )
 
 
-def start_command(*words: object, cwd: Path) -> subprocess.Popen:
-    """`fedjax-fm WORDS` on two devices, with pipes for what it prints."""
+def start_command(*words: object, cwd: Path, **variables: str) -> subprocess.Popen:
+    """`fedjax-fm WORDS` on two devices, with pipes for what it prints and `variables` in its environment."""
     return subprocess.Popen(
-        [sys.executable, "-c", START, str(EXPERIMENTS), *map(str, words)], cwd=cwd, text=True,
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", START, str(EXPERIMENTS), *map(str, words)], cwd=cwd, text=True, errors="replace",
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"} | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from rich.console import Console
 import fedjax_fm as ffm
 from fedjax_fm import channels
 from fedjax_fm.algorithms.local import train
-from fedjax_fm.runs import Checkpoints, RunFolder, run_rounds
+from fedjax_fm.runs import Checkpoints, RunFolder, identity, run_rounds
 
 ROUNDS = 3
 N_CLIENTS = 8
@@ -134,6 +134,8 @@ def session(folder: Path, data: str, states: str, moment: dict | None) -> None:
     )  # fmt: skip
     path = Path(folder)
     run = RunFolder.open(path) if (path / "config.json").exists() else RunFolder.create(path, {}, "resumable")
+    if moment is not None and moment["event"] == "work":
+        identity.FILE = "identity-with-callback.json"  # the program with a callback in it is another one
     evaluate = lambda state: {"eval_norm": float(jnp.linalg.norm(state.delta["w"]))}
     quiet = Console(file=open(os.devnull, "w"))  # noqa: SIM115
     run_rounds(simulator, delta, ROUNDS, run, label="run", console=quiet, evaluate=evaluate, evaluate_every=1)

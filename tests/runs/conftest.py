@@ -43,8 +43,8 @@ def process(tmp_path):
     """`process("run", "tiny", ...) -> Popen`, a process of its own with pipes, in the same folder."""
     started = []
 
-    def start(*words: str) -> subprocess.Popen:
-        started.append(start_command(*words, cwd=tmp_path))
+    def start(*words: str, **variables: str) -> subprocess.Popen:
+        started.append(start_command(*words, cwd=tmp_path, **variables))
         return started[-1]
 
     yield start

@@ -1,5 +1,8 @@
 """States on disk: whole or not there, and never quietly another one."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -9,7 +12,7 @@ import optax
 import pytest
 
 from fedjax_fm.engine.store import HostStore
-from fedjax_fm.runs import Checkpoints, DamagedCheckpoint, OtherRun
+from fedjax_fm.runs import CheckpointError, Checkpoints, DamagedCheckpoint, OtherRun
 
 
 class State(NamedTuple):
@@ -98,6 +101,59 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_older_one(three, damage):
     assert (three.parent / "damaged-3").is_dir()
     checkpoints.save(3, make_state(3))  # done once more
     assert_equal(Checkpoints(three).restore_newest(make_state())[0], make_state(3))
+
+
+NOISE = """
+import sys; sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+import jax.numpy as jnp
+from fedjax_fm.runs import Checkpoints
+import test_checkpoint as t
+
+for number in range(12):
+    damage = t.DAMAGE[("a file that is gone", "the manifest gone")[number % 2]]
+    state = {f"w{k}": jnp.arange(50_000.0) * 1.37 * k for k in range(8)}
+    place = Path(sys.argv[1]) / str(number) / "checkpoint"
+    checkpoints = Checkpoints(place)
+    checkpoints.save(1, state), checkpoints.save(2, state), checkpoints.close()
+    damage(place / "2")
+    checkpoints = Checkpoints(place)
+    found, problems = checkpoints.restore_newest(state)
+    assert len(problems) == 1 and len(problems[0]) < 500 and "\\n" not in problems[0], problems
+    checkpoints.close()
+"""
+
+
+def test_damage_is_told_by_the_warning_alone(tmp_path):
+    """Orbax' threads log the error with their stacks, and reads on their way find their event loop closed."""
+    paths = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers"))
+    done = subprocess.run(
+        [sys.executable, "-c", NOISE, str(tmp_path), *paths], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_a_disk_that_is_full_leaves_the_older_checkpoints(tmp_path, monkeypatch):
+    """Orbax passes on a ValueError of its own, with the system's words in it."""
+    checkpoints = Checkpoints(tmp_path / "checkpoint")
+    checkpoints.save(1, make_state())
+
+    def full(step, args):
+        (tmp_path / "checkpoint" / f"{step}.orbax-checkpoint-tmp").mkdir()
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Failed to write 9 bytes to file 1: No space left on device [os_error_code='28']"
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints._manager, "save", full)
+        with pytest.raises(
+            CheckpointError, match=r"checkpoint/2: no space is left on the device; the rounds up to 1 are safe"
+        ):
+            checkpoints.save(2, make_state(2.0))
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["1"]
+    checkpoints.save(2, make_state(2.0))
+    assert_equal(checkpoints.restore_newest(make_state())[0], make_state(2.0))
 
 
 def test_if_all_are_damaged_nothing_starts_from_scratch(three):

@@ -1,7 +1,10 @@
 """The command `fedjax-fm` as people type it: what it says, what it leaves, how it refuses."""
 
+import contextlib
 import json
+import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -60,6 +63,148 @@ def test_what_makes_no_sense_is_refused_in_one_line(command, words, message):
     assert said.code == 2
     assert message in said.error
     assert "Traceback" not in said.error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "rate=nan"], "rate takes a finite number, got 'nan'"),
+        (["--set", "rate=inf"], "rate takes a finite number, got 'inf'"),
+        (["--set", "rate=1", "rate=2"], "--set gives rate twice"),
+        (["--rounds", "3", "--set", "rounds=4"], "--rounds and --set rounds=... are the same setting"),
+        (["--set", "rounds=1.5"], "rounds takes a number, got '1.5'"),
+        (["--clients", "2"], "cohort_size"),
+        (["--set", "poison=0", "--clients", "3"], "client 0 produced NaN"),  # in the first round
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_wrong_setting_leaves_no_folder_in_the_way_of_the_right_one(command, tmp_path, words, message):
+    said = command("run", "tiny", *words)
+    assert said.code == 2
+    assert message in said.error
+    assert len(said.error.splitlines()) == 1
+    assert not (tmp_path / "runs" / "tiny-0").exists()
+    assert command("run", "tiny", "--smoke").code == 0
+
+
+def test_what_was_computed_before_an_error_stays(command, tmp_path, monkeypatch):
+    from fedjax_fm.runs import RunFolder
+
+    def refuse(self, name, value):
+        raise ValueError(f"cannot write {name}")
+
+    with monkeypatch.context() as patched:
+        original = RunFolder.write_json
+        patched.setattr(
+            RunFolder,
+            "write_json",
+            lambda self, name, value: (refuse if name == "results.json" else original)(self, name, value),
+        )
+        assert command("run", "tiny", "--smoke").code == 2
+    assert len((tmp_path / "runs" / "tiny-0" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert command("run", "--resume", "runs/tiny-0").code == 0
+
+
+BAD_CONFIGURATIONS = {
+    "{}": 'does not say which "experiment"',
+    "[]": 'does not say which "experiment"',
+    '"tiny"': 'does not say which "experiment"',
+    '{"experiment": 3}': 'does not say which "experiment"',
+    "{": "config.json is damaged",
+    "": "config.json is damaged",
+    b"\xff\xfe\x00": "config.json is damaged",
+    '{"experiment": "tinny"}': "unknown experiment 'tinny'; did you mean 'tiny'?",
+    '{"experiment": "tiny", "ratte": 1}': "config.json: unknown setting 'ratte'; did you mean 'rate'?",
+    '{"experiment": "tiny", "rate": "fast"}': "config.json: rate='fast' is no number",
+    '{"experiment": "tiny", "rounds": true}': "config.json: rounds=True is no whole number",
+    '{"experiment": "tiny", "rounds": 2}': "config.json lacks clients, rate",
+}
+
+
+@pytest.mark.parametrize("text", BAD_CONFIGURATIONS, ids=str)
+@pytest.mark.parametrize("words", [["run", "--resume"], ["report"]], ids=" ".join)
+def test_a_folder_that_is_no_run_is_told_in_one_line(command, tmp_path, text, words):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    said = command(*words, "other")
+    assert said.code == 2
+    assert len(said.error.splitlines()) == 1
+    expected = BAD_CONFIGURATIONS[text]
+    only_resumed = words == ["report"] and ("config.json:" in expected or "lacks" in expected)
+    assert ("results.json is missing" if only_resumed else expected) in said.error
+
+
+@pytest.mark.parametrize("out", ["afile", "afile/x", "afile/x/y", "/sys/nope", "/proc/nope/x", "a" * 300, "x\0y"])
+def test_places_where_no_folder_can_be_made(command, tmp_path, out):
+    (tmp_path / "afile").write_text("mine")
+    said = command("run", "tiny", "--smoke", "--out", out)
+    assert said.code == 2
+    assert "Traceback" not in said.error
+    assert len(said.error.splitlines()) == 1
+    assert out.replace("\0", "") in said.error.replace("\0", "")
+    assert "--out" in said.error
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+    assert (tmp_path / "afile").read_text() == "mine"
+
+
+def test_names_with_brackets_are_not_markup(command, tmp_path):
+    said = command("run", "tiny", "--smoke", "--out", "a[bold]b[/nope]")
+    assert said.code == 0, said.error
+    assert "tiny in a[bold]b[/nope]" in said.out
+    assert "no config.json" in command("report", "a[red]c").error
+    assert "a[red]c" in command("report", "a[red]c").error
+
+
+CONSOLES = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "cp1252": {"PYTHONIOENCODING": "cp1252"},
+    "the C locale": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("console", CONSOLES)
+def test_a_run_ends_well_on_a_console_that_is_not_utf_8(process, tmp_path, console):
+    child = process("run", "tiny", "--smoke", "--out", "läufe", **CONSOLES[console])
+    out, error = child.communicate(timeout=120)
+    assert child.returncode == 0, error
+    assert "rounds to go; compiling" in out
+    assert "blocks" in out
+    assert error == ""
+    assert json.loads((tmp_path / "läufe" / "config.json").read_text())["rounds"] == 2
+
+
+def test_a_full_disk_is_one_line_and_what_was_saved_goes_on(process, command, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        child = process("run", "tiny", "--rounds", "400", "--set", "pause=0.1", "--out", "disk/run")
+        wait_for_rows(disk / "run" / "metrics.jsonl", 5, child)
+        with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        _, error = child.communicate(timeout=120)
+        assert child.returncode == 2
+        assert len(error.splitlines()) == 1, error
+        for words in ("disk/run", "no space is left on the device", "safe", "ake room", "--resume"):
+            assert words in error
+        (disk / "filler").unlink()
+        assert not list(disk.rglob("*.part")) + list(disk.rglob("*tmp*"))
+        config = disk / "run" / "config.json"
+        rows = len((disk / "run" / "metrics.jsonl").read_text().splitlines())
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"rounds": rows + 4, "pause": 0.0}))
+        said = command("run", "--resume", "disk/run")
+        assert said.code == 0, said.error
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(process):
+    child = process("list")
+    child.stdout.close()
+    assert "Traceback" not in child.stderr.read()
 
 
 def test_a_folder_in_use_and_another_experiments_folder(command):

@@ -1,5 +1,6 @@
 """Run folders: files are whole or absent, rows are never lost or doubled."""
 
+import errno
 import json
 
 import numpy as np
@@ -99,3 +100,47 @@ def test_seconds_are_those_of_the_last_time(folder):
     for number, seconds in ((1, 0.5), (2, 0.25), (2, 0.125)):
         folder.append_seconds(number, seconds)
     assert folder.seconds() == {1: 0.5, 2: 0.125}
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+WRITES = {
+    "write_text": lambda folder: folder.write_text("report.html", "text"),
+    "write_json": lambda folder: folder.write_json("results.json", {}),
+    "write_arrays": lambda folder: folder.write_arrays("found.npz", {"a": np.ones(3)}),
+    "below": lambda folder: folder.below("arms"),
+    "append_metrics": lambda folder: folder.append_metrics({"round": 1}),
+    "append_seconds": lambda folder: folder.append_seconds(1, 0.5),
+    "create": lambda folder: RunFolder.create(folder.path / "inner" / "most", {}, "tiny"),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_full_disk_names_the_file_and_leaves_no_half_of_it(folder, monkeypatch, name):
+    before = sorted(folder.path.rglob("*"))
+    with monkeypatch.context() as patched:
+        for place in ("os.replace", "pathlib.Path.mkdir" if name == "below" else "os.replace"):
+            patched.setattr(place, full)
+        if name.startswith("append"):
+            patched.setattr("builtins.open", full)
+        with pytest.raises(RunFolderError, match=str(folder.path)) as raised:
+            WRITES[name](folder)
+    assert "space" in str(raised.value)
+    assert sorted(folder.path.rglob("*")) == before
+
+
+def test_a_folder_whose_first_file_is_refused_is_not_left_behind(tmp_path):
+    with pytest.raises(TypeError, match="set does not go into JSON"):
+        RunFolder.create(tmp_path / "a" / "run", {"names": {1, 2}}, "tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_preparations_only_is_empty(folder):
+    folder.write_json("provenance.json", {"data": 1})
+    folder.write_text("metrics.jsonl", "")
+    folder.below("checkpoint")
+    assert folder.is_empty
+    folder.below("arms").write_json("one.json", {})
+    assert not folder.is_empty

@@ -1,0 +1,76 @@
+"""Printing for people, on any console: what it cannot show is written with the nearest ASCII signs, never an error."""
+
+import codecs
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN = "fedjax_fm.plain"  # the error handler's name
+_SIGNS = {
+    "×": "x", "…": "...", "·": "-", "→": "->", "≤": "<=", "≥": ">=", "±": "+-", "²": "^2", "³": "^3",
+    "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*",
+}  # fmt: skip
+_BOX = {"─": "-", "━": "-", "│": "|", "┃": "|", "═": "-", "║": "|", "╸": "-", "╺": "-"}
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What to write instead of the characters that an encoding lacks; bytes of a file's name go out as they came in."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    if all("\udc80" <= sign <= "\udcff" for sign in signs):
+        return bytes(ord(sign) - 0xDC00 for sign in signs), error.end
+    return "".join(map(_nearest, signs)), error.end
+
+
+def _nearest(sign: str) -> str:
+    if "\u2500" <= sign <= "\u257f":  # box drawing: corners and crossings
+        return _BOX.get(sign, "+")
+    if "\u2800" <= sign <= "\u28ff":  # a spinner's dots
+        return "*"
+    return _SIGNS.get(sign, "?")
+
+
+codecs.register_error(PLAIN, _plain)
+
+
+def never_fails(*streams: IO[str] | Any) -> None:
+    """Lets streams such as sys.stdout write every text; those that cannot be told (in tests) stay as they are."""
+    for stream in streams:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=PLAIN)
+
+
+def showable(text: str, encoding: str | None) -> str:
+    """`text` as a stream of that encoding can write it.
+
+    Example:
+      >>> showable("2 devices × 3 blocks …", "ascii")
+      '2 devices x 3 blocks ...'
+      >>> showable("2 devices × 3 blocks …", "cp1252")
+      '2 devices × 3 blocks …'
+    """
+    try:
+        name = codecs.lookup(encoding or "utf-8").name
+    except LookupError:
+        name = "ascii"
+    return text.encode(name, PLAIN).decode(name, "replace")
+
+
+def say(console: "Console", text: object, **style: Any) -> None:
+    """Prints a text as it is: no markup, no colours for numbers, no lines broken."""
+    shown = showable(str(text), console.encoding)
+    console.print(shown, highlight=False, soft_wrap=True, markup=False, emoji=False, **style)
+
+
+def say_error(text: object) -> None:
+    """One line on stderr."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    line = " ".join(str(text).split())
+    never_fails(sys.stderr)
+    console.print("error: ", style="red", end="")
+    say(console, line)
