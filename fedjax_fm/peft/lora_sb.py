@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedjax_fm.peft.linear import LinearLayer
-from fedjax_fm.peft.lora import HEADS, LoRALinear
+from fedjax_fm.checks import real, whole
+from fedjax_fm.peft.lora import LoRALinear
 from fedjax_fm.peft.method import Method, head_paths
-from fedjax_fm.peft.targets import Targets, find_modules, replace_module
+from fedjax_fm.peft.patterns import HEADS, Targets, check_names, check_targets
+from fedjax_fm.peft.places import find_linears
+from fedjax_fm.peft.spelling import refuses_pefts_words
+from fedjax_fm.peft.targets import find_modules, replace_module
 
 
 class LoRASBLinear(LoRALinear):
@@ -33,6 +36,7 @@ class LoRASBLinear(LoRALinear):
         return self.scaling * (self.lora_a[...] @ self.lora_r[...] @ self.lora_b[...])
 
 
+@refuses_pefts_words
 def lora_sb(
     rank: int,
     alpha: float | None = None,
@@ -52,13 +56,16 @@ def lora_sb(
 
     Trains r^2 numbers a matrix. A and B have orthonormal columns and rows; the model is unchanged at first.
     """
-    if rank < 1:
-        raise ValueError(f"expected rank >= 1, got rank={rank}")
+    whole("rank", rank, least=1)
+    if alpha is not None:
+        real("alpha", alpha, above=0)
+    check_targets("targets", targets)
+    check_names("modules_to_save", modules_to_save)
     scaling = float(rank if alpha is None else alpha) / rank
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         trainable = set()
-        for path, base in sorted(find_modules(model, targets, LinearLayer).items()):
+        for path, base in sorted(find_linears(model, targets, modules_to_save).items()):
             if updates is not None and path not in updates:
                 raise ValueError(f"updates hold nothing for {path!r}; they hold {sorted(updates)}")
             if updates is None and not isinstance(base, nnx.Linear):
