@@ -18,7 +18,7 @@ from fedjax_fm import models, peft
 from fedjax_fm.models.architectures import ALIASES, ARCHITECTURES, DEFAULT_TARGETS, architecture
 from fedjax_fm.models.weights import read_config
 from fedjax_fm.peft.adapter import OUTPUTS
-from fedjax_fm.peft.lora import HEADS
+from fedjax_fm.peft.patterns import HEADS
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.experiment import nearest
 
@@ -60,16 +60,20 @@ def _adapter(fields: dict[str, Any], options: Options) -> peft.Method:
         # FedCLIP's (Lu et al., 2023, arXiv 2302.13485): two square layers on the image features.
         width = fields.get("projection_dim", models.CLIPConfig().projection_dim)
         return peft.houlsby(width, targets=["visual_projection"], **chosen)
-    targets = list(OUTPUTS if options.targets is None else options.targets)
+    targets = OUTPUTS if options.targets is None else list(options.targets)
     return peft.houlsby(64 if options.bottleneck is None else options.bottleneck, targets=targets, **chosen)
 
 
 def _bitfit(fields: dict[str, Any], options: Options) -> peft.Method:
     if options.targets is None:
         return peft.bitfit(modules_to_save=HEADS)
-    ends = tuple(f".{target}.bias" for target in options.targets)
-    some = peft.by_path(lambda path: f".{path}".endswith(ends), f"bitfit of {', '.join(options.targets)}")
-    return some if fields["num_labels"] is None else peft.combine(some, peft.head(HEADS))
+    some = [_biases_of(target) for target in options.targets]
+    return peft.combine(*some) if fields["num_labels"] is None else peft.combine(*some, peft.head(HEADS))
+
+
+def _biases_of(target: str) -> peft.Method:
+    """Trains the biases of the modules whose path ends in `target`."""
+    return peft.by_path(lambda path: f".{path}".endswith(f".{target}.bias"), f"bitfit of {target}")
 
 
 def _prompt(fields: dict[str, Any], options: Options) -> peft.Method:

@@ -180,6 +180,10 @@ def test_names_of_the_hub_and_folders(tiny_bert):
         (("llama-2-7b", "bitfit", None, Options(targets=("q_proj",))), "matches no parameter"),
         (("gpt2", "lora", None, Options(targets=("query",))), "There are: .*c_attn"),
         (("gpt2", "lora", None, Options(rank=1000)), "rank=1000"),
+        (("roberta-base", "lora", None, Options(targets=("query", "valeu"))), r"\['valeu'\] match no .*mean 'value'"),
+        (("roberta-base", "bitfit", None, Options(targets=("query", "valeu"))), "bitfit of valeu matches no parameter"),
+        (("roberta-base", "adapter", None, Options(targets=("output.dense", "o_proj"))), r"\['o_proj'\] match no"),
+        (("roberta-base", "ia3", None, Options(targets=("key", "k_proj"))), r"\['k_proj'\] match no"),
         (("gpt2", "lora", 0), "num_labels >= 1, got num_labels=0"),
     ],
 )

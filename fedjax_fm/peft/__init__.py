@@ -4,15 +4,17 @@ from fedjax_fm.peft.adapter import houlsby, parallel_adapter
 from fedjax_fm.peft.bitfit import bitfit
 from fedjax_fm.peft.dora import dora
 from fedjax_fm.peft.export import save_merged
-from fedjax_fm.peft.folder import AdapterError, load_pretrained, save_pretrained
+from fedjax_fm.peft.folder import load_pretrained, save_pretrained
 from fedjax_fm.peft.ia3 import ia3
 from fedjax_fm.peft.layers import on_layers
 from fedjax_fm.peft.lora import LoRALinear, lora
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb, lora_xs
 from fedjax_fm.peft.merge import merge, unmerge
 from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
+from fedjax_fm.peft.peft_method import AdapterError, lora_from_config
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
 from fedjax_fm.peft.prompt import prompt_tuning
+from fedjax_fm.peft.tying import untie
 from fedjax_fm.peft.vpt import vpt
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "ia3",
     "load_pretrained",
     "lora",
+    "lora_from_config",
     "lora_sb",
     "lora_xs",
     "merge",
@@ -44,5 +47,6 @@ __all__ = [
     "save_merged",
     "save_pretrained",
     "unmerge",
+    "untie",
     "vpt",
 ]

@@ -14,24 +14,29 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedjax_fm.models.activations import ACTIVATIONS, check_activation
-from fedjax_fm.peft.linear import LinearLayer, linear_shape, linears_in, width_of
-from fedjax_fm.peft.lora import HEADS
+from fedjax_fm.checks import choice, flag, real, whole
+from fedjax_fm.models.activations import ACTIVATIONS
+from fedjax_fm.peft.linear import linear_shape, linears_in, width_of
 from fedjax_fm.peft.method import Method, head_paths, parameter_paths
-from fedjax_fm.peft.targets import Targets, Wrapper, find_modules, named_modules, replace_module, stack_root
+from fedjax_fm.peft.patterns import HEADS, AnyOf, Targets, check_names, check_targets
+from fedjax_fm.peft.places import find_linears
+from fedjax_fm.peft.spelling import refuses_pefts_words
+from fedjax_fm.peft.targets import Wrapper, find_modules, named_modules, replace_module, stack_root
 
 # Output projections of attention and feed-forward networks, as Hugging Face names them.
-OUTPUTS = (
-    *("attention.output.dense", "layer.output.dense"),  # BERT, RoBERTa, ViT
-    *("o_proj", "down_proj"),  # LLaMA
-    *("attn.c_proj", "mlp.c_proj"),  # GPT-2
-    *("out_lin", "ffn.lin2"),  # DistilBERT
-    *("attention.dense", "ffn_output"),  # ALBERT
-    *("SelfAttention.o", "EncDecAttention.o", "DenseReluDense.wo"),  # T5
-    *("self_attn.out_proj", "mlp.fc2"),  # CLIP
+OUTPUTS = AnyOf(
+    (
+        *("attention.output.dense", "layer.output.dense"),  # BERT, RoBERTa, ViT
+        *("o_proj", "down_proj"),  # LLaMA
+        *("attn.c_proj", "mlp.c_proj"),  # GPT-2
+        *("out_lin", "ffn.lin2"),  # DistilBERT
+        *("attention.dense", "ffn_output"),  # ALBERT
+        *("SelfAttention.o", "EncDecAttention.o", "DenseReluDense.wo"),  # T5
+        *("self_attn.out_proj", "mlp.fc2"),  # CLIP
+    )
 )
 # Whole feed-forward networks, and BERT's residual output, whose second argument is what the network read.
-SUBLAYERS = ("mlp", "DenseReluDense", "ffn", "layer.output")
+SUBLAYERS = AnyOf(("mlp", "DenseReluDense", "ffn", "layer.output"))
 
 
 class Bottleneck(nnx.Module):
@@ -75,10 +80,12 @@ class ParallelAdapter(Wrapper):
         return self.base(x, read + added) if residual else self.base(x) + added
 
 
-def _checked(bottleneck: int, act: str) -> None:
-    if bottleneck < 1:
-        raise ValueError(f"expected bottleneck >= 1, got bottleneck={bottleneck}")
-    check_activation("act", act)
+def _checked(bottleneck: int, act: str, std: float, targets: Targets, modules_to_save: Any) -> None:
+    whole("bottleneck", bottleneck, least=1)
+    choice("act", act, ACTIVATIONS)
+    real("std", std, least=0)
+    check_targets("targets", targets)
+    check_names("modules_to_save", modules_to_save)
 
 
 def _own(path: str, adapter: Bottleneck) -> set[tuple]:
@@ -93,6 +100,7 @@ def _norms_beside(model: nnx.Module, paths: set[str]) -> set[tuple]:
     return {path for path in parameter_paths(model) if ".".join(path[:-1]) in inside}
 
 
+@refuses_pefts_words
 def houlsby(
     bottleneck: int,
     *,
@@ -114,10 +122,11 @@ def houlsby(
 
     Trains 2 d m + d + m numbers a target.
     """
-    _checked(bottleneck, act)
+    _checked(bottleneck, act, std, targets, modules_to_save)
+    flag("norms", norms)
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
-        trainable, found = set(), find_modules(model, targets, LinearLayer)
+        trainable, found = set(), find_linears(model, targets, modules_to_save)
         for number, (path, base) in enumerate(sorted(found.items())):
             *stacked, _, width = linear_shape(base)
             adapter = Bottleneck(tuple(stacked), width, bottleneck, act, std, jax.random.fold_in(key, number))
@@ -130,6 +139,7 @@ def houlsby(
     return Method("adapter", install)
 
 
+@refuses_pefts_words
 def parallel_adapter(
     bottleneck: int,
     *,
@@ -144,7 +154,8 @@ def parallel_adapter(
     `targets` names modules that map hidden states [..., d] to the same width; a linear layer is one too. W_up starts at
     zero, so that the model is unchanged at first. Trains 2 d m + d + m numbers a target.
     """
-    _checked(bottleneck, act)
+    _checked(bottleneck, act, std, targets, modules_to_save)
+    real("scale", scale)
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         trainable = set()

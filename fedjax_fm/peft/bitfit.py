@@ -9,9 +9,10 @@ from typing import Literal
 import jax
 from flax import nnx
 
-from fedjax_fm.peft.lora import HEADS
+from fedjax_fm.checks import choice
 from fedjax_fm.peft.method import Method, head_paths, parameter_paths
-from fedjax_fm.peft.targets import matches, plain_names
+from fedjax_fm.peft.patterns import HEADS, check_names, matches
+from fedjax_fm.peft.targets import plain_names
 
 # Query projections and first feed-forward matrices, as Hugging Face names them.
 QUERY_AND_WIDENING = (
@@ -23,7 +24,7 @@ QUERY_AND_WIDENING = (
 def bitfit(
     which: Literal["all", "query-ffn"] = "all", *, modules_to_save: tuple[str, ...] | list[str] = HEADS
 ) -> Method:
-    """Trains the biases, and the modules of `modules_to_save` where the model has them.
+    """Trains the biases, and the modules of `modules_to_save`; by default the head, where the model has one.
 
     Args:
       which: "all", or "query-ffn" for the query's and the widening feed-forward layer's (section 4 of the paper).
@@ -31,8 +32,8 @@ def bitfit(
     Raises:
       ValueError: by `apply`, on a model that has no such bias (LLaMA, T5).
     """
-    if which not in ("all", "query-ffn"):
-        raise ValueError(f"expected which 'all' or 'query-ffn', got {which!r}")
+    choice("which", which, ("all", "query-ffn"))
+    check_names("modules_to_save", modules_to_save)
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         plain, heads = plain_names(model), head_paths(model, modules_to_save)

@@ -2,8 +2,11 @@
 
 Liu, Wang, Yin, Molchanov, Wang, Cheng, Chen, 2024, arXiv 2402.09353. W' = m (W + s A B) / ||W + s A B||, the norm taken
 over the inputs of each output and held constant in the gradient (their equation 11); m starts as ||W||.
+
+With dropout, and z what it leaves of x, PEFT's form: y = x W + (m / ||W + s A B|| - 1) z W + (m / ||W + s A B||) s z A B.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,9 +15,11 @@ from flax import nnx
 
 from fedjax_fm.models.stacked import Shared
 from fedjax_fm.peft.linear import columns
-from fedjax_fm.peft.lora import HEADS, LoRALinear, lora
+from fedjax_fm.peft.lora import LoRALinear, lora
 from fedjax_fm.peft.method import Method
-from fedjax_fm.peft.targets import Targets
+from fedjax_fm.peft.patterns import HEADS, Targets
+from fedjax_fm.peft.spelling import refuses_pefts_words
+from fedjax_fm.peft.tokens import TokenIndices
 
 
 class DoRALinear(LoRALinear):
@@ -35,10 +40,11 @@ class DoRALinear(LoRALinear):
         return jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.base(x)
+        y, dropped = self.base(x), self.dropped(x)
+        read = y if dropped is x else self.base(dropped)
         stretch = self.magnitude[...] / jax.lax.stop_gradient(self.norms())
-        unbiased = y if self.base.bias is None else y - self.base.bias[...]
-        return (y + (stretch - 1) * unbiased + stretch * self.update(x)).astype(y.dtype)
+        unbiased = read if self.base.bias is None else read - self.base.bias[...]
+        return (y + (stretch - 1) * unbiased + stretch * self.of_dropped(dropped)).astype(y.dtype)
 
     def fold(self, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
         stretch = columns(self.magnitude[...] / self.norms())
@@ -54,11 +60,16 @@ def _squares(kernel: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=-2)
 
 
+@refuses_pefts_words
 def dora(
     rank: int,
     alpha: float | None = None,
     *,
     targets: Targets,
+    exclude_modules: Targets | None = None,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    trainable_token_indices: TokenIndices | None = None,
     use_rslora: bool = False,
     dropout: float = 0.0,
     modules_to_save: tuple[str, ...] | list[str] = HEADS,
@@ -71,6 +82,10 @@ def dora(
         rank,
         alpha,
         targets=targets,
+        exclude_modules=exclude_modules,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        trainable_token_indices=trainable_token_indices,
         use_rslora=use_rslora,
         dropout=dropout,
         modules_to_save=modules_to_save,

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fedjax_fm.checks import choice, real
+from fedjax_fm.models.randomness import dropout
 from fedjax_fm.peft.lora import LoRALinear
 from fedjax_fm.peft.targets import named_modules, replace_module
 from fedjax_fm.types import Tree
@@ -21,16 +23,21 @@ def _beside(mix: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class DualLoRALinear(nnx.Module):
-    """A linear layer with two low-rank updates; factors as in `LoRALinear`, `mix` [*stacked] or [*stacked, B]."""
+    """A linear layer with two low-rank updates; factors as in `LoRALinear`, `mix` [*stacked] or [*stacked, B].
+
+    Both read the same input of A: with dropout, one draw, that of the layer with either adapter alone.
+    """
 
     def __init__(self, shared: LoRALinear, private: LoRALinear, mix: jax.Array):
         self.base, self.scaling, self.private_scaling = shared.base, shared.scaling, private.scaling
+        self.dropout, self.place = shared.dropout, shared.place
         self.shared_a, self.shared_b = shared.lora_a, shared.lora_b
         self.private_a, self.private_b = private.lora_a, private.lora_b
         self.mix = nnx.Variable(mix)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y, a = self.base(x), _beside(self.mix[...], x)
+        x = dropout(x, self.dropout, self.place)
         shared = self.scaling * (((1 - a) * (x @ self.shared_a[...])) @ self.shared_b[...])
         private = self.private_scaling * ((a * (x @ self.private_a[...])) @ self.private_b[...])
         return (y + shared + private).astype(y.dtype)
@@ -94,8 +101,8 @@ def instance_mix(
     Returns:
       f32[B], `Adapters.mix`. A vector of zeros resembles nothing: cosine 0. Negative cosines are kept, as in the script.
     """
-    if omega_weighs not in ("private", "shared"):
-        raise ValueError(f"expected omega_weighs 'private' or 'shared', got {omega_weighs!r}")
+    real("omega_max", omega_max, least=0, most=1)
+    choice("omega_weighs", omega_weighs, ("private", "shared"))
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny)
     omega = omega_max * jnp.mean(unit(query) @ unit(local).T, axis=-1)
     return omega if omega_weighs == "private" else 1 - omega
@@ -103,11 +110,10 @@ def instance_mix(
 
 def pooled(hidden: jax.Array, attention_mask: jax.Array, by: Literal["last", "mean"] = "last") -> jax.Array:
     """Features of texts: the hidden state of the last real token, or the mean over real tokens; f32[B, T, d] -> f32[B, d]."""
-    real = attention_mask.astype(bool)
+    choice("by", by, ("last", "mean"))
+    is_real = attention_mask.astype(bool)
     if by == "last":
-        last = hidden.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+        last = hidden.shape[1] - 1 - jnp.argmax(is_real[:, ::-1], axis=1)
         return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    if by != "mean":
-        raise ValueError(f"expected by 'last' or 'mean', got {by!r}")
-    total = jnp.sum(jnp.where(real[..., None], hidden, 0.0), axis=1)
-    return total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]
+    total = jnp.sum(jnp.where(is_real[..., None], hidden, 0.0), axis=1)
+    return total / jnp.maximum(jnp.sum(is_real, axis=1), 1)[:, None]

@@ -6,8 +6,8 @@ leniently (missing tensors only warn); this is strict.
 
 import json
 import os
-import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,13 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fedjax_fm.peft.dora import DoRALinear, dora
-from fedjax_fm.peft.ia3 import ia3
-from fedjax_fm.peft.layers import on_layers
-from fedjax_fm.peft.linear import LinearLayer
-from fedjax_fm.peft.lora import lora
-from fedjax_fm.peft.method import Method, apply
-from fedjax_fm.peft.names import Names
-from fedjax_fm.peft.prefix import collapse, prefix_tuning
-from fedjax_fm.peft.prompt import prompt_tuning
-from fedjax_fm.peft.targets import matches, named_modules
+from fedjax_fm.peft.atomic import whole_folder
+from fedjax_fm.peft.dora import DoRALinear
+from fedjax_fm.peft.method import apply
+from fedjax_fm.peft.peft_method import AdapterError, check_fields, method_of, model_for
+from fedjax_fm.peft.places import Place, of_pattern
+from fedjax_fm.peft.prefix import collapse
+from fedjax_fm.peft.targets import named_modules
 from fedjax_fm.peft.tensors import AdapterTensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,24 +32,6 @@ _TASKS = {
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
     "Model": "FEATURE_EXTRACTION",
 }
-# What would change the outputs and is not done here: {field: values that say no}.
-_REFUSED: dict[str, tuple] = {
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "bias": (None, "none"),
-    "exclude_modules": (None, []),
-    "layer_replication": (None,),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-    "megatron_config": (None,),
-    "lora_bias": (None, False),
-    "use_qalora": (None, False),
-    "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
-}
-
-
-class AdapterError(ValueError):
-    """An adapter's folder does not fit the model."""
 
 
 def save_pretrained(
@@ -72,7 +51,8 @@ def save_pretrained(
       task_type: PEFT's; by default from the class (`...ForCausalLM`: CAUSAL_LM, and so on).
 
     LoRA (rsLoRA, FFA, shared A), DoRA, (IA)³, prompts and prefixes; a reparameterised prefix is collapsed first. Modules
-    trained in full go along as `modules_to_save`.
+    trained in full go along as `modules_to_save`; an embedding that a head is tied to with `ensure_weight_tying`. The
+    folder appears whole or not at all.
 
     Raises:
       ValueError: what is trained has no place in the format.
@@ -91,7 +71,7 @@ def save_pretrained(
         "auto_mapping": None,
         "base_model_name_or_path": base_model_name_or_path,
         "inference_mode": True,
-        "modules_to_save": tensors.names.endings(tensors.saved) or None,
+        "modules_to_save": tensors.saved_endings() or None,
         "peft_type": tensors.kind,
         "revision": None,
         "task_type": task_type or next((t for end, t in _TASKS.items() if type(model).__name__.endswith(end)), None),
@@ -99,38 +79,88 @@ def save_pretrained(
     if config["task_type"] is None and "prompt_embeddings" in tensors.views:  # PEFT would open it without the prompt
         raise ValueError(f"PEFT needs to know a {type(model).__name__}'s task to place a prompt: give task_type=")
     config |= {"LORA": _lora_config, "IA3": _ia3_config}.get(tensors.kind, _virtual_config)(tensors)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     arrays = {name: np.ascontiguousarray(view) for name, view in sorted(tensors.views.items())}
-    save_file(arrays, folder / TENSORS, metadata={"format": "pt"})
+    with whole_folder(folder) as new:
+        (new / CONFIG).write_text(text, encoding="utf-8")
+        save_file(arrays, new / TENSORS, metadata={"format": "pt"})
 
 
 def _lora_config(tensors: AdapterTensors) -> dict[str, Any]:
     layers = list(tensors.modules.values())
-    kinds = {(x.lora_b.shape[-2], x.alpha, x.use_rslora, x.dropout, isinstance(x, DoRALinear)) for x in layers}
+    kinds = {(x.use_rslora, x.dropout, isinstance(x, DoRALinear)) for x in layers}
     if len(kinds) > 1:
-        raise ValueError(f"expected one rank, alpha and kind of LoRA for all layers, got {sorted(kinds)}")
-    rank, alpha, use_rslora, dropout, use_dora = kinds.pop()
+        raise ValueError(f"expected one dropout and kind of LoRA for all layers, got {sorted(kinds)}")
+    use_rslora, dropout, use_dora = kinds.pop()
+    rank, ranks = _as_pattern(tensors, lambda layer: layer.lora_b.shape[-2])
+    alpha, alphas = _as_pattern(tensors, lambda layer: _number(layer.alpha))
+    targets, numbers = _targets(tensors)
     return {
-        "alpha_pattern": {},
+        "alpha_pattern": alphas,
         "bias": "none",
+        "ensure_weight_tying": tensors.tied_head is not None,
+        "exclude_modules": None,
         "fan_in_fan_out": _fan_in_fan_out(tensors),
         "init_lora_weights": True,
         "layers_pattern": None,
-        "layers_to_transform": _some_layers(tensors),
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "layers_to_transform": numbers,
+        "lora_alpha": alpha,
         "lora_dropout": dropout,
         "r": rank,
-        "rank_pattern": {},
-        "target_modules": tensors.names.endings(tensors.modules),
+        "rank_pattern": ranks,
+        "target_modules": targets,
+        "trainable_token_indices": _token_indices(tensors),
         "use_dora": use_dora,
         "use_rslora": use_rslora,
     }
 
 
+def _number(alpha: float) -> float:
+    """An alpha that was computed from a scale, without the rounding of that; a whole number as one."""
+    alpha = round(alpha, 9)
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def _token_indices(tensors: AdapterTensors) -> dict[str, list[int]] | None:
+    found = {tensors.names.module(path)[0]: list(module.ids) for path, module in tensors.tokens.items()}
+    return found or None
+
+
+def _targets(tensors: AdapterTensors) -> tuple[list[str], list[int] | None]:
+    """(`target_modules`, `layers_to_transform`): endings where all modules are adapted in the same layers, else the
+    whole names of the layers one by one."""
+    held: dict[str, set[int]] = {}
+    for path in tensors.modules:
+        held.setdefault(tensors.names.plain(path), set()).update(tensors.names.layers(path) or ())
+    numbers = {tuple(sorted(layers)) for layers in held.values()}
+    everything = {layer for path in tensors.names.modules for layer in tensors.names.layers(path) or ()}
+    if len(numbers) > 1 and not all(set(layers) in (set(), everything) for layers in numbers):
+        return sorted(name for path in tensors.modules for name in tensors.names.module(path)), None
+    chosen = max(numbers, key=len)
+    some = bool(chosen) and set(chosen) != everything
+    return tensors.names.endings(tensors.modules), list(chosen) if some else None
+
+
+def _as_pattern(tensors: AdapterTensors, value: Callable[[Any], Any]) -> tuple[Any, dict[str, Any]]:
+    """(the value of most layers, {ending of a name: value} of the others), as PEFT's patterns find them again."""
+    names = tensors.names
+    values = {
+        Place(p, "", name, None): value(module) for p, module in tensors.modules.items() for name in names.module(p)
+    }
+    (usual, _), *_ = Counter(values.values()).most_common(1)
+    others = {path: value(module) for path, module in tensors.modules.items() if value(module) != usual}
+    short = {ending: own for path, own in others.items() for ending in names.endings([path])}
+    whole = {f"^{place.name}": own for place, own in values.items() if own != usual}
+    for pattern in (short, whole):
+        ordered = dict(sorted(pattern.items()))
+        if all(of_pattern(ordered, place, usual) == own for place, own in values.items()):
+            return usual, ordered
+    raise ValueError(f"the names of these layers do not tell them apart for PEFT: {sorted(others)}")
+
+
 def _ia3_config(tensors: AdapterTensors) -> dict[str, Any]:
-    if _some_layers(tensors) is not None:
+    targets, numbers = _targets(tensors)
+    if numbers is not None or len(targets) > len(tensors.modules):
         raise ValueError("PEFT's (IA)³ acts in all layers; this one is on some only")
     return {
         "fan_in_fan_out": _fan_in_fan_out(tensors),
@@ -159,22 +189,11 @@ def _fan_in_fan_out(tensors: AdapterTensors) -> bool:
     return any(tensors.names.plain(path).rpartition(".")[2] in in_out for path in tensors.modules)
 
 
-def _some_layers(tensors: AdapterTensors) -> list[int] | None:
-    """The numbers of the adapted layers, None for all of a stack."""
-    held: dict[str, set[int]] = {}
-    for path in tensors.modules:
-        layers = tensors.names.layers(path)
-        held.setdefault(tensors.names.plain(path), set()).update(layers if layers is not None else ())
-    numbers = {tuple(sorted(layers)) for layers in held.values()}
-    if len(numbers) > 1:
-        raise ValueError(f"PEFT's format adapts the same layers everywhere, got {sorted(numbers)}")
-    chosen = list(numbers.pop())
-    everything = {layer for path in tensors.names.modules for layer in tensors.names.layers(path) or ()}
-    return None if not chosen or set(chosen) == everything else chosen
-
-
 def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """`apply` for a saved adapter: (graphdef, delta, backbone) of `model` with its values.
+
+    Where PEFT trains the embedding or the head of a tied model without the other, the head gets weights of its own, as
+    there. Base weights that PEFT has stored (of a wrapped head, of embeddings) replace the model's, as there.
 
     Raises:
       FileNotFoundError: no such files; lists the folder.
@@ -188,17 +207,53 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[
             raise FileNotFoundError(f"{folder} has no {name}; found {there}")
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     found = load_file(folder / TENSORS)
-    graphdef, delta, backbone = apply(model, _method(config, model, found))
+    check_fields(config)
+    _refuse_embedding_factors(config, found)
+    config = _with_unnamed_heads(config, found)
+    model = model_for(config, model)
+    graphdef, delta, backbone = apply(model, method_of(config, model))
     adapted = nnx.merge(graphdef, delta, backbone)
     trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(delta)}
     tensors = AdapterTensors(adapted, trained)
-    _check(folder / TENSORS, tensors.views, found)
-    for name, view in tensors.views.items():
+    wanted = dict(tensors.views)
+    # PEFT may store base weights, too; a tied head's is there with some of its settings and not with others.
+    base = tensors.base_views() if found.keys() - wanted.keys() else {}
+    wanted |= {name: view for name, view in base.items() if name in found and name not in wanted}
+    if tensors.tied_head is not None:
+        _check_tied(folder / TENSORS, tensors, found)
+        wanted = {name: view for name, view in wanted.items() if name in found or not name.endswith(".lm_head.weight")}
+    _check(folder / TENSORS, wanted, found)
+    for name, view in wanted.items():
         view[...] = found[name]
     tensors.finish()
     paths = {tuple(path.split(".")) for path in trained}
     graphdef, delta, backbone = nnx.split(adapted, lambda path, _: tuple(map(str, path)) in paths, ...)
     return graphdef, delta, backbone
+
+
+def _refuse_embedding_factors(config: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> None:
+    factors = sorted(name for name in found if ".lora_embedding_" in name)
+    if factors:
+        raise AdapterError(
+            f"target_modules={config.get('target_modules')} adapt an embedding ({factors[0]}), which is not supported; "
+            "LoRA sits beside linear layers here"
+        )
+
+
+def _with_unnamed_heads(config: dict[str, Any], found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The configuration with the heads that go along with prompts without being named in it."""
+    if config["peft_type"] not in ("PROMPT_TUNING", "PREFIX_TUNING") or config.get("modules_to_save"):
+        return config
+    modules = sorted({name.split(".")[-2] for name in found if name.startswith("base_model.")})
+    return {**config, "modules_to_save": modules}
+
+
+def _check_tied(path: Path, tensors: AdapterTensors, found: Mapping[str, np.ndarray]) -> None:
+    """A tied head that is stored beside the embedding must be the same."""
+    head = f"{tensors.prefix}lm_head.weight"
+    tables = [name for name, view in tensors.views.items() if name != head and view is tensors.views[head]]
+    if head in found and any(name in found and not np.array_equal(found[name], found[head]) for name in tables):
+        raise AdapterError(f"{path}: {head} differs from {tables[0]}, to which {CONFIG} says it is tied")
 
 
 def _check(path: Path, wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
@@ -212,59 +267,3 @@ def _check(path: Path, wanted: dict[str, np.ndarray], found: dict[str, np.ndarra
     if problems:
         shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
         raise AdapterError(f"{path} does not fit the model and its {CONFIG}: {shown}")
-
-
-def _method(config: dict[str, Any], model: nnx.Module, found: dict[str, np.ndarray]) -> Method:
-    """The method that a config describes."""
-    refused = {field: config[field] for field, no in _REFUSED.items() if field in config and config[field] not in no}
-    if refused:
-        raise AdapterError(f"these options of {CONFIG} are not supported: {refused}")
-    kind, saved = config.get("peft_type"), tuple(config.get("modules_to_save") or ())
-    if kind == "LORA":
-        return _lora_method(config, model, saved)
-    if kind == "IA3":
-        feedforward = config.get("feedforward_modules") or None
-        inner = None if feedforward is None else _peft_targets(feedforward, model)
-        return ia3(_peft_targets(config["target_modules"], model), inner, modules_to_save=saved)
-    # Classifiers' heads go along with prompts without being named in the config.
-    saved = saved or tuple({name.split(".")[-2] for name in found if name.startswith("base_model.")})
-    if kind == "PROMPT_TUNING":
-        return prompt_tuning(config["num_virtual_tokens"], modules_to_save=saved)
-    if kind == "PREFIX_TUNING":
-        return prefix_tuning(config["num_virtual_tokens"], modules_to_save=saved)
-    raise AdapterError(f"peft_type {kind!r} is not supported; expected LORA, IA3, PROMPT_TUNING or PREFIX_TUNING")
-
-
-def _lora_method(config: dict[str, Any], model: nnx.Module, saved: tuple[str, ...]) -> Method:
-    make = dora if config.get("use_dora") else lora
-    some = config.get("layers_to_transform")
-    method = make(
-        config.get("r", 8),
-        config.get("lora_alpha", 8),
-        targets=_peft_targets(config["target_modules"], model),
-        use_rslora=config.get("use_rslora", False),
-        dropout=config.get("lora_dropout", 0.0),
-        modules_to_save=() if some is not None else saved,
-    )
-    if some is None:
-        return method
-    return on_layers(method, [some] if isinstance(some, int) else some, modules_to_save=saved)
-
-
-def _peft_targets(targets: str | list[str], model: nnx.Module) -> Callable[[str], bool]:
-    """PEFT's patterns see Hugging Face's names with layer numbers: a string must match the whole name."""
-    hit = (lambda name: re.fullmatch(targets, name) is not None) if isinstance(targets, str) else None
-    hit = hit or (lambda name: matches(name, targets))
-    names, chosen = Names(model), {}
-    for path, module in named_modules(model):
-        if isinstance(module, LinearLayer):
-            stack, _ = names.layers_of(path)
-            hits = [hit(name) for name in names.module(path)]
-            if any(hits) and not all(hits):
-                raise AdapterError(
-                    f"target_modules={targets!r} name some layers of {path} only; use layers_to_transform"
-                )
-            chosen[path] = any(hits)
-            if stack:
-                chosen[path.removeprefix(f"{stack}.")] = any(hits)
-    return lambda path: chosen.get(path, False)

@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedjax_fm.peft.linear import LinearLayer, columns, linear_shape
-from fedjax_fm.peft.lora import HEADS
+from fedjax_fm.peft.linear import columns, linear_shape
 from fedjax_fm.peft.method import Method, head_paths
-from fedjax_fm.peft.targets import Targets, Wrapper, find_modules, matches, plain_names, replace_module
+from fedjax_fm.peft.patterns import HEADS, AnyOf, Targets, check_names, check_targets
+from fedjax_fm.peft.places import find_linears
+from fedjax_fm.peft.spelling import refuses_pefts_words
+from fedjax_fm.peft.targets import Wrapper, replace_module
 
 # As Hugging Face names them, and as PEFT picks them: "output.dense" is BERT's attention output too.
-ATTENTION = ("key", "value", "k_proj", "v_proj", "c_attn", "k_lin", "v_lin", "k", "v")
-FEED_FORWARD = ("output.dense", "down_proj", "mlp.c_proj", "ffn.lin2", "ffn_output", "wo", "mlp.fc2")
+ATTENTION = AnyOf(("key", "value", "k_proj", "v_proj", "c_attn", "k_lin", "v_lin", "k", "v"))
+FEED_FORWARD = AnyOf(("output.dense", "down_proj", "mlp.c_proj", "ffn.lin2", "ffn_output", "wo", "mlp.fc2"))
 
 
 class IA3Linear(Wrapper):
@@ -48,6 +50,7 @@ class IA3Linear(Wrapper):
         )
 
 
+@refuses_pefts_words
 def ia3(
     targets: Targets = ATTENTION,
     feedforward: Targets | None = FEED_FORWARD,
@@ -59,18 +62,23 @@ def ia3(
     Args:
       targets, feedforward: regular expressions on the dotted module path, or lists of path endings; a module that both
         name counts as feed-forward. None: no feed-forward layers.
-      modules_to_save: trained in full beside it, where the model has them.
+      modules_to_save: trained in full beside it; by default the head, where the model has one.
 
     Trains `out` numbers a target and `in` a feed-forward layer. The model is unchanged at first.
     """
 
+    check_targets("targets", targets)
+    if feedforward is not None:
+        check_targets("feedforward", feedforward)
+    check_names("modules_to_save", modules_to_save)
+
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
-        plain, found = plain_names(model), find_modules(model, targets, LinearLayer)
-        inner = {} if feedforward is None else find_modules(model, feedforward, LinearLayer)
+        found = find_linears(model, targets, modules_to_save)
+        inner = {} if feedforward is None else find_linears(model, feedforward, modules_to_save)
         trainable = set()
         for path, base in sorted({**found, **inner}.items()):
             *stacked, n_in, n_out = linear_shape(base)
-            on_input = feedforward is not None and matches(plain(path), feedforward)
+            on_input = path in inner
             scale = jnp.ones((*stacked, n_in if on_input else n_out))
             replace_module(model, path, IA3Linear(base, scale, on_input))
             trainable.add((*path.split("."), "ia3"))

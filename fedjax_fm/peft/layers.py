@@ -1,16 +1,17 @@
 """Layer selection: a method that acts in some layers of a stack only, the others staying frozen and shared."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 
+from fedjax_fm.checks import whole
 from fedjax_fm.models.stacked import Segments, Shared
-from fedjax_fm.peft.lora import HEADS
 from fedjax_fm.peft.method import Method, head_paths, parameter_paths
-from fedjax_fm.peft.targets import get_module, matches, named_modules, plain_names, replace_module
+from fedjax_fm.peft.patterns import HEADS, check_names, check_targets, matches
+from fedjax_fm.peft.targets import get_module, named_modules, plain_names, replace_module
 
 
 def stacks(model: nnx.Module) -> dict[str, int]:
@@ -40,18 +41,24 @@ def _cut(part: Any, start: int, stop: int) -> Any:
     return piece
 
 
+def cut_runs(stack: Any, labels: Sequence[Hashable]) -> Segments:
+    """The stack cut into runs of layers with equal labels; where it has been cut already, those cuts stay."""
+    pieces, start = [], 0
+    for part in stack.parts if isinstance(stack, Segments) else [stack]:
+        here = labels[start : start + part.stacked_layers]
+        cuts = [0, *(i for i in range(1, len(here)) if here[i] != here[i - 1]), len(here)]
+        for first, end in itertools.pairwise(cuts):
+            pieces.append(part if end - first == len(here) else _cut(part, first, end))
+        start += len(here)
+    return Segments(pieces)
+
+
 def _split(stack: Any, chosen: Sequence[int]) -> tuple[Segments, list[int]]:
     """(the stack cut into runs, which of them hold chosen layers)."""
-    pieces, numbers, start = [], [], 0
-    for part in stack.parts if isinstance(stack, Segments) else [stack]:
-        flags = [start + i in chosen for i in range(part.stacked_layers)]
-        cuts = [0, *(i for i in range(1, len(flags)) if flags[i] != flags[i - 1]), len(flags)]
-        for a, b in itertools.pairwise(cuts):
-            if flags[a]:
-                numbers.append(len(pieces))
-            pieces.append(part if b - a == len(flags) else _cut(part, a, b))
-        start += len(flags)
-    return Segments(pieces), numbers
+    n_layers = sum(part.stacked_layers for part in stack.parts) if isinstance(stack, Segments) else stack.stacked_layers
+    segments = cut_runs(stack, [layer in chosen for layer in range(n_layers)])
+    firsts = itertools.accumulate((part.stacked_layers for part in segments.parts), initial=0)
+    return segments, [number for number, first in enumerate(firsts) if first in chosen]
 
 
 def on_layers(
@@ -64,14 +71,19 @@ def on_layers(
     """`method` inside the chosen layers only: `on_layers(full(), [10, 11])`, `on_layers(lora(...), range(6))`.
 
     Args:
+      method: its own `modules_to_save` lie inside the layers.
       layers: numbers of layers, from 0; negative ones count from the end.
       at: a regular expression that picks the stack, where a model has several (encoder and decoder).
-      modules_to_save: modules outside of the layers that are trained in full beside it, where the model has them.
+      modules_to_save: modules outside of the layers that are trained in full beside it.
 
     Patterns of `method` see paths inside a layer. The stack is cut into runs of layers, so frozen layers stay leaves of
     the backbone of their own: they have no gradient and no copy per client.
     """
-    if not len(layers):
+    layers = [whole("layers", layer) for layer in layers]
+    check_names("modules_to_save", modules_to_save)
+    if at is not None:
+        check_targets("at", at)
+    if not layers:
         raise ValueError("expected at least one layer")
 
     def chosen_of(path: str, n_layers: int) -> list[int]:
@@ -121,7 +133,7 @@ def each_layer(model: nnx.Module) -> Callable[[str], tuple[str, range | None]]:
         for length in range(1, len(parts) + 1):
             above = ".".join(parts[:length])
             module = modules.get(above)
-            if isinstance(module, Segments) and len(parts) > length + 1:
+            if isinstance(module, Segments) and len(parts) > length + 1 and parts[length + 1].isdigit():
                 number = int(parts[length + 1])
                 start = sum(part.stacked_layers for part in list(module.parts)[:number])
                 return above, range(start, start + module.parts[number].stacked_layers)

@@ -19,10 +19,13 @@ import numpy as np
 from flax import nnx
 
 from fedjax_fm import checks
-from fedjax_fm.peft.linear import LinearLayer, linear_shape
-from fedjax_fm.peft.lora import HEADS, LoRALinear
+from fedjax_fm.peft.linear import linear_shape
+from fedjax_fm.peft.lora import LoRALinear
 from fedjax_fm.peft.method import Method, head_paths
-from fedjax_fm.peft.targets import Targets, find_modules, replace_module
+from fedjax_fm.peft.patterns import HEADS, Targets, check_names, check_targets
+from fedjax_fm.peft.places import find_linears
+from fedjax_fm.peft.spelling import refuses_pefts_words
+from fedjax_fm.peft.targets import find_modules, replace_module
 
 XS_DEVIATION = 1e-5  # of LoRA-XS' first R
 
@@ -43,6 +46,7 @@ class LoRASBLinear(LoRALinear):
         return self.scaling * (self.lora_a[...] @ self.lora_r[...] @ self.lora_b[...])
 
 
+@refuses_pefts_words
 def lora_sb(
     rank: int,
     alpha: float | None = None,
@@ -88,6 +92,8 @@ def lora_sb(
             "lora_sb starts from a first full update: give updates=first_updates(first_gradients(model, loss, "
             "targets=...), learning_rate); lora_xs needs no data"
         )
+    check_targets("targets", targets)
+    check_names("modules_to_save", modules_to_save)
     scaling = _scaling(rank, alpha)
 
     def adapted(base: Any, path: str, key: jax.Array) -> LoRASBLinear:
@@ -99,6 +105,7 @@ def lora_sb(
     return Method("lora_sb", _installs(adapted, targets, modules_to_save))
 
 
+@refuses_pefts_words
 def lora_xs(
     rank: int,
     alpha: float | None = None,
@@ -120,6 +127,8 @@ def lora_xs(
       Balazy, Banaei, Aberer, Tabor, 2024, arXiv 2405.17604, section 3; the deviation is their code's.
     """
     checks.whole("rank", rank, least=1)
+    check_targets("targets", targets)
+    check_names("modules_to_save", modules_to_save)
     scaling = _scaling(rank, alpha)
 
     def adapted(base: Any, path: str, key: jax.Array) -> LoRASBLinear:
@@ -173,7 +182,7 @@ def _installs(
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         trainable = set()
-        for place, (path, base) in enumerate(sorted(find_modules(model, targets, LinearLayer).items())):
+        for place, (path, base) in enumerate(sorted(find_linears(model, targets, modules_to_save).items())):
             layer = adapted(base, path, jax.random.fold_in(key, place))
             replace_module(model, path, layer)
             trainable.add((*path.split("."), "lora_r"))

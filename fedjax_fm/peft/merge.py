@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from fedjax_fm.peft.linear import LinearLayer
 from fedjax_fm.peft.method import parameter_paths
 from fedjax_fm.peft.targets import Wrapper, get_module, named_modules, replace_module
+from fedjax_fm.peft.tokens import TokenRows, fold_tokens, token_modules
 
 
 def _folds(module: nnx.Module) -> bool:
@@ -52,7 +54,8 @@ def _values(layer: Any) -> tuple[Any, Any]:
 
 
 def merge(model: nnx.Module) -> nnx.Module:
-    """A copy of an adapted model with its LoRA, DoRA and (IA)³ in the kernels; other methods stay as they are.
+    """A copy of an adapted model with its LoRA, DoRA and (IA)³ in the kernels, and trained tokens in their tables; other
+    methods stay as they are.
 
     The sums are rounded to the kernels' dtype.
 
@@ -66,6 +69,7 @@ def merge(model: nnx.Module) -> nnx.Module:
             values = wrapper.fold(*values)
         _put(layer, *values)
         replace_module(model, path, layer)
+    fold_tokens(model)
     return model
 
 
@@ -74,7 +78,8 @@ def unmerge(merged: nnx.Module, adapted: nnx.Module) -> nnx.Module:
 
     Args:
       merged: `merge` of a model with these adapters, perhaps trained further.
-      adapted: gives the adapters; of its base only the column norms are used, by DoRA.
+      adapted: gives the adapters; of its base only the column norms are used, by DoRA, and the rows that trained
+        tokens stand for.
 
     Exact up to the rounding of the sums in the kernels' dtype.
     """
@@ -85,10 +90,18 @@ def unmerge(merged: nnx.Module, adapted: nnx.Module) -> nnx.Module:
         for wrapper in wrappers:
             values = wrapper.unfold(*values)
         updates.append((layer, values))
-    inside = tuple(f"{path}." for path in chains)
+    tokens = token_modules(result)
+    for path, module in tokens.items():
+        ids = np.asarray(module.ids)
+        table = get_module(merged, path).embedding[...]
+        updates.append((module, table.at[ids].set(module.base.embedding[...][ids])))
+    inside = tuple(f"{path}." for path in (*chains, *tokens))
     for path, variable in parameter_paths(result).items():
         if not ".".join(path).startswith(inside):
             variable[...] = there[path][...]
     for layer, values in updates:
-        _put(layer, *values)
+        if isinstance(layer, TokenRows):
+            layer.base.embedding[...] = values
+        else:
+            _put(layer, *values)
     return result

@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 
 from fedjax_fm.models.quantized import Frozen
-from fedjax_fm.peft.targets import get_module, matches, named_modules, plain_names
+from fedjax_fm.peft.patterns import HEADS, AnyOf, check_names, matches, refuse_unmatched
+from fedjax_fm.peft.targets import get_module, named_modules, plain_names, tied_head
 
 
 class Method(NamedTuple):
@@ -34,13 +35,28 @@ def refuse_quantised(model: nnx.Module, chosen: Callable[[str], Any], name: str)
         )
 
 
-def head_paths(model: nnx.Module, modules: Sequence[str]) -> set[tuple]:
-    """Paths of all parameters below the modules whose paths end in one of `modules`."""
+def head_paths(model: nnx.Module, modules: Sequence[str], name: str = "modules_to_save") -> set[tuple]:
+    """Paths of all parameters below the modules whose paths end in one of `modules`.
+
+    Raises:
+      ValueError: an entry that no module has, or a module without parameters; an `AnyOf` may find none.
+    """
     plain = plain_names(model)
-    roots = [path for path, _ in named_modules(model) if matches(plain(path), list(modules))]
+    roots = {path: plain(path) for path, _ in named_modules(model) if path and matches(plain(path), list(modules))}
     inside = lambda path: any(path.startswith(f"{root}.") for root in roots)
     refuse_quantised(model, inside, f"modules {list(modules)}")
-    return {path for path in parameter_paths(model) if inside(".".join(path))}
+    found = {path for path in parameter_paths(model) if inside(".".join(path))}
+    if not isinstance(modules, AnyOf):
+        _refuse_unheld(model, modules, name)
+    return found
+
+
+def _refuse_unheld(model: nnx.Module, modules: Sequence[str], name: str) -> None:
+    """Raises for entries that no module with parameters has."""
+    plain = plain_names(model)
+    owners = {plain(".".join(path[:length])) for path in parameter_paths(model) for length in range(1, len(path))}
+    unmatched = [[module] for module in modules if not any(matches(owner, [module]) for owner in owners)]
+    refuse_unmatched(name, unmatched, "module with parameters", sorted(owners), tied_head(model, unmatched))
 
 
 def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -52,7 +68,12 @@ def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> tu
     Returns:
       (graphdef, delta, backbone): `nnx.merge(graphdef, delta, backbone)` is the adapted model. `delta` holds what
       is trained and sent, `backbone` all the rest.
+
+    Raises:
+      ValueError: the model changes while it is called (`nnx.BatchNorm`, `nnx.Dropout`), which the backbone, one for
+        all clients, must not; or the method does not fit it.
     """
+    _refuse_inner_state(model)
     model = nnx.clone(model)
     trainable = method.install(model, jax.random.key(0) if key is None else key)
     unknown = trainable - set(parameter_paths(model))
@@ -62,15 +83,40 @@ def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> tu
     return graphdef, delta, backbone
 
 
-def head(modules: Sequence[str] = ("classifier", "pre_classifier", "score", "classification_head")) -> Method:
-    """Trains the classification head only (linear probing)."""
+def _refuse_inner_state(model: nnx.Module) -> None:
+    """Raises for modules that write to the model when it is called."""
+    for path, module in named_modules(model):
+        if isinstance(module, nnx.BatchNorm) and not module.use_running_average:
+            raise ValueError(
+                f"BatchNorm at {path!r} changes its running statistics when the model is called, but the backbone is one "
+                "for all clients; use nnx.GroupNorm or nnx.LayerNorm, or model.eval() before peft.apply, which keeps "
+                "the statistics as they are"
+            )
+        if isinstance(module, nnx.Dropout) and not module.deterministic and module.rate > 0:
+            raise ValueError(
+                f"Dropout at {path!r} counts its draws in the model, but the backbone is one for all clients; use "
+                "fedjax_fm.models.randomness.dropout, which draws from the key of the loss, or model.eval() before "
+                "peft.apply, which turns it off"
+            )
+
+
+def head(modules: Sequence[str] = HEADS) -> Method:
+    """Trains the classification head only (linear probing).
+
+    Args:
+      modules: endings of modules' paths; by default the heads that Hugging Face's classifiers have.
+
+    Raises:
+      ValueError: by `apply`, on a model that lacks one of `modules`, or has no head at all.
+    """
+    check_names("modules", modules)
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
-        paths = head_paths(model, modules)
+        paths = head_paths(model, AnyOf(modules))
         if not paths:
             names = sorted(path for path, _ in named_modules(model) if path)
             raise ValueError(f"no module ends in one of {list(modules)}; there are {', '.join(names)}")
-        return paths
+        return head_paths(model, modules, "modules")
 
     return Method("head", install)
 

@@ -6,7 +6,8 @@ from flax import nnx
 
 from fedjax_fm.models.weights import Naming
 from fedjax_fm.peft.layers import each_layer, stacks
-from fedjax_fm.peft.targets import get_module, matches, named_modules, plain_names
+from fedjax_fm.peft.patterns import matches
+from fedjax_fm.peft.targets import get_module, named_modules, plain_names
 
 
 class Names:

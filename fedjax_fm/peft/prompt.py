@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fedjax_fm.peft.lora import HEADS
+from fedjax_fm.checks import whole
 from fedjax_fm.peft.method import Method, head_paths
-from fedjax_fm.peft.targets import get_module, matches, named_modules, plain_names
+from fedjax_fm.peft.patterns import HEADS, check_names, check_targets, matches
+from fedjax_fm.peft.spelling import refuses_pefts_words
+from fedjax_fm.peft.targets import get_module, named_modules, plain_names
 
 
 class Prompt(nnx.Module):
@@ -40,6 +42,7 @@ def takes_prompt(model: nnx.Module, at: str | None) -> str:
     return found[0]
 
 
+@refuses_pefts_words
 def prompt_tuning(
     n_tokens: int,
     *,
@@ -53,12 +56,16 @@ def prompt_tuning(
       n_tokens: p; 0 leaves the model as it is.
       init_ids: p ids of the vocabulary whose embeddings the prompt starts as; default: drawn at random.
       at: a regular expression that picks the module, where several take a prompt (encoder and decoder).
-      modules_to_save: trained in full beside it, where the model has them.
+      modules_to_save: trained in full beside it; by default the head, where the model has one.
 
     Trains p d numbers. A model takes a prompt if it follows `models.virtual_tokens`.
     """
-    if n_tokens < 0:
-        raise ValueError(f"expected n_tokens >= 0, got n_tokens={n_tokens}")
+    whole("n_tokens", n_tokens, least=0)
+    for one in () if init_ids is None else init_ids:
+        whole("init_ids", one)
+    check_names("modules_to_save", modules_to_save)
+    if at is not None:
+        check_targets("at", at)
     if init_ids is not None and len(init_ids) != n_tokens:
         raise ValueError(f"expected init_ids to name n_tokens={n_tokens} tokens, got {len(init_ids)}")
 

@@ -1,15 +1,12 @@
 """Finds modules by name, as PEFT does, whatever other methods have put around them."""
 
-import difflib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flax import nnx
 
 from fedjax_fm.models.stacked import Segments
-
-Targets = str | Sequence[str] | Callable[[str], bool]
+from fedjax_fm.peft.patterns import Targets, entries, matches, refuse_unmatched, words_of
 
 
 class Wrapper(nnx.Module):
@@ -52,35 +49,34 @@ def plain_names(model: nnx.Module) -> Callable[[str], str]:
     return plain
 
 
-def matches(path: str, targets: Targets) -> bool:
-    """A string is a regular expression, searched in the path; a list holds path endings; a function decides itself."""
-    if callable(targets):
-        return targets(path)
-    if isinstance(targets, str):
-        return re.search(targets, path) is not None
-    return any(path == target or path.endswith(f".{target}") for target in targets)
-
-
-def find_modules(model: nnx.Module, targets: Targets, kind: type) -> dict[str, Any]:
+def find_modules(model: nnx.Module, targets: Targets, kind: type, name: str = "targets") -> dict[str, Any]:
     """{path: module} of all modules of `kind` that `targets` names; the patterns see plain paths.
 
     Raises:
-      ValueError: nothing matches; lists what there is.
+      ValueError: an entry of a list, or an alternative of an expression, matches nothing; lists what there is. Of
+        an `AnyOf` one entry is enough.
     """
     plain = plain_names(model)
     modules = {path: module for path, module in named_modules(model) if isinstance(module, kind)}
     found = {path: module for path, module in modules.items() if matches(plain(path), targets)}
-    if not found:
-        names = sorted({plain(path) for path in modules})
-        last = sorted({name.rsplit(".", 1)[-1] for name in names})
-        wanted = "" if callable(targets) else targets if isinstance(targets, str) else " ".join(targets)
-        near = difflib.get_close_matches(wanted, last, n=1)
-        raise ValueError(
-            f"targets={targets!r} match no {kind.__name__}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-            + f" There are: {', '.join(names) or 'none'}"
-        )
+    there = sorted({plain(path) for path in modules})
+    unmatched = [entry for entry in entries(targets) if not any(matches(path, entry) for path in there)]
+    refuse_unmatched(name, unmatched, kind.__name__, there, tied_head(model, unmatched))
     return found
+
+
+def tied_head(model: nnx.Module, unmatched: Sequence[Targets]) -> str:
+    """What to say of a head that is no module as its weights are the embedding's; '' where that is not the matter."""
+    wanted = any("lm_head" in word for target in unmatched if not callable(target) for word in words_of(target))
+    if not wanted or not is_tied(model):
+        return ""
+    return f"; the head of this {type(model).__name__} is its embedding: peft.untie(model) gives it weights of its own."
+
+
+def is_tied(model: Any) -> bool:
+    """Whether a language model's head reads the table of its token embedding."""
+    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
+    return bool(tied) and hasattr(model, "head") and not hasattr(model, "lm_head")
 
 
 def get_module(model: nnx.Module, path: str) -> Any:

@@ -18,7 +18,8 @@ from fedjax_fm.peft.method import parameter_paths
 from fedjax_fm.peft.names import Names
 from fedjax_fm.peft.prefix import Prefix
 from fedjax_fm.peft.prompt import Prompt
-from fedjax_fm.peft.targets import named_modules
+from fedjax_fm.peft.targets import get_module, is_tied, named_modules
+from fedjax_fm.peft.tokens import token_modules
 
 KINDS = {"LORA": (LoRALinear, DoRALinear), "IA3": (IA3Linear,), "PROMPT_TUNING": (Prompt,), "PREFIX_TUNING": (Prefix,)}
 
@@ -39,20 +40,83 @@ class AdapterTensors:
         self.arrays: dict[str, np.ndarray] = {}
         self.finishers: list[Callable[[], None]] = []
         self.variables = {".".join(path): variable for path, variable in parameter_paths(model).items()}
-        inside = tuple(f"{path}." for path in self.modules)
+        self.tokens = token_modules(model)
+        if self.tokens and self.kind != "LORA":
+            raise ValueError(
+                f"PEFT's format holds trained tokens beside LoRA, not beside {self.kind}: {list(self.tokens)}"
+            )
+        inside = tuple(f"{path}." for path in (*self.modules, *self.tokens))
         own = {p for p in self.variables if p.startswith(inside) and not p.removeprefix(_first(p, inside)).count(".")}
         self.saved = self._whole_modules(trained - own)
+        self.tied_head = self._tied_head()
         self.views: dict[str, np.ndarray] = {}
         if self.kind == "PREFIX_TUNING":
             self._prefix()
         else:
             for path, module in self.modules.items():
                 self._adapter(path, module)
-        prompt = self.kind in ("PROMPT_TUNING", "PREFIX_TUNING")
-        for path in sorted(trained - own):
-            for layer, (name, transposed) in enumerate(self.names.parameter(path)):
-                view = self._array(path) if self.names.layers(path) is None else self._array(path)[layer]
-                self.views[f"base_model.{'' if prompt else 'model.'}{name}"] = view.T if transposed else view
+        for path in self.tokens:
+            name = self.names.module(path)[0]
+            self.views[f"{self.prefix}{name}.token_adapter.trainable_tokens_delta"] = self._array(f"{path}.rows")
+        for path in sorted((trained | self._taken_along()) - own):
+            self.views |= {f"{self.prefix}{name}": view for name, view in self._torch_views(path)}
+        if self.tied_head is not None:
+            self.views[f"{self.prefix}lm_head.weight"] = self._array(self.tied_head)
+
+    @property
+    def prefix(self) -> str:
+        """What PEFT puts before the base model's names."""
+        return "base_model." if self.kind in ("PROMPT_TUNING", "PREFIX_TUNING") else "base_model.model."
+
+    def base_views(self) -> dict[str, np.ndarray]:
+        """{tensor name: view} of all base weights, as PEFT stores those of wrapped modules and resized embeddings."""
+        found = {}
+        for path in self.variables:
+            for name, view in self._torch_views(path):
+                module, _, word = name.rpartition(".")
+                found[f"{self.prefix}{name}"] = view
+                found[f"{self.prefix}{module}.base_layer.{word}"] = view
+        return found
+
+    def saved_endings(self) -> list[str]:
+        """The shortest endings that pick the saved modules where PEFT compares names: it does not ask for a dot."""
+        everything = {name for path in self.names.modules for name in self.names.module(path)}
+        found = set()
+        for path in self.saved:
+            own = set(self.names.module(path))
+            words = self.names.unnumbered(path).split(".")
+            tries = [".".join(words[-n:]) for n in range(1, len(words) + 1)]
+            alone = (end for end in tries if {name for name in everything if name.endswith(end)} == own)
+            found.add(next(alone, tries[-1]))
+        return sorted(found)
+
+    def _taken_along(self) -> set[str]:
+        """Frozen parameters of modules that the endings of the saved ones pick, too: "pre_classifier" by "classifier"."""
+        endings = tuple(self.saved_endings())
+        picked = [p for p in self.names.modules if endings and all(n.endswith(endings) for n in self.names.module(p))]
+        return {path for path in self.variables if path.startswith(tuple(f"{owner}." for owner in picked))}
+
+    def _torch_views(self, path: str) -> list[tuple[str, np.ndarray]]:
+        """(tensor name, view as torch stores it) of a parameter, one for each layer."""
+        array, layers = self._array(path), self.names.layers(path)
+        found = []
+        for number, (name, transposed) in enumerate(self.names.parameter(path)):
+            view = array if layers is None else array[number]
+            found.append((name, view.T if transposed else view))
+        return found
+
+    def _tied_head(self) -> str | None:
+        """The saved embedding's table, where a tied head reads it."""
+        if not is_tied(self.model):
+            return None
+        tables = [
+            f"{p}.embedding" for p in self.saved if getattr(get_module(self.model, p), "embedding", None) is not None
+        ]
+        if tables and self.kind != "LORA":
+            raise ValueError(
+                f"PEFT's {self.kind} trains {tables[0]} without the head that is tied to it; use peft.untie(model) first"
+            )
+        return tables[0] if tables else None
 
     def finish(self) -> None:
         """Puts the arrays into the model."""
@@ -75,7 +139,7 @@ class AdapterTensors:
                 for leaf, word, shaped in _leaves(module):
                     array = self._array(f"{path}.{leaf}")
                     row = array[layer] if self._stacked(path, leaf) else array
-                    self.views[f"base_model.model.{name}.{word}"] = shaped(row)
+                    self.views[f"{self.prefix}{name}.{word}"] = shaped(row)
 
     def _stacked(self, path: str, leaf: str) -> bool:
         # A shared lora_a has no layers: every layer's tensor is a view of the one array.
@@ -116,13 +180,25 @@ class AdapterTensors:
             if path and inside and inside <= trained and not any(path.startswith(f"{w}.") for w in whole):
                 whole.append(path)
         covered = {p for p in trained if p.startswith(tuple(f"{path}." for path in whole))}
-        problems = sorted(trained - covered) + [p for p in whole if p.startswith(adapters) or self.names.layers(p)]
+        held: dict[str, set[int]] = {}
+        for path in whole:
+            held.setdefault(self.names.plain(path), set()).update(self.names.layers(path) or ())
+        partly = [p for p in whole if held[self.names.plain(p)] != self._all_layers(p)]
+        problems = sorted(trained - covered) + [p for p in whole if p.startswith(adapters) or p in partly]
         if problems:
             raise ValueError(
                 f"PEFT's format holds {self.kind} and whole modules beside it, but these are trained too: {problems[:8]}; "
                 "save the whole model instead"
             )
         return whole
+
+    def _all_layers(self, path: str) -> set[int]:
+        """The numbers of all layers of the stack that a module lies in; none outside of stacks."""
+        stack, layers = self.names.layers_of(path)
+        if layers is None:
+            return set()
+        inside = [self.names.layers_of(other) for other in self.names.modules]
+        return {number for where, own in inside if where == stack for number in own or ()}
 
 
 def _first(path: str, prefixes: tuple[str, ...]) -> str:

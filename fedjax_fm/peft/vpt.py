@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fedjax_fm.checks import choice, real, whole
 from fedjax_fm.models.randomness import dropout
 from fedjax_fm.models.stacked import Segments
 from fedjax_fm.peft.layers import stacks
 from fedjax_fm.peft.linear import LinearLayer, linear_shape, width_of
-from fedjax_fm.peft.lora import HEADS
 from fedjax_fm.peft.method import Method, head_paths
-from fedjax_fm.peft.targets import Wrapper, get_module, matches, named_modules, plain_names, replace_module
+from fedjax_fm.peft.patterns import HEADS, check_names, check_targets, matches
+from fedjax_fm.peft.spelling import refuses_pefts_words
+from fedjax_fm.peft.targets import Wrapper, get_module, named_modules, plain_names, replace_module
 
 
 class VisualPrompt(Wrapper):
@@ -40,6 +42,7 @@ class VisualPrompt(Wrapper):
         return jnp.concatenate([out[:, :1], out[:, 1 + n_tokens :]], axis=1)
 
 
+@refuses_pefts_words
 def vpt(
     n_tokens: int,
     mode: Literal["shallow", "deep"] = "deep",
@@ -55,7 +58,7 @@ def vpt(
       mode: "shallow", p d numbers, or "deep", L p d.
       dropout: rate on the prompts; acts only where the model is called with a key.
       at: a regular expression that picks the stack of layers, where a model has several (image and text).
-      modules_to_save: trained in full beside it, where the model has them.
+      modules_to_save: trained in full beside it; by default the head, where the model has one.
 
     Prompts start uniform within sqrt(6 / (patch + d)), Xavier's bound for the patch projection. "shallow" acts around
     the module that holds the stack and maps hidden states to hidden states.
@@ -63,12 +66,12 @@ def vpt(
     Raises:
       ValueError: by `apply`, on a model without one stack of layers to choose, or where that stack reads text.
     """
-    if mode not in ("shallow", "deep"):
-        raise ValueError(f"expected mode 'shallow' or 'deep', got {mode!r}")
-    if n_tokens < 0:
-        raise ValueError(f"expected n_tokens >= 0, got n_tokens={n_tokens}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"expected 0 <= dropout < 1, got dropout={dropout}")
+    choice("mode", mode, ("shallow", "deep"))
+    whole("n_tokens", n_tokens, least=0)
+    real("dropout", dropout, least=0, below=1)
+    check_names("modules_to_save", modules_to_save)
+    if at is not None:
+        check_targets("at", at)
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         heads = head_paths(model, modules_to_save)

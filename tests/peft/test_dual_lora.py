@@ -53,6 +53,20 @@ def case(request, tiny_bert, tiny_llama):
     return Case(model, graphdef, (shared, private), backbone, mixed)
 
 
+def test_dropout_acts_with_two_adapters_as_with_one(tiny_bert):
+    """Mix 0 and 1 are the single adapters under one key; between them both read one draw."""
+    model = ffm.models.from_pretrained(tiny_bert, num_labels=3, pooling="mean")
+    graphdef, delta, backbone = peft.apply(model, peft.lora(4, 8, targets="query|value", dropout=0.5))
+    deltas, key = (moved(delta, 1), moved(delta, 2)), jax.random.key(7)
+    one = jax.jit(lambda delta, key: nnx.merge(graphdef, delta, backbone)(*ids_and_mask(), key=key))
+    two = jax.jit(lambda mix, key: two_adapters(graphdef, *deltas, backbone, mix)(*ids_and_mask(), key=key))
+    for mix, delta in enumerate(deltas):
+        np.testing.assert_allclose(two(jnp.float32(mix), key), one(delta, key), atol=1e-5)
+        assert np.abs(two(jnp.float32(mix), key) - two(jnp.float32(mix), None)).max() > 1e-3
+    halves = two(jnp.full(B, 0.5), key)
+    assert np.abs(halves - two(jnp.full(B, 0.5), jax.random.key(8))).max() > 1e-3
+
+
 def test_mix_zero_and_one_are_the_single_adapters(case):
     one = jax.jit(lambda delta: nnx.merge(case.graphdef, delta, case.backbone)(*ids_and_mask()))
     single = [one(delta) for delta in case.deltas]
@@ -137,5 +151,5 @@ def test_features_of_texts_leave_padding_out(side):
     mean = np.stack([row[list(real)].mean(0) for row, real in zip(hidden, places, strict=True)])
     np.testing.assert_array_equal(pooled(jnp.asarray(hidden), jnp.asarray(mask)), last)
     np.testing.assert_allclose(pooled(jnp.asarray(hidden), jnp.asarray(mask), "mean"), mean, atol=1e-6)
-    with pytest.raises(ValueError, match="got 'cls'"):
+    with pytest.raises(ValueError, match="got by='cls'"):
         pooled(jnp.asarray(hidden), jnp.asarray(mask), "cls")

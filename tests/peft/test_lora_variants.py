@@ -36,6 +36,72 @@ def test_dora_is_the_formula_and_holds_the_norm_constant(net, shaken, x):
         np.testing.assert_allclose(found[name], gradient, rtol=1e-4, atol=1e-4)
 
 
+def dora_of_peft(base, values, rate, left):
+    """PEFT's layer with these weights and values, whose dropout leaves x * left."""
+    torch, hugging_face = pytest.importorskip("torch"), pytest.importorskip("peft")
+
+    class Dropped(torch.nn.Module):
+        def forward(self, x):
+            return x * torch.tensor(left)
+
+    linear = torch.nn.Linear(*base.kernel.shape, bias=base.bias is not None)
+    config = hugging_face.LoraConfig(r=2, lora_alpha=6, target_modules=["a"], use_dora=True, lora_dropout=rate)
+    layer = hugging_face.inject_adapter_in_model(config, torch.nn.ModuleDict({"a": linear}))["a"].train()
+    layer.lora_dropout["default"] = Dropped()
+    parameters = {
+        "lora_a": layer.lora_A["default"].weight,
+        "lora_b": layer.lora_B["default"].weight,
+        "magnitude": layer.lora_magnitude_vector["default"].weight,
+    }
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor(np.array(base.kernel[...]).T))
+        if base.bias is not None:
+            linear.bias.copy_(torch.tensor(np.array(base.bias[...])))
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.tensor(values[name].T))
+    return layer, parameters
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_dora_with_dropout_is_pefts(bias, monkeypatch):
+    """On the same mask, outputs and gradients; PEFT lets the base, too, read what dropout leaves."""
+    torch = pytest.importorskip("torch")
+    rng, rate = np.random.default_rng(0), 0.4
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    x, left = draw(6, 5), (rng.random((6, 5)) < 1 - rate).astype(np.float32) / np.float32(1 - rate)
+    base = nnx.Linear(5, 4, use_bias=bias, bias_init=nnx.initializers.normal(1.0), rngs=nnx.Rngs(0))
+    values = {"lora_a": draw(5, 2), "lora_b": draw(2, 4), "magnitude": 1 + draw(4) ** 2}
+    graphdef, delta, backbone = peft.apply(nnx.Dict(a=base), peft.dora(2, 6, targets="a", dropout=rate))
+    filled = [(path, leaf.replace(jnp.asarray(values[path[-1]]))) for path, leaf in nnx.to_flat_state(delta)]
+    delta = nnx.from_flat_state(filled)
+    monkeypatch.setattr("fedjax_fm.peft.lora.dropout", lambda x, rate, place: x * left)
+    forward = lambda delta, x: nnx.merge(graphdef, delta, backbone)["a"](x)
+    loss = lambda delta, x: jnp.sum(jnp.sin(forward(delta, x)))
+    gradients, of_input = jax.grad(loss, (0, 1))(delta, jnp.asarray(x))
+    layer, parameters = dora_of_peft(base, values, rate, left)
+    read = torch.tensor(x, requires_grad=True)
+    out = layer(read)
+    torch.sin(out).sum().backward()
+    np.testing.assert_allclose(forward(delta, jnp.asarray(x)), out.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(of_input, read.grad.numpy(), atol=1e-4)
+    for path, gradient in nnx.to_flat_state(gradients):
+        np.testing.assert_allclose(gradient[...].T, parameters[path[-1]].grad.numpy(), atol=1e-4, err_msg=path[-1])
+
+
+def test_factors_start_as_pefts():
+    """Moments and bounds of A over a large matrix; B is zero."""
+    torch, hugging_face = pytest.importorskip("torch"), pytest.importorskip("peft")
+    net = torch.nn.ModuleDict({"a": torch.nn.Linear(400, 300)})
+    torch.manual_seed(0)
+    layer = hugging_face.inject_adapter_in_model(hugging_face.LoraConfig(r=64, target_modules=["a"]), net)["a"]
+    theirs = layer.lora_A["default"].weight.detach().numpy()
+    model = nnx.Dict(a=nnx.Linear(400, 300, rngs=nnx.Rngs(0)))
+    ours = np.asarray(nnx.merge(*peft.apply(model, peft.lora(64, targets="a"))).a.lora_a[...])
+    for value in (np.std, lambda x: np.abs(x).max(), lambda x: np.mean(x**4)):
+        np.testing.assert_allclose(value(ours), value(theirs), rtol=0.03)
+    assert not layer.lora_B["default"].weight.any()
+
+
 def test_lora_does_not_change_when_the_factors_are_turned_against_each_other(net, shaken, x):
     graphdef, delta, backbone = peft.apply(net, peft.lora(2, targets=["blocks.0"]))
     delta = shaken(delta, 0.5)

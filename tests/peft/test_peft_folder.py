@@ -187,10 +187,10 @@ def test_loading_is_strict_and_lists_every_problem(families, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"rank_pattern": {"q_proj": 4}}, r"q_proj.lora_A.weight: expected shape \[4, 16\], got \[2, 16\]"),
         ({"bias": "all"}, r"'bias': 'all'"),
         ({"peft_type": "VERA"}, "'VERA' is not supported"),
-        ({"target_modules": ["layers.1.self_attn.q_proj"]}, "some layers of model.layers.self_attn.q_proj only"),
+        ({"target_modules": ["layers.1.self_attn.q_proj"]}, "extra base_model.model.model.layers.0.self_attn.q_proj"),
     ],
 )
 def test_options_that_would_change_the_outputs_are_refused(families, tmp_path, change, message):

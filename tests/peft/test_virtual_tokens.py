@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fedjax_fm import peft, trees
+from fedjax_fm import models, peft, trees
 from fedjax_fm.models import generate
 from fedjax_fm.models.virtual_tokens import prepend, seen_by_all, with_prefix
 from fedjax_fm.peft.prefix import Prefix
@@ -184,3 +184,62 @@ def test_a_users_own_model_takes_both():
     prompted = nnx.merge(*peft.apply(model, peft.prompt_tuning(2, init_ids=[7, 9])))
     expected = model(text, seen_by_all(mask, 2))[:, 2:]
     np.testing.assert_allclose(prompted(ids, mask), expected, atol=1e-6)
+
+
+def _torch_prefix(projection):
+    """Keys, values and parameters of PEFT's prefix encoder at its start."""
+    torch, hugging_face = pytest.importorskip("torch"), pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = hugging_face.PrefixTuningConfig(
+        num_virtual_tokens=40, token_dim=64, num_layers=2, num_attention_heads=4, encoder_hidden_size=50,
+        prefix_projection=projection, num_transformer_submodules=1,
+    )  # fmt: skip
+    encoder = hugging_face.PrefixEncoder(config)
+    return {name: parameter.detach().numpy() for name, parameter in encoder.named_parameters()}
+
+
+def _spread(*arrays):
+    """Standard deviation, kurtosis and largest entry."""
+    flat = np.concatenate([np.asarray(array).ravel() for array in arrays])
+    return np.std(flat), np.mean(flat**4) / np.var(flat) ** 2, np.abs(flat).max()
+
+
+@pytest.fixture(scope="module")
+def wide():
+    config = models.LlamaConfig(
+        vocab_size=11, hidden_size=64, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4
+    )
+    return models.LlamaForCausalLM(config, nnx.Rngs(0))
+
+
+def test_a_prefix_starts_as_in_peft_if_it_is_to(wide, by_path):
+    direct = by_path(peft.apply(wide, peft.prefix_tuning(40, init="torch"))[1])
+    theirs = _torch_prefix(projection=False)
+    np.testing.assert_allclose(_spread(*direct.values())[:2], _spread(*theirs.values())[:2], rtol=0.1)
+    network = by_path(peft.apply(wide, peft.prefix_tuning(40, hidden=50, init="torch"))[1])
+    theirs = _torch_prefix(projection=True)
+    pairs = {
+        "tokens": "embedding.weight",
+        "kernel_1": "transform.0.weight",
+        "bias_1": "transform.0.bias",
+        "kernel_2": "transform.2.weight",
+        "bias_2": "transform.2.bias",
+    }
+    for ours, name in pairs.items():
+        found = [array for path, array in network.items() if path.endswith(f".{ours}")]
+        few = found[0].size < 1000
+        np.testing.assert_allclose(
+            _spread(*found)[:2], _spread(theirs[name])[:2], rtol=0.35 if few else 0.1, err_msg=ours
+        )
+        if ours != "tokens":  # uniform: the bound is met
+            np.testing.assert_allclose(_spread(*found)[2], _spread(theirs[name])[2], rtol=0.1, err_msg=ours)
+
+
+def test_a_prefix_starts_small_where_nothing_is_said(wide, by_path):
+    direct = by_path(peft.apply(wide, peft.prefix_tuning(40))[1])
+    np.testing.assert_allclose(_spread(*direct.values())[:2], (0.02, 3), rtol=0.1)
+    network = by_path(peft.apply(wide, peft.prefix_tuning(40, hidden=50))[1])
+    spreads = {path.rpartition(".")[2]: _spread(array)[0] for path, array in network.items()}
+    expected = {"tokens": 1.0, "kernel_1": 64**-0.5, "bias_1": 0, "kernel_2": 50**-0.5, "bias_2": 0}
+    for name, std in expected.items():
+        np.testing.assert_allclose(spreads[name], std, rtol=0.1, err_msg=name)

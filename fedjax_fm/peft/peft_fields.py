@@ -1,0 +1,122 @@
+"""The fields of PEFT's configurations: what each one means for an adapter that is read.
+
+A field is honoured, or says nothing about a stored adapter, or is refused where its value would change the outputs. One
+that is not listed here is refused unless it is empty.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Known(NamedTuple):
+    """What is known of one configuration's fields.
+
+    Attributes:
+      honoured: fields whose value decides what is built.
+      inert: {field: why it says nothing about a stored adapter}.
+      limited: {field: values that are supported}.
+    """
+
+    honoured: tuple[str, ...]
+    inert: dict[str, str]
+    limited: dict[str, tuple]
+
+
+_NOTED = {
+    "task_type": "names a class of transformers; the model given here has one",
+    "peft_type": "says which of these configurations it is",
+    "auto_mapping": "names classes of transformers",
+    "peft_version": "names a version of PEFT",
+    "base_model_name_or_path": "names the base model, which is given here",
+    "revision": "names the base model's version",
+    "inference_mode": "says whether PEFT freezes what it reads",
+}
+_KERNELS = {"fan_in_fan_out": "how kernels lie follows from the model's class"}
+_SHAPES = {
+    "token_dim": "is in the tensor's shape, which must fit",
+    "num_attention_heads": "is in the tensor's shape, which must fit",
+    "num_layers": "is in the tensor's shape, which must fit",
+}
+
+KNOWN = {
+    "LORA": Known(
+        honoured=(
+            *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
+            *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+            *("modules_to_save", "trainable_token_indices", "ensure_weight_tying"),
+        ),
+        inert={
+            **_NOTED,
+            **_KERNELS,
+            "megatron_core": "is read with megatron_config only",
+            "qalora_group_size": "is read with use_qalora only",
+            "loftq_config": "is read with init_lora_weights='loftq' only",
+            "eva_config": "is of initial values, which training has changed",
+            "corda_config": "is read with init_lora_weights='corda' only",
+            "lora_ga_config": "is read with init_lora_weights='lora_ga' only",
+            "runtime_config": "is not stored",
+        },
+        limited={
+            # Others change the base weights when the adapter is made, or which factor is trained.
+            "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
+            "bias": (None, "none"),
+            "megatron_config": (None,),
+            "velora_config": (None,),
+            "alora_invocation_tokens": (None, []),
+            "use_qalora": (None, False),
+            "monteclora_config": (None,),
+            "layer_replication": (None, []),
+            "lora_bias": (None, False),
+            "target_parameters": (None, []),
+            "use_bdlora": (None, False),
+            "arrow_config": (None,),
+            "kasa_config": (None,),
+        },
+    ),
+    "IA3": Known(
+        honoured=("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"),
+        inert={**_NOTED, **_KERNELS, "init_ia3_weights": "is of initial values, which training has changed"},
+        limited={},
+    ),
+    "PROMPT_TUNING": Known(
+        honoured=("num_virtual_tokens", "modules_to_save"),
+        inert={
+            **_NOTED,
+            **_SHAPES,
+            "prompt_tuning_init": "is of initial values, which training has changed",
+            "prompt_tuning_init_text": "is of initial values, which training has changed",
+            "tokenizer_name_or_path": "is of initial values, which training has changed",
+            "tokenizer_kwargs": "is of initial values, which training has changed",
+        },
+        limited={"num_transformer_submodules": (None, 1)},
+    ),
+    "PREFIX_TUNING": Known(
+        honoured=("num_virtual_tokens", "modules_to_save"),
+        inert={
+            **_NOTED,
+            **_SHAPES,
+            "encoder_hidden_size": "is of a network whose output is stored",
+            "prefix_projection": "is of a network whose output is stored",
+            "init_weights": "is of initial values, which training has changed",
+        },
+        limited={"num_transformer_submodules": (None, 1)},
+    ),
+}
+
+
+def unsupported(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{field: value} of what a configuration asks for and is not done here.
+
+    Raises:
+      KeyError: a `peft_type` that is not in `KNOWN`.
+    """
+    known = KNOWN[config["peft_type"]]
+    found = {}
+    for field, value in config.items():
+        if field in known.limited:
+            refused = not any(type(value) is type(fine) and value == fine for fine in known.limited[field])
+        else:
+            refused = field not in known.honoured and field not in known.inert and bool(value)
+        if refused:
+            found[field] = value
+    return found
