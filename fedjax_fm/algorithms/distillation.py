@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm.algorithms.local import ClientOptimizer, checked
 from fedjax_fm.population.permutation import permuted
 from fedjax_fm.types import Task, Tree
 
@@ -28,6 +28,17 @@ class Architecture(NamedTuple):
     task: Task
     logits: Logits  # (delta, backbone, batch) -> f32[B, K], the same K classes for all
     optimizer: ClientOptimizer
+
+
+def checked_architectures(architectures: Sequence[Architecture]) -> tuple[Architecture, ...]:
+    """The same, each with a task whose loss is looked at while a round is traced; raises for what is none."""
+    found = []
+    for number, one in enumerate(architectures):
+        name = f"architectures[{number}]"
+        checks.instance(name, one, Architecture, "write Architecture(task, logits, optimizer)")
+        checks.client_optimizer(f"{name}.optimizer", one.optimizer)
+        found.append(one._replace(task=checked(one.task)))
+    return tuple(found)
 
 
 def kl(logits: jax.Array, target: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import client_weight, masked_loss
 from fedjax_fm.algorithms.reduce import stack, weighted_mean
 from fedjax_fm.split import Split
@@ -84,6 +84,9 @@ def fedbert(
     The server does the body's forward pass twice, as nothing but arrays of fixed shape can wait for the gradients. It holds
     three arrays of B rows per client of the population, fewer bytes than the clients' own parts: meant for silos.
     """
+    checks.instance("split", split, Split, "write Split(embed, body, head, sent)")
+    for name, optimizer in (("client_optimizer", client_optimizer), ("server_optimizer", server_optimizer)):
+        checks.instance(name, optimizer, optax.GradientTransformation, "write for example optax.adam(1e-3)")
     batches = Batches(batch_size, steps=local_steps).checked()
     head_task = Task(lambda both, _, batch, key: split.head(both[0], both[1], batch, key), split.weight)
     body: Callable = jax.vmap(split.body, (None, 0, 0))

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.local import ClientOptimizer, train
+from fedjax_fm.algorithms.local import ClientOptimizer, checked, train
 from fedjax_fm.systems.clock import Schedule
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Reduce, Sampler, Task, Tree
 
@@ -62,6 +62,9 @@ def fedbuff(
     Metrics: `seconds` on the virtual clock, `staleness`, the mean of the buffer.
     """
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
+    checks.server_optimizer("server_optimizer", server_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     weight_of = staleness or polynomial_staleness()
     rounds, buffer_size = schedule.ids.shape

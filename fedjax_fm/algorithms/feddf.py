@@ -105,6 +105,8 @@ def feddf(
 
     Sends: of its group's model down w, up w - w_k; public examples stay with the server.
     """
+    architectures = distillation.checked_architectures(architectures)
+    checks.server_optimizer("server_optimizer", server_optimizer)
     n_groups = len(architectures)
     groups = distillation.checked_groups(groups, n_groups, public, average)
     checks.whole("server_steps", server_steps, least=0)

@@ -17,7 +17,7 @@ import optax
 
 from fedjax_fm import checks
 from fedjax_fm.algorithms.fedavg import fedavg
-from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, train
+from fedjax_fm.algorithms.local import ClientOptimizer, checked, client_weight, train
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.types import Algorithm, Batches, ClientData, ClientOutput, Exchange, Task, Tree
 
@@ -48,6 +48,8 @@ class Stages(NamedTuple):
 
 def _beside(task: Task, optimizer: ClientOptimizer, mix: float) -> Callable:
     """`(shared, private, backbone, data, key) -> (private adapter, metrics named private_...)`."""
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", optimizer)
     checks.real("mix", mix, least=0, most=1)
 
     def train_private(shared: Tree, private: Tree, backbone: Tree, data: ClientData, key: jax.Array):

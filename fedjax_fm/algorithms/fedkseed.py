@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import client_weight, masked_loss
+from fedjax_fm.algorithms.local import check_trainable, checked, client_weight, masked_loss
 from fedjax_fm.directions import perturb, shift
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Reduce, Task, Tree
 
@@ -101,6 +101,7 @@ def fedkseed(
     checks.flag("pro", pro)
     checks.flag("weighted", weighted)
     checks.flag("lazy", lazy)
+    task = checked(task)
     batches = Batches(batch_size, steps=local_steps).checked()
     perturbed = perturb if lazy else shift
 
@@ -141,6 +142,7 @@ def fedkseed(
                 return shift(delta, z, -learning_rate * g), scalars.at[i].set(g), sums
 
             start = message["delta"]
+            check_trainable(start)
             _, parts = jax.eval_shape(lambda: evaluate(start, direction(message["master"], 0), 0))
             zeros = jax.tree.map(lambda pair: jnp.zeros((), pair.dtype), parts)
             _, scalars, sums = jax.lax.fori_loop(0, data.n_steps, step, (start, jnp.zeros(local_steps), zeros))

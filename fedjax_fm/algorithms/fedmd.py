@@ -96,6 +96,8 @@ def fedmd(
     Sends: up and down f32[B, K], however large the models; those never leave their parties. `model_of(deltas[g], row k of the
     store of client states)` is party k's.
     """
+    architectures = distillation.checked_architectures(architectures)
+    checks.server_optimizer("digest_optimizer", digest_optimizer)
     n_groups = len(architectures)
     groups = distillation.checked_groups(groups, n_groups, public, average)
     n = n_rows(public)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.local import ClientOptimizer, train
+from fedjax_fm.algorithms.local import ClientOptimizer, checked, train
 from fedjax_fm.kernels import mask_entropy_bits, uniform
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Reduce, Task, Tree
 
@@ -66,6 +66,8 @@ def fedpm(
     if reset_every is not None:
         checks.whole("reset_every", reset_every, least=1)
     checks.real("softening", softening, least=0, below=0.5)
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
 
     def init(delta, key, setting):

@@ -17,7 +17,14 @@ import optax
 
 from fedjax_fm import checks
 from fedjax_fm.algorithms.by_width import Rates, by_width, widths_of
-from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, masked_loss
+from fedjax_fm.algorithms.local import (
+    ClientOptimizer,
+    check_trainable,
+    checked,
+    client_weight,
+    masked_loss,
+    optimizer_of,
+)
 from fedjax_fm.algorithms.nested import Prefixes, check_width
 from fedjax_fm.types import Algorithm, Batches, ClientData, Task, Tree
 
@@ -77,6 +84,8 @@ def fjord(
 
     Sends: the slice of the cap down, its change up.
     """
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     if not isinstance(widths, Collection) or not len(widths):
         raise ValueError(f"expected at least one width, got widths={widths!r}")
@@ -126,8 +135,8 @@ def _train(
 ):
     """`local.train` with a task drawn for each step. Differentiated inside of each branch: the gradient of a `switch`
     would fill what the other branches would have kept for theirs with zeros, which costs more than a narrow step."""
-    if not isinstance(optimizer, optax.GradientTransformation):
-        optimizer = optimizer(data.round)
+    check_trainable(delta)
+    optimizer = optimizer_of(optimizer, data.round)
     gradients = [jax.grad(lambda delta, *rest, t=task: masked_loss(t, delta, *rest), has_aux=True) for task in tasks]
 
     def step(i, carry):

@@ -15,7 +15,7 @@ import optax
 
 from fedjax_fm import checks
 from fedjax_fm.algorithms.by_width import Rates, by_width
-from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, train
+from fedjax_fm.algorithms.local import ClientOptimizer, checked, client_weight, train
 from fedjax_fm.algorithms.nested import Prefixes
 from fedjax_fm.population.population import Population
 from fedjax_fm.types import Algorithm, Batches, Task
@@ -54,10 +54,11 @@ def heterofl(
     Sends: the slice down, its change up.
     """
     checks.flag("weighted", weighted)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
 
     def local(width: float):
-        own = task if isinstance(task, Task) else task(width)
+        own = checked(task if isinstance(task, Task) or not callable(task) else task(width))
 
         def work(backbone, delta, data, key):
             trained, metrics = train(own, client_optimizer, delta, backbone, data, key)

@@ -6,7 +6,8 @@ server:  does nothing
 
 from typing import NamedTuple
 
-from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, train
+from fedjax_fm import checks
+from fedjax_fm.algorithms.local import ClientOptimizer, checked, client_weight, train
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Task, Tree
 
@@ -29,6 +30,8 @@ def local_only(
 
     Sends: nothing, in both directions.
     """
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
 
     def client(backbone, message):

@@ -63,3 +63,16 @@ def test_clients_see_the_number_of_the_round():
     for rate in (0.5, 0.1, 0.0):
         expected -= rate * (expected - a)
     assert delta == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_client_weighs_what_it_holds_not_what_its_steps_saw():
+    """Ten examples each and one step of two of them: the shares are those of all ten, as n_k would be."""
+    rng = np.random.default_rng(0)
+    clients = [
+        {"a": np.full(10, k, np.float32), "w": rng.uniform(0.5, 3.0, 10).astype(np.float32)} for k in (1.0, -2.0, 4.0)
+    ]
+    task = ffm.Task(squared, lambda batch: batch["w"])
+    delta, _ = run(task, optax.sgd(0.5), clients=clients, batch_size=2)
+    shares = np.array([client["w"].sum() for client in clients])
+    moves = np.array([0.5 * client["a"][0] for client in clients])  # one step from 0, whichever rows it saw
+    assert delta == pytest.approx(np.sum(shares * moves) / np.sum(shares), rel=1e-6)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm import checks
+from fedjax_fm.algorithms.local import ClientOptimizer, checked
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
     Ranks,
@@ -54,6 +55,8 @@ def fed_sb(
     Ranks that differ are not the paper's. As in `fedit`, what a client does not have counts as zero, so that entries
     of R that few clients train shrink every round, the start's too.
     """
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

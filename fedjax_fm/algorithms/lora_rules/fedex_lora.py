@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm.algorithms.local import ClientOptimizer, checked
 from fedjax_fm.algorithms.lora_rules import residual as residuals
 from fedjax_fm.algorithms.lora_rules.factors import (
     Pair,
@@ -68,6 +68,8 @@ def fedex_lora(
     checks.real("scaling", scaling, above=0)
     if most_clients is not None:
         checks.whole("most_clients", most_clients, least=1)
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

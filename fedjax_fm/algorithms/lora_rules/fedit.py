@@ -10,7 +10,8 @@ are padded with zeros, the baseline of HetLoRA and FLoRA.
 
 from typing import NamedTuple
 
-from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm import checks
+from fedjax_fm.algorithms.local import ClientOptimizer, checked
 from fedjax_fm.algorithms.lora_rules.factors import Ranks, check_fit, checked_ranks, join, largest_rank, split
 from fedjax_fm.algorithms.lora_rules.work import Mine, by_rank, padded_mean, sends_change, settled
 from fedjax_fm.types import Algorithm, Batches, Exchange, Task, Tree
@@ -38,6 +39,8 @@ def fedit(
 
     Sends r_k (d_in + d_out) numbers a layer each way, and the other trained leaves. With equal ranks it is `fedavg`.
     """
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import jax
 
-from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm import checks
+from fedjax_fm.algorithms.local import ClientOptimizer, checked
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
     Pair,
@@ -51,6 +52,8 @@ def fedsa_lora(
     Ranks that differ are not the paper's, which gives all clients one rank. Here rows of A beyond a client's rank count as
     zero in the mean, as in `fedit`, so that rows that few clients train shrink every round; a client's own B has its rank.
     """
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

@@ -8,7 +8,8 @@ Sun, Li, Li, Ding, 2024, arXiv 2403.12313. A stays at its shared random start; B
 
 from typing import NamedTuple
 
-from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm import checks
+from fedjax_fm.algorithms.local import ClientOptimizer, checked
 from fedjax_fm.algorithms.lora_rules.factors import (
     Ranks,
     check_fit,
@@ -45,6 +46,8 @@ def ffa_lora(
 
     Ranks that differ are not the paper's; what a client does not have counts as zero, as in `fedit`.
     """
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm import checks
+from fedjax_fm.algorithms.local import ClientOptimizer, checked
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
     Pair,
@@ -56,6 +57,8 @@ def flexlora(
     which the metric `truncation_error` reports over all layers, at the delta's rank. The server keeps a cohort's
     factors. Sends r_k (d_in + d_out) numbers a layer each way, and the other trained leaves.
     """
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm.algorithms.local import ClientOptimizer, checked
 from fedjax_fm.algorithms.lora_rules import residual as residuals
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
@@ -62,6 +62,8 @@ def flora(
     checks.real("scaling", scaling, above=0)
     if most_clients is not None:
         checks.whole("most_clients", most_clients, least=1)
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

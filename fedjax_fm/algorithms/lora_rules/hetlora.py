@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm.algorithms.local import ClientOptimizer, checked
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
     Pair,
@@ -67,6 +67,8 @@ def hetlora(
     checks.real("gamma", gamma, above=0, most=1)
     checks.real("tail_penalty", tail_penalty, least=0)
     is_free = not isinstance(tail_penalty, jax.Array) and tail_penalty == 0  # a sweep's is an array without a number
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm import checks
+from fedjax_fm.algorithms.local import ClientOptimizer, checked
 from fedjax_fm.algorithms.lora_rules.factors import (
     Part,
     Ranks,
@@ -54,6 +55,8 @@ def rolora(
 
     Ranks that differ are not the paper's; what a client does not have counts as zero, as in `fedit`.
     """
+    task = checked(task)
+    checks.client_optimizer("client_optimizer", client_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     ranks = checked_ranks(ranks)
 

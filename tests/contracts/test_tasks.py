@@ -1,0 +1,97 @@
+"""What every method promises about the task that it is given: its losses are looked at, and its weights count."""
+
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rows
+import split_problem
+from contract import Row, simulator
+
+import fedjax_fm as ffm
+from fedjax_fm.types import Task
+
+ROWS: dict[str, Row] = {}
+for module in pkgutil.iter_modules(rows.__path__):
+    ROWS |= importlib.import_module(f"rows.{module.name}").ROWS
+
+ROUNDS = 2
+
+
+def problem_of(name: str, monkeypatch, change, weight=None):
+    """The row's problem, its losses changed by `change(losses)` and its examples weighed by `weight(batch)`."""
+    plain = split_problem.split(0.0)  # noise would differ from row to row
+
+    def make_task(loss):
+        def changed(delta, backbone, batch, key):
+            losses, metrics = loss(delta, backbone, batch, key)
+            return change(losses), metrics
+
+        return Task(changed, weight)
+
+    def make_split(*_):
+        def head(client, features, batch, key):
+            losses, metrics = plain.head(client, features, batch, key)
+            return change(losses), metrics
+
+        return plain._replace(head=head, weight=weight)
+
+    monkeypatch.setattr(ffm, "Task", make_task)
+    monkeypatch.setattr(split_problem, "split", make_split)
+    return ROWS[name].make()
+
+
+SHAPES = {
+    "the mean": (jnp.mean, r"got float32\[\]; did you average\?"),
+    "a column": (lambda losses: losses[:, None], r"got float32\[\d+, 1\]; drop the axes of length 1"),
+    "a square": (lambda losses: jnp.outer(losses, losses), r"got float32\[(\d+), \1\]; sum or average"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_losses_of_another_shape_are_refused(name, shape, monkeypatch):
+    change, message = SHAPES[shape]
+    problem = problem_of(name, monkeypatch, change)
+    with pytest.raises(ValueError, match=rf"expected one loss per example: float32\[\d+\], {message}"):
+        one = simulator(problem)
+        one.run(one.init(problem.delta), 1)
+
+
+def times(k: int, n: int) -> np.ndarray:
+    """How often client k holds each of its n examples: 1, 2 or 3 times."""
+    return np.array([1 + (k + i) % 3 for i in range(n)])
+
+
+def test_there_are_weights_to_be_seen():
+    assert len({tuple(times(k, 2)) for k in range(6)}) == 3
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_an_example_of_weight_w_counts_as_one_held_w_times(name, monkeypatch):
+    """Full batches: the weighted population and the one that repeats its rows train the same delta. The methods' own
+    training loops, the LoRA rules', the two of nested widths and FedKSeed's, FedBERT's heads and distillation's."""
+    few = lambda problem: [{name: array[:2] for name, array in client.items()} for client in problem.clients]
+    weighted = problem_of(name, monkeypatch, lambda losses: losses, lambda batch: batch["times"])
+    clients = few(weighted)
+    counts = [times(k, len(next(iter(client.values())))) for k, client in enumerate(clients)]
+    by_weight = [client | {"times": count.astype(np.float32)} for client, count in zip(clients, counts, strict=True)]
+    repeated = [
+        {name: np.repeat(array, count, axis=0) for name, array in client.items()}
+        for client, count in zip(clients, counts, strict=True)
+    ]
+    found = trained(weighted, by_weight)
+    monkeypatch.undo()
+    plain = problem_of(name, monkeypatch, lambda losses: losses)
+    row = ROWS[name]
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=row.rtol, atol=row.atol)
+    jax.tree.map(close, found, trained(plain, repeated))
+
+
+def trained(problem, clients):
+    one = simulator(problem, clients=clients)
+    state, metrics = one.run(one.init(problem.delta), ROUNDS)
+    return state.delta, metrics["loss"]
