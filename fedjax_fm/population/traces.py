@@ -5,11 +5,11 @@ A round after the last one starts again at the first.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from fedjax_fm import checks
 from fedjax_fm.population.samplers.checks import check_integer, check_n_clients
 
 
@@ -65,10 +65,8 @@ def diurnal(
             f"expected mean +- amplitude in [0, 1], a probability, got mean={means[k]} and amplitude={amplitudes[k]}; "
             "lower the amplitude"
         )
-    if not (math.isfinite(period) and period > 0):
-        raise ValueError(f"expected period > 0, rounds a day, got period={period}")
-    if not 0 <= spread <= 1:
-        raise ValueError(f"expected 0 <= spread <= 1, in days, got spread={spread}")
+    checks.real("period", period, above=0)
+    checks.real("spread", spread, least=0, most=1)
     rng = np.random.default_rng(seed)
     phases = spread * rng.random(n_clients)
     trace = np.empty((n_rounds, n_clients), dtype=bool)
@@ -139,10 +137,12 @@ def _check_sizes(n_clients: int, n_rounds: int, seed: int) -> None:
 
 def _per_client(name: str, value: float | Sequence[float] | np.ndarray, n_clients: int) -> np.ndarray:
     """f64[n_clients], from one number or one per client."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"expected {name} as one number or [{n_clients}], got {name}={value!r}") from error
-    if array.shape not in ((), (n_clients,)):
+    if np.ndim(value) == 0:
+        return np.full(n_clients, float(checks.real(name, value)))
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"expected {name} as numbers, one for each client, got {name}={value!r} of type {array.dtype}")
+    array = array.astype(np.float64)
+    if array.shape != (n_clients,):
         raise ValueError(f"expected {name} as one number or [{n_clients}], got shape {array.shape}")
-    return np.broadcast_to(array, (n_clients,))
+    return array
