@@ -94,6 +94,7 @@ def rotate(x: jax.Array, seed: jax.Array, block: int = 4096, turns: int = 1) -> 
 
 def rotate_back(y: jax.Array, seed: jax.Array, n: int, block: int = 4096, turns: int = 1) -> jax.Array:
     """The inverse of `rotate`: f32[rotated_length(n, block)] -> f32[n]."""
+    arguments.whole("turns", turns, least=1)
     whole, _, _ = block_sizes(n, block)
     if y.shape != (rotated_length(n, block),):
         raise ValueError(f"{n} entries rotate to {rotated_length(n, block)} in blocks of {block}, got shape {y.shape}")

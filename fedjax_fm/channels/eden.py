@@ -7,7 +7,7 @@ from fedjax_fm import checks
 from fedjax_fm.channels.arguments import checked_whole
 from fedjax_fm.channels.buffers import cut, pack, whole
 from fedjax_fm.channels.vectors import vector_channel
-from fedjax_fm.kernels import lloyd_max_encode, lloyd_max_values, rotate, rotate_back, rotated_length
+from fedjax_fm.kernels import lloyd_max_encode, lloyd_max_values, rotate, rotate_back
 from fedjax_fm.kernels.hadamard import SMALLEST_BLOCK
 from fedjax_fm.kernels.lloyd_max import CENTROIDS
 from fedjax_fm.kernels.scaling import power_of_two
@@ -55,14 +55,11 @@ def eden(bits: int, scale: str = "unbiased", block_size: int = 4096, turns: int 
         return jnp.concatenate([(part * factor[:, None]).reshape(-1) for part, factor in blocks])
 
     def encode(x, live, key):
-        # Blocks of huge numbers are scaled before their sums are taken, and what is decoded after.
         seed = jax.random.bits(key)
-        padded = jnp.pad(x, (0, rotated_length(x.shape[0], block_size) - x.shape[0]))
-        powers = [power_of_two(jnp.max(jnp.abs(part), axis=1)) for part in by_blocks(padded)]
-        rotated = rotate(times(padded, powers), seed, block_size, turns)
-        coded = [lloyd_max_encode(part, bits, scale) for part in by_blocks(rotated)]
+        power = power_of_two(jnp.max(jnp.abs(x)))  # else sums of huge numbers would be infinite
+        coded = [lloyd_max_encode(part, bits, scale) for part in by_blocks(rotate(x * power, seed, block_size, turns))]
         codes = jnp.concatenate([part.reshape(-1) for part, _ in coded])
-        scales = jnp.concatenate([factor for _, factor in coded]) / jnp.concatenate(powers)
+        scales = jnp.concatenate([factor for _, factor in coded]) / power
         if live is not None:  # rotated blocks travel whole
             live = jnp.minimum(-(-live // block_size) * block_size, codes.shape[0])
         return (), (pack(codes, 2**bits, live), cut(scales, live, block_size), seed)
