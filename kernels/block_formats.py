@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels.arguments import whole
+from fedjax_fm.kernels.quantize import scale_of
+
 # QLoRA, appendix E: quantiles of N(0, 1), zero and both ends included.
 NF4 = (
     -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0,
@@ -32,12 +35,11 @@ def int_block_encode(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
       (codes i8[..., m] in [-(2^(bits - 1) - 1), 2^(bits - 1) - 1], scale f32[...] = max|x| / (2^(bits - 1) - 1)).
       |code * scale - x| <= scale / 2. A block that is not finite has a scale that is not.
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"expected 2 <= bits <= 8, got bits={bits}")
+    whole("bits", bits, least=2, most=8)
     top = 2 ** (bits - 1) - 1
     largest = _largest(x)
     codes = jnp.clip(jnp.round(_relative(x, largest) * top), -top, top)
-    return codes.astype(jnp.int8), largest / top
+    return codes.astype(jnp.int8), scale_of(largest, top)
 
 
 def nf4_encode(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,6 +7,8 @@ make the entries as good as Gaussian already, stay in cache, and need no padding
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels import arguments
+
 SMALLEST_BLOCK = 128  # a shorter tail is padded to it: too few summands are not near Gaussian
 
 
@@ -43,6 +45,7 @@ def random_signs(seed: jax.Array, n: int) -> jax.Array:
 
 def block_sizes(n: int, block: int) -> tuple[int, int, int]:
     """(number of whole blocks, entries left over, size of the block that they are padded to; 0 for none)."""
+    arguments.whole("block", block, least=1)
     if block & (block - 1) or block < SMALLEST_BLOCK:
         raise ValueError(f"expected a power of two >= {SMALLEST_BLOCK}, got block={block}")
     left = n % block
@@ -73,13 +76,15 @@ def rotate(x: jax.Array, seed: jax.Array, block: int = 4096, turns: int = 1) -> 
     """Random signs, then a Hadamard matrix, block by block, `turns` times: f32[n] -> f32[rotated_length(n, block)].
 
     Linear and orthogonal: norms of blocks stay. One turn spreads a dense vector; of a block with two or three entries
-    that are not zero it makes a handful of values, far from Gaussian, which a second turn cures.
+    that are not zero it makes a handful of values, far from Gaussian, which a second turn cures. The sum of a block's
+    magnitudes must stay below the largest float.
 
     Args:
       seed: u32[], decides the signs.
       block: entries of a block, a power of two from 128.
       turns: signs and transforms in a row.
     """
+    arguments.whole("turns", turns, least=1)
     whole, _, tail = block_sizes(x.shape[0], block)
     x = jnp.pad(jnp.asarray(x, jnp.float32), (0, whole * block + tail - x.shape[0]))
     for turn in range(turns):
@@ -89,6 +94,7 @@ def rotate(x: jax.Array, seed: jax.Array, block: int = 4096, turns: int = 1) -> 
 
 def rotate_back(y: jax.Array, seed: jax.Array, n: int, block: int = 4096, turns: int = 1) -> jax.Array:
     """The inverse of `rotate`: f32[rotated_length(n, block)] -> f32[n]."""
+    arguments.whole("turns", turns, least=1)
     whole, _, _ = block_sizes(n, block)
     if y.shape != (rotated_length(n, block),):
         raise ValueError(f"{n} entries rotate to {rotated_length(n, block)} in blocks of {block}, got shape {y.shape}")

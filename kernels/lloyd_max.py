@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels.arguments import whole
+
 # Positive centroids of the Lloyd-Max quantiser of N(0, 1) by bits; the negative ones mirror them. Each is the mean of
 # the numbers nearest to it.
 CENTROIDS = {
@@ -24,9 +26,7 @@ CENTROIDS = {
 
 
 def _levels(bits: int) -> tuple[float, ...]:
-    if bits not in CENTROIDS:
-        raise ValueError(f"expected 1 <= bits <= {max(CENTROIDS)}, got bits={bits}")
-    return CENTROIDS[bits]
+    return CENTROIDS[whole("bits", bits, least=1, most=max(CENTROIDS))]
 
 
 def lloyd_max_values(codes: jax.Array, bits: int) -> jax.Array:
@@ -59,7 +59,7 @@ def lloyd_max_encode(y: jax.Array, bits: int, scale: str = "unbiased") -> tuple[
     """
     levels = _levels(bits)
     if scale not in ("unbiased", "mse"):
-        raise ValueError(f"expected scale 'unbiased' or 'mse', got {scale!r}")
+        raise ValueError(f"expected scale 'unbiased' or 'mse', got scale={scale!r}")
     m = y.shape[-1]
     largest = jnp.max(jnp.abs(y), axis=-1, keepdims=True, initial=0.0)
     # Neither tiny nor huge entries spoil the sum of squares. A divisor that is selected entry by entry is divided by;

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels.arguments import count, whole
 from fedjax_fm.kernels.random_bits import random_bits, uniform
+from fedjax_fm.kernels.scaling import power_of_two
 from fedjax_fm.kernels.selection import magnitude_keys, top_k_cut, top_k_mask
 from fedjax_fm.kernels.threshold_search import selected
 
@@ -19,6 +21,7 @@ def random_k_mask(key: jax.Array, n: int, k: jax.Array | int) -> jax.Array:
       n: entries.
       k: int or i32[]; may be traced.
     """
+    count("k", k)
     words = random_bits(key, n) >> 1
     cut = top_k_cut((words,), k)
     return selected(words, cut.key, cut.last[0])
@@ -55,12 +58,13 @@ def block_mask(x: jax.Array, k: jax.Array | int, block_size: int) -> jax.Array:
       block_size: entries of a block.
 
     Returns:
-      bool[n]; ties go to the first block. A block whose mean square overflows ranks first, one with a NaN last.
+      bool[n]; ties go to the first block. A block with an infinity ranks first, one with a NaN last.
     """
-    if block_size < 1:
-        raise ValueError(f"expected block_size >= 1, got block_size={block_size}")
+    whole("block_size", block_size, least=1)
     n = x.shape[0]
-    blocks = jnp.pad(jnp.asarray(x, jnp.float32), (0, -n % block_size)).reshape(-1, block_size)
+    x = jnp.asarray(x, jnp.float32)
+    x = x * power_of_two(jnp.max(jnp.abs(x), where=jnp.isfinite(x), initial=0.0))  # their squares are finite
+    blocks = jnp.pad(x, (0, -n % block_size)).reshape(-1, block_size)
     sizes = jnp.minimum(n - jnp.arange(blocks.shape[0]) * block_size, block_size)
     kept = top_k_mask(jnp.sum(jnp.square(blocks), axis=1) / sizes, k)
     return jnp.repeat(kept, block_size)[:n]

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels.scaling import power_of_two
+
 MAX_BITS = 22  # of a magnitude: beyond, f32 rounds itself
 
 
@@ -24,17 +26,19 @@ def nnadq_encode(x: jax.Array, weight: float, original_bits: int = 32) -> tuple[
     References:
       Chen et al., FedOBD, 2023, arXiv 2208.05174; the authors' code, cyyever/torch_algorithm.
     """
-    low, high = jnp.min(x), jnp.max(x)
-    offset = low * 0.5 + high * 0.5
-    centred = x - offset
+    # Near one, where neither the range nor the inverse of the norm leaves that of f32.
+    power = power_of_two(jnp.max(jnp.abs(x)))
+    scaled = x * power
+    offset = jnp.min(scaled) * 0.5 + jnp.max(scaled) * 0.5
+    centred = scaled - offset
     norm = jnp.max(jnp.abs(centred))
     ln4 = 1.3862943611198906
-    best = jnp.floor(jnp.sqrt(norm) * jnp.float32((original_bits * ln4 / weight) ** 0.5))
+    best = jnp.floor(jnp.sqrt(norm / power) * jnp.float32((original_bits * ln4 / weight) ** 0.5))
     level = jnp.clip(jnp.nan_to_num(best, nan=1.0), 1, 2**MAX_BITS - 1).astype(jnp.uint32)
     relative = jnp.nan_to_num(jnp.abs(centred) / jnp.where(norm > 0, norm, 1.0))
     magnitude = jnp.minimum(jnp.round(relative * level.astype(jnp.float32)).astype(jnp.uint32), level)
     codes = (magnitude << 1) | jnp.signbit(centred).astype(jnp.uint32)
-    return codes, norm, offset, level
+    return codes, norm / power, offset / power, level
 
 
 def nnadq_width(level: jax.Array) -> jax.Array:
@@ -45,7 +49,10 @@ def nnadq_width(level: jax.Array) -> jax.Array:
 def nnadq_decode(codes: jax.Array, norm: jax.Array, offset: jax.Array, level: jax.Array) -> jax.Array:
     """The inverse map: u32[n] -> f32[n]."""
     distance = (codes >> 1).astype(jnp.float32) / level.astype(jnp.float32) * norm
-    return offset + jnp.where((codes & 1) == 1, -distance, distance)
+    decoded = offset + jnp.where((codes & 1) == 1, -distance, distance)
+    # Rounding may pass the largest float.
+    most = jnp.finfo(jnp.float32).max
+    return jnp.where(jnp.isfinite(offset) & jnp.isfinite(norm), jnp.clip(decoded, -most, most), decoded)
 
 
 def to_planes(codes: jax.Array, n_planes: int) -> jax.Array:

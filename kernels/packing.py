@@ -7,6 +7,8 @@ Eight codes of b bits fill exactly b bytes, so a group of eight is the unit; cod
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels.arguments import whole
+
 
 def packed_length(n: int, bits: int) -> int:
     """Bytes that n codes of `bits` bits take: ceil(n * bits / 8)."""
@@ -27,20 +29,17 @@ def _fold(codes: jax.Array, bits: int) -> jax.Array:
     return folded.astype(jnp.uint8)
 
 
-def _check_bits(bits: int) -> None:
-    if not 1 <= bits <= 32:
-        raise ValueError(f"expected 1 <= bits <= 32, got bits={bits}")
-
-
 def pack_bits(codes: jax.Array, bits: int) -> jax.Array:
     """Packs codes below 2**bits: unsigned[n] (or bool[n]) -> u8[ceil(n * bits / 8)]; higher bits are cut off.
 
-    Example:
-      >>> import jax.numpy as jnp
-      >>> pack_bits(jnp.array([1, 2, 3]), 4).tolist()
-      [33, 3]
+        Example:
+          >>> import jax.numpy as jnp
+
+    from fedjax_fm.kernels.arguments import whole
+          >>> pack_bits(jnp.array([1, 2, 3]), 4).tolist()
+          [33, 3]
     """
-    _check_bits(bits)
+    whole("bits", bits, least=1, most=32)
     n = codes.shape[0]
     if bits in _WORDS:
         return _fold(
@@ -64,7 +63,7 @@ def pack_bits(codes: jax.Array, bits: int) -> jax.Array:
 
 def unpack_bits(packed: jax.Array, bits: int, n: int) -> jax.Array:
     """The inverse of `pack_bits`: u8[ceil(n * bits / 8)] -> u32[n]."""
-    _check_bits(bits)
+    whole("bits", bits, least=1, most=32)
     if packed.shape != (packed_length(n, bits),):
         raise ValueError(
             f"{n} codes of {bits} bits take {packed_length(n, bits)} bytes, got a buffer of shape {packed.shape}: "

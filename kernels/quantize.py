@@ -3,24 +3,41 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels.arguments import whole
 from fedjax_fm.kernels.random_bits import rounding_noise
+from fedjax_fm.kernels.scaling import power_of_two
 
 
 def norm_of(x: jax.Array, norm: str) -> jax.Array:
     """f32[..., n] -> f32[...]: the l2 or the max norm of the last axis."""
-    if norm == "l2":
-        # Scaled by the maximum, so that neither tiny nor huge values lose the sum of squares. XLA divides by a
-        # scalar as a product with its inverse, which must be a normal float: beyond the bounds it would be zero.
-        safe = jnp.clip(jnp.max(jnp.abs(x), axis=-1, initial=0.0), 2.0**-126, 2.0**126)
-        return safe * jnp.sqrt(jnp.sum(jnp.square(x / safe[..., None]), axis=-1))
+    scaled, power = _norm_times_power(x, norm)
+    return scaled / power
+
+
+def _norm_times_power(x: jax.Array, norm: str) -> tuple[jax.Array, jax.Array]:
+    """(norm * p, p), f32[...] each; p a power of two, so that no norm of finite numbers overflows."""
+    if norm not in ("l2", "max"):
+        raise ValueError(f"expected norm 'l2' or 'max', got {norm!r}")
+    largest = jnp.max(jnp.abs(x), axis=-1, initial=0.0)
     if norm == "max":
-        return jnp.max(jnp.abs(x), axis=-1, initial=0.0)
-    raise ValueError(f"expected norm 'l2' or 'max', got {norm!r}")
+        return largest, jnp.ones_like(largest)
+    # Scaled by the maximum, so that neither tiny nor huge values lose the sum of squares. XLA divides by a
+    # scalar as a product with its inverse, which must be a normal float: beyond the bounds it would be zero.
+    power, safe = power_of_two(largest), jnp.clip(largest, 2.0**-126, 2.0**126)
+    return power * safe * jnp.sqrt(jnp.sum(jnp.square(x / safe[..., None]), axis=-1)), power
 
 
 def scale_of(norm: jax.Array, levels: int) -> jax.Array:
-    """f32[...]: the distance of two levels, norm / levels."""
-    return norm / jnp.where(norm > 0, levels, 1)  # a divisor that is selected is divided by, see `round_up_or_down`
+    """f32[...]: the distance of two levels, norm / levels; from 2^127 on two units less in the last place, so that
+    levels * (norm / levels), rounded twice, is finite."""
+    scale = norm / jnp.where(norm > 0, levels, 1)  # a divisor that is selected is divided by, see `round_up_or_down`
+    return scale * jnp.where(norm > 2.0**127, 1 - 2.0**-22, 1.0)
+
+
+def level_distance(x: jax.Array, norm: str, levels: int) -> jax.Array:
+    """f32[..., n] -> f32[...]: norm / levels, also where the l2 norm itself is beyond the largest float."""
+    scaled, power = _norm_times_power(x, norm)
+    return scale_of(scaled, levels) / power
 
 
 def round_up_or_down(steps: jax.Array, noise: jax.Array, most: int) -> jax.Array:
@@ -82,15 +99,13 @@ def stochastic_quantize_buckets(
     References:
       Alistarh et al., QSGD, 2017, arXiv 1610.02132, section 4 (buckets, max norm).
     """
-    if levels < 1:
-        raise ValueError(f"expected levels >= 1, got levels={levels}")
-    if bucket_size < 1:
-        raise ValueError(f"expected bucket_size >= 1, got bucket_size={bucket_size}")
+    whole("levels", levels, least=1)
+    whole("bucket_size", bucket_size, least=1)
     x = jnp.asarray(x, jnp.float32)
     n = x.shape[0]
     width = max(1, min(bucket_size, n))
     buckets = jnp.pad(x, (0, max(1, -(-n // width)) * width - n)).reshape(-1, width)
-    scales = scale_of(norm_of(buckets, norm), levels)
+    scales = level_distance(buckets, norm, levels)
     noise = rounding_noise(key, buckets.size).reshape(buckets.shape)
     codes = signed_codes(buckets, scales[:, None], noise, levels)
     return codes.reshape(-1)[:n].astype(jnp.int8 if levels <= 127 else jnp.int32), scales
@@ -109,13 +124,13 @@ def uniform_quantize(x: jax.Array, key: jax.Array, bits: int) -> tuple[jax.Array
 
     Returns:
       (codes, low, step): u8[n] (u16 above 8 bits), f32[], f32[]; `uniform_dequantize` inverts it. All entries
-      equal: codes and step 0. A non-finite entry makes low or step non-finite.
+      equal: codes and step 0. A non-finite entry makes low or step non-finite, as does, with one bit, a range beyond
+      the largest float.
 
     References:
       Suresh et al., Distributed mean estimation with limited communication, 2017, arXiv 1611.00429, section 2.2.
     """
-    if not 1 <= bits <= 16:
-        raise ValueError(f"expected 1 <= bits <= 16, got bits={bits}")
+    whole("bits", bits, least=1, most=16)
     x = jnp.asarray(x, jnp.float32)
     most = 2**bits - 1
     finite = x.shape[0] > 0

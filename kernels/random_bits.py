@@ -7,6 +7,7 @@ out. Word i depends on (key, i) alone, so a block of a long vector can be drawn 
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels.arguments import whole
 from fedjax_fm.kernels.dispatch import on_cpu
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -63,8 +64,7 @@ def random_bits(key: jax.Array, n: int) -> jax.Array:
       >>> bool((random_bits(key, 5) == jax.random.bits(key, (5,))).all())
       True
     """
-    if n > 2**32:
-        raise ValueError(f"expected n <= 2**32, got n={n}")
+    whole("n", n, least=0, most=2**32)
     return random_bits_at(key, jax.lax.iota(jnp.uint32, n))
 
 

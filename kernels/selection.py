@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_fm.kernels.arguments import count
 from fedjax_fm.kernels.counting import LARGEST_KEY, magnitude_keys
 from fedjax_fm.kernels.threshold_search import Cut, find_cut, selected
 
@@ -90,8 +91,7 @@ def top_k_cut(vectors: tuple[jax.Array, ...], k: jax.Array | int) -> Cut:
       vectors: floats, taken by magnitude, or u32 keys below 2**31.
       k: int or i32[]; may be traced.
     """
-    if isinstance(k, int) and k < 0:
-        raise ValueError(f"expected k >= 0, got k={k}")
+    count("k", k)
     n = sum(vector.shape[0] for vector in vectors)
     if n >= 2**31:
         raise ValueError(f"expected fewer than 2**31 entries, got {n}")

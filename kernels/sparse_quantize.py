@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels.arguments import whole
 from fedjax_fm.kernels.compaction import mask_indices
 from fedjax_fm.kernels.quantize import stochastic_quantize_buckets
 from fedjax_fm.kernels.selection import top_k_mask
@@ -33,8 +34,8 @@ def sparse_codes(
       norm: of a bucket, "max" or "l2".
       bucket_size: kept entries that share a scale.
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"expected 2 <= bits <= 8, got bits={bits}")
+    whole("k", k, least=0)
+    whole("bits", bits, least=2, most=8)
     places = mask_indices(top_k_mask(x, k), min(k, x.shape[0]))
     codes, scales = stochastic_quantize_buckets(x[places], key, 2 ** (bits - 1) - 1, norm, bucket_size)
     return SparseCodes(places, codes, scales)

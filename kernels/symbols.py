@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.kernels.arguments import whole
+
 
 def symbols_per_byte(base: int) -> int:
     """How many codes below `base` one byte holds: the largest m with base**m <= 256."""
-    if not 2 <= base <= 256:
-        raise ValueError(f"expected 2 <= base <= 256, got base={base}")
+    whole("base", base, least=2, most=256)
     m = 1
     while base ** (m + 1) <= 256:
         m += 1
@@ -17,13 +18,15 @@ def symbols_per_byte(base: int) -> int:
 def pack_symbols(codes: jax.Array, base: int) -> jax.Array:
     """Packs codes below `base`: unsigned[n] -> u8[ceil(n / m)], m = symbols_per_byte(base).
 
-    Byte j is sum over i < m of codes[j m + i] * base**i; codes past the end count as 0. Base 3 takes 1.6 bits an
-    entry where log2(3) is 1.585. Codes of 2s + 1 levels are shifted by s first. From base 17 on a byte holds one code.
+        Byte j is sum over i < m of codes[j m + i] * base**i; codes past the end count as 0. Base 3 takes 1.6 bits an
+        entry where log2(3) is 1.585. Codes of 2s + 1 levels are shifted by s first. From base 17 on a byte holds one code.
 
-    Example:
-      >>> import jax.numpy as jnp
-      >>> pack_symbols(jnp.array([2, 1, 0, 0, 1, 2]), 3).tolist()
-      [86, 2]
+        Example:
+          >>> import jax.numpy as jnp
+
+    from fedjax_fm.kernels.arguments import whole
+          >>> pack_symbols(jnp.array([2, 1, 0, 0, 1, 2]), 3).tolist()
+          [86, 2]
     """
     m = symbols_per_byte(base)
     n = codes.shape[0]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.channels.arguments import checked_channel, checked_whole
 from fedjax_fm.channels.vectors import is_rows
 from fedjax_fm.types import Channel, Free, Tree
 
@@ -52,8 +53,9 @@ def anchored(anchor: Channel, correction: Channel, every: int) -> Channel:
       Dorfman et al., DoCoFL: downlink compression for cross-device federated learning, 2023, arXiv 2302.00543,
       algorithm 1.
     """
-    if every < 1:
-        raise ValueError(f"expected every >= 1, got every={every}")
+    checked_channel("anchored, anchor", anchor)
+    checked_channel("anchored, correction", correction)
+    every = checked_whole("every", every, least=1)
 
     def init(shapes):
         inner = anchor.init(shapes), correction.init(shapes)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fedjax_fm import trees
 from fedjax_fm.channels.buffers import is_bool, pack
 from fedjax_fm.channels.payload import Payload, payload_bits
-from fedjax_fm.channels.vectors import opened
+from fedjax_fm.channels.vectors import check_array, opened
 from fedjax_fm.types import Channel
 
 
@@ -27,10 +27,12 @@ def bernoulli_mask() -> Channel:
         if not paths:
             raise ValueError("bernoulli_mask: the message has no leaves, there is nothing to send")
         for path, leaf in paths:
+            name = trees.path_of(path) or "the leaf"
+            check_array("bernoulli_mask", name, leaf)
             if not is_bool(leaf):
-                raise TypeError(f"bernoulli_mask carries bool leaves only, but {trees.path_of(path)} is {leaf.dtype}")
+                raise TypeError(f"bernoulli_mask carries bool leaves only, but {name} is {leaf.dtype}")
             if leaf.size == 0:
-                raise ValueError(f"bernoulli_mask: the leaf {trees.path_of(path)} of shape {leaf.shape} is empty")
+                raise ValueError(f"bernoulli_mask: the leaf {name} of shape {leaf.shape} is empty")
         leaves = [leaf for _, leaf in paths]
         shapes: Hashable = tuple(leaf.shape for leaf in leaves)
         codes = pack(jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), 2)

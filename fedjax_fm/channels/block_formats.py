@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
+from fedjax_fm.channels.arguments import checked_block, checked_whole
 from fedjax_fm.channels.buffers import cut, pack, whole
-from fedjax_fm.channels.vectors import blocks_of, checked_block, vector_channel
+from fedjax_fm.channels.vectors import blocks_of, vector_channel
 from fedjax_fm.kernels import int_block_encode, nf4_decode, nf4_encode
 from fedjax_fm.types import Channel
 
@@ -19,9 +20,8 @@ def int_blocks(bits: int = 8, block_size: int | None = 256) -> Channel:
       bits: 2 to 8.
       block_size: entries that share a scale; None for the whole message.
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"expected 2 <= bits <= 8, got bits={bits}")
-    checked_block(block_size)
+    bits = checked_whole("bits", bits, least=2, most=8)
+    block_size = checked_block(block_size)
     top = 2 ** (bits - 1) - 1
 
     def encode(x, live, key):
@@ -34,7 +34,7 @@ def int_blocks(bits: int = 8, block_size: int | None = 256) -> Channel:
         codes = side[0].unpack().astype(jnp.int32) - top
         return codes * jnp.repeat(whole(side[1]), min(block_size or n, n))[:n]
 
-    return vector_channel("int_blocks", (bits, block_size), encode, decode)
+    return vector_channel("int_blocks", (bits, block_size), encode, decode, nearest=True)
 
 
 def nf4(block_size: int | None = 64) -> Channel:
@@ -49,7 +49,7 @@ def nf4(block_size: int | None = 64) -> Channel:
     References:
       Dettmers et al., QLoRA, 2023, arXiv 2305.14314, section 3 and appendix E.
     """
-    checked_block(block_size)
+    block_size = checked_block(block_size)
 
     def encode(x, live, key):
         blocks = blocks_of(x, block_size)
@@ -59,4 +59,4 @@ def nf4(block_size: int | None = 64) -> Channel:
     def decode(values, side, n):
         return nf4_decode(blocks_of(side[0].unpack(), block_size), whole(side[1])).reshape(-1)[:n]
 
-    return vector_channel("nf4", block_size, encode, decode)
+    return vector_channel("nf4", block_size, encode, decode, nearest=True)

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm import checks
+from fedjax_fm.channels.arguments import checked_block
 from fedjax_fm.channels.buffers import cut, whole
-from fedjax_fm.channels.vectors import blocks_of, checked_block, vector_channel
+from fedjax_fm.channels.vectors import blocks_of, vector_channel
 from fedjax_fm.types import Channel, Rows
 
 DTYPES = {
@@ -31,9 +33,8 @@ def cast(dtype: str = "bfloat16", block_size: int | None = None) -> Channel:
     References:
       Micikevicius et al., FP8 formats, 2022, arXiv 2209.05433; Rouhani et al., Microscaling, 2023, arXiv 2310.10537.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"expected one of {', '.join(DTYPES)}, got dtype={dtype!r}")
-    checked_block(block_size)
+    checks.choice("dtype", dtype, DTYPES)
+    block_size = checked_block(block_size)
     narrow = DTYPES[dtype]
     top = int(jnp.finfo(narrow).maxexp) - 1  # exponent of the largest number
 
@@ -58,8 +59,13 @@ def cast(dtype: str = "bfloat16", block_size: int | None = None) -> Channel:
 
     def decode(values, side, n):
         x = whole(values).astype(jnp.float32)
-        if block_size is not None:
-            x = (blocks_of(x, block_size) * power(whole(side[0]))[:, None]).reshape(-1)[:n]
-        return x
+        if block_size is None:
+            return x
+        blocks = blocks_of(x, block_size)
+        decoded = blocks * power(whole(side[0]))[:, None]
+        # The largest float may have been rounded up to 2^128.
+        largest = jnp.copysign(jnp.finfo(jnp.float32).max, blocks)
+        overflows = jnp.isinf(decoded) & jnp.isfinite(blocks)
+        return jnp.where(overflows, largest, decoded).reshape(-1)[:n]
 
-    return vector_channel("cast", (dtype, block_size), encode, decode)
+    return vector_channel("cast", (dtype, block_size), encode, decode, nearest=True)

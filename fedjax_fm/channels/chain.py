@@ -4,6 +4,9 @@ import dataclasses
 
 import jax
 
+from fedjax_fm.channels.anchored import Anchored
+from fedjax_fm.channels.arguments import checked_channel
+from fedjax_fm.channels.identity import identity
 from fedjax_fm.channels.payload import Payload, payload_bits
 from fedjax_fm.types import Channel
 
@@ -21,16 +24,21 @@ def chain(*channels: Channel) -> Channel:
     """
     if not channels:
         raise ValueError("chain needs at least one channel, got none")
+    for channel in channels:
+        checked_channel("chain", channel)
+    if channels[0] is identity() and len(channels) > 1:  # else its packed flags would be values to encode
+        return chain(*channels[1:])
     if len(channels) == 1:
         return channels[0]
     first, rest = channels[0], chain(*channels[1:])
 
     def encode_first(state, tree, key):
         payload, state = first.encode(state, tree, key)
-        if not isinstance(payload, Payload):  # like identity: a wrapper without arrays tells `decode` so
-            return Payload(payload, (), BARE), state
-        if not jax.tree.leaves(payload.values):
-            raise ValueError("chain: a channel that leaves no values to encode, like quantize, must come last")
+        if not isinstance(payload, Payload):  # of a channel that knows no chains: `decode` is told by the wrapper
+            payload = Payload(payload, (), BARE)
+        if isinstance(payload.values, Anchored) or not jax.tree.leaves(payload.values):
+            name = _name(payload)
+            raise ValueError(f"chain: a channel that leaves no values to encode, here {name}, must come last")
         return payload, state
 
     def init(shapes):
@@ -54,6 +62,15 @@ def chain(*channels: Channel) -> Channel:
         return first.decode(_filled(outer, rest.decode(_filled(inner, payload.values))))
 
     return Channel(init=init, encode=encode, decode=decode, bits=payload_bits)
+
+
+def _name(payload: Payload) -> str:
+    """Of the channel that wrote last."""
+    if isinstance(payload.values, Anchored):
+        return "anchored"
+    if payload.form == CHAIN:
+        return _name(payload.side[1])
+    return str(payload.form[0] if isinstance(payload.form, tuple) else payload.form)
 
 
 def _hollow(payload: Payload) -> Payload:

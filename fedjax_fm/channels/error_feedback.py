@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm.channels.vectors import is_rows
+from fedjax_fm import trees
+from fedjax_fm.channels.arguments import checked_channel
+from fedjax_fm.channels.vectors import check_array, is_rows
 from fedjax_fm.types import Channel, Rows
 
 
@@ -20,12 +22,15 @@ def error_feedback(channel: Channel) -> Channel:
     References:
       Seide et al. 2014; Stich et al. 2018, arXiv 1809.07599; Karimireddy et al. 2019, arXiv 1901.09847.
     """
+    checked_channel("error_feedback", channel)
 
     def init(shapes):
         return jax.tree.map(_no_error, shapes, is_leaf=is_rows), channel.init(shapes)
 
     def encode(state, tree, key):
         residual, inner = state
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            check_array("error_feedback", trees.path_of(path) or "the leaf", leaf)
         wanted = jax.tree.map(_wanted, tree, residual, is_leaf=is_rows)
         payload, inner = channel.encode(inner, wanted, key)
         sent = channel.decode(payload)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import jax
 
+from fedjax_fm import trees
 from fedjax_fm.channels.buffers import Codes, is_bool, pack, static
 from fedjax_fm.channels.payload import payload_bits
-from fedjax_fm.channels.vectors import is_rows
+from fedjax_fm.channels.vectors import check_array, is_rows
 from fedjax_fm.types import Channel
 
 
@@ -20,20 +21,26 @@ class Flags:
     shape: tuple[int, ...] = static()
 
 
+def _sent(path, leaf):
+    if is_rows(leaf):
+        return leaf
+    check_array("identity", trees.path_of(path) or "the leaf", leaf)
+    return Flags(pack(leaf.reshape(-1), 2), leaf.shape) if is_bool(leaf) and leaf.size > 0 else leaf
+
+
+def _received(part):
+    return part.codes.unpack().astype(bool).reshape(part.shape) if isinstance(part, Flags) else part
+
+
 @functools.cache
 def identity() -> Channel:
     """Lossless (unbiased, omega = 0); 8 * itemsize bits an entry, 1 for bool leaves (whole bytes a leaf), the rows
     that travel for `Rows`."""
 
     def encode(state, tree, key):
-        flags = lambda x: not is_rows(x) and is_bool(x) and x.size > 0
-        return jax.tree.map(
-            lambda x: Flags(pack(x.reshape(-1), 2), x.shape) if flags(x) else x, tree, is_leaf=is_rows
-        ), state
+        return jax.tree.map_with_path(_sent, tree, is_leaf=is_rows), state
 
     def decode(payload):
-        is_flags = lambda node: isinstance(node, Flags)
-        unpacked = lambda x: x.codes.unpack().astype(bool).reshape(x.shape) if is_flags(x) else x
-        return jax.tree.map(unpacked, payload, is_leaf=is_flags)
+        return jax.tree.map(_received, payload, is_leaf=lambda node: isinstance(node, Flags))
 
     return Channel(init=lambda shapes: (), encode=encode, decode=decode, bits=payload_bits)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.channels.arguments import checked_real
 from fedjax_fm.channels.buffers import static
 from fedjax_fm.channels.payload import Payload, payload_bits
 from fedjax_fm.channels.vectors import flatten, form_of, opened, unflatten
@@ -48,8 +49,7 @@ def nnadq(weight: float = 1e-3) -> Channel:
     References:
       Chen et al., FedOBD, 2023, arXiv 2208.05174, section 3.3; cyyever/torch_algorithm.
     """
-    if not 0 < weight < float("inf"):
-        raise ValueError(f"expected weight > 0, got weight={weight}")
+    weight = checked_real("weight", weight, above=0)
 
     def encode_leaf(x, dtype):
         codes, norm, offset, level = nnadq_encode(x, weight, 8 * jnp.dtype(dtype).itemsize)
@@ -71,6 +71,6 @@ def nnadq(weight: float = 1e-3) -> Channel:
     def decode(payload):
         form = opened(payload, "nnadq", weight)
         x = jnp.concatenate([decode_leaf(sent) for sent in payload.side])
-        return unflatten(x, form, payload.rest)
+        return unflatten(x, form, payload.rest, nearest=True)
 
     return Channel(init=lambda shapes: (), encode=encode, decode=decode, bits=payload_bits)

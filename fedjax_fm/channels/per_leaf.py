@@ -1,16 +1,38 @@
 """Each leaf of a message through the channel that a rule gives it."""
 
+import contextlib
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
+from fedjax_fm.channels.arguments import checked_channel
 from fedjax_fm.channels.payload import Payload
 from fedjax_fm.channels.vectors import is_rows, opened
 from fedjax_fm.types import Channel, Tree
 
 Rule = str | Callable[[str, jax.ShapeDtypeStruct], bool]
+
+
+class Part(NamedTuple):
+    """One of the messages into which a message falls."""
+
+    channel: Channel
+    leaves: list
+    names: str  # dotted paths of the leaves
+
+
+@contextlib.contextmanager
+def _naming(part: Part):
+    """What a channel says of a list of leaves is of no use without their names."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):  # JAX's own
+            raise
+        raise type(error)(f"per_leaf, message of {part.names}: {error}") from error
 
 
 def per_leaf(*rules: tuple[Rule, Channel], otherwise: Channel | None = None, together: bool = False) -> Channel:
@@ -29,11 +51,16 @@ def per_leaf(*rules: tuple[Rule, Channel], otherwise: Channel | None = None, tog
     """
     if not rules and otherwise is None:
         raise ValueError("per_leaf needs at least one rule or `otherwise`, got none")
-    for rule, channel in rules:
+    for pair in rules:
+        if not isinstance(pair, tuple) or isinstance(pair, Channel) or len(pair) != 2:
+            raise TypeError(f"per_leaf: expected pairs (rule, channel), got {pair!r}; a channel alone is `otherwise=`")
+        rule, channel = pair
         if not isinstance(rule, str) and not callable(rule):
             raise TypeError(f"expected a regular expression or a function as rule, got {rule!r}")
-        if not isinstance(channel, Channel):
-            raise TypeError(f"expected a channel for the rule {rule!r}, got {channel!r}")
+        checked_channel(f"per_leaf, rule {rule!r}", channel)
+    if otherwise is not None:
+        checked_channel("per_leaf, otherwise", otherwise)
+    together = checks.flag("together", together)
     channels = [channel for _, channel in rules] + ([otherwise] if otherwise is not None else [])
 
     def choice(path: str, leaf) -> int:
@@ -54,17 +81,28 @@ def per_leaf(*rules: tuple[Rule, Channel], otherwise: Channel | None = None, tog
         groups = [(c, tuple(i for i, d in enumerate(chosen) if d == c)) for c in range(len(channels))]
         return tuple(group for group in groups if group[1])
 
-    def parts_of(tree: Tree) -> list[tuple[Channel, list]]:
-        leaves = jax.tree.leaves(tree, is_leaf=is_rows)
-        return [(channels[c], [leaves[i] for i in numbers]) for c, numbers in plan(tree)]
+    def parts_of(tree: Tree) -> list[Part]:
+        paths = jax.tree.leaves_with_path(tree, is_leaf=is_rows)
+        names = [trees.path_of(path) or "the leaf" for path, _ in paths]
+        return [
+            Part(channels[c], [paths[i][1] for i in numbers], ", ".join(names[i] for i in numbers))
+            for c, numbers in plan(tree)
+        ]
 
     def init(shapes):
-        return tuple(channel.init(part) for channel, part in parts_of(shapes))
+        states = []
+        for part in parts_of(shapes):
+            with _naming(part):
+                states.append(part.channel.init(part.leaves))
+        return tuple(states)
 
     def encode(state, tree, key):
         parts = parts_of(tree)
         keys = jax.random.split(key, max(1, len(parts)))
-        done = [channel.encode(s, part, k) for (channel, part), s, k in zip(parts, state, keys, strict=False)]
+        done = []
+        for part, part_state, part_key in zip(parts, state, keys[: len(parts)], strict=True):
+            with _naming(part):
+                done.append(part.channel.encode(part_state, part.leaves, part_key))
         form = ("per_leaf", together, (jax.tree.structure(tree, is_leaf=is_rows), plan(tree)))
         return Payload((), tuple(payload for payload, _ in done), form), tuple(s for _, s in done)
 

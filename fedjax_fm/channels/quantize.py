@@ -2,8 +2,10 @@
 
 import jax.numpy as jnp
 
+from fedjax_fm import checks
+from fedjax_fm.channels.arguments import checked_block, checked_whole
 from fedjax_fm.channels.buffers import cut, pack, whole
-from fedjax_fm.channels.vectors import checked_block, vector_channel
+from fedjax_fm.channels.vectors import vector_channel
 from fedjax_fm.kernels import stochastic_quantize_buckets
 from fedjax_fm.types import Channel
 
@@ -25,8 +27,8 @@ def quantize(bits: int, norm: str = "max", bucket_size: int | None = 512) -> Cha
     References:
       Alistarh et al., QSGD, 2017, arXiv 1610.02132, sections 3.1 and 4 (buckets, max norm).
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"expected 2 <= bits <= 8, got bits={bits}")
+    bits = checked_whole("bits", bits, least=2, most=8)
+    bucket_size = checked_block(bucket_size, "bucket_size")
     return _stochastic("quantize", (bits, norm, bucket_size), 2 ** (bits - 1) - 1, 2**bits, norm, bucket_size)
 
 
@@ -44,14 +46,12 @@ def ternary(block_size: int | None = 256, norm: str = "max") -> Channel:
     References:
       Mishchenko et al., DIANA, 2019, arXiv 1901.09269, definition 1; Wen et al., TernGrad, 2017, arXiv 1705.07878.
     """
-    checked_block(block_size)
+    block_size = checked_block(block_size)
     return _stochastic("ternary", (block_size, norm), 1, 3, norm, block_size)
 
 
 def _stochastic(name: str, setting: tuple, levels: int, symbols: int, norm: str, bucket_size: int | None) -> Channel:
-    if norm not in ("l2", "max"):
-        raise ValueError(f"expected norm 'l2' or 'max', got {norm!r}")
-    checked_block(bucket_size, "bucket_size")
+    checks.choice("norm", norm, ("l2", "max"))
 
     def encode(x, live, key):
         width = min(bucket_size or x.shape[0], x.shape[0])

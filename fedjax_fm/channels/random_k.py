@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm.channels.top_k import checked_fraction, kept, scattered
+from fedjax_fm import checks
+from fedjax_fm.channels.arguments import checked_fraction
+from fedjax_fm.channels.top_k import kept, scattered
 from fedjax_fm.channels.vectors import poisoned, vector_channel
 from fedjax_fm.kernels import mask_indices, random_k_mask
 from fedjax_fm.types import Channel
@@ -23,6 +25,8 @@ def random_k(fraction: float, scaled: bool = True) -> Channel:
     References:
       Stich et al., Sparsified SGD with memory, 2018, arXiv 1809.07599.
     """
+    fraction = checked_fraction(fraction)
+    scaled = checks.flag("scaled", scaled)
 
     def encode(x, live, key):
         seed = jax.random.bits(key)
@@ -34,7 +38,7 @@ def random_k(fraction: float, scaled: bool = True) -> Channel:
         values = values * jnp.float32(n / k) if scaled else values
         return scattered(values, random_places(side[0], n, k), n)
 
-    return vector_channel("random_k", (checked_fraction(fraction), scaled), encode, decode, rows=False)
+    return vector_channel("random_k", (fraction, scaled), encode, decode, rows=False)
 
 
 def random_places(seed: jax.Array, n: int, k: int) -> jax.Array:

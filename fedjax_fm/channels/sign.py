@@ -1,7 +1,8 @@
 """One bit an entry: signs and a mean magnitude."""
 
+from fedjax_fm.channels.arguments import checked_block
 from fedjax_fm.channels.buffers import cut, pack, whole
-from fedjax_fm.channels.vectors import blocks_of, checked_block, live_per_block, vector_channel
+from fedjax_fm.channels.vectors import blocks_of, live_per_block, vector_channel
 from fedjax_fm.kernels import sign_decode, sign_encode
 from fedjax_fm.types import Channel
 
@@ -19,7 +20,7 @@ def sign(block_size: int | None = None) -> Channel:
     References:
       Bernstein et al., signSGD, 2018, arXiv 1802.04434; Karimireddy et al. 2019, arXiv 1901.09847, section 3.
     """
-    checked_block(block_size)
+    block_size = checked_block(block_size)
 
     def encode(x, live, key):
         blocks = blocks_of(x, block_size)
@@ -30,4 +31,4 @@ def sign(block_size: int | None = None) -> Channel:
         minus = blocks_of(side[0].unpack(), block_size) == 1
         return sign_decode(minus, whole(side[1])).reshape(-1)[:n]
 
-    return vector_channel("sign", block_size, encode, decode)
+    return vector_channel("sign", block_size, encode, decode, nearest=True)

@@ -1,16 +1,30 @@
 """Hard threshold: what is large enough is sent, however many entries that is."""
 
+import jax
 import jax.numpy as jnp
 
+from fedjax_fm import checks
+from fedjax_fm.channels.arguments import checked_real
 from fedjax_fm.channels.buffers import pack_counted_places
 from fedjax_fm.channels.vectors import vector_channel
+from fedjax_fm.kernels.scaling import power_of_two
 from fedjax_fm.types import Channel, Rows
 
-RELATIVE = {
-    None: lambda x, live: jnp.float32(1),
-    "max": lambda x, live: jnp.max(jnp.abs(x)),
-    "rms": lambda x, live: jnp.sqrt(jnp.sum(jnp.square(x)) / jnp.maximum(live, 1)),
-}
+RELATIVE = (None, "max", "rms")
+
+
+def _reaches(x: jax.Array, least: float, relative_to: str | None, n_live: jax.Array | int) -> jax.Array:
+    """bool[n]: |x| >= the threshold."""
+    magnitude = jnp.abs(x)
+    if relative_to is None:
+        return magnitude >= jnp.float32(least)
+    largest = jnp.max(magnitude)
+    if relative_to == "max":
+        return magnitude >= jnp.float32(least) * largest
+    # Of tiny or huge numbers the squares would all be zero, or their sum infinite: nothing would reach it.
+    scaled = magnitude * power_of_two(largest)
+    rms = jnp.sqrt(jnp.sum(jnp.square(scaled)) / jnp.maximum(n_live, 1))
+    return scaled >= jnp.float32(least) * rms
 
 
 def threshold(least: float, relative_to: str | None = None) -> Channel:
@@ -29,17 +43,15 @@ def threshold(least: float, relative_to: str | None = None) -> Channel:
     References:
       Strom 2015; Sahu et al., Rethinking gradient sparsification, 2021, arXiv 2108.00951, definition 4.
     """
-    if not 0 < least < float("inf"):
-        raise ValueError(f"expected a positive threshold, got least={least}")
-    if relative_to not in RELATIVE:
-        raise ValueError(f"expected relative_to None, 'max' or 'rms', got {relative_to!r}")
+    least = checked_real("least", least, above=0)
+    checks.choice("relative_to", relative_to, RELATIVE)
 
     def encode(x, live, key):
         n = x.shape[0]
-        at = jnp.float32(least) * RELATIVE[relative_to](x, n if live is None else live)
         # Zeros are never worth sending; a NaN sends one entry at least, which then says so.
         bad = jnp.any(jnp.isnan(x))
-        mask = jnp.where(bad, jnp.arange(n) == 0, (jnp.abs(x) >= at) & (x != 0))
+        reaches = _reaches(x, least, relative_to, n if live is None else live)
+        mask = jnp.where(bad, jnp.arange(n) == 0, reaches & (x != 0))
         positions = pack_counted_places(mask)
         slots = jnp.where(mask, jnp.cumsum(mask) - 1, n)
         values = jnp.zeros(n, jnp.float32).at[slots].set(jnp.where(bad, jnp.nan, x), mode="drop")

@@ -6,6 +6,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.channels.arguments import checked_fraction
 from fedjax_fm.channels.buffers import pack_places
 from fedjax_fm.channels.vectors import poisoned, vector_channel
 from fedjax_fm.kernels import mask_indices, top_k_mask
@@ -30,29 +31,24 @@ def top_k(fraction: float) -> Channel:
       >>> channel.decode(payload)["w"].tolist()
       [0.0, -4.0, 2.0, 0.0]
     """
+    fraction = checked_fraction(fraction)
 
     def encode(x, live, key):
-        mask = top_k_mask(x, k := kept(fraction, x.shape[0]))
+        k = kept(fraction, x.shape[0])
+        mask = top_k_mask(x, k)
         places = mask_indices(mask, k)
         return poisoned(x[places], x), (pack_places(mask, places),)
 
     def decode(values, side, n):
         return scattered(values, side[0].unpack(), n)
 
-    return vector_channel("top_k", checked_fraction(fraction), encode, decode, rows=False)
+    return vector_channel("top_k", fraction, encode, decode, rows=False)
 
 
 def scattered(values: jax.Array, places: jax.Array, n: int) -> jax.Array:
     """f32[n] with values at places that ascend, zero elsewhere; places from n on are dropped."""
     # Said so, the scatter need not look for places that occur twice.
     return jnp.zeros(n, jnp.float32).at[places].set(values, unique_indices=True, indices_are_sorted=True, mode="drop")
-
-
-def checked_fraction(fraction: float) -> float:
-    """The share, or ValueError when it makes no sense."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"expected 0 < fraction <= 1, got fraction={fraction}")
-    return fraction
 
 
 def kept(fraction: float, n: int) -> int:

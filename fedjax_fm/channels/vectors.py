@@ -58,6 +58,7 @@ def form_of(tree: Tree, channel: str, rows: bool = True) -> Form:
     leaves = []
     for path, leaf in paths:
         name, values = trees.path_of(path) or "the leaf", leaf.values if is_rows(leaf) else leaf
+        check_array(channel, name, values)
         kind = "rows" if is_rows(leaf) else "bool" if is_bool(values) else "float"
         if kind != "bool" and not jnp.issubdtype(values.dtype, jnp.floating):
             raise TypeError(
@@ -78,6 +79,15 @@ def form_of(tree: Tree, channel: str, rows: bool = True) -> Form:
     if form.n == 0:
         raise ValueError(f"{channel}: the message has bool leaves only; `identity` packs them, `bernoulli_mask` too")
     return form
+
+
+def check_array(channel: str, name: str, leaf: Any) -> None:
+    """TypeError for a leaf that is no array, nor the shape of one."""
+    if not hasattr(leaf, "dtype"):
+        raise TypeError(
+            f"{channel} carries arrays, but {name} is {leaf!r} of type {type(leaf).__name__}; make it an array, for "
+            f"example by jnp.asarray"
+        )
 
 
 class Vector(NamedTuple):
@@ -127,8 +137,19 @@ def flatten(tree: Tree, form: Form) -> Vector:
     return Vector(x, jnp.sum(alive, dtype=jnp.int32), (bools, Free(heights)))
 
 
-def unflatten(x: jax.Array, form: Form, rest: Tree = ()) -> Tree:
-    """The inverse of `flatten`: f32[n] -> the message, leaves in their dtypes."""
+def within(x: jax.Array, dtype: str | jnp.dtype) -> jax.Array:
+    """x, its finite entries moved into the range of a floating type."""
+    most = float(jnp.finfo(dtype).max)
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, -most, most), x)
+
+
+def unflatten(x: jax.Array, form: Form, rest: Tree = (), nearest: bool = False) -> Tree:
+    """The inverse of `flatten`: f32[n] -> the message, leaves in their dtypes.
+
+    Args:
+      nearest: entries that were rounded beyond the largest number of their leaf's type become that number; else
+        infinity, which is right for estimates without bias.
+    """
     heights = _heights(rest)
     if form.has_rows:
         alive = _alive(form, heights)
@@ -142,7 +163,8 @@ def unflatten(x: jax.Array, form: Form, rest: Tree = ()) -> Tree:
         if leaf.kind == "bool":
             leaves.append(unpack_bits(next(bools), 1, leaf.size).astype(bool).reshape(leaf.shape))
             continue
-        values = x[start : start + leaf.size].reshape(leaf.shape).astype(leaf.dtype)
+        values = x[start : start + leaf.size].reshape(leaf.shape)
+        values = (within(values, leaf.dtype) if nearest else values).astype(leaf.dtype)
         leaves.append(Rows(values, next(coming)) if leaf.kind == "rows" else values)
         start += leaf.size
     return jax.tree.unflatten(form.structure, leaves)
@@ -154,6 +176,7 @@ def vector_channel(
     encode: Callable[[jax.Array, jax.Array | None, jax.Array], tuple[Tree, tuple]],
     decode: Callable[[Tree, tuple, int], jax.Array],
     rows: bool = True,
+    nearest: bool = False,
 ) -> Channel:
     """A channel from a code of vectors: no state, the message as one vector, bool leaves packed beside it.
 
@@ -163,6 +186,7 @@ def vector_channel(
       encode: `(x f32[n], live i32[] | None, key) -> (values, side)` as in `Payload`.
       decode: `(values, side, n) -> f32[n]`.
       rows: whether `encode` can handle `live`.
+      nearest: whether it rounds to the nearest value, see `unflatten`.
     """
 
     def encode_tree(state, tree, key):
@@ -173,7 +197,7 @@ def vector_channel(
 
     def decode_tree(payload):
         form = opened(payload, name, setting)
-        return unflatten(decode(payload.values, payload.side, form.n), form, payload.rest)
+        return unflatten(decode(payload.values, payload.side, form.n), form, payload.rest, nearest)
 
     return Channel(init=lambda shapes: (), encode=encode_tree, decode=decode_tree, bits=payload_bits)
 
@@ -203,10 +227,3 @@ def live_per_block(n: int, width: int, live: jax.Array | None) -> jax.Array:
     """i32[ceil(n / width)]: entries of each block that are not padding."""
     starts = jnp.arange(-(-n // width)) * width
     return jnp.clip((n if live is None else live) - starts, 0, width)
-
-
-def checked_block(size: int | None, name: str = "block_size") -> int | None:
-    """The size, or ValueError when it makes no sense."""
-    if size is not None and size < 1:
-        raise ValueError(f"expected {name} >= 1 or None, got {name}={size}")
-    return size

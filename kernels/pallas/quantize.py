@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from fedjax_fm.kernels.quantize import norm_of, scale_of, signed_codes
+from fedjax_fm.kernels.arguments import whole
+from fedjax_fm.kernels.quantize import level_distance, signed_codes
 from fedjax_fm.kernels.random_bits import key_words, noise_of, threefry2x32, weyl_start
 
 _LANES, _SUBLANES = 128, 32  # a tile of int8
@@ -40,13 +41,12 @@ def stochastic_quantize_blocks(
     Returns:
       (codes int8[n], scale f32[]).
     """
-    if not 1 <= levels <= 127:
-        raise ValueError(f"expected 1 <= levels <= 127, got levels={levels}")
+    whole("levels", levels, least=1, most=127)
     if block_rows < 1 or block_rows % _SUBLANES:
         raise ValueError(f"expected a positive multiple of {_SUBLANES}, got block_rows={block_rows}")
     x = jnp.asarray(x, jnp.float32)
     n = x.shape[0]
-    scale = scale_of(norm_of(x, norm), levels)
+    scale = level_distance(x, norm, levels)
     n_blocks = max(1, -(-n // (block_rows * _LANES)))
     blocks = jnp.pad(x, (0, n_blocks * block_rows * _LANES - n)).reshape(-1, _LANES)
     tile = (_SUBLANES, _LANES)

@@ -329,15 +329,15 @@ def test_a_fraction_outside_0_to_1(fraction: float) -> None:
 
 @pytest.mark.parametrize("bits", [-4, 0, 1, 9, 32])
 def test_bits_outside_2_to_8(bits: int) -> None:
-    with pytest.raises(ValueError, match=rf"expected 2 <= bits <= 8, got bits={bits}"):
+    with pytest.raises(ValueError, match=rf"expected a whole number 2 <= bits <= 8, got bits={bits}"):
         quantize(bits)
 
 
 def test_other_arguments_of_quantize() -> None:
-    with pytest.raises(ValueError, match=r"expected norm 'l2' or 'max', got 'l1'"):
+    with pytest.raises(ValueError, match=r"expected norm to be one of 'l2', 'max', got norm='l1'"):
         quantize(4, "l1")
     for size in (0, -512):
-        with pytest.raises(ValueError, match=rf"expected bucket_size >= 1 or None, got bucket_size={size}"):
+        with pytest.raises(ValueError, match=rf"bucket_size >= 1, got bucket_size={size}; or None"):
             quantize(4, bucket_size=size)
 
 
@@ -443,24 +443,24 @@ def test_a_payload_of_another_channel_or_setting_is_an_error() -> None:
 
 ARGUMENTS = [
     (lambda: random_k(0), r"expected 0 < fraction <= 1, got fraction=0"),
-    (lambda: threshold(0.0), r"expected a positive threshold, got least=0\.0"),
-    (lambda: threshold(float("nan")), r"expected a positive threshold, got least=nan"),
-    (lambda: threshold(1.0, "mean"), r"expected relative_to None, 'max' or 'rms', got 'mean'"),
-    (lambda: sign(0), r"expected block_size >= 1 or None, got block_size=0"),
-    (lambda: ternary(-1), r"expected block_size >= 1 or None, got block_size=-1"),
-    (lambda: ternary(64, "l1"), r"expected norm 'l2' or 'max', got 'l1'"),
-    (lambda: eden(0), r"expected 1 <= bits <= 6, got bits=0"),
-    (lambda: eden(7), r"expected 1 <= bits <= 6, got bits=7"),
-    (lambda: eden(2, "best"), r"expected scale 'unbiased' or 'mse', got 'best'"),
-    (lambda: eden(2, block_size=1000), r"expected a power of two >= 128, got block=1000"),
-    (lambda: eden(2, block_size=64), r"expected a power of two >= 128, got block=64"),
-    (lambda: eden(2, turns=0), r"expected turns >= 1, got turns=0"),
-    (lambda: int_blocks(1), r"expected 2 <= bits <= 8, got bits=1"),
-    (lambda: int_blocks(9), r"expected 2 <= bits <= 8, got bits=9"),
-    (lambda: nf4(0), r"expected block_size >= 1 or None, got block_size=0"),
-    (lambda: cast("float32"), r"expected one of bfloat16, .*, got dtype='float32'"),
+    (lambda: threshold(0.0), r"expected least > 0, got least=0\.0"),
+    (lambda: threshold(float("nan")), r"expected least > 0, got least=nan"),
+    (lambda: threshold(1.0, "mean"), r"expected relative_to to be one of None, 'max', 'rms', got relative_to='mean'"),
+    (lambda: sign(0), r"block_size >= 1, got block_size=0; or None"),
+    (lambda: ternary(-1), r"block_size >= 1, got block_size=-1; or None"),
+    (lambda: ternary(64, "l1"), r"expected norm to be one of 'l2', 'max', got norm='l1'"),
+    (lambda: eden(0), r"expected a whole number 1 <= bits <= 6, got bits=0"),
+    (lambda: eden(7), r"expected a whole number 1 <= bits <= 6, got bits=7"),
+    (lambda: eden(2, "best"), r"expected scale to be one of 'unbiased', 'mse', got scale='best'"),
+    (lambda: eden(2, block_size=1000), r"expected a power of two >= 128, got block_size=1000"),
+    (lambda: eden(2, block_size=64), r"block_size >= 128, got block_size=64"),
+    (lambda: eden(2, turns=0), r"turns >= 1, got turns=0"),
+    (lambda: int_blocks(1), r"expected a whole number 2 <= bits <= 8, got bits=1"),
+    (lambda: int_blocks(9), r"expected a whole number 2 <= bits <= 8, got bits=9"),
+    (lambda: nf4(0), r"block_size >= 1, got block_size=0; or None"),
+    (lambda: cast("float32"), r"expected dtype to be one of 'bfloat16', .*, got dtype='float32'"),
     (lambda: nnadq(0), r"expected weight > 0, got weight=0"),
-    (lambda: anchored(identity(), identity(), 0), r"expected every >= 1, got every=0"),
+    (lambda: anchored(identity(), identity(), 0), r"every >= 1, got every=0"),
     (lambda: per_leaf(), r"per_leaf needs at least one rule or `otherwise`, got none"),
 ]
 

@@ -244,8 +244,11 @@ def test_the_largest_floats_are_quantised_too(norm: str, levels: int) -> None:
 
 
 def test_a_norm_beyond_f32_is_flagged_and_one_below_it_is_zero() -> None:
-    codes, scale = quantizer(7, "l2")(np.full(8, 3e38, np.float32), jax.random.key(0))
-    assert np.isinf(scale)  # the entries are finite, their l2 norm is not
+    x = np.full(8, 3e38, np.float32)  # the entries are finite, their l2 norm is not
+    codes, scale = quantizer(7, "l2")(x, jax.random.key(0))
+    assert float(scale) == pytest.approx(3e38 * np.sqrt(8) / 7, rel=1e-6)
+    assert set(np.asarray(codes).tolist()) == {2, 3}  # 2.47 levels
+    assert np.isinf(quantizer(1, "l2")(x, jax.random.key(0))[1])
     for levels, size in ((127, 2e-38), (7, 1e-42)):  # the step, or the entries too, are below the normal floats
         codes, scale = quantizer(levels, "max")(np.full(8, size, np.float32), jax.random.key(0))
         np.testing.assert_allclose(np.asarray(codes * scale), np.zeros(8), atol=1e-37)

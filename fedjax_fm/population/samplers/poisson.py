@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm import checks
 from fedjax_fm.population.permutation import permuted
 from fedjax_fm.population.samplers import binomial
 from fedjax_fm.population.samplers.checks import check_integer, check_n_clients
@@ -48,12 +49,8 @@ def poisson(n_clients: int, rate: float, capacity: int | None = None) -> Sampler
       (True, True)
     """
     n_clients = check_n_clients(n_clients)
-    if not 0.0 < rate <= 1.0:
-        raise ValueError(
-            f"expected 0 < rate <= 1, the probability that a client takes part in a round, got rate={rate}; for a mean "
-            "cohort of m clients pass m / n_clients"
-        )
-    law = binomial.binomial(n_clients, float(rate))
+    rate = _checked_rate(rate)
+    law = binomial.binomial(n_clients, rate)
     if capacity is None:
         capacity = max(binomial.quantile(law, OVERFLOW_PROBABILITY), 1)
     capacity = check_integer("capacity", capacity, n_clients, "the number of clients in the population")
@@ -65,3 +62,15 @@ def poisson(n_clients: int, rate: float, capacity: int | None = None) -> Sampler
         return ids, binomial.draw(sizes, size_key), state
 
     return Sampler(init=tuple, draw=draw, capacity=capacity, law=Poisson(rate))
+
+
+def _checked_rate(rate: float) -> float:
+    """A probability above 0, as a Python float: what a privacy accountant is told is what is drawn."""
+    try:
+        checks.real("rate", rate, above=0, most=1)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{error}; it is the probability that a client takes part in a round: for a mean cohort of m clients pass "
+            "m / n_clients"
+        ) from None
+    return float(rate)

@@ -56,7 +56,10 @@ def weighted(weights: Sequence[float] | np.ndarray, cohort_size: int) -> Sampler
 
 def _checked(weights: Sequence[float] | np.ndarray) -> np.ndarray:
     try:
-        array = np.asarray(weights, dtype=np.float64)
+        given = np.asarray(weights)
+        if given.dtype.kind in "SUc":  # NumPy would read numbers in a text, and drop an imaginary part
+            raise TypeError("no real numbers")
+        array = given.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"expected weights that are numbers, one per client, got weights={weights!r}") from error
     if array.ndim != 1:

@@ -1,0 +1,18 @@
+"""Powers of two that keep sums of squares and of many entries inside the range of f32."""
+
+import jax
+import jax.numpy as jnp
+
+_FAR = 88  # 2^40 * 2^88 = 2^128, the end of the range
+
+
+def power_of_two(largest: jax.Array) -> jax.Array:
+    """2^-88, 1 or 2^88: what to multiply entries with, so that the largest lies within 2^-40 and 2^48.
+
+    Products with it and its inverse are exact. 1 where the largest lies there already, so that what is computed of
+    ordinary numbers stays as it is, and for NaN. Entries 2^-78 times the largest may become zero.
+
+    Args:
+      largest: f32[...], magnitudes.
+    """
+    return jnp.where(largest > 2.0**40, 2.0**-_FAR, jnp.where(largest < 2.0**-40, 2.0**_FAR, 1.0))
