@@ -92,7 +92,7 @@ def _functions(package: str) -> Iterator[tuple[str, str, str, str]]:
         if path.suffix != ".py" or SKIPPED & set(path.parts) or any(p.startswith("test_") for p in path.parts):
             continue
         try:
-            tree = ast.parse(Path(str(distribution.locate_file(str(path)))).read_text())
+            tree = ast.parse(Path(str(distribution.locate_file(str(path)))).read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, FileNotFoundError):
             continue  # templates and files for other Python versions
         for node in _definitions(tree):
