@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_fm.population.values import checked_array
+from fedjax_fm.population.values import checked_form
 
 
 def packed(clients: Iterable[Mapping[str, Any]]) -> tuple[dict[str, np.ndarray], list[int]]:
@@ -64,7 +64,7 @@ def _checked_client(k: int, client: Any) -> dict[str, np.ndarray]:
         if _is_empty(array):
             arrays[name] = np.asarray(array)
         else:
-            arrays[name] = checked_array(name, array, f"client {k}: array {name!r}")
+            arrays[name] = checked_form(name, array, f"client {k}: array {name!r}")
     return arrays
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_fm.datasets.table import Table, unknown_column_error
-from fedjax_fm.population.column_values import as_array, refuse_missing
+from fedjax_fm.population.column_values import as_array, is_missing, refuse_missing
 
 TableLike = Any  # as listed above; no annotation can name classes of libraries that are not installed
 
@@ -85,7 +85,10 @@ def read_column(table: TableLike, name: str, pad: Any = None) -> np.ndarray:
     if names.count(name) > 1:
         raise ValueError(f"column {name!r} is in the table twice; rename one")
     cure = f"Population.from_table pads it with pad={{{name!r}: 0}}"
-    return as_array(f"column {name!r}", _whole_column(name, _checked(table)), pad=pad, cure=cure)
+    array = as_array(f"column {name!r}", _whole_column(name, _checked(table)), pad=pad, cure=cure)
+    if array.dtype.kind == "O" and array.ndim == 1:
+        refuse_missing(f"column {name!r}", np.fromiter(map(is_missing, array), bool, len(array)))
+    return array
 
 
 def check_column_name(parameter: str, value: object) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedjax_fm import checks
-from fedjax_fm.population.column_values import is_missing, refuse_missing
 from fedjax_fm.population.columns import TableLike, check_column_name, read_column
 from fedjax_fm.population.partition_checks import check_enough_rows, check_seed, shuffled
 
@@ -82,8 +81,6 @@ def _numbers(table: TableLike, name: str) -> np.ndarray:
     column = read_column(table, name)
     if column.ndim != 1:
         raise ValueError(f"expected a one-dimensional column {name!r} to partition by, got shape {column.shape}")
-    if column.dtype == object:
-        refuse_missing(f"column {name!r}", np.fromiter(map(is_missing, column), bool, len(column)))
     if column.dtype.kind not in "iuf":
         raise ValueError(f"expected column {name!r} to hold numbers, got {column.dtype}; convert it with astype")
     if column.dtype.kind == "f" and not np.isfinite(column).all():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_fm import checks
-from fedjax_fm.population.column_values import is_missing, kinds_of, refuse_missing
+from fedjax_fm.population.column_values import kinds_of, refuse_missing
 from fedjax_fm.population.columns import TableLike, count_rows, read_column
 
 LARGEST_ALPHA = 1e100  # a sum of larger ones may overflow, and numpy then draws shares of zero
@@ -87,7 +87,7 @@ def categories(table: TableLike, name: str) -> tuple[np.ndarray, np.ndarray]:
     if column.ndim != 1:
         raise ValueError(f"expected a one-dimensional column {name!r} to partition by, got shape {column.shape}")
     _check_all_there(column, name)
-    kinds = kinds_of(column) if column.dtype == object else []
+    kinds = kinds_of(column) if column.dtype.kind == "O" else []
     if len(kinds) > 1:
         raise ValueError(f"column {name!r} mixes types {kinds}, expected values of one type")
     try:
@@ -109,8 +109,6 @@ def _check_all_there(column: np.ndarray, name: str) -> None:
         )
     if column.dtype.kind in "mM":
         refuse_missing(f"column {name!r}", np.isnat(column))
-    if column.dtype == object:
-        refuse_missing(f"column {name!r}", np.fromiter(map(is_missing, column), bool, len(column)))
 
 
 def rows_by_category(codes: np.ndarray, n_categories: int) -> list[np.ndarray]:

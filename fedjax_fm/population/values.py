@@ -15,7 +15,7 @@ CHUNK = 1 << 20  # values checked at a time, so that a file of many gigabytes is
 _WIDEST = {"f": 8, "c": 16}  # bytes; NumPy has long doubles, JAX has none
 
 
-def checked_array(name: Any, values: Any, what: str | None = None) -> np.ndarray:
+def checked_array(name: Any, values: Any) -> np.ndarray:
     """`values` as an array [n, ...] of numbers that a device holds as they are.
 
     Without 64-bit types JAX makes int32 of int64: an integer that does not fit would become another one, and a
@@ -24,7 +24,6 @@ def checked_array(name: Any, values: Any, what: str | None = None) -> np.ndarray
     Args:
       name: of the array.
       values: an array, left as it is (memory-mapped ones, too), or a list of numbers or of rows of equal length.
-      what: how messages name the array; default "array 'name'".
 
     Returns:
       The array.
@@ -39,16 +38,21 @@ def checked_array(name: Any, values: Any, what: str | None = None) -> np.ndarray
       ...
       ValueError: array 'label' holds 4294967297, which a device's int32 cannot; ...
     """
+    array = checked_form(name, values, f"array {name!r}")
+    _check_range(f"array {name!r}", array)
+    return array
+
+
+def checked_form(name: Any, values: Any, what: str) -> np.ndarray:
+    """`values` as an array [n, ...] of numbers, of whatever size they are; `what` is how messages call it."""
     if not isinstance(name, str) or not name:
         raise TypeError(f"expected arrays named by text, got the name {name!r}")
-    what = what or f"array {name!r}"
     if hasattr(values, "__array__") and not isinstance(values, np.ndarray):
         values = np.asarray(values)
     array = values if type(values) in (np.ndarray, np.memmap) else as_array(what, values)
     if array.ndim == 0:
         raise ValueError(f"{what} needs one row an example, got one value of shape ()")
     _check_dtype(what, array)
-    _check_range(what, array)
     return array
 
 

@@ -116,7 +116,7 @@ class VerticalSizePartitioner:
         if isinstance(self.partition_sizes[0], float):
             sizes = [int(share * len(columns)) for share in self.partition_sizes[:-1]]
             sizes.append(len(columns) - sum(sizes))
-        if sum(sizes) != len(columns):
+        if sum(sizes) != len(columns) or min(sizes) < 0:
             raise ValueError(
                 f"expected partition_sizes that add up to the columns to deal, got {self.partition_sizes} with a sum of "
                 f"{sum(sizes)} for {len(columns)} columns {columns}"

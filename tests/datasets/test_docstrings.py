@@ -59,6 +59,14 @@ def test_functions_of_a_toy_package():
 
 
 @pytest.mark.usefixtures("package")
+def test_files_are_utf8_whatever_the_console_is(tmp_path, monkeypatch):
+    text = MODULE.replace("Doubles a value, and says nothing.", "Doubles a value and says naïvely nothing.")
+    (tmp_path / "toy" / "code.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "ascii")
+    assert "naïvely" in datasets.load_docstrings(["toy==1.0"])["docstring"][0]
+
+
+@pytest.mark.usefixtures("package")
 def test_other_versions_and_missing_packages_say_what_to_install():
     with pytest.raises(
         DataFileError, match=r"toy is 1\.0, expected 2\.0; nonsuch is not installed.*pip install toy==2\.0"

@@ -330,14 +330,17 @@ IMPOSSIBLE = [
     (VerticalEvenPartitioner(1, drop_columns="lable"), 20, "drop_columns.*'lable'.*did you mean 'label'"),
     (VerticalEvenPartitioner(1, "z"), 20, "active_party_columns.*'z'"),
     (VerticalSizePartitioner([1], shared_columns="z"), 20, "shared_columns.*'z'"),
+    (VerticalSizePartitioner([0.5, 0.505, 0.0], shuffle=False), 0, r"partition_sizes.*0\.505"),
     (VerticalSizePartitioner([1, 2]), 20, r"partition_sizes.*3.*2 columns"),
 ]
 
 
 @pytest.mark.parametrize(("partitioner", "n", "message"), IMPOSSIBLE, ids=lambda value: type(value).__name__)
 def test_what_cannot_be_dealt_names_the_numbers(partitioner, n, message):
+    wide = {f"c{k}": np.zeros(0) for k in range(1000)}
+    table = {name: column[:n] for name, column in COLUMNS.items()} if n else wide
     with pytest.raises((ValueError, KeyError), match=message):
-        partitioner.partition({name: column[:n] for name, column in COLUMNS.items()})
+        partitioner.partition(table)
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,13 @@ def test_clients_may_come_from_a_generator():
     assert Population.from_clients(FULL for _ in range(3)).sizes.tolist() == [2, 2, 2]
 
 
+def test_a_label_out_of_range_is_found_in_any_client():
+    clients = [{"label": np.arange(3)} for _ in range(4)]
+    clients[2] = {"label": np.array([0, 2**32 + 1])}
+    with pytest.raises(ValueError, match=r"'label' holds 4294967297"):
+        Population.from_clients(clients)
+
+
 def test_a_client_is_asked_for_by_a_whole_number():
     population = Population.from_clients([FULL, FULL])
     assert population.client(np.int64(1))["label"].tolist() == [1, 2]
