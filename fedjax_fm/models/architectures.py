@@ -63,6 +63,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     ),
     "minilm-l6": _bert("bert", 384, 6, 12),
     "mistral-7b": _llama(32000, 4096, 14336, 32, 32, 8) | {"model_type": "mistral", "max_position_embeddings": 32768},
+    "mistral-7b-v0.3": _llama(32768, 4096, 14336, 32, 32, 8, rope_theta=1e6, sliding_window=None)
+    | {"model_type": "mistral", "max_position_embeddings": 32768},
     "qwen2.5-0.5b": _llama(151936, 896, 4864, 24, 14, 2, tie_word_embeddings=True, rope_theta=1e6)
     | {"model_type": "qwen2", "max_position_embeddings": 32768},
     "qwen3-0.6b": _llama(151936, 1024, 3072, 28, 16, 8, head_dim=128, tie_word_embeddings=True, rope_theta=1e6)
@@ -91,7 +93,8 @@ ALIASES = {
     "llama-3.2-1b-instruct": "llama-3.2-1b",
     "meta-llama-3-8b": "llama-3-8b",
     "meta-llama-3-8b-instruct": "llama-3-8b",
-    "mistral-7b-v0.3": "mistral-7b",
+    "mistral-7b-instruct-v0.3": "mistral-7b-v0.3",
+    "mistral-7b-v0.1": "mistral-7b",
     "qwen2.5-0.5b-instruct": "qwen2.5-0.5b",
     "smollm2-135m-instruct": "smollm2-135m",
     "tinyllama-1.1b": "tinyllama",

@@ -165,7 +165,13 @@ def _from_hub(name: str) -> tuple[ModelFiles | None, str]:
         folder = snapshot_download(full, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
     except Exception as error:
         return None, f"the hub did not give it ({type(error).__name__}: {str(error).splitlines()[0]})"
-    return _in_folder(Path(folder), "hub"), ""
+    found = _in_folder(Path(folder), "hub")
+    if not found.weights.is_file():
+        return None, (
+            "the hub has no safetensors of it (if it has pytorch_model.bin, write them once with transformers: "
+            "from_pretrained and save_pretrained)"
+        )
+    return found, ""
 
 
 def provenance(folder_or_hub_id: str | os.PathLike[str]) -> dict[str, str]:

@@ -85,7 +85,13 @@ def bert_split(
     are; the metric `accuracy` likewise.
 
     Args: as for `mask_tokens`; length: tokens a row.
+
+    Raises:
+      ValueError: a length that the model has no positions for, or a configuration with `is_decoder`: a causal encoder
+        predicts nothing from what comes behind.
     """
+    if config.is_decoder:
+        raise ValueError("expected an encoder for masked-language modelling, got is_decoder=True")
     if not 1 <= length <= config.max_position_embeddings:
         raise ValueError(f"expected 1 <= length <= {config.max_position_embeddings} positions, got length={length}")
     rngs = nnx.Rngs(seed)

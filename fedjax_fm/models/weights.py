@@ -163,6 +163,8 @@ class Tensors:
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same numbers."""
         first, second = self.read(one), self.read(other)
+        if first.shape != second.shape:
+            return False
         if first.dtype == second.dtype:  # bytes are compared far faster than numbers of 16 bits
             first, second = first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8)
         return np.array_equal(first, second)
@@ -173,12 +175,6 @@ class Tensors:
             return self.source[name].get_tensor(name)
         except SafetensorError as error:
             raise WeightError(f"the tensor {name} cannot be read: {error}. Fetch the files again.") from error
-
-
-def tensor_names(folder: Path) -> set[str]:
-    """Names of all tensors in a folder's safetensors."""
-    with contextlib.ExitStack() as stack:
-        return set(Tensors(weight_files(folder), stack).source)
 
 
 class _Checkpoint:

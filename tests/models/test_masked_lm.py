@@ -1,5 +1,7 @@
 """Masking by its expected rates; BERT for masked-language modelling against Hugging Face; the two cuts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,3 +176,8 @@ def test_gradients_at_the_cuts_join_to_the_whole_gradient(model):
 def test_impossible_lengths_are_refused():
     with pytest.raises(ValueError, match="length=25"):
         bert_split(CONFIG, 25, mask_id=MASK, words=(FIRST, END))
+
+
+def test_causal_encoders_are_refused():
+    with pytest.raises(ValueError, match=r"expected an encoder .*, got is_decoder=True"):
+        bert_split(dataclasses.replace(CONFIG, is_decoder=True), 24, mask_id=MASK, words=(FIRST, END))
