@@ -204,16 +204,16 @@ def rows(model: str, method: str | None, classes: int | None, options: Options) 
     fields_of(model)
     if options.targets is not None:
         raise UsageError("--targets belongs to one method; say which: --peft NAME")
-    found, refused = [], []
+    found, refused, reasons = [], [], []
     for name in ("full", *sorted(METHODS.keys() - {"full"})):
         try:
             default = {key: value for key, value in Options()._asdict().items() if key not in TAKES[name]}
             found.append(wire(model, name, classes, options._replace(**default)))
         except UsageError as error:
             refused.append(str(error).split("; ")[0])
+            reasons.append(str(error).removeprefix(f"{name} on {model}: "))
     if not found:
-        reasons = dict.fromkeys(line.partition(f" on {model}: ")[2] or line for line in refused)
-        raise UsageError(f"{model}: {'; '.join(reasons)}")
+        raise UsageError(f"{model}: {'; '.join(dict.fromkeys(reasons))}")
     return found, refused
 
 

@@ -143,16 +143,25 @@ def _without_noise() -> Iterator[None]:
 def _ignore_late_reads() -> None:
     """Drops what reads report that are on their way when one before them has failed: their event loop is closed by then.
 
-    TensorStore's threads have these printed with `sys.excepthook`, at any time from then on; all else passes through.
+    TensorStore's threads have these printed by Python, at any time from then on; all else passes through.
     """
-    before = sys.excepthook
+    print_unraisable, print_uncaught = sys.unraisablehook, sys.excepthook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-        if not (late and trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
-            before(kind, error, trace)
+    def unraisable(event: Any) -> None:
+        if not _is_late_read(event.exc_value, event.exc_traceback):
+            print_unraisable(event)
 
-    sys.excepthook = hook
+    def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not _is_late_read(error, trace):
+            print_uncaught(kind, error, trace)
+
+    sys.unraisablehook, sys.excepthook = unraisable, uncaught
+
+
+def _is_late_read(error: BaseException | None, trace: TracebackType | None) -> bool:
+    """Whether a thread that is none of Python's has called a closed event loop."""
+    closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    return closed and trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
 
 
 def _is_key(leaf: Any) -> bool:

@@ -45,7 +45,7 @@ def array_print(array: Any) -> dict[str, Any]:
     values = np.asarray(_evenly(array) if large else array)
     hashed = hashlib.sha256(name.encode())
     hashed.update(repr(values.tolist()).encode() if values.dtype.hasobject else _bytes_of(values))
-    found = {"type": name, "sha256": hashed.hexdigest()}
+    found: dict[str, Any] = {"type": name, "sha256": hashed.hexdigest()}
     if jnp.issubdtype(array.dtype, jnp.floating) and array.size:
         found["moments"] = _moments(values if large else np.asarray(_evenly(values)))
     return found

@@ -50,7 +50,7 @@ class RunFolder:
             folder.write_text("config.json", text)
         except (OSError, RunFolderError, ValueError) as error:
             for place in missing:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError):
                     place.rmdir()
             if isinstance(error, RunFolderError):
                 raise

@@ -2,7 +2,7 @@
 
 import codecs
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +36,7 @@ def _nearest(sign: str) -> str:
 codecs.register_error(PLAIN, _plain)
 
 
-def never_fails(*streams: IO[str] | Any) -> None:
+def never_fails(*streams: Any) -> None:
     """Lets streams such as sys.stdout write every text; those that cannot be told (in tests) stay as they are."""
     for stream in streams:
         if hasattr(stream, "reconfigure"):

@@ -181,6 +181,21 @@ def test_weights_that_differ_by_rounding_are_a_warning(tmp_path):
     assert "rounding" in said
 
 
+def test_one_value_among_many_is_another_data_set():
+    """In weights it could be rounding."""
+    from fedjax_fm.runs.fingerprint import array_print
+    from fedjax_fm.runs.identity import compare
+
+    many = np.random.default_rng(0).normal(size=300_000).astype(np.float32)
+    other = many.copy()
+    other[123_456] += 0.5
+    for name, refused, warnings in (("data.x", 1, 0), ("backbone['w']", 0, 1)):
+        before, now = ({"settings": {}, "code": {}, "arrays": {name: array_print(a)}} for a in (many, other))
+        found = compare(before, now)
+        assert (len(found.refused), len(found.warnings)) == (refused, warnings)
+        assert compare(before, before) == ([], [])
+
+
 def test_a_folder_without_an_identity_goes_on_with_a_warning(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {}, "mlp")
     go_on_plain(folder, 1)
