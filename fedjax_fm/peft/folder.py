@@ -71,7 +71,7 @@ def save_pretrained(
         "auto_mapping": None,
         "base_model_name_or_path": base_model_name_or_path,
         "inference_mode": True,
-        "modules_to_save": tensors.saved_endings() or None,
+        "modules_to_save": _modules_to_save(tensors) or None,
         "peft_type": tensors.kind,
         "revision": None,
         "task_type": task_type or next((t for end, t in _TASKS.items() if type(model).__name__.endswith(end)), None),
@@ -84,6 +84,14 @@ def save_pretrained(
     with whole_folder(folder) as new:
         (new / CONFIG).write_text(text, encoding="utf-8")
         save_file(arrays, new / TENSORS, metadata={"format": "pt"})
+
+
+def _modules_to_save(tensors: AdapterTensors) -> list[str]:
+    """The saved modules; the name of a tied head beside an embedding's by which PEFT would not know that it is tied."""
+    endings = tensors.saved_endings()
+    if tensors.tied_head is None or any(ending.rpartition(".")[2] == "embed_tokens" for ending in endings):
+        return endings
+    return [*endings, "lm_head"]
 
 
 def _lora_config(tensors: AdapterTensors) -> dict[str, Any]:
@@ -217,8 +225,7 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[
     tensors = AdapterTensors(adapted, trained)
     wanted = dict(tensors.views)
     # PEFT may store base weights, too; a tied head's is there with some of its settings and not with others.
-    base = tensors.base_views() if found.keys() - wanted.keys() else {}
-    wanted |= {name: view for name, view in base.items() if name in found and name not in wanted}
+    wanted |= tensors.base_views(found.keys() - wanted.keys())
     if tensors.tied_head is not None:
         _check_tied(folder / TENSORS, tensors, found)
         wanted = {name: view for name, view in wanted.items() if name in found or not name.endswith(".lm_head.weight")}

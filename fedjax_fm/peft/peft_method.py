@@ -205,7 +205,7 @@ def saved_modules(config: Mapping[str, Any], model: nnx.Module) -> list[str]:
     wanted = list(config.get("modules_to_save") or ())
     names = Names(model)
     named = {path: names.module(path) for path in names.modules}
-    if is_tied(model) and config.get("ensure_weight_tying") and any("lm_head".endswith(entry) for entry in wanted):
+    if is_tied(model) and keeps_tied(config) and any("lm_head".endswith(entry) for entry in wanted):
         wanted = [entry for entry in wanted if not "lm_head".endswith(entry)] + [input_embedding(model)]
     everything = [name for own in named.values() for name in own]
     missing = [entry for entry in wanted if not any(name.endswith(entry) for name in everything)]
@@ -229,9 +229,16 @@ def input_embedding(model: Any) -> str:
     return names.module(path)[0]
 
 
+def keeps_tied(config: Mapping[str, Any]) -> bool:
+    """Whether PEFT trains a tied embedding and head as one; it knows them by two names only, which GPT-2's has not."""
+    last_words = [name.rpartition(".")[2] for name in config.get("modules_to_save") or ()]
+    known = any(word in ("embed_tokens", "lm_head") for word in last_words)
+    return config.get("peft_type") == "LORA" and bool(config.get("ensure_weight_tying")) and known
+
+
 def unties(config: Mapping[str, Any], model: nnx.Module) -> bool:
     """Whether PEFT, given this configuration and a tied model, trains the embedding or the head without the other."""
-    if config.get("peft_type") == "LORA" and config.get("ensure_weight_tying"):
+    if keeps_tied(config):
         return False
     head = Place("lm_head", "lm_head", "lm_head", None)
     saved = config.get("modules_to_save") or ()
