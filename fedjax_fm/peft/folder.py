@@ -208,7 +208,20 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[
       AdapterError: missing, extra or differently shaped tensors, all listed; a method or an option that is not
         supported.
     """
-    folder = Path(folder)
+    config, found = _read(Path(folder))
+    model = model_for(config, model)
+    graphdef, delta, backbone = apply(model, method_of(config, model))
+    adapted = nnx.merge(graphdef, delta, backbone)
+    trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(delta)}
+    tensors = AdapterTensors(adapted, trained)
+    _fill(tensors, found, Path(folder) / TENSORS)
+    paths = {tuple(path.split(".")) for path in trained}
+    graphdef, delta, backbone = nnx.split(adapted, lambda path, _: tuple(map(str, path)) in paths, ...)
+    return graphdef, delta, backbone
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(configuration, tensors) of a folder, whose options are all supported."""
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
@@ -217,25 +230,20 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[
     found = load_file(folder / TENSORS)
     check_fields(config)
     _refuse_embedding_factors(config, found)
-    config = _with_unnamed_heads(config, found)
-    model = model_for(config, model)
-    graphdef, delta, backbone = apply(model, method_of(config, model))
-    adapted = nnx.merge(graphdef, delta, backbone)
-    trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(delta)}
-    tensors = AdapterTensors(adapted, trained)
-    wanted = dict(tensors.views)
+    return _with_unnamed_heads(config, found), found
+
+
+def _fill(tensors: AdapterTensors, found: Mapping[str, np.ndarray], path: Path) -> None:
+    """Puts the tensors of a file into the model."""
     # PEFT may store base weights, too; a tied head's is there with some of its settings and not with others.
-    wanted |= tensors.base_views(found.keys() - wanted.keys())
+    wanted = tensors.views | tensors.base_views(found.keys() - tensors.views.keys())
     if tensors.tied_head is not None:
-        _check_tied(folder / TENSORS, tensors, found)
+        _check_tied(path, tensors, found)
         wanted = {name: view for name, view in wanted.items() if name in found or not name.endswith(".lm_head.weight")}
-    _check(folder / TENSORS, wanted, found)
+    _check(path, wanted, found)
     for name, view in wanted.items():
         view[...] = found[name]
     tensors.finish()
-    paths = {tuple(path.split(".")) for path in trained}
-    graphdef, delta, backbone = nnx.split(adapted, lambda path, _: tuple(map(str, path)) in paths, ...)
-    return graphdef, delta, backbone
 
 
 def _refuse_embedding_factors(config: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> None:
@@ -263,7 +271,7 @@ def _check_tied(path: Path, tensors: AdapterTensors, found: Mapping[str, np.ndar
         raise AdapterError(f"{path}: {head} differs from {tables[0]}, to which {CONFIG} says it is tied")
 
 
-def _check(path: Path, wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
+def _check(path: Path, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> None:
     problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"extra {name}" for name in sorted(found.keys() - wanted.keys())]
     problems += [

@@ -229,6 +229,14 @@ def test_pefts_words_are_answered_with_ours(call, message):
         call()
 
 
+@pytest.mark.parametrize("method", [peft.lora, None, {"r": 8}])
+def test_what_is_no_method_is_refused(method, llama):
+    with pytest.raises(TypeError, match="expected method a peft.Method"):
+        peft.apply(llama, method)
+    with pytest.raises(TypeError, match="expected methods a peft.Method"):
+        peft.combine(peft.full(), method)
+
+
 def test_words_that_nobody_knows_are_pythons_error():
     with pytest.raises(TypeError, match="unexpected keyword argument 'rnk'"):
         peft.lora(rnk=8, targets=["q"])
