@@ -231,9 +231,9 @@ def test_pefts_words_are_answered_with_ours(call, message):
 
 @pytest.mark.parametrize("method", [peft.lora, None, {"r": 8}])
 def test_what_is_no_method_is_refused(method, llama):
-    with pytest.raises(TypeError, match="expected method a peft.Method"):
+    with pytest.raises(TypeError, match=r"expected method a peft\.Method"):
         peft.apply(llama, method)
-    with pytest.raises(TypeError, match="expected methods a peft.Method"):
+    with pytest.raises(TypeError, match=r"expected methods a peft\.Method"):
         peft.combine(peft.full(), method)
 
 
