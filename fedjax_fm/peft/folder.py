@@ -230,7 +230,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     found = load_file(folder / TENSORS)
     check_fields(config)
     _refuse_embedding_factors(config, found)
-    return _with_unnamed_heads(config, found), found
+    return _with_tied_head(_with_unnamed_heads(config, found), found), found
 
 
 def _fill(tensors: AdapterTensors, found: Mapping[str, np.ndarray], path: Path) -> None:
@@ -261,6 +261,14 @@ def _with_unnamed_heads(config: dict[str, Any], found: Mapping[str, np.ndarray])
         return config
     modules = sorted({name.split(".")[-2] for name in found if name.startswith("base_model.")})
     return {**config, "modules_to_save": modules}
+
+
+def _with_tied_head(config: dict[str, Any], found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The configuration with a tied head named beside its embedding: PEFT takes the name out and stores the weights."""
+    saved = config.get("modules_to_save") or []
+    if not config.get("ensure_weight_tying") or not saved or "base_model.model.lm_head.weight" not in found:
+        return config
+    return {**config, "modules_to_save": [*saved, "lm_head"]}
 
 
 def _check_tied(path: Path, tensors: AdapterTensors, found: Mapping[str, np.ndarray]) -> None:
