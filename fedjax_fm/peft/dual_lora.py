@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from fedjax_fm.checks import choice, real
@@ -70,6 +71,8 @@ def two_adapters(
     Raises:
       ValueError: the delta holds something else than LoRA factors and linear layers.
     """
+    if not isinstance(mix, jax.Array | np.ndarray):
+        real("mix", mix)
     mix = jnp.asarray(mix, jnp.float32)
     if mix.ndim > 1:
         raise ValueError(f"expected a mix of shape [] or [B], got {list(mix.shape)}")

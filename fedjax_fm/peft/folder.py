@@ -71,7 +71,7 @@ def save_pretrained(
         "auto_mapping": None,
         "base_model_name_or_path": base_model_name_or_path,
         "inference_mode": True,
-        "modules_to_save": tensors.saved_endings() or None,
+        "modules_to_save": _modules_to_save(tensors) or None,
         "peft_type": tensors.kind,
         "revision": None,
         "task_type": task_type or next((t for end, t in _TASKS.items() if type(model).__name__.endswith(end)), None),
@@ -84,6 +84,14 @@ def save_pretrained(
     with whole_folder(folder) as new:
         (new / CONFIG).write_text(text, encoding="utf-8")
         save_file(arrays, new / TENSORS, metadata={"format": "pt"})
+
+
+def _modules_to_save(tensors: AdapterTensors) -> list[str]:
+    """The saved modules; the name of a tied head beside an embedding's by which PEFT would not know that it is tied."""
+    endings = tensors.saved_endings()
+    if tensors.tied_head is None or any(ending.rpartition(".")[2] == "embed_tokens" for ending in endings):
+        return endings
+    return [*endings, "lm_head"]
 
 
 def _lora_config(tensors: AdapterTensors) -> dict[str, Any]:
@@ -200,7 +208,20 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[
       AdapterError: missing, extra or differently shaped tensors, all listed; a method or an option that is not
         supported.
     """
-    folder = Path(folder)
+    config, found = _read(Path(folder))
+    model = model_for(config, model)
+    graphdef, delta, backbone = apply(model, method_of(config, model))
+    adapted = nnx.merge(graphdef, delta, backbone)
+    trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(delta)}
+    tensors = AdapterTensors(adapted, trained)
+    _fill(tensors, found, Path(folder) / TENSORS)
+    paths = {tuple(path.split(".")) for path in trained}
+    graphdef, delta, backbone = nnx.split(adapted, lambda path, _: tuple(map(str, path)) in paths, ...)
+    return graphdef, delta, backbone
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(configuration, tensors) of a folder, whose options are all supported."""
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
@@ -209,26 +230,20 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[
     found = load_file(folder / TENSORS)
     check_fields(config)
     _refuse_embedding_factors(config, found)
-    config = _with_unnamed_heads(config, found)
-    model = model_for(config, model)
-    graphdef, delta, backbone = apply(model, method_of(config, model))
-    adapted = nnx.merge(graphdef, delta, backbone)
-    trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(delta)}
-    tensors = AdapterTensors(adapted, trained)
-    wanted = dict(tensors.views)
+    return _with_tied_head(_with_unnamed_heads(config, found), found), found
+
+
+def _fill(tensors: AdapterTensors, found: Mapping[str, np.ndarray], path: Path) -> None:
+    """Puts the tensors of a file into the model."""
     # PEFT may store base weights, too; a tied head's is there with some of its settings and not with others.
-    base = tensors.base_views() if found.keys() - wanted.keys() else {}
-    wanted |= {name: view for name, view in base.items() if name in found and name not in wanted}
+    wanted = tensors.views | tensors.base_views(found.keys() - tensors.views.keys())
     if tensors.tied_head is not None:
-        _check_tied(folder / TENSORS, tensors, found)
+        _check_tied(path, tensors, found)
         wanted = {name: view for name, view in wanted.items() if name in found or not name.endswith(".lm_head.weight")}
-    _check(folder / TENSORS, wanted, found)
+    _check(path, wanted, found)
     for name, view in wanted.items():
         view[...] = found[name]
     tensors.finish()
-    paths = {tuple(path.split(".")) for path in trained}
-    graphdef, delta, backbone = nnx.split(adapted, lambda path, _: tuple(map(str, path)) in paths, ...)
-    return graphdef, delta, backbone
 
 
 def _refuse_embedding_factors(config: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> None:
@@ -248,6 +263,14 @@ def _with_unnamed_heads(config: dict[str, Any], found: Mapping[str, np.ndarray])
     return {**config, "modules_to_save": modules}
 
 
+def _with_tied_head(config: dict[str, Any], found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The configuration with a tied head named beside its embedding: PEFT takes the name out and stores the weights."""
+    saved = config.get("modules_to_save") or []
+    if not config.get("ensure_weight_tying") or not saved or "base_model.model.lm_head.weight" not in found:
+        return config
+    return {**config, "modules_to_save": [*saved, "lm_head"]}
+
+
 def _check_tied(path: Path, tensors: AdapterTensors, found: Mapping[str, np.ndarray]) -> None:
     """A tied head that is stored beside the embedding must be the same."""
     head = f"{tensors.prefix}lm_head.weight"
@@ -256,7 +279,7 @@ def _check_tied(path: Path, tensors: AdapterTensors, found: Mapping[str, np.ndar
         raise AdapterError(f"{path}: {head} differs from {tables[0]}, to which {CONFIG} says it is tied")
 
 
-def _check(path: Path, wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
+def _check(path: Path, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> None:
     problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"extra {name}" for name in sorted(found.keys() - wanted.keys())]
     problems += [

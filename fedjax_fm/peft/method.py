@@ -73,6 +73,7 @@ def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> tu
       ValueError: the model changes while it is called (`nnx.BatchNorm`, `nnx.Dropout`), which the backbone, one for
         all clients, must not; or the method does not fit it.
     """
+    _check_method("method", method)
     _refuse_inner_state(model)
     model = nnx.clone(model)
     trainable = method.install(model, jax.random.key(0) if key is None else key)
@@ -81,6 +82,12 @@ def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> tu
         raise ValueError(f"{method.name} leaves nothing to train, or names unknown parameters: {sorted(unknown)}")
     graphdef, delta, backbone = nnx.split(model, lambda path, _: tuple(map(str, path)) in trainable, ...)
     return graphdef, delta, backbone
+
+
+def _check_method(name: str, method: Any) -> None:
+    if not isinstance(method, Method):
+        shown = getattr(method, "__name__", type(method).__name__)
+        raise TypeError(f"expected {name} a peft.Method, what peft.lora(...) and its like return, got {name}={shown}")
 
 
 def _refuse_inner_state(model: nnx.Module) -> None:
@@ -149,6 +156,8 @@ def combine(*methods: Method) -> Method:
     """
     if not methods:
         raise ValueError("combine() needs at least one method")
+    for method in methods:
+        _check_method("methods", method)
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         for number, method in enumerate(methods):

@@ -7,14 +7,15 @@ from typing import Any
 import jax
 from flax import nnx
 
+from fedjax_fm.checks import flag, real, whole
 from fedjax_fm.peft.dora import DoRALinear
 from fedjax_fm.peft.ia3 import ia3
-from fedjax_fm.peft.lora import Factors, LoRALinear, Setup, check_shape, chosen_lora
+from fedjax_fm.peft.lora import Factors, LoRALinear, Setup, chosen_lora
 from fedjax_fm.peft.method import Method
 from fedjax_fm.peft.names import Names
 from fedjax_fm.peft.patterns import HEADS, refuse_unmatched
 from fedjax_fm.peft.peft_fields import KNOWN, unsupported
-from fedjax_fm.peft.places import ALL_LINEAR, Place, all_linear, of_pattern, places
+from fedjax_fm.peft.places import ALL_LINEAR, Place, all_linear, of_pattern, places, refuse_unused
 from fedjax_fm.peft.prefix import prefix_tuning
 from fedjax_fm.peft.prompt import prompt_tuning
 from fedjax_fm.peft.targets import is_tied, named_modules
@@ -80,6 +81,21 @@ def check_fields(config: Mapping[str, Any]) -> None:
     targets = config.get("target_modules")
     if kind in ("LORA", "IA3") and not targets:
         raise AdapterError(f"target_modules={targets!r}: expected the names of the adapted modules")
+    if kind == "LORA":
+        _check_numbers(config)
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    """Raises for numbers and flags of a LoraConfig that are none."""
+    whole("r", config.get("r", 8), least=1)
+    real("lora_alpha", config.get("lora_alpha", 8))
+    real("lora_dropout", config.get("lora_dropout", 0.0), least=0, below=1)
+    for name in ("use_rslora", "use_dora", "ensure_weight_tying"):
+        flag(name, config.get(name, False))
+    for rank in (config.get("rank_pattern") or {}).values():
+        whole("rank_pattern", rank, least=1)
+    for alpha in (config.get("alpha_pattern") or {}).values():
+        real("alpha_pattern", alpha)
 
 
 def method_of(config: Mapping[str, Any], model: nnx.Module) -> Method:
@@ -105,8 +121,6 @@ def lora_method(config: Mapping[str, Any], saved: Sequence[str], model: nnx.Modu
         stored adapter tell what it holds.
     """
     rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
-    dropout, use_rslora = config.get("lora_dropout", 0.0), config.get("use_rslora", False)
-    check_shape(alpha, dropout, use_rslora)
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
 
     def choose(model: nnx.Module) -> dict[Place, Factors]:
@@ -122,11 +136,14 @@ def lora_method(config: Mapping[str, Any], saved: Sequence[str], model: nnx.Modu
         }
         if strict or not found:
             _refuse_missing(config, there, bool(found))
+        if strict:
+            refuse_unused("rank_pattern", ranks, list(found))
+            refuse_unused("alpha_pattern", alphas, list(found))
         return found
 
     setup = Setup(
-        use_rslora=use_rslora,
-        dropout=dropout,
+        use_rslora=config.get("use_rslora", False),
+        dropout=config.get("lora_dropout", 0.0),
         kind=DoRALinear if config.get("use_dora") else LoRALinear,
     )
     tokens = check_token_indices(config.get("trainable_token_indices"))
@@ -134,13 +151,15 @@ def lora_method(config: Mapping[str, Any], saved: Sequence[str], model: nnx.Modu
 
 
 def _refuse_missing(config: Mapping[str, Any], there: list[Place], some: bool) -> None:
-    """Raises for entries of `target_modules` that name no linear layer."""
-    targets = config["target_modules"]
-    entries = [targets] if isinstance(targets, str) else list(targets)
-    missing = [entry for entry in entries if not any(_named(entry, place, isinstance(targets, str)) for place in there)]
+    """Raises for names in `target_modules` and `exclude_modules` that no linear layer has."""
     plain = sorted({place.plain for place in there})
-    refuse_unmatched("target_modules", [[entry] for entry in missing], "LinearLayer", plain)
+    for name in ("target_modules", "exclude_modules"):
+        given = config.get(name) or ()
+        expression = isinstance(given, str)
+        missing = [e for e in _listed(given) if not any(_named(e, place, expression) for place in there)]
+        refuse_unmatched(name, [[entry] for entry in missing], "LinearLayer", plain)
     if not some:
+        targets = config["target_modules"]
         raise AdapterError(f"target_modules={targets!r} leave no layer to adapt after exclude_modules and layers")
 
 
@@ -205,7 +224,7 @@ def saved_modules(config: Mapping[str, Any], model: nnx.Module) -> list[str]:
     wanted = list(config.get("modules_to_save") or ())
     names = Names(model)
     named = {path: names.module(path) for path in names.modules}
-    if is_tied(model) and config.get("ensure_weight_tying") and any("lm_head".endswith(entry) for entry in wanted):
+    if is_tied(model) and keeps_tied(config) and any("lm_head".endswith(entry) for entry in wanted):
         wanted = [entry for entry in wanted if not "lm_head".endswith(entry)] + [input_embedding(model)]
     everything = [name for own in named.values() for name in own]
     missing = [entry for entry in wanted if not any(name.endswith(entry) for name in everything)]
@@ -229,9 +248,16 @@ def input_embedding(model: Any) -> str:
     return names.module(path)[0]
 
 
+def keeps_tied(config: Mapping[str, Any]) -> bool:
+    """Whether PEFT trains a tied embedding and head as one; it knows them by two names only, which GPT-2's has not."""
+    last_words = [name.rpartition(".")[2] for name in config.get("modules_to_save") or ()]
+    known = any(word in ("embed_tokens", "lm_head") for word in last_words)
+    return config.get("peft_type") == "LORA" and bool(config.get("ensure_weight_tying")) and known
+
+
 def unties(config: Mapping[str, Any], model: nnx.Module) -> bool:
     """Whether PEFT, given this configuration and a tied model, trains the embedding or the head without the other."""
-    if config.get("peft_type") == "LORA" and config.get("ensure_weight_tying"):
+    if keeps_tied(config):
         return False
     head = Place("lm_head", "lm_head", "lm_head", None)
     saved = config.get("modules_to_save") or ()

@@ -4,7 +4,7 @@
 feed-forward layer; a prefix is one matrix (p, layers * 2 * heads * head_dim) of alternating keys and values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -68,26 +68,30 @@ class AdapterTensors:
         """What PEFT puts before the base model's names."""
         return "base_model." if self.kind in ("PROMPT_TUNING", "PREFIX_TUNING") else "base_model.model."
 
-    def base_views(self) -> dict[str, np.ndarray]:
-        """{tensor name: view} of all base weights, as PEFT stores those of wrapped modules and resized embeddings."""
+    def base_views(self, wanted: Collection[str]) -> dict[str, np.ndarray]:
+        """{tensor name: view} of those base weights that have one of these names, as PEFT stores the weights of wrapped
+        modules and of resized embeddings."""
         found = {}
         for path in self.variables:
-            for name, view in self._torch_views(path):
-                module, _, word = name.rpartition(".")
-                found[f"{self.prefix}{name}"] = view
-                found[f"{self.prefix}{module}.base_layer.{word}"] = view
+            names = {name for name, _ in self.names.parameter(path)}
+            stored = {f"{self.prefix}{spelling}": name for name in names for spelling in (name, _wrapped(name))}
+            if stored.keys() & set(wanted):
+                views = dict(self._torch_views(path))
+                found |= {spelling: views[name] for spelling, name in stored.items() if spelling in wanted}
         return found
 
     def saved_endings(self) -> list[str]:
         """The shortest endings that pick the saved modules where PEFT compares names: it does not ask for a dot."""
         everything = {name for path in self.names.modules for name in self.names.module(path)}
-        found = set()
+        saved: dict[str, set[str]] = {}
         for path in self.saved:
-            own = set(self.names.module(path))
-            words = self.names.unnumbered(path).split(".")
-            tries = [".".join(words[-n:]) for n in range(1, len(words) + 1)]
+            saved.setdefault(self.names.unnumbered(path), set()).update(self.names.module(path))
+        found = set()
+        for unnumbered, own in saved.items():
+            words = unnumbered.split(".")
+            tries = (".".join(words[-n:]) for n in range(1, len(words) + 1))
             alone = (end for end in tries if {name for name in everything if name.endswith(end)} == own)
-            found.add(next(alone, tries[-1]))
+            found |= own if (ending := next(alone, None)) is None else {ending}
         return sorted(found)
 
     def _taken_along(self) -> set[str]:
@@ -199,6 +203,12 @@ class AdapterTensors:
             return set()
         inside = [self.names.layers_of(other) for other in self.names.modules]
         return {number for where, own in inside if where == stack for number in own or ()}
+
+
+def _wrapped(name: str) -> str:
+    """The name of a tensor inside of PEFT's wrapper."""
+    module, _, word = name.rpartition(".")
+    return f"{module}.base_layer.{word}"
 
 
 def _first(path: str, prefixes: tuple[str, ...]) -> str:

@@ -67,6 +67,12 @@ def test_dropout_acts_with_two_adapters_as_with_one(tiny_bert):
     assert np.abs(halves - two(jnp.full(B, 0.5), jax.random.key(8))).max() > 1e-3
 
 
+@pytest.mark.parametrize("mix", [float("nan"), float("inf"), True, "0.5", None])
+def test_a_mix_is_a_number(mix, case):
+    with pytest.raises((TypeError, ValueError), match="mix="):
+        two_adapters(case.graphdef, *case.deltas, case.backbone, mix)
+
+
 def test_mix_zero_and_one_are_the_single_adapters(case):
     one = jax.jit(lambda delta: nnx.merge(case.graphdef, delta, case.backbone)(*ids_and_mask()))
     single = [one(delta) for delta in case.deltas]

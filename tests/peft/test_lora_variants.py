@@ -1,5 +1,7 @@
 """DoRA, FFA, a shared A, dropout, and LoRA's invariances."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from flax import nnx
 
 from fedjax_fm import peft
 from fedjax_fm.models.randomness import dropout, in_layer, randomness
+from fedjax_fm.peft.lora import LoRALinear
 
 
 def layer_of(parts):
@@ -74,7 +77,7 @@ def test_dora_with_dropout_is_pefts(bias, monkeypatch):
     graphdef, delta, backbone = peft.apply(nnx.Dict(a=base), peft.dora(2, 6, targets="a", dropout=rate))
     filled = [(path, leaf.replace(jnp.asarray(values[path[-1]]))) for path, leaf in nnx.to_flat_state(delta)]
     delta = nnx.from_flat_state(filled)
-    monkeypatch.setattr("fedjax_fm.peft.lora.dropout", lambda x, rate, place: x * left)
+    monkeypatch.setattr(sys.modules[LoRALinear.__module__], "dropout", lambda x, rate, place: x * left)
     forward = lambda delta, x: nnx.merge(graphdef, delta, backbone)["a"](x)
     loss = lambda delta, x: jnp.sum(jnp.sin(forward(delta, x)))
     gradients, of_input = jax.grad(loss, (0, 1))(delta, jnp.asarray(x))

@@ -265,6 +265,35 @@ def test_a_configuration_that_cannot_be_followed_is_refused_at_once(fields, mess
         peft.lora_from_config(config_of(**fields).to_dict())
 
 
-def test_a_name_that_nothing_has_is_refused_in_a_new_adapter(llama):
-    with pytest.raises(ValueError, match=r"target_modules=\['valeu'\] match no"):
-        peft.apply(llama.model, peft.lora_from_config(config_of(target_modules=["q_proj", "valeu"])))
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "modules_to_save"])
+def test_a_name_that_nothing_has_is_refused_in_a_new_adapter(field, llama):
+    good = {"target_modules": "q_proj", "exclude_modules": "v_proj", "modules_to_save": "norm"}[field]
+    with pytest.raises(ValueError, match=rf"{field}=\['valeu'\] match no"):
+        peft.apply(llama.model, peft.lora_from_config(config_of(**{field: [good, "valeu"]})))
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_nothing_has_is_refused_in_a_new_adapter(field, llama):
+    with pytest.raises(ValueError, match=rf"{field}=\['valeu'\] match no adapted layer"):
+        peft.apply(llama.model, peft.lora_from_config(config_of(**{field: {"q_proj": 3, "valeu": 3}})))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("r", 0),
+        ("r", True),
+        ("r", "8"),
+        ("lora_alpha", float("nan")),
+        ("lora_alpha", "16"),
+        ("lora_dropout", 1.0),
+        ("use_rslora", "false"),
+        ("use_dora", 1),
+        ("rank_pattern", {"q_proj": 1.5}),
+        ("alpha_pattern", {"q_proj": None}),
+    ],
+)
+def test_numbers_that_are_none_are_refused_at_once(field, value):
+    shown = next(iter(value.values())) if isinstance(value, dict) else value
+    with pytest.raises((TypeError, ValueError), match=f"{field}={shown!r}"):
+        peft.lora_from_config({"target_modules": ["q_proj"], field: value})

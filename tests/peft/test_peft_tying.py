@@ -45,7 +45,7 @@ CASES = {
     "tokens of GPT-2": ("gpt2", {"target_modules": ["c_attn"], "trainable_token_indices": [9, 4]}),
     "GPT-2's embedding and head as one": (
         "gpt2",
-        {"target_modules": ["c_attn"], "modules_to_save": ["wte"], "ensure_weight_tying": True},
+        {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True},
     ),
     "BERT's tokens": ("bert", {"target_modules": ["query"], "trainable_token_indices": [9, 4], "task_type": "SEQ_CLS"}),
     "heads that end alike": ("distilbert", {"target_modules": ["q_lin"], "task_type": "SEQ_CLS"}),
@@ -113,8 +113,11 @@ def test_what_is_not_tied_is_not_untied(family, pairs):
         peft.untie(pairs(family).model)
 
 
-def test_a_tied_embedding_without_its_head_is_refused_where_the_model_cannot_be_untied(pairs, tmp_path):
-    config = hugging_face.LoraConfig(target_modules=["c_attn"], modules_to_save=["wte"], task_type="CAUSAL_LM")
+@pytest.mark.parametrize("tying", [False, True])  # which PEFT does not do by this name
+def test_a_tied_embedding_without_its_head_is_refused_where_the_model_cannot_be_untied(tying, pairs, tmp_path):
+    config = hugging_face.LoraConfig(
+        target_modules=["c_attn"], modules_to_save=["wte"], ensure_weight_tying=tying, task_type="CAUSAL_LM"
+    )
     peft_adapter(pairs("gpt2"), config, tmp_path)
     with pytest.raises(peft.AdapterError, match=r"modules_to_save=\['wte'\].* GPT2LMHeadModel, whose head cannot"):
         peft.load_pretrained(tmp_path, pairs("gpt2").model)
