@@ -17,7 +17,7 @@ import optax
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer, train
-from fedjax_fm.privacy.accounting import Accounting, accounted_for, privacy_of
+from fedjax_fm.privacy.accounting import Accounting, accounted_for, check_noise, privacy_of
 from fedjax_fm.privacy.clipping import clipped_mean
 from fedjax_fm.privacy.noise import Noise
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Privacy, Task, Tree
@@ -221,6 +221,7 @@ def dp_fedavg(
 
 
 def _check(noise: Noise, noise_multiplier: float, clip_norm: float, adaptive: AdaptiveClip | None) -> None:
+    check_noise(noise)
     checks.real("noise_multiplier", noise_multiplier, least=0)
     checks.real("clip_norm", clip_norm, above=0, infinite=True)
     unbounded = _is_number(clip_norm) and math.isinf(clip_norm)
@@ -244,10 +245,12 @@ def _check(noise: Noise, noise_multiplier: float, clip_norm: float, adaptive: Ad
 def _privacy(
     noise: Noise, noise_multiplier: float, adaptive: AdaptiveClip | None, accounting: Accounting | None
 ) -> Privacy:
-    accounted = accounted_for(noise, noise_multiplier, accounting)
-    if not _is_some(noise_multiplier):
-        return Privacy(mechanism="none: noise_multiplier=0")
     released = ("clip_norm",) if adaptive is None else ("clip_norm", "within_clip")
+    if not _is_number(noise_multiplier):  # a lane of a sweep, which asks the host what is accounted for
+        return privacy_of(None, 0.0, released)
+    accounted = accounted_for(noise, noise_multiplier, accounting)
+    if noise_multiplier == 0:
+        return Privacy(mechanism="none: noise_multiplier=0")
     return privacy_of(accounted, noise_multiplier, released)
 
 

@@ -54,6 +54,9 @@ def sweep(
 
     Memory: server state and clients' states once per lane, data and backbone once.
 
+    Private methods are held to their accounting as in `Simulator.run`; `epsilon` is that of one lane. Whoever releases, or
+    chooses by data among, several lanes spends for all of them.
+
     Example: `sweep(simulator, delta, 50, seeds=range(5), hyper={"lr": [0.01, 0.1]}, algorithm=lambda lr: fedavg(...))`
     has ten lanes.
     """
@@ -105,11 +108,11 @@ def sweep(
 def _algorithms(
     simulator: Simulator, names: list[str], columns: list[np.ndarray], algorithm: Callable[..., Algorithm] | None
 ) -> list[Algorithm]:
-    """Each lane's, made from plain numbers."""
+    """Each lane's, made from its own values, so that the host can ask what they promise."""
     if algorithm is None:
         return [simulator.algorithm] * len(columns[-1])
     rows = zip(*columns[: len(names)], strict=True)
-    return [algorithm(**dict(zip(names, map(float, row), strict=True))) for row in rows]
+    return [algorithm(**dict(zip(names, map(jnp.float32, row), strict=True))) for row in rows]
 
 
 def _with_epsilons(metrics: dict[str, np.ndarray], lanes: list[Algorithm]) -> dict[str, np.ndarray]:

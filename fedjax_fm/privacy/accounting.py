@@ -106,7 +106,7 @@ def spent(sampler: Sampler, noise: Noise, noise_multiplier: float, rounds: int, 
       (without replacement); Denisov et al. 2022, arXiv 2202.08312 (matrix mechanisms, adaptive streams).
     """
     law = _law_of(sampler)
-    _check_noise(noise)
+    check_noise(noise)
     checks.real("noise_multiplier", noise_multiplier, least=0)
     checks.whole("rounds", rounds, least=0)
     checks.real("delta", delta, above=0, below=1)
@@ -128,7 +128,7 @@ def multiplier_for(epsilon: float, sampler: Sampler, noise: Noise, rounds: int, 
       ValueError: what `spent` refuses; epsilon or rounds are not positive; no noise of at most 1e4 is enough.
     """
     law = _law_of(sampler)
-    _check_noise(noise)
+    check_noise(noise)
     checks.real("delta", delta, above=0, below=1)
     try:
         checks.real("epsilon", epsilon, above=0)
@@ -148,7 +148,7 @@ def accounted_for(noise: Noise, noise_multiplier: float, accounting: Accounting 
       ValueError: the multiplier was made for other noise, or for something else than `accounting` says; nothing is
         known of this noise with this sampler; there is no noise.
     """
-    _check_noise(noise)
+    check_noise(noise)
     carried = noise_multiplier.accounted if isinstance(noise_multiplier, Multiplier) else None
     if accounting is None and carried is None:
         return None
@@ -233,7 +233,8 @@ def _law_of(sampler: Sampler) -> Any:
     return sampler.law
 
 
-def _check_noise(noise: Noise) -> None:
+def check_noise(noise: Noise) -> None:
+    """Refuses what is no `Noise`."""
     if not isinstance(noise, Noise):
         expected = "privacy.independent(), privacy.binary_tree(...) or privacy.banded(...)"
         raise TypeError(f"expected {expected}, got noise={noise!r}")

@@ -47,17 +47,18 @@ def clip(tree: Tree, norm: jax.Array | float) -> tuple[Tree, jax.Array]:
     """
     _refuse_other_types(tree)
     norm = jnp.asarray(checks.real("norm", norm, least=0, infinite=True), jnp.float32)
-    # A power of two, so that the units cost no rounding.
+    # A power of two, so that the units cost no rounding; it and its inverse are normal numbers.
     _, exponent = jnp.frexp(jnp.where(jnp.isfinite(norm) & (norm > 0), norm, 1.0))
-    in_units = jax.tree.map(lambda x: jnp.ldexp(x.astype(jnp.float32), -exponent), tree)
-    length, most = optax.tree.norm(in_units), jnp.ldexp(norm, -exponent)
-    finite = trees.all_finite(tree)
+    units = jnp.ldexp(jnp.float32(1), -jnp.clip(exponent, -125, 126))
+    length = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32) * units, tree))
+    most, finite = norm * units, trees.all_finite(tree)
     within = finite & (length <= most)
     factor = jnp.where(within, 1.0, most / jnp.where(length > 0, length, 1.0))
     usable = finite & (norm >= 0)  # False for NaN, too
 
     def scaled(x):
-        return jnp.where(usable, x.astype(jnp.float32) * factor, 0).astype(x.dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return jnp.where(usable, wide * factor.astype(wide.dtype), 0).astype(x.dtype)
 
     return jax.tree.map(scaled, tree), within
 
@@ -99,8 +100,8 @@ def clipped_mean(norm_of: Callable[[Any], jax.Array | float]) -> Reduce:
 
           ||change of mean|| <= S / m,  |change of within| <= 1 / (2 m),
 
-      and with one client's data replaced twice that. Contributions are float32 and so is their sum, whatever the
-      type of delta. Both are exact: it is the server that adds noise.
+      and with one client's data replaced twice that. Contributions are float32 and so is their sum, also of a delta
+      in bfloat16. Both are exact: it is the server that adds noise.
 
     References:
       Andrew et al., Differentially Private Learning with Adaptive Clipping, 2021, arXiv 1905.03871, theorem 1, whose

@@ -47,6 +47,14 @@ def test_lengths_whose_squares_leave_the_range_of_floats_are_clipped_too(scale):
     np.testing.assert_array_equal(same["a"], tree["a"])
 
 
+def test_a_tree_in_float64_keeps_its_digits():
+    with jax.enable_x64(True):
+        tree = {"a": jnp.asarray([np.pi, np.e])}
+        np.testing.assert_array_equal(clip(tree, jnp.inf)[0]["a"], tree["a"])
+        exact = np.array([np.pi, np.e]) / np.hypot(np.pi, np.e)
+        np.testing.assert_allclose(clip(tree, 1.0)[0]["a"], exact, rtol=1e-6)
+
+
 @pytest.mark.parametrize("norm", [np.nan, -1.0])
 def test_a_traced_norm_that_is_none_gives_zeros(norm):
     """A bound that is no number must not switch the clip off."""

@@ -283,6 +283,13 @@ def test_sweeps_are_held_to_it_too():
     with pytest.raises(ValueError, match="2 rounds"):
         ffm.sweep(one, delta, 3, hyper={"rate": (0.01, 0.1)}, algorithm=of)
     other = samplers.poisson(N, 0.2)
+
+    def of_noise(z):
+        return accounted(multiplier=z)
+
+    swept = ffm.sweep(one, delta, 2, hyper={"z": (1.0, 2.0)}, algorithm=of_noise)
+    expected = [[by_hand(POISSON, z, t) for t in (1, 2)] for z in (1.0, 2.0)]
+    np.testing.assert_allclose(swept.metrics["epsilon"], expected, rtol=1e-6)
     with pytest.raises(ValueError, match="Poisson"):
         ffm.sweep(simulator(method(), other, cohort_size=8)[0], delta, 2, hyper={"rate": (0.01,)}, algorithm=of)
 
