@@ -240,8 +240,8 @@ def multiplier(n_clients: int, config: Config, epsilon: float) -> float:
 def tune(config: Config, pool: Pool, public: dict, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """{arm: {"clip": S, "noisy": {rate: accuracy}, "noiseless": {rate: accuracy}}}, on public documents."""
     dealt, found = deal(pool, config, PUBLIC_SEED), {}
-    # As much noise as a run of the study at this epsilon has.
-    noise = multiplier(len(deal(pool, config, config.seeds[0]).clients), config, config.tuned_at)
+    # As much noise as a run of the study at this epsilon has; a plain number, as nothing is accounted for on public data.
+    noise = float(multiplier(len(deal(pool, config, config.seeds[0]).clients), config, config.tuned_at))
     for name in ARMS:
         arm = Arm(name, config, public, PUBLIC_SEED)
         clip = arm.median_norm(dealt.clients)

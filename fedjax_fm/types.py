@@ -140,16 +140,41 @@ class Repeat(NamedTuple):
     exchanges: tuple[Exchange, ...]
 
 
+class Privacy(NamedTuple):
+    """What a private method was accounted for; a simulator holds it to that.
+
+    Attributes:
+      law: of the sampler, one of `population.samplers.laws`.
+      rounds: planned, no more are run; None for any number.
+      delta: of the guarantee.
+      epsilon: `rounds done -> epsilon`, called on the host; None where noise is added and nothing was accounted.
+      relation: which data sets are neighbours, in words.
+      mechanism: in words.
+      released: the metrics that the guarantee covers, beside the server's tree. All others (losses, numbers of clients
+        and examples, bytes) are exact: diagnostics of the simulator, which a deployment would not see.
+    """
+
+    law: Any = None
+    rounds: int | None = None
+    delta: float | None = None
+    epsilon: Callable[[int], float] | None = None
+    relation: str = ""
+    mechanism: str = ""
+    released: tuple[str, ...] = ()
+
+
 class Algorithm(NamedTuple):
     """A federated method: pure functions, hyper-parameters closed over.
 
     `init(delta, key, setting) -> server_state`; `client_init(delta, key) -> client_state`, () when stateless.
+    `privacy` of a method that clips and adds noise; such methods divide by the planned cohort.
     """
 
     init: Callable[[Tree, jax.Array, Setting], Any]
     exchanges: tuple[Any, ...]  # of Exchange and Repeat
     client_init: Callable[[Tree, jax.Array], Any] = lambda delta, key: ()
     delta: Callable[[Any], Tree] = attrgetter("delta")
+    privacy: Privacy | None = None
 
 
 class Channel(NamedTuple):

@@ -13,6 +13,7 @@ from fedjax_fm.engine.arguments import check_delta, check_kinds, check_state
 from fedjax_fm.engine.data import DeviceData, of_population, shapes_of
 from fedjax_fm.engine.devices import client_mesh, memory_of
 from fedjax_fm.engine.errors import error_of
+from fedjax_fm.engine.guarantee import check_rounds, check_sampling, with_epsilon
 from fedjax_fm.engine.message import unless_empty
 from fedjax_fm.engine.messages import Messages
 from fedjax_fm.engine.metrics import concatenated, on_host
@@ -99,6 +100,7 @@ class Simulator:
         self._states = states
         self.streams = data == "host" or (data == "auto" and _nbytes(population) > self.memory // 4)
         self.setting = Setting(population.n_clients, cohort_size)
+        check_sampling(algorithm, self.sampler, self.setting)
         self._make_engine = functools.partial(
             Engine, algorithm=algorithm, setting=self.setting, uplink=unless_empty(uplink or identity()),
             downlink=unless_empty(downlink or identity()), n_max=int(population.sizes.max()), n_min=int(population.sizes.min()),
@@ -241,12 +243,14 @@ class Simulator:
         Returns:
           (state, metrics): {name: array[rounds]} with at least `loss` (example-weighted, over all local steps) and, summed
           over those of the cohort whose upload arrived, `clients`, `examples` (that they hold), `examples_processed`
-          (rows in the batches of their local steps), `uplink_bytes`, and `downlink_bytes` of all who were sent something.
+          (rows in the batches of their local steps), `uplink_bytes`, and `downlink_bytes` of all who were sent something;
+          of a method that was accounted for also `epsilon`, spent after each round.
 
         Raises:
           NonFiniteClient: a loss or an upload was not finite; SumOverflow: only the sum of the uploads was not.
           CohortOverflow, UnknownClient: the sampler drew more clients than its capacity, or one that is not there.
           RuntimeError: the state was donated before, or its spilled store has gone on with another run.
+          ValueError: a private method would run past the rounds that it was accounted for.
         """
         checks.whole("rounds", rounds, least=0)
         programs, first_rows = self.programs, self.start.first_rows
@@ -260,8 +264,11 @@ class Simulator:
                 f"this state is of round {state.round}, but its spilled store has gone on to round "
                 f"{store.rounds[0]}: states on the host are updated in place; go on from the newest state"
             )
+        done, privacy = state.round, self.algorithm.privacy
+        check_rounds(privacy, done, rounds)
         after, buffers, bad = programs.run(state.rounds, rounds, self.key, first_rows, donate)
         metrics = concatenated([on_host(buffer, n, self.messages) for buffer, n in buffers])
+        metrics = with_epsilon(metrics, privacy, done)
         state = SimulationState(after, self.algorithm)
         if bad != NO_CLIENT:
             bad = programs.who_failed(after, bad, self.key, first_rows)

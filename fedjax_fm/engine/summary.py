@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fedjax_fm import trees
+from fedjax_fm.engine.guarantee import summary_of
 
 if TYPE_CHECKING:
     from fedjax_fm.engine.simulator import Simulator
@@ -25,6 +26,7 @@ def summarise(simulator: "Simulator") -> str:
         repr(population),
         f"cohort: {setting.cohort_size} clients a round (at most {simulator.sampler.capacity})",
         f"frozen parameters: {trees.size(simulator.backbone):,} ({size(trees.nbytes(simulator.backbone))})",
+        *summary_of(simulator.algorithm.privacy),
     ]
     if simulator.plan is None:
         return "\n".join(["Simulator", *lines, "not laid out yet: call init(delta)"])

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_fm.engine.devices import compiler_options
 from fedjax_fm.engine.drive import ROUNDS_PER_DISPATCH, fused
+from fedjax_fm.engine.guarantee import check_rounds, check_sampling, with_epsilon
 from fedjax_fm.engine.metrics import on_host
 from fedjax_fm.engine.parts import NO_CLIENT, Engine, RoundState
 from fedjax_fm.engine.simulator import Simulator
@@ -53,6 +54,9 @@ def sweep(
 
     Memory: server state and clients' states once per lane, data and backbone once.
 
+    Private methods are held to their accounting as in `Simulator.run`; `epsilon` is that of one lane. Whoever releases, or
+    chooses by data among, several lanes spends for all of them.
+
     Example: `sweep(simulator, delta, 50, seeds=range(5), hyper={"lr": [0.01, 0.1]}, algorithm=lambda lr: fedavg(...))`
     has ten lanes.
     """
@@ -68,6 +72,10 @@ def sweep(
     columns = [np.array(column) for column in zip(*grid, strict=True)]
     values = {name: jnp.asarray(column, jnp.float32) for name, column in zip(names, columns, strict=False)}
     keys = jax.vmap(jax.random.key)(jnp.asarray(columns[-1], jnp.uint32))
+    lanes = _algorithms(simulator, names, columns, algorithm)
+    for lane in lanes:
+        check_sampling(lane, simulator.sampler, simulator.setting)
+        check_rounds(lane.privacy, 0, rounds)
 
     def engine_of(values: dict[str, jax.Array]) -> Engine:
         engine = simulator.engine._replace(shares_states=False)
@@ -92,8 +100,30 @@ def sweep(
         found.append(_masked(simulator, buffer, completed, n))
         done, alive = done + completed, alive & (np.asarray(bad) == NO_CLIENT)
     metrics = {name: np.concatenate([part[name] for part in found], axis=1) for name in found[0]}
+    metrics = _with_epsilons(metrics, lanes)
     named = {name: column.astype(float) for name, column in zip(names, columns, strict=False)}
     return Sweep(columns[-1], named, jax.vmap(template.algorithm.delta)(carry.server), metrics, done)
+
+
+def _algorithms(
+    simulator: Simulator, names: list[str], columns: list[np.ndarray], algorithm: Callable[..., Algorithm] | None
+) -> list[Algorithm]:
+    """Each lane's, made from its own values, so that the host can ask what they promise."""
+    if algorithm is None:
+        return [simulator.algorithm] * len(columns[-1])
+    rows = zip(*columns[: len(names)], strict=True)
+    return [algorithm(**dict(zip(names, map(jnp.float32, row), strict=True))) for row in rows]
+
+
+def _with_epsilons(metrics: dict[str, np.ndarray], lanes: list[Algorithm]) -> dict[str, np.ndarray]:
+    """The metrics with each lane's `epsilon`, if all lanes were accounted for; NaN in rounds that a lane did not reach."""
+    if not metrics or any(lane.privacy is None or lane.privacy.epsilon is None for lane in lanes):
+        return metrics
+    reached = ~np.isnan(metrics["clients"])
+    spent = [
+        with_epsilon({"clients": row}, lane.privacy, 0)["epsilon"] for row, lane in zip(reached, lanes, strict=True)
+    ]
+    return {**metrics, "epsilon": np.where(reached, np.stack(spent), np.nan)}
 
 
 def _masked(simulator: Simulator, buffer: Any, completed: np.ndarray, n: int) -> dict[str, np.ndarray]:

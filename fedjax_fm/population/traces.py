@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_fm import checks
 from fedjax_fm.population.column_values import as_array
-from fedjax_fm.population.samplers.checks import check_integer, check_n_clients
+from fedjax_fm.population.samplers.checks import check_n_clients
 
 
 def diurnal(

@@ -1,10 +1,14 @@
 """Differential privacy at the level of clients: clipping, noise over rounds, accounting."""
 
-from fedjax_fm.privacy.accounting import Spent, multiplier_for, sensitivity, spent
+from fedjax_fm.privacy.accounting import Accounted, Accounting, Multiplier, Spent, multiplier_for, spent
 from fedjax_fm.privacy.clipping import clip, clipped_mean
 from fedjax_fm.privacy.noise import Noise, banded, binary_tree, independent, square_root_coefficients
+from fedjax_fm.privacy.sensitivity import sensitivity
 
 __all__ = [
+    "Accounted",
+    "Accounting",
+    "Multiplier",
     "Noise",
     "Spent",
     "banded",

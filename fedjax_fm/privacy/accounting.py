@@ -1,16 +1,21 @@
 """What a run has spent, by `dp_accounting`, for the sampler and the noise that were really used.
 
-The number of rounds is all that changes during a run, so a resumed run has spent what an unbroken one has.
+The number of rounds is all that changes during a run, so a resumed run has spent what an unbroken one has. What noise was
+accounted for (`Accounted`) travels with it: in a `Multiplier`, in the method, to the simulator.
 """
 
-import math
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_fm.population.samplers.laws import Poisson, Spaced, WithoutReplacement
+from fedjax_fm import checks
+from fedjax_fm.population.samplers.laws import Spaced
+from fedjax_fm.privacy.mechanisms import Mechanism, calibrated, epsilon_of, mechanism_of
 from fedjax_fm.privacy.noise import Noise
-from fedjax_fm.types import Sampler
+from fedjax_fm.privacy.sensitivity import sensitivities
+from fedjax_fm.types import Privacy, Sampler
 
 MOST_NOISE = 1e4
 
@@ -24,105 +29,223 @@ class Spent(NamedTuple):
     mechanism: str  # in words, for reports
 
 
-def sensitivity(strategy: np.ndarray, law: Spaced) -> float:
-    """Largest l2 norm of C x over one client's contributions x of norm at most 1 each, as often as `law` allows.
+class Accounting(NamedTuple):
+    """What a run is accounted for: pass it to `dp_fedavg` with a noise_multiplier of your own.
 
-    Exact where contributions that may belong to one client do not overlap under C: the largest sum of squared column
-    norms over rounds at least `min_separation` apart, by dynamic programming (Choquette-Choo et al. 2023, arXiv
-    2306.08153, section 3).
-
-    Raises:
-      ValueError: they overlap; says what to change.
+    Example:
+      >>> from fedjax_fm.population import samplers
+      >>> accounting = Accounting(samplers.poisson(1000, rate=0.02), rounds=200, delta=1e-5)
     """
-    gram = strategy.T @ strategy
-    rounds = len(gram)
-    most = rounds if law.max_participations is None else law.max_participations
-    far = np.abs(np.subtract.outer(np.arange(rounds), np.arange(rounds))) >= law.min_separation
-    if most > 1 and np.abs(np.where(far, gram, 0)).max(initial=0) > 1e-12:
-        raise ValueError(
-            f"a client's contributions {law.min_separation} rounds apart overlap under this noise: use at most "
-            f"{law.min_separation} bands, trees of at most {law.min_separation} rounds, or max_participations=1"
-        )
-    squares = np.diag(gram)
-    best = np.zeros(rounds + law.min_separation)  # best[t]: over rounds >= t, with the participations used so far
-    for _ in range(min(most, -(-rounds // law.min_separation))):
-        new = np.zeros_like(best)
-        for t in reversed(range(rounds)):
-            new[t] = max(
-                new[t + 1] if t + 1 < len(new) else 0.0, squares[t] + best[min(t + law.min_separation, len(best) - 1)]
-            )
-        best = new
-    return float(np.sqrt(best[0]))
+
+    sampler: Sampler
+    rounds: int  # planned; a run may stop earlier
+    delta: float
+
+
+class Accounted(NamedTuple):
+    """What a noise multiplier was accounted for."""
+
+    law: Any  # the sampler's
+    noise: Noise
+    rounds: int
+    delta: float
+
+
+class Multiplier(float):
+    """A noise multiplier that knows what it was made for; arithmetic with it gives plain numbers, which do not."""
+
+    accounted: Accounted
+
+    def __new__(cls, value: float, accounted: Accounted) -> "Multiplier":
+        made = super().__new__(cls, value)
+        made.accounted = accounted
+        return made
+
+    def __getnewargs__(self) -> tuple[float, Accounted]:
+        return float(self), self.accounted
 
 
 def spent(sampler: Sampler, noise: Noise, noise_multiplier: float, rounds: int, delta: float) -> Spent:
     """Privacy of `rounds` rounds with z ~ N(0, noise_multiplier^2 clip^2).
 
-    - independent noise, Poisson sampling: amplified, one client more or less;
-    - independent noise, uniform without replacement: amplified, one client replaced (its contribution changes by up to
-      twice the clip norm, so the multiplier counts half);
-    - any noise, a sampler with limits on participation: not amplified, rho = sens(C)^2 / (2 noise_multiplier^2);
-    - independent noise, a sampler that promises nothing: as if everybody took part in each round.
+    Args:
+      sampler: whose `law` is relied on.
+      noise: how z is correlated over rounds.
+      noise_multiplier: of update and, with an adaptive clip, count together; 0 spends infinity.
+      rounds: done or planned.
+      delta: of the guarantee, 0 < delta < 1; well below one over the number of clients.
+
+    Returns:
+      epsilon at `delta`, which data sets are neighbours, and the mechanism in words.
+
+    Formal guarantees:
+      For two neighbouring populations D and D', and every set A of outcomes of all rounds' releases together,
+      P[M(D) in A] <= exp(epsilon) P[M(D') in A] + delta, if each client's contribution to a sum is at most the clip
+      norm (`clipped_mean`), if noise of that deviation is added to the sum, and if clients are drawn by the law:
+
+      | law | noise | amplified | D' is D with |
+      |---|---|---|---|
+      | `Poisson` | independent | yes | one client more or less |
+      | `WithoutReplacement` | independent | yes | one client's data replaced |
+      | `Spaced` | any | no | one client's contribution there or zero |
+      | None | independent | no | one client's contribution there or zero |
+
+      One client replaced moves a sum by up to twice the norm, so the multiplier counts half. With limits on participation
+      the run is one Gaussian, rho = sens(C)^2 / (2 noise_multiplier^2). Law None counts as if everybody came each round.
+      A sampler that draws a fixed number of clients, or by who came before, draws others if a client is taken out: hence
+      "there or zero", where the client is drawn all the same and sends nothing.
+
+      Epsilon is an upper bound, by Renyi orders; exact arithmetic is assumed.
 
     Raises:
-      ValueError: correlated noise with a sampler that does not limit participation: nothing is known of it.
+      ValueError: numbers out of bounds; correlated noise with a sampler that does not limit participation, of which
+        nothing is known; ImportError: dp-accounting is not installed.
+
+    References:
+      Mironov, Talwar, Zhang 2019, arXiv 1908.10530 (Poisson); Wang, Balle, Kasiviswanathan 2019, arXiv 1808.00087
+      (without replacement); Denisov et al. 2022, arXiv 2202.08312 (matrix mechanisms, adaptive streams).
     """
-    if not 0 < delta < 1:
-        raise ValueError(f"expected 0 < delta < 1, got delta={delta}")
-    if rounds < 0 or noise_multiplier < 0:
-        raise ValueError(f"expected rounds and noise_multiplier >= 0, got {rounds} and {noise_multiplier}")
-    event, replace_one, mechanism = _event(sampler, noise, noise_multiplier, rounds)
-    from dp_accounting import NeighboringRelation as Relation
-    from dp_accounting import rdp
-
-    relation = Relation.REPLACE_ONE if replace_one else Relation.ADD_OR_REMOVE_ONE
-    accountant = rdp.RdpAccountant(neighboring_relation=relation)
-    if rounds:
-        accountant.compose(event)
-    words = "one client's data replaced" if replace_one else "one client more or less"
-    return Spent(float(accountant.get_epsilon(delta)), delta, words, mechanism)
+    law = _law_of(sampler)
+    check_noise(noise)
+    checks.real("noise_multiplier", noise_multiplier, least=0)
+    checks.whole("rounds", rounds, least=0)
+    checks.real("delta", delta, above=0, below=1)
+    return _spent(mechanism_of(law, noise, rounds), float(noise_multiplier), rounds, delta)
 
 
-def multiplier_for(epsilon: float, sampler: Sampler, noise: Noise, rounds: int, delta: float) -> float:
-    """The least noise_multiplier with which `rounds` rounds spend at most epsilon, to 0.1 % of it.
+def multiplier_for(epsilon: float, sampler: Sampler, noise: Noise, rounds: int, delta: float) -> Multiplier:
+    """The least noise_multiplier with which `rounds` rounds spend at most epsilon, to 0.02 % of it.
+
+    Args:
+      epsilon: above 0.
+      sampler, noise, rounds, delta: as for `spent`.
+
+    Returns:
+      A float that carries what it is for: `dp_fedavg` takes that over, and a simulator refuses another sampler, more
+      rounds, or another size of cohort.
 
     Raises:
       ValueError: what `spent` refuses; epsilon or rounds are not positive; no noise of at most 1e4 is enough.
     """
-    if not epsilon > 0 or not math.isfinite(epsilon) or rounds < 1:
-        raise ValueError(f"expected a finite epsilon > 0 and rounds >= 1, got epsilon={epsilon}, rounds={rounds}")
-    spends = lambda multiplier: spent(sampler, noise, multiplier, rounds, delta).epsilon
-    low, high = 0.0, 1.0
-    while spends(high) > epsilon:
-        low, high = high, 2 * high
-        if high > MOST_NOISE:
-            raise ValueError(f"no noise_multiplier up to {MOST_NOISE:g} spends as little as epsilon={epsilon}")
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if spends(middle) > epsilon else (low, middle)
-    return high
-
-
-def _event(sampler: Sampler, noise: Noise, multiplier: float, rounds: int) -> tuple[Any, bool, str]:
+    law = _law_of(sampler)
+    check_noise(noise)
+    checks.real("delta", delta, above=0, below=1)
     try:
-        import dp_accounting as dp
-    except ImportError as error:
-        raise ImportError("privacy accounting needs dp-accounting: pip install 'fedjax_fm[privacy]'") from error
-    law = sampler.law
-    composed = lambda event: dp.SelfComposedDpEvent(event, rounds)
-    if isinstance(law, Spaced):
-        bound = sensitivity(noise.strategy(max(rounds, 1)), law)
-        event = dp.GaussianDpEvent(multiplier / bound)
-        return event, False, f"participations at least {law.min_separation} rounds apart, sensitivity {bound:.4g}"
-    if not noise.is_independent:
+        checks.real("epsilon", epsilon, above=0)
+        checks.whole("rounds", rounds, least=1)
+    except (TypeError, ValueError) as error:
+        found = f"got epsilon={epsilon!r}, rounds={rounds!r}"
+        raise type(error)(f"expected a finite epsilon > 0 and rounds >= 1, {found}") from None
+    mechanism = mechanism_of(law, noise, rounds)
+    found = calibrated(mechanism, epsilon, rounds, delta, MOST_NOISE)
+    return Multiplier(found, Accounted(law=law, noise=noise, rounds=rounds, delta=delta))
+
+
+def accounted_for(noise: Noise, noise_multiplier: float, accounting: Accounting | None) -> Accounted | None:
+    """What a method with this noise was accounted for; None if nobody said.
+
+    Raises:
+      ValueError: the multiplier was made for other noise, or for something else than `accounting` says; nothing is
+        known of this noise with this sampler; there is no noise.
+    """
+    check_noise(noise)
+    carried = noise_multiplier.accounted if isinstance(noise_multiplier, Multiplier) else None
+    if accounting is None and carried is None:
+        return None
+    said = carried
+    if accounting is not None:
+        said = _checked(accounting, noise)
+    if carried is not None and not _same(carried.noise, noise, carried.rounds):
         raise ValueError(
-            f"noise that is correlated over rounds needs a sampler that limits participation, and {law} does not: use "
-            "samplers.spaced, or independent noise"
+            "this noise_multiplier was made for other noise than the one given here: pass the same noise to "
+            "privacy.multiplier_for and to the method"
         )
-    if isinstance(law, Poisson):
-        event = dp.PoissonSampledDpEvent(law.rate, dp.GaussianDpEvent(multiplier))
-        return composed(event), False, f"Poisson sampling, rate {law.rate:.4g}"
-    if isinstance(law, WithoutReplacement):
-        event = dp.SampledWithoutReplacementDpEvent(law.n_clients, law.cohort_size, dp.GaussianDpEvent(multiplier / 2))
-        return composed(event), True, f"{law.cohort_size} of {law.n_clients} clients without replacement"
-    return composed(dp.GaussianDpEvent(multiplier)), False, "no amplification by sampling"
+    if carried is not None and (carried.rounds, carried.delta) != (said.rounds, said.delta):
+        raise ValueError(
+            f"accounted for twice: the noise_multiplier for {_told(carried)}, accounting= says {_told(said)}"
+        )
+    if carried is not None and not same_law(carried.law, said.law):
+        raise ValueError(f"accounted for twice: the noise_multiplier for {carried.law}, accounting= says {said.law}")
+    if noise_multiplier == 0:
+        raise ValueError("noise_multiplier=0 adds no noise, of which there is nothing to account: leave accounting out")
+    mechanism_of(said.law, noise, said.rounds)  # refuses what nothing is known of
+    return said._replace(noise=noise)
+
+
+def privacy_of(accounted: Accounted | None, noise_multiplier: float, released: tuple[str, ...]) -> Privacy:
+    """What a method says of itself; epsilons are computed when they are asked for, and only on the host."""
+    if accounted is None:
+        return Privacy(mechanism="noise is added, but nothing is accounted", released=released)
+    law, noise, rounds, delta = accounted
+    mechanism = mechanism_of(law, noise, rounds)
+    return Privacy(
+        law=law,
+        rounds=rounds,
+        delta=delta,
+        epsilon=_epsilon_after(accounted, float(noise_multiplier)),
+        relation=mechanism.relation,
+        mechanism=mechanism.words,
+        released=released,
+    )
+
+
+def same_law(one: Any, other: Any) -> bool:
+    """Whether two samplers' laws are one; as tuples, laws of other kinds may be equal."""
+    return type(one) is type(other) and one == other
+
+
+def _epsilon_after(accounted: Accounted, noise_multiplier: float) -> Callable[[int], float]:
+    """`rounds done -> epsilon`, each computed once."""
+    law, noise, rounds, delta = accounted
+
+    @functools.cache
+    def bounds() -> np.ndarray:
+        return sensitivities(noise.strategy(rounds), law)
+
+    @functools.cache
+    def epsilon(done: int) -> float:
+        if isinstance(law, Spaced) and done:
+            mechanism = mechanism_of(law, noise, done, bounds()[done])
+        else:
+            mechanism = mechanism_of(law, noise, done)
+        return _spent(mechanism, noise_multiplier, done, delta).epsilon
+
+    return epsilon
+
+
+def _spent(mechanism: Mechanism, noise_multiplier: float, rounds: int, delta: float) -> Spent:
+    epsilon = epsilon_of(mechanism, noise_multiplier, rounds, delta)
+    return Spent(epsilon=epsilon, delta=delta, relation=mechanism.relation, mechanism=mechanism.words)
+
+
+def _checked(accounting: Accounting, noise: Noise) -> Accounted:
+    if not isinstance(accounting, Accounting):
+        raise TypeError(f"expected privacy.Accounting(sampler, rounds, delta), got accounting={accounting!r}")
+    law = _law_of(accounting.sampler)
+    checks.whole("rounds", accounting.rounds, least=1)
+    checks.real("delta", accounting.delta, above=0, below=1)
+    return Accounted(law=law, noise=noise, rounds=accounting.rounds, delta=accounting.delta)
+
+
+def _law_of(sampler: Sampler) -> Any:
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"expected a sampler of fedjax_fm.population.samplers, got sampler={sampler!r}")
+    return sampler.law
+
+
+def check_noise(noise: Noise) -> None:
+    """Refuses what is no `Noise`."""
+    if not isinstance(noise, Noise):
+        expected = "privacy.independent(), privacy.binary_tree(...) or privacy.banded(...)"
+        raise TypeError(f"expected {expected}, got noise={noise!r}")
+
+
+def _same(one: Noise, other: Noise, rounds: int) -> bool:
+    """Whether two kinds of noise have one strategy over so many rounds."""
+    if one.is_independent != other.is_independent:
+        return False
+    return one.is_independent or np.array_equal(one.strategy(rounds), other.strategy(rounds))
+
+
+def _told(accounted: Accounted) -> str:
+    return f"{accounted.rounds} rounds at delta={accounted.delta:g}"

@@ -56,9 +56,13 @@ SHAPES = {
 def test_losses_of_another_shape_are_refused(name, shape, monkeypatch):
     change, message = SHAPES[shape]
     problem = problem_of(name, monkeypatch, change)
-    with pytest.raises(ValueError, match=rf"expected one loss per example: float32\[\d+\], {message}"):
-        one = simulator(problem)
+    one = simulator(problem)
+
+    def first_round():
         one.run(one.init(problem.delta), 1)
+
+    with pytest.raises(ValueError, match=rf"expected one loss per example: float32\[\d+\], {message}"):
+        first_round()
 
 
 def times(k: int, n: int) -> np.ndarray:

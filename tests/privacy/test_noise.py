@@ -156,3 +156,139 @@ def test_impossible_noise_is_refused():
             banded(wrong)
     with pytest.raises(ValueError, match="rounds_per_tree >= 1"):
         binary_tree(0)
+
+
+# Trees whose height is no power of two, and trees that are completed when they end.
+
+SHAPES = [(1, False), (3, False), (5, False), (6, False), (7, False), (8, False)]
+SHAPES += [(1, True), (3, True), (5, True), (6, True), (7, True), (8, True)]
+
+
+def tree_release(rounds, per_tree, completion):
+    """(nodes C, prefix sums from nodes B) by plain intervals: the online mechanism of Kairouz et al., section 3."""
+    nodes, rows = {}, []
+    for start in range(0, rounds, per_tree):
+        end = min(start + per_tree, rounds)
+        ended = [(start0, start0 + per_tree) for start0 in range(0, start, per_tree)]
+        before = [part for tree in ended for part in _cover(*tree, per_tree, completion)]
+        width = 1
+        while width <= per_tree:
+            for first in range(start, end - width + 1, width):
+                nodes.setdefault((first, first + width), len(nodes))
+            width *= 2
+        if completion and end - start == per_tree:
+            nodes.setdefault((start, end), len(nodes))
+        for now in range(start + 1, end + 1):
+            rows.append(before + _cover(start, now, per_tree, completion))
+    c, b = np.zeros((len(nodes), rounds)), np.zeros((rounds, len(nodes)))
+    for (first, last), i in nodes.items():
+        c[i, first:last] = 1
+    for t, parts in enumerate(rows):
+        b[t, [nodes[part] for part in parts]] = 1
+    return c, b
+
+
+def _cover(start, now, per_tree, completion):
+    """Intervals that make up [start, now), the widest first; one where a tree is completed."""
+    if completion and now - start == per_tree:
+        return [(start, now)]
+    parts = []
+    while start < now:
+        width = 1 << ((now - start).bit_length() - 1)
+        parts.append((start, start + width))
+        start += width
+    return parts
+
+
+@pytest.mark.parametrize(("per_tree", "completion"), SHAPES)
+def test_trees_of_any_height_have_the_covariance_of_their_nodes(per_tree, completion):
+    noise = binary_tree(per_tree, completion=completion) if completion else binary_tree(per_tree)
+    c, b = tree_release(ROUNDS, per_tree, completion)
+    np.testing.assert_allclose(b @ c, prefix_matrix(ROUNDS), atol=1e-9)
+    drawn, _ = increments(noise)
+    prefix, expected = np.cumsum(drawn, axis=0), b @ b.T
+    n = prefix.shape[1]
+    scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    assert (np.abs(prefix @ prefix.T / n - expected) < 6 * scale / np.sqrt(n)).all()
+    gram, own = c.T @ c, noise.strategy(ROUNDS)
+    np.testing.assert_array_equal(own.T @ own, gram)  # what is accounted for is what is released
+
+
+@pytest.mark.parametrize(("per_tree", "completion"), SHAPES)
+@pytest.mark.parametrize("law", [Spaced(8, None), Spaced(8, 1), Spaced(10, 2)])
+def test_sensitivity_across_trees_is_the_brute_force_one(per_tree, completion, law):
+    noise = binary_tree(per_tree, completion=completion) if completion else binary_tree(per_tree)
+    for rounds in (4, 11, 16):
+        c, _ = tree_release(rounds, per_tree, completion)
+        assert sensitivity(noise.strategy(rounds), law) == pytest.approx(brute_force_sets(c, law), rel=1e-9)
+
+
+def brute_force_sets(strategy, law):
+    """Over all sets of rounds; contributions that do not overlap, so that signs do not matter."""
+    rounds = strategy.shape[1]
+    most = law.max_participations or rounds
+    best = 0.0
+    for count in range(1, most + 1):
+        sets = itertools.combinations(range(rounds), count)
+        fitting = [s for s in sets if all(b - a >= law.min_separation for a, b in itertools.pairwise(s))]
+        if not fitting:
+            break
+        best = max(best, *(np.linalg.norm(strategy[:, list(s)].sum(axis=1)) for s in fitting))
+    return best
+
+
+@pytest.mark.parametrize("per_tree", [3, 5, 6, 7])
+def test_a_completed_tree_leaves_the_noise_of_one_node(per_tree):
+    """Virtual steps without data complete it (Kairouz et al., appendix D): one variance stays, instead of one for each
+    binary digit; a client pays ceil(log2 n) + 1 levels, as dp_accounting has it for whole trees."""
+    plain = np.cumsum(increments(binary_tree(per_tree), rounds=2 * per_tree)[0], axis=0)
+    whole = np.cumsum(increments(binary_tree(per_tree, completion=True), rounds=2 * per_tree)[0], axis=0)
+    near = {"rel": 6 * np.sqrt(2 / plain.shape[1])}
+    assert np.var(plain[per_tree - 1]) == pytest.approx(per_tree.bit_count(), **near)
+    assert np.var(whole[per_tree - 1]) == pytest.approx(1, **near)
+    assert np.var(whole[per_tree]) == pytest.approx(2, **near)  # the first leaf of the next tree
+    assert np.var(whole[2 * per_tree - 1]) == pytest.approx(2, **near)
+    np.testing.assert_array_equal(plain[: per_tree - 1], whole[: per_tree - 1])
+    paid = sensitivity(binary_tree(per_tree, completion=True).strategy(2 * per_tree), Spaced(2 * per_tree)) ** 2
+    assert paid == pytest.approx(np.ceil(np.log2(per_tree)) + 1)
+
+
+@pytest.mark.parametrize("per_tree", [1, 2, 3, 5, 6, 8])
+def test_one_participation_costs_what_dp_accounting_says_of_trees(per_tree):
+    """Without completion, restarts included: SingleEpochTreeAggregationDpEvent."""
+    dp = pytest.importorskip("dp_accounting")
+    from dp_accounting import rdp
+
+    accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_SPECIAL)
+    accountant.compose(dp.SingleEpochTreeAggregationDpEvent(3.0, [per_tree, per_tree]))
+    bound = sensitivity(binary_tree(per_tree).strategy(2 * per_tree), Spaced(2 * per_tree, 1))
+    ours = rdp.RdpAccountant().compose(dp.GaussianDpEvent(3.0 / bound))
+    assert ours.get_epsilon(1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "law"),
+    [("trees of 4", Spaced(4)), ("banded", Spaced(4, 2)), ("independent", Spaced(1)), ("independent", Spaced(1, 3))],
+)
+def test_sensitivity_of_every_number_of_rounds_at_once(kind, law):
+    from fedjax_fm.privacy.sensitivity import sensitivities
+
+    noise = KINDS[kind]
+    found = sensitivities(noise.strategy(ROUNDS), law)
+    expected = [0.0] + [sensitivity(noise.strategy(t), law) for t in range(1, ROUNDS + 1)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_contributions_that_overlap_and_cancel_are_refused_too():
+    """C x of two rounds may cancel in C' C and be long all the same with the other sign of one."""
+    strategy = np.array([[1.0, 0, 1.0], [1.0, 0, -1.0], [0, 1.0, 0]])
+    assert sensitivity(strategy, Spaced(2)) == pytest.approx(2.0)
+
+
+def test_noise_is_float32_whatever_the_default():
+    with jax.enable_x64(True):
+        for kind in ("independent", "trees of 4", "banded"):
+            state = KINDS[kind].init({"w": jnp.zeros(3, jnp.float32)}, jax.random.key(0))
+            drawn, after = KINDS[kind].draw(state)
+            assert drawn["w"].dtype == jnp.float32
+            assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)

@@ -7,7 +7,7 @@ from contract import Problem, Row
 from mlp_problem import make_clients, make_trees, mlp_loss
 
 import fedjax_fm as ffm
-from fedjax_fm.algorithms.dp_fedavg import AdaptiveClip, dp_fedavg
+from fedjax_fm.algorithms.dp_fedavg import UPDATE_NOISE, AdaptiveClip, dp_fedavg
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.privacy import banded, binary_tree, independent
 
@@ -35,7 +35,7 @@ def _centralised(noise, multiplier=Z):
             delta = jax.tree.map(lambda w, g: w - RATE * g, delta, jax.grad(loss)(delta))
         update = jax.tree.map(lambda a, b: a - b, problem.delta, delta)
         length = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(update)))
-        noise_key, _ = jax.random.split(derive(jax.random.key(5), Purpose.INIT))
+        noise_key = jax.random.fold_in(derive(jax.random.key(5), Purpose.INIT), UPDATE_NOISE)
         drawn, _ = noise.draw(noise.init(problem.delta, noise_key))
         step = lambda w, d, z: w - (d * jnp.minimum(1, NORM / length) + multiplier * NORM * z)
         return jax.tree.map(step, problem.delta, update, drawn)
