@@ -25,15 +25,16 @@ Found (perplexity of masked tokens on held-out speeches of all roles, seeds 0, 1
 | control: parallel, words shuffled inside each role | 347.6 | 363.4 | 347.3 | 352.8 +- 23.0 |
 
 Ratios of perplexity, paired by seed: parallel against local 0.922 [0.851, 0.998], against centralised 1.032 [0.962, 1.107]; in
-turn against local 0.898 [0.855, 0.942], against centralised 1.005 [0.970, 1.041], against parallel 0.974 [0.940, 1.009]. Both are
-better than local training, of neither a loss against centralised training is seen; means lie between the two.
+turn against local 0.898 [0.855, 0.942], against centralised 1.005 [0.970, 1.041], against parallel 0.974 [0.940, 1.009]. Each
+interval is that of its comparison alone; corrected by Holm for the thirteen of the command, no difference is seen. Means lie
+between local and centralised training.
 
 - Parallel: 452 MB up and as many down, 0.94 MB a client and round, 70 % of it what passes the cuts. In turn: 349 MB, as client
   parts travel less often.
 - All this is the beginning of pre-training: no arm is far below word frequencies, and parallel FedBERT is not reliably below
   them (0.965 [0.880, 1.058]), nor below its control, which never trained on a word in its context (0.985 [0.938, 1.033]): what it
-  has over local training at this size is mostly word frequencies of more text. In turn, with twice as many updates of the body,
-  it is below the control (0.959 [0.934, 0.985]).
+  may have over local training at this size is mostly word frequencies of more text. In turn, with twice as many updates of the body,
+  its interval lies below the control (0.959 [0.934, 0.985]).
 - Local models are worse than everybody's word frequencies, with a quarter of the steps still more: undertrained, not overfitted.
 """
 
