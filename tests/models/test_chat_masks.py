@@ -7,7 +7,7 @@ import pytest
 from fedjax_fm import models
 
 transformers = pytest.importorskip("transformers")
-TAGGED = [family for family in families.FAMILIES if "generation %}" in families.tagged(family)]
+TAGGED = [family for family in families.FAMILIES if families.TAG.search(families.tagged(family))]
 LENGTH = 700
 # What the template writes for an answer depends on what follows it: no single text holds all answers as generation
 # would see them. (family, conversations); None: every conversation with an answer.
@@ -91,7 +91,8 @@ def test_without_tags_the_cut_is_where_generation_would_begin(family, compatibil
                 ValueError, match=r"conversation 0: .*(answers='each'|opens an answer|refuses)"
             ) as raised:
                 chat.encode([conversation.messages], LENGTH, **conversation.variables)
-            compatibility.refused("Template constructs", family, raised, f"masks of {name!r} in one text")
+            if len(seen) == 1:  # one row of the page for each family
+                compatibility.refused("Template constructs", family, raised, f"masks of {name!r} in one text")
             continue
         labels = chat.encode([conversation.messages], LENGTH, **conversation.variables)["labels"][0]
         # SmolLM3's own tags hold the opening of the turn, too; without thinking, the prompt holds what the tags hold.
