@@ -158,7 +158,7 @@ class Tensors:
     def kind(self, name: str) -> str:
         """NumPy's name of a tensor's numbers, or safetensors' own where NumPy has none."""
         kind = self.source[name].get_slice(name).get_dtype()
-        return _DTYPES.get(kind, kind)
+        return _DTYPES.get(str(kind), str(kind))
 
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same numbers."""

@@ -22,7 +22,7 @@ class AttentionMask(NamedTuple):
 
     def of_layer(self, windowed: jax.Array | None) -> jax.Array:
         """The mask of one layer; windowed bool[], None where all layers are alike."""
-        if self.sliding is None:
+        if self.sliding is None or windowed is None:
             return self.plain
         return jnp.where(windowed, self.sliding, self.plain)
 

@@ -146,7 +146,7 @@ SETTINGS = [
     ("BertModel", {"hidden_act": "gelu_10"}, "hidden_act must be one of"),
     ("BertModel", {"layer_norm_eps": 1e-3}, None),
     ("BertModel", {"type_vocab_size": 3}, None),
-    ("BertModel", {"chunk_size_feed_forward": 4}, None),
+    ("BertModel", {"chunk_size_feed_forward": 3}, None),
     ("RobertaModel", {"pad_token_id": 0}, None),
     ("AlbertModel", {"num_hidden_groups": 2}, "num_hidden_groups=2"),
     ("AlbertModel", {"inner_group_num": 2}, "inner_group_num=2"),
