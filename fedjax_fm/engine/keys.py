@@ -9,16 +9,20 @@ import jax
 
 
 class Purpose(IntEnum):
-    """What a key is for; the numbers are part of a run's identity and must not change."""
+    """What a key is for; the numbers are part of a run's identity and must not change.
 
-    INIT = 0
+    The first two are derived from the run's key, as the rounds' keys are by their number: they lie where no round does,
+    or a client's first state would be drawn with the key that draws some round's cohort.
+    """
+
+    INIT = 2**31
+    CLIENT_INIT = 2**31 + 7
     COHORT = 1
     CLIENT = 2
     SHUFFLE = 3
     UPLINK = 4
     DOWNLINK = 5
     SERVER = 6
-    CLIENT_INIT = 7
     BEHAVIOUR = 8
     REPEAT = 9
     TAKES = 10
