@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from fedjax_fm import checks
-from fedjax_fm.evaluation.buckets import length_batches, split_rows
+from fedjax_fm.evaluation.buckets import checked_arrays, length_batches, split_rows
 from fedjax_fm.types import Tree
 
 
@@ -47,9 +47,7 @@ class Evaluator:
 
     def __call__(self, params: Tree, arrays: dict[str, np.ndarray]) -> Results:
         """Scores every row of {"input_ids", "attention_mask", "label"}."""
-        n = len(arrays["label"])
-        if n == 0:
-            raise ValueError("nothing to evaluate: the arrays have no rows")
+        n = checked_arrays(arrays, ("input_ids", "attention_mask", "label"))
         correct, loss = np.zeros(n, bool), np.zeros(n, np.float32)
         for width, rows, padded in length_batches(arrays["attention_mask"], self.batch_size, self.bucket):
             part = self._score(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm import checks
-from fedjax_fm.evaluation.buckets import length_batches, split_rows
+from fedjax_fm.evaluation.buckets import checked_arrays, length_batches, split_rows
 from fedjax_fm.types import Tree
 
 
@@ -44,9 +44,7 @@ class PerplexityEvaluator:
 
     def __call__(self, params: Tree, arrays: dict[str, np.ndarray]) -> TokenLosses:
         """Scores every row of {"input_ids", "attention_mask", "labels"}: [n, T]."""
-        n = len(arrays["attention_mask"])
-        if n == 0:
-            raise ValueError("nothing to evaluate: the arrays have no rows")
+        n = checked_arrays(arrays, tuple(arrays))
         nll, tokens = np.zeros(n), np.zeros(n, np.int64)
         for width, rows, padded in length_batches(arrays["attention_mask"], self.batch_size, self.bucket):
             sums = self._score(params, {name: array[padded, :width] for name, array in arrays.items()})
