@@ -1,6 +1,6 @@
 """Federated methods, one file each; `lora_rules` has those that combine low-rank adapters."""
 
-from fedjax_fm.algorithms import lora_rules
+from fedjax_fm.algorithms import lora_rules, server_optimizers
 from fedjax_fm.algorithms.distillation import Architecture
 from fedjax_fm.algorithms.dp_fedavg import AdaptiveClip, dp_fedavg
 from fedjax_fm.algorithms.fedavg import fedavg
@@ -38,6 +38,7 @@ __all__ = [
     "lora_rules",
     "masked_loss",
     "nest",
+    "server_optimizers",
     "train",
     "weighted_mean",
 ]

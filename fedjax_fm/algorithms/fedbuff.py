@@ -66,6 +66,12 @@ def fedbuff(
     checks.client_optimizer("client_optimizer", client_optimizer)
     checks.server_optimizer("server_optimizer", server_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"expected schedule from systems.asynchronous(...), got schedule={schedule!r}")
+    if staleness is not None and not callable(staleness):
+        raise TypeError(
+            f"expected staleness as a function of the age, polynomial_staleness(0.5) for example, got staleness={staleness!r}"
+        )
     weight_of = staleness or polynomial_staleness()
     rounds, buffer_size = schedule.ids.shape
     n_versions = int(schedule.staleness.max()) + 1

@@ -23,6 +23,8 @@ import optax
 from fedjax_fm import checks
 from fedjax_fm.types import Tree
 
+__all__ = ["adagrad", "adam", "yogi"]
+
 SecondMoment = Callable[[jax.Array, jax.Array], jax.Array]  # (v, Delta^2) -> the next v
 
 

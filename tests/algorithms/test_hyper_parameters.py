@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +184,8 @@ def public(module):
 
 def test_no_hyper_parameter_is_forgotten():
     """A factory or a number that is new here fails until the table has it."""
-    factories = [*public(ffm.algorithms), *public(lora_rules), *public(systems), *public(evaluation)]
+    modules = (ffm.algorithms, lora_rules, server_optimizers, systems, evaluation)
+    factories = [thing for module in modules for thing in public(module)]
     missing = unlisted(factories, [*ROWS, *(Row(factory(name), {}, dict.fromkeys(WALKED, "whole")) for name in WALKS)])
     by_wrappers = {  # rows of the table under a function that has the other arguments
         "Profile(period: <class 'float'>)", "asynchronous(", "synchronous_seconds(", "client_seconds("
@@ -204,6 +206,16 @@ STRANGE_RANKS = {
     "none": [],
     "beyond 32 bits": [2**32 + 1, 2],  # would be narrowed to 1
 }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"staleness": 0.5}, {"staleness": "polynomial"}, {"schedule": None}, {"schedule": (LOG.ids, LOG.versions)}],
+)
+def test_fedbuff_says_what_its_log_and_its_staleness_are(wrong):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(TypeError, match=rf"expected {name} .*got {name}={re.escape(repr(value))[:9]}"):
+        factory("fedbuff")(**{**WALKS["fedbuff"], **wrong})
 
 
 @pytest.mark.parametrize("case", STRANGE_RANKS)

@@ -1,9 +1,19 @@
 """Means over nothing and comparisons of NaN: refused, with the client or the pair."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_fm.evaluation import Results, TokenLosses, by_client, paired_examples, paired_seeds, perplexity_by_client
+from fedjax_fm.evaluation import (
+    Evaluator,
+    PerplexityEvaluator,
+    Results,
+    TokenLosses,
+    by_client,
+    paired_examples,
+    paired_seeds,
+    perplexity_by_client,
+)
 from fedjax_fm.evaluation.intervals import half_width
 
 RESULTS = Results(np.array([True, False, True]), np.zeros(3, np.float32))
@@ -49,3 +59,73 @@ def test_a_half_width_of_nan_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         half_width([])
     assert half_width([0.5]) == np.inf
+
+
+# Arrays -------------------------------------------------------------------------------------------------------------
+
+MASKS = {
+    "right": [[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]],
+    "left": [[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1]],
+    "holes": [[1, 0, 0, 0, 0, 0, 1, 0], [0, 1, 0, 1, 1, 0, 0, 1], [1, 1, 1, 0, 1, 1, 1, 1]],
+    "nothing": [[0, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]],
+}
+
+
+def rows(kind="right", n=3):
+    mask = np.array(MASKS[kind])[:n]
+    ids = np.random.default_rng(0).integers(1, 9, mask.shape)
+    return {"input_ids": ids, "attention_mask": mask, "labels": np.where(mask, ids, -100), "label": ids[:, 0] % 2}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_no_real_token_is_cut_off_wherever_the_padding_is(kind):
+    """Rows are cut to the width of their bucket: counting ones would cut a row that is padded on the left."""
+    arrays = rows(kind)
+    real = arrays["attention_mask"] == 1
+
+    def losses(params, batch):
+        return params * batch["input_ids"], batch["attention_mask"] == 1
+
+    tokens = {name: array for name, array in arrays.items() if name != "label"}
+    found = PerplexityEvaluator(losses, batch_size=2, bucket=2)(1.5, tokens)
+    np.testing.assert_allclose(found.nll, 1.5 * np.where(real, arrays["input_ids"], 0).sum(axis=1))
+    np.testing.assert_array_equal(found.tokens, real.sum(axis=1))
+
+    def logits(params, ids, mask):
+        total = jnp.sum(jnp.where(mask == 1, ids, 0), axis=1)
+        return jnp.stack([0.0 * total, total - 10.0], axis=1)
+
+    scored = Evaluator(logits, batch_size=2, bucket=2)(None, arrays)
+    above = np.where(real, arrays["input_ids"], 0).sum(axis=1) > 10
+    np.testing.assert_array_equal(scored.correct, above == arrays["label"])
+
+
+EVALUATORS = {
+    "Evaluator": Evaluator(lambda params, ids, mask: jnp.zeros((len(ids), 2))),
+    "PerplexityEvaluator": PerplexityEvaluator(
+        lambda params, batch: (0.0 * batch["input_ids"], batch["labels"] > -100)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+@pytest.mark.parametrize("short", ["input_ids", "attention_mask", "target"])
+def test_arrays_of_several_lengths_are_refused(name, short):
+    """A row without a mask would count as wrong, one without a label not at all."""
+    target = "label" if name == "Evaluator" else "labels"
+    short = target if short == "target" else short
+    arrays = rows()
+    arrays[short] = arrays[short][:2]
+    with pytest.raises(ValueError, match=f"as many rows.*'{short}': 2"):
+        EVALUATORS[name](None, arrays)
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_numbers_that_would_be_narrowed_are_refused(name):
+    """2**32 + 1 would be read as 1."""
+    arrays = rows()
+    target = "label" if name == "Evaluator" else "labels"
+    arrays[target] = arrays[target].astype(np.int64)
+    arrays[target][1] = 2**32 + 1
+    with pytest.raises(ValueError, match=f"{target}.*4294967297"):
+        EVALUATORS[name](None, arrays)
