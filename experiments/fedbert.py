@@ -32,9 +32,9 @@ between local and centralised training.
 - Parallel: 452 MB up and as many down, 0.94 MB a client and round, 70 % of it what passes the cuts. In turn: 349 MB, as client
   parts travel less often.
 - All this is the beginning of pre-training: no arm is far below word frequencies, and parallel FedBERT is not reliably below
-  them (0.965 [0.880, 1.058]), nor below its control, which never trained on a word in its context (0.985 [0.938, 1.033]): what it
-  may have over local training at this size is mostly word frequencies of more text. In turn, with twice as many updates of the body,
-  its interval lies below the control (0.959 [0.934, 0.985]).
+  them (0.965 [0.880, 1.058]), nor below its control, which never trained on a word in its context (0.985 [0.938, 1.033]):
+  what it may have over local training at this size is mostly word frequencies of more text. In turn, with twice as many
+  updates of the body, its interval lies below the control (0.959 [0.934, 0.985]).
 - Local models are worse than everybody's word frequencies, with a quarter of the steps still more: undertrained, not overfitted.
 """
 

@@ -23,10 +23,11 @@ Found (seeds 0 to 2, mean and 95 % interval, %; mix: mean weight of the private 
 | FedDPA-T, private alone | 1 | 66.1 +- 4.2 | 56.4 +- 6.6 |
 | local only | 1 | 71.5 +- 9.1 | 62.7 +- 7.3 |
 
-On its own domain no arm is seen to differ from FedIT; the private adapters alone are lower by 6.8 [0.2, 13.5] and 12.2 [8.0, 16.4]
-points, on other domains FedDPA-F by instance lies 1.3 [0.1, 2.5] below it and 12.4 [9.8, 15.0] above local training. Each of these
-intervals is that of its comparison alone: corrected by Holm for the some thirty that the command prints, three seeds tell nothing
-apart. What the table shows is that **a domain is not difference enough** for a private adapter to be seen to pay.
+On its own domain no arm is seen to differ from FedIT; the private adapters alone are lower by 6.8 [0.2, 13.5] and 12.2 [8.0,
+16.4] points, on other domains FedDPA-F by instance lies 1.3 [0.1, 2.5] below it and 12.4 [9.8, 15.0] above local training.
+Each of these intervals is that of its comparison alone: corrected by Holm for the some thirty that the command prints, three
+seeds tell nothing apart. What the table shows is that **a domain is not difference enough** for a private adapter to be seen
+to pay.
 
 With `--conflict`:
 
@@ -41,10 +42,10 @@ With `--conflict`:
 | FedDPA-T, private alone | 1 | 69.4 +- 5.4 | 60.8 +- 7.7 |
 | local only | 1 | 70.6 +- 12.5 | 63.2 +- 11.8 |
 
-Here the shared adapter can only guess, and half and half lies above it by 24.6 points [18.6, 30.6] (F, p = 0.003) and 22.7 [14.1,
-31.4] (T, p = 0.008); corrected by Holm for all thirty comparisons of the command, three seeds are too few to call even that better.
-No difference from local training is seen (+4.4 [-4.0, +12.9] and +2.6 [-2.7, +7.9]). The paper's weights by instance give the
-private adapter about a tenth: too little where it is needed.
+Here the shared adapter can only guess, and half and half lies above it by 24.6 points [18.6, 30.6] (F, p = 0.003) and 22.7
+[14.1, 31.4] (T, p = 0.008); corrected by Holm for all thirty comparisons of the command, three seeds are too few to call even
+that better. No difference from local training is seen (+4.4 [-4.0, +12.9] and +2.6 [-2.7, +7.9]). The paper's weights by
+instance give the private adapter about a tenth: too little where it is needed.
 """
 
 import argparse

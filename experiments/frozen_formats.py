@@ -33,7 +33,8 @@ weights come from a file in Q4_1 blocks, so that "f32" has lost what 5 bits lose
 | NF4 | 173,106,432 | 0.32 | 5.169 | 5.567 |
 | NF4 double, rest bf16 | 111,463,416 | 0.21 | 5.161 | 5.582 |
 
-NF4 costs this small model 0.35 and 0.32 nats a token before any training; the first round over MiniLM is within 0.4 % of the loss of f32.
+NF4 costs this small model 0.35 and 0.32 nats a token before any training; the first round over MiniLM is within 0.4 % of the
+loss of f32.
 """
 
 import argparse

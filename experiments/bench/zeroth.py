@@ -13,7 +13,8 @@ on the way and after, ours beside a control whose server applies the same scalar
 Found, MiniLM, 10 rounds of 4 clients with 5 steps of 32 sentences (rate 3e-3, of 1e-5 to 1e-2 tried on another seed; 1e-2
 diverges): held-out loss 0.6945 before, 0.6794 after, 0.6978 with other directions. Three seeds were planned, and over them no
 difference is seen. Two were added after that look; over all five -0.0185 [-0.0311, -0.0059] against the control and -0.0152
-[-0.0248, -0.0056] against the start, intervals that do not count the look and therefore cover less than they say. 40 bytes up, 16,384 down a client and round. Small steps: zero-order in 22.7 M directions is slow.
+[-0.0248, -0.0056] against the start, intervals that do not count the look and therefore cover less than they say. 40 bytes
+up, 16,384 down a client and round. Small steps: zero-order in 22.7 M directions is slow.
 
 | scratch of a compiled program, MB | MiniLM | SmolLM2 |
 |---|---|---|

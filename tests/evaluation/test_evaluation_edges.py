@@ -24,17 +24,6 @@ MEANS = {
 }
 
 
-@pytest.mark.parametrize("name", MEANS)
-def test_a_client_without_rows_has_no_mean(name):
-    with pytest.raises(ValueError, match=r"clients \[1, 3\] have no rows"):
-        MEANS[name]([2, 0, 1, 0])
-
-
-def test_a_client_without_tokens_has_no_perplexity():
-    with pytest.raises(ValueError, match=r"clients \[1\] have no token that counts"):
-        perplexity_by_client(LOSSES, [1, 1, 1])
-
-
 @pytest.mark.parametrize("sizes", [[2.0, 1.0], [4, -1], [True, 2], ["2", "1"], [2, np.nan]], ids=str)
 @pytest.mark.parametrize("name", MEANS)
 def test_sizes_are_whole_numbers(name, sizes):
@@ -116,7 +105,7 @@ def test_arrays_of_several_lengths_are_refused(name, short):
     short = target if short == "target" else short
     arrays = rows()
     arrays[short] = arrays[short][:2]
-    with pytest.raises(ValueError, match=f"as many rows.*'{short}': 2"):
+    with pytest.raises(ValueError, match=f"equal length.*'{short}': 2"):
         EVALUATORS[name](None, arrays)
 
 
