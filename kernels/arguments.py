@@ -21,7 +21,7 @@ def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
         raise TypeError(
             f"expected a whole number {bounds}, known while tracing, got {name}={value!r} of type {type(value).__name__}"
         )
-    if not least <= value <= (math.inf if most is None else most):
+    if not least <= int(value) <= (math.inf if most is None else most):
         raise ValueError(f"expected {bounds}, got {name}={value}")
     return int(value)
 

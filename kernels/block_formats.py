@@ -5,16 +5,13 @@ import jax.numpy as jnp
 
 from fedjax_fm.kernels.arguments import whole
 from fedjax_fm.kernels.quantize import scale_of
+from fedjax_fm.kernels.scaling import largest_magnitude
 
 # QLoRA, appendix E: quantiles of N(0, 1), zero and both ends included.
 NF4 = (
     -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0,
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
 )  # fmt: skip
-
-
-def _largest(x: jax.Array) -> jax.Array:
-    return jnp.max(jnp.abs(x), axis=-1, initial=0.0)
 
 
 def _relative(x: jax.Array, largest: jax.Array) -> jax.Array:
@@ -37,7 +34,7 @@ def int_block_encode(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     """
     whole("bits", bits, least=2, most=8)
     top = 2 ** (bits - 1) - 1
-    largest = _largest(x)
+    largest = largest_magnitude(x)
     codes = jnp.clip(jnp.round(_relative(x, largest) * top), -top, top)
     return codes.astype(jnp.int8), scale_of(largest, top)
 
@@ -51,7 +48,7 @@ def nf4_encode(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     References:
       Dettmers et al., QLoRA, 2023, arXiv 2305.14314, appendix E.
     """
-    largest = _largest(x)
+    largest = largest_magnitude(x)
     relative = _relative(x, largest)
     middles = [(NF4[i] + NF4[i + 1]) / 2 for i in range(len(NF4) - 1)]
     codes = sum(((relative > middle).astype(jnp.uint8) for middle in middles), jnp.zeros(x.shape, jnp.uint8))

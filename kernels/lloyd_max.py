@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm.kernels.arguments import whole
+from fedjax_fm.kernels.scaling import largest_magnitude
 
 # Positive centroids of the Lloyd-Max quantiser of N(0, 1) by bits; the negative ones mirror them. Each is the mean of
 # the numbers nearest to it.
@@ -61,7 +62,7 @@ def lloyd_max_encode(y: jax.Array, bits: int, scale: str = "unbiased") -> tuple[
     if scale not in ("unbiased", "mse"):
         raise ValueError(f"expected scale 'unbiased' or 'mse', got scale={scale!r}")
     m = y.shape[-1]
-    largest = jnp.max(jnp.abs(y), axis=-1, keepdims=True, initial=0.0)
+    largest = largest_magnitude(y)[..., None]
     # Neither tiny nor huge entries spoil the sum of squares. A divisor that is selected entry by entry is divided by;
     # else XLA may multiply with its inverse, which is no normal number for huge ones.
     small = y / jnp.where((y != 0) & (largest > 0), largest, 1.0)

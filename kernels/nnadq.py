@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm.kernels.scaling import power_of_two
+from fedjax_fm.kernels.scaling import largest_magnitude, power_of_two
 
 MAX_BITS = 22  # of a magnitude: beyond, f32 rounds itself
 
@@ -27,11 +27,11 @@ def nnadq_encode(x: jax.Array, weight: float, original_bits: int = 32) -> tuple[
       Chen et al., FedOBD, 2023, arXiv 2208.05174; the authors' code, cyyever/torch_algorithm.
     """
     # Near one, where neither the range nor the inverse of the norm leaves that of f32.
-    power = power_of_two(jnp.max(jnp.abs(x)))
+    power = power_of_two(largest_magnitude(x))
     scaled = x * power
     offset = jnp.min(scaled) * 0.5 + jnp.max(scaled) * 0.5
     centred = scaled - offset
-    norm = jnp.max(jnp.abs(centred))
+    norm = largest_magnitude(centred)  # NaN if an entry is, though minimum and maximum may drop it
     ln4 = 1.3862943611198906
     best = jnp.floor(jnp.sqrt(norm / power) * jnp.float32((original_bits * ln4 / weight) ** 0.5))
     level = jnp.clip(jnp.nan_to_num(best, nan=1.0), 1, 2**MAX_BITS - 1).astype(jnp.uint32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from fedjax_fm.kernels.arguments import whole
 from fedjax_fm.kernels.random_bits import rounding_noise
-from fedjax_fm.kernels.scaling import power_of_two
+from fedjax_fm.kernels.scaling import largest_magnitude, power_of_two
 
 
 def norm_of(x: jax.Array, norm: str) -> jax.Array:
@@ -18,7 +18,7 @@ def _norm_times_power(x: jax.Array, norm: str) -> tuple[jax.Array, jax.Array]:
     """(norm * p, p), f32[...] each; p a power of two, so that no norm of finite numbers overflows."""
     if norm not in ("l2", "max"):
         raise ValueError(f"expected norm 'l2' or 'max', got {norm!r}")
-    largest = jnp.max(jnp.abs(x), axis=-1, initial=0.0)
+    largest = largest_magnitude(x)
     if norm == "max":
         return largest, jnp.ones_like(largest)
     # Scaled by the maximum, so that neither tiny nor huge values lose the sum of squares. XLA divides by a
@@ -134,7 +134,8 @@ def uniform_quantize(x: jax.Array, key: jax.Array, bits: int) -> tuple[jax.Array
     x = jnp.asarray(x, jnp.float32)
     most = 2**bits - 1
     finite = x.shape[0] > 0
-    low = jnp.min(x) if finite else jnp.float32(0)
+    # A minimum may drop NaN, see `largest_magnitude`.
+    low = jnp.where(jnp.isnan(largest_magnitude(x)), jnp.nan, jnp.min(x)) if finite else jnp.float32(0)
     high = jnp.max(x) if finite else jnp.float32(0)
     # Halves, so that a range beyond the largest float does not overflow.
     step = (high / 2 - low / 2) / jnp.where(high > low, most / 2, 1.0)

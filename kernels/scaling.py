@@ -1,4 +1,4 @@
-"""Powers of two that keep sums of squares and of many entries inside the range of f32."""
+"""The largest magnitude, NaN included, and powers of two that keep sums of squares inside the range of f32."""
 
 import jax
 import jax.numpy as jnp
@@ -16,3 +16,13 @@ def power_of_two(largest: jax.Array) -> jax.Array:
       largest: f32[...], magnitudes.
     """
     return jnp.where(largest > 2.0**40, 2.0**-_FAR, jnp.where(largest < 2.0**-40, 2.0**_FAR, 1.0))
+
+
+def largest_magnitude(x: jax.Array, axis: int | None = -1) -> jax.Array:
+    """max |x|, f32[...] -> f32[...]; NaN if there is one, 0 of nothing.
+
+    By bit patterns, which grow with the magnitude, NaN above infinity: XLA's CPU backend compiles a maximum of floats,
+    from some thousand entries on, to instructions that drop NaN.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.int32) & jnp.int32(0x7FFFFFFF)
+    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=axis, initial=0), jnp.float32)

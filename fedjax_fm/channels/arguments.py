@@ -3,7 +3,7 @@
 from fractions import Fraction
 from typing import Any
 
-import jax
+from jax.core import Tracer
 
 from fedjax_fm import checks
 from fedjax_fm.types import Channel
@@ -34,8 +34,8 @@ def checked_channel(where: str, value: Any) -> Channel:
     )
 
 
-def checked_real(name: str, value: Any, **bounds: Any) -> float:
-    """`checks.real` of a number that both ends of the wire know: a Python float.
+def checked_real(name: str, value: Any, **bounds: Any) -> Any:
+    """`checks.real` of a number that both ends of the wire know: a Python number.
 
     0.1 in f32 is the decimal 0.1 here, not the f32 number next to it.
     """
@@ -67,7 +67,7 @@ def checked_fraction(fraction: float) -> float:
 
 
 def _is_known(name: str, value: Any) -> None:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         raise TypeError(
             f"expected {name} as a number that is known before the round is traced, as both ends of the wire are "
             f"configured with it, got {name}={value}; sweep over it in a loop of simulators"

@@ -26,11 +26,12 @@ def chain(*channels: Channel) -> Channel:
         raise ValueError("chain needs at least one channel, got none")
     for channel in channels:
         checked_channel("chain", channel)
-    if channels[0] is identity() and len(channels) > 1:  # else its packed flags would be values to encode
-        return chain(*channels[1:])
-    if len(channels) == 1:
-        return channels[0]
-    first, rest = channels[0], chain(*channels[1:])
+    first, *others = channels
+    if not others:
+        return first
+    if first is identity():  # else its packed flags would be values to encode
+        return chain(*others)
+    rest = chain(*others)
 
     def encode_first(state, tree, key):
         payload, state = first.encode(state, tree, key)

@@ -10,7 +10,7 @@ from fedjax_fm.channels.vectors import vector_channel
 from fedjax_fm.kernels import lloyd_max_encode, lloyd_max_values, rotate, rotate_back
 from fedjax_fm.kernels.hadamard import SMALLEST_BLOCK
 from fedjax_fm.kernels.lloyd_max import CENTROIDS
-from fedjax_fm.kernels.scaling import power_of_two
+from fedjax_fm.kernels.scaling import largest_magnitude, power_of_two
 from fedjax_fm.types import Channel
 
 
@@ -56,7 +56,7 @@ def eden(bits: int, scale: str = "unbiased", block_size: int = 4096, turns: int 
 
     def encode(x, live, key):
         seed = jax.random.bits(key)
-        power = power_of_two(jnp.max(jnp.abs(x)))  # else sums of huge numbers would be infinite
+        power = power_of_two(largest_magnitude(x))  # else sums of huge numbers would be infinite
         coded = [lloyd_max_encode(part, bits, scale) for part in by_blocks(rotate(x * power, seed, block_size, turns))]
         codes = jnp.concatenate([part.reshape(-1) for part, _ in coded])
         scales = jnp.concatenate([factor for _, factor in coded]) / power

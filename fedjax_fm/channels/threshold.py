@@ -7,7 +7,7 @@ from fedjax_fm import checks
 from fedjax_fm.channels.arguments import checked_real
 from fedjax_fm.channels.buffers import pack_counted_places
 from fedjax_fm.channels.vectors import vector_channel
-from fedjax_fm.kernels.scaling import power_of_two
+from fedjax_fm.kernels.scaling import largest_magnitude, power_of_two
 from fedjax_fm.types import Channel, Rows
 
 RELATIVE = (None, "max", "rms")
@@ -18,7 +18,7 @@ def _reaches(x: jax.Array, least: float, relative_to: str | None, n_live: jax.Ar
     magnitude = jnp.abs(x)
     if relative_to is None:
         return magnitude >= jnp.float32(least)
-    largest = jnp.max(magnitude)
+    largest = largest_magnitude(x)
     if relative_to == "max":
         return magnitude >= jnp.float32(least) * largest
     # Of tiny or huge numbers the squares would all be zero, or their sum infinite: nothing would reach it.

@@ -109,7 +109,7 @@ def test_what_is_no_channel_is_named(where, value, got):
 def test_rules_that_are_no_pairs():
     for rule in (quantize(4), "w", ("w", quantize(4), 3)):
         with pytest.raises(TypeError, match=r"per_leaf: expected pairs \(rule, channel\), got .*`otherwise=`"):
-            per_leaf(rule)
+            per_leaf(rule)  # type: ignore[arg-type]
 
 
 # ---- channels in a row
