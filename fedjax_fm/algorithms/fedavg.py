@@ -38,7 +38,8 @@ def fedavg(
     Args:
       task: the loss.
       client_optimizer: starts afresh each round; `lambda round: optax.adam(schedule(round))` follows a schedule.
-      server_optimizer: applied to the mean of (start - end); None means `optax.sgd(1.0)`, plain FedAvg.
+      server_optimizer: applied to the mean of (start - end); None means `optax.sgd(1.0)`, plain FedAvg;
+        `server_optimizers` has FedAdam's and the others of Reddi et al., which are not optax's.
       epochs: full passes over a client's data; give this or `local_steps`.
       local_steps: batches.
       batch_size: examples a step.
