@@ -28,7 +28,7 @@ class Config:
     most_rounds: int = 30  # of the cheapest rules, which stop before they have spent the budget
     tuning_rounds: int = 5  # likewise, for the choice of learning rates
     grid: tuple[float, ...] = (4e-3, 16e-3, 64e-3, 256e-3)  # Adam's learning rate
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # fixed before the run
 
     def smoke(self) -> "Config":
         """Does it work?"""
