@@ -233,8 +233,8 @@ FOLDERS = {
     "of no layers": ('{"model_type": "gpt2", "n_layer": 0}', "expected at least one layer, got 0"),
     "of text for a number": ('{"model_type": "albert", "hidden_size": "x"}', "config.json describes no model that can be built"),
     "without a kind": ('{"hidden_size": 8}', "is not the configuration of a model: it has no model_type"),
-    "a list": ("[]", "is not the configuration of a model"),
-    "null": ("null", "is not the configuration of a model"),
+    "a list": ("[]", "is no configuration: expected an object of fields, got list"),
+    "null": ("null", "is no configuration: expected an object of fields, got NoneType"),
     "no JSON": ("{", "is not JSON"),
     "missing": (None, "holds no config.json"),
 }  # fmt: skip

@@ -44,12 +44,16 @@ def check_batches(batch_size: int, bucket: int) -> None:
     checks.whole("bucket", bucket, least=1)
 
 
-def check_rows(arrays: Mapping[str, np.ndarray]) -> int:
+def check_rows(arrays: Mapping[str, np.ndarray], needed: Sequence[str] = ("attention_mask",)) -> int:
     """Rows of all arrays.
 
     Raises:
-      ValueError: no rows, or arrays of other lengths: rows that nobody scored would count as wrong.
+      ValueError: an array that is needed is not there; no rows, or arrays of other lengths: rows that nobody scored
+        would count as wrong.
     """
+    missing = sorted(set(needed) - set(arrays))
+    if missing:
+        raise ValueError(f"expected arrays {', '.join(needed)}, got {', '.join(arrays)}: {', '.join(missing)} missing")
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"expected arrays of equal length, one row an example, got lengths {lengths}")

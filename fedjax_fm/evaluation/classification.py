@@ -56,7 +56,7 @@ class Evaluator:
           FloatingPointError: a loss that is not finite.
         """
         arrays = {name: checked_array(name, arrays[name]) for name in ("input_ids", "attention_mask", "label")}
-        n = check_rows(arrays)
+        n = check_rows(arrays, ("input_ids", "attention_mask", "label"))
         _check_labels(arrays["label"])
         correct, loss = np.zeros(n, bool), np.zeros(n, np.float32)
         for width, rows, padded in length_batches(arrays["attention_mask"], self.batch_size, self.bucket):

@@ -240,5 +240,5 @@ def test_what_cannot_be_replayed_is_refused():
     for name, value in (("n_seeds", 0), ("epsilon", 0.0), ("history_clip", -1.0)):
         with pytest.raises(ValueError, match=f"{name}={value}"):
             fedkseed(task, 0.1, **{name: value})
-    with pytest.raises(ValueError, match="expected batch_size >= 1, got batch_size=0"):
+    with pytest.raises(ValueError, match="expected a whole number batch_size >= 1, got batch_size=0"):
         fedkseed(task, 0.1, batch_size=0)

@@ -209,7 +209,7 @@ def test_errors_of_rules() -> None:
         per_leaf(("bias", sign())).init({"q": {"w": normal(3)}})
     with pytest.raises(TypeError, match=r"expected a regular expression or a function as rule, got 3"):
         per_leaf((3, sign()))
-    with pytest.raises(TypeError, match=r"expected a channel for the rule 'a'"):
+    with pytest.raises(TypeError, match=r"rule 'a': expected a channel"):
         per_leaf(("a", sign))
 
 

@@ -279,9 +279,9 @@ def test_summary_and_layout_choices():
 def test_impossible_modes_are_refused():
     with pytest.raises(ValueError, match="model_parallel to divide the 3 devices, got 2"):
         simulate(devices=3, model_parallel=2)
-    with pytest.raises(ValueError, match="expected data to be one of auto, device, host, got 'disk'"):
+    with pytest.raises(ValueError, match="expected data to be one of 'auto', 'device', 'host', got data='disk'"):
         simulate(data="disk")
-    with pytest.raises(ValueError, match="'pmap' with model_parallel=1"):
+    with pytest.raises(ValueError, match="model_parallel=1 with parallel='pmap', got model_parallel=2"):
         simulate(devices=4, model_parallel=2, parallel="pmap")
 
 

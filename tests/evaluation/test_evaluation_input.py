@@ -1,4 +1,4 @@
-"""What an evaluation may be given: rows padded on the right, losses and masks of one shape, numbers that are finite."""
+"""What an evaluation may be given: losses and masks of one shape, numbers that are finite."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,12 +6,9 @@ import pytest
 from bad_values import Row, cases, is_refused
 
 from fedjax_fm.evaluation import (
-    Evaluator,
     PerplexityEvaluator,
-    TokenLosses,
     paired_examples,
     paired_seeds,
-    perplexity_by_client,
 )
 
 
@@ -38,17 +35,6 @@ def test_bad_hyper_parameters(row, parameter, value):
 def test_out_of_range(parameter, value):
     with pytest.raises(ValueError, match=f"{parameter}={value}"):
         PerplexityEvaluator(losses_fn, **{parameter: value})
-
-
-@pytest.mark.parametrize("mask", [[[0, 0, 1, 1, 1, 1]], [[1, 0, 1, 0, 0, 0]], [[1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0]]])
-def test_rows_that_are_not_padded_on_the_right_are_refused(mask):
-    """They would be cut at the number of their tokens, and the last ones lost."""
-    words = f"row {len(mask) - 1} .*padded on the right"
-    with pytest.raises(ValueError, match=words):
-        PerplexityEvaluator(losses_fn, bucket=2)(0.0, rows(mask))
-    arrays = {**rows(mask), "label": np.zeros(len(mask), np.int32)}
-    with pytest.raises(ValueError, match=words):
-        Evaluator(lambda params, ids, mask: jnp.zeros((len(ids), 2)), bucket=2)(0.0, arrays)
 
 
 def test_packed_rows_are_counted_by_their_tokens():
@@ -85,21 +71,8 @@ def test_arrays_without_a_column_and_of_unequal_length():
     with pytest.raises(ValueError, match="attention_mask"):
         evaluator(0.0, {"input_ids": np.zeros((2, 4), np.int32)})
     arrays = rows(RIGHT)
-    with pytest.raises(ValueError, match=r"labels.*1 rows.*attention_mask.*2"):
+    with pytest.raises(ValueError, match=r"equal length.*'labels': 1"):
         evaluator(0.0, {**arrays, "labels": arrays["labels"][:1]})
-
-
-def test_clients_without_tokens_are_named():
-    losses = TokenLosses(np.array([2.0, 3.0, 0.0]), np.array([2, 3, 0]))
-    with pytest.raises(ValueError, match="client 1 has no token"):
-        perplexity_by_client(losses, [2, 1])
-    with pytest.raises(ValueError, match="client 1 has no token"):
-        perplexity_by_client(losses, [1, 0, 2])
-    with pytest.raises(ValueError, match="no token"):
-        _ = TokenLosses(np.zeros(2), np.zeros(2, int)).perplexity
-    for sizes in ([4, -1], [1.5, 1.5], [True, 2], [None, 3]):
-        with pytest.raises((TypeError, ValueError), match="size"):
-            perplexity_by_client(losses, sizes)
 
 
 @pytest.mark.parametrize("compare", [paired_seeds, paired_examples])
@@ -107,7 +80,7 @@ def test_clients_without_tokens_are_named():
 def test_pairs_are_finite(compare, bad):
     """A NaN would be called no difference."""
     for a, b in (([0.5, bad, 0.7], [0.1, 0.2, 0.3]), ([0.5, 0.6, 0.7], [0.1, bad, 0.3])):
-        with pytest.raises(ValueError, match="pair 1"):
+        with pytest.raises((TypeError, ValueError), match=r"not finite at \[1\]|as numbers"):
             compare(a, b)
-    with pytest.raises(ValueError, match="numbers"):
+    with pytest.raises(TypeError, match="numbers"):
         compare([b"x", b"y"], [b"x", b"y"])

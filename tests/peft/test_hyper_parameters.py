@@ -6,7 +6,7 @@ from bad_values import Row, cases, is_refused, unlisted
 
 from fedjax_fm import peft
 from fedjax_fm.peft.dual_lora import instance_mix, pooled
-from fedjax_fm.peft.lora_sb import lora_sb
+from fedjax_fm.peft.lora_sb import lora_sb, lora_xs
 
 LORA = {"rank": 2, "targets": ["q"]}
 FEATURES = {"query": jnp.ones((2, 3)), "local": jnp.ones((4, 3))}
@@ -24,7 +24,8 @@ ROWS = [
         },
     ),
     Row(peft.dora, LORA, {"rank": "whole", "alpha": "real?", "use_rslora": "flag", "dropout": "real"}),
-    Row(lora_sb, LORA, {"rank": "whole", "alpha": "real?"}),
+    Row(lora_sb, {**LORA, "updates": {}}, {"rank": "whole", "alpha": "real?", "start": "choice"}),
+    Row(lora_xs, LORA, {"rank": "whole", "alpha": "real?"}),
     Row(peft.bitfit, {}, {"which": "choice"}),
     Row(peft.houlsby, {"bottleneck": 2}, {"bottleneck": "whole", "act": "choice", "std": "real", "norms": "flag"}),
     Row(

@@ -247,7 +247,7 @@ def test_what_a_model_cannot_have_is_refused(make, message, llama):
     ("make", "message"),
     [
         (lambda: peft.houlsby(0), "bottleneck=0"),
-        (lambda: peft.houlsby(2, act="tanh"), "'tanh'"),
+        (lambda: peft.houlsby(2, act="tahn"), "'tahn'"),
         (lambda: peft.bitfit("query"), "'query'"),
         (lambda: peft.prompt_tuning(-1), "n_tokens=-1"),
         (lambda: peft.prompt_tuning(3, init_ids=[1]), "n_tokens=3 tokens, got 1"),

@@ -10,12 +10,15 @@ from fedjax_fm.peft.lora_sb import first_gradients
 from fedjax_fm.peft.names import Names
 from fedjax_fm.peft.targets import named_modules
 
+
+# A first update of the queries of `make_pair`'s llama.
+UPDATES = {"model.layers.self_attn.q_proj": np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)}
 # name: (method with a typo, the typo)
 TYPOS = {
     "lora": lambda t: peft.lora(2, targets=["q_proj", *t]),
     "lora, an alternative": lambda t: peft.lora(2, targets="|".join(["q_proj", *t])),
     "dora": lambda t: peft.dora(2, targets=["q_proj", *t]),
-    "lora_sb": lambda t: peft.lora_sb(2, targets=["q_proj", *t]),
+    "lora_sb": lambda t: peft.lora_sb(2, targets=["q_proj", *t], updates=UPDATES),
     "ia3": lambda t: peft.ia3(["k_proj", *t], None),
     "ia3, feed-forward": lambda t: peft.ia3(["k_proj"], ["down_proj", *t]),
     "houlsby": lambda t: peft.houlsby(2, targets=["o_proj", *t]),
@@ -28,7 +31,7 @@ TYPOS = {
 SAVED = {
     "lora": lambda s: peft.lora(2, targets=["q_proj"], modules_to_save=s),
     "dora": lambda s: peft.dora(2, targets=["q_proj"], modules_to_save=s),
-    "lora_sb": lambda s: peft.lora_sb(2, targets=["q_proj"], modules_to_save=s),
+    "lora_sb": lambda s: peft.lora_sb(2, targets=["q_proj"], modules_to_save=s, updates=UPDATES),
     "ia3": lambda s: peft.ia3(modules_to_save=s),
     "houlsby": lambda s: peft.houlsby(2, modules_to_save=s),
     "parallel_adapter": lambda s: peft.parallel_adapter(2, modules_to_save=s),
