@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.core import Tracer
 
 
 def real(
@@ -47,7 +48,7 @@ def real(
     expected = _expected(name, "a finite number", least, above, most, below)
     if not _is_number(value, numbers.Real, np.number):
         raise TypeError(f"expected {expected}, got {name}={shown(value)}")
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value
     number = float(value)
     if not (math.isfinite(number) or (infinite and math.isinf(number))) or not _inside(
@@ -72,7 +73,7 @@ def whole(name: str, value: Any, *, least: int | None = None, most: int | None =
     expected = f"a whole number {bounds}"
     if not _is_number(value, numbers.Integral, np.integer):
         raise TypeError(f"expected {expected}, got {name}={shown(value)}")
-    if not isinstance(value, jax.core.Tracer) and not _inside(int(value), least, None, most, None):
+    if not isinstance(value, Tracer) and not _inside(int(value), least, None, most, None):
         raise ValueError(f"expected {expected}, got {name}={value}")
     return value
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer, checked, train
@@ -279,7 +280,7 @@ def _added(mean: jax.Array, noise: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def _is_some(multiplier: Any) -> bool:

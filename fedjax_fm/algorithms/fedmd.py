@@ -101,7 +101,7 @@ def fedmd(
     n_groups = len(architectures)
     groups = distillation.checked_groups(groups, n_groups, public, average)
     n = n_rows(public)
-    n_public = n if n_public is None else checks.whole("n_public", n_public, least=1, most=n)
+    n_used: int = n if n_public is None else checks.whole("n_public", n_public, least=1, most=n)
     checks.whole("n_classes", n_classes, least=1)
     checks.whole("digest_epochs", digest_epochs, least=0)
     checks.whole("digest_batch_size", digest_batch_size, least=1)
@@ -110,17 +110,17 @@ def fedmd(
         raise ValueError("logits of mean probabilities are known up to a constant: expected a distance that ignores it")
     distance = distance or (distillation.mean_absolute if average == "logits" else distillation.kl)
     digest = digest_optimizer or optax.adam(1e-3)
-    digest_steps = digest_epochs * -(-n_public // digest_batch_size)
+    digest_steps = digest_epochs * -(-n_used // digest_batch_size)
     revisits = Batches(batch_size, epochs, local_steps).checked()
     starts = Batches(batch_size, epochs=max(start_epochs, 1))
 
     def drawn(key: jax.Array) -> jax.Array:
-        return jnp.arange(n) if n_public == n else jax.random.permutation(key, n)[:n_public]
+        return jnp.arange(n) if n_used == n else jax.random.permutation(key, n)[:n_used]
 
     def init(delta, key, setting):
         distillation.check_sizes(delta, groups, n_groups, setting.n_clients)
         examples = jax.tree.map(jnp.asarray, public)
-        nothing = jnp.zeros((n_public, n_classes), jnp.float32), jnp.float32(0)
+        nothing = jnp.zeros((n_used, n_classes), jnp.float32), jnp.float32(0)
         return FedMDState(delta, jnp.asarray(groups), examples, drawn(key), *nothing)
 
     def client_init(delta, key):
@@ -173,7 +173,7 @@ def fedmd(
                 delta = model_of(start, party)
                 step = distillation.distiller(
                     architecture.logits, backbone[group], examples, message.consensus, distance=distance,
-                    optimizer=digest, batch_size=min(digest_batch_size, n_public), key=jax.random.fold_in(key, DIGEST),
+                    optimizer=digest, batch_size=min(digest_batch_size, n_used), key=jax.random.fold_in(key, DIGEST),
                 )  # fmt: skip
                 delta, _ = jax.lax.fori_loop(0, digest_steps, step, (delta, digest.init(delta)))
                 delta, metrics = train(architecture.task, architecture.optimizer, delta, backbone[group], data, key)

@@ -118,4 +118,4 @@ def _server_optimizer(
         return step, MomentsState(first, second)
 
     adaptive = optax.GradientTransformation(init, update)
-    return optax.chain(adaptive, optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(adaptive, optax.scale_by_learning_rate(learning_rate))  # type: ignore[arg-type]

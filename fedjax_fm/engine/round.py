@@ -59,7 +59,7 @@ class Running(NamedTuple):
     wires: tuple  # per exchange, the uplink's, likewise
     downlinks: tuple
     took: jax.Array  # bool[C]: takes part in an exchange
-    processed: jax.Array  # u32[C]: rows of the local steps, of exchanges that take some of the clients; () without any
+    processed: Any  # u32[C]: rows of the local steps, of exchanges that take some of the clients; () without any
     sums: dict[str, tuple[jax.Array, jax.Array]]  # metrics, sums and counts
     counts: dict[str, jax.Array]  # per exchange, leading axis
     bad: jax.Array  # i32[]

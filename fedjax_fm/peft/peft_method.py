@@ -243,7 +243,7 @@ def saved_modules(config: Mapping[str, Any], model: nnx.Module) -> list[str]:
 def input_embedding(model: Any) -> str:
     """Hugging Face's name of a language model's token embedding."""
     names = Names(model)
-    reader = next(module for _, module in named_modules(model) if hasattr(module, "vocabulary"))
+    reader: Any = next(module for _, module in named_modules(model) if hasattr(module, "vocabulary"))
     path = next(path for path, module in named_modules(model) if module is reader.vocabulary)
     return names.module(path)[0]
 

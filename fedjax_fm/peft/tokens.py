@@ -86,7 +86,7 @@ def install_tokens(model: nnx.Module, indices: TokenIndices) -> set[tuple]:
 
 def _input_embedding(model: nnx.Module) -> str:
     """Path of the embedding that the model's text goes through."""
-    readers = {path: module for path, module in named_modules(model) if hasattr(module, "vocabulary")}
+    readers: dict[str, Any] = {path: module for path, module in named_modules(model) if hasattr(module, "vocabulary")}
     inside = [p for p, m in named_modules(model) if any(m is reader.vocabulary for reader in readers.values())]
     if len(inside) != 1:
         raise ValueError(

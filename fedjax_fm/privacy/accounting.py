@@ -150,11 +150,9 @@ def accounted_for(noise: Noise, noise_multiplier: float, accounting: Accounting 
     """
     check_noise(noise)
     carried = noise_multiplier.accounted if isinstance(noise_multiplier, Multiplier) else None
-    if accounting is None and carried is None:
+    said = carried if accounting is None else _checked(accounting, noise)
+    if said is None:
         return None
-    said = carried
-    if accounting is not None:
-        said = _checked(accounting, noise)
     if carried is not None and not _same(carried.noise, noise, carried.rounds):
         raise ValueError(
             "this noise_multiplier was made for other noise than the one given here: pass the same noise to "

@@ -79,7 +79,8 @@ def epsilon_of(mechanism: Mechanism, noise_multiplier: float, rounds: int, delta
     from dp_accounting import rdp
 
     orders, divergences = _divergences(mechanism.event(noise_multiplier), mechanism.relation)
-    epsilon, _ = rdp.compute_epsilon(orders, mechanism.times(rounds) * divergences, delta)
+    spent = mechanism.times(rounds) * divergences
+    epsilon, _ = rdp.compute_epsilon(list(orders), list(spent), delta)
     return float(epsilon)
 
 

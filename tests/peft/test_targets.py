@@ -10,7 +10,6 @@ from fedjax_fm.peft.lora_sb import first_gradients
 from fedjax_fm.peft.names import Names
 from fedjax_fm.peft.targets import named_modules
 
-
 # A first update of the queries of `make_pair`'s llama.
 UPDATES = {"model.layers.self_attn.q_proj": np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)}
 # name: (method with a typo, the typo)
