@@ -28,10 +28,10 @@ Controls: untrained 49.8 +- 4.1, LoRA on shuffled labels 50.9 +- 7.1, the larger
 and 1.09.
 
 - **Full tuning has the highest mean without noise and the lowest with it.** Minus full, points, paired, each interval by
-  itself: at epsilon 0.1 FFA-LoRA +3.6 [2.6, 4.5], Fed-SB +4.0 [2.7, 5.2], BitFit +3.2 [2.9, 3.6]; at 2 +2.9 [2.2, 3.6], +2.6 [1.8,
-  3.5], +2.8 [2.3, 3.4] and LoRA +2.3 [1.7, 2.8]; without noise FFA-LoRA -1.1 [-1.5, -0.8], Fed-SB -1.2 [-2.2, -0.1]. Corrected by
-  Holm for the twenty comparisons of the table, two are left: BitFit at 0.1 (p = 0.012) and at 2 (0.04); of the others, and of all
-  without noise, no difference is seen.
+  itself: at epsilon 0.1 FFA-LoRA +3.6 [2.6, 4.5], Fed-SB +4.0 [2.7, 5.2], BitFit +3.2 [2.9, 3.6]; at 2 +2.9 [2.2, 3.6], +2.6
+  [1.8, 3.5], +2.8 [2.3, 3.4] and LoRA +2.3 [1.7, 2.8]; without noise FFA-LoRA -1.1 [-1.5, -0.8], Fed-SB -1.2 [-2.2, -0.1].
+  Corrected by Holm for the twenty comparisons of the table, two are left: BitFit at 0.1 (p = 0.012) and at 2 (0.04); of the
+  others, and of all without noise, no difference is seen.
 - **Among the small ones nothing is told apart, and the head alone is as good**: what helps is to train few numbers.
 - Rates were chosen at one noise, epsilon 0.5 (16e-3 for all), and without (1e-3 for full, 4e-3 for LoRA); at 2 full may want a
   lower one.
