@@ -138,7 +138,7 @@ def test_f_is_fedit_and_then_a_private_adapter_beside_it(fedit):
     assert np.isfinite(personal["loss"][0])
 
 
-@pytest.mark.parametrize("make", [feddpa_t, feddpa_f])
-def test_impossible_mixes_are_refused(make):
-    with pytest.raises(ValueError, match=r"mix=1.5"):
-        make(TASK, ffm.Task(both), optax.sgd(RATE), **LOCAL, mix=1.5)
+@pytest.mark.parametrize(("make", "how"), [(feddpa_t, {}), (feddpa_f, {"private_steps": 1})])
+def test_impossible_mixes_are_refused(make, how):
+    with pytest.raises(ValueError, match=r"mix=1\.5"):
+        make(TASK, ffm.Task(both), optax.sgd(RATE), **LOCAL, **how, mix=1.5)
