@@ -10,11 +10,13 @@ A test asks for the fixture `compatibility` and calls, after its own assertions,
 Rows of a table that no test has are in NOT_TRIED.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 TABLES = {
     "Architectures": "Checkpoints in Hugging Face's format, logits or hidden states against transformers",
+    "Adapters": "Folders in PEFT's format, opened by the other side with equal logits",
     "Checkpoint forms": "How published files differ from the plain form of their architecture",
     "GGUF types": "Blocks of a GGUF file, against the gguf package; architectures, against transformers",
     "PEFT fields": "Fields of PEFT's LoraConfig, read and written, against PEFT",
@@ -22,6 +24,18 @@ TABLES = {
     "Table types": "What partitioners and `Population.from_table` take",
     "Partitioners": "flwr-datasets' partitioners",
 }
+FIRST = {
+    "Architectures": "architecture, and a setting",
+    "Adapters": "method and model",
+    "Checkpoint forms": "form",
+    "GGUF types": "type, architecture or tokenizer",
+    "PEFT fields": "field",
+    "Template constructs": "construct or family",
+    "Table types": "table",
+    "Partitioners": "partitioner",
+}
+# What a run leaves in a message: its own folders, and addresses in memory.
+TRACES = re.compile(r"\S*/pytest-of-[^/]+/pytest-\d+/(popen-gw\d+/)?[^/]+/| at 0x[0-9a-f]+")
 # table: {row: why}
 NOT_TRIED: dict[str, dict[str, str]] = {}
 
@@ -72,7 +86,15 @@ def page(seen: list[tuple[str, str, str, str, str]]) -> str:
         rows = sorted({entry[1:] for entry in seen if entry[0] == table})
         rows += [(row, "", "not tried", why) for row, why in sorted(NOT_TRIED.get(table, {}).items())]
         if rows:
-            lines += ["", f"## {table}", "", f"{title}.", "", "| | | outcome | |", "|---|---|---|---|"]
+            lines += [
+                "",
+                f"## {table}",
+                "",
+                f"{title}.",
+                "",
+                f"| {FIRST[table]} | by | outcome | the message |",
+                "|---|---|---|---|",
+            ]
             lines += [
                 f"| {_cell(row)} | {_cell(column)} | {outcome} | {_cell(why)} |" for row, column, outcome, why in rows
             ]
@@ -80,5 +102,5 @@ def page(seen: list[tuple[str, str, str, str, str]]) -> str:
 
 
 def _cell(text: str, most: int = 220) -> str:
-    text = " ".join(text.split()).replace("|", "\\|")
+    text = " ".join(TRACES.sub("", text).split()).replace("|", "\\|")
     return text if len(text) <= most else text[:most] + " …"

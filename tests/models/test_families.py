@@ -52,8 +52,9 @@ def compare_gradients(ours, gradient, theirs) -> None:
     assert compared == sum(parameter.grad is not None for parameter in named.values())
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("name", reference.CASES)
-def test_hidden_states_logits_and_gradients_equal_transformers(name: str):
+def test_hidden_states_logits_and_gradients_equal_transformers(name: str, compatibility):
     case, (theirs, folder) = reference.CASES[name], reference.folder_of(name)
     ours = models.from_pretrained(folder, num_labels=case.num_labels)
     inputs = case.inputs()
@@ -83,3 +84,6 @@ def test_hidden_states_logits_and_gradients_equal_transformers(name: str):
         theirs.zero_grad()
         (expected * torch.tensor(probe)).sum().backward()
         compare_gradients(ours, gradient, theirs)
+    features = ["logits"] + ["hidden states"] * (case.hidden is not None) + ["gradients"] * (gradient is not None)
+    for feature in features:
+        compatibility.works("Architectures", name, feature)

@@ -31,8 +31,9 @@ def generated(theirs, inputs: dict, eos: int | None) -> np.ndarray:
         ).numpy()
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("name", ["gpt2", "qwen2", "llama-3"])
-def test_greedy_decoding_equals_transformers(name: str):
+def test_greedy_decoding_equals_transformers(name: str, compatibility):
     ours, theirs = both(name)
     prompts = reference.text(left=True)
     length = prompts["input_ids"].shape[1]
@@ -57,6 +58,7 @@ def test_greedy_decoding_equals_transformers(name: str):
         assert int(cache.length) == length
         with pytest.raises(ValueError, match="got max_length=33"):
             ours.empty_cache(1, 33)
+    compatibility.works("Architectures", name, "greedy decoding")
 
 
 def read_in_pieces(model, prompts: dict, length: int):
@@ -69,8 +71,9 @@ def read_in_pieces(model, prompts: dict, length: int):
     return np.concatenate(parts, axis=1), cache
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("name", ["t5", "t5-v1.1"])
-def test_greedy_translation_equals_transformers(name: str):
+def test_greedy_translation_equals_transformers(name: str, compatibility):
     ours, theirs = both(name)
     inputs = reference.text(left=name == "t5")
 
@@ -87,3 +90,4 @@ def test_greedy_translation_equals_transformers(name: str):
         eos = int(free[1, 3])
         expected = generated(theirs, inputs, eos)[:, 1:]
         np.testing.assert_array_equal(np.asarray(run(eos).tokens)[:, : expected.shape[1]], expected)
+    compatibility.works("Architectures", name, "greedy decoding")

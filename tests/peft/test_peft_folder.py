@@ -94,8 +94,9 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("name", CASES)
-def test_what_we_save_opens_in_peft_with_equal_logits(name, families, ids, shaken, tmp_path):
+def test_what_we_save_opens_in_peft_with_equal_logits(name, families, ids, shaken, tmp_path, compatibility):
     family, method, _, start = CASES[name]
     reference, model = families[family]
     graphdef, delta, backbone = peft.apply(model, method)
@@ -108,10 +109,12 @@ def test_what_we_save_opens_in_peft_with_equal_logits(name, families, ids, shake
     assert np.abs(found - np.asarray(model(jnp.asarray(ids)))).max() > 1e-2
     again = peft.load_pretrained(tmp_path, model)
     np.testing.assert_allclose(ours(again, ids), found, atol=1e-6)
+    compatibility.works("Adapters", name, "written here, opened by PEFT")
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("name", CASES)
-def test_what_peft_saves_opens_here_with_equal_logits(name, families, ids, tmp_path):
+def test_what_peft_saves_opens_here_with_equal_logits(name, families, ids, tmp_path, compatibility):
     family, _, config, start = CASES[name]
     reference, model = families[family]
     torch.manual_seed(1)
@@ -126,6 +129,7 @@ def test_what_peft_saves_opens_here_with_equal_logits(name, families, ids, tmp_p
     np.testing.assert_allclose(ours(opened, ids), expected, atol=1e-4)
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     assert sum(leaf.size for leaf in nnx.to_flat_state(opened[1]).leaves) == trained
+    compatibility.works("Adapters", name, "written by PEFT, opened here")
 
 
 def test_a_prompt_before_an_encoder_equals_pefts_hidden_states(families, ids, shaken, tmp_path):
