@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks, trees
+from fedjax_fm.channels.arguments import checked_channel
 from fedjax_fm.engine.state import SimulationState
 from fedjax_fm.population.population import Population
-from fedjax_fm.types import Algorithm, Behaviour, Channel, Sampler, Tree
+from fedjax_fm.types import Algorithm, Behaviour, Sampler, Tree
 
 
 def check_kinds(algorithm: Any, population: Any, uplink: Any, downlink: Any, sampler: Any, behaviour: Any) -> None:
@@ -17,7 +18,8 @@ def check_kinds(algorithm: Any, population: Any, uplink: Any, downlink: Any, sam
     made = "make one with Population.from_clients(...) or Population.from_arrays(...)"
     checks.instance("population", population, Population, made)
     for name, channel in (("uplink", uplink), ("downlink", downlink)):
-        checks.instance(name, channel, Channel, "write for example channels.top_k(0.1)", optional=True)
+        if channel is not None:
+            checked_channel(name, channel)
     checks.instance("sampler", sampler, Sampler, "make one with population.samplers", optional=True)
     checks.instance("behaviour", behaviour, Behaviour, "write Behaviour(most_steps=..., drops=...)", optional=True)
 

@@ -108,11 +108,17 @@ class GGUFFile:
         Raises:
           WeightError: a field is missing, or asks for what the decoder lacks (partial rotary, other scalings, experts).
         """
-        needed = lambda name: self._required(f"{self.architecture}.{name}")
+
+        def needed(name: str) -> Any:
+            return self._required(f"{self.architecture}.{name}")
+
         heads, width = needed("attention.head_count"), needed("embedding_length")
         head_dim = self._of_model("attention.key_length", width // heads)
         self._expect({"rope.dimension_count": head_dim, "attention.value_length": head_dim, "expert_count": 0})
-        has_bias = lambda name: f"blk.0.{name}.bias" in self._tensors
+
+        def has_bias(name: str) -> bool:
+            return f"blk.0.{name}.bias" in self._tensors
+
         try:
             return LlamaConfig(
                 vocab_size=self._of_model("vocab_size") or len(self._required("tokenizer.ggml.tokens")),

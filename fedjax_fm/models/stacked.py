@@ -76,7 +76,10 @@ def run_stacked(layers: Any, hidden: jax.Array, *context: Any, each: Any = None)
         # What is differentiated is closed over: nnx modules are no arguments of jax.checkpoint.
         graphdef, state = nnx.split(layer)
         given = context if own is None else (*context, own)
-        apply = lambda state, hidden: nnx.merge(graphdef, state)(hidden, *given)
+
+        def apply(state: nnx.State, hidden: jax.Array) -> jax.Array:
+            return nnx.merge(graphdef, state)(hidden, *given)
+
         # Inside a scan nothing could be shared between the passes anyway: prevent_cse would only cost.
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return jax.checkpoint(apply, policy=policy, prevent_cse=False)(state, hidden), None

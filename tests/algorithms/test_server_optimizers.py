@@ -102,7 +102,9 @@ def test_in_federated_averaging(name):
         one = ffm.Simulator(algorithm, population, backbone=backbone, cohort_size=3, devices=1)
         return one.run(one.init(start), n_rounds)[0].delta
 
-    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    def flat(tree):
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
     optimizer = getattr(server_optimizers, name)(RATE)
     changes, at = [], delta
     for number in (1, 2):

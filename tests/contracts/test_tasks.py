@@ -70,9 +70,8 @@ def test_there_are_weights_to_be_seen():
 def test_an_example_of_weight_w_counts_as_one_held_w_times(name, monkeypatch):
     """Full batches: the weighted population and the one that repeats its rows train the same delta. The methods' own
     training loops, the LoRA rules', the two of nested widths and FedKSeed's, FedBERT's heads and distillation's."""
-    few = lambda problem: [{name: array[:2] for name, array in client.items()} for client in problem.clients]
     weighted = problem_of(name, monkeypatch, lambda losses: losses, lambda batch: batch["times"])
-    clients = few(weighted)
+    clients = [{name: array[:2] for name, array in client.items()} for client in weighted.clients]
     counts = [times(k, len(next(iter(client.values())))) for k, client in enumerate(clients)]
     by_weight = [client | {"times": count.astype(np.float32)} for client, count in zip(clients, counts, strict=True)]
     repeated = [

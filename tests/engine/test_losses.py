@@ -237,8 +237,8 @@ def test_a_schedule_must_make_an_optimizer():
 ARGUMENTS = {
     "algorithm": (ffm.Task(bare_loss), r"expected algorithm to be an Algorithm, got Task.* fedavg\(Task\(loss\)"),
     "population": (clients(), r"expected population to be a Population, got a list; .* Population\.from_clients"),
-    "uplink": ("top_k", r"expected uplink to be a Channel, got 'top_k' of type str; write for example"),
-    "downlink": (0.1, r"expected downlink to be a Channel, got 0\.1 of type float"),
+    "uplink": ("top_k", r"uplink: expected a channel, such as channels\.top_k\(0\.01\), got 'top_k' of type str"),
+    "downlink": (0.1, r"downlink: expected a channel, .* got 0\.1 of type float"),
     "sampler": (5, r"expected sampler to be a Sampler, got 5 of type int"),
     "behaviour": (lambda client, round_index, key: True, r"expected behaviour to be a Behaviour"),
     "cohort_size": (2.0, r"expected a whole number cohort_size >= 1, got cohort_size=2\.0"),
