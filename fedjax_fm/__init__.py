@@ -14,6 +14,7 @@ use_cpu_cores_as_devices()
 if TYPE_CHECKING:
     from fedjax_fm import (  # noqa: F401  (used, yet not in __all__)
         algorithms,
+        callbacks,
         channels,
         checks,
         datasets,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         runs,
         split,
         systems,
+        tasks,
         trees,
         types,
         wire,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
         UnknownClient,
         sweep,
     )
+    from fedjax_fm.evaluation import evaluate
     from fedjax_fm.population import Population
     from fedjax_fm.types import (
         Aggregate,
@@ -91,8 +94,10 @@ __all__ = [
     "Task",
     "UnknownClient",
     "algorithms",
+    "callbacks",
     "channels",
     "datasets",
+    "evaluate",
     "evaluation",
     "fedavg",
     "kernels",
@@ -100,14 +105,17 @@ __all__ = [
     "peft",
     "population",
     "privacy",
+    "runs",
     "sweep",
     "systems",
+    "tasks",
     "trees",
 ]
 
 # Where each name is defined; the packages are parts themselves.
 _HOME = {
     "fedavg": "algorithms",
+    "evaluate": "evaluation",
     "Population": "population",
     **dict.fromkeys(
         (
@@ -146,6 +154,7 @@ _HOME = {
 }
 _PARTS = {
     "algorithms",
+    "callbacks",
     "channels",
     "checks",
     "datasets",
@@ -160,6 +169,7 @@ _PARTS = {
     "runs",
     "split",
     "systems",
+    "tasks",
     "trees",
     "types",
     "wire",

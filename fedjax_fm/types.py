@@ -168,6 +168,10 @@ class Algorithm(NamedTuple):
 
     `init(delta, key, setting) -> server_state`; `client_init(delta, key) -> client_state`, () when stateless.
     `privacy` of a method that clips and adds noise; such methods divide by the planned cohort.
+    `model(server_state, client_state, backbone) -> (delta, backbone)`: what is evaluated, of the server where
+    client_state is None, else of that client; None: `(delta(server_state), backbone)` for both.
+    `sampler(chosen, setting) -> Sampler`, of a method that decides who takes part: it makes its own of the one that
+    was chosen for the simulator (None if there was none), or refuses it.
     """
 
     init: Callable[[Tree, jax.Array, Setting], Any]
@@ -175,6 +179,8 @@ class Algorithm(NamedTuple):
     client_init: Callable[[Tree, jax.Array], Any] = lambda delta, key: ()
     delta: Callable[[Any], Tree] = attrgetter("delta")
     privacy: Privacy | None = None
+    model: Callable[[Any, Any, Tree], tuple[Tree, Tree]] | None = None
+    sampler: "Callable[[Sampler | None, Setting], Sampler] | None" = None
 
 
 class Channel(NamedTuple):

@@ -123,7 +123,7 @@ def _centralised(setup: Setup, folder: RunFolder, console: Console) -> Outcome:
     simulator, rounds = centralised(setup, config.centralised_learning_rate)
     state, numbers = _train(
         setup, simulator, rounds, "centralised", folder.below("arms/centralised"), console,
-        evaluate_every=config.eval_every * config.local_steps, rounds_per_row=config.local_steps,
+        evaluate_every=config.eval_every * config.local_steps,
     )  # fmt: skip
     params = (state.delta, simulator.backbone)
     written, arrays = answers(setup, params)

@@ -141,7 +141,7 @@ def _centralised(setup: arms.Setup, folder: RunFolder, console: Console) -> Outc
     place = folder.below("arms/centralised")
     state, numbers = _train(
         setup, simulator, rounds, "centralised", place, console,
-        evaluate_every=block * config.eval_every, rounds_per_row=block,
+        evaluate_every=block * config.eval_every,
     )  # fmt: skip
     # Nothing travels where all data lie in one place.
     numbers |= {"uplink_bytes": 0, "downlink_bytes": 0}

@@ -19,7 +19,7 @@ import optax
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer, checked, train
 from fedjax_fm.systems.clock import Schedule
-from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Reduce, Sampler, Task, Tree
+from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Reduce, Sampler, Setting, Task, Tree
 
 
 class FedBuffState(NamedTuple):
@@ -48,9 +48,10 @@ def fedbuff(
     epochs: int | None = None,
     local_steps: int | None = None,
     batch_size: int,
-) -> tuple[Algorithm, Sampler]:
-    """The algorithm and the sampler that replays the event log; both go to the simulator, with
-    `cohort_size = schedule.ids.shape[1]`. A run cannot be longer than the log: its arrivals end there.
+) -> Algorithm:
+    """Replays an event log: the method decides who takes part, with `cohort_size = schedule.ids.shape[1]`.
+
+    A run cannot be longer than the log: its arrivals end there, and behind its end nobody takes part.
 
     Args:
       schedule: from `systems.asynchronous`, for the same local work and the same bytes.
@@ -112,7 +113,18 @@ def fedbuff(
 
     reduce = Reduce(lambda server, sent, weight: jax.tree.map(lambda x: weight * x, sent), finish)
     exchange = Exchange(broadcast, client, server, reduce, batches, address=address)
-    return Algorithm(init, (exchange,)), _replay(schedule)
+
+    def sampler(chosen: Sampler | None, setting: Setting) -> Sampler:
+        if chosen is not None:
+            raise ValueError("FedBuff's event log says who takes part: expected no sampler beside it")
+        if setting.cohort_size != buffer_size:
+            raise ValueError(
+                f"expected cohort_size={buffer_size}, the arrivals of an update in the schedule, got "
+                f"cohort_size={setting.cohort_size}"
+            )
+        return _replay(schedule)
+
+    return Algorithm(init, (exchange,), sampler=sampler)
 
 
 def _replay(schedule: Schedule) -> Sampler:

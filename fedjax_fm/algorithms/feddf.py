@@ -103,6 +103,8 @@ def feddf(
       validation: labelled examples that end distillation early; default: it runs to the last step.
       epochs, local_steps, batch_size: as for `fedavg`.
 
+    `simulator.model(state)` has one entry for each architecture; a client's is that of its group.
+
     Sends: of its group's model down w, up w - w_k; public examples stay with the server.
     """
     architectures = distillation.checked_architectures(architectures)

@@ -5,21 +5,36 @@ client:  y = W0 x + a p(x) + (1 - a) g(x).
 
     FedDPA-F:  federated averaging of g alone, to the end; then every client trains its p_k, g frozen
     FedDPA-T:  each round the client trains p_k beside the received g, frozen; then g alone; sends g - g_k
-    test:      a = omega * mean cosine of query and local instances: `peft.dual_lora.instance_mix`
+    test:      a = omega * mean cosine of query and local instances: `peft.instance_mix`
+
+`simulator.model` gives `Adapters`, to be evaluated with the personal task: of the server with a = 0, of a client with
+the a that it trained with.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_fm import checks
+from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.fedavg import fedavg
 from fedjax_fm.algorithms.local import ClientOptimizer, checked, client_weight, train
 from fedjax_fm.algorithms.reduce import weighted_mean
-from fedjax_fm.types import Algorithm, Batches, ClientData, ClientOutput, Exchange, Task, Tree
+from fedjax_fm.population import samplers
+from fedjax_fm.types import (
+    Algorithm,
+    Batches,
+    ClientData,
+    ClientOutput,
+    Exchange,
+    Free,
+    Sampler,
+    Setting,
+    Task,
+    Tree,
+)
 
 PRIVATE = 2**32 - 1  # names the private adapter's key under the client's; steps, which are named too, are fewer
 
@@ -32,18 +47,18 @@ class Adapters(NamedTuple):
     mix: jax.Array  # f32[] or f32[B], a: what the private one counts; the shared one counts 1 - a
 
 
-class PersonalState(NamedTuple):
-    """Server state of FedDPA-F's second stage: the finished shared adapter and where private ones start; never changed."""
+class FedDPAFState(NamedTuple):
+    """Server state of FedDPA-F."""
 
-    delta: Adapters
+    shared: Any  # of the federated averaging of g
+    round: jax.Array  # i32[]
 
 
-class Stages(NamedTuple):
-    """Two algorithms in a row: `second` starts from `join(state.delta of the first, initial private adapter)`."""
+class StageMessage(NamedTuple):
+    """What a client is sent, and whether this exchange is for this round; the latter is not billed."""
 
-    first: Algorithm
-    join: Callable[[Tree, Tree], Adapters]
-    second: Algorithm
+    shared: Tree
+    now: Any  # bool[]
 
 
 def _beside(task: Task, optimizer: ClientOptimizer, mix: float) -> Callable:
@@ -80,8 +95,8 @@ def feddpa_t(
 
     Args:
       task: the loss of the shared adapter alone, `loss(shared, backbone, batch, key)`.
-      personal_task: the loss of both, `loss(Adapters(shared, private, mix), backbone, batch, key)`; for LoRA see
-        `peft.two_adapters`.
+      personal_task: the loss of both, `loss(Adapters(shared, private, mix), backbone, batch, key)`; for LoRA
+        `tasks.classification(peft.beside(adapted))`.
       client_optimizer, server_optimizer, epochs, local_steps, batch_size: as for `fedavg`; both adapters see as many batches.
       private_optimizer: default `client_optimizer`.
       mix: a while the private adapter trains; with 0 it has no gradient.
@@ -106,7 +121,8 @@ def feddpa_t(
 
         return one
 
-    return plain._replace(exchanges=(exchange._replace(client=client),), client_init=private_init)
+    exchanges = (exchange._replace(client=client),)
+    return plain._replace(exchanges=exchanges, client_init=private_init, model=_model(mix, plain.delta))
 
 
 def feddpa_f(
@@ -115,6 +131,7 @@ def feddpa_f(
     client_optimizer: ClientOptimizer,
     server_optimizer: optax.GradientTransformation | None = None,
     *,
+    rounds: int,
     private_optimizer: ClientOptimizer | None = None,
     mix: float = 0.5,
     epochs: int | None = None,
@@ -122,14 +139,18 @@ def feddpa_f(
     private_epochs: int | None = None,
     private_steps: int | None = None,
     batch_size: int,
-) -> Stages:
+    private_init: Callable[[Tree, jax.Array], Tree] = lambda delta, key: delta,
+) -> Algorithm:
     """FedDPA-F: the shared adapter to its end, which is FedIT; then each client its own beside it.
 
-    Args: as for `feddpa_t`, with the passes or batches of the private adapters by themselves.
+    Args: as for `feddpa_t`, with the passes or batches of the private adapters by themselves, and
+      rounds: of the shared adapter, 0 to `rounds` - 1. In the round after them, the last, all clients train their
+        private ones; behind it nobody takes part.
 
-    Run `second` for one round with all clients: a client downloads the finished shared adapter, billed, trains its private
-    one, the client state, and uploads nothing.
+    Sends: g both ways, as `fedavg`; in the last round every client downloads the finished g, billed, and uploads
+    nothing. The method makes the sampler of that round; the one that is chosen draws the cohorts before it.
     """
+    checks.whole("rounds", rounds, least=0)
     for name, count in (("private_epochs", private_epochs), ("private_steps", private_steps)):
         if count is not None:
             checks.whole(name, count, least=1)
@@ -139,25 +160,109 @@ def feddpa_f(
             f"got private_epochs={private_epochs}, private_steps={private_steps}"
         )
     train_private = _beside(personal_task, client_optimizer if private_optimizer is None else private_optimizer, mix)
-    first = fedavg(
+    plain = fedavg(
         task, client_optimizer, server_optimizer, epochs=epochs, local_steps=local_steps, batch_size=batch_size
     )
+    (averaging,) = plain.exchanges
 
-    def client(backbone, message):
-        def one(shared, private, data, key):
-            private, found = train_private(shared, private, backbone, data, key)
+    def init(delta, key, setting):
+        return FedDPAFState(shared=plain.init(delta, key, setting), round=jnp.int32(0))
+
+    def delta_of(state):
+        return plain.delta(state.shared)
+
+    def now(message, client, key):
+        return message.now
+
+    def shared_message(state):
+        return StageMessage(shared=averaging.broadcast(state.shared), now=Free(state.round < rounds))
+
+    def shared_client(backbone, message):
+        work = averaging.client(backbone, message.shared)
+
+        def one(message, private, data, key):
+            return work(message.shared, (), data, key)._replace(state=private)
+
+        return one
+
+    def shared_lift(state, sent, weight):
+        return averaging.reduce.lift(state.shared, sent, weight)
+
+    def shared_server(state, aggregate, key):
+        after, metrics = averaging.server(state.shared, aggregate, key)
+        # Without clients a server optimizer would still go on with its momentum.
+        kept = trees.select(state.round < rounds, after, state.shared)
+        return state._replace(shared=kept), metrics
+
+    def private_message(state):
+        return StageMessage(shared=delta_of(state), now=Free(state.round == rounds))
+
+    def private_client(backbone, message):
+        def one(message, private, data, key):
+            private, found = train_private(message.shared, private, backbone, data, key)
             found["loss"] = found["private_loss"]
             return ClientOutput((), client_weight(personal_task, data), private, found)
 
         return one
 
-    exchange = Exchange(
-        broadcast=lambda state: state.delta.shared,
-        client=client,
-        server=lambda state, aggregate, key: (state, {}),
+    def private_server(state, aggregate, key):
+        return state._replace(round=state.round + 1), {}
+
+    shared = averaging._replace(
+        broadcast=shared_message,
+        client=shared_client,
+        server=shared_server,
+        reduce=averaging.reduce._replace(lift=shared_lift),
+        takes=now,
+    )
+    private = Exchange(
+        broadcast=private_message,
+        client=private_client,
+        server=private_server,
         reduce=weighted_mean(),
         batches=Batches(batch_size, private_epochs, private_steps).checked(),
+        takes=now,
     )
-    init = lambda delta, key, setting: PersonalState(delta)
-    second = Algorithm(init, (exchange,), lambda delta, key: delta.private)
-    return Stages(first, lambda shared, private: Adapters(shared, private, jnp.float32(mix)), second)
+    return Algorithm(
+        init=init,
+        exchanges=(shared, private),
+        client_init=private_init,
+        delta=delta_of,
+        model=_model(mix, delta_of),
+        sampler=_then_everybody(rounds),
+    )
+
+
+def _model(mix: float, delta_of: Callable[[Any], Tree]) -> Callable:
+    """`Algorithm.model`: both adapters, the task being the personal one; the server has no private adapter, so that of
+    its model counts nothing."""
+
+    def model(server, private, backbone):
+        shared = delta_of(server)
+        if private is None:
+            return Adapters(shared=shared, private=shared, mix=jnp.float32(0)), backbone
+        return Adapters(shared=shared, private=private, mix=jnp.float32(mix)), backbone
+
+    return model
+
+
+def _then_everybody(rounds: int) -> Callable[[Sampler | None, Setting], Sampler]:
+    """`Algorithm.sampler`: the chosen one for `rounds` rounds, then all clients once, then nobody."""
+
+    def make(chosen: Sampler | None, setting: Setting) -> Sampler:
+        n = setting.n_clients
+        first = chosen or samplers.uniform(n, setting.cohort_size)
+        capacity = max(n, first.capacity)
+        everybody = jnp.minimum(jnp.arange(capacity, dtype=jnp.int32), n - 1)
+
+        def draw(state, key):
+            inner, done = state
+            ids, n_active, inner = first.draw(inner, key)
+            ids = jnp.pad(ids, (0, capacity - ids.shape[0]))
+            rest = jnp.where(done == rounds, n, 0).astype(jnp.int32)
+            early = done < rounds
+            return jnp.where(early, ids, everybody), jnp.where(early, n_active, rest), (inner, done + 1)
+
+        return Sampler(init=lambda: (first.init(), jnp.int32(0)), draw=draw, capacity=capacity)
+
+    return make

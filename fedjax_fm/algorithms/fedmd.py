@@ -93,8 +93,8 @@ def fedmd(
       start_epochs: of each party on its own examples when it first takes part; the authors: at most 25.
       epochs, local_steps, batch_size: of the revisit, as for `fedavg`.
 
-    Sends: up and down f32[B, K], however large the models; those never leave their parties. `model_of(deltas[g], row k of the
-    store of client states)` is party k's.
+    Sends: up and down f32[B, K], however large the models; those never leave their parties. `simulator.model(state, k)` has
+    one entry for each architecture, of which that of `groups[k]` is party k's; the server has the starts only.
     """
     architectures = distillation.checked_architectures(architectures)
     checks.server_optimizer("digest_optimizer", digest_optimizer)
@@ -189,4 +189,11 @@ def fedmd(
         return Exchange(broadcast, client, server, nothing, revisits, takes=takes(group))
 
     each = tuple(enumerate(architectures))
-    return Algorithm(init, (*(ask(*pair) for pair in each), *(tell(*pair) for pair in each)), client_init)
+
+    def model(server: FedMDState, party: Party | None, backbone):
+        if party is None:
+            return server.delta, backbone
+        return tuple(model_of(start, party) for start in server.delta), backbone
+
+    exchanges = (*(ask(*pair) for pair in each), *(tell(*pair) for pair in each))
+    return Algorithm(init, exchanges, client_init, model=model)

@@ -61,6 +61,7 @@ def fedpm(
     Sends: once a seed for the weights; down theta, 32 d bits; up one bool mask, d bits. The metric `bits_per_parameter` is
     the mask's entropy H2(p), p its share of ones (metric `density`): what an entropy code of it takes, the model apart.
     Every mask counts the same, however many examples are behind it. A round without clients changes nothing.
+    The model that is evaluated has the mask theta > 1/2 (`threshold_masks`), which no chance enters.
     """
     checks.real("prior", prior, least=1)  # below, the posterior has no mode inside
     if reset_every is not None:
@@ -108,8 +109,12 @@ def fedpm(
         mode = lambda old, x: jnp.where(count > 0, (prior - 1 + x) / (2 * (prior - 1) + jnp.maximum(count, 1)), old)
         return FedPMState(jax.tree.map(mode, state.delta, ones), ones, count, state.round + 1), {}
 
+    def model(server, own, backbone):
+        return masked(weights(backbone), threshold_masks(server.delta)), backbone
+
     reduce = Reduce(lift, lambda total, setting: total)
-    return Algorithm(init, (Exchange(lambda state: state.delta, client, server, reduce, batches),))
+    exchange = Exchange(lambda state: state.delta, client, server, reduce, batches)
+    return Algorithm(init, (exchange,), model=model)
 
 
 def sample_masks(theta: Tree, key: jax.Array) -> Tree:

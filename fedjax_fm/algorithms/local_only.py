@@ -48,4 +48,14 @@ def local_only(
         reduce=weighted_mean(),
         batches=batches,
     )
-    return Algorithm(lambda delta, key, setting: LocalOnlyState(delta), (exchange,), lambda delta, key: delta)
+
+    def init(delta, key, setting):
+        return LocalOnlyState(delta)
+
+    def client_init(delta, key):
+        return delta
+
+    def model(server, own, backbone):
+        return (server.delta if own is None else own), backbone
+
+    return Algorithm(init, (exchange,), client_init, model=model)

@@ -1,5 +1,6 @@
 """Two ways through many rounds: fused on the device, or one at a time with the host between them."""
 
+import copy
 import functools
 from typing import Any
 
@@ -65,6 +66,12 @@ class HostLoop:
         # pmap dispatches by itself; what lies around it runs operation by operation.
         compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
         self.step = step if engine.parallel == "pmap" else compiled
+
+    def with_data(self, population: Population, data: DeviceData | None) -> "HostLoop":
+        """The same for other data, with what is compiled."""
+        other = copy.copy(self)
+        other.population, other.data = population, data
+        return other
 
     def _drawn(self, key: jax.Array, round_index: int, sampler_state: Any) -> Draw:
         round_key = jax.random.fold_in(key, round_index)

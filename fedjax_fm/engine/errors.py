@@ -38,7 +38,7 @@ class NonFiniteClient(RoundError, FloatingPointError):
 
     def __init__(self, client: int, state: SimulationState, metrics: dict[str, np.ndarray]):
         self.client = client
-        cure = "Look at that client's data, lower the learning rate or clip."
+        cure = "Look at that client's data (a label outside of the classes gives NaN), lower the learning rate or clip."
         super().__init__(f"client {client} produced NaN or infinity (loss or upload). {cure}", state, metrics)
 
 

@@ -1,5 +1,6 @@
 """The compiled ways through many rounds for one layout, with the operands that stay: backbone and data."""
 
+import copy
 import functools
 from typing import Any
 
@@ -41,6 +42,15 @@ class Programs:
     def of(self, engine: Engine) -> "Programs":
         """The same for another engine of the same layout; nothing is moved."""
         return Programs(engine, self.sampler, self.population, self.backbone, self.data)
+
+    def with_data(self, engine: Engine, population: Population, data: DeviceData | None) -> "Programs":
+        """The same for other data; what is compiled is kept where the engine is the same."""
+        other = self if engine == self.engine else self.of(engine)
+        other = copy.copy(other)
+        other.population = population
+        other.data = None if data is None else jax.device_put(shared_by_cores(data), self.everywhere)
+        other.loop = other.loop.with_data(population, other.data)
+        return other
 
     def placed(self, state: RoundState) -> RoundState:
         """The state on all devices, clients' states where the engine keeps them; a spilled store stays where it is."""

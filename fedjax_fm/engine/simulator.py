@@ -1,7 +1,10 @@
 """Runs an algorithm over a population: what is decided before the first round, and what people see of the rounds."""
 
+import copy
+import dataclasses
 import functools
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ from fedjax_fm.engine.metrics import concatenated, on_host
 from fedjax_fm.engine.parts import NO_CLIENT, Engine, RoundState
 from fedjax_fm.engine.plan import Plan, make_plan
 from fedjax_fm.engine.programs import Programs
-from fedjax_fm.engine.start import Start, first_state, start_of
+from fedjax_fm.engine.start import Start, first_state, start_of, with_key
 from fedjax_fm.engine.state import SimulationState
 from fedjax_fm.engine.store import HostStore
 from fedjax_fm.engine.summary import summarise
@@ -29,6 +32,7 @@ from fedjax_fm.population.population import Population
 from fedjax_fm.types import Algorithm, Behaviour, Channel, Sampler, Setting, Tree
 
 Where = Literal["auto", "device", "host"]
+Callback = Callable[[int, SimulationState, dict[str, np.ndarray]], Any]
 MOST_SEED = 2**63 - 1
 SHARED_FROM = 64 << 20  # bytes of all clients' states; smaller ones lie whole on every device, which saves talk
 
@@ -92,21 +96,21 @@ class Simulator:
         if population.n_examples == 0:
             raise ValueError(f"no client has an example: {population}")
         self.algorithm, self.population = algorithm, population
-        self.sampler = sampler or samplers.uniform(population.n_clients, cohort_size)
+        self.setting = Setting(population.n_clients, cohort_size)
+        self.sampler = _sampler_of(algorithm, sampler, self.setting)
         self._model_parallel, self._devices, self._block_size = model_parallel, devices, block_size
         self._n_devices = client_mesh(devices, model_parallel).size // model_parallel
         make_plan(self.sampler.capacity, self._n_devices, block_size)  # refuses impossible sizes at once
         self.memory, self._limited = memory or memory_of(jax.devices()[0]), memory is not None
         self._states = states
         self.streams = data == "host" or (data == "auto" and _nbytes(population) > self.memory // 4)
-        self.setting = Setting(population.n_clients, cohort_size)
         check_sampling(algorithm, self.sampler, self.setting)
         self._make_engine = functools.partial(
             Engine, algorithm=algorithm, setting=self.setting, uplink=unless_empty(uplink or identity()),
             downlink=unless_empty(downlink or identity()), n_max=int(population.sizes.max()), n_min=int(population.sizes.min()),
             behaviour=behaviour or Behaviour(), parallel=parallel,
         )  # fmt: skip
-        self.key = jax.random.key(seed)
+        self.key = jax.random.key(seed)  # of states that `init` is given no other seed for
         self.backbone = backbone  # on the devices as soon as there is a layout
         self._programs: Programs | None = None
         self._start: Start | None = None
@@ -184,9 +188,17 @@ class Simulator:
         if self._start is not None:
             self._share_states()
 
-    def init(self, delta: Tree) -> SimulationState:
-        """The state before the first round, from the trainable tree."""
+    def init(self, delta: Tree, *, seed: int | None = None) -> SimulationState:
+        """The state before the first round.
+
+        Args:
+          delta: the trainable tree.
+          seed: in the place of the simulator's; another one costs no compile.
+        """
         check_delta(delta)
+        key = self.key
+        if seed is not None:
+            key = jax.random.key(checks.whole("seed", seed, least=0, most=MOST_SEED))
         first_layout = self._programs is None
         if first_layout:
             self.lay_out(self._plan_for(delta))
@@ -195,11 +207,42 @@ class Simulator:
             self._share_states()
         if first_layout and self._block_size is None and (self._limited or jax.default_backend() != "cpu"):
             self._narrow_until_it_fits(delta)
-        return SimulationState(self.programs.placed(self.first_state(delta)), self.algorithm)
+        first = self.first_state(delta, key)
+        return SimulationState(rounds=self.programs.placed(first), key=key, algorithm=self.algorithm)
 
-    def first_state(self, delta: Tree) -> RoundState:
+    def first_state(self, delta: Tree, key: jax.Array | None = None) -> RoundState:
         """The state of round 0, before it is placed on devices."""
-        return first_state(self.engine, self.sampler, self.start, delta, self.key, self.spills)
+        key = self.key if key is None else key
+        return first_state(self.engine, self.sampler, with_key(self.start, key), delta, key, self.spills)
+
+    def with_population(self, population: Population) -> "Simulator":
+        """A simulator of other data that is the same in all else.
+
+        It shares the compiled programs: where the arrays have the same shapes and the largest and the smallest
+        client as many examples as before, nothing is compiled again.
+
+        Args:
+          population: of as many clients, with the same columns; states of this simulator go on with it.
+
+        Raises:
+          ValueError: another number of clients, which the sampler, the cohort and states were made for.
+        """
+        checks.instance("population", population, Population, "make one with Population.from_clients(...)")
+        if population.n_clients != self.population.n_clients:
+            raise ValueError(
+                f"expected a population of {self.population.n_clients} clients, as before, got {population.n_clients}; "
+                "make a new Simulator for it"
+            )
+        if population.n_examples == 0:
+            raise ValueError(f"no client has an example: {population}")
+        other = copy.copy(self)
+        other.population = population
+        sizes = {"n_max": int(population.sizes.max()), "n_min": int(population.sizes.min())}
+        other._make_engine = functools.partial(self._make_engine, **sizes)
+        if self._programs is not None:
+            data = None if self.streams else of_population(population)
+            other._programs = self._programs.with_data(self.engine._replace(**sizes), population, data)
+        return other
 
     def _share_states(self) -> None:
         """Lets each device hold its part of the clients' states where they are large and on the devices."""
@@ -233,27 +276,43 @@ class Simulator:
         return self.messages.bytes_per_client
 
     def run(
-        self, state: SimulationState, rounds: int, *, donate: bool = False
+        self,
+        state: SimulationState,
+        rounds: int,
+        *,
+        every: int = 1,
+        callbacks: Sequence[Callback] = (),
+        donate: bool = False,
     ) -> tuple[SimulationState, dict[str, np.ndarray]]:
         """Runs `rounds` rounds.
 
         Args:
+          every: rounds between two calls of the callbacks, which are called after the last round, too.
+          callbacks: functions of (round, state, metrics so far), see `fedjax_fm.callbacks`; the numbers that they return
+            are columns of the metrics, NaN for the rounds between.
           donate: the rounds take over the clients' states in `state`, which is used up by that; else they begin with a copy.
 
         Returns:
           (state, metrics): {name: array[rounds]} with at least `loss` (example-weighted, over all local steps) and, summed
           over those of the cohort whose upload arrived, `clients`, `examples` (that they hold), `examples_processed`
           (rows in the batches of their local steps), `uplink_bytes`, and `downlink_bytes` of all who were sent something;
-          of a method that was accounted for also `epsilon`, spent after each round.
+          of a method that was accounted for also `epsilon`, spent after each round. `pandas.DataFrame(metrics)` is a
+          table of it.
 
         Raises:
           NonFiniteClient: a loss or an upload was not finite; SumOverflow: only the sum of the uploads was not.
           CohortOverflow, UnknownClient: the sampler drew more clients than its capacity, or one that is not there.
           RuntimeError: the state was donated before, or its spilled store has gone on with another run.
           ValueError: a private method would run past the rounds that it was accounted for.
+          CallbackError: a callback raised; says which one, and holds the state.
         """
         checks.whole("rounds", rounds, least=0)
-        programs, first_rows = self.programs, self.start.first_rows
+        checks.whole("every", every, least=1)
+        if callbacks:
+            from fedjax_fm.callbacks.loop import run_with_callbacks  # knows simulators
+
+            return run_with_callbacks(self, state, rounds, every, callbacks, donate)
+        programs, first_rows = self.programs, with_key(self.start, state.key).first_rows
         check_state(state, self.start.server)
         if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state.rounds)):
             raise RuntimeError(
@@ -266,17 +325,77 @@ class Simulator:
             )
         done, privacy = state.round, self.algorithm.privacy
         check_rounds(privacy, done, rounds)
-        after, buffers, bad = programs.run(state.rounds, rounds, self.key, first_rows, donate)
+        after, buffers, bad = programs.run(state.rounds, rounds, state.key, first_rows, donate)
         metrics = concatenated([on_host(buffer, n, self.messages) for buffer, n in buffers])
         metrics = with_epsilon(metrics, privacy, done)
-        state = SimulationState(after, self.algorithm)
+        state = dataclasses.replace(state, rounds=after)
         if bad != NO_CLIENT:
-            bad = programs.who_failed(after, bad, self.key, first_rows)
+            bad = programs.who_failed(after, bad, state.key, first_rows)
             raise error_of(bad, state, metrics, self.sampler.capacity, self.population.n_clients)
         return state, metrics
 
+    # Models ------------------------------------------------------------------------------------------------------
+
+    def client_state(self, state: SimulationState, client: int) -> Any:
+        """What the method keeps for one client, wherever the states lie.
+
+        Args:
+          state: from `init` or `run`.
+          client: its id, 0 to N - 1.
+
+        Returns:
+          A tree of arrays, () for a method that keeps nothing. Of a client that has not taken part, what it starts with.
+
+        Raises:
+          ValueError: no such client.
+        """
+        check_state(state, self.start.server)
+        checks.whole("client", client, least=0, most=self.population.n_clients - 1)
+        store = state.rounds.clients
+        if not isinstance(store, HostStore):
+            return jax.tree.map(lambda x: x[client], store)
+        if store.touched[client]:
+            return jax.tree.map(lambda x: x[client].copy(), store.rows)[0]
+        first_rows = with_key(self.start, state.key).first_rows
+        return first_rows(store.start, jnp.int32(client))[0]
+
+    def model(self, state: SimulationState, client: int | None = None) -> tuple[Tree, Tree]:
+        """The model to be evaluated: `evaluate(task, *simulator.model(state), arrays)`.
+
+        Args:
+          state: from `init` or `run`.
+          client: whose; None: the server's. Methods without personal models give the server's for every client.
+
+        Returns:
+          (delta, backbone): the task's trainable tree, and the backbone that goes with it, which some methods
+          change. A method of several architectures gives tuples, one entry each.
+
+        Raises:
+          ValueError: no such client.
+
+        Example:
+          `scores = ffm.evaluate(task, *simulator.model(state, client=3), arrays)`
+        """
+        check_state(state, self.start.server)
+        mine = None if client is None else self.client_state(state, client)
+        if self.algorithm.model is None:
+            return self.algorithm.delta(state.rounds.server), self.backbone
+        return self.algorithm.model(state.rounds.server, mine, self.backbone)
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether `model` may be another one for each client."""
+        return self.algorithm.model is not None and bool(jax.tree.leaves(self.start.rows[0]))
+
     def __repr__(self) -> str:
         return summarise(self)
+
+
+def _sampler_of(algorithm: Algorithm, chosen: Sampler | None, setting: Setting) -> Sampler:
+    """The method's own sampler, else the chosen one, else uniform."""
+    if algorithm.sampler is not None:
+        return algorithm.sampler(chosen, setting)
+    return chosen or samplers.uniform(setting.n_clients, setting.cohort_size)
 
 
 def _nbytes(population: Population) -> int:

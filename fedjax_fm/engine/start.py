@@ -25,6 +25,21 @@ class Start(NamedTuple):
     server: Any  # the server's state, by shape
 
 
+def with_key(start: Start, key: jax.Array) -> Start:
+    """The same for another seed: `first_rows` draws from another key, and costs no compile."""
+    return start._replace(first_rows=jax.tree_util.Partial(start.first_rows.func, key))
+
+
+@functools.cache
+def _all_first_rows(sharding: Any) -> Any:
+    """`(first_rows, delta, ids i32[N]) -> states [N, ...]`, compiled once for all seeds."""
+
+    def make(first_rows: Any, delta: Tree, ids: jax.Array) -> Tree:
+        return jax.vmap(functools.partial(first_rows, delta))(ids)
+
+    return jax.jit(make, out_shardings=sharding)
+
+
 def start_of(engine: Engine, backbone: Tree, data: Any, delta: Tree, key: jax.Array) -> Start:
     """Traces one client of every exchange; nothing is computed. `backbone`, `data` and `delta` may be shapes."""
     delta, backbone, data = trees.shapes((delta, backbone, data))
@@ -60,8 +75,8 @@ def first_state(
         n_rows = n_clients + (
             -n_clients % engine.plan.n_devices if engine.shares_states else 0
         )  # as many on each device
-        make = jax.jit(jax.vmap(functools.partial(start.first_rows, delta)), out_shardings=engine.state_sharding)
-        clients, uplinks = make(jnp.arange(n_rows))
+        make = _all_first_rows(engine.state_sharding)
+        clients, uplinks = make(start.first_rows, delta, jnp.arange(n_rows))
     else:
         clients, uplinks = start.rows
     return RoundState(

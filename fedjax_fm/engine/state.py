@@ -14,6 +14,7 @@ class SimulationState:
     """The whole state of a run, a pytree."""
 
     rounds: RoundState
+    key: jax.Array  # of the run: names every random number of it
     algorithm: Algorithm = field(metadata={"static": True})
 
     @property

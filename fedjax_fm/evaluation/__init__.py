@@ -1,6 +1,7 @@
 """Scores, intervals and comparisons."""
 
 from fedjax_fm.evaluation.classification import Evaluator, Results, by_client
+from fedjax_fm.evaluation.evaluate import evaluate, means
 from fedjax_fm.evaluation.intervals import Comparison, holm, paired_examples, paired_seeds
 from fedjax_fm.evaluation.perplexity import PerplexityEvaluator, TokenLosses, perplexity_by_client
 from fedjax_fm.evaluation.text import rouge_l
@@ -12,7 +13,9 @@ __all__ = [
     "Results",
     "TokenLosses",
     "by_client",
+    "evaluate",
     "holm",
+    "means",
     "paired_examples",
     "paired_seeds",
     "perplexity_by_client",

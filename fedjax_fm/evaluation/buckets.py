@@ -54,6 +54,8 @@ def check_rows(arrays: Mapping[str, np.ndarray], needed: Sequence[str] = ("atten
     missing = sorted(set(needed) - set(arrays))
     if missing:
         raise ValueError(f"expected arrays {', '.join(needed)}, got {', '.join(arrays)}: {', '.join(missing)} missing")
+    if not arrays:
+        raise ValueError("nothing to evaluate: there are no arrays")
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"expected arrays of equal length, one row an example, got lengths {lengths}")

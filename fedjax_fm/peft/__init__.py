@@ -1,8 +1,10 @@
 """Parameter-efficient fine-tuning of any flax.nnx model."""
 
+from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.peft.adapter import houlsby, parallel_adapter
 from fedjax_fm.peft.bitfit import bitfit
 from fedjax_fm.peft.dora import dora
+from fedjax_fm.peft.dual_lora import Beside, beside, instance_mix, two_adapters
 from fedjax_fm.peft.export import save_merged
 from fedjax_fm.peft.folder import load_pretrained, save_pretrained
 from fedjax_fm.peft.ia3 import ia3
@@ -18,10 +20,13 @@ from fedjax_fm.peft.tying import untie
 from fedjax_fm.peft.vpt import vpt
 
 __all__ = [
+    "Adapted",
     "AdapterError",
+    "Beside",
     "LoRALinear",
     "Method",
     "apply",
+    "beside",
     "bitfit",
     "by_path",
     "collapse",
@@ -33,6 +38,7 @@ __all__ = [
     "head",
     "houlsby",
     "ia3",
+    "instance_mix",
     "load_pretrained",
     "lora",
     "lora_from_config",
@@ -46,6 +52,7 @@ __all__ = [
     "prompt_tuning",
     "save_merged",
     "save_pretrained",
+    "two_adapters",
     "unmerge",
     "untie",
     "vpt",

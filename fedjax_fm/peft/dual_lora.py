@@ -4,15 +4,16 @@ Yang, Long, Shen, Jiang, Blumenstein, 2024, arXiv 2403.19211. y = x W + (1 - a) 
 batch or for each row of it. A head that is trained in full is mixed at its output: (1 - a) head_g(x) + a head_p(x).
 """
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fedjax_fm.checks import choice, real
+from fedjax_fm.checks import choice, instance, real
 from fedjax_fm.models.randomness import dropout
+from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.peft.lora import LoRALinear
 from fedjax_fm.peft.targets import named_modules, replace_module
 from fedjax_fm.types import Tree
@@ -88,6 +89,37 @@ def two_adapters(
         stacked = getattr(module, matrix).shape[:-2]
         replace_module(model, path, kind(module, others[path], jnp.broadcast_to(mix, (*stacked, *mix.shape))))
     return model
+
+
+class Beside(NamedTuple):
+    """An adapted model whose delta is two deltas side by side; made by `beside`."""
+
+    adapted: Adapted
+
+    def model(self, delta: Any, backbone: Tree) -> nnx.Module:
+        """The model with both.
+
+        Args:
+          delta: with `shared`, `private` and `mix`, such as `algorithms.feddpa.Adapters`.
+          backbone: of the adapted model.
+
+        Returns:
+          See `two_adapters`.
+        """
+        return two_adapters(self.adapted.graphdef, delta.shared, delta.private, backbone, delta.mix)
+
+
+def beside(adapted: Adapted) -> Beside:
+    """What a task is made from whose delta is a shared and a private adapter (FedDPA).
+
+    Args:
+      adapted: from `peft.apply` with `peft.lora`.
+
+    Returns:
+      For `tasks.classification` and its like in the place of `adapted`.
+    """
+    instance("adapted", adapted, Adapted, "make it with peft.apply(model, peft.lora(...))")
+    return Beside(adapted)
 
 
 def instance_mix(

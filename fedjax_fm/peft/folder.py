@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.peft.atomic import whole_folder
 from fedjax_fm.peft.dora import DoRALinear
 from fedjax_fm.peft.method import apply
@@ -197,8 +198,8 @@ def _fan_in_fan_out(tensors: AdapterTensors) -> bool:
     return any(tensors.names.plain(path).rpartition(".")[2] in in_out for path in tensors.modules)
 
 
-def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """`apply` for a saved adapter: (graphdef, delta, backbone) of `model` with its values.
+def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> Adapted:
+    """`apply` for a saved adapter: the parts of `model` with its values.
 
     Where PEFT trains the embedding or the head of a tied model without the other, the head gets weights of its own, as
     there. Base weights that PEFT has stored (of a wrapped head, of embeddings) replace the model's, as there.
@@ -217,7 +218,7 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> tuple[
     _fill(tensors, found, Path(folder) / TENSORS)
     paths = {tuple(path.split(".")) for path in trained}
     graphdef, delta, backbone = nnx.split(adapted, lambda path, _: tuple(map(str, path)) in paths, ...)
-    return graphdef, delta, backbone
+    return Adapted(graphdef=graphdef, delta=delta, backbone=backbone)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from fedjax_fm.models.quantized import Frozen
+from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.peft.patterns import HEADS, AnyOf, check_names, matches, refuse_unmatched
 from fedjax_fm.peft.targets import get_module, named_modules, plain_names, tied_head
 
@@ -59,15 +60,15 @@ def _refuse_unheld(model: nnx.Module, modules: Sequence[str], name: str) -> None
     refuse_unmatched(name, unmatched, "module with parameters", sorted(owners), tied_head(model, unmatched))
 
 
-def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> Adapted:
     """Splits a copy of `model` for training by `method`.
 
     Args:
       key: names the random initial values; default `jax.random.key(0)`.
 
     Returns:
-      (graphdef, delta, backbone): `nnx.merge(graphdef, delta, backbone)` is the adapted model. `delta` holds what
-      is trained and sent, `backbone` all the rest.
+      The parts, which unpack into (graphdef, delta, backbone): `delta` holds what is trained and sent, `backbone` all
+      the rest, `adapted.model(delta)` is the adapted model.
 
     Raises:
       ValueError: the model changes while it is called (`nnx.BatchNorm`, `nnx.Dropout`), which the backbone, one for
@@ -81,7 +82,7 @@ def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> tu
     if unknown or not trainable:
         raise ValueError(f"{method.name} leaves nothing to train, or names unknown parameters: {sorted(unknown)}")
     graphdef, delta, backbone = nnx.split(model, lambda path, _: tuple(map(str, path)) in trainable, ...)
-    return graphdef, delta, backbone
+    return Adapted(graphdef=graphdef, delta=delta, backbone=backbone)
 
 
 def _check_method(name: str, method: Any) -> None:

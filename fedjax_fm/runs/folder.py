@@ -144,18 +144,25 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{self.path / name} is missing or damaged: {error}") from error
 
+    def made(self) -> "RunFolder":
+        """Self, with the folder there."""
+        with _told(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        return self
+
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Adds one row to metrics.jsonl and flushes it."""
-        self._append("metrics.jsonl", row)
+        self.append("metrics.jsonl", json.dumps(row, default=_plain) + "\n")
+
+    def append(self, name: str, text: str) -> None:
+        """Adds text to the end of a file and flushes it."""
+        path = self.path / name
+        with _told(path), open(path, "a", encoding="utf-8") as file:
+            file.write(text)
 
     def append_seconds(self, round_index: int, seconds: float) -> None:
         """Adds one row to seconds.jsonl; a resumed run adds its own, the rounds done twice stand there twice."""
-        self._append("seconds.jsonl", {"round": round_index, "seconds": round(seconds, 4)})
-
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        path = self.path / name
-        with _told(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, default=_plain) + "\n")
+        self.append("seconds.jsonl", json.dumps({"round": round_index, "seconds": round(seconds, 4)}) + "\n")
 
     def seconds(self) -> dict[int, float]:
         """Seconds of each row of metrics.jsonl by round, the last time it was done."""

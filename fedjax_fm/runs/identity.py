@@ -37,14 +37,15 @@ class Comparison(NamedTuple):
     warnings: list[str]
 
 
-def identity_of(simulator: Simulator, delta: Tree) -> dict[str, Any]:
+def identity_of(simulator: Simulator, delta: Tree, key: jax.Array | None = None) -> dict[str, Any]:
     """Everything but the program, which needs a layout.
 
     Args:
       simulator: before or after `init`.
       delta: the tree that training starts from.
+      key: of the state; default: the simulator's.
     """
-    found = {"seed": _seed(simulator.key), "n_clients": repr(simulator.population.n_clients)}
+    found = {"seed": _seed(simulator.key if key is None else key), "n_clients": repr(simulator.population.n_clients)}
     found |= describe("", simulator.defined_by)
     arrays = {f"data.{name}": array for name, array in simulator.population.arrays.items()}
     arrays["where clients' examples begin"] = simulator.population.offsets

@@ -17,12 +17,10 @@ TASK, N, RATE, STEPS = ffm.Task(mlp_loss), len(SIZES), 0.05, 3
 HOW = {"local_steps": STEPS, "batch_size": 16}
 
 
-def run(algorithm, sampler, rounds, cohort_size, **how):
+def run(algorithm, rounds, cohort_size, **how):
     delta, backbone = make_trees()
     population = ffm.Population.from_clients(make_clients())
-    one = ffm.Simulator(
-        algorithm, population, backbone=backbone, cohort_size=cohort_size, sampler=sampler, **({"devices": 2} | how)
-    )
+    one = ffm.Simulator(algorithm, population, backbone=backbone, cohort_size=cohort_size, **({"devices": 2} | how))
     return one.run(one.init(delta), rounds)
 
 
@@ -45,15 +43,16 @@ def test_without_staleness_it_is_fedavg():
     schedule = Schedule(ids, np.broadcast_to(rounds, (3, 3)), rounds + np.zeros((3, 3)), rounds + np.ones((3, 3)))
     assert not schedule.staleness.any()
     server = optax.sgd(0.8, momentum=0.5)
-    algorithm, sampler = fedbuff(TASK, optax.sgd(RATE), server, schedule=schedule, **HOW)
-    found, metrics = run(algorithm, sampler, 3, 3)
+    algorithm = fedbuff(TASK, optax.sgd(RATE), server, schedule=schedule, **HOW)
+    found, metrics = run(algorithm, 3, 3)
     (exchange,) = ffm.fedavg(TASK, optax.sgd(RATE), server, **HOW).exchanges
     inner = exchange.client
     uniform = exchange._replace(
         client=lambda *a: lambda *b: inner(*a)(*b)._replace(weight=jnp.float32(1)), reduce=weighted_mean()
     )
     plain = ffm.fedavg(TASK, optax.sgd(RATE), server, **HOW)._replace(exchanges=(uniform,))
-    expected, _ = run(plain, sampler, 3, 3)
+    sampler = algorithm.sampler(None, ffm.Setting(N, 3))
+    expected, _ = run(plain, 3, 3, sampler=sampler)
     close(found.delta, expected.delta)
     np.testing.assert_allclose(metrics["seconds"], [1, 2, 3])
 
@@ -69,8 +68,8 @@ def log():
 @pytest.mark.parametrize("layout", [{}, {"devices": 1, "block_size": 1}], ids=["two devices", "one"])
 def test_the_event_log_replays(log, layout):
     assert log.staleness.max() >= 2
-    algorithm, sampler = fedbuff(TASK, optax.sgd(RATE), optax.sgd(0.7), schedule=log, **HOW)
-    state, metrics = run(algorithm, sampler, len(log.ids), 2, **layout)
+    algorithm = fedbuff(TASK, optax.sgd(RATE), optax.sgd(0.7), schedule=log, **HOW)
+    state, metrics = run(algorithm, len(log.ids), 2, **layout)
     delta, _ = make_trees()
     versions = [delta]
     for ids, seen, late in zip(log.ids, log.versions, log.staleness, strict=True):
@@ -89,10 +88,20 @@ def test_the_event_log_replays(log, layout):
 
 
 def test_behind_the_end_of_the_log_nobody_arrives(log):
-    algorithm, sampler = fedbuff(TASK, optax.sgd(RATE), schedule=log, **HOW)
-    state, metrics = run(algorithm, sampler, len(log.ids) + 2, 2)
+    algorithm = fedbuff(TASK, optax.sgd(RATE), schedule=log, **HOW)
+    state, metrics = run(algorithm, len(log.ids) + 2, 2)
     assert metrics["clients"].tolist() == [2] * 8 + [0, 0]
     assert np.isfinite(jax.tree.leaves(state.delta)[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [({"cohort_size": 3}, "expected cohort_size=2"), ({"sampler": samplers.uniform(N, 2)}, "expected no sampler")],
+)
+def test_the_log_alone_says_who_takes_part(log, how, said):
+    algorithm = fedbuff(TASK, optax.sgd(RATE), schedule=log, **HOW)
+    with pytest.raises(ValueError, match=said):
+        run(algorithm, 1, **({"cohort_size": 2} | how))
 
 
 def test_staleness_weights():

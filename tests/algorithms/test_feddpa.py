@@ -122,23 +122,59 @@ def _mean_loss(delta):
     return np.mean((np.tanh(x @ (BACKBONE["w"] + delta["w"])) @ delta["v"] - y) ** 2)
 
 
+def start_of_private(delta, key):
+    return jax.tree.map(lambda x: x + 0.1, delta)
+
+
+F = {**LOCAL, "rounds": ROUNDS, "private_steps": 5, "mix": 0.25, "private_init": start_of_private}
+
+
 def test_f_is_fedit_and_then_a_private_adapter_beside_it(fedit):
-    stages = feddpa_f(TASK, ffm.Task(both), optax.sgd(RATE), **LOCAL, private_steps=5, mix=0.25)
-    state, metrics = run(stages.first)
-    equal(state.delta, fedit[0].delta)
-    jax.tree.map(np.testing.assert_array_equal, metrics, fedit[1])
-    start = jax.tree.map(lambda x: x + 0.1, DELTA)
-    end, personal = run(stages.second, stages.join(state.delta, start), rounds=1)
-    equal(end.delta.shared, state.delta)
-    equal(end.delta.private, start)
+    algorithm = feddpa_f(TASK, ffm.Task(both), optax.sgd(RATE), **F)
+    one = simulator(algorithm)
+    state, metrics = one.run(one.init(DELTA), ROUNDS)
+    close(state.delta, fedit[0].delta)
+    for name in ("clients", "examples", "uplink_bytes", "downlink_bytes"):
+        np.testing.assert_array_equal(metrics[name], fedit[1][name])
+    equal(of_client(state.rounds.clients, 1), start_of_private(DELTA, None))
+    end, personal = one.run(state, 1)
+    equal(end.delta, state.delta)
     for k, client in enumerate(CLIENTS):
-        close(of_client(end.rounds.clients, k), loop(client, state.delta, start, 0.25, 5))
+        expected = loop(client, state.delta, start_of_private(DELTA, None), 0.25, 5)
+        close(of_client(end.rounds.clients, k), expected)
     assert personal["uplink_bytes"][0] == 0
     assert personal["downlink_bytes"][0] == len(CLIENTS) * ffm.trees.nbytes(DELTA)
     assert np.isfinite(personal["loss"][0])
+    again, nobody = one.run(end, 2)
+    equal(again.rounds.clients, end.rounds.clients)
+    assert nobody["clients"].tolist() == nobody["downlink_bytes"].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize(("make", "how"), [(feddpa_t, {}), (feddpa_f, {"private_steps": 1})])
+def test_f_draws_cohorts_and_then_everybody():
+    momentum = optax.sgd(0.5, momentum=0.9)
+    algorithm = feddpa_f(TASK, ffm.Task(both), optax.sgd(RATE), momentum, **F)
+    clients = ffm.Population.from_clients(CLIENTS)
+    one = ffm.Simulator(algorithm, clients, backbone=BACKBONE, cohort_size=2, seed=3)
+    state, metrics = one.run(one.init(DELTA), ROUNDS + 1)
+    assert metrics["clients"].tolist() == [2] * ROUNDS + [len(CLIENTS)]
+    plain = ffm.fedavg(TASK, optax.sgd(RATE), momentum, **LOCAL)
+    other = ffm.Simulator(plain, clients, backbone=BACKBONE, cohort_size=2, seed=3)
+    close(state.delta, other.run(other.init(DELTA), ROUNDS)[0].delta)
+
+
+def test_the_model_has_both_adapters_and_the_server_its_own_alone():
+    one = simulator(feddpa_f(TASK, ffm.Task(both), optax.sgd(RATE), **F))
+    state, _ = one.run(one.init(DELTA), ROUNDS + 1)
+    arrays = CLIENTS[0]
+    delta, backbone = one.model(state)
+    alone = ffm.evaluate(TASK, state.delta, backbone, arrays)
+    np.testing.assert_allclose(ffm.evaluate(ffm.Task(both), delta, backbone, arrays)["loss"], alone["loss"], rtol=1e-6)
+    mine, _ = one.model(state, 2)
+    equal(mine.private, of_client(state.rounds.clients, 2))
+    assert float(mine.mix) == 0.25
+
+
+@pytest.mark.parametrize(("make", "how"), [(feddpa_t, {}), (feddpa_f, {"private_steps": 1, "rounds": 2})])
 def test_impossible_mixes_are_refused(make, how):
     with pytest.raises(ValueError, match=r"mix=1\.5"):
         make(TASK, ffm.Task(both), optax.sgd(RATE), **LOCAL, **how, mix=1.5)

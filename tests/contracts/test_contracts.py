@@ -123,3 +123,31 @@ def test_checkpoint_goes_on_bit_for_bit(method, tmp_path):
     checkpoints.close()
     again, _ = method.simulator.run(Checkpoints(tmp_path).restore(method.state.round, method.start), 1)
     equal(again.rounds, onward.rounds)
+
+
+def test_there_is_a_model_to_evaluate_of_the_server_and_of_every_client(method):
+    """`row.model` says by itself what it is."""
+    one, state = method.simulator, method.state
+    for client in (None, 0, 3):
+        found = one.model(state, client)
+        expected = method.row.model(method.problem, state, client)
+        close(method.row, found, expected)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_plain(found)))
+
+
+def test_a_clients_state_is_that_of_its_row(method):
+    for client in (0, 3):
+        expected = jax.tree.map(lambda x, k=client: x[k], method.state.rounds.clients)
+        equal(method.simulator.client_state(method.state, client), expected)
+
+
+def test_another_seed_and_other_data_cost_no_compile(method):
+    one = method.simulator
+    count = one.programs.fused._cache_size()
+    one.run(one.init(method.problem.delta, seed=11), 1)
+    turned = [jax.tree.map(lambda x: np.asarray(x)[::-1], client) for client in method.problem.clients]
+    other = one.with_population(ffm.Population.from_clients(turned))
+    state, _ = other.run(other.init(method.problem.delta), 1)
+    assert one.programs.fused._cache_size() == other.programs.fused._cache_size() == count
+    fresh, _ = run(method.problem, rounds=1, clients=turned)
+    equal(state.rounds, fresh.rounds)

@@ -21,6 +21,16 @@ class Problem(NamedTuple):
     cohort_size: int
 
 
+def shared_model(problem: Problem, state: ffm.SimulationState, client: int | None) -> Any:
+    """The server's for everybody."""
+    return state.delta, problem.backbone
+
+
+def own_state(state: ffm.SimulationState, client: int) -> Any:
+    """What the method keeps for a client."""
+    return jax.tree.map(lambda x: x[client], state.rounds.clients)
+
+
 @dataclass(frozen=True)
 class Row:
     """One method.
@@ -29,11 +39,14 @@ class Row:
       make: the problem, the same at every call.
       centralised: `(problem, client, key) -> delta` after one round in which that client (id 0) is the whole
         population, by a plain loop without the engine; `key` is the round's.
+      model: `(problem, state, client) -> (delta, backbone)`, what `Simulator.model` is to give, client None for the
+        server's; default: what the server trains, beside the backbone as it came.
       rtol, atol: of comparisons up to the order of float sums.
     """
 
     make: Callable[[], Problem]
     centralised: Callable[[Problem, dict[str, np.ndarray], jax.Array], Any]
+    model: Callable[[Problem, ffm.SimulationState, int | None], Any] = shared_model
     rtol: float = 2e-5
     atol: float = 2e-6
 

@@ -225,7 +225,7 @@ def test_fewer_rounds_than_are_done_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("rounds", -1), ("rounds", 1.5), ("rounds", True), ("evaluate_every", 0), ("rounds_per_row", 0), ("evaluate_every", "2")],
+    [("rounds", -1), ("rounds", 1.5), ("rounds", True), ("evaluate_every", 0), ("evaluate_every", "2")],
 )  # fmt: skip
 def test_numbers_that_make_no_sense_are_refused(tmp_path, name, value):
     folder = RunFolder.create(tmp_path / "run", {}, "mlp")

@@ -112,7 +112,7 @@ def fedex_lora(
         batches=batches,
         address=address,
     )
-    return Algorithm(init, (exchange,), never)
+    return Algorithm(init, (exchange,), never, model=residuals.model_with_residual)
 
 
 def _height(pair: Pair, ranks: np.ndarray | None, n_clients: int) -> int | None:

@@ -81,7 +81,14 @@ def fedsa_lora(
     exchange = Exchange(
         lambda state: Mine(shared(state.delta)), client, server, padded_mean(shared), batches, by_rank(ranks)
     )
-    return Algorithm(init, (exchange,), lambda delta, key: _own(split(delta)))
+
+    def client_init(delta, key):
+        return _own(split(delta))
+
+    def model(server, own, backbone):
+        return (server.delta if own is None else fedsa_delta(server.delta, own)), backbone
+
+    return Algorithm(init, (exchange,), client_init, model=model)
 
 
 def _own(factors: Factors) -> dict[str, jax.Array]:

@@ -107,7 +107,7 @@ def flora(
         batches=batches,
         address=address,
     )
-    return Algorithm(init, (exchange,), never)
+    return Algorithm(init, (exchange,), never, model=residuals.model_with_residual)
 
 
 def fresh(factors: Factors, key: jax.Array) -> Factors:

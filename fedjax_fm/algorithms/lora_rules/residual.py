@@ -127,3 +127,8 @@ def effective_backbone(backbone: Tree, server_state: Any) -> Tree:
     as it is for rules that add none. `server_state` is `state.rounds.server`."""
     residual = getattr(server_state, "residual", None)
     return backbone if residual is None else merged(backbone, residual)
+
+
+def model_with_residual(server: Any, last: Any, backbone: Tree) -> tuple[Tree, Tree]:
+    """`Algorithm.model` of FedEx-LoRA and FLoRA: the same for all, beside kernels that have taken the residual in."""
+    return server.delta, merged(backbone, server.residual)

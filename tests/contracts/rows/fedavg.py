@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
-from contract import Problem, Row
+from contract import Problem, Row, own_state
 from mlp_problem import make_clients, make_trees, mlp_loss
 
 import fedjax_fm as ffm
@@ -41,7 +41,11 @@ def _server_step(problem: Problem, client, key):
     return jax.tree.map(lambda w, t: w - 0.7 * (w - t), problem.delta, _trained(problem, client, key))
 
 
+def _own(problem: Problem, state, client):
+    return (problem.delta if client is None else own_state(state, client)), problem.backbone
+
+
 ROWS = {
     "fedavg": Row(_fedavg, _server_step),
-    "local_only": Row(_local_only, lambda problem, client, key: problem.delta),
+    "local_only": Row(_local_only, lambda problem, client, key: problem.delta, _own),
 }

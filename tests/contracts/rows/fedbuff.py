@@ -20,10 +20,11 @@ VERSIONS = np.maximum(np.arange(12)[:, None] - np.array([0, 1, 2, 1]), 0).astype
 def _make() -> Problem:
     delta, backbone = make_trees()
     times = np.arange(12.0)[:, None] + np.zeros((12, 4))
-    algorithm, _ = fedbuff(
+    algorithm = fedbuff(
         ffm.Task(mlp_loss), optax.sgd(RATE), schedule=Schedule(IDS, VERSIONS, times, times + 1), local_steps=STEPS,
         batch_size=8,
     )  # fmt: skip
+    algorithm = algorithm._replace(sampler=None)
     return Problem(algorithm, delta, backbone, make_clients(sizes=(6, 1, 4, 2, 6, 3, 5)), 4)
 
 

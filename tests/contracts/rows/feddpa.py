@@ -1,13 +1,13 @@
-"""FedDPA-T: a shared and a private delta on a two-layer network."""
+"""FedDPA-T and FedDPA-F: a shared and a private delta on a two-layer network."""
 
 import jax
 import jax.numpy as jnp
 import optax
-from contract import Problem, Row
+from contract import Problem, Row, own_state
 from mlp_problem import make_clients, make_trees, mlp_loss
 
 import fedjax_fm as ffm
-from fedjax_fm.algorithms.feddpa import feddpa_t
+from fedjax_fm.algorithms.feddpa import Adapters, feddpa_f, feddpa_t
 
 STEPS, RATE = 3, 0.05
 
@@ -17,12 +17,14 @@ def _both(adapters, backbone, batch, key):
     return mlp_loss(mixed, backbone, batch, key)
 
 
-def _make() -> Problem:
-    delta, backbone = make_trees()
-    algorithm = feddpa_t(
-        ffm.Task(mlp_loss), ffm.Task(_both), optax.sgd(RATE), optax.sgd(0.7, momentum=0.9), local_steps=STEPS, batch_size=8
-    )  # fmt: skip
-    return Problem(algorithm, delta, backbone, make_clients(sizes=(6, 1, 4, 2, 6, 3, 5)), 4)
+def _make(method, **how):
+    def make() -> Problem:
+        delta, backbone = make_trees()
+        tasks, server = (ffm.Task(mlp_loss), ffm.Task(_both)), optax.sgd(0.7, momentum=0.9)
+        algorithm = method(*tasks, optax.sgd(RATE), server, local_steps=STEPS, batch_size=8, **how)
+        return Problem(algorithm, delta, backbone, make_clients(sizes=(6, 1, 4, 2, 6, 3, 5)), 4)
+
+    return make
 
 
 def _shared_alone(problem: Problem, client, key):
@@ -35,4 +37,14 @@ def _shared_alone(problem: Problem, client, key):
     return jax.tree.map(lambda w, t: w - 0.7 * (w - t), problem.delta, delta)
 
 
-ROWS = {"feddpa_t": Row(_make, _shared_alone)}
+def _side_by_side(problem: Problem, state, client):
+    if client is None:
+        return Adapters(state.delta, state.delta, 0.0), problem.backbone
+    return Adapters(state.delta, own_state(state, client), 0.5), problem.backbone
+
+
+ROWS = {
+    "feddpa_t": Row(_make(feddpa_t), _shared_alone, _side_by_side),
+    # The second round of the table is the one in which everybody trains a private adapter.
+    "feddpa_f": Row(_make(feddpa_f, rounds=1, private_steps=2), _shared_alone, _side_by_side),
+}

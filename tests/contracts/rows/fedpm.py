@@ -46,4 +46,8 @@ def _one_mask(problem: Problem, client, key):
     return jax.tree.map(lambda m: jnp.where(m, 1 - SOFTENING, SOFTENING), mask)
 
 
-ROWS = {"fedpm": Row(_make, _one_mask)}
+def _by_threshold(problem: Problem, state, client):
+    return jax.tree.map(lambda w, p: w * (p > 0.5), problem.backbone, state.rounds.server.delta), problem.backbone
+
+
+ROWS = {"fedpm": Row(_make, _one_mask, _by_threshold)}

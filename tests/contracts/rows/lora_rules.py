@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from contract import Problem, Row
+from contract import Problem, Row, own_state
 from lora_problem import (
     HOW,
     LAYERS,
@@ -76,13 +76,34 @@ def _by_svd(problem: Problem, client, key):
     return delta
 
 
+def _with_residual(problem: Problem, state, client):
+    """The kernels have taken in what the server added."""
+    residual, backbone = state.rounds.server.residual, jax.tree.map(np.asarray, problem.backbone)
+    for name in LAYERS:
+        newest = residual.newest[name]
+        if hasattr(newest, "a"):
+            newest = np.einsum("r...i,r...o->...io", newest.a.values, newest.b.values)
+        kernel = backbone[name]["base"]["kernel"] + residual.total[name] + newest
+        backbone[name] = {**backbone[name], "base": {"kernel": kernel}}
+    return state.delta, backbone
+
+
+def _with_own_b(problem: Problem, state, client):
+    if client is None:
+        return state.delta, problem.backbone
+    delta, own = dict(state.delta), own_state(state, client)
+    for name in LAYERS:
+        delta[name] = {**delta[name], "lora_b": np.moveaxis(own[name], 0, -2)}
+    return delta, problem.backbone
+
+
 ROWS = {
     "fedit": Row(_make("fedit"), _trained()),
     "ffa_lora": Row(_make("ffa_lora"), _trained("lora_a")),
-    "fedsa_lora": Row(_make("fedsa_lora"), _without_b),
+    "fedsa_lora": Row(_make("fedsa_lora"), _without_b, _with_own_b),
     "rolora": Row(_make("rolora"), _trained("lora_a")),
-    "fedex_lora": Row(_make("fedex_lora", scaling=SCALING), _trained()),
-    "flora": Row(_make("flora", scaling=SCALING), _fresh),
+    "fedex_lora": Row(_make("fedex_lora", scaling=SCALING), _trained(), _with_residual),
+    "flora": Row(_make("flora", scaling=SCALING), _fresh, _with_residual),
     # Singular vectors of close singular values turn with the last digits of a sum.
     "flexlora": Row(_make("flexlora"), _by_svd, rtol=1e-3, atol=1e-3),
     "hetlora": Row(_make("hetlora", gamma=GAMMA, tail_penalty=PENALTY), _pruned),

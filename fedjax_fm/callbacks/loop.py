@@ -1,0 +1,143 @@
+"""The rounds of `Simulator.run` with callbacks between them."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedjax_fm import checks
+from fedjax_fm.callbacks.base import Callback, CallbackError, Metrics, Stop, name_of
+from fedjax_fm.callbacks.history import History
+from fedjax_fm.engine.errors import RoundError
+from fedjax_fm.engine.guarantee import check_rounds
+from fedjax_fm.engine.state import SimulationState
+from fedjax_fm.runs.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from fedjax_fm.engine.simulator import Simulator
+
+TICK = 0.5  # seconds of rounds between two ticks; fewer where callbacks are due
+
+
+class _Rounds:
+    """The state of a run between its callbacks."""
+
+    def __init__(self, simulator: "Simulator", state: SimulationState, history: History, callbacks: Sequence[Any]):
+        self.simulator, self.state, self.history, self.callbacks = simulator, state, history, callbacks
+        self.whole = [callback for callback in callbacks if isinstance(callback, Callback)]
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.history.metrics
+
+    def guarded(self, callback: Any, call: Callable[[], Any]) -> Any:
+        """What `call` returns; its error names the callback and holds the state."""
+        try:
+            return call()
+        except (Stop, Interrupted, UserError, RoundError):
+            raise
+        except Exception as error:
+            raise CallbackError(name_of(callback), self.state, self.metrics) from error
+
+    def look(self) -> bool:
+        """Calls every callback; whether one of them has seen enough."""
+        enough = False
+        for callback in self.callbacks:
+
+            def call(callback: Any = callback) -> None:
+                found = callback(self.state.round, self.state, self.metrics)
+                self.history.put(found, name_of(callback))
+
+            try:
+                self.guarded(callback, call)
+            except Stop:
+                enough = True
+        return enough
+
+    def tick(self, seconds: float, due: bool) -> None:
+        """Lets the callbacks show and write what there is."""
+        for callback in self.whole:
+
+            def call(callback: Callback = callback) -> None:
+                callback.tick(self.state, self.metrics, seconds, due)
+
+            self.guarded(callback, call)
+
+
+def run_with_callbacks(
+    simulator: "Simulator", state: SimulationState, rounds: int, every: int, callbacks: Sequence[Any], donate: bool
+) -> tuple[SimulationState, Metrics]:
+    """`Simulator.run` with callbacks; see there.
+
+    Returns:
+      (state, metrics) of all rounds from that of `state`, those of an earlier part that was restored among them.
+    """
+    _check(callbacks)
+    last = state.round + rounds
+    run = _restored(simulator, state, callbacks)
+    check_rounds(simulator.algorithm.privacy, run.state.round, max(last - run.state.round, 0))
+    error: BaseException | None = None
+    try:
+        if _begin(run, last):
+            _go(run, last, every, donate or run.state is not state)
+    except BaseException as raised:
+        error = raised
+        if isinstance(raised, RoundError):
+            raised.metrics = run.metrics
+        raise
+    finally:
+        for callback in run.whole:
+            callback.end(run.state, run.metrics, error)
+    return run.state, run.metrics
+
+
+def _check(callbacks: Sequence[Any]) -> None:
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(f"expected callbacks as functions of (round, state, metrics), got {checks.shown(callback)}")
+
+
+def _restored(simulator: "Simulator", state: SimulationState, callbacks: Sequence[Any]) -> _Rounds:
+    """Where the run begins: at `state`, or where an earlier part of it ended."""
+    run = _Rounds(simulator, state, History(state.round), callbacks)
+    for callback in run.whole:
+        found = callback.restore(simulator, state)
+        if found is not None:
+            run.state, metrics = found
+            run.history = History(state.round, metrics)
+    return run
+
+
+def _begin(run: _Rounds, last: int) -> bool:
+    """Whether there is anything to do."""
+    goes_on = run.state.round < last
+    for callback in run.whole:
+        try:
+            callback.begin(run.simulator, run.state, run.metrics, last)
+        except Stop:
+            goes_on = False
+    return goes_on
+
+
+def _go(run: _Rounds, last: int, every: int, donate: bool) -> None:
+    at_once = 1  # rounds between two ticks
+    kept = len(run.whole) < len(run.callbacks)  # a plain function may keep the state that it is given
+    while run.state.round < last:
+        next_look = min(last, (run.state.round // every + 1) * every)
+        n = min(at_once, next_look - run.state.round)
+        started = time.perf_counter()
+        try:
+            run.state, found = run.simulator.run(run.state, n, donate=donate)
+        except RoundError as error:
+            run.state = error.state
+            run.history.extend(error.metrics)
+            run.tick(time.perf_counter() - started, False)
+            raise
+        seconds = time.perf_counter() - started
+        run.history.extend(found)
+        due = run.state.round == next_look
+        enough = run.look() if due else False
+        run.tick(seconds, due)
+        if enough:
+            return
+        donate = not (due and kept)
+        at_once = max(1, min(2 * at_once, int(TICK * n / seconds))) if seconds else 2 * at_once

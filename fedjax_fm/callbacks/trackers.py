@@ -1,0 +1,174 @@
+"""Metrics for the tools with which people look at runs."""
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fedjax_fm.callbacks.base import Callback, Metrics
+from fedjax_fm.callbacks.history import as_line, rows_of
+from fedjax_fm.engine.state import SimulationState
+from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.runs.experiment import nearest
+from fedjax_fm.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from fedjax_fm.engine.simulator import Simulator
+
+
+class Tracker(Protocol):
+    """Where rows go; a row's steps are rounds, and a run that goes on begins after `since`."""
+
+    def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
+        """Before the first round; `rows` are those of an earlier part."""
+        ...
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One round."""
+        ...
+
+    def end(self) -> None:
+        """After the last round."""
+        ...
+
+
+class _Jsonl:
+    """metrics.jsonl, one row a round; flushed after each."""
+
+    def __init__(self, folder: Path):
+        self.folder = RunFolder(folder)
+
+    def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
+        self.folder.made().write_text("metrics.jsonl", "".join(map(as_line, rows)))
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.folder.append_metrics(row)
+
+    def end(self) -> None:
+        pass
+
+
+class _TensorBoard:
+    """Event files of tensorboardX, a scalar for each column."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._writer = folder, None
+        self._make = _imported("tensorboardX", "tensorboard").SummaryWriter
+
+    def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
+        # Steps behind `since`, of a part that was killed, are shown no more.
+        self._writer = self._make(str(self.folder / "tensorboard"), purge_step=since + 1 if since else None)
+
+    def log(self, row: dict[str, Any]) -> None:
+        assert self._writer is not None
+        for name, value in row.items():
+            if name != "round" and value is not None:
+                self._writer.add_scalar(name, value, row["round"])
+
+    def end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _Wandb:
+    """A run of Weights & Biases; WANDB_MODE=offline keeps it on disk."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._run = folder, None
+        self._wandb = _imported("wandb", "wandb")
+
+    def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._run = self._wandb.init(dir=str(self.folder), name=self.folder.name, id=self.folder.name, resume="allow")
+
+    def log(self, row: dict[str, Any]) -> None:
+        assert self._run is not None
+        known = {name: value for name, value in row.items() if name != "round" and value is not None}
+        self._run.log(known, step=row["round"])
+
+    def end(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+
+class _Mlflow:
+    """A run of MLflow, in `folder`/mlruns unless MLFLOW_TRACKING_URI says otherwise."""
+
+    def __init__(self, folder: Path):
+        self.folder, self._mlflow = folder, _imported("mlflow", "mlflow")
+
+    def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            self._mlflow.set_tracking_uri((self.folder / "mlruns").resolve().as_uri())
+        self._mlflow.start_run(run_name=self.folder.name)
+
+    def log(self, row: dict[str, Any]) -> None:
+        known = {name: value for name, value in row.items() if name != "round" and value is not None}
+        self._mlflow.log_metrics(known, step=row["round"])
+
+    def end(self) -> None:
+        self._mlflow.end_run()
+
+
+TRACKERS = {"jsonl": _Jsonl, "tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
+
+
+class _Track(Callback):
+    """See `track`."""
+
+    def __init__(self, trackers: Sequence[Tracker]):
+        self.trackers = trackers
+        self._first = self._written = 0
+        self._begun = False
+
+    def begin(self, simulator: "Simulator", state: SimulationState, metrics: Metrics, last: int) -> None:
+        rows = rows_of(metrics, state.round - len(metrics["loss"])) if metrics else []
+        self._first = state.round - len(rows)
+        self._written = state.round
+        for tracker in self.trackers:
+            tracker.begin(rows, state.round if rows else 0)
+        self._begun = True
+
+    def tick(self, state: SimulationState, metrics: Metrics, seconds: float, due: bool) -> None:
+        for row in rows_of(metrics, self._first, since=self._written):
+            for tracker in self.trackers:
+                tracker.log(row)
+        self._written = state.round
+
+    def end(self, state: SimulationState, metrics: Metrics, error: BaseException | None) -> None:
+        if self._begun:
+            for tracker in self.trackers:
+                tracker.end()
+
+
+def track(folder: str | os.PathLike[str], *, to: Sequence[str] = ("jsonl",)) -> Callback:
+    """Writes the metrics of every round where people look at them.
+
+    Args:
+      folder: made if need be; its name is the run's.
+      to: of "jsonl" (metrics.jsonl), "tensorboard" (needs tensorboardX), "wandb" and "mlflow" (need those packages).
+
+    Returns:
+      A callback. A run that goes on (`checkpoint`) goes on here, too, with no round twice.
+
+    Raises:
+      UsageError: an unknown tracker; names the nearest one.
+      ImportError: a package that is not installed; says how to install it.
+
+    Example:
+      `callbacks=[callbacks.track("runs/one", to=["jsonl", "tensorboard"])]`
+    """
+    if isinstance(to, str) or not to:
+        raise UsageError(f"expected to as a list of {', '.join(TRACKERS)}, got to={to!r}")
+    for name in to:
+        if name not in TRACKERS:
+            raise UsageError(nearest(str(name), TRACKERS, "tracker"))
+    return _Track([TRACKERS[name](Path(folder)) for name in to])
+
+
+def _imported(module: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"track(to=[{what!r}]) needs {module}: pip install {module}") from error

@@ -1,0 +1,7 @@
+"""Tasks of the usual kinds, so that nobody has to write cross-entropy by hand."""
+
+from fedjax_fm.tasks.classification import classification, from_logits
+from fedjax_fm.tasks.language_modeling import language_modeling
+from fedjax_fm.tasks.regression import regression
+
+__all__ = ["classification", "from_logits", "language_modeling", "regression"]

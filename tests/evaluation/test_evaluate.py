@@ -1,0 +1,122 @@
+"""`evaluate` against a plain loop, on any number of rows and of any length."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import fedjax_fm as ffm
+from fedjax_fm import peft, tasks
+from fedjax_fm.engine.devices import client_mesh
+from fedjax_fm.evaluation import evaluate, means
+from fedjax_fm.evaluation.evaluate import _scores
+from fedjax_fm.models.bert import BertConfig, BertForSequenceClassification
+
+RNG = np.random.default_rng(0)
+CONFIG = BertConfig(
+    vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+    max_position_embeddings=32,
+)  # fmt: skip
+BERT = peft.apply(BertForSequenceClassification(CONFIG, 3, "mean", nnx.Rngs(0)), peft.full())
+TASK = tasks.classification(BERT)
+
+
+def ragged(n, longest=20):
+    lengths = RNG.integers(1, longest + 1, n)
+    mask = (np.arange(longest) < lengths[:, None]).astype(np.int32)
+    return {
+        "input_ids": RNG.integers(1, 31, (n, longest)).astype(np.int32) * mask,
+        "attention_mask": mask,
+        "label": RNG.integers(0, 3, n),
+    }
+
+
+def loop(arrays):
+    """One row at a time, cut to its length."""
+    model, losses, correct = BERT.model(), [], []
+    for ids, mask, label in zip(arrays["input_ids"], arrays["attention_mask"], arrays["label"], strict=True):
+        logits = np.asarray(model(ids[None, : mask.sum()], mask[None, : mask.sum()]))[0].astype(np.float64)
+        losses.append(np.log(np.exp(logits).sum()) - logits[label])
+        correct.append(logits.argmax() == label)
+    return np.array(losses), np.array(correct)
+
+
+@pytest.mark.parametrize("bucket", [None, 1, 8])
+@pytest.mark.parametrize(("n", "batch_size"), [(1, 4), (13, 4), (13, 64)])
+def test_it_equals_a_plain_loop_on_ragged_arrays(n, batch_size, bucket):
+    arrays = ragged(n)
+    losses, correct = loop(arrays)
+    found = evaluate(TASK, BERT.delta, BERT.backbone, arrays, batch_size=batch_size, bucket=bucket)
+    np.testing.assert_allclose(found["loss"], losses, rtol=2e-4)
+    np.testing.assert_array_equal(found["accuracy"], correct)
+
+
+def test_one_compile_serves_any_number_of_rows():
+    _scores.clear_cache()
+    for n in (3, 8, 21):
+        evaluate(TASK, BERT.delta, BERT.backbone, ragged(n), batch_size=8)
+    assert _scores._cache_size() == 1
+
+
+def test_several_devices_each_compute_their_rows():
+    arrays, mesh = ragged(21), client_mesh(4)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    delta, backbone = jax.device_put((BERT.delta, BERT.backbone), everywhere)
+    found = evaluate(TASK, delta, backbone, arrays, batch_size=6)
+    expected = evaluate(TASK, BERT.delta, BERT.backbone, arrays)
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    text = _scores.lower(TASK, mesh, delta, backbone, {k: v[:8] for k, v in arrays.items()}, None).compile().as_text()
+    assert "all-reduce" not in text
+    assert "all-gather" not in text
+
+
+def test_means_are_weighted_where_the_task_weighs():
+    task = ffm.Task(lambda delta, backbone, batch, key: (batch["x"], {"double": 2 * batch["x"]}), lambda b: b["w"])
+    arrays = {"x": np.array([1.0, 2, 6], np.float32), "w": np.array([1.0, 0, 3], np.float32)}
+    scores = evaluate(task, (), (), arrays)
+    assert sorted(scores) == ["double", "loss", "weight"]
+    assert means(scores) == {"loss": 19 / 4, "double": 19 / 2}
+    assert np.isnan(means({"loss": np.ones(2), "weight": np.zeros(2)})["loss"])
+
+
+def drawing(delta, backbone, batch, key):
+    return jax.random.normal(key, batch["x"].shape), {}
+
+
+def plain(delta, backbone, batch, key):
+    return batch["x"], {}
+
+
+X = {"x": np.ones(3, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("loss", "arrays", "how", "error", "said"),
+    [
+        (drawing, X, {}, TypeError, "the loss draws from its key"),
+        (plain, {"x": np.ones(0, np.float32)}, {}, ValueError, "nothing to evaluate"),
+        (plain, {}, {}, ValueError, "nothing to evaluate"),
+        (plain, {**X, "label": np.ones(2)}, {}, ValueError, "expected arrays of equal length"),
+        (plain, X, {"batch_size": 0}, ValueError, "batch_size=0"),
+        (plain, X, {"bucket": 8}, ValueError, "needs the column attention_mask"),
+        (plain, {"x": np.array([1, np.inf, np.nan], np.float32)}, {}, FloatingPointError, "example 1 is not finite"),
+        (lambda d, b, batch, k: (batch["x"].mean(), {}), X, {}, ValueError, r"expected loss as one number an example"),
+        (lambda d, b, batch, k: (batch["x"], {"loss": batch["x"]}), X, {}, ValueError, "evaluate's own"),
+    ],
+)
+def test_bad_input_is_named(loss, arrays, how, error, said):
+    with pytest.raises(error, match=said):
+        evaluate(ffm.Task(loss), (), (), arrays, **how)
+
+
+def test_a_loss_that_draws_may_be_given_a_key():
+    found = evaluate(ffm.Task(drawing), (), (), X, key=jax.random.key(3))["loss"]
+    np.testing.assert_allclose(found, jax.random.normal(jax.random.key(3), (256,))[:3])
+
+
+def test_a_delta_of_numpy_and_one_of_jax_give_the_same():
+    arrays = ragged(4)
+    a = evaluate(TASK, jax.tree.map(np.asarray, BERT.delta), BERT.backbone, arrays)
+    b = evaluate(TASK, jax.tree.map(jnp.asarray, BERT.delta), BERT.backbone, arrays)
+    np.testing.assert_array_equal(a["loss"], b["loss"])
