@@ -44,6 +44,7 @@ import functools
 import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -57,11 +58,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.algorithms.fedbert import fedbert
-from fedjax_fm.evaluation import holm, paired_seeds
-from fedjax_fm.evaluation.intervals import half_width
+from fedjax_fm.evaluation import holm, paired_seeds, plus_minus
 from fedjax_fm.models import BertConfig
 from fedjax_fm.models.masked_lm import bert_split
 from fedjax_fm.population import samplers
+from fedjax_fm.runs.terminal import never_fails
 from fedjax_fm.split import Split, unsplit
 from fedjax_fm.types import Tree
 
@@ -270,7 +271,7 @@ def summary(found: dict[str, list[float]]) -> None:
     """Prints means with intervals over seeds, and ratios of perplexity against the two ends, paired."""
     logs = {name: np.log(values) for name, values in found.items()}
     for name, values in found.items():
-        print(f"{name}: {np.mean(values):.1f} +- {half_width(values):.1f}")
+        print(f"{name}: {plus_minus(values)}")
     pairs = {}
     for name, other in itertools.product(logs, logs):
         if name != other and name.startswith("FedBERT") and f"{other} / {name}" not in pairs:
@@ -287,6 +288,7 @@ def summary(found: dict[str, list[float]]) -> None:
 
 def main() -> None:
     """The command."""
+    never_fails(sys.stdout)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", action="store_true", help="compare learning rates instead")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -49,6 +49,7 @@ import argparse
 import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ from fedjax_fm.evaluation import holm, paired_seeds
 from fedjax_fm.experiments.bench.conv import conv_as_matmul, max_pool_2
 from fedjax_fm.experiments.fedpm import interval
 from fedjax_fm.population import DirichletPartitioner
+from fedjax_fm.runs.terminal import never_fails
 from fedjax_fm.types import Algorithm, Tree
 
 CLIENTS, COHORT, ALPHA, BATCH = 20, 10, 0.1, 16
@@ -319,6 +321,7 @@ def summary(rows: dict[str, list[dict]]) -> None:
 
 def main() -> None:
     """The command."""
+    never_fails(sys.stdout)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", action="store_true", help="compare settings instead")
     parser.add_argument("--seeds", type=int, default=7)

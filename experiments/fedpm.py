@@ -33,6 +33,7 @@ import argparse
 import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,9 +48,9 @@ import fedjax_fm as ffm
 from fedjax_fm.algorithms.fedpm import fedpm, masked, sample_masks, signed_constants, threshold_masks
 from fedjax_fm.channels import identity
 from fedjax_fm.channels.range_coder import range_decode, range_encode
-from fedjax_fm.evaluation import holm, paired_seeds
-from fedjax_fm.evaluation.intervals import half_width
+from fedjax_fm.evaluation import holm, paired_seeds, plus_minus
 from fedjax_fm.population import DirichletPartitioner
+from fedjax_fm.runs.terminal import never_fails
 from fedjax_fm.types import Channel, Tree
 
 SHAPES = {
@@ -233,7 +234,7 @@ def tune(rounds: int) -> None:
 
 def interval(values: list[float]) -> str:
     """Mean and 95 % interval over seeds, in %."""
-    return f"{100 * np.mean(values):.2f} +- {100 * half_width(values):.2f} %"
+    return f"{plus_minus(values, scale=100, digits=2)} %"
 
 
 def study(seeds: int, rounds: int) -> dict[str, list[dict]]:
@@ -277,6 +278,7 @@ def summary(rows: dict[str, list[dict]]) -> None:
 
 def main() -> None:
     """The command."""
+    never_fails(sys.stdout)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", action="store_true", help="compare learning rates instead")
     parser.add_argument("--seeds", type=int, default=3)

@@ -57,7 +57,7 @@ from matplotlib.figure import Figure
 import fedjax_fm as ffm
 from fedjax_fm import datasets, models, peft, privacy, trees
 from fedjax_fm.algorithms.dp_fedavg import dp_fedavg
-from fedjax_fm.evaluation import holm, paired_seeds
+from fedjax_fm.evaluation import holm, paired_seeds, plus_minus
 from fedjax_fm.evaluation.intervals import half_width
 from fedjax_fm.experiments.lora_rules.tail import Tail, hidden_states
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb
@@ -326,12 +326,12 @@ def table(results: dict[str, Any]) -> str:
     ]
     for name, found in results["runs"].items():
         rates = ["{:g}".format(best_rate(results["tuning"][name], e)) for e in (0.0, math.inf)]
-        cells = ["{:.1f} ± {:.1f}".format(*spread(found[e])) for e in epsilons]
+        cells = [plus_minus(found[e], scale=100) for e in epsilons]
         lines.append(
             f"| {ARMS[name]} | {results['trained'][name]:,} | {' / '.join(rates)} | " + " | ".join(cells) + " |"
         )
     for name, values in results["controls"].items():
-        cells = [""] * (len(epsilons) - 1) + ["{:.1f} ± {:.1f}".format(*spread(values))]
+        cells = [""] * (len(epsilons) - 1) + [plus_minus(values, scale=100)]
         lines.append(f"| control: {name} | | | " + " | ".join(cells) + " |")
     runs = results["runs"]
     pairs = {

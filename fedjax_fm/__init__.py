@@ -1,6 +1,14 @@
 """fedjax_fm: federated fine-tuning of foundation models, simulated fast on JAX.
 
 Its parts are imported when they are first used (PEP 562), so that `import fedjax_fm` and the command's help take no time.
+
+Importing it changes one thing in the process: JAX gets one CPU device for each core that
+the process may use, so that clients run side by side. It does so through the environment
+variable `JAX_NUM_CPU_DEVICES`, which is taken back once JAX has read it, or, where JAX is
+imported already, through the option `jax_num_cpu_devices`. `JAX_NUM_CPU_DEVICES=1` in the
+environment turns it off; any number there, or XLA's flag
+`--xla_force_host_platform_device_count`, is left as it is. Nothing changes where JAX has
+started a backend before.
 """
 
 import importlib
@@ -8,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from fedjax_fm.cpu_devices import forget_the_variable, use_cpu_cores_as_devices
+from fedjax_fm.version import __version__ as __version__
 
 use_cpu_cores_as_devices()
 
@@ -65,8 +74,6 @@ if TYPE_CHECKING:
         Stack,
         Task,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Aggregate",

@@ -168,7 +168,8 @@ def bench(
     Args:
         what: engine: whole rounds of several workloads; kernels: selection, quantising and packing on one core.
         peers: also time other libraries, in turn with ours, each in a virtual environment made for it (kernels: the
-            PyTorch that is installed here; lax.top_k and jax.random need no flag).
+            PyTorch that is installed here; lax.top_k and jax.random need no flag). For engine this takes a clone of the
+            repository, which alone has the scripts of the other libraries.
         only: workloads or kernels; default all.
         repeats: timed calls, of which the median is shown.
         json: one JSON object a line instead of a table.

@@ -89,6 +89,9 @@ DEVICES = "; import jax; print(jax.device_count(), os.environ.get('JAX_NUM_CPU_D
         ("import os; from fedjax_fm.engine import Simulator", {}, CORES),
         ("import os; import fedjax_fm.runs.loop", {}, CORES),
         ("import os, fedjax_fm", {"JAX_NUM_CPU_DEVICES": "5"}, 5),
+        ("import os, fedjax_fm", {"JAX_NUM_CPU_DEVICES": "1"}, 1),  # the README's way to turn it off
+        ("import os, jax, fedjax_fm", {"JAX_NUM_CPU_DEVICES": "1"}, 1),
+        ("import os, fedjax_fm", {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, 1),
         ("import os, fedjax_fm", {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3),
         ("import os, jax; jax.devices(); import fedjax_fm", {}, 1),
         ("import os, fedjax_fm, jax; jax.config.update('jax_num_cpu_devices', 4)", {}, 4),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedjax_fm.experiments.bench import gemm
 from fedjax_fm.experiments.bench.compare import measure
-from fedjax_fm.experiments.bench.environments import DEFAULT_CACHE, PEERS, PeerError, ours, theirs
+from fedjax_fm.experiments.bench.environments import DEFAULT_CACHE, PEERS, PeerError, need_adapters, ours, theirs
 from fedjax_fm.experiments.bench.workload import Workload
 from fedjax_fm.experiments.bench.workloads import WORKLOADS
 from fedjax_fm.runs.experiment import UsageError, nearest
@@ -66,6 +66,8 @@ def engine(
     if repeats < 1:
         raise UsageError(f"expected repeats >= 1, got repeats={repeats}")
     chosen = choose(only)
+    if peers and any(workload.peers for workload in chosen):
+        need_adapters()
     console, found = Console(), []
     with contextlib.nullcontext() if as_json else console.status("measuring"):
         for row in rows(chosen, peers=peers, repeats=repeats, smoke=smoke, cache=cache):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_fm.experiments.bench.environments import PeerError
-from fedjax_fm.experiments.bench.peers.protocol import Data
+from fedjax_fm.experiments.bench.protocol import Data
 from fedjax_fm.experiments.bench.side import Side
 
 TOLERANCE = 1e-3

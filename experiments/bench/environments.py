@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fedjax_fm.runs.errors import UsageError
+
+ADAPTERS = Path(__file__).parent / "peers"
 DEFAULT_CACHE = Path("~/.cache/fedjax_fm/peers")
 _TORCH = "torch==2.13.0"  # without a pin pip may fetch a CUDA build of several gigabytes
 
@@ -17,7 +20,7 @@ class PeerError(Exception):
 
 
 class Peer(NamedTuple):
-    """Another library: what to call it, its script beside peers/protocol.py, and what pip installs for it."""
+    """Another library: what to call it, its script in peers/, and what pip installs for it."""
 
     title: str
     script: str
@@ -39,6 +42,16 @@ PEERS = {
     "flower": Peer("Flower 1.41.0", "with_flower.py", ("flwr[simulation]==1.41.0", "ray==2.55.1", _TORCH)),
     "peft": Peer("HF PEFT 0.21.2", "with_peft.py", ("peft==0.21.2", "transformers==5.23.0", _TORCH)),
 }  # fmt: skip
+
+
+def need_adapters() -> None:
+    """UsageError where the peers' scripts are not there: wheels go without them."""
+    if not ADAPTERS.is_dir():
+        raise UsageError(
+            "--peers of `bench engine` needs the scripts of the other libraries (experiments/bench/peers), which are in "
+            "the repository only, not in the installed package; clone the repository and `pip install --editable .` "
+            "there, or leave out --peers to time fedjax_fm alone"
+        )
 
 
 def python_of(name: str, cache: Path) -> Path:
@@ -85,4 +98,4 @@ def ours() -> list[str]:
 
 def theirs(name: str, cache: Path) -> list[str]:
     """How a peer is started; installs it if need be."""
-    return [str(python_of(name, cache)), str(Path(__file__).parent / "peers" / PEERS[name].script)]
+    return [str(python_of(name, cache)), str(ADAPTERS / PEERS[name].script)]

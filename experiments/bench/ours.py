@@ -2,7 +2,7 @@
 
 import jax
 
-from fedjax_fm.experiments.bench.peers import protocol
+from fedjax_fm.experiments.bench import protocol
 from fedjax_fm.experiments.bench.workloads import WORKLOADS
 
 

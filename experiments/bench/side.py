@@ -19,7 +19,7 @@ GRACE = 20.0  # seconds to end by itself
 
 
 class Side:
-    """Starts `command WORKLOAD DATA RESULT` and speaks the protocol of peers/protocol.py with it.
+    """Starts `command WORKLOAD DATA RESULT` and speaks with it as protocol.py says.
 
     Attributes:
       first_seconds: of the first call, compilation included.

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import fedjax_fm as ffm
-from fedjax_fm.experiments.bench.peers.protocol import Data
+from fedjax_fm.experiments.bench.protocol import Data
 from fedjax_fm.kernels import dense as product
 
 __all__ = ["Data", "Workload", "cross_entropy", "fedavg", "normal", "product_flop", "seeded"]

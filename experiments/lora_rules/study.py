@@ -9,8 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from fedjax_fm import models
-from fedjax_fm.evaluation import holm, paired_seeds
-from fedjax_fm.evaluation.intervals import half_width
+from fedjax_fm.evaluation import holm, paired_seeds, plus_minus
 from fedjax_fm.experiments.lora_rules.arms import RULES, Arm, base_model, make_arm
 from fedjax_fm.experiments.lora_rules.config import Config
 from fedjax_fm.experiments.lora_rules.data import TUNING_SEED, Sentences, deal, load
@@ -99,11 +98,6 @@ def run(config: Config, place: Path, console: Console) -> dict[str, Any]:
     return results
 
 
-def in_percent(accuracies: np.ndarray) -> str:
-    """Mean and 95 % half-width over seeds."""
-    return f"{100 * accuracies.mean():.1f} ± {100 * half_width(accuracies):.1f}"
-
-
 def table(results: dict[str, Any]) -> str:
     """Markdown, from `results.json` alone: accuracy in % at shares of the budget, and FedIT's distance at all of it."""
     lines = [
@@ -115,7 +109,7 @@ def table(results: dict[str, Any]) -> str:
     compared = holm({name: paired_seeds(last[name], last["fedit"]) for name in runs if name != "fedit"})
     for name, found in runs.items():
         by_look = np.array([one["accuracy"] for one in found])
-        cells = [in_percent(accuracies) for accuracies in by_look.T]
+        cells = [plus_minus(accuracies, scale=100) for accuracies in by_look.T]
         scores = results["tuning"][name]
         rate = max(scores, key=scores.__getitem__)
         edge = " (edge)" if rate in (min(scores, key=float), max(scores, key=float)) and len(scores) > 1 else ""
@@ -134,7 +128,7 @@ def table(results: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     start = np.array([one["start"] for one in runs["fedit"]])
-    lines.append(f"| control: random head, untrained | | 0 | 0 | | | {in_percent(start)} | |")
+    lines.append(f"| control: random head, untrained | | 0 | 0 | | | {plus_minus(start, scale=100)} | |")
     lines.append("")
     lines.append(
         f"Verdicts are Holm's over {len(compared)} comparisons; each interval is that of its comparison alone."

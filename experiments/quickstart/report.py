@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_fm.evaluation import Comparison, holm, paired_examples, paired_seeds
+from fedjax_fm.evaluation import Comparison, holm, paired_examples, paired_seeds, plus_minus
 from fedjax_fm.runs import RunFolder, RunFolderError, figures
 from fedjax_fm.runs.html import Page
 from fedjax_fm.runs.seeds import seed_folders
@@ -95,9 +95,7 @@ def summary(seeds: list[Seed]) -> dict[str, Any]:
 
 
 def _percent(values: list[float] | np.ndarray) -> str:
-    values = np.asarray(values)
-    spread = f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{100 * values.mean():.1f} %{spread}"
+    return f"{plus_minus(values, scale=100)} %"
 
 
 def _megabytes(numbers: list[int]) -> str:
@@ -231,7 +229,7 @@ def write_report(folder: RunFolder) -> Path:
     _table(page, seeds, result)
     many = len(seeds) > 1
     page.text(
-        ("Means over seeds ± standard deviation. " if many else "One seed. ")
+        ("Means over seeds and halves of their 95 % intervals (Student's t). " if many else "One seed. ")
         + "Clients' own test: mean over clients of the accuracy on their own held-out sentences. The local-only central "
         "score is that of a randomly drawn client's model. Learning rates were chosen on validation clients, from one "
         "grid for all arms.",

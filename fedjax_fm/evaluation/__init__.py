@@ -2,7 +2,7 @@
 
 from fedjax_fm.evaluation.classification import Evaluator, Results, by_client
 from fedjax_fm.evaluation.evaluate import evaluate, means
-from fedjax_fm.evaluation.intervals import Comparison, holm, paired_examples, paired_seeds
+from fedjax_fm.evaluation.intervals import Comparison, holm, paired_examples, paired_seeds, plus_minus
 from fedjax_fm.evaluation.perplexity import PerplexityEvaluator, TokenLosses, perplexity_by_client
 from fedjax_fm.evaluation.text import rouge_l
 
@@ -19,5 +19,6 @@ __all__ = [
     "paired_examples",
     "paired_seeds",
     "perplexity_by_client",
+    "plus_minus",
     "rouge_l",
 ]

@@ -1,4 +1,4 @@
-"""Paired differences with 95 % intervals, and the words that they allow."""
+"""Means and paired differences with 95 % intervals, and the words that they allow."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -21,12 +21,46 @@ def student_t975(freedom: int) -> float:
 def half_width(values: Sequence[float] | np.ndarray) -> float:
     """Half of the 95 % interval of the mean of independent values (seeds), Student's; infinite for a single one."""
     values = _finite("values", values)
+    if values.ndim != 1:
+        raise ValueError(f"expected one row of values to take the interval of, got {list(values.shape)}")
     n = len(values)
     if not n:
         raise ValueError("expected at least one value to take the interval of, got none")
     if n < 2:
         return float("inf")
     return float(student_t975(n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+
+
+def plus_minus(values: Sequence[float] | np.ndarray, *, scale: float = 1.0, digits: int = 1) -> str:
+    """Mean and 95 % half-width of independent runs, as every "±" of this repository is made.
+
+        mean ± t_{0.975, n-1} sd / sqrt(n),   sd with n - 1 in its denominator
+
+    Args:
+      values: one number a run (seed).
+      scale: both are multiplied by it; 100 writes shares in percent.
+      digits: after the decimal point.
+
+    Returns:
+      For example "71.7 ± 4.5"; of a single run just its value, since one run says nothing
+      of the spread.
+
+    Raises:
+      ValueError: there is no value, one is NaN or infinite, or they are not one row.
+      TypeError: they are not numbers.
+
+    Example:
+      >>> plus_minus([0.70, 0.71, 0.74], scale=100)
+      '71.7 ± 5.2'
+      >>> plus_minus([0.717], scale=100)
+      '71.7'
+    """
+    checks.real("scale", scale, above=0)
+    checks.whole("digits", digits, least=0)
+    half = half_width(values)
+    mean = float(np.mean(np.asarray(values, np.float64)))
+    text = f"{scale * mean:.{digits}f}"
+    return text if np.isinf(half) else f"{text} ± {scale * half:.{digits}f}"
 
 
 class Comparison(NamedTuple):

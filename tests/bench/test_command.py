@@ -76,6 +76,17 @@ def test_wrong_words(capsys):
     assert "repeats=0" in capsys.readouterr().err
 
 
+def test_peers_are_refused_at_once_where_their_scripts_are_not(stubbed, monkeypatch, tmp_path, capsys):
+    """A wheel goes without them."""
+    monkeypatch.setattr(environments, "ADAPTERS", tmp_path / "peers")
+    assert bench("--peers", "--smoke", "--only", "cifar-cnn") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "in the repository only" in said
+    assert "leave out --peers" in said
+    assert bench("--peers", "--smoke", "--json", "--only", "ragged") == 0  # has no peers
+    assert bench("--smoke", "--json", "--only", "cifar-cnn") == 0
+
+
 def test_bench_is_no_experiment():
     assert "bench" not in experiment.names()
     assert "quickstart" in experiment.names()

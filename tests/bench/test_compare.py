@@ -9,7 +9,7 @@ import pytest
 import fedjax_fm.experiments.bench as bench
 from fedjax_fm.experiments.bench.compare import distance, measure
 from fedjax_fm.experiments.bench.environments import PeerError
-from fedjax_fm.experiments.bench.peers.protocol import Data
+from fedjax_fm.experiments.bench.protocol import Data
 from fedjax_fm.experiments.bench.side import Side
 
 FAKE = """

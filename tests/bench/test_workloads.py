@@ -11,7 +11,7 @@ import fedjax_fm.experiments.bench as bench
 from fedjax_fm.experiments.bench import ours
 from fedjax_fm.experiments.bench.compare import TOLERANCE, distance
 from fedjax_fm.experiments.bench.environments import PEERS
-from fedjax_fm.experiments.bench.peers.protocol import Data
+from fedjax_fm.experiments.bench.protocol import Data
 from fedjax_fm.experiments.bench.workloads import WORKLOADS, lora_gpt, lora_minilm
 
 PEERS_FOLDER = Path(bench.__file__).parent / "peers"

@@ -1,0 +1,3 @@
+"""The version, in its one place: a plain string, which the build reads without importing the package."""
+
+__version__ = "0.1.0"
