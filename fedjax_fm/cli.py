@@ -3,7 +3,6 @@
 What only tells (`--version`, `list`, every `--help`) imports neither JAX nor anything that computes.
 """
 
-import dataclasses
 import importlib
 import importlib.metadata
 import os
@@ -18,113 +17,127 @@ from fedjax_fm.runs.errors import Interrupted, UsageError, UserError
 from fedjax_fm.runs.terminal import never_fails, say, say_error
 
 if TYPE_CHECKING:
-    from fedjax_fm.runs.experiment import Experiment
     from fedjax_fm.runs.folder import RunFolder
+    from fedjax_fm.study.shape import Study
 
 _Name = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")]
 _Count = Annotated[int | None, tyro.conf.arg(metavar="N")]
 _Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
+_File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 _Settings = Annotated[
     list[tuple[str, ...]], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
 ]
 
 
-def list_experiments() -> None:
-    """List the experiments that can be run."""
+def list_studies() -> None:
+    """List the studies that can be run."""
     from rich.console import Console
 
-    from fedjax_fm.runs import experiment as registry
+    from fedjax_fm.study import command
 
     console = Console()
-    for name in registry.names():
+    for name, summary in command.summaries().items():
         console.print(name, style="bold", end="  ", markup=False, highlight=False)
-        say(console, registry.find(name).summary)
-    say(console, "\nstart one: fedjax-fm run NAME   (--smoke: about a minute)")
+        say(console, summary)
+    say(console, "\nstart one: fedjax-fm run NAME   (--smoke: does it work?)")
 
 
 def run(
     name: _Name = None,
     /,
-    rounds: _Count = None,
-    clients: _Count = None,
-    seed: _Count = None,
     out: _Folder = None,
     smoke: bool = False,
     full: bool = False,
     settings: _Settings = [],  # noqa: B006  (never changed; tyro wants a default of the type)
+    config: _File = None,
     resume: _Folder = None,
+    add_seeds: tuple[int, ...] = (),
 ) -> None:
-    """Run an experiment; it leaves a folder with metrics, a checkpoint and report.html.
+    """Run a study; it leaves a folder with results.json, RESULTS.md and report.html.
 
     Args:
-        name: the experiment; see `fedjax-fm list`.
-        rounds: number of rounds.
-        clients: clients that train.
-        seed: names every random choice of the run.
-        out: the run's folder; default runs/NAME-SEED.
-        smoke: a small version, about a minute, to see that everything works.
-        full: the whole study, several seeds and all arms; may take an hour.
-        settings: any other setting, for example `--set rank=4 partition=dirichlet`.
-        resume: go on with an interrupted run in this folder, with the settings it was started with.
+        name: the study; see `fedjax-fm list`.
+        out: its folder; default runs/NAME, runs/NAME-smoke or runs/NAME-full.
+        smoke: a small version, to see that everything works.
+        full: the whole study, where it has a longer form than the default.
+        settings: any setting, for example `--set grid=0.01,0.1 train=40`.
+        config: a TOML file with settings; --set goes before it.
+        resume: go on with an interrupted study in this folder, with the settings it was started with.
+        add_seeds: with --resume, more seeds after the results have been seen; the report flags them.
     """
-    flags = {"rounds": rounds, "clients": clients, "seed": seed}
-    flags = {flag: value for flag, value in flags.items() if value is not None}
+    study, chosen, folder = _opened(name, out, smoke, full, settings, config, resume)
+    if add_seeds:
+        if resume is None:
+            raise UsageError("--add-seeds goes with --resume; a new study takes --set seeds=0,1,2")
+        from fedjax_fm.study import cells
+
+        cells.add_seeds(folder, add_seeds)
+    _go(study, chosen, folder, is_new=resume is None)
+
+
+def grid(
+    name: _Name = None,
+    /,
+    out: _Folder = None,
+    smoke: bool = False,
+    full: bool = False,
+    settings: _Settings = [],  # noqa: B006
+    config: _File = None,
+    resume: _Folder = None,
+) -> None:
+    """Run a study's tuning grids alone, on validation clients; `run --resume` goes on from there.
+
+    Args:
+        name, out, smoke, full, settings, config, resume: as for `run`.
+    """
+    study, chosen, folder = _opened(name, out, smoke, full, settings, config, resume)
+    _go(study, chosen, folder, is_new=resume is None, only_tuning=True)
+
+
+def _opened(
+    name: str | None,
+    out: Path | None,
+    smoke: bool,
+    full: bool,
+    settings: list[tuple[str, ...]],
+    file: Path | None,
+    resume: Path | None,
+) -> "tuple[Study, Any, RunFolder]":
+    """The study, its configuration and its folder, new or begun before."""
+    from fedjax_fm.runs.folder import RunFolder
+    from fedjax_fm.study import command
+
     pairs = [pair for pairs in settings for pair in pairs]
     if resume is not None:
-        changed = [f"--{flag}" for flag in (*flags, *(["out"] if out is not None else []))]
-        changed += ["--smoke"] * smoke + ["--full"] * full + ["--set"] * bool(settings)
-        if changed:
-            raise UsageError(f"--resume goes on with the run's own settings; leave out {', '.join(changed)}")
-        found, config, folder = _begun(resume, name)
-    else:
-        found, config = _chosen(name, smoke, full, flags, pairs)
-        from fedjax_fm.runs.folder import RunFolder
-
-        place = out if out is not None else Path("runs") / f"{found.name}-{config.seed}"
-        folder = RunFolder.create(place, dataclasses.asdict(config), found.name)
-    _run(found, config, folder, is_new=resume is None)
-
-
-def _begun(path: Path, name: str | None) -> "tuple[Experiment, Any, RunFolder]":
-    """The experiment, configuration and folder of a run that goes on."""
-    from fedjax_fm.runs import experiment as registry
-    from fedjax_fm.runs.folder import RunFolder
-
-    folder = RunFolder.open(path)
-    fields = dict(folder.config)
-    found = registry.find(fields.pop("experiment"))
-    if name not in (None, found.name):
-        raise UsageError(f"{path} is a run of {found.name!r}, not of {name!r}")
-    return found, registry.restored(found.config, fields, str(path / "config.json")), folder
-
-
-def _chosen(
-    name: str | None, smoke: bool, full: bool, flags: dict[str, int], pairs: list[str]
-) -> "tuple[Experiment, Any]":
-    """The experiment and its configuration, as the command line has them."""
-    from fedjax_fm.runs import experiment as registry
-
+        given = {"--out": out, "--smoke": smoke, "--full": full, "--set": pairs, "--config": file}
+        if changed := [flag for flag, value in given.items() if value]:
+            raise UsageError(f"--resume goes on with the study's own settings; leave out {', '.join(changed)}")
+        folder = RunFolder.open(resume)
+        study, chosen = command.reopened(folder)
+        if name not in (None, folder.config["experiment"]):
+            raise UsageError(f"{resume} is a run of {folder.config['experiment']!r}, not of {name!r}")
+        return study, chosen, folder
     if name is None:
-        raise UsageError(f"say which experiment: {', '.join(registry.names())}")
-    if smoke and full:
-        raise UsageError("--smoke and --full exclude each other")
-    if twice := sorted({pair.partition("=")[0].strip() for pair in pairs} & flags.keys()):
-        raise UsageError(f"--{twice[0]} and --set {twice[0]}=... are the same setting; give one")
-    found = registry.find(name)
-    config = found.config()
-    config = config.smoke() if smoke else config.full() if full else config
-    config = registry.replace(config, **flags)
-    return found, registry.override(config, pairs)
+        raise UsageError(f"say which study: {', '.join(command.summaries())}")
+    study = command.find(name)
+    chosen = command.settings(study, smoke, full, pairs, file)
+    size = "-smoke" if smoke else "-full" if full else ""
+    words = [f"--{size[1:]}"] * bool(size) + ["--set", *pairs] * bool(pairs)
+    words += [f"--config {file.name}"] if file is not None else []
+    line = " ".join(["fedjax-fm run", name, *words])
+    return study, chosen, command.begin(name, study, chosen, out or Path("runs") / f"{name}{size}", line)
 
 
-def _run(found: "Experiment", config: Any, folder: "RunFolder", is_new: bool) -> None:
+def _go(study: "Study", config: Any, folder: "RunFolder", is_new: bool, only_tuning: bool = False) -> None:
     """Runs it; a new folder in which nothing was computed when an error came does not stay in the way."""
     from rich.console import Console
 
+    from fedjax_fm.study import command
+
     console = Console()
-    say(console, f"{found.name} in {folder.path}")
+    say(console, f"{folder.config['experiment']} in {folder.path}")
     try:
-        found.run(config, folder, console)
+        command.go(folder, study, config, console, only_tuning=only_tuning)
     except (Interrupted, KeyboardInterrupt) as stop:
         say(console, f"\n{str(stop) or 'stopped'}. Go on with: fedjax-fm run --resume {folder.path}")
         sys.exit(130)
@@ -132,25 +145,58 @@ def _run(found: "Experiment", config: Any, folder: "RunFolder", is_new: bool) ->
         if is_new and folder.is_empty:
             folder.remove()
         raise
+    if only_tuning:
+        say(console, f"go on with: fedjax-fm run --resume {folder.path}")
+    else:
+        _show(folder, console)
 
 
 def report(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
-    """Make report.html anew from a run's folder, and print its main figures.
+    """Make RESULTS.md and report.html anew from a folder, and print what was found.
 
     Args:
-        folder: a folder that `fedjax-fm run` made.
+        folder: of a study, or of any run with `callbacks.checkpoint` or `callbacks.track`.
     """
     from rich.console import Console
 
-    from fedjax_fm.runs import experiment as registry
     from fedjax_fm.runs.folder import RunFolder
+    from fedjax_fm.study import command
 
-    opened = RunFolder.open(folder)
-    page = registry.find(opened.config["experiment"]).report(opened)
-    console = Console()
-    for name, text in opened.read_json("results.json").get("comparisons", {}).items():
-        say(console, f"{name}: {text}")
-    say(console, f"report: {page}")
+    opened, console = RunFolder(folder), Console()
+    if opened.has("results.json"):
+        command.write_pages(opened)
+        _show(opened, console)
+        return
+    from fedjax_fm.study import single
+
+    say(console, f"report: {single.write_report(opened)}")
+
+
+def _show(folder: "RunFolder", console: Any) -> None:
+    """What the results say, in a few lines."""
+    from fedjax_fm.study import markdown, results
+
+    found = results.read(folder)
+    for row in markdown.comparison_rows(found):
+        say(console, f"{row[0]}: {row[1]}: {row[3]}")
+    for line in markdown.control_lines(found):
+        say(console, line.replace("**", ""), style="" if found.is_sound else "red")
+    say(console, f"results: {folder.path / 'RESULTS.md'}\nreport: {folder.path / 'report.html'}")
+
+
+def compare(first: Annotated[Path, tyro.conf.Positional], second: Annotated[Path, tyro.conf.Positional], /) -> None:
+    """Compare two folders of one study, arm by arm, paired over the seeds that both have: second minus first.
+
+    Args:
+        first, second: with results.json.
+    """
+    from rich.console import Console
+
+    from fedjax_fm.runs.folder import RunFolder
+    from fedjax_fm.study import command
+
+    for line in command.compare(RunFolder(first), RunFolder(second)):
+        say(Console(), line)
 
 
 def bench(
@@ -235,9 +281,11 @@ def wire(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "list": list_experiments,
+    "list": list_studies,
     "run": run,
+    "grid": grid,
     "report": report,
+    "compare": compare,
     "wire": wire,
     "bench": bench,
 }

@@ -128,6 +128,9 @@ def _read(key: str, text: str, kind: Any) -> Any:
         if text.lower() == "none":
             return None
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        return tuple(_read(key, part.strip(), inner) for part in text.split(",") if part.strip())
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise UsageError(f"{key} takes true or false, got {text!r}")

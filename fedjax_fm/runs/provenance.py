@@ -20,9 +20,21 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "versions": {name: importlib.metadata.version(name) for name in ("fedjax-fm", *libraries)},
         "python": platform.python_version(),
+        "processor": processor(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "devices": f"{len(devices)} x {devices[0].device_kind}",
     }
+
+
+def processor() -> str:
+    """What the processor calls itself, with AVX-512 where it has it: speeds depend on it, and last digits."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    wide = ", AVX-512" if " avx512f " in text else ""
+    return (names[0] if names else platform.machine()) + wide
 
 
 def commit() -> str:

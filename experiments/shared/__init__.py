@@ -1,0 +1,1 @@
+"""What several studies share: sentences dealt to clients, frozen layers computed once."""

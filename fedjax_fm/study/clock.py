@@ -1,0 +1,47 @@
+"""Simulated seconds of a run, on machines that differ as phones do."""
+
+import math
+
+import numpy as np
+
+from fedjax_fm.callbacks.base import Metrics
+from fedjax_fm.engine import SimulationState, Simulator
+from fedjax_fm.systems import client_seconds, log_normal_profile, synchronous_seconds
+from fedjax_fm.types import Batches, Repeat
+
+PROFILE_SEED = 0
+IN_WORDS = "0.1 s a local step, 1 MB/s and 50 ms a transfer in the median, log-normal over clients; rounds wait for all"
+
+
+def simulated_seconds(simulator: Simulator, state: SimulationState, metrics: Metrics, seed: int) -> np.ndarray:
+    """When each round ends, f64[rounds]: by the method's own clock, or waiting for the slowest of each cohort.
+
+    Args:
+      simulator, state, metrics, seed: of the run.
+
+    Returns:
+      Seconds since the first round, `IN_WORDS` says of which machines.
+    """
+    if "seconds" in metrics:
+        return np.asarray(metrics["seconds"], np.float64)
+    population = simulator.population
+    profile = log_normal_profile(population.n_clients, PROFILE_SEED)
+    up, down = simulator.bytes_per_client(state)
+    each = client_seconds(profile, _local_steps(simulator), down, up)
+    return synchronous_seconds(simulator.sampler, seed, len(metrics["loss"]), each)
+
+
+def _local_steps(simulator: Simulator) -> np.ndarray:
+    """f64[N]: local steps of each client in a round that it takes part in."""
+    total = np.zeros(simulator.population.n_clients)
+    for group in simulator.algorithm.exchanges:
+        times = group.times if isinstance(group, Repeat) else 1
+        for exchange in group.exchanges if isinstance(group, Repeat) else (group,):
+            total += times * _steps(exchange.batches, simulator.population.sizes)
+    return total
+
+
+def _steps(batches: Batches, sizes: np.ndarray) -> np.ndarray:
+    if batches.steps is not None:
+        return np.where(sizes > 0, batches.steps, 0)
+    return np.array([(batches.epochs or 0) * math.ceil(size / batches.batch_size) for size in sizes])
