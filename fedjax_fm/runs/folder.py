@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Files that say what a run would be; a folder with no other ones holds nothing that was computed.
-BEFORE_THE_RUN = {"config.json", "provenance.json", "plan.json", "identity.json"}
+BEFORE_THE_RUN = {"config.json", "provenance.json", "plan.json", "identity.json", "study.json"}
 
 
 class RunFolder:
@@ -91,7 +91,8 @@ class RunFolder:
     @property
     def is_empty(self) -> bool:
         """Whether nothing that was computed lies here, however far a run had got with its preparations."""
-        files = [path for path in self.path.rglob("*") if path.is_file()]
+        programs = self.path / "programs"  # what was compiled is no finding
+        files = [path for path in self.path.rglob("*") if path.is_file() and programs not in path.parents]
         return all(path.name.removesuffix(".part") in BEFORE_THE_RUN or not path.stat().st_size for path in files)
 
     def remove(self) -> None:

@@ -8,6 +8,7 @@ FOLDER/programs          compiled programs, kept on disk  work/                 
 import dataclasses
 import functools
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -53,8 +54,9 @@ class Cells:
         self.study, self.config, self.folder, self.console = study, config, folder, console
         self._data = functools.lru_cache(maxsize=MOST_KEPT)(functools.partial(study.data, config))
         self._shared: dict[tuple[int, str], dict[Any, Any]] = {}
-        jax.config.update("jax_compilation_cache_dir", str((folder.path / "programs").resolve()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # seeds differ in operands only: one compile for an arm
+            jax.config.update("jax_compilation_cache_dir", str((folder.path / "programs").resolve()))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
     def tune(self) -> None:
         """Computes every point of every grid."""
@@ -182,15 +184,20 @@ def is_edge(points: Sequence[Mapping[str, Any]], best: int) -> list[str]:
     return edges
 
 
-def begin(study: Study, name: str, config: Any, folder: RunFolder, command: str) -> None:
-    """Writes what the study is; settings that make no sense are refused before anything is computed."""
+def check(study: Study, config: Any) -> None:
+    """Raises UsageError for settings that make no sense, before anything is made or computed."""
     study.check_budgets(config)
     seeds = tuple(config.seeds)
     if not seeds or len(set(seeds)) != len(seeds) or study.tuning_seed in seeds:
         raise UsageError(
             f"expected seeds without repetition, none of them {study.tuning_seed}, which tunes; got seeds={seeds}"
         )
-    folder.write_json("study.json", {"name": name, "command": command, "added_seeds": [], "seeds": list(seeds)})
+
+
+def begin(name: str, config: Any, folder: RunFolder, command: str) -> None:
+    """Writes what the study is."""
+    entry = {"name": name, "command": command, "seeds": list(config.seeds), "added_seeds": []}
+    folder.write_json("study.json", entry)
 
 
 def add_seeds(folder: RunFolder, seeds: Sequence[int]) -> None:

@@ -90,10 +90,10 @@ def begin(name: str, study: Study, config: Any, place: Path, command: str) -> "R
     from fedjax_fm.runs.provenance import environment
     from fedjax_fm.study import cells
 
-    study.check_budgets(config)
+    cells.check(study, config)
     folder = RunFolder.create(place, dataclasses.asdict(config), name)
     folder.write_json("provenance.json", environment())
-    cells.begin(study, name, config, folder, command)
+    cells.begin(name, config, folder, command)
     return folder
 
 

@@ -53,20 +53,20 @@ def write(results: Results) -> str:
     """
     raw = results.raw
     parts = [
-        _tag("div", f"{raw['study']} · {markdown.seeds_line(results)}", "study"),
-        _tag("h1", raw["question"]),
-        _tag("p", markdown.answer(results), "answer"),
+        tag("div", f"{raw['study']} · {markdown.seeds_line(results)}", "study"),
+        tag("h1", raw["question"]),
+        tag("p", markdown.answer(results), "answer"),
         _soundness(results),
-        _figure(plots.forest(results), f"{results.primary.title}: every seed a dot, means with 95 % intervals."),
+        figure(plots.forest(results), f"{results.primary.title}: every seed a dot, means with 95 % intervals."),
         *_curves(results),
-        _tag("h2", "Arms"),
+        tag("h2", "Arms"),
         _arms(results),
-        _tag(
+        tag(
             "p", "Click on a column to sort by it. A ± is a 95 % half-width over seeds; MB are of all clients.", "note"
         ),
-        _tag("h2", "Comparisons"),
+        tag("h2", "Comparisons"),
         _comparisons(results),
-        _tag(
+        tag(
             "p",
             f"Paired over seeds; p and verdicts are corrected by Holm for {len(raw['comparisons'])} comparisons, each interval "
             "is that of its comparison alone.",
@@ -76,15 +76,20 @@ def write(results: Results) -> str:
         *_failures(results),
         *_sources(results),
     ]
-    title = html.escape(f"{raw['study']}: {raw['question']}")
+    return document(f"{raw['study']}: {raw['question']}", "".join(parts))
+
+
+def document(title: str, body: str) -> str:
+    """A whole page around a body, which is HTML."""
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         "<meta name=viewport content='width=device-width,initial-scale=1'><meta name=color-scheme content='light dark'>"
-        f"<style>{_STYLE}</style><body>{''.join(parts)}<script>{_SCRIPT}</script></body></html>"
+        f"<style>{_STYLE}</style><body>{body}<script>{_SCRIPT}</script></body></html>"
     )
 
 
-def _tag(name: str, text: str, kind: str = "") -> str:
+def tag(name: str, text: str, kind: str = "") -> str:
+    """An element of text, which is escaped."""
     return f"<{name}{f' class={kind}' if kind else ''}>{html.escape(text)}</{name}>"
 
 
@@ -93,50 +98,53 @@ def _soundness(results: Results) -> str:
     lines = markdown.control_lines(results)
     if results.is_sound:
         many = "Its control fails as it must" if len(lines) == 1 else f"All {len(lines)} controls fail as they must"
-        head = _tag("span", f"✓ {many}", "'verdict sound'")
+        head = tag("span", f"✓ {many}", "'verdict sound'")
     else:
         n = sum(not has_failed(verdict) for _, verdict in results.controls())
         what = "A control did not fail" if n == 1 else f"{n} controls did not fail"
-        head = _tag("span", f"✗ {what}: this study cannot tell what it asks", "'verdict unsound'")
+        head = tag("span", f"✗ {what}: this study cannot tell what it asks", "'verdict unsound'")
     return f"<div>{head}{_list(line.replace('**', '') for line in lines)}</div>"
 
 
 def _list(items: Iterable[str]) -> str:
-    return "<ul class=note>" + "".join(_tag("li", item) for item in items) + "</ul>"
+    return "<ul class=note>" + "".join(tag("li", item) for item in items) + "</ul>"
 
 
-def _figure(figure: Figure, caption: str) -> str:
+def figure(drawn: Figure, caption: str) -> str:
+    """A figure as part of the page, in its colours."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    with plots.style():  # its ids are the same in every process
+        drawn.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _curves(results: Results) -> list[str]:
-    figure = plots.curves(results)
-    if figure is None:
+    drawn = plots.curves(results)
+    if drawn is None:
         return []
     caption = (
         "During the runs: means over seeds, bands are 95 % intervals. Bytes are up and down of all clients together; "
         f"seconds are simulated ({results.raw['clock']})."
     )
-    return [_tag("h2", "On the way"), _figure(figure, caption)]
+    return [tag("h2", "On the way"), figure(drawn, caption)]
 
 
 def _arms(results: Results) -> str:
     controls = {control["arm"] for control in results.raw["controls"]}
     kinds = ["control" if arm in controls else "" for arm in results.arms]
-    return _table(markdown.columns(results), markdown.rows(results), kinds)
+    return table(markdown.columns(results), markdown.rows(results), kinds)
 
 
 def _comparisons(results: Results) -> str:
     head, body = ["", "difference", "p", "verdict"], markdown.comparison_rows(results)
-    return _table(head, body, [""] * len(body))
+    return table(head, body, [""] * len(body))
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]], kinds: Sequence[str]) -> str:
-    top = "".join(_tag("th", cell) for cell in head)
+def table(head: Sequence[str], body: Sequence[Sequence[str]], kinds: Sequence[str]) -> str:
+    """A table that is sorted by a click; `kinds` are classes of its rows."""
+    top = "".join(tag("th", cell) for cell in head)
     rows = "".join(
         f"<tr{f' class={kind}' if kind else ''}>{''.join(_cell(cell) for cell in row)}</tr>"
         for row, kind in zip(body, kinds, strict=True)
@@ -145,18 +153,18 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]], kinds: Sequence[s
 
 
 def _cell(text: str) -> str:
-    return _tag("td", text, text if text in ("better", "worse") else "")
+    return tag("td", text, text if text in ("better", "worse") else "")
 
 
 def _clients(results: Results) -> list[str]:
-    figure = plots.clients(results)
-    if figure is None:
+    drawn = plots.clients(results)
+    if drawn is None:
         return []
     caption = (
         f"{results.primary.title} of every client on its own examples, all seeds, from the worst to the best; the mark is the "
         "mean of the worst tenth."
     )
-    return [_tag("h2", "Client by client"), _figure(figure, caption)]
+    return [tag("h2", "Client by client"), figure(drawn, caption)]
 
 
 def _failures(results: Results) -> list[str]:
@@ -167,7 +175,7 @@ def _failures(results: Results) -> list[str]:
         for point in results.raw["arms"][arm]["tuning"]
         if point["score"] is None
     ]
-    return [_tag("h2", "What failed"), _list([*found, *tuned])] if found or tuned else []
+    return [tag("h2", "What failed"), _list([*found, *tuned])] if found or tuned else []
 
 
 def _sources(results: Results) -> list[str]:
@@ -182,4 +190,4 @@ def _sources(results: Results) -> list[str]:
     )
     text = json.dumps({name: raw[name] for name in ("config", "provenance")}, indent=1)
     folded = f"<details><summary>Settings and versions in full</summary><pre>{html.escape(text)}</pre></details>"
-    return [_tag("h2", "Where this comes from"), _list(lines), folded]
+    return [tag("h2", "Where this comes from"), _list(lines), folded]

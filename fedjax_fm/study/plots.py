@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,6 +22,11 @@ COLOURS = (
 _RC = {"font.family": "sans-serif", "font.size": 10.5, "svg.fonttype": "none", "svg.hashsalt": "fedjax_fm"}
 
 
+def style() -> Any:
+    """A context in which all figures are drawn."""
+    return mpl.rc_context(_RC)
+
+
 def colours(results: Results) -> dict[str, str]:
     """One for each arm, the same in every figure."""
     return dict(zip(results.arms, itertools.cycle(COLOURS), strict=False))
@@ -30,7 +36,7 @@ def forest(results: Results) -> Figure:
     """Each arm a line: its seeds as dots, their mean with its 95 % interval."""
     score, colour = results.primary, colours(results)
     arms = list(reversed(results.arms))
-    with mpl.rc_context(_RC):
+    with style():
         figure = Figure(figsize=(9.6, 0.42 * len(arms) + 0.9), layout="constrained")
         axes = figure.subplots()
         for place, arm in enumerate(arms):
@@ -38,17 +44,30 @@ def forest(results: Results) -> Figure:
             values = values[~np.isnan(values)]
             if not len(values):
                 continue
-            axes.plot(values, np.full(len(values), place), "o", ms=4, mew=0, alpha=0.4, color=colour[arm])
+            axes.plot(values, np.full(len(values), place - 0.24), "o", ms=4, mew=0, alpha=0.55, color=colour[arm])
             if len(values) > 1:
                 half = half_width(values)
                 axes.plot([values.mean() - half, values.mean() + half], [place, place], lw=2.6, color=colour[arm])
             axes.plot(values.mean(), place, "D", ms=6.5, mew=0, color=colour[arm])
+        axes.set_xlim(*_limits(results))
         axes.set_yticks(range(len(arms)), [results.label(arm) for arm in arms])
         axes.set_ylim(-0.6, len(arms) - 0.4)
-        _plain(axes, score.title + ("" if score.highest else ", lower is better"), "")
+        plain(axes, score.title + ("" if score.highest else ", lower is better"), "")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     return figure
+
+
+def _limits(results: Results) -> tuple[float, float]:
+    """Where all seeds are, with some room: the intervals of two seeds may be wider than anything that can be."""
+    score = results.primary
+    values = np.concatenate([score.scale * results.values(arm) for arm in results.arms])
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return 0.0, 1.0
+    room = 0.35 * (values.max() - values.min()) or 0.1 * abs(values[0]) or 1.0
+    low, high = values.min() - room, values.max() + room
+    return (max(low, 0.0), min(high, 100.0)) if score.unit == "%" else (low, high)
 
 
 def curves(results: Results) -> Figure | None:
@@ -63,7 +82,8 @@ def curves(results: Results) -> Figure | None:
         ("seconds", "seconds, simulated", False),
     )
     drawn: dict[str, object] = {}
-    with mpl.rc_context(_RC):
+    faint = 0.14 if len(results.arms) <= 5 else 0.07
+    with style():
         figure = Figure(figsize=(10.6, 4.0), layout="constrained")
         places = figure.subplots(1, 3, sharey=True)
         for axes, (what, xlabel, logarithmic) in zip(places, panels, strict=True):
@@ -75,7 +95,7 @@ def curves(results: Results) -> Figure | None:
                 scale = score.scale if column != "loss" else 1.0
                 (handle,) = axes.plot(x, scale * middle, "-", lw=1.9, color=colour[arm])
                 axes.fill_between(
-                    x, scale * (middle - half), scale * (middle + half), color=colour[arm], alpha=0.14, lw=0
+                    x, scale * (middle - half), scale * (middle + half), color=colour[arm], alpha=faint, lw=0
                 )
                 drawn[results.label(arm)] = handle
             if logarithmic:
@@ -83,9 +103,10 @@ def curves(results: Results) -> Figure | None:
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             ylabel = score.title if column != "loss" else "training loss"
-            _plain(axes, xlabel, ylabel if axes is places[0] else "")
+            plain(axes, xlabel, ylabel if axes is places[0] else "")
         if not drawn:
             return None
+        places[0].set_ylim(*_range_of_lines(places))
         figure.legend(
             list(drawn.values()),  # type: ignore[arg-type]
             list(drawn),
@@ -95,6 +116,13 @@ def curves(results: Results) -> Figure | None:
             labelcolor=INK,
         )
     return figure
+
+
+def _range_of_lines(places: Sequence[Axes]) -> tuple[float, float]:
+    """Of the means, with some room; bands may go beyond."""
+    y = np.concatenate([np.asarray(line.get_ydata(), np.float64) for axes in places for line in axes.lines])
+    room = 0.25 * (y.max() - y.min()) or 0.1 * abs(y[0]) or 1.0
+    return float(y.min() - room), float(y.max() + room)
 
 
 def _band(results: Results, arm: str, what: str, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -125,7 +153,7 @@ def clients(results: Results) -> Figure | None:
     series = {arm: score.scale * values for arm, values in series.items() if len(values)}
     if not series:
         return None
-    with mpl.rc_context(_RC):
+    with style():
         figure = Figure(figsize=(10.2, 3.8), layout="constrained")
         axes = figure.subplots()
         for arm, values in series.items():
@@ -134,7 +162,7 @@ def clients(results: Results) -> Figure | None:
             axes.step(share, worst, where="mid", lw=1.8, color=colour[arm], label=results.label(arm))
             tenth = worst[: max(1, len(worst) // 10)]
             axes.plot(5, tenth.mean(), "D", ms=6, mew=0, color=colour[arm])
-        _plain(axes, "clients, from the worst to the best (%)", score.title)
+        plain(axes, "clients, from the worst to the best (%)", score.title)
         figure.legend(loc="outside lower center", ncols=min(len(series), 4), frameon=False, labelcolor=INK)
     return figure
 
@@ -143,7 +171,8 @@ def _sorted(values: Sequence[float]) -> np.ndarray:
     return np.sort(np.asarray(values, np.float64))
 
 
-def _plain(axes: Axes, xlabel: str, ylabel: str) -> None:
+def plain(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Labels, a faint grid and two spines, in the page's own colour of text."""
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.tick_params(colors=INK, which="both")

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_fm import callbacks
-from fedjax_fm.callbacks.base import Metrics, Stop
+from fedjax_fm.callbacks.base import Metrics
+from fedjax_fm.callbacks.history import History
 from fedjax_fm.callbacks.looks import client_scores
 from fedjax_fm.engine import SimulationState, Simulator
 from fedjax_fm.evaluation.evaluate import means
@@ -121,7 +122,8 @@ class Run:
           rounds: at most.
           task, test: what is looked at, and on which examples; the columns of the curve are the task's.
           every: rounds between two looks; default: about ten in all.
-          most_bytes: up and down together; the run ends before the round that would send more.
+          most_bytes: up and down together; the run ends before the round that would send more. Every round is
+            looked at, and `keep` has no use.
           batch_size, bucket: as for `evaluate`.
           keep: saves checkpoints, so that a run of many minutes goes on where it was killed; without it, it begins anew.
 
@@ -132,14 +134,15 @@ class Run:
         looks = list(self._looks)
         if task is not None and test is not None:
             looks.append(callbacks.evaluate(task, test, batch_size=batch_size, bucket=bucket))
-        if most_bytes is not None:
-            looks.append(_within(most_bytes))
-            every = 1
         if keep and self._folder is not None:
             looks.append(callbacks.checkpoint(self._folder / str(self._n_simulated)))
         self._n_simulated += 1
         every = every or max(1, rounds // 10)
-        state, metrics = simulator.run(simulator.init(delta), rounds, every=every, callbacks=looks)
+        state = simulator.init(delta)
+        if most_bytes is None:
+            state, metrics = simulator.run(state, rounds, every=every, callbacks=looks)
+        else:
+            state, metrics = _within(most_bytes, simulator, state, rounds, looks)
         self._record(simulator, state, metrics)
         found = {name.removeprefix("eval_"): float(column[-1]) for name, column in _looked(metrics).items()}
         return Simulated(simulator=simulator, state=state, metrics=metrics, scores=found)
@@ -182,15 +185,21 @@ class Run:
             self.bytes[name] = before[name] + (int(total[-1]) if len(total) else 0)
 
 
-def _within(most_bytes: float) -> Callable[[int, SimulationState, Metrics], None]:
-    """Stops where one more round, of as many bytes as the last one, would be too much."""
-
-    def budget(round: int, state: SimulationState, metrics: Metrics) -> None:
-        sent = metrics["uplink_bytes"] + metrics["downlink_bytes"]
-        if sent.sum() + sent[-1] > most_bytes:
-            raise Stop
-
-    return budget
+def _within(
+    most_bytes: float, simulator: Simulator, state: SimulationState, rounds: int, looks: Sequence[Any]
+) -> tuple[SimulationState, Metrics]:
+    """Rounds one by one; one that sends too much, which only it can tell, is not counted."""
+    history, sent = History(), 0
+    for _ in range(rounds):
+        after, found = simulator.run(state, 1, callbacks=looks)
+        sent += int(found["uplink_bytes"][0] + found["downlink_bytes"][0])
+        if sent > most_bytes:
+            break
+        state = after
+        history.extend(found)
+    if not history.metrics:
+        raise ValueError(f"the first round sends {sent} bytes, more than the {most_bytes:.0f} of the budget")
+    return state, history.metrics
 
 
 def _looked(metrics: Metrics) -> dict[str, np.ndarray]:

@@ -1,4 +1,7 @@
-"""A study of a second, for tests of the command: linear regression by FedAvg with error feedback."""
+"""Does momentum at the server pay? A study of a second, for tests of the command.
+
+Linear regression by FedAvg, with and without momentum. Control: shuffled targets.
+"""
 
 import dataclasses
 import time
@@ -8,8 +11,7 @@ import numpy as np
 import optax
 
 import fedjax_fm as ffm
-from fedjax_fm import channels
-from fedjax_fm.runs import Experiment, run_rounds
+from fedjax_fm import channels, study
 
 
 @dataclass(frozen=True)
@@ -18,55 +20,69 @@ class Config:
 
     clients: int = 6
     rounds: int = 6
-    rate: float = 0.1
+    grid: tuple[float, ...] = (0.05, 0.1)
+    rate: float = 0.5  # of the server
     shuffle: bool = False
     width: int | None = None
-    pause: float = 0.0  # seconds after a round, so that a signal can come in between
+    pause: float = 0.0  # seconds after a look, so that a signal can come in between
     poison: int = -1  # a client whose data hold NaN
-    seed: int = 0
+    keep: bool = False  # checkpoints
+    planted: bool = False  # the control learns from the true targets, so that it does not fail
+    seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self):
         if self.rounds < 1:
             raise ValueError(f"expected rounds >= 1, got rounds={self.rounds}")
 
     def smoke(self) -> "Config":
-        return dataclasses.replace(self, rounds=2)
+        return dataclasses.replace(self, rounds=2, grid=(0.1,), seeds=(0, 1))
 
     def full(self) -> "Config":
         return dataclasses.replace(self, rounds=8)
+
+
+def data(config, seed, split):
+    rng = np.random.default_rng([seed, split == "tuning"])
+    xs = [rng.normal(size=(8, 3)).astype(np.float32) for _ in range(config.clients + 1)]
+    clients = [{"x": x, "y": x @ np.array([1, -2, 3], np.float32)} for x in xs]
+    if config.poison >= 0:
+        clients[config.poison]["x"][:] = np.nan
+    return clients[:-1], clients[-1]
 
 
 def loss(delta, backbone, batch, key):
     return (batch["x"] @ delta["w"] - batch["y"]) ** 2, {}
 
 
-def run(config, folder, console):
-    rng = np.random.default_rng(config.seed)
-    clients = [
-        {"x": rng.normal(size=(4, 3)).astype(np.float32), "y": np.ones(4, np.float32)} for _ in range(config.clients)
-    ]
-    if config.poison >= 0:
-        clients[config.poison]["x"][:] = np.nan
-    algorithm = ffm.fedavg(ffm.Task(loss), optax.sgd(config.rate), optax.adam(0.1), local_steps=2, batch_size=2)
-    simulator = ffm.Simulator(
-        algorithm, ffm.Population.from_clients(clients), cohort_size=3, seed=config.seed,
-        uplink=channels.error_feedback(channels.chain(channels.top_k(0.5), channels.quantize(4))),
-    )  # fmt: skip
-
-    def evaluate(state):
+def arm(momentum, shuffled=False):
+    def run(run):
+        config, (clients, test) = run.config, run.data
+        if shuffled and not config.planted:
+            clients = [{**client, "y": np.roll(client["y"], 3)} for client in clients]
+        task, server = ffm.Task(loss), optax.sgd(config.rate, momentum=momentum)
+        algorithm = ffm.fedavg(task, optax.sgd(run["rate"]), server, local_steps=2, batch_size=4)
         time.sleep(config.pause)
-        return {"eval_loss": float((state.delta["w"] ** 2).sum())}
+        found = run.simulate(
+            algorithm, ffm.Population.from_clients(clients), {"w": np.zeros(3, np.float32)}, config.rounds,
+            cohort_size=3, task=task, test=test, every=2, keep=config.keep, uplink=channels.quantize(4),
+        )  # fmt: skip
+        run.score_clients(found, task, ffm.Population.from_clients(clients), "loss")
+        return {"loss": found.scores["loss"]}
 
-    delta = {"w": np.zeros(3, np.float32)}
-    state = run_rounds(
-        simulator, delta, config.rounds, folder, label="tiny", console=console, evaluate=evaluate, evaluate_every=2
-    )
-    folder.write_json("results.json", {"comparisons": {"weights": str(np.asarray(state.delta["w"]).tolist())}})
-    report(folder)
-
-
-def report(folder):
-    return folder.write_text("report.html", f"<p>{folder.read_json('results.json')['comparisons']['weights']}</p>")
+    return run
 
 
-EXPERIMENT = Experiment("tiny", "a study of a second", Config, run, report)
+STUDY = study.Study(
+    question="Does momentum at the server pay?",
+    expected="momentum is better",
+    config=Config,
+    data=data,
+    primary=study.LOSS,
+    arms=(
+        study.Arm("plain", arm(0.0), "FedAvg", {"rate": "grid"}),
+        study.Arm("momentum", arm(0.5), "FedAvg, momentum", {"rate": "grid"}),
+        study.Arm("shuffled", arm(0.0, shuffled=True), "FedAvg, shuffled targets", like="plain"),
+    ),
+    comparisons=(("momentum", "plain"),),
+    controls=(study.Control("shuffled", "plain", "There is nothing to learn."),),
+)
