@@ -37,10 +37,10 @@ def test_the_worked_example_is_fedprox(fedprox):
     task, how = ffm.Task(mlp_loss), {"local_steps": 4, "batch_size": 4}
     start, _ = make_trees()
     plain, expected = after(ffm.fedavg(task, optax.sgd(0.05), **how))
-    same, metrics = after(fedprox(task, 0.05, 0.0, **how))
+    same, metrics = after(fedprox(task, optax.sgd(0.05), 0.0, **how))
     assert distance(plain, same) < 1e-6
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
-    held, _ = after(fedprox(task, 0.05, 10.0, **how))
+    held, _ = after(fedprox(task, optax.sgd(0.05), 10.0, **how))
     assert distance(held, start) < 0.7 * distance(plain, start)
 
 

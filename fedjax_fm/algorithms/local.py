@@ -155,8 +155,16 @@ def train(
     backbone: Tree,
     data: ClientData,
     key: jax.Array,
+    *,
+    correct: Callable[[Tree, Tree], Tree] | None = None,
 ) -> tuple[Tree, dict[str, tuple[jax.Array, jax.Array]]]:
     """Runs `data.n_steps` steps from `delta` with a fresh optimizer state.
+
+    Args:
+      task, optimizer: what is minimised, and how; a function of the round gives an optimizer for each.
+      delta, backbone: where it starts, and what is frozen.
+      data, key: of the client, as the engine gives them.
+      correct: `(gradients, delta) -> gradients`, before each step of the optimizer: a proximal term, a control variate.
 
     Returns:
       (delta, metrics): the loss (and the task's metrics) at the parameters that each batch saw, as (sum, count).
@@ -169,6 +177,8 @@ def train(
         delta, state, sums = carry
         batch, mask = data.batch(i)
         gradients, part = gradient(delta, backbone, batch, mask, jax.random.fold_in(key, i))
+        if correct is not None:
+            gradients = correct(gradients, delta)
         updates, state = optimizer.update(gradients, state, delta)
         return optax.apply_updates(delta, updates), state, jax.tree.map(jnp.add, sums, part)
 
