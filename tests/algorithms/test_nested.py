@@ -79,7 +79,10 @@ def test_the_slice_computes_what_the_masked_model_does(model):
 
     for (sliced, gradient), (masked, by_mask) in both(model.delta).values():
         np.testing.assert_allclose(sliced, masked, rtol=2e-5, atol=2e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4), by_mask, gradient)
+        for a, b in zip(jax.tree.leaves(by_mask), jax.tree.leaves(gradient), strict=True):
+            # Those of the transformer's small embeddings, behind a norm, reach 38: float sums of such entries.
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4 + 3e-5 * np.abs(b).max())
+            np.testing.assert_allclose(np.where(b == 0, a, 0), 0, atol=2e-4)
         assert not np.allclose(sliced, whole, atol=1e-2)  # the whole model gives something else
 
 

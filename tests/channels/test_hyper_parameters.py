@@ -150,8 +150,7 @@ def test_chains_of_chains_send_what_the_selections_keep(name):
     make, share = IN_A_ROW[name]
     x = np.random.default_rng(0).normal(size=64).astype(np.float32)
     channel = make()
-    payload, _ = channel.encode(channel.init(x), x, KEY)
-    sent = np.asarray(channel.decode(payload))
+    sent = np.asarray(jax.jit(lambda x: channel.decode(channel.encode(channel.init(x), x, KEY)[0]))(x))
     k = round(share * 64)
     kept = np.isin(np.arange(64), np.argsort(-np.abs(x))[:k])
     assert not sent[~kept].any()

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -81,11 +82,15 @@ def test_one_client_is_centralised_training(method):
     close(method.row, state.delta, method.row.centralised(method.problem, client, key))
 
 
-def fixed(ids, capacity=None):
-    """These clients every round, in this order; places beyond them hold ids that must not be read."""
-    capacity = capacity or len(ids)
-    padded = jnp.array([*ids, *[10_000] * (capacity - len(ids))], jnp.int32)
-    return Sampler(init=tuple, draw=lambda state, key: (padded, jnp.int32(len(ids)), state), capacity=capacity)
+def places(ids, capacity):
+    """What the sampler below draws; places beyond the ids hold some that must not be read."""
+    return jnp.array([*ids, *[10_000] * (capacity - len(ids))], jnp.int32), jnp.int32(len(ids))
+
+
+def fixed(ids, capacity):
+    """These clients every round, in this order; they are its state, so that others need no other program."""
+    draw = lambda state, key: (*state, state)
+    return Sampler(init=lambda: places(ids, capacity), draw=draw, capacity=capacity)
 
 
 def test_padded_empty_and_permuted_clients_change_nothing(method):
@@ -93,12 +98,15 @@ def test_padded_empty_and_permuted_clients_change_nothing(method):
     empty = {name: np.asarray(array)[:0] for name, array in names.items()}
     ids, more = [3, 0, 5], [*method.problem.clients, empty]
     how = {"clients": more, "cohort_size": 3}
-    expected, seen = run(method.problem, sampler=fixed(ids), **how)
-    padded, also = run(method.problem, sampler=fixed(ids, 6), **how)
-    close(method.row, padded.delta, expected.delta)
+    expected, seen = run(method.problem, sampler=fixed(ids, 3), **how)
+    padded = simulator(method.problem, sampler=fixed(ids, 6), **how)
+    start = padded.init(method.problem.delta)
+    state, also = padded.run(start, ROUNDS)
+    close(method.row, state.delta, expected.delta)
     np.testing.assert_array_equal(also["uplink_bytes"], seen["uplink_bytes"])
-    permuted, _ = run(method.problem, sampler=fixed([len(more) - 1, 5, 3, 0]), **how)  # one without examples among them
-    close(method.row, permuted.delta, expected.delta)
+    permuted = places([len(more) - 1, 5, 3, 0], 6)  # one without examples among them
+    state, _ = padded.run(replace(start, rounds=start.rounds._replace(sampler=permuted)), ROUNDS)
+    close(method.row, state.delta, expected.delta)
 
 
 LAYOUTS = [
