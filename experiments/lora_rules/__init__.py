@@ -15,18 +15,20 @@ task does not need adapters, and that a rule gets this far says little.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 import fedjax_fm as ffm
-from fedjax_fm import models, peft, study, tasks, trees
+from fedjax_fm import peft, study, tasks, trees
 from fedjax_fm.algorithms import lora_rules
-from fedjax_fm.experiments.shared.sentences import Arrays, deal, of_split, sentences, shuffled_labels
-from fedjax_fm.experiments.shared.tail import Tail, hidden_states
+from fedjax_fm.experiments.shared.sentences import shuffled_labels
+from fedjax_fm.experiments.shared.tail import deal_hidden
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb
+
+RANKS = (2, 4, 8, 16, 2, 4, 8, 16)
+LORA = {"alpha": 2.0 * max(RANKS), "targets": r"^layer\.(intermediate|output)\.dense$", "modules_to_save": ()}
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,7 @@ class Config:
     """Settings."""
 
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
-    targets: str = r"^layer\.(intermediate|output)\.dense$"
     max_length: int = 20
-    ranks: tuple[int, ...] = (2, 4, 8, 16, 2, 4, 8, 16)
     train: int = 80  # sentences of a client
     test: int = 100
     public: int = 512  # labelled tuning sentences that Fed-SB sees
@@ -52,130 +52,83 @@ class Config:
         return dataclasses.replace(self, **small, budget_rounds=2, tuning_rounds=1, most_rounds=3)
 
 
-class Data(NamedTuple):
-    """Clients, in the order of the ranks; their arrays hold what the last layer sees."""
-
-    model: Tail
-    train: list[Arrays]
-    test: list[Arrays]
-    public: Arrays
-
-
-def data(config: Config, seed: int, split: str) -> Data:
-    """Deals the split's documents to clients."""
-    found = sentences(config.model, config.max_length)
-    clients = deal(
-        found,
-        of_split(found, split, 0.4),
-        seed,
-        train=config.train,
-        test=config.test,
-        per_domain=len(config.ranks) // 4,
-    )
-    order = np.random.default_rng(seed).permutation(len(clients))
-    whole = models.from_pretrained(config.model, num_labels=2, pooling="mean", seed=seed)
-
-    def seen(rows: np.ndarray) -> Arrays:
-        arrays = found.take(rows)
-        hidden = hidden_states(whole, arrays, 1)
-        return {"hidden": hidden, "attention_mask": arrays["attention_mask"], "label": arrays["label"]}
-
-    public = np.random.default_rng(0).permutation(of_split(found, "tuning", 0.4))[: config.public]
-    train, test = ([seen(getattr(clients[k], part)) for k in order] for part in ("train", "test"))
-    return Data(Tail(whole, 1), train, test, seen(public))
+def data(config: Config, seed: int, split: str) -> Any:
+    """Eight clients, in the order of the ranks."""
+    sizes = {"train": config.train, "test": config.test, "public": config.public}
+    return deal_hidden(config.model, config.max_length, seed, split, per_domain=2, **sizes)
 
 
 def budget(run: study.Run) -> int:
-    """What FedIT sends, up and down, in the rounds of the budget."""
+    """What FedIT sends, up and down, in so many rounds."""
     rounds = run.config.tuning_rounds if run.is_tuning else run.config.budget_rounds
-    adapted = peft.apply(run.data.model, method(run.config))
-    floats = lambda rank: sum(leaf.size * rank // max(run.config.ranks) for leaf in jax.tree.leaves(adapted.delta))
-    return rounds * sum(2 * 4 * floats(rank) for rank in run.config.ranks)
-
-
-def method(config: Config) -> peft.Method:
-    """LoRA of the largest rank, without a head."""
-    return peft.lora(max(config.ranks), 2.0 * max(config.ranks), targets=config.targets, modules_to_save=())
+    largest = trees.nbytes(peft.apply(run.data.model, peft.lora(max(RANKS), **LORA)).delta)
+    return rounds * 2 * sum(largest * rank // max(RANKS) for rank in RANKS)
 
 
 def directions(run: study.Run) -> peft.Method:
     """LoRA-SB: frozen directions from labelled public sentences, which every client is sent at its rank."""
-    config, public = run.config, run.data.public
-    rank = max(config.ranks)
+    public = run.data.public
 
     def loss(model):
         scores = model(public["hidden"], public["attention_mask"])
         return optax.softmax_cross_entropy_with_integer_labels(scores, public["label"]).mean()
 
-    updates = first_updates(first_gradients(run.data.model, loss, targets=config.targets), 1e-3)
-    return lora_sb(rank, 2.0 * rank, targets=config.targets, modules_to_save=(), updates=updates)
+    updates = first_updates(first_gradients(run.data.model, loss, targets=LORA["targets"]), 1e-3)
+    method = lora_sb(max(RANKS), updates=updates, **LORA)
+    backbone = peft.apply(run.data.model, method).backbone
+    named = {trees.path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(backbone)}
+    sides = [leaf.nbytes for name, leaf in named.items() if name.endswith(("lora_a", "lora_b"))]
+    run.sent(down=sum(rank * size // max(RANKS) for rank in RANKS for size in sides))
+    return method
 
 
-def adapters(rule: Any, own: Any = method, shuffle: bool = False, **how: Any) -> Any:
-    """An arm: one rule, until the next round would exceed the budget."""
+def arm(name: str, label: str, method: Any = None, shuffle: bool = False, **how: Any) -> study.Arm:
+    """One rule, until the next round would exceed the budget; the score is that of each client's own model."""
 
-    def arm(run: study.Run) -> dict[str, float]:
-        config = run.config
-        chosen = own(run) if own is directions else own(config)
+    def go(run: study.Run) -> dict[str, float]:
+        chosen = method(run) if method else peft.lora(max(RANKS), **LORA)
         adapted = peft.apply(run.data.model, chosen, jax.random.key(run.seed))
+        task, optimizer = tasks.classification(adapted), optax.adam(run["learning_rate"])
+        rule = getattr(lora_rules, "fedit" if shuffle else name, None)
+        more = how if rule is None else {**how, "ranks": RANKS}
         train = [shuffled_labels(client, run.seed) for client in run.data.train] if shuffle else run.data.train
-        if own is directions:
-            named = {trees.path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(adapted.backbone)}
-            sides = [leaf.nbytes for name, leaf in named.items() if name.endswith(("lora_a", "lora_b"))]
-            run.sent(down=sum(rank * size // max(config.ranks) for rank in config.ranks for size in sides))
-        ranks = {} if rule is ffm.fedavg else {"ranks": config.ranks}
-        task = tasks.classification(adapted)
-        algorithm = rule(task, optax.adam(run["learning_rate"]), local_steps=4, batch_size=8, **ranks, **how)
-        return spend(run, algorithm, train, adapted, task)
+        test = ffm.Population.from_clients(run.data.test)
+        algorithm = (rule or ffm.fedavg)(task, optimizer, local_steps=4, batch_size=8, **more)
+        how_run = {"backbone": adapted.backbone, "cohort_size": len(RANKS), "task": task, "test": test.arrays}
+        left = budget(run) - sum(run.bytes.values())
+        population = ffm.Population.from_clients(train)
+        found = run.simulate(algorithm, population, adapted.delta, run.config.most_rounds, most_bytes=left, **how_run)
+        return {"accuracy": float(run.score_clients(found, task, test, "accuracy").mean())}
 
-    return arm
-
-
-def spend(
-    run: study.Run, algorithm: Any, train: list[Arrays], adapted: peft.Adapted, task: ffm.Task
-) -> dict[str, float]:
-    """Runs to the end of the budget; the accuracy of every client's model on its own sentences."""
-    test = ffm.Population.from_clients(run.data.test)
-    found = run.simulate(
-        algorithm, ffm.Population.from_clients(train), adapted.delta, run.config.most_rounds,
-        backbone=adapted.backbone, cohort_size=len(train), task=task, test=test.arrays,
-        most_bytes=budget(run) - sum(run.bytes.values()),
-    )  # fmt: skip
-    return {"accuracy": float(run.score_clients(found, task, test, "accuracy").mean())}
+    if shuffle:
+        return study.Arm(name, go, label, like="fedit")
+    return study.Arm(name, go, label, {"learning_rate": "grid"})
 
 
 def untrained(run: study.Run) -> dict[str, float]:
     """The random head."""
-    adapted = peft.apply(run.data.model, peft.head(), jax.random.key(run.seed))
+    adapted = peft.apply(run.data.model, peft.head())
     test = ffm.Population.from_clients(run.data.test).arrays
     scores = ffm.evaluate(tasks.classification(adapted), adapted.delta, adapted.backbone, test)
     return {"accuracy": float(scores["accuracy"].mean())}
 
 
-def rule(name: str, label: str, **how: Any) -> study.Arm:
-    """An arm that is tuned."""
-    return study.Arm(name, adapters(getattr(lora_rules, name), **how), label, {"learning_rate": "grid"})
-
-
 RULES = (
-    rule("fedit", "FedIT, padded"),
-    rule("hetlora", "HetLoRA", gamma=0.99, tail_penalty=0.01),
-    rule("flexlora", "FlexLoRA"),
-    rule("ffa_lora", "FFA-LoRA"),
-    rule("rolora", "RoLoRA"),
-    rule("fedsa_lora", "FedSA-LoRA, personal B"),
-    rule("fedex_lora", "FedEx-LoRA", scaling=2.0),
-    rule("flora", "FLoRA", scaling=2.0),
-    rule("fed_sb", "Fed-SB", own=directions),
+    arm("fedit", "FedIT, padded"),
+    arm("hetlora", "HetLoRA", gamma=0.99, tail_penalty=0.01),
+    arm("flexlora", "FlexLoRA"),
+    arm("ffa_lora", "FFA-LoRA"),
+    arm("rolora", "RoLoRA"),
+    arm("fedsa_lora", "FedSA-LoRA, personal B"),
+    arm("fedex_lora", "FedEx-LoRA", scaling=2.0),
+    arm("flora", "FLoRA", scaling=2.0),
+    arm("fed_sb", "Fed-SB", directions),
 )
 CONTROLS = (
-    study.Arm(
-        "head", adapters(ffm.fedavg, own=lambda config: peft.head()), "head alone, trained", {"learning_rate": "grid"}
-    ),
-    study.Arm("shuffled", adapters(lora_rules.fedit, shuffle=True), "FedIT, shuffled labels", like="fedit"),
+    arm("head", "head alone, trained", lambda run: peft.head()),
+    arm("shuffled", "FedIT, shuffled labels", shuffle=True),
     study.Arm("untrained", untrained, "random head, untrained"),
 )
-
 STUDY = study.Study(
     question="Which LoRA aggregation rule gets furthest on a budget of bytes, with clients of rank 2 to 16?",
     expected="FedSA-LoRA above FedIT, HetLoRA and FlexLoRA; FFA-LoRA below; FLoRA and FedEx-LoRA last, as they send most",

@@ -1,11 +1,13 @@
 """The last layers of an encoder with its classifier, and what the frozen layers before them give."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
+from fedjax_fm import models
+from fedjax_fm.experiments.shared.sentences import Arrays, deal, of_split, sentences
 from fedjax_fm.models.classifier import mean_of_real
 from fedjax_fm.models.stacked import run_stacked
 
@@ -42,3 +44,45 @@ def hidden_states(model: Any, tokens: dict[str, np.ndarray], n_layers: int, batc
         rows = np.resize(np.arange(start, min(start + batch_size, len(ids))), batch_size)
         out[rows] = compute(state, ids[rows], mask[rows])
     return out
+
+
+class Dealt(NamedTuple):
+    """Clients of four domains; their arrays hold what the last layer sees: hidden, attention_mask and label."""
+
+    model: Tail  # with a head of random values, the same for all arms of a seed
+    train: list[Arrays]
+    test: list[Arrays]
+    public: Arrays  # labelled tuning sentences
+
+
+def deal_hidden(
+    name: str, max_length: int, seed: int, split: str, *, per_domain: int, train: int, test: int, public: int
+) -> Dealt:
+    """Deals a split's documents to clients, in an order that is drawn, and computes the frozen layers once.
+
+    Args:
+      name: of the model.
+      max_length: tokens of a sentence.
+      seed: names documents, clients, their order and the head.
+      split: "tuning" or "final".
+      per_domain: clients of a domain.
+      train, test: sentences of a client, of different documents.
+      public: sentences of the tuning documents.
+    """
+    found = sentences(name, max_length)
+    clients = deal(found, of_split(found, split, 0.4), seed, train=train, test=test, per_domain=per_domain)
+    order = np.random.default_rng(seed).permutation(len(clients))
+    whole = models.from_pretrained(name, num_labels=2, pooling="mean", seed=seed)
+
+    def seen(rows: np.ndarray) -> Arrays:
+        arrays = found.take(rows)
+        hidden = hidden_states(whole, arrays, 1)
+        return {"hidden": hidden, "attention_mask": arrays["attention_mask"], "label": arrays["label"]}
+
+    some = np.random.default_rng(0).permutation(of_split(found, "tuning", 0.4))[:public]
+    return Dealt(
+        model=Tail(whole, 1),
+        train=[seen(clients[k].train) for k in order],
+        test=[seen(clients[k].test) for k in order],
+        public=seen(some),
+    )
