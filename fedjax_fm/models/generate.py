@@ -1,13 +1,15 @@
 """Generation with a key-value cache: prefill, then one token a step, pure, for `jit` and `vmap`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm import checks
+
+NextLogits = Callable[[jax.Array, jax.Array, "KVCache"], tuple[jax.Array, "KVCache"]]
 
 
 class KVCache(NamedTuple):
@@ -87,10 +89,10 @@ def restrict(logits: jax.Array, temperature: float, top_k: int | None = None, to
 
 
 def generate(
-    next_logits: Callable[[jax.Array, jax.Array, KVCache], tuple[jax.Array, KVCache]],
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
-    cache: KVCache,
+    model: Any,
+    input_ids: Any,
+    attention_mask: jax.Array | None = None,
+    cache: KVCache | None = None,
     *,
     max_new_tokens: int,
     eos_token_id: int | Sequence[int] | None = None,
@@ -103,11 +105,13 @@ def generate(
     """Continues prompts, greedily (temperature 0) or by sampling.
 
     Args:
-      next_logits: `(input_ids i32[B, T], attention_mask [B, T], cache) -> (f32[B, V] after the last token, cache)`,
-        such as `model.next_logits`.
-      input_ids: i32[B, T], padded on the left; see `pad_prompts`.
+      model: a language model of `models`, such as `adapted.model(state.delta)`; or a function `(input_ids i32[B, T],
+        attention_mask [B, T], cache) -> (f32[B, V] after the last token, cache)`, such as `model.next_logits`.
+      input_ids: i32[B, T], padded on the left; without an attention_mask also a list of prompts, each a list of
+        token ids, or what `pad_prompts` gives.
       attention_mask: [B, T], 1 for real tokens.
-      cache: an empty one, such as `model.empty_cache(B, T + max_new_tokens)`.
+      cache: an empty one, such as `model.empty_cache(B, T + max_new_tokens)`; default: one of that length, which only
+        a model can make.
       max_new_tokens: at least 1. Generation stops earlier when every row has met its end.
       eos_token_id: ends a row, one id or several, at any of which it ends (`chat.eos_token_ids`, `end_tokens(folder)`);
         None or none: no row ends early.
@@ -122,7 +126,16 @@ def generate(
         short for the answer.
 
     Runs under `jit` and `vmap`; everything but the arrays is static.
+
+    Example:
+      `models.generate(model, [[5, 8, 13], [21]], max_new_tokens=20, eos_token_id=2).tokens`
     """
+    if attention_mask is None:
+        padded = input_ids if isinstance(input_ids, Mapping) else pad_prompts(input_ids, pad_token_id)
+        input_ids, attention_mask = (jnp.asarray(padded[name]) for name in ("input_ids", "attention_mask"))
+    if cache is None:
+        input_ids, attention_mask, cache = _started(model, input_ids, attention_mask, max_new_tokens)
+    next_logits: NextLogits = getattr(model, "next_logits", model)
     _check(input_ids, attention_mask, cache, max_new_tokens, temperature, top_k, top_p, key)
     batch = input_ids.shape[0]
     ends = end_ids(eos_token_id)
@@ -157,6 +170,22 @@ def generate(
     carry = (jnp.int32(1), tokens, done, jnp.ones(batch, jnp.int32), token, cache)
     _, tokens, _, lengths, _, _ = jax.lax.while_loop(running, advance, carry)
     return Generated(tokens, lengths)
+
+
+def _started(
+    model: Any, input_ids: jax.Array, attention_mask: jax.Array, n: int
+) -> tuple[jax.Array, jax.Array, KVCache]:
+    """(input_ids, attention_mask, empty cache) of a model; an encoder-decoder reads the prompt first."""
+    checks.whole("max_new_tokens", n, least=1)
+    if hasattr(model, "start"):
+        return model.start(input_ids, attention_mask, n)
+    if not hasattr(model, "empty_cache"):
+        raise TypeError(
+            "expected a language model, or a cache beside a function, got "
+            f"model={getattr(model, '__name__', type(model).__name__)}"
+        )
+    rows, length = input_ids.shape
+    return input_ids, attention_mask, model.empty_cache(rows, length + n)
 
 
 def end_ids(eos_token_id: int | Sequence[int] | None) -> jax.Array:

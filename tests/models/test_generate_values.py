@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bad_values import BAD
+from flax import nnx
 
 from fedjax_fm import models
+from fedjax_fm.models.llama import LlamaConfig, LlamaForCausalLM
 
 N = 8
 
@@ -124,3 +126,20 @@ def test_pack_loses_no_array():
 def test_pack_lengths(value):
     with pytest.raises((TypeError, ValueError), match=r"length="):
         models.pack(packable(), value)
+
+
+def test_a_model_and_prompts_are_enough():
+    config = LlamaConfig(
+        vocab_size=23, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    llama = LlamaForCausalLM(config, nnx.Rngs(0))
+    rows = [[3, 4, 5], [7]]
+    padded = models.pad_prompts(rows, 0)
+    cache = llama.empty_cache(2, 3 + 4)
+    expected = models.generate(llama.next_logits, **padded, cache=cache, max_new_tokens=4)
+    for prompts in (rows, padded):
+        found = models.generate(llama, prompts, max_new_tokens=4)
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+    with pytest.raises(TypeError, match="expected a language model, or a cache beside a function"):
+        models.generate(llama.next_logits, rows, max_new_tokens=4)
