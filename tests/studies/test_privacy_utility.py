@@ -1,0 +1,97 @@
+"""The study on privacy, with a tiny random model: what is trained, what it costs, and who sees whose documents."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from study_arms import run_arm
+
+from fedjax_fm import models, peft, trees
+from fedjax_fm.experiments import privacy_utility
+from fedjax_fm.experiments.privacy_utility import STUDY, Config
+from fedjax_fm.experiments.shared.sentences import sentences
+from fedjax_fm.study.run import Run
+
+TINY = {"architectures": ["BertModel"], "model_type": "bert", "vocab_size": 50, "hidden_size": 8}
+TINY |= {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12, "max_position_embeddings": 8}
+CONFIG = dataclasses.replace(Config().smoke(), model="tiny", max_length=6, rank=2)
+
+
+def tiny_model(name, num_labels, pooling, seed):
+    return models.from_config(TINY, num_labels=num_labels, pooling=pooling, seed=seed)
+
+
+def tokens(tokenizer, texts, max_length):
+    ids = [[1 + sum(map(ord, word)) % 49 for word in text.split()][:max_length] or [1] for text in texts]
+    padded = np.array([row + [0] * (max_length - len(row)) for row in ids], np.int32)
+    return {"input_ids": padded, "attention_mask": (padded > 0).astype(np.int32)}
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    monkeypatch.setattr(models, "from_pretrained", tiny_model)
+    monkeypatch.setattr(models, "load_tokenizer", lambda name: None)
+    monkeypatch.setattr(models, "tokenize", tokens)
+    yield
+    sentences.cache_clear()
+    privacy_utility.pool.cache_clear()
+
+
+found = functools.partial(run_arm, STUDY, CONFIG)
+
+
+NUMBERS = {"full": 8 * 12 + 12 + 12 * 8 + 8 + 4 * (64 + 8) + 4 * 8, "lora": 2 * 2 * 20, "ffa_lora": 2 * 20}
+NUMBERS |= {"fed_sb": 2 * 2 * 2, "bitfit": 12 + 8 + 4 * 8 + 2 * 8, "head": 0}
+
+
+@pytest.mark.parametrize("part", privacy_utility.PARTS)
+def test_what_is_trained(part):
+    run = Run(part, CONFIG, 0, "final", {}, lambda: STUDY.data(CONFIG, 0, "final"))
+    adapted = peft.apply(run.data.model, privacy_utility.method(part, run), jax.random.key(0))
+    assert trees.size(adapted.delta) == NUMBERS[part] + 8 * 2 + 2
+
+
+def test_bytes_follow_what_is_trained():
+    scores, run = found("bitfit_noiseless")
+    assert 0 <= scores["accuracy"] <= 1
+    assert scores["noise"] == 0
+    assert run.bytes["uplink_bytes"] % (4 * scores["numbers"]) == 0
+    assert 0 < run.bytes["uplink_bytes"] <= CONFIG.rounds * CONFIG.clients * 4 * scores["numbers"]
+
+
+def test_noise_grows_as_epsilon_falls():
+    of = lambda epsilon: privacy_utility.multiplier(epsilon, CONFIG.clients, CONFIG.cohort, CONFIG.rounds, CONFIG.delta)
+    assert of(0.1) > of(0.5) > of(2.0) > 0
+
+
+def test_tuning_has_the_noise_of_a_run_of_the_study():
+    (tuning, _), (final, _) = (found("head_eps0.5", seed, split) for seed, split in ((1000, "tuning"), (0, "final")))
+    assert tuning["noise"] == final["noise"] > 0
+
+
+def test_controls_run_and_the_larger_class_is_a_share_of_the_test():
+    scores = {control.arm: found(control.arm)[0]["accuracy"] for control in STUDY.controls}
+    assert set(scores) == {"shuffled", "untrained", "larger_class"}
+    label = STUDY.data(CONFIG, 0, "final").test["label"]
+    assert scores["larger_class"] == max(label.mean(), 1 - label.mean())
+
+
+def test_no_document_is_in_two_places():
+    pool = privacy_utility.pool("tiny", 6, CONFIG.share)
+    documents = {}
+    for seed, split in ((1000, "tuning"), (0, "final"), (1, "final")):
+        clients, test = privacy_utility.deal(pool, CONFIG, seed, split)
+        assert all(len(set(pool.domain[own])) == 1 for own in clients)
+        train, test = set(pool.document[clients.ravel()]), set(pool.document[test])
+        assert not train & test
+        documents[seed] = train | test
+    assert not documents[1000] & (documents[0] | documents[1])
+
+
+def test_every_arm_with_noise_takes_the_rate_of_epsilon_one_half():
+    noisy = [arm for arm in STUDY.arms if arm.name.endswith(("eps0.1", "eps2"))]
+    assert {arm.like.split("_eps")[1] for arm in noisy} == {"0.5"}
+    assert len(STUDY.comparisons) == 5 * 4
+    STUDY.check_budgets(Config())
