@@ -12,7 +12,7 @@ import pytest
 import fedjax_fm as ffm
 from fedjax_fm.algorithms.fedpm import fedpm, masked, sample_masks, signed_constants, threshold_masks
 from fedjax_fm.channels.range_coder import range_decode, range_encode
-from fedjax_fm.experiments.fedpm import bits_of
+from fedjax_fm.experiments.fedpm.bits import bits_of
 from fedjax_fm.types import Channel, Sampler
 
 D = 5000

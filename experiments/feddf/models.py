@@ -1,0 +1,65 @@
+"""Two architectures for images of 8 x 8 pixels, in plain JAX, of He's scale."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_fm import tasks
+from fedjax_fm.algorithms.distillation import Architecture, Logits
+from fedjax_fm.experiments.bench.conv import conv_as_matmul, max_pool_2
+from fedjax_fm.types import Task, Tree
+
+NAMES = ("perceptron", "convolutions")
+SHAPES = (
+    {"w0": (64, 128), "b0": (128,), "w1": (128, 10), "b1": (10,)},
+    {"k0": (3, 3, 1, 16), "b0": (16,), "k1": (3, 3, 16, 32), "b1": (32,), "w": (128, 10), "b2": (10,)},
+)
+
+
+def weights(seed: int) -> tuple[Tree, ...]:
+    """The first ones of both."""
+    rng = np.random.default_rng(seed)
+
+    def draw(shape: tuple[int, ...]) -> jax.Array:
+        scale = 0.0 if len(shape) == 1 else math.sqrt(2 / math.prod(shape[:-1]))
+        return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
+
+    return tuple({name: draw(shape) for name, shape in model.items()} for model in SHAPES)
+
+
+def perceptron(w: Tree, backbone: Tree, batch: dict) -> jax.Array:
+    """f32[n, 10]; 9,610 weights."""
+    return jax.nn.relu(batch["x"] @ w["w0"] + w["b0"][None]) @ w["w1"] + w["b1"][None]
+
+
+def convolutions(w: Tree, backbone: Tree, batch: dict) -> jax.Array:
+    """f32[n, 10]; 6,090 weights."""
+    x = batch["x"].reshape(-1, 8, 8, 1)
+    for kernel, bias in ((w["k0"], w["b0"]), (w["k1"], w["b1"])):
+        x = jax.nn.relu(conv_as_matmul(x, kernel) + bias[None, None, None])
+    return max_pool_2(x).reshape(-1, 128) @ w["w"] + w["b2"][None]
+
+
+def _task(logits: Logits) -> Task:
+    return tasks.from_logits(lambda delta, backbone, batch, key: logits(delta, backbone, batch))
+
+
+LOGITS = (perceptron, convolutions)
+TASKS = tuple(map(_task, LOGITS))
+
+
+def architectures(rate: float) -> tuple[Architecture, ...]:
+    """Both, with SGD for the clients."""
+    return tuple(Architecture(task, logits, optax.sgd(rate)) for task, logits in zip(TASKS, LOGITS, strict=True))
+
+
+def _both(delta: Tree, backbone: Tree, batch: dict, key: jax.Array | None):
+    found = [task.loss(w, (), batch, key) for task, w in zip(TASKS, delta, strict=True)]
+    right = [metrics["accuracy"] for _, metrics in found]
+    return (found[0][0] + found[1][0]) / 2, {"accuracy": (right[0] + right[1]) / 2}
+
+
+BOTH = Task(_both)  # of a tuple with a model of each architecture: means over both
