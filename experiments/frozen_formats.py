@@ -38,7 +38,6 @@ loss of f32.
 """
 
 import argparse
-import dataclasses
 import itertools
 import json
 import time
@@ -50,10 +49,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fedjax_fm import Task, datasets, models, peft
-from fedjax_fm.evaluation import Evaluator, holm, paired_seeds
-from fedjax_fm.experiments.quickstart import arms
-from fedjax_fm.experiments.quickstart.config import Config
+import fedjax_fm as ffm
+from fedjax_fm import datasets, models, peft, tasks
+from fedjax_fm.evaluation import holm, paired_seeds
+from fedjax_fm.experiments import quickstart
 from fedjax_fm.trees import nbytes
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -68,37 +67,31 @@ FORMATS = {
 RATE, TEST_ROWS = 5e-3, 768
 
 
-def over(setup: arms.Setup, dtype: str, frozen: str) -> arms.Setup:
-    """The same arm over a backbone of another format."""
-    config = setup.config
-    model = models.from_pretrained(
-        config.model, num_labels=2, pooling="mean", seed=config.seed, dtype=dtype, frozen=frozen
-    )
-    method = peft.lora(config.rank, config.lora_alpha, targets=config.targets)
-    graphdef, delta, backbone = peft.apply(model, method, jax.random.key(config.seed))
-
-    def loss(delta, backbone, batch, key):
-        scores = nnx.merge(graphdef, delta, backbone)(batch["input_ids"], batch["attention_mask"])
-        return optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"]), {}
-
-    evaluator = Evaluator(lambda params, ids, mask: nnx.merge(graphdef, *params)(ids, mask))
-    return arms.Setup(config, setup.data, model, graphdef, delta, backbone, Task(loss), evaluator)
+def over(config: quickstart.Config, data: quickstart.Data, seed: int, dtype: str, frozen: str) -> quickstart.Data:
+    """The same clients over a backbone of another format."""
+    model = models.from_pretrained(config.model, num_labels=2, pooling="mean", seed=seed, dtype=dtype, frozen=frozen)
+    method = peft.lora(config.rank, 2.0 * config.rank, targets=config.targets)
+    adapted = peft.apply(model, method, jax.random.key(seed))
+    return data._replace(adapted=adapted, task=tasks.classification(adapted))
 
 
-def run(setup: arms.Setup) -> dict[str, Any]:
+def run(config: quickstart.Config, data: quickstart.Data, seed: int) -> dict[str, Any]:
     """One federated run."""
-    started = time.perf_counter()
-    frozen = jax.tree.map(np.array, setup.backbone)
-    simulator = arms.federated(setup, RATE, None)
-    state, metrics = simulator.run(simulator.init(setup.delta), setup.config.rounds)
+    started, adapted = time.perf_counter(), data.adapted
+    frozen = jax.tree.map(np.array, adapted.backbone)
+    algorithm = ffm.fedavg(data.task, optax.adam(RATE), local_steps=config.local_steps, batch_size=config.batch_size)
+    simulator = ffm.Simulator(
+        algorithm, ffm.Population.from_clients(data.train), backbone=adapted.backbone,
+        cohort_size=config.cohort, seed=seed,
+    )  # fmt: skip
+    state, metrics = simulator.run(simulator.init(adapted.delta), config.rounds)
     if not jax.tree.all(jax.tree.map(np.array_equal, frozen, simulator.backbone)):
         raise AssertionError("frozen weights have moved")
-    rows = np.random.default_rng(0).permutation(setup.data.test)[:TEST_ROWS]
-    result = setup.evaluator((state.delta, simulator.backbone), setup.data.take(rows))
+    scores = ffm.evaluate(data.task, *simulator.model(state), data.test, batch_size=16)
     return {
         "loss": metrics["loss"].tolist(),
-        "accuracy": result.accuracy,
-        "test loss": float(result.loss.mean()),
+        "accuracy": float(scores["accuracy"].mean()),
+        "test loss": float(scores["loss"].mean()),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -137,14 +130,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     language_model()
-    config = Config(rounds=options.rounds, cohort=5, uncompressed_learning_rate=RATE)
+    config = quickstart.Config(rounds=options.rounds, cohort=5, most_test=TEST_ROWS)
     rows: dict[str, list[dict]] = {name: [] for name in FORMATS}
     for seed in range(options.seeds):
-        setup = arms.setup(dataclasses.replace(config, seed=seed))
+        data = quickstart.data(config, seed, "final")
         for name, (dtype, frozen) in FORMATS.items():
-            arm = over(setup, dtype, frozen)
-            rows[name].append(run(arm))
-            print(json.dumps({"arm": name, "seed": seed, "bytes": nbytes(arm.backbone), **rows[name][-1]}), flush=True)
+            arm = over(config, data, seed, dtype, frozen)
+            rows[name].append(run(config, arm, seed))
+            print(
+                json.dumps({"arm": name, "seed": seed, "bytes": nbytes(arm.adapted.backbone), **rows[name][-1]}),
+                flush=True,
+            )
     pairs = {
         name: paired_seeds(*(np.array([row["accuracy"] for row in rows[n]]) for n in (name, "f32")))
         for name in FORMATS

@@ -20,7 +20,7 @@ MAY_HAVE_THE_SIGN = {
 }
 MAY_TAKE_DEVIATIONS = {
     WRITER: "the function itself",
-    "experiments/quickstart/head.py": "brings features to one scale, tells nobody of a spread",
+    "experiments/shared/features.py": "brings features to one scale, tells nobody of a spread",
     "fedjax_fm/population/continuous_partitioner.py": "standardises a column, as flwr-datasets does",
 }
 DEVIATIONS = ("std", "nanstd", "stdev", "pstdev", "sem")

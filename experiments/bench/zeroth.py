@@ -43,8 +43,7 @@ from fedjax_fm.algorithms.fedkseed import fedkseed
 from fedjax_fm.directions import perturb
 from fedjax_fm.engine.message import unwrap
 from fedjax_fm.evaluation import holm, paired_seeds
-from fedjax_fm.experiments.quickstart.config import Config
-from fedjax_fm.experiments.quickstart.data import load
+from fedjax_fm.experiments import quickstart
 from fedjax_fm.models.language_modeling import next_token_losses
 from fedjax_fm.models.perturbed import read_by_rows
 from fedjax_fm.types import Algorithm, ClientData, Setting, Tree
@@ -66,8 +65,8 @@ class Study(NamedTuple):
 
 def minilm(seed: int) -> Study:
     """Sentences of 64 clients, each of one domain; 512 sentences of documents that no client has."""
-    config = Config(seed=seed, max_length=32)
-    data = load(config)
+    config = quickstart.Config(max_length=32, most_test=512)
+    data = quickstart.data(config, seed, "final")
     model = models.from_pretrained(config.model, num_labels=2, pooling="mean", seed=seed)
     graphdef, delta = nnx.split(read_by_rows(model))
 
@@ -75,9 +74,8 @@ def minilm(seed: int) -> Study:
         logits = nnx.merge(graphdef, delta)(batch["input_ids"], batch["attention_mask"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]), {}
 
-    test = np.random.default_rng(seed).permutation(data.test)[:512]
     settings = {"learning_rate": 3e-3, "epsilon": 1e-3, "local_steps": 5, "batch_size": 32}
-    return Study(delta, loss, [data.take(rows) for rows in data.train], data.take(test), settings, cohort=4, rounds=10)
+    return Study(delta, loss, data.train, data.test, settings, cohort=4, rounds=10)
 
 
 class TiedHead(NamedTuple):

@@ -1,12 +1,45 @@
-"""Federated LoRA of a small decoder on speaking roles, scored by perplexity and by what it writes."""
+"""What does federated LoRA of a small decoder bring on speaking roles that no client has?
 
-from fedjax_fm.experiments.generate.config import Config
-from fedjax_fm.runs.experiment import Experiment, later
+SmolLM2-135M-Instruct on Shakespeare: a speaking role is a client, as in the FedAvg paper, its group is the play. The end of the
+speech before is the prompt, the speech is the answer and alone has a loss, in the model's own chat template; texts are packed
+into rows. Six plays are held out whole; nine more, the same for all seeds, serve only to choose learning rates. The model
+has probably seen Shakespeare: read differences, not absolute values.
 
-EXPERIMENT = Experiment(
-    "generate",
-    "Federated LoRA of SmolLM2-135M on Shakespeare's roles: perplexity on seen and unseen roles, forgetting, answers",
-    Config,
-    later("fedjax_fm.experiments.generate.study", "run"),
-    later("fedjax_fm.experiments.generate.report", "write_report"),
+Score: perplexity on roles of the held-out plays, all tokens alike; of roles that train, their last speeches. A rise on modern
+editorials, which no client has, is forgetting. Where clients are alone, each unseen role is judged by one client's model.
+
+Controls: the base model, and federated training on each other's answer tokens.
+"""
+
+from fedjax_fm import datasets
+from fedjax_fm.experiments.shared import language
+from fedjax_fm.experiments.shared.conversations import Conversation, Source
+from fedjax_fm.experiments.shared.language import Config
+
+CUE_WORDS = (24, 12, 6, 0)  # how much of the end of the previous speech is shown
+
+
+def speeches(config: Config) -> Source:
+    """System: who speaks; user: the end of the speech before (of another role in the same play); assistant: the speech."""
+    table = datasets.load_shakespeare()
+
+    def say(row: int, shorter: int) -> Conversation:
+        play, role, words = table["play"][row], table["role"][row], CUE_WORDS[shorter]
+        same_scene = row > 0 and table["play"][row - 1] == play and table["role"][row - 1] != role
+        cue = " ".join(str(table["speech"][row - 1]).split()[-words:]) if same_scene and words else "(enters)"
+        title = str(play).replace("_", " ").title()
+        return [
+            {"role": "system", "content": f"You are {role} in {title}."},
+            {"role": "user", "content": cue},
+            {"role": "assistant", "content": str(table["speech"][row])},
+        ]
+
+    return Source(clients=table["client"], groups=table["play"], say=say, shortenings=len(CUE_WORDS))
+
+
+STUDY = language.make(
+    speeches,
+    question="What does federated LoRA of a small decoder bring on speaking roles that no client has?",
+    expected="centralised and federated level, clients alone above them, the base model far above",
+    config=Config,
 )

@@ -8,7 +8,6 @@ Both sides train rank-8 LoRA on q_proj and v_proj of the same weights in f32: `c
 adapters. Compilation is apart. PEFT's losses at the first step are compared with ours, so that the same thing is timed.
 """
 
-import dataclasses
 import json
 import statistics
 import sys
@@ -17,16 +16,20 @@ import time
 import jax
 import numpy as np
 
-from fedjax_fm import models
-from fedjax_fm.experiments.generate.config import Config
-from fedjax_fm.experiments.generate.setup import Setup, joined, make_setup
-from fedjax_fm.experiments.generate.study import federated
+import fedjax_fm as ffm
+from fedjax_fm import channels, models
+from fedjax_fm.experiments import generate
+from fedjax_fm.experiments.shared.conversations import Rows, Texts
+from fedjax_fm.experiments.shared.judged import joined
+from fedjax_fm.experiments.shared.language import Config, averaging
+
+LEARNING_RATE = 1e-2
 
 
-def unmasked_rows(config: Config, setup: Setup) -> list[dict[str, np.ndarray]]:
+def unmasked_rows(config: Config, texts: Texts) -> list[Rows]:
     """Packed rows that both sides can read: PEFT's model takes no masks between texts, so a row is one text here, and
     what little padding the fullest rows have is read like the rest. Each client gets its own."""
-    rows = joined(setup.data.train)
+    rows = joined(texts.train)
     full = (rows["attention_mask"] > 0).sum(axis=1)
     n = config.local_steps * config.batch_size
     best = np.argsort(-full, kind="stable")[: config.cohort * n]
@@ -35,11 +38,17 @@ def unmasked_rows(config: Config, setup: Setup) -> list[dict[str, np.ndarray]]:
     return [{name: array[k * n : (k + 1) * n] for name, array in chosen.items()} for k in range(config.cohort)]
 
 
-def ours(config: Config, setup: Setup, clients: list[dict[str, np.ndarray]]):
+def ours(config: Config, texts: Texts, clients: list[Rows]):
     """(run one round -> seconds, seconds of the first one, first loss)."""
-    data = dataclasses.replace(setup.data, train=clients)
-    simulator = federated(dataclasses.replace(setup, data=data), config.learning_rate)
-    state = simulator.init(setup.delta)
+    adapted = texts.adapted
+    simulator = ffm.Simulator(
+        averaging(config, texts.task, LEARNING_RATE, config.rounds),
+        ffm.Population.from_clients(clients),
+        backbone=adapted.backbone,
+        cohort_size=config.cohort,
+        uplink=channels.quantize(config.bits),
+    )
+    state = simulator.init(adapted.delta)
 
     def one_round() -> float:
         started = time.perf_counter()
@@ -48,11 +57,11 @@ def ours(config: Config, setup: Setup, clients: list[dict[str, np.ndarray]]):
 
     first = one_round()
     batch = {name: array[:1] for name, array in clients[0].items()}
-    loss, _ = jax.jit(setup.task.loss)(setup.delta, setup.backbone, batch, None)
+    loss, _ = jax.jit(texts.task.loss)(adapted.delta, adapted.backbone, batch, None)
     return one_round, first, float(loss[0])
 
 
-def theirs(config: Config, clients: list[dict[str, np.ndarray]]):
+def theirs(config: Config, clients: list[Rows]):
     """(run one round -> seconds, seconds of the first one, first loss): the loop that a PEFT user writes."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -60,9 +69,7 @@ def theirs(config: Config, clients: list[dict[str, np.ndarray]]):
 
     weights = models.locate(config.model).weights
     loaded = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
-    lora = LoraConfig(
-        r=config.rank, lora_alpha=config.lora_alpha, target_modules=["q_proj", "v_proj"], lora_dropout=0.0
-    )
+    lora = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
     model = get_peft_model(loaded, lora).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in trained]
@@ -75,7 +82,7 @@ def theirs(config: Config, clients: list[dict[str, np.ndarray]]):
             with torch.no_grad():
                 for p, s in zip(trained, start, strict=True):
                     p.copy_(s)
-            optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
+            optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
             for step in range(config.local_steps):
                 batch = {name: x[step * config.batch_size : (step + 1) * config.batch_size] for name, x in rows.items()}
                 optimizer.zero_grad()
@@ -95,10 +102,10 @@ def main() -> None:
     """Prints one JSON object."""
     rounds = int(sys.argv[sys.argv.index("--rounds") + 1]) if "--rounds" in sys.argv else 3
     config = Config()
-    setup = make_setup(config)
-    clients = unmasked_rows(config, setup)
+    texts = generate.STUDY.data(config, 0, "final")
+    clients = unmasked_rows(config, texts)
     (mine, compile_and_first, our_loss), (other, other_first, their_loss) = (
-        ours(config, setup, clients),
+        ours(config, texts, clients),
         theirs(config, clients),
     )
     if abs(our_loss - their_loss) > 1e-2:

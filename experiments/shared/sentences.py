@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_fm import datasets, models
+from fedjax_fm.population import DirichletPartitioner, IidPartitioner
 from fedjax_fm.population.splits import split_by_group
 
 SPLIT_SEED = 1000  # of tuning and final documents, the same for all seeds of a study
@@ -100,3 +101,30 @@ def shuffled_labels(arrays: Arrays, seed: int) -> Arrays:
       seed: of the permutation.
     """
     return {**arrays, "label": np.random.default_rng(seed).permutation(arrays["label"])}
+
+
+def partition(
+    found: Sentences, rows: np.ndarray, n: int, seed: int, how: str = "domain", alpha: float = 0.3
+) -> list[np.ndarray]:
+    """Deals all of the rows to n clients.
+
+    Args:
+      found, rows: what is dealt.
+      n: clients.
+      seed: names who gets what.
+      how: "domain", clients of one domain each, as many a domain; "dirichlet" over the label; "iid".
+      alpha: of the Dirichlet distribution.
+
+    Raises:
+      ValueError: fewer clients than domains.
+    """
+    if how == "domain":
+        domains = [rows[found.domain[rows] == name] for name in np.unique(found.domain[rows])]
+        if n < len(domains):
+            raise ValueError(f"{len(domains)} domains need as many clients at least, got {n}")
+        random, counts = np.random.default_rng(seed), [len(part) for part in np.array_split(range(n), len(domains))]
+        pairs = zip(domains, counts, strict=True)
+        return [part for mine, count in pairs for part in np.array_split(random.permutation(mine), count)]
+    by_label = DirichletPartitioner(n, "label", alpha, seed=seed)
+    one = by_label if how == "dirichlet" else IidPartitioner(n, seed=seed)
+    return [rows[part] for part in one.partition({"label": found.arrays["label"][rows]})]

@@ -59,11 +59,10 @@ class Cells:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
     def tune(self) -> None:
-        """Computes every point of every grid."""
+        """Computes every point of every grid in which there is something to choose."""
         seed = self.study.tuning_seed
         for arm in self.study.arms:
-            points = arm.points(self.config) if arm.grid else []
-            for number, hyper in enumerate(points):
+            for number, hyper in enumerate(self._tried(arm)):
                 self._compute(Cell(arm, f"tune-{number}", seed, TUNING, hyper))
 
     def run(self, seeds: Sequence[int]) -> None:
@@ -80,21 +79,27 @@ class Cells:
     def hyper_of(self, arm: Arm) -> dict[str, Any]:
         """The arm's tuned settings; those of another arm for one that is like it."""
         source = self.study.arm(arm.like) if arm.like else arm
-        if not source.grid:
-            return {}
+        points = source.points(self.config)
+        if len(points) == 1:
+            return points[0]
         scores = [score for _, score in self.tuning_of(source)]
         best = best_of(scores, self.study.primary)
         if best is None:
-            raise UsageError(f"every point of the grid of {source.name!r} failed: {source.points(self.config)}")
-        return source.points(self.config)[best]
+            raise UsageError(f"every point of the grid of {source.name!r} failed: {points}")
+        return points[best]
 
     def tuning_of(self, arm: Arm) -> list[tuple[dict[str, Any], float | None]]:
         """(settings, primary score) of every point of the arm's grid; None where the run failed."""
         found = []
-        for number, hyper in enumerate(arm.points(self.config) if arm.grid else []):
+        for number, hyper in enumerate(self._tried(arm)):
             cell = self.read(arm, f"tune-{number}")
             found.append((hyper, None if "failed" in cell else cell["scores"][self.study.primary.name]))
         return found
+
+    def _tried(self, arm: Arm) -> list[dict[str, Any]]:
+        """The points of the arm's grid; none where it has a single one, which needs no choice."""
+        points = arm.points(self.config)
+        return points if len(points) > 1 else []
 
     def read(self, arm: Arm, name: str) -> dict[str, Any]:
         """What was found in a cell."""
@@ -116,7 +121,8 @@ class Cells:
         shown = [_shown(one, self.study.primary) for one in found]
         settings = ", ".join(f"{name} {value}" for name, value in cell.hyper.items())
         what = "tuning" if cell.split == TUNING else f"seed {cell.seed}"
-        say(self.console, f"{what} · {cell.arm.title} · {settings} · {', '.join(shown)} · {seconds:.0f} s")
+        parts = (what, cell.arm.title, settings, ", ".join(shown), f"{seconds:.0f} s")
+        say(self.console, " · ".join(part for part in parts if part))
 
     def _work(self, cell: Cell) -> Any:
         return self.folder.path / "work" / cell.arm.name / cell.name

@@ -79,6 +79,8 @@ def commits(results: Results) -> list[str]:
 
 def answer(results: Results) -> str:
     """The first sentence: what the comparisons allow to say."""
+    if len(results.runs(results.arms[0])) == 1:
+        return "One seed shows numbers and allows no verdict; that takes three or more."
     clear = [verdict for verdict in results.verdicts() if verdict.words in ("better", "worse")]
     if not clear:
         return "No difference is seen in any comparison."

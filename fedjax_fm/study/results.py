@@ -54,7 +54,7 @@ def _arm(cells: Cells, arm: Arm, seeds: Sequence[int]) -> dict[str, Any]:
     return {
         "label": arm.title,
         "like": arm.like,
-        "settings": {} if best is None else tuning[best][0],
+        "settings": cells.hyper_of(arm),
         "edges": [] if best is None else is_edge([point for point, _ in tuning], best),
         "tuning": [{"settings": point, "score": score} for point, score in tuning if not arm.like],
         "runs": [cells.read(arm, f"seed-{seed}") for seed in seeds],
@@ -96,7 +96,9 @@ class Verdict(NamedTuple):
     @property
     def words(self) -> str:
         """better, worse, no difference seen, or what failed."""
-        return self.why_not if self.found is None else self.found.verdict
+        if self.found is None:
+            return self.why_not
+        return "one seed, no verdict" if self.found.pairs == 1 else self.found.verdict
 
 
 class Results:
@@ -194,11 +196,16 @@ class Results:
         middle = one.difference if score.highest else -one.difference
         numbers = [f"{score.scale * value:+.{score.digits}f}" for value in (middle, low, high)]
         unit = f" {score.difference_unit}" if score.difference_unit else ""
+        if one.pairs == 1:
+            return f"{numbers[0]}{unit}, one seed"
         return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]{unit}"
 
 
 def has_failed(verdict: Verdict) -> bool:
-    """Whether a control failed as it must: it is worse, or could not be trained at all."""
+    """Whether a control failed as it must: it is worse, or could not be trained at all. One seed has no interval: its
+    difference alone is looked at."""
     if verdict.found is None:
         return True
+    if verdict.found.pairs == 1:
+        return verdict.found.difference < 0
     return verdict.found.high < 0

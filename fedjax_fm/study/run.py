@@ -112,6 +112,7 @@ class Run:
         batch_size: int = 256,
         bucket: int | None = None,
         keep: bool = False,
+        travels: bool = True,
         **how: Any,
     ) -> Simulated:
         """Runs an algorithm, and keeps its curve and its bytes for the report.
@@ -119,13 +120,14 @@ class Run:
         Args:
           algorithm, population, backbone, cohort_size, how: as for `Simulator`; the seed is the run's.
           delta: the trainable tree.
-          rounds: at most.
+          rounds: at most; 0 for the model that a run starts from.
           task, test: what is looked at, and on which examples; the columns of the curve are the task's.
           every: rounds between two looks; default: about ten in all.
           most_bytes: up and down together; the run ends before the round that would send more. Every round is
             looked at, and `keep` has no use.
           batch_size, bucket: as for `evaluate`.
           keep: saves checkpoints, so that a run of many minutes goes on where it was killed; without it, it begins anew.
+          travels: False where all data lie in one place, and no byte is sent.
 
         Returns:
           The run. Bytes of several simulations of one arm add up, their curves follow each other.
@@ -143,7 +145,10 @@ class Run:
             state, metrics = simulator.run(state, rounds, every=every, callbacks=looks)
         else:
             state, metrics = _within(most_bytes, simulator, state, rounds, looks)
-        self._record(simulator, state, metrics)
+        if not travels:
+            metrics = {**metrics, **{name: np.zeros(rounds, np.int64) for name in self.bytes}}
+        if rounds:
+            self._record(simulator, state, metrics)
         found = {name.removeprefix("eval_"): float(column[-1]) for name, column in _looked(metrics).items()}
         return Simulated(simulator=simulator, state=state, metrics=metrics, scores=found)
 

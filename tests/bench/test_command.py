@@ -8,7 +8,8 @@ import pytest
 from fedjax_fm.cli import main
 from fedjax_fm.experiments.bench import command, environments
 from fedjax_fm.experiments.bench.environments import PeerError, python_of
-from fedjax_fm.runs import experiment
+from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.study import command as studies
 
 REQUIRED = {"name", "seconds", "peer", "peer_seconds", "ratio", "floor_seconds", "compile_seconds", "peak_rss_bytes"}
 
@@ -87,11 +88,11 @@ def test_peers_are_refused_at_once_where_their_scripts_are_not(stubbed, monkeypa
     assert bench("--smoke", "--json", "--only", "cifar-cnn") == 0
 
 
-def test_bench_is_no_experiment():
-    assert "bench" not in experiment.names()
-    assert "quickstart" in experiment.names()
-    with pytest.raises(experiment.UsageError, match="unknown experiment 'bench'"):
-        experiment.find("bench")
+def test_bench_is_no_study():
+    assert "bench" not in studies.summaries()
+    assert "quickstart" in studies.summaries()
+    with pytest.raises(UsageError, match="unknown study 'bench'"):
+        studies.find("bench")
 
 
 def test_an_environment_is_made_once_and_again_for_other_pins(tmp_path, monkeypatch):

@@ -1,0 +1,243 @@
+"""The study of a small decoder that natural clients tune together; what they say is a parameter."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import fedjax_fm as ffm
+from fedjax_fm import channels, study
+from fedjax_fm.algorithms import local_only
+from fedjax_fm.callbacks.looks import worst_decile
+from fedjax_fm.evaluation import rouge_l
+from fedjax_fm.experiments.shared.conversations import Rows, Source, Texts, load
+from fedjax_fm.experiments.shared.judged import joined, judged
+from fedjax_fm.models.generate import generate, pad_prompts
+from fedjax_fm.models.language_modeling import IGNORED
+
+HOW = {"batch_size": 8, "bucket": 32}  # of evaluations
+BATCH = 8  # prompts that are answered at a time
+SHOWN = 3  # answers that are kept
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings; those of texts are Shakespeare's."""
+
+    # Population
+    clients: int = 64  # that train
+    min_texts: int = 20  # of a client
+    max_texts: int = 200  # of a client that are used
+    tuning_groups: int = 9  # a third of them unseen
+    held_out_groups: int = 6  # all of whose clients stay unseen
+    held_out_clients: int = 48  # of those, that are scored
+    local_test_fraction: float = 0.2  # of a client's own texts, its last ones
+    # Model
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    template: Literal["chat", "alpaca", "alpaca_short"] = "chat"  # chat: the model's own
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen: Literal["dense", "q4_1"] = "dense"
+    max_length: int = 128  # tokens of a prompt and its answer; longer ones are cut
+    row_length: int = 256  # tokens of a training row, into which texts are packed
+    rank: int = 8
+    targets: str = r"q_proj|v_proj"
+    # Training
+    rounds: int = 8
+    tuning_rounds: int = 8
+    cohort: int = 8
+    local_steps: int = 3
+    batch_size: int = 1  # rows, of about three texts each
+    grid: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)  # Adam's, cosine over rounds down to a tenth
+    clip_norm: float = 1.0  # of a batch's gradient
+    bits: int = 8  # of the uplink's codes
+    local_only_clients: int = 8  # clients that are trained alone
+    # Evaluation
+    every: int = 4  # rounds between looks at texts of eight unseen clients
+    eval_rows: int = 3  # texts of a client that are scored
+    forgetting_rows: int = 48  # modern sentences that no client has
+    prompts: int = SHOWN  # of unseen clients that are answered
+    new_tokens: int = 40
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def smoke(self) -> "Config":
+        """Does it work? About two minutes."""
+        small = {"clients": 8, "held_out_clients": 4, "rounds": 2, "tuning_rounds": 1, "cohort": 2, "local_steps": 1}
+        less = {"local_only_clients": 2, "every": 1, "eval_rows": 2, "forgetting_rows": 8, "new_tokens": 8}
+        same = {"row_length": self.max_length, "prompts": min(self.prompts, 4)}
+        return dataclasses.replace(self, **small, **less, **same, grid=(1e-2,), seeds=(0,))
+
+    def full(self) -> "Config":
+        """Twice as many rounds."""
+        return dataclasses.replace(self, rounds=16)
+
+
+def clipped_adam(config: Config, learning_rate: float, rounds: int) -> Callable[[Any], optax.GradientTransformation]:
+    """Clipped Adam whose learning rate falls along a cosine over the rounds: the client sees the round's number."""
+    schedule = optax.cosine_decay_schedule(learning_rate, rounds, alpha=0.1)
+    return lambda round: optax.chain(
+        optax.clip_by_global_norm(config.clip_norm), optax.adam(jnp.asarray(schedule(round)))
+    )
+
+
+def averaging(config: Config, task: ffm.Task, learning_rate: float, rounds: int) -> ffm.Algorithm:
+    """FedAvg as the federated arm runs it."""
+    optimizer = clipped_adam(config, learning_rate, rounds)
+    return ffm.fedavg(task, optimizer, local_steps=config.local_steps, batch_size=config.batch_size)
+
+
+def federated(run: study.Run, shuffle: bool = False) -> dict[str, float]:
+    """FedAvg of the adapter with quantised uploads."""
+    config, data, rounds = run.config, run.data, rounds_of(run)
+    train = [without_meaning(rows, run.seed + k) for k, rows in enumerate(data.train)] if shuffle else data.train
+    algorithm = averaging(config, data.task, run["learning_rate"], rounds)
+    cohort = min(config.cohort, len(train))
+    return scores(run, simulate(run, algorithm, train, rounds, cohort, uplink=channels.quantize(config.bits)))
+
+
+def centralised(run: study.Run) -> dict[str, float]:
+    """One place has all texts; a round is a step of clipped Adam on the rows that a cohort reads in one step, so that
+    the run reads as many tokens as the federated one."""
+    config, data = run.config, run.data
+    steps = rounds_of(run) * config.local_steps
+    schedule = optax.cosine_decay_schedule(run["learning_rate"], steps, alpha=0.1)
+    server = optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule))
+    batch = config.cohort * config.batch_size
+    algorithm = ffm.fedavg(data.task, optax.sgd(1.0), server, local_steps=1, batch_size=batch)
+    every = config.every * config.local_steps
+    found = simulate(run, algorithm, [joined(data.train)], steps, 1, every=every, travels=False)
+    return scores(run, found)
+
+
+def alone(run: study.Run) -> dict[str, float]:
+    """Some clients by themselves, for as many rounds as one takes part in on average."""
+    config, data = run.config, run.data
+    train = data.train[: config.local_only_clients]
+    rounds = max(1, round(rounds_of(run) * min(1, config.cohort / len(data.train))))
+    optimizer = clipped_adam(config, run["learning_rate"], rounds)
+    algorithm = local_only(data.task, optimizer, local_steps=config.local_steps, batch_size=config.batch_size)
+    return scores(run, simulate(run, algorithm, train, rounds, len(train), test=None))
+
+
+def zero_shot(run: study.Run) -> dict[str, float]:
+    """The base model: an adapter that was not trained changes nothing."""
+    algorithm = averaging(run.config, run.data.task, 1e-3, 1)
+    return scores(run, simulate(run, algorithm, run.data.train, 0, 1, test=None))
+
+
+def rounds_of(run: study.Run) -> int:
+    """Fewer while tuning than in the longest runs."""
+    return run.config.tuning_rounds if run.is_tuning else run.config.rounds
+
+
+def without_meaning(rows: Rows, seed: int) -> Rows:
+    """The same rows with each other's answer tokens as what is to be predicted: a control."""
+    labels = rows["labels"].copy()
+    counts = labels != IGNORED
+    labels[counts] = np.random.default_rng(seed).permutation(labels[counts])
+    return {**rows, "labels": labels}
+
+
+def simulate(
+    run: study.Run, algorithm: ffm.Algorithm, train: list[Rows], rounds: int, cohort_size: int, **how: Any
+) -> study.Simulated:
+    """A run over these clients, its curve in the score of the study."""
+    data = run.data
+    more = {"every": run.config.every, "test": joined(data.unseen[:8]), **HOW, **how}
+    found = run.simulate(
+        algorithm, ffm.Population.from_clients(train), data.adapted.delta, rounds, backbone=data.adapted.backbone,
+        cohort_size=cohort_size, task=data.task, keep=rounds > 0, **more,
+    )  # fmt: skip
+    for row in run.curve:
+        if "eval_loss" in row:
+            row["eval_perplexity"] = float(np.exp(row["eval_loss"]))
+    return found
+
+
+def scores(run: study.Run, found: study.Simulated) -> dict[str, float]:
+    """Perplexity here and there, token-weighted; unseen clients go into the report one by one."""
+    data, is_personal = run.data, found.simulator.is_personal
+    unseen, tokens = judged(found, data.task, data.unseen, "loss", **HOW)
+    scores = {"perplexity": float(np.exp(np.average(unseen, weights=tokens)))}
+    if run.is_tuning:
+        return scores
+    own = data.seen[: found.simulator.population.n_clients] if is_personal else data.seen
+    seen, seen_tokens = judged(found, data.task, own, "loss", **HOW)
+    elsewhere, _ = judged(found, data.task, [data.elsewhere], "loss", **HOW)
+    run.clients = np.exp(unseen).tolist()
+    scores |= {
+        "worst": worst_decile(np.exp(unseen), "perplexity"),
+        "seen": float(np.exp(np.average(seen, weights=seen_tokens))),
+        "seen_worst": worst_decile(np.exp(seen), "perplexity"),
+        "elsewhere": float(np.exp(elsewhere[0])),
+    }
+    if not is_personal:
+        written = answers(data, run.config, found)
+        wanted = [str(prompt[-1]["content"]) for prompt in data.prompts]
+        run.notes["answers"] = [list(pair) for pair in zip(wanted, written, strict=True)][:SHOWN]
+        scores["rouge_l"] = float(np.mean([rouge_l(*pair) for pair in zip(written, wanted, strict=True)]))
+    return scores
+
+
+def answers(data: Texts, config: Config, found: study.Simulated) -> list[str]:
+    """What the server's model writes, greedily."""
+    prompts = pad_prompts([data.chat.prompt_ids(prompt[:-1]) for prompt in data.prompts], data.chat.pad_token_id)
+    width = prompts["input_ids"].shape[1]
+
+    @jax.jit
+    def answer(parts, input_ids, attention_mask):
+        model = data.adapted.model(*parts)
+        cache = model.empty_cache(len(input_ids), width + config.new_tokens)
+        return generate(
+            model.next_logits, input_ids, attention_mask, cache, max_new_tokens=config.new_tokens,
+            eos_token_id=data.chat.eos_token_ids, pad_token_id=data.chat.pad_token_id,
+        )  # fmt: skip
+
+    texts, n, parts = [], len(data.prompts), found.model()
+    for batch in np.resize(np.arange(n), -(-n // BATCH) * BATCH).reshape(-1, BATCH):
+        made = answer(parts, **{name: array[batch] for name, array in prompts.items()})
+        for row, length in zip(np.asarray(made.tokens), np.asarray(made.lengths), strict=True):
+            texts.append(data.chat.tokenizer.decode(row[:length].tolist(), skip_special_tokens=True).strip())
+    return texts[:n]
+
+
+GRID = {"learning_rate": "grid"}
+ARMS = (
+    study.Arm("federated", federated, "federated LoRA, 8-bit uploads", GRID),
+    study.Arm("centralised", centralised, "centralised LoRA, equal tokens", GRID),
+    study.Arm("local", alone, "local only, some clients alone", GRID),
+    study.Arm("zero_shot", zero_shot, "zero-shot, the base model"),
+    study.Arm("shuffled", functools.partial(federated, shuffle=True), "federated, answers shuffled", like="federated"),
+)
+SCORES = (
+    study.Score("worst", "worst tenth of unseen clients", highest=False, digits=1),
+    study.Score("seen", "seen clients", highest=False, digits=2),
+    study.Score("seen_worst", "worst tenth of seen clients", highest=False, digits=1),
+    study.Score("elsewhere", "editorials, of nobody", highest=False, digits=1),
+    study.Score("rouge_l", "ROUGE-L, unseen", digits=3),
+)
+
+
+def make(source: Callable[[Any], Source], question: str, expected: str, config: type) -> study.Study:
+    """The study of these texts.
+
+    Args:
+      source: given the configuration, what is said.
+      question, expected, config: as for `Study`; the configuration is a `Config`.
+    """
+    return study.Study(
+        question=question,
+        expected=expected,
+        config=config,
+        data=functools.partial(load, source),
+        primary=study.PERPLEXITY,
+        arms=ARMS,
+        comparisons=[("federated", name) for name in ("zero_shot", "local", "centralised")],
+        controls=(study.Control("zero_shot", "federated"), study.Control("shuffled", "federated")),
+        scores=SCORES,
+    )
