@@ -138,6 +138,7 @@ def client_scores(
         parts = {name: np.split(column, places) for name, column in scores.items()}
         return [{name: parts[name][k] for name in parts} if size else None for k, size in enumerate(sizes)]
     found: list[Scores | None] = []
+    how["batch_size"] = min(how.get("batch_size", 256), int(sizes.max()))  # one compile, no batch of mostly padding
     for k, size in enumerate(sizes):
         arrays = population.client(k) if size else None
         found.append(None if arrays is None else scores_of(task, *simulator.model(state, k), arrays, **how))

@@ -96,6 +96,19 @@ class Run:
             self._shared[key] = make()
         return self._shared[key]
 
+    def simulate_once(self, key: Any, start: Callable[[], Simulated]) -> Simulated:
+        """Like `once`, of a simulation: its bytes and its curve are those of every arm that asks for it.
+
+        Args:
+          key: names the simulation, with all settings that it depends on.
+          start: `run.simulate(...)`, called by the first arm that asks.
+        """
+        if key not in self._shared:
+            return self.once(key, start)
+        found = self._shared[key]
+        self._record(found.simulator, found.state, found.metrics)
+        return found
+
     def simulate(
         self,
         algorithm: Algorithm,

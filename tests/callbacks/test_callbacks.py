@@ -156,6 +156,20 @@ def test_evaluate_clients_scores_each_clients_own_model(personal):
     np.testing.assert_allclose(metrics["clients_loss_worst_decile"][-1], max(losses), rtol=1e-5)
 
 
+def test_a_personal_model_is_not_scored_on_batches_of_padding():
+    seen = []
+
+    def loss(delta, backbone, batch, key):
+        seen.append(len(batch["x"]))
+        return mlp_loss(delta, backbone, batch, key)
+
+    method = ffm.algorithms.local_only(TASK, optax.sgd(0.02), local_steps=1, batch_size=8)
+    one = simulator(method, cohort_size=4)
+    look = callbacks.evaluate_clients(ffm.Task(loss), POPULATION)
+    one.run(one.init(DELTA), 1, callbacks=[look])
+    assert set(seen) == {6}  # the largest client's
+
+
 def test_a_client_without_test_examples_is_left_out():
     nobody = {name: array[:0] for name, array in CLIENTS[0].items()}
     population = ffm.Population.from_clients([nobody, *CLIENTS[1:]])
