@@ -20,7 +20,7 @@ from fedjax_fm.models.weights import read_config
 from fedjax_fm.peft.adapter import OUTPUTS
 from fedjax_fm.peft.patterns import HEADS
 from fedjax_fm.runs.errors import UsageError
-from fedjax_fm.runs.experiment import nearest
+from fedjax_fm.runs.settings import nearest
 
 
 class Options(NamedTuple):

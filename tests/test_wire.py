@@ -11,7 +11,7 @@ import pytest
 
 from fedjax_fm.cli import main
 from fedjax_fm.models.architectures import ARCHITECTURES, DEFAULT_TARGETS
-from fedjax_fm.runs.experiment import UsageError
+from fedjax_fm.runs.settings import UsageError
 from fedjax_fm.wire import METHODS, TAKES, Options, rows, wire
 
 # Sizes that transformers counts for the checkpoints of these names.

@@ -15,7 +15,7 @@ from fedjax_fm.experiments.bench.compare import measure
 from fedjax_fm.experiments.bench.environments import DEFAULT_CACHE, PEERS, PeerError, need_adapters, ours, theirs
 from fedjax_fm.experiments.bench.workload import Workload
 from fedjax_fm.experiments.bench.workloads import WORKLOADS
-from fedjax_fm.runs.experiment import UsageError, nearest
+from fedjax_fm.runs.settings import UsageError, nearest
 
 # A row has all of these, null where there is nothing to say.
 FIELDS = (

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedjax_fm.experiments.bench.environments import clean_environment, last_lines
-from fedjax_fm.runs.experiment import UsageError, nearest
+from fedjax_fm.runs.settings import UsageError, nearest
 
 NAMES = ("topk-1e6", "topk-1e7", "topk-256x1e5", "quantize-4e6", "pack-4e6", "unpack-4e6", "uplink-1e6")
 FIELDS = ("name", "seconds", "peer", "peer_seconds", "ratio", "floor_seconds", "peer_error")

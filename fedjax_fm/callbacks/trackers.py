@@ -10,8 +10,8 @@ from fedjax_fm.callbacks.base import Callback, Metrics
 from fedjax_fm.callbacks.history import as_line, rows_of
 from fedjax_fm.engine.state import SimulationState
 from fedjax_fm.runs.errors import UsageError
-from fedjax_fm.runs.experiment import nearest
 from fedjax_fm.runs.folder import RunFolder
+from fedjax_fm.runs.settings import nearest
 
 if TYPE_CHECKING:
     from fedjax_fm.engine.simulator import Simulator

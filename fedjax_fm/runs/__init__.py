@@ -4,38 +4,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedjax_fm.runs.checkpoint import CheckpointError, Checkpoints, DamagedCheckpoint, OtherRun
-    from fedjax_fm.runs.experiment import Experiment, UsageError
-    from fedjax_fm.runs.folder import RunFolder, RunFolderError
-    from fedjax_fm.runs.loop import Interrupted, run_rounds
+    from fedjax_fm.runs.checkpoint import Checkpoints
+    from fedjax_fm.runs.errors import (
+        CheckpointError,
+        DamagedCheckpoint,
+        Interrupted,
+        OtherRun,
+        RunFolderError,
+        UsageError,
+    )
+    from fedjax_fm.runs.folder import RunFolder
     from fedjax_fm.runs.progress import RoundProgress
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
     "DamagedCheckpoint",
-    "Experiment",
     "Interrupted",
     "OtherRun",
     "RoundProgress",
     "RunFolder",
     "RunFolderError",
     "UsageError",
-    "run_rounds",
 ]
 
 _HOME = {
     "CheckpointError": "errors",
     "Checkpoints": "checkpoint",
     "DamagedCheckpoint": "errors",
-    "Experiment": "experiment",
     "Interrupted": "errors",
     "OtherRun": "errors",
     "RoundProgress": "progress",
     "RunFolder": "folder",
     "RunFolderError": "errors",
     "UsageError": "errors",
-    "run_rounds": "loop",
 }
 
 

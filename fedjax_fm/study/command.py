@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedjax_fm.runs.errors import UsageError
-from fedjax_fm.runs.experiment import nearest, override, replace, restored
+from fedjax_fm.runs.settings import nearest, override, replace, restored
 from fedjax_fm.study.shape import Study
 
 if TYPE_CHECKING:

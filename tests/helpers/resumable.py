@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import optax
 from mlp_problem import make_clients, make_trees, mlp_loss
 from rich.console import Console
+from run_folder import run_rounds
 
 import fedjax_fm as ffm
 from fedjax_fm import channels
 from fedjax_fm.algorithms.local import train
-from fedjax_fm.runs import Checkpoints, RunFolder, identity, run_rounds
+from fedjax_fm.runs import Checkpoints, RunFolder, identity
 
 ROUNDS = 3
 N_CLIENTS = 8

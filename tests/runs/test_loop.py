@@ -1,4 +1,4 @@
-"""`run_rounds` used from a program: seeds, plans and configurations of a run that goes on."""
+"""A run in a folder, used from a program: seeds, plans and configurations of a run that goes on."""
 
 import io
 
@@ -8,9 +8,10 @@ import optax
 import pytest
 from mlp_problem import make_clients, make_trees, mlp_loss
 from rich.console import Console
+from run_folder import run_rounds
 
 import fedjax_fm as ffm
-from fedjax_fm.runs import OtherRun, RunFolder, run_rounds
+from fedjax_fm.runs import OtherRun, RunFolder
 
 
 def simulator_of(**how):

@@ -1,40 +1,14 @@
-"""What an experiment is, how it is found, and how its settings are changed from the command line."""
+"""How settings are read from the command line and from a folder, and what is said of a wrong one."""
 
 import dataclasses
 import difflib
-import importlib
 import math
-import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from fedjax_fm.runs.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from fedjax_fm.runs.folder import RunFolder
-
-
-class Experiment(NamedTuple):
-    """One runnable study: a module `fedjax_fm.experiments.NAME` holds it as `EXPERIMENT`."""
-
-    name: str
-    summary: str
-    config: type  # frozen dataclass with .smoke() and .full()
-    run: "Callable[[Any, RunFolder, Console], None]"  # continues what the folder already holds
-    report: "Callable[[RunFolder], Any]"  # writes report.html from the folder alone, returns its path
-
-
-def later(module: str, name: str) -> Callable[..., Any]:
-    """The function `name` of a module that is imported when it is called: listing studies shall import no JAX."""
-
-    def call(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(module), name)(*arguments)
-
-    return call
 
 
 def nearest(word: str, known: Iterable[str], what: str) -> str:
@@ -43,20 +17,6 @@ def nearest(word: str, known: Iterable[str], what: str) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
     guess = f"; did you mean {close[0]!r}?" if close else "."
     return f"unknown {what} {word!r}{guess} There are: {', '.join(known)}"
-
-
-def names() -> list[str]:
-    """All experiments: the packages that hold an `EXPERIMENT`."""
-    package = importlib.import_module("fedjax_fm.experiments")
-    packages = [module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg]
-    return sorted(n for n in packages if hasattr(importlib.import_module(f"{package.__name__}.{n}"), "EXPERIMENT"))
-
-
-def find(name: str) -> Experiment:
-    """The experiment of that name; UsageError with the nearest one."""
-    if name not in names():
-        raise UsageError(nearest(name, names(), "experiment"))
-    return importlib.import_module(f"fedjax_fm.experiments.{name}").EXPERIMENT
 
 
 def override(config: Any, pairs: Iterable[str]) -> Any:

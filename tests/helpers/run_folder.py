@@ -1,11 +1,11 @@
-"""Runs an algorithm round by round inside a run folder: progress, metrics, checkpoints, interruption."""
+"""A run in a folder, as a program of one's own has it: progress, looks and a checkpoint."""
 
 from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 
-from fedjax_fm import callbacks, checks
+from fedjax_fm import callbacks
 from fedjax_fm.engine import SimulationState, Simulator
 from fedjax_fm.runs.folder import RunFolder
 from fedjax_fm.runs.terminal import say
@@ -40,8 +40,6 @@ def run_rounds(
 
     Raises: as `callbacks.checkpoint`.
     """
-    checks.whole("rounds", rounds, least=0)
-    checks.whole("evaluate_every", evaluate_every, least=1)
     state = simulator.init(delta)
     say(console, repr(simulator))
     looks: list[Any] = [callbacks.progress(label, console=console, lines_every=evaluate_every)]
