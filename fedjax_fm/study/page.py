@@ -24,7 +24,8 @@ h2{font-size:1.15rem;margin:2.6rem 0 .6rem;padding-bottom:.3rem;border-bottom:1p
 .answer{font-size:1.12rem;margin:.2rem 0 1rem} .note{color:var(--soft);font-size:.9rem}
 .verdict{display:inline-block;border-radius:.5rem;padding:.45rem .8rem;font-weight:600;border:1.5px solid}
 .sound{color:var(--good);border-color:var(--good)} .unsound{color:#fff;background:#c22f3c;border-color:#c22f3c}
-figure{margin:1rem 0;overflow-x:auto} svg{width:100%;min-width:600px;height:auto;color:var(--ink)} figcaption{color:var(--soft);font-size:.88rem}
+figure{margin:1rem 0;overflow-x:auto}
+svg{width:100%;min-width:600px;height:auto;color:var(--ink)} figcaption{color:var(--soft);font-size:.88rem}
 .scroll{overflow-x:auto} table{border-collapse:collapse;width:100%;
 font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:.42rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
