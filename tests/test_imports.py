@@ -87,7 +87,7 @@ DEVICES = "; import jax; print(jax.device_count(), os.environ.get('JAX_NUM_CPU_D
         ("import os, jax, fedjax_fm", {}, CORES),
         ("import os; from fedjax_fm import channels", {}, CORES),
         ("import os; from fedjax_fm.engine import Simulator", {}, CORES),
-        ("import os; import fedjax_fm.runs.loop", {}, CORES),
+        ("import os; import fedjax_fm.callbacks.loop", {}, CORES),
         ("import os, fedjax_fm", {"JAX_NUM_CPU_DEVICES": "5"}, 5),
         ("import os, fedjax_fm", {"JAX_NUM_CPU_DEVICES": "1"}, 1),  # the README's way to turn it off
         ("import os, jax, fedjax_fm", {"JAX_NUM_CPU_DEVICES": "1"}, 1),

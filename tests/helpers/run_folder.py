@@ -41,9 +41,10 @@ def run_rounds(
     Raises: as `callbacks.checkpoint`.
     """
     state = simulator.init(delta)
-    say(console, repr(simulator))
     looks: list[Any] = [callbacks.progress(label, console=console, lines_every=evaluate_every)]
     if evaluate is not None:
         looks.append(lambda round, state, metrics: evaluate(state))
     looks.append(callbacks.checkpoint(folder, delta=delta, console=console))
-    return simulator.run(state, rounds, every=evaluate_every, callbacks=looks)[0]
+    state, _ = simulator.run(state, rounds, every=evaluate_every, callbacks=looks)
+    say(console, repr(simulator))  # with the layout that it was begun with
+    return state
