@@ -6,6 +6,7 @@ What only tells (`--version`, `list`, every `--help`) imports neither JAX nor an
 import importlib
 import importlib.metadata
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,6 +137,7 @@ def _go(study: "Study", config: Any, folder: "RunFolder", is_new: bool, only_tun
 
     console = Console()
     say(console, f"{folder.config['experiment']} in {folder.path}")
+    signal.signal(signal.SIGTERM, _interrupt)  # inside of a run that keeps checkpoints, those listen
     try:
         command.go(folder, study, config, console, only_tuning=only_tuning)
     except (Interrupted, KeyboardInterrupt) as stop:
@@ -149,6 +151,10 @@ def _go(study: "Study", config: Any, folder: "RunFolder", is_new: bool, only_tun
         say(console, f"go on with: fedjax-fm run --resume {folder.path}")
     else:
         _show(folder, console)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def report(folder: Annotated[Path, tyro.conf.Positional], /) -> None:

@@ -1,0 +1,262 @@
+"""What does split pre-training lose against one model on all texts, and gain over none?
+
+The eight roles of Shakespeare that speak most (Hamlet, Iago, Henry V, ...), a client each; a
+fifth of each role's speeches is held out, other ones for every seed. A WordPiece vocabulary of
+1000 from the roles that are no clients. BERT of 2 layers, d = 64, from random weights; rows of 32
+tokens; Adam with warm-up and cosine decay. Every arm reads as many rows, 600 steps of 8 clients
+with 4 rows each; FedBERT in turn reads them as 120 turns of 10 steps with 16 rows. Rates are
+chosen on the eight roles that speak most after those.
+
+Score: perplexity of masked tokens on held-out speeches of all roles; local models are judged on
+their role's own, and beside it on everybody's. Word frequencies of all training texts and a local
+model with a quarter of the steps say whether models are undertrained or overfitted.
+
+Controls: FedBERT on words that are shuffled inside each role, for which contexts say nothing; and
+the random weights.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, trainers
+from tokenizers.models import WordPiece
+
+import fedjax_fm as ffm
+from fedjax_fm import study
+from fedjax_fm.algorithms.fedbert import fedbert
+from fedjax_fm.algorithms.local_only import local_only
+from fedjax_fm.evaluation.evaluate import means
+from fedjax_fm.models import BertConfig
+from fedjax_fm.models.masked_lm import bert_split
+from fedjax_fm.population import samplers
+from fedjax_fm.split import Split, unsplit
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+Rows = dict[str, np.ndarray]  # {"input_ids", "attention_mask"}: i32[n, T]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings."""
+
+    roles: int = 8
+    length: int = 32
+    vocabulary: int = 1000
+    width: int = 64
+    held_out: float = 0.2  # of a role's speeches
+    draws: int = 3  # of what is masked in the test
+    steps: int = 600  # of the body, where the roles are side by side
+    tuning_steps: int = 300
+    batch_size: int = 4  # rows of a client and step
+    round_steps: int = 10  # of a round side by side, and of a turn
+    turn_batch_size: int = 16
+    grid: tuple[float, ...] = (1e-3, 2e-3, 4e-3)  # Adam's learning rate
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def smoke(self) -> "Config":
+        """Does it work?"""
+        small = {"roles": 3, "length": 16, "width": 16, "draws": 1, "grid": (2e-3,)}
+        short = {"steps": 12, "tuning_steps": 6, "round_steps": 1, "seeds": (0, 1)}
+        return dataclasses.replace(self, **small, **short)
+
+
+class Data(NamedTuple):
+    """Training and held-out rows of every role, and the model before training."""
+
+    train: list[Rows]
+    test: list[Rows]
+    split: Split
+    task: ffm.Task  # of the model in one piece
+    delta: Any
+
+
+@functools.cache
+def speeches(roles: int, vocabulary: int) -> tuple[list[list[str]], Tokenizer]:
+    """(those of 2 * roles roles, the longest first; a tokenizer from all other roles)."""
+    table = ffm.datasets.load_shakespeare()
+    found = collections.defaultdict(list)
+    for client, speech in zip(table["client"], table["speech"], strict=True):
+        found[client].append(str(speech))
+    by_size = sorted(found.values(), key=lambda some: -sum(len(one.split()) for one in some))
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    how = {"vocab_size": vocabulary, "special_tokens": SPECIAL, "show_progress": False}
+    others = (one for some in by_size[2 * roles :] for one in some)
+    tokenizer.train_from_iterator(others, trainers.WordPieceTrainer(**how))
+    return by_size[: 2 * roles], tokenizer
+
+
+def rows(tokenizer: Tokenizer, texts: list[str], length: int) -> Rows:
+    """Each speech by itself: [CLS], at most length - 1 tokens a row."""
+    found = (one.ids for one in tokenizer.encode_batch(texts))
+    pieces = [ids[i : i + length - 1] for ids in found for i in range(0, len(ids), length - 1)]
+    ids = np.zeros((len(pieces), length), np.int32)
+    for row, piece in enumerate(pieces):
+        ids[row, : len(piece) + 1] = [SPECIAL.index("[CLS]"), *piece]
+    return {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int32)}
+
+
+def data(config: Config, seed: int, split: str) -> Data:
+    """Holds out whole speeches; tuning has roles of its own."""
+    texts, tokenizer = speeches(config.roles, config.vocabulary)
+    mine = texts[config.roles :] if split == "tuning" else texts[: config.roles]
+    train, test = [], []
+    for number, some in enumerate(mine):
+        order = np.random.default_rng([seed, number]).permutation(len(some))
+        n = round(config.held_out * len(order))
+        for part, which in ((test, order[:n]), (train, order[n:])):
+            part.append(rows(tokenizer, [some[i] for i in which], config.length))
+    bert = BertConfig(
+        vocab_size=config.vocabulary, hidden_size=config.width, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=2 * config.width,
+        max_position_embeddings=config.length, hidden_act="gelu_new",
+    )  # fmt: skip
+    words = (len(SPECIAL), config.vocabulary)
+    how = {"mask_id": SPECIAL.index("[MASK]"), "words": words, "seed": seed}
+    cut, delta = bert_split(bert, config.length, **how)
+    return Data(train, test, cut, unsplit(cut), delta)
+
+
+def together(parts: list[Rows]) -> Rows:
+    """All rows in one."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def without_context(part: Rows, seed: int) -> Rows:
+    """The same words, dealt anew to the places of all rows."""
+    ids = part["input_ids"].copy()
+    words = ids >= len(SPECIAL)
+    ids[words] = np.random.default_rng(seed).permutation(ids[words])
+    return {**part, "input_ids": ids}
+
+
+def perplexity(run: study.Run, pairs: Iterable[tuple[Any, Rows]]) -> float:
+    """Of masked tokens over all (delta, rows), each token alike."""
+    keys = [jax.random.key(draw) for draw in range(run.config.draws)]
+    score = functools.partial(ffm.evaluate, run.data.task)
+    found = [score(delta, (), part, key=key) for delta, part in pairs for key in keys]
+    whole = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+    return math.exp(means(whole)["loss"])
+
+
+def steps_of(run: study.Run) -> int:
+    """Steps of the body, side by side."""
+    return run.config.tuning_steps if run.is_tuning else run.config.steps
+
+
+def adam(run: study.Run, steps: int) -> optax.GradientTransformation:
+    """A tenth of the steps of warm-up, then a cosine to zero."""
+    rate = run["learning_rate"]
+    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps))
+
+
+def simulate(run: study.Run, algorithm: ffm.Algorithm, train: list[Rows], rounds: int, **how: Any) -> study.Simulated:
+    """On one device: the clients' steps are too small to be worth sharing out."""
+    population = ffm.Population.from_clients(train)
+    how = {"cohort_size": len(train), "devices": 1, **how}
+    return run.simulate(algorithm, population, run.data.delta, rounds, **how)
+
+
+def centralised(run: study.Run) -> dict[str, float]:
+    """One model on all texts, as many rows a step as the clients have together."""
+    config, steps = run.config, steps_of(run)
+    size = config.batch_size * config.roles
+    algorithm = ffm.fedavg(run.data.task, adam(run, steps), local_steps=steps, batch_size=size)
+    found = simulate(run, algorithm, [together(run.data.train)], 1)
+    return {"perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])}
+
+
+def local(share: float = 1.0) -> Callable:
+    """Each role its own model, with a share of the steps."""
+
+    def arm(run: study.Run) -> dict[str, float]:
+        steps = round(share * steps_of(run))
+        how = {"local_steps": steps, "batch_size": run.config.batch_size}
+        found = simulate(run, local_only(run.data.task, adam(run, steps), **how), run.data.train, 1)
+        models = [found.model(k)[0] for k in range(run.config.roles)]
+        everybody = together(run.data.test)
+        return {
+            "perplexity": perplexity(run, zip(models, run.data.test, strict=True)),
+            "on_all_roles": perplexity(run, [(model, everybody) for model in models]),
+        }
+
+    return arm
+
+
+def parallel(shuffle: bool = False) -> Callable:
+    """FedBERT, all roles side by side."""
+
+    def arm(run: study.Run) -> dict[str, float]:
+        config, steps, train = run.config, steps_of(run), run.data.train
+        if shuffle:
+            train = [without_context(part, run.seed) for part in train]
+        how = {"local_steps": config.round_steps, "batch_size": config.batch_size}
+        algorithm = fedbert(run.data.split, adam(run, steps), adam(run, steps), **how)
+        found = simulate(run, algorithm, train, steps // config.round_steps)
+        return {"perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])}
+
+    return arm
+
+
+def in_turn(run: study.Run) -> dict[str, float]:
+    """FedBERT, one role after the other, over as many rows in all."""
+    config, n, size = run.config, run.config.round_steps, run.config.turn_batch_size
+    turns = steps_of(run) * config.batch_size * config.roles // (n * size)
+    optimizers = adam(run, turns * n // config.roles), adam(run, turns * n)
+    algorithm = fedbert(run.data.split, *optimizers, local_steps=n, batch_size=size)
+    sampler = samplers.cyclic(config.roles, 1, shuffle=True)
+    found = simulate(run, algorithm, run.data.train, turns, cohort_size=1, sampler=sampler)
+    return {"perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])}
+
+
+def untrained(run: study.Run) -> dict[str, float]:
+    """The random weights."""
+    return {"perplexity": perplexity(run, [(run.data.delta, together(run.data.test))])}
+
+
+def frequencies(run: study.Run) -> dict[str, float]:
+    """Word frequencies of all training texts, one added to each count."""
+    train, test = (together(part)["input_ids"] for part in (run.data.train, run.data.test))
+    counts = np.bincount(train[train >= len(SPECIAL)], minlength=run.config.vocabulary) + 1.0
+    nats = -np.log(counts / counts[len(SPECIAL) :].sum())
+    return {"perplexity": math.exp(nats[test[test >= len(SPECIAL)]].mean())}
+
+
+GRID = {"learning_rate": "grid"}
+STUDY = study.Study(
+    question="What does split pre-training lose against one model on all texts, and gain over none?",
+    expected="centralised a little better than FedBERT, side by side and in turn; local far worse",
+    config=Config,
+    data=data,
+    primary=study.PERPLEXITY,
+    scores=(study.Score("on_all_roles", "on everybody's speeches", highest=False, digits=2),),
+    arms=(
+        study.Arm("frequencies", frequencies, "word frequencies of all roles"),
+        study.Arm("centralised", centralised, grid=GRID),
+        study.Arm("parallel", parallel(), "FedBERT, side by side", GRID),
+        study.Arm("in_turn", in_turn, "FedBERT, in turn", GRID),
+        study.Arm("local", local(), "local only", GRID),
+        study.Arm("local_quarter", local(0.25), "local only, a quarter of the steps", like="local"),
+        study.Arm("shuffled", parallel(shuffle=True), "side by side, words shuffled", like="parallel"),
+        study.Arm("untrained", untrained, "random weights"),
+    ),
+    comparisons=[
+        *((name, "local") for name in ("parallel", "in_turn")),
+        *((name, "centralised") for name in ("parallel", "in_turn")),
+        *((name, "frequencies") for name in ("parallel", "in_turn")),
+        ("in_turn", "parallel"),
+    ],
+    controls=(
+        study.Control("shuffled", "parallel", "No word was learned in its context."),
+        study.Control("untrained", "parallel"),
+    ),
+)
