@@ -331,6 +331,8 @@ def _is_users(error: Exception) -> bool:
     """Whether the message is for the user; ours and the system's, and values that a library has refused."""
     if isinstance(error, (UserError, ValueError, FloatingPointError, OSError)):
         return True
+    if isinstance(error, ImportError) and "pip install" in str(error):  # an extra that is not there
+        return True
     rounds = sys.modules.get("fedjax_fm.engine.errors")  # no round has run where that is not imported
     return rounds is not None and isinstance(error, rounds.RoundError)
 
