@@ -91,9 +91,15 @@ class Run:
         return self._hyper[name]
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make` returns, computed once for all arms of the seed: what they share must not depend on the arm."""
+        """What `make` returns, computed once for all arms of the seed: what they share must not depend on the arm.
+
+        Simulations inside of `make` count for no arm, whichever comes first: add their bytes by `sent`, or use
+        `simulate_once`.
+        """
         if key not in self._shared:
+            before = list(self.curve), list(self.clients), dict(self.bytes)
             self._shared[key] = make()
+            self.curve, self.clients, self.bytes = before
         return self._shared[key]
 
     def simulate_once(self, key: Any, start: Callable[[], Simulated]) -> Simulated:
@@ -103,9 +109,7 @@ class Run:
           key: names the simulation, with all settings that it depends on.
           start: `run.simulate(...)`, called by the first arm that asks.
         """
-        if key not in self._shared:
-            return self.once(key, start)
-        found = self._shared[key]
+        found = self.once(key, start)
         self._record(found.simulator, found.state, found.metrics)
         return found
 
