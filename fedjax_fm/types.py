@@ -20,7 +20,8 @@ class Task(NamedTuple):
     """What is learned: a loss over one batch.
 
     `loss(delta, backbone, batch, key) -> (f32[B], {name: f32[B]})`: per example, not averaged, so that short
-    batches can be masked; other shapes are refused while a round is traced. `key` drives dropout and the like.
+    batches can be masked; other shapes are refused while a round is traced. `key` drives dropout and the like; it is None
+    where the model is evaluated.
 
     `weight(batch) -> f32[B]`: what an example counts in every mean; None counts each as one. With the number of
     response tokens, and a loss that is the mean over them, all averages are token-weighted: in a batch by its own
@@ -28,7 +29,7 @@ class Task(NamedTuple):
     to see them. So a client with weights w_i counts as one that holds each example w_i times.
     """
 
-    loss: Callable[[Tree, Tree, dict[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    loss: Callable[[Tree, Tree, dict[str, jax.Array], Any], tuple[jax.Array, dict[str, jax.Array]]]
     weight: Callable[[dict[str, jax.Array]], jax.Array] | None = None
 
 

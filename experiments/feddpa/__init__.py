@@ -115,7 +115,7 @@ class Made(NamedTuple):
     task: ffm.Task  # of a client's model; it may read the column `mix`
 
 
-def local_settings(run: study.Run) -> tuple[Any, int, dict[str, int]]:
+def local_settings(run: study.Run) -> tuple[Any, int, dict[str, Any]]:
     """(optimizer, rounds, steps of a round)."""
     config = run.config
     rounds = config.tuning_rounds if run.is_tuning else config.rounds

@@ -194,7 +194,10 @@ def untrained(run: study.Run) -> dict[str, float]:
 
 def scratch(f: Callable, *arguments: Any) -> int:
     """Bytes that the compiled function needs beyond its arguments and what it returns."""
-    return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    found = jax.jit(f).lower(*arguments).compile().memory_analysis()
+    if found is None:
+        raise ValueError("this backend does not tell what memory a compiled function needs")
+    return found.temp_size_in_bytes
 
 
 def batch_of(run: study.Run) -> dict[str, jax.Array]:

@@ -140,15 +140,15 @@ def _scores(task: Task, mesh: Mesh | None, delta: Tree, backbone: Tree, batch: T
 def _mesh_of(tree: Tree) -> Mesh | None:
     """The mesh on which all arrays lie whole on every device; None where they do not, or on one device."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    shardings = [leaf.sharding for leaf in leaves]
-    if not all(isinstance(sharding, NamedSharding) for sharding in shardings):
+    shardings = [leaf.sharding for leaf in leaves if isinstance(leaf.sharding, NamedSharding)]
+    if len(shardings) < len(leaves):
         return None
     meshes = {sharding.mesh for sharding in shardings}
     if len(meshes) != 1 or not all(leaf.is_fully_replicated for leaf in leaves):
         return None
     (mesh,) = meshes
     spread = mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)
-    return mesh if spread else None
+    return mesh if spread else None  # pyright: ignore[reportReturnType]  (an abstract one has no arrays)
 
 
 def _check_each(loss: jax.Array, metrics: Mapping[str, jax.Array], batch: Tree) -> None:

@@ -19,7 +19,7 @@ COLOURS = (
     *("#3b7dd8", "#e08a1e", "#2fa37c", "#b565c7", "#d6455d", "#7f8c9b", "#17a2b8", "#c0a000", "#8a6d3b", "#5c6bc0"),
     *("#e377c2", "#4caf50"),
 )
-_RC = {"font.family": "sans-serif", "font.size": 10.5, "svg.fonttype": "none", "svg.hashsalt": "fedjax_fm"}
+_RC: Any = {"font.family": "sans-serif", "font.size": 10.5, "svg.fonttype": "none", "svg.hashsalt": "fedjax_fm"}
 
 
 def style() -> Any:
