@@ -54,6 +54,7 @@ class Cells:
         self.study, self.config, self.folder, self.console = study, config, folder, console
         self._data = functools.lru_cache(maxsize=MOST_KEPT)(functools.partial(study.data, config))
         self._shared: dict[tuple[int, str], dict[Any, Any]] = {}
+        self._commit = commit()  # of the code that this process has read
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # seeds differ in operands only: one compile for an arm
             jax.config.update("jax_compilation_cache_dir", str((folder.path / "programs").resolve()))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -144,7 +145,7 @@ class Cells:
             shared=self._shared[where],
             looks=[callbacks.progress(f"{cell.arm.title}, {cell.name}")],
         )
-        base = {"hyper": cell.hyper, "commit": commit()}
+        base = {"hyper": cell.hyper, "commit": self._commit}
         try:
             scores = cell.arm.run(run)
         except (RoundError, FloatingPointError) as error:

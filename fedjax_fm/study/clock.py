@@ -13,11 +13,14 @@ PROFILE_SEED = 0
 IN_WORDS = "0.1 s a local step, 1 MB/s and 50 ms a transfer in the median, log-normal over clients; rounds wait for all"
 
 
-def simulated_seconds(simulator: Simulator, state: SimulationState, metrics: Metrics, seed: int) -> np.ndarray:
+def simulated_seconds(
+    simulator: Simulator, state: SimulationState, metrics: Metrics, seed: int, travels: bool = True
+) -> np.ndarray:
     """When each round ends, f64[rounds]: by the method's own clock, or waiting for the slowest of each cohort.
 
     Args:
       simulator, state, metrics, seed: of the run.
+      travels: False where all data lie in one place, and nothing is sent.
 
     Returns:
       Seconds since the first round, `IN_WORDS` says of which machines.
@@ -26,7 +29,9 @@ def simulated_seconds(simulator: Simulator, state: SimulationState, metrics: Met
         return np.asarray(metrics["seconds"], np.float64)
     population = simulator.population
     profile = log_normal_profile(population.n_clients, PROFILE_SEED)
-    up, down = simulator.bytes_per_client(state)
+    up, down = simulator.bytes_per_client(state) if travels else (0, 0)
+    if not travels:
+        profile = profile._replace(latency=np.zeros_like(profile.latency))
     each = client_seconds(profile, _local_steps(simulator), down, up)
     return synchronous_seconds(simulator.sampler, seed, len(metrics["loss"]), each)
 

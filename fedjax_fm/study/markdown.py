@@ -80,7 +80,7 @@ def commits(results: Results) -> list[str]:
 def answer(results: Results) -> str:
     """The first sentence: what the comparisons allow to say."""
     if len(results.runs(results.arms[0])) == 1:
-        return "One seed shows numbers and allows no verdict; that takes three or more."
+        return f"{_seen(results)} One seed shows numbers and allows no verdict; that takes three or more."
     clear = [verdict for verdict in results.verdicts() if verdict.words in ("better", "worse")]
     if not clear:
         return "No difference is seen in any comparison."
@@ -88,6 +88,21 @@ def answer(results: Results) -> str:
         f"{results.label(one.arm)} is {one.words} than {results.label(one.than)} by {results.difference(one).lstrip('+-')}"
         for one in clear
     )
+
+
+def _seen(results: Results) -> str:
+    """What one seed has shown: the first arm that is compared, and how far it is from each of the others."""
+    score, verdicts = results.primary, [one for one in results.verdicts() if one.found is not None]
+    if not verdicts:
+        return ""
+    first = verdicts[0].arm
+    others = [
+        f"{results.difference(one).removesuffix(', one seed')} against {results.label(one.than)}"
+        for one in verdicts
+        if one.arm == first
+    ]
+    value = f"{score.scale * results.values(first)[0]:.{score.digits}f} {score.unit}".strip()
+    return f"{results.label(first)}: {value}; {', '.join(others)}."
 
 
 def write(results: Results) -> str:

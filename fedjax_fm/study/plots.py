@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from fedjax_fm.evaluation.intervals import half_width
 from fedjax_fm.study.results import Results
@@ -100,6 +100,9 @@ def curves(results: Results) -> Figure | None:
                 drawn[results.label(arm)] = handle
             if logarithmic:
                 axes.set_xscale("log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
             else:
                 axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             ylabel = score.title if column != "loss" else "training loss"

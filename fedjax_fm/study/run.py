@@ -196,7 +196,8 @@ class Run:
         before = dict(self.bytes)
         last = self.curve[-1] if self.curve else {"round": 0, "seconds": 0.0}
         totals = {name: np.cumsum(metrics[name]) for name in before}
-        seconds = simulated_seconds(simulator, state, metrics, self.seed)
+        travels = any(metrics[name].any() for name in before)
+        seconds = simulated_seconds(simulator, state, metrics, self.seed, travels)
         for index in _rows_to_keep(metrics):
             row = {"round": last["round"] + index + 1, "seconds": last["seconds"] + float(seconds[index])}
             row |= {name: before[name] + int(total[index]) for name, total in totals.items()}

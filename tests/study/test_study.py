@@ -261,6 +261,10 @@ def test_an_arm_in_rounds_keeps_its_curve_its_bytes_and_its_seconds():
     assert one.bytes == {"uplink_bytes": 6 * 2 * 12, "downlink_bytes": 6 * 2 * 12}
     seconds = [row["seconds"] for row in one.curve]
     assert 0.2 < seconds[0] < seconds[1] < seconds[2]
+    still = Run("mine", None, 3, "final", {}, lambda: None)
+    still.simulate(algorithm, population, np.zeros(3, np.float32), 6, every=2, travels=False, **kwargs)
+    assert still.bytes == {"uplink_bytes": 0, "downlink_bytes": 0}
+    assert still.curve[0]["seconds"] < seconds[0] - 2 * 2 * 0.05  # neither transfers nor their latency
     one.simulate(algorithm, population, found.state.delta, 1, **kwargs)
     assert one.curve[-1]["round"] == 7
     assert one.bytes["uplink_bytes"] == 7 * 2 * 12
