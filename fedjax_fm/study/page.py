@@ -31,7 +31,8 @@ font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{padding:.42rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{color:var(--soft);font-weight:600;cursor:pointer;white-space:normal;vertical-align:bottom} th:hover{color:var(--ink)}
 th:first-child,td:first-child,.left th,.left td{text-align:left}
-td:last-child{white-space:normal;min-width:6.5rem} tr.control td{color:var(--soft)} td.better{color:var(--good);font-weight:650} td.worse{color:var(--bad);font-weight:650}
+td:last-child{white-space:normal;min-width:6.5rem}
+tr.control td{color:var(--soft)} td.better{color:var(--good);font-weight:650} td.worse{color:var(--bad);font-weight:650}
 details{margin-top:1rem} summary{cursor:pointer} pre{background:var(--card);padding:.8rem;overflow:auto;font-size:.82rem}
 ul{padding-left:1.2rem} li{margin:.25rem 0}
 """
