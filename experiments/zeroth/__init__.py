@@ -109,7 +109,8 @@ def shakespeare(config: Config, seed: int, split: str) -> Data:
         return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
 
     def largest(plays: np.ndarray, n: int) -> list[Arrays]:
-        roles, counts = np.unique(table["client"][np.isin(table["play"], plays)], return_counts=True)
+        inside = np.isin(table["play"], plays)
+        roles, counts = np.unique(table["client"][inside], return_counts=True)
         return [rows_of(role) for role in roles[np.argsort(-counts, kind="stable")[:n]]]
 
     strangers = largest(mine[n:], config.roles // 2)
@@ -194,7 +195,8 @@ def untrained(run: study.Run) -> dict[str, float]:
 
 def scratch(f: Callable, *arguments: Any) -> int:
     """Bytes that the compiled function needs beyond its arguments and what it returns."""
-    return jax.jit(f).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    found: Any = jax.jit(f).lower(*arguments).compile().memory_analysis()
+    return found.temp_size_in_bytes
 
 
 def batch_of(run: study.Run) -> dict[str, jax.Array]:
