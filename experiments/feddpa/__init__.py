@@ -115,33 +115,34 @@ class Made(NamedTuple):
     task: ffm.Task  # of a client's model; it may read the column `mix`
 
 
-def local_settings(run: study.Run) -> tuple[Any, int, dict[str, Any]]:
-    """(optimizer, rounds, steps of a round)."""
-    config = run.config
-    rounds = config.tuning_rounds if run.is_tuning else config.rounds
-    steps = {"local_steps": config.local_steps, "batch_size": config.batch_size}
-    return optax.adam(run["learning_rate"]), rounds, steps
+def rounds_of(run: study.Run) -> int:
+    """Of the shared adapter."""
+    return run.config.tuning_rounds if run.is_tuning else run.config.rounds
+
+
+def steps(run: study.Run) -> dict[str, Any]:
+    """What a client does in a round."""
+    config, adam = run.config, optax.adam(run["learning_rate"])
+    sizes = {"local_steps": config.local_steps, "batch_size": config.batch_size}
+    return {"client_optimizer": adam, **sizes}
 
 
 def one_adapter(method: Callable, run: study.Run) -> Made:
     """FedIT, or local training."""
-    adam, rounds, steps = local_settings(run)
     task = tasks.classification(run.data.adapted, inputs=INPUTS)
-    return Made(method(task, adam, **steps), rounds, task)
+    return Made(method(task, **steps(run)), rounds_of(run), task)
 
 
 def dpa_f(run: study.Run) -> Made:
     """The shared adapter to its end, then the private ones for as many steps."""
-    adam, rounds, steps = local_settings(run)
-    private_steps = rounds * run.config.local_steps
-    algorithm = feddpa_f(*two_tasks(run), adam, rounds=rounds, private_steps=private_steps, **steps)
-    return Made(algorithm, rounds + 1, mixed(run))
+    rounds = rounds_of(run)
+    how = {"rounds": rounds, "private_steps": rounds * run.config.local_steps}
+    return Made(feddpa_f(*two_tasks(run), **steps(run), **how), rounds + 1, mixed(run))
 
 
 def dpa_t(run: study.Run) -> Made:
     """Both adapters in every round."""
-    adam, rounds, steps = local_settings(run)
-    return Made(feddpa_t(*two_tasks(run), adam, **steps), rounds, mixed(run))
+    return Made(feddpa_t(*two_tasks(run), **steps(run)), rounds_of(run), mixed(run))
 
 
 def two_tasks(run: study.Run) -> tuple[ffm.Task, ffm.Task]:

@@ -98,7 +98,9 @@ class Verdict(NamedTuple):
         """better, worse, no difference seen, or what failed."""
         if self.found is None:
             return self.why_not
-        return "one seed, no verdict" if self.found.pairs == 1 else self.found.verdict
+        if self.found.pairs < 3:  # "higher" would be of the score with its sign turned, where lower is better
+            return "one seed, no verdict" if self.found.pairs == 1 else "two seeds, no verdict"
+        return self.found.verdict
 
 
 class Results:
