@@ -48,6 +48,12 @@ def pytest_configure(config):
         config.pluginmanager.register(PageWriter(path))
 
 
+def pytest_collection_modifyitems(items):
+    """Files that take a minute come first, so that no worker is left alone with one at the end."""
+    long = ("test_resume.py", "test_readme.py", "test_methods.py")
+    items.sort(key=lambda item: not item.path.name.endswith(long))
+
+
 def pytest_collection_finish():
     """What the session has now it keeps: without this every collection of garbage walks through all modules and tests."""
     gc.collect()

@@ -312,8 +312,9 @@ class Simulator:
             from fedjax_fm.callbacks.loop import run_with_callbacks  # knows simulators
 
             return run_with_callbacks(self, state, rounds, every, callbacks, donate)
-        programs, first_rows = self.programs, with_key(self.start, state.key).first_rows
+        programs = self.programs
         check_state(state, self.start.server)
+        first_rows = with_key(self.start, state.key).first_rows
         if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state.rounds)):
             raise RuntimeError(
                 "this state was given away by run(..., donate=True); go on from the state that it returned"

@@ -64,6 +64,8 @@ def evaluate(
     """
     checks.instance("task", task, Task, "make one with tasks.classification(adapted) or Task(loss)")
     checks.whole("batch_size", batch_size, least=1)
+    if bucket is not None:
+        checks.whole("bucket", bucket, least=1)
     arrays = {name: checked_array(name, array) for name, array in arrays.items()}
     n = check_rows(arrays, ())
     mesh = _mesh_of((delta, backbone))

@@ -29,6 +29,16 @@ from fedjax_fm.evaluation import intervals
 from fedjax_fm.population import samplers
 
 TASK, SGD = ffm.Task(mlp_loss), optax.sgd(0.1)
+
+
+def column_as_loss(delta, backbone, batch, key):
+    return batch["x"], {}
+
+
+SCORED = {
+    "task": ffm.Task(column_as_loss), "delta": (), "backbone": (),
+    "arrays": {"x": np.ones(2, np.float32), "attention_mask": np.ones((2, 3), np.int32)},
+}  # fmt: skip
 WALK = {"local_steps": 2, "batch_size": 4}
 RULE = {"task": TASK, "client_optimizer": SGD, **WALK}
 MODEL = mlp()
@@ -133,6 +143,8 @@ ROWS = (
     }),
     Row(perturb, {}, {"scale": "real"}),
     Row(shift, {}, {"scale": "real"}),
+    Row(evaluation.evaluate, SCORED, {"batch_size": "whole", "bucket": "whole?"}),
+    Row(evaluation.plus_minus, {"values": [1.0, 2.0]}, {"scale": "real", "digits": "whole"}),
     Row(evaluation.Evaluator, {"logits_fn": print}, {"batch_size": "whole", "bucket": "whole"}),
     Row(evaluation.PerplexityEvaluator, {"losses_fn": print}, {"batch_size": "whole", "bucket": "whole"}),
     Row(intervals.student_t975, {"freedom": 3}, {"freedom": "whole"}),

@@ -262,7 +262,7 @@ def test_inner_dirichlet_takes_labels_of_any_kind():
 
 @settings(max_examples=25, deadline=None)
 @given(
-    counts=st.lists(st.integers(12, 40), min_size=1, max_size=4), times=st.integers(1, 2), kinds=st.integers(1, 4),
+    counts=st.lists(st.integers(16, 40), min_size=1, max_size=4), times=st.integers(1, 2), kinds=st.integers(1, 4),
     seed=st.integers(0, 99),
 )  # fmt: skip
 def test_a_distribution_deals_every_row_and_each_client_its_labels(counts, times, kinds, seed):
