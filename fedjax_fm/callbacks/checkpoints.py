@@ -99,11 +99,15 @@ class _Checkpoint(Callback):
     def _gone_on_with(self, start: SimulationState, saved: SimulationState) -> tuple[SimulationState, Metrics]:
         if not np.array_equal(jax.random.key_data(saved.key), jax.random.key_data(start.key)):
             raise OtherRun(f"the run in {self.folder.path} was begun with another seed than this simulator's")
+        if saved.round < self._first:
+            raise RunFolderError(
+                f"the run in {self.folder.path} has {saved.round} rounds done, but this state is of round "
+                f"{self._first}; take another folder, or begin with the state of simulator.init(delta)"
+            )
         self._written = saved.round
-        if saved.round == self._first:
-            return saved, {}
         self.folder.keep_metrics(saved.round)
-        return saved, metrics_of(self.folder.metrics())
+        rows = [row for row in self.folder.metrics() if row["round"] > self._first]
+        return saved, metrics_of(rows)
 
     def begin(self, simulator: "Simulator", state: SimulationState, metrics: Metrics, last: int) -> None:
         if state.round > last:

@@ -292,6 +292,20 @@ def test_a_finished_run_is_read_and_a_longer_one_goes_on(tmp_path):
         ONE.run(START, 4, every=2, callbacks=watched(tmp_path))
 
 
+def test_a_state_that_the_folder_does_not_know_is_refused_and_an_older_one_goes_on(tmp_path):
+    two, _ = ONE.run(START, 2)
+    five, _ = ONE.run(START, 5)
+    looks = lambda: [callbacks.checkpoint(tmp_path, delta=DELTA), callbacks.track(tmp_path / "tracked")]
+    ONE.run(START, 4, callbacks=looks())
+    with pytest.raises(RunFolderError, match="has 4 rounds done, but this state is of round 5"):
+        ONE.run(five, 2, callbacks=looks())
+    state, metrics = ONE.run(two, 4, callbacks=looks())
+    assert state.round == 6
+    assert len(metrics["loss"]) == 4  # rounds 3 to 6
+    rows = [json.loads(line) for line in read(tmp_path).splitlines()]
+    assert [row["round"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_run_that_stopped_early_stays_stopped(tmp_path):
     looks = lambda: [score([3, 4, 5, 6]), callbacks.early_stopping("score", patience=2), callbacks.checkpoint(tmp_path)]
     state, _ = ONE.run(START, 4, callbacks=looks())
