@@ -85,7 +85,7 @@ def answer(results: Results) -> str:
     if not clear:
         return "No difference is seen in any comparison."
     return "; ".join(
-        f"{results.label(one.arm)} is {one.words} than {results.label(one.than)} by {results.difference(one).lstrip('+-')}"
+        f"{results.label(one.arm)} is {one.words} than {results.label(one.than)}: {results.difference(one)}"
         for one in clear
     )
 
