@@ -126,8 +126,10 @@ def transferred(run: study.Run) -> tuple[Tree, ...]:
         simulator = ffm.Simulator(algorithm, population, cohort_size=1, seed=run.seed)
         return simulator.run(simulator.init(start), 1)[0].delta
 
-    make = lambda: tuple(map(one, architectures(run["rate"]), weights(run.seed)))
-    return run.once(("transferred", run["rate"]), make)
+    def each() -> tuple[Tree, ...]:
+        return tuple(map(one, architectures(run["rate"]), weights(run.seed)))
+
+    return run.once(("transferred", run["rate"]), each)
 
 
 def digest(run: study.Run) -> dict[str, float]:

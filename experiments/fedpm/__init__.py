@@ -98,10 +98,10 @@ def remembering() -> Channel:
 
 def bits_of_next_round(done: study.Simulated) -> dict[str, float]:
     """What those who come in one more round send; means over a few of them."""
-    to_host = lambda state: jax.tree.map(np.array, state.rounds.uplinks[0])
     theta = jax.tree.map(np.array, done.state.delta)
-    old, after = to_host(done.state), done.simulator.run(done.state, 1)[0]
-    new = to_host(after)
+    old = jax.tree.map(np.array, done.state.rounds.uplinks[0])
+    after, _ = done.simulator.run(done.state, 1)
+    new = jax.tree.map(np.array, after.rounds.uplinks[0])
     changed = [(old[name] != new[name]).reshape(len(new[name]), -1).any(axis=1) for name in new]
     came = np.flatnonzero(np.any(changed, axis=0))[:CODED_CLIENTS]
     found = [bits_of({name: leaf[k] for name, leaf in new.items()}, theta) for k in came]
@@ -114,8 +114,11 @@ def masks(start: float = 0.0, rate: float | None = None, shuffle: bool = False, 
     def arm(run: study.Run) -> dict[str, float]:
         config, found, key = run.config, run.data, jax.random.key(run.seed)
         weights = signed_constants(config.shapes, key)
-        draw = lambda i, leaf: jax.random.normal(jax.random.fold_in(key, 100 + i), leaf.shape)
-        scores = {name: start + draw(i, leaf) for i, (name, leaf) in enumerate(weights.items())}
+        keys = [jax.random.fold_in(key, 100 + i) for i in range(len(weights))]
+        scores = {
+            name: start + jax.random.normal(own, leaf.shape)
+            for own, (name, leaf) in zip(keys, weights.items(), strict=True)
+        }
         algorithm = fedpm(
             TASK, optax.adam(run["learning_rate"] if rate is None else rate),
             epochs=config.epochs, batch_size=config.batch_size, **{"softening": 1e-3, "reset_every": 1, **how},

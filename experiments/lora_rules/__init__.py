@@ -94,7 +94,7 @@ def arm(name: str, label: str, method: Any = None, shuffle: bool = False, **how:
         train = [shuffled_labels(client, run.seed) for client in run.data.train] if shuffle else run.data.train
         test = ffm.Population.from_clients(run.data.test)
         algorithm = (rule or ffm.fedavg)(task, optimizer, local_steps=4, batch_size=8, **more)
-        how_run = {"backbone": adapted.backbone, "cohort_size": len(RANKS), "task": task, "test": test.arrays}
+        how_run = {"backbone": adapted.backbone, "cohort_size": len(RANKS), "task": task, "test": test}
         left = budget(run) - sum(run.bytes.values())
         population = ffm.Population.from_clients(train)
         found = run.simulate(algorithm, population, adapted.delta, run.config.most_rounds, most_bytes=left, **how_run)

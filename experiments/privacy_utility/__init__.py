@@ -30,6 +30,7 @@ from fedjax_fm.experiments.shared.tail import Tail, hidden_states
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb
 from fedjax_fm.population import samplers
 from fedjax_fm.population.splits import split_by_group
+from fedjax_fm.types import Tree
 
 PARTS = {
     "full": "all of the last layer",
@@ -159,12 +160,18 @@ def directions(run: study.Run) -> Any:
 def median_norm(task: ffm.Task, adapted: peft.Adapted, public: Arrays, sentences: int) -> float:
     """Of the public clients' first updates: with one step of rate 1 these are gradients."""
 
-    def norm(batch: Arrays) -> jax.Array:
-        mean = lambda delta: task.loss(delta, adapted.backbone, batch, None)[0].mean()
-        return optax.tree.norm(jax.grad(mean)(adapted.delta))
+    def mean(delta: Tree, backbone: Tree, batch: Arrays) -> jax.Array:
+        return task.loss(delta, backbone, batch, None)[0].mean()
+
+    @jax.jit
+    def norms(delta: Tree, backbone: Tree, clients: Arrays) -> jax.Array:
+        def norm(batch: Arrays) -> jax.Array:
+            return optax.tree.norm(jax.grad(mean)(delta, backbone, batch))
+
+        return jax.lax.map(norm, clients)
 
     clients = {name: array.reshape(-1, sentences, *array.shape[1:]) for name, array in public.items()}
-    return float(np.median(jax.jit(lambda clients: jax.lax.map(norm, clients))(clients)))
+    return float(np.median(norms(adapted.delta, adapted.backbone, clients)))
 
 
 @functools.cache

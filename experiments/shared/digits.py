@@ -55,7 +55,10 @@ def deal(seed: int, split: str, *, clients: int, alpha: float, test: int, public
         clients, test, public = clients // SMALLER, test // SMALLER, public // SMALLER
     rows = np.random.default_rng(seed).permutation(rows)
     tested, shown, own = np.split(rows, (test, test + public))
-    take = lambda rows: {name: array[rows] for name, array in images.items()}
+
+    def take(rows: np.ndarray) -> Arrays:
+        return {name: array[rows] for name, array in images.items()}
+
     partitioner = DirichletPartitioner(clients, "label", alpha, min_partition_size=smallest, seed=seed)
     population = Population.from_table(take(own), by=partitioner)
     return Digits(clients=population, test=take(tested), public=take(shown))

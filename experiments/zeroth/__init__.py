@@ -214,8 +214,10 @@ def forward(run: study.Run, perturbed: bool = False) -> float:
         delta = perturb(delta, jax.random.key(0), scale) if perturbed else delta
         return run.data.task.loss(delta, backbone, batch, None)[0].mean()
 
-    make = lambda: scratch(loss, delta, batch_of(run), jnp.float32(EPSILON)) / 1e6
-    return run.once(("forward", perturbed), make)
+    def megabytes() -> float:
+        return scratch(loss, delta, batch_of(run), jnp.float32(EPSILON)) / 1e6
+
+    return run.once(("forward", perturbed), megabytes)
 
 
 def at_work(run: study.Run, algorithm: ffm.Algorithm) -> float:

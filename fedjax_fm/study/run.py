@@ -123,7 +123,7 @@ class Run:
         backbone: Tree = (),
         cohort_size: int,
         task: Task | None = None,
-        test: Mapping[str, Any] | None = None,
+        test: Mapping[str, Any] | Population | None = None,
         every: int | None = None,
         most_bytes: float | None = None,
         batch_size: int = 256,
@@ -138,7 +138,9 @@ class Run:
           algorithm, population, backbone, cohort_size, how: as for `Simulator`; the seed is the run's.
           delta: the trainable tree.
           rounds: at most; 0 for the model that a run starts from.
-          task, test: what is looked at, and on which examples; the columns of the curve are the task's.
+          task, test: what is looked at, and on which examples; the columns of the curve are the task's. Arrays are
+            for the server's model; a population is for each client's own model on its own examples, the curve is
+            the mean over clients.
           every: rounds between two looks; default: about ten in all.
           most_bytes: up and down together; the run ends before the round that would send more. Every round is
             looked at, and `keep` has no use.
@@ -151,8 +153,11 @@ class Run:
         """
         simulator = Simulator(algorithm, population, backbone=backbone, cohort_size=cohort_size, seed=self.seed, **how)
         looks = list(self._looks)
-        if task is not None and test is not None:
-            looks.append(callbacks.evaluate(task, test, batch_size=batch_size, bucket=bucket))
+        how_scored = {"batch_size": batch_size, "bucket": bucket}
+        if task is not None and isinstance(test, Population):
+            looks.append(callbacks.evaluate_clients(task, test, prefix="eval_", **how_scored))
+        elif task is not None and test is not None:
+            looks.append(callbacks.evaluate(task, test, **how_scored))
         if keep and self._folder is not None:
             looks.append(callbacks.checkpoint(self._folder / str(self._n_simulated)))
         self._n_simulated += 1

@@ -29,7 +29,7 @@ from fedjax_fm.algorithms import lora_rules
 from fedjax_fm.algorithms.lora_rules.factors import Pair, product, product_norm, split
 from fedjax_fm.algorithms.lora_rules.flexlora import truncated_svd
 
-RULES = {name: {} for name in lora_rules.__all__ if name not in ("effective_backbone", "fedsa_delta")}
+RULES = {name: {} for name in lora_rules.__all__ if name != "fedsa_delta"}
 RULES["hetlora"] = {"gamma": 1.0, "tail_penalty": 0.0}
 FIXED = {  # leaves that stay in odd and even rounds
     "ffa_lora": (("lora_a",), ("lora_a",)),
@@ -44,7 +44,8 @@ def ends(delta, backbone, ranks=None, fixed=()):
 
 
 def seen(state, backbone):
-    return lora_rules.effective_backbone(backbone, state.rounds.server)
+    model = state.algorithm.model
+    return backbone if model is None else model(state.rounds.server, None, backbone)[1]
 
 
 @pytest.mark.parametrize("name", ["ffa_lora", "rolora", "fedex_lora", "flora", "fed_sb"])

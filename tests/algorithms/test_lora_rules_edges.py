@@ -52,10 +52,10 @@ def test_a_residual_travels_as_factors_where_they_are_smaller(ranks, height):
     one, state = simulator(algorithm, clients, make_trees(16, rank=2))
     bills = []
     for _ in range(2):
-        beside = lora_rules.effective_backbone(one.backbone, state.rounds.server)
+        _, beside = one.model(state)
         found = [train(state.delta, beside, c, r) for c, r in zip(clients, ranks or [None] * 2, strict=True)]
         state, metrics = one.run(state, 1)
-        after = effective(state.delta, lora_rules.effective_backbone(one.backbone, state.rounds.server))
+        after = effective(*one.model(state))
         close(after, mean([effective(end, beside) for end in found], (4, 3)))
         bills.append(metrics["downlink_bytes"][0])
     sides = 2 * 32 + 34
@@ -145,8 +145,8 @@ def test_a_round_to_which_nobody_came_changes_nothing(name):
         return message, exchange.server(server, aggregate, key)[0]
 
     _, after = jax.jit(of_nobody)(server)
-    beside = lora_rules.effective_backbone(backbone, after)
-    close(effective(after.delta, beside), effective(delta, backbone))
+    learned = (after.delta, backbone) if algorithm.model is None else algorithm.model(after, None, backbone)
+    close(effective(*learned), effective(delta, backbone))
 
 
 def test_a_cohort_beyond_the_room_stops_the_run():

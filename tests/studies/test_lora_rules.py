@@ -6,34 +6,21 @@ import functools
 import jax
 import numpy as np
 import pytest
+import tiny_encoder
 from study_arms import run_arm
 
-from fedjax_fm import models, peft, trees
+from fedjax_fm import peft, trees
 from fedjax_fm.experiments import lora_rules
 from fedjax_fm.experiments.lora_rules import RANKS, STUDY, Config
 from fedjax_fm.experiments.shared.sentences import deal, of_split, sentences
 from fedjax_fm.study.run import Run
 
-TINY = {"architectures": ["BertModel"], "model_type": "bert", "vocab_size": 50, "hidden_size": 16}
-TINY |= {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 8}
 CONFIG = dataclasses.replace(Config().smoke(), model="tiny", max_length=6, train=8, test=6, public=16)
-
-
-def tiny_model(name, num_labels, pooling, seed):
-    return models.from_config(TINY, num_labels=num_labels, pooling=pooling, seed=seed)
-
-
-def tokens(tokenizer, texts, max_length):
-    ids = [[1 + sum(map(ord, word)) % 49 for word in text.split()][:max_length] or [1] for text in texts]
-    padded = np.array([row + [0] * (max_length - len(row)) for row in ids], np.int32)
-    return {"input_ids": padded, "attention_mask": (padded > 0).astype(np.int32)}
 
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
-    monkeypatch.setattr(models, "from_pretrained", tiny_model)
-    monkeypatch.setattr(models, "load_tokenizer", lambda name: None)
-    monkeypatch.setattr(models, "tokenize", tokens)
+    tiny_encoder.install(monkeypatch, hidden_size=16, intermediate_size=24)
     yield
     sentences.cache_clear()
 
@@ -50,6 +37,12 @@ def test_fedit_spends_the_budget_to_the_byte():
     assert sum(run.bytes.values()) == BUDGET
     assert run.curve[-1]["round"] == CONFIG.budget_rounds
     assert len(run.clients) == len(RANKS)
+
+
+def test_the_curve_of_a_personal_rule_is_that_of_the_clients_own_models():
+    scores, run = found("fedsa_lora")
+    assert run.curve[-1]["eval_accuracy"] == pytest.approx(scores["accuracy"])
+    assert scores["accuracy"] == pytest.approx(np.mean(run.clients))
 
 
 @pytest.mark.parametrize("name", ["fedsa_lora", "flora", "fed_sb", "head"])

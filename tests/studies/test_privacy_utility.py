@@ -4,36 +4,22 @@ import dataclasses
 import functools
 
 import jax
-import numpy as np
 import pytest
+import tiny_encoder
 from study_arms import run_arm
 
-from fedjax_fm import models, peft, trees
+from fedjax_fm import peft, trees
 from fedjax_fm.experiments import privacy_utility
 from fedjax_fm.experiments.privacy_utility import STUDY, Config
 from fedjax_fm.experiments.shared.sentences import sentences
 from fedjax_fm.study.run import Run
 
-TINY = {"architectures": ["BertModel"], "model_type": "bert", "vocab_size": 50, "hidden_size": 8}
-TINY |= {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12, "max_position_embeddings": 8}
 CONFIG = dataclasses.replace(Config().smoke(), model="tiny", max_length=6, rank=2)
-
-
-def tiny_model(name, num_labels, pooling, seed):
-    return models.from_config(TINY, num_labels=num_labels, pooling=pooling, seed=seed)
-
-
-def tokens(tokenizer, texts, max_length):
-    ids = [[1 + sum(map(ord, word)) % 49 for word in text.split()][:max_length] or [1] for text in texts]
-    padded = np.array([row + [0] * (max_length - len(row)) for row in ids], np.int32)
-    return {"input_ids": padded, "attention_mask": (padded > 0).astype(np.int32)}
 
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
-    monkeypatch.setattr(models, "from_pretrained", tiny_model)
-    monkeypatch.setattr(models, "load_tokenizer", lambda name: None)
-    monkeypatch.setattr(models, "tokenize", tokens)
+    tiny_encoder.install(monkeypatch, hidden_size=8, intermediate_size=12)
     yield
     sentences.cache_clear()
     privacy_utility.pool.cache_clear()

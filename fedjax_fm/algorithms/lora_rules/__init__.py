@@ -8,11 +8,9 @@ from fedjax_fm.algorithms.lora_rules.ffa_lora import ffa_lora
 from fedjax_fm.algorithms.lora_rules.flexlora import flexlora
 from fedjax_fm.algorithms.lora_rules.flora import flora
 from fedjax_fm.algorithms.lora_rules.hetlora import hetlora
-from fedjax_fm.algorithms.lora_rules.residual import effective_backbone
 from fedjax_fm.algorithms.lora_rules.rolora import rolora
 
 __all__ = [
-    "effective_backbone",
     "fed_sb",
     "fedex_lora",
     "fedit",

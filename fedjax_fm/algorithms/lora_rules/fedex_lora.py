@@ -35,7 +35,7 @@ from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Ta
 
 
 class FedExLoRAState(NamedTuple):
-    """Server state; `effective_backbone(backbone, state.rounds.server)` goes with the delta."""
+    """Server state; the residual goes with the delta, `simulator.model` adds it to the kernels."""
 
     delta: Tree
     residual: Residual

@@ -34,7 +34,8 @@ from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Ta
 
 
 class FLoRAState(NamedTuple):
-    """Server state; the delta's factors are the next fresh start, `effective_backbone` holds what was learnt."""
+    """Server state; the delta's factors are the next fresh start, the residual, which `simulator.model` adds to the
+    kernels, is what was learnt."""
 
     delta: Tree
     residual: Residual

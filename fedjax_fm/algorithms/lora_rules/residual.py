@@ -122,13 +122,6 @@ def room(most_clients: int | None, setting: Setting) -> int:
     return setting.cohort_size if most_clients is None else most_clients
 
 
-def effective_backbone(backbone: Tree, server_state: Any) -> Tree:
-    """The backbone that goes with `state.delta`, for evaluation: with the residual of FedEx-LoRA or FLoRA added, and
-    as it is for rules that add none. `server_state` is `state.rounds.server`."""
-    residual = getattr(server_state, "residual", None)
-    return backbone if residual is None else merged(backbone, residual)
-
-
 def model_with_residual(server: Any, last: Any, backbone: Tree) -> tuple[Tree, Tree]:
     """`Algorithm.model` of FedEx-LoRA and FLoRA: the same for all, beside kernels that have taken the residual in."""
     return server.delta, merged(backbone, server.residual)
