@@ -153,10 +153,12 @@ class Run:
         """
         simulator = Simulator(algorithm, population, backbone=backbone, cohort_size=cohort_size, seed=self.seed, **how)
         looks = list(self._looks)
-        how_scored = {"batch_size": batch_size, "bucket": bucket}
-        if task is not None and isinstance(test, Population):
+        how_scored: dict[str, Any] = {"batch_size": batch_size, "bucket": bucket}
+        if task is None or test is None:
+            pass
+        elif isinstance(test, Population):
             looks.append(callbacks.evaluate_clients(task, test, prefix="eval_", **how_scored))
-        elif task is not None and test is not None:
+        else:
             looks.append(callbacks.evaluate(task, test, **how_scored))
         if keep and self._folder is not None:
             looks.append(callbacks.checkpoint(self._folder / str(self._n_simulated)))
