@@ -18,7 +18,14 @@ BOXES = {  # name: (x, y, width, height, colour, text)
     "backbone": (8.6, 9.8, 2.9, 0.7, STORE, "backbone (frozen operand)"),
     "cohort": (0.2, 6.3, 2.6, 0.9, ENGINE, "cohort ids\nsampler, behaviour, takes"),
     "deal": (3.4, 6.3, 1.9, 0.9, ENGINE, "deal into blocks\nlongest first"),
-    "store": (0.2, 4.3, 2.6, 0.9, STORE, "clients' states [N, ...]\nand channels' residuals"),
+    "store": (
+        0.2,
+        4.3,
+        2.6,
+        0.9,
+        STORE,
+        "clients' states [N, ...]\nand channels' residuals",
+    ),
     "gather": (3.4, 4.3, 1.9, 0.9, ENGINE, "gather\nonce a round"),
     "address": (6.0, 5.2, 1.9, 0.9, USER, "address\n(if any)"),
     "one": (8.6, 5.2, 2.9, 0.9, USER, "one(mine, state, data, key)\nlocal steps"),
@@ -30,8 +37,10 @@ BOXES = {  # name: (x, y, width, height, colour, text)
     "step": (0.2, 1.2, 2.2, 0.9, USER, "server step"),
 }
 ARROWS = [
-    ("server", "broadcast"), ("broadcast", "down"), ("down", "outer"), ("backbone", "outer"), ("outer", "one"),
-    ("cohort", "deal"), ("store", "gather"), ("deal", "gather"), ("gather", "address"), ("address", "one"), ("data", "one"),
+    ("server", "broadcast"), ("broadcast", "down"), ("down", "outer"),
+    ("backbone", "outer"), ("outer", "one"),
+    ("cohort", "deal"), ("store", "gather"), ("deal", "gather"), ("gather", "address"),
+    ("address", "one"), ("data", "one"),
     ("one", "up"), ("up", "lift"), ("lift", "sum"), ("sum", "finish"), ("finish", "step"),
 ]  # fmt: skip
 
@@ -52,23 +61,59 @@ def draw(path: Path) -> None:
     figure, axes = plt.subplots(figsize=(12, 10))
     axes.set(xlim=(0, 11.9), ylim=(0.2, 10.7))
     axes.axis("off")
-    frame = FancyBboxPatch((5.75, 2.2), 5.95, 5.3, boxstyle="round,pad=0.05", fc="none", ec="#64748b", ls="--")
+    frame = FancyBboxPatch(
+        (5.75, 2.2),
+        5.95,
+        5.3,
+        boxstyle="round,pad=0.05",
+        fc="none",
+        ec="#64748b",
+        ls="--",
+    )
     axes.add_patch(frame)
     axes.text(
-        5.9, 7.15, "one client\nvmap in a block, loop over blocks,\nshard_map over devices", color="#475569", va="top"
+        5.9,
+        7.15,
+        "one client\nvmap in a block, loop over blocks,\nshard_map over devices",
+        color="#475569",
+        va="top",
     )
     for x, y, width, height, colour, text in BOXES.values():
-        axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.04", fc=colour, ec="#334155"))
-        axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10)
+        axes.add_patch(
+            FancyBboxPatch(
+                (x, y),
+                width,
+                height,
+                boxstyle="round,pad=0.04",
+                fc=colour,
+                ec="#334155",
+            )
+        )
+        axes.text(
+            x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10
+        )
     for start, end in ARROWS:
         tail, head = _edge(BOXES[start], BOXES[end])
-        axes.annotate("", head, tail, arrowprops={"arrowstyle": "-|>", "color": "#334155"})
-    around = {"arrowstyle": "-|>", "color": "#334155", "connectionstyle": "arc3,rad=-0.02"}
+        axes.annotate(
+            "", head, tail, arrowprops={"arrowstyle": "-|>", "color": "#334155"}
+        )
+    around = {
+        "arrowstyle": "-|>",
+        "color": "#334155",
+        "connectionstyle": "arc3,rad=-0.02",
+    }
     axes.annotate("", (0.08, 8.6), (0.08, 1.75), arrowprops=around)
     legend = {"you write": USER, "engine": ENGINE, "wire, billed": WIRE, "kept": STORE}
     for i, (text, colour) in enumerate(legend.items()):
         axes.add_patch(
-            FancyBboxPatch((0.2 + 2.0 * i, 9.9), 0.3, 0.3, boxstyle="round,pad=0.02", fc=colour, ec="#334155")
+            FancyBboxPatch(
+                (0.2 + 2.0 * i, 9.9),
+                0.3,
+                0.3,
+                boxstyle="round,pad=0.02",
+                fc=colour,
+                ec="#334155",
+            )
         )
         axes.text(0.65 + 2.0 * i, 10.05, text, va="center")
     axes.text(

@@ -1,6 +1,7 @@
 """fedjax_fm: federated fine-tuning of foundation models, simulated fast on JAX.
 
-Its parts are imported when they are first used (PEP 562), so that `import fedjax_fm` and the command's help take no time.
+Its parts are imported when they are first used (PEP 562), so that `import fedjax_fm`
+and the command's help take no time.
 
 Importing it changes one thing in the process: JAX gets one CPU device for each core that
 the process may use, so that clients run side by side. It does so through the environment

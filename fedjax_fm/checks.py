@@ -1,7 +1,10 @@
-"""Checks of the values that people hand to the library: one sentence that names the value and what was expected.
+"""Checks of the values that people hand to the library.
 
-Each check returns the value as it came, so that it can stand where the value is stored. A traced value (a
-hyper-parameter of a sweep) has a dtype and no number: its dtype is checked, its bounds are not.
+One sentence that names the value and what was expected.
+
+Each check returns the value as it came, so that it can stand where the value is stored.
+A traced value (a hyper-parameter of a sweep) has a dtype and no number: its dtype is
+checked, its bounds are not.
 """
 
 import math
@@ -58,8 +61,12 @@ def real(
     return value
 
 
-def whole(name: str, value: Any, *, least: int | None = None, most: int | None = None) -> Any:
-    """`value`, if it is one whole number from `least` to `most`; as `real`, and 2.0 is no whole number.
+def whole(
+    name: str, value: Any, *, least: int | None = None, most: int | None = None
+) -> Any:
+    """`value`, if it is one whole number from `least` to `most`.
+
+    As `real`, and 2.0 is no whole number.
 
     Example:
       >>> whole("rounds", 3, least=1)
@@ -73,13 +80,18 @@ def whole(name: str, value: Any, *, least: int | None = None, most: int | None =
     expected = f"a whole number {bounds}"
     if not _is_number(value, numbers.Integral, np.integer):
         raise TypeError(f"expected {expected}, got {name}={shown(value)}")
-    if not isinstance(value, Tracer) and not _inside(int(value), least, None, most, None):
+    if not isinstance(value, Tracer) and not _inside(
+        int(value), least, None, most, None
+    ):
         raise ValueError(f"expected {expected}, got {name}={value}")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value`, if it is True or False; not 1, "false" or None, which are true or false by accident."""
+    """`value`, if it is True or False.
+
+    Not 1, "false" or None, which are true or false by accident.
+    """
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"expected {name} True or False, got {name}={value!r}")
     return bool(value)
@@ -87,12 +99,19 @@ def flag(name: str, value: Any) -> bool:
 
 def choice(name: str, value: Any, options: Collection[Any]) -> Any:
     """`value`, if it is one of `options`."""
-    if not any(value is option or (type(value) is type(option) and value == option) for option in options):
-        raise ValueError(f"expected {name} to be one of {_listed(options)}, got {name}={value!r}")
+    if not any(
+        value is option or (type(value) is type(option) and value == option)
+        for option in options
+    ):
+        raise ValueError(
+            f"expected {name} to be one of {_listed(options)}, got {name}={value!r}"
+        )
     return value
 
 
-def instance(name: str, value: Any, kind: type, how: str, *, optional: bool = False) -> Any:
+def instance(
+    name: str, value: Any, kind: type, how: str, *, optional: bool = False
+) -> Any:
     """`value`, if it is a `kind`; else a TypeError that says how to make one.
 
     Args:
@@ -102,33 +121,42 @@ def instance(name: str, value: Any, kind: type, how: str, *, optional: bool = Fa
     if isinstance(value, kind) or (optional and value is None):
         return value
     article = "an" if kind.__name__[0] in "AEIOU" else "a"
-    raise TypeError(f"expected {name} to be {article} {kind.__name__}, got {shown(value)}; {how}")
+    raise TypeError(
+        f"expected {name} to be {article} {kind.__name__}, got {shown(value)}; {how}"
+    )
 
 
 def server_optimizer(name: str, value: Any) -> Any:
     """`value`, if it is an optax optimizer or None."""
     if value is None or isinstance(value, optax.GradientTransformation):
         return value
-    raise TypeError(f"expected {name} to be an optax optimizer, got {shown(value)}; {_optimizer_hint(value)}")
+    raise TypeError(
+        f"expected {name} to be an optax optimizer, got {shown(value)}; {_optimizer_hint(value)}"
+    )
 
 
 def client_optimizer(name: str, value: Any) -> Any:
     """`value`, if it is an optax optimizer, or a function of the round's number that makes one.
 
-    An optimizer's own factory, `optax.sgd` without its brackets, would take the number of the round for its rate.
+    An optimizer's own factory, `optax.sgd` without its brackets, would take the number
+    of the round for its rate.
     """
     made = isinstance(value, optax.GradientTransformation)
-    makes = callable(value) and not str(getattr(value, "__module__", "")).startswith("optax")
+    makes = callable(value) and not str(getattr(value, "__module__", "")).startswith(
+        "optax"
+    )
     if made or makes:
         return value
     raise TypeError(
-        f"expected {name} to be an optax optimizer or a function of the round that makes one, got {shown(value)}; "
-        f"{_optimizer_hint(value)}"
+        f"expected {name} to be an optax optimizer or a function of the round "
+        f"that makes one, got {shown(value)}; {_optimizer_hint(value)}"
     )
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value and its type for a message: '0.5 of type str', or the type alone where the value fills lines."""
+    """A value and its type for a message: '0.5 of type str', or the type alone where
+    the value fills lines.
+    """
     words = repr(value)
     if len(words) > most or "\n" in words:
         return f"a {type(value).__name__}"
@@ -157,42 +185,76 @@ def text(name: str, value: Any) -> str:
       TypeError: text 3: expected text, got b'abc' of type bytes
     """
     if not isinstance(value, str):
-        raise TypeError(f"{name}: expected text, got {value!r:.60} of type {type(value).__name__}")
+        raise TypeError(
+            f"{name}: expected text, got {value!r:.60} of type {type(value).__name__}"
+        )
     if value.isascii():
         return value
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} has the lone surrogate {value[error.start]!r} at position {error.start}, which has no UTF-8; "
-            "read the file again with errors='replace', or mend the text"
+            f"{name} has the lone surrogate {value[error.start]!r} at position "
+            f"{error.start}, which has no UTF-8; read the file again with "
+            "errors='replace', or mend the text"
         ) from error
     return value
 
 
 def _is_number(value: Any, kind: type, dtype: type) -> bool:
-    """Whether `value` is one number of that kind: a Python or NumPy scalar, or an array without axes."""
+    """Whether `value` is one number of that kind.
+
+    A Python or NumPy scalar, or an array without axes.
+    """
     if isinstance(value, (bool, np.bool_)):
         return False
     if isinstance(value, (jax.Array, np.ndarray)):
-        return value.ndim == 0 and np.issubdtype(value.dtype, dtype) and not np.iscomplexobj(value)
-    return isinstance(value, kind) or (isinstance(value, dtype) and not np.iscomplexobj(value))
+        return (
+            value.ndim == 0
+            and np.issubdtype(value.dtype, dtype)
+            and not np.iscomplexobj(value)
+        )
+    return isinstance(value, kind) or (
+        isinstance(value, dtype) and not np.iscomplexobj(value)
+    )
 
 
 def _inside(number: float, least, above, most, below) -> bool:
-    high_enough = (least is None or number >= least) and (above is None or number > above)
-    return high_enough and (most is None or number <= most) and (below is None or number < below)
+    high_enough = (least is None or number >= least) and (
+        above is None or number > above
+    )
+    return (
+        high_enough
+        and (most is None or number <= most)
+        and (below is None or number < below)
+    )
 
 
 def _expected(name: str, otherwise: str, least, above, most, below) -> str:
     """The bounds as people write them: '0 < name <= 1', or `otherwise` where there are none."""
-    low = f"{least:g} <= " if least is not None else f"{above:g} < " if above is not None else ""
-    high = f" <= {most:g}" if most is not None else f" < {below:g}" if below is not None else ""
+    low = (
+        f"{least:g} <= "
+        if least is not None
+        else f"{above:g} < "
+        if above is not None
+        else ""
+    )
+    high = (
+        f" <= {most:g}"
+        if most is not None
+        else f" < {below:g}"
+        if below is not None
+        else ""
+    )
     if low and high:
         return f"{low}{name}{high}"
     if low:
         return f"{name} >= {least:g}" if least is not None else f"{name} > {above:g}"
-    return f"{name}{high}" if high else (otherwise if otherwise == name else f"{otherwise} {name}")
+    return (
+        f"{name}{high}"
+        if high
+        else (otherwise if otherwise == name else f"{otherwise} {name}")
+    )
 
 
 def _listed(options: Collection[Any]) -> str:

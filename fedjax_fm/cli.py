@@ -1,6 +1,7 @@
 """The command `fedjax-fm`.
 
-What only tells (`--version`, `list`, every `--help`) imports neither JAX nor anything that computes.
+What only tells (`--version`, `list`, every `--help`) imports neither JAX nor anything
+that computes.
 """
 
 import importlib
@@ -26,7 +27,9 @@ _Count = Annotated[int | None, tyro.conf.arg(metavar="N")]
 _Folder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")]
 _File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 _Settings = Annotated[
-    list[tuple[str, ...]], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="KEY=VALUE ...")
+    list[tuple[str, ...]],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(name="set", metavar="KEY=VALUE ..."),
 ]
 
 
@@ -63,13 +66,17 @@ def run(
         full: the whole study, where it has a longer form than the default.
         settings: any setting, for example `--set grid=0.01,0.1 train=40`.
         config: a TOML file with settings; --set goes before it.
-        resume: go on with an interrupted study in this folder, with the settings it was started with.
-        add_seeds: with --resume, more seeds after the results have been seen; the report flags them.
+        resume: go on with an interrupted study in this folder, with the settings it was
+          started with.
+        add_seeds: with --resume, more seeds after the results have been seen; the
+          report flags them.
     """
     study, chosen, folder = _opened(name, out, smoke, full, settings, config, resume)
     if add_seeds:
         if resume is None:
-            raise UsageError("--add-seeds goes with --resume; a new study takes --set seeds=0,1,2")
+            raise UsageError(
+                "--add-seeds goes with --resume; a new study takes --set seeds=0,1,2"
+            )
         from fedjax_fm.study import cells
 
         cells.add_seeds(folder, add_seeds)
@@ -110,13 +117,23 @@ def _opened(
 
     pairs = [pair for pairs in settings for pair in pairs]
     if resume is not None:
-        given = {"--out": out, "--smoke": smoke, "--full": full, "--set": pairs, "--config": file}
+        given = {
+            "--out": out,
+            "--smoke": smoke,
+            "--full": full,
+            "--set": pairs,
+            "--config": file,
+        }
         if changed := [flag for flag, value in given.items() if value]:
-            raise UsageError(f"--resume goes on with the study's own settings; leave out {', '.join(changed)}")
+            raise UsageError(
+                f"--resume goes on with the study's own settings; leave out {', '.join(changed)}"
+            )
         folder = RunFolder.open(resume)
         study, chosen = command.reopened(folder)
         if name not in (None, folder.config["experiment"]):
-            raise UsageError(f"{resume} is a run of {folder.config['experiment']!r}, not of {name!r}")
+            raise UsageError(
+                f"{resume} is a run of {folder.config['experiment']!r}, not of {name!r}"
+            )
         return study, chosen, folder
     if name is None:
         raise UsageError(f"say which study: {', '.join(command.summaries())}")
@@ -126,22 +143,39 @@ def _opened(
     words = [f"--{size[1:]}"] * bool(size) + ["--set", *pairs] * bool(pairs)
     words += [f"--config {file.name}"] if file is not None else []
     line = " ".join(["fedjax-fm run", name, *words])
-    return study, chosen, command.begin(name, study, chosen, out or Path("runs") / f"{name}{size}", line)
+    return (
+        study,
+        chosen,
+        command.begin(name, study, chosen, out or Path("runs") / f"{name}{size}", line),
+    )
 
 
-def _go(study: "Study", config: Any, folder: "RunFolder", is_new: bool, only_tuning: bool = False) -> None:
-    """Runs it; a new folder in which nothing was computed when an error came does not stay in the way."""
+def _go(
+    study: "Study",
+    config: Any,
+    folder: "RunFolder",
+    is_new: bool,
+    only_tuning: bool = False,
+) -> None:
+    """Runs it; a new folder in which nothing was computed when an error came does not
+    stay in the way.
+    """
     from rich.console import Console
 
     from fedjax_fm.study import command
 
     console = Console()
     say(console, f"{folder.config['experiment']} in {folder.path}")
-    signal.signal(signal.SIGTERM, _interrupt)  # inside of a run that keeps checkpoints, those listen
+    signal.signal(
+        signal.SIGTERM, _interrupt
+    )  # inside of a run that keeps checkpoints, those listen
     try:
         command.go(folder, study, config, console, only_tuning=only_tuning)
     except (Interrupted, KeyboardInterrupt) as stop:
-        say(console, f"\n{str(stop) or 'stopped'}. Go on with: fedjax-fm run --resume {folder.path}")
+        say(
+            console,
+            f"\n{str(stop) or 'stopped'}. Go on with: fedjax-fm run --resume {folder.path}",
+        )
         sys.exit(130)
     except Exception:
         if is_new and folder.is_empty:
@@ -187,11 +221,20 @@ def _show(folder: "RunFolder", console: Any) -> None:
         say(console, f"{row[0]}: {row[1]}: {row[3]}")
     for line in markdown.control_lines(found):
         say(console, line.replace("**", ""), style="" if found.is_sound else "red")
-    say(console, f"results: {folder.path / 'RESULTS.md'}\nreport: {folder.path / 'report.html'}")
+    say(
+        console,
+        f"results: {folder.path / 'RESULTS.md'}\nreport: {folder.path / 'report.html'}",
+    )
 
 
-def compare(first: Annotated[Path, tyro.conf.Positional], second: Annotated[Path, tyro.conf.Positional], /) -> None:
-    """Compare two folders of one study, arm by arm, paired over the seeds that both have: second minus first.
+def compare(
+    first: Annotated[Path, tyro.conf.Positional],
+    second: Annotated[Path, tyro.conf.Positional],
+    /,
+) -> None:
+    """Compare two folders of one study, arm by arm, paired over the seeds that both have.
+
+    Second minus first.
 
     Args:
         first, second: with results.json.
@@ -215,12 +258,15 @@ def bench(
     smoke: bool = False,
     cache: Path = Path("~/.cache/fedjax_fm/peers"),
 ) -> None:
-    """Time this machine: whole rounds beside the time of their matrix products, or array kernels beside one read and write.
+    """Time this machine: whole rounds beside the time of their matrix products, or
+    array kernels beside one read and write.
 
     Args:
-        what: engine: whole rounds of several workloads; kernels: selection, quantising and packing on one core.
-        peers: also time other libraries, in turn with ours, each in a virtual environment made for it (kernels: the
-            PyTorch that is installed here; lax.top_k and jax.random need no flag). For engine this takes a clone of the
+        what: engine: whole rounds of several workloads; kernels: selection, quantising
+          and packing on one core.
+        peers: also time other libraries, in turn with ours, each in a virtual
+            environment made for it (kernels: the PyTorch that is installed here;
+            lax.top_k and jax.random need no flag). For engine this takes a clone of the
             repository, which alone has the scripts of the other libraries.
         only: workloads or kernels; default all.
         repeats: timed calls, of which the median is shown.
@@ -228,14 +274,22 @@ def bench(
         smoke: tiny sizes, to see that everything works.
         cache: folder of the other libraries' environments.
     """
-    importlib.import_module("fedjax_fm.engine")  # its number of devices is said here, and not to the peers' processes
+    importlib.import_module(
+        "fedjax_fm.engine"
+    )  # its number of devices is said here, and not to the peers' processes
     if repeats < 1:
         raise UsageError(f"expected repeats >= 1, got repeats={repeats}")
     if what == "kernels":
         kernels = importlib.import_module("fedjax_fm.experiments.bench.kernels")
-        sys.exit(kernels.run(only, peers=peers, repeats=repeats, as_json=json, smoke=smoke))
+        sys.exit(
+            kernels.run(only, peers=peers, repeats=repeats, as_json=json, smoke=smoke)
+        )
     command = importlib.import_module("fedjax_fm.experiments.bench.command")
-    sys.exit(command.engine(only, peers=peers, repeats=repeats, as_json=json, smoke=smoke, cache=cache))
+    sys.exit(
+        command.engine(
+            only, peers=peers, repeats=repeats, as_json=json, smoke=smoke, cache=cache
+        )
+    )
 
 
 def wire(
@@ -252,16 +306,23 @@ def wire(
     norms: bool = False,
     json: bool = False,
 ) -> None:
-    """Count what one client sends and receives in a round of fine-tuning: computed from shapes, nothing is run.
+    """Count what one client sends and receives in a round of fine-tuning.
+
+    Computed from shapes, nothing is run.
 
     Args:
-        model: an architecture such as roberta-base or llama-3-8b, a hub id, or a folder with a config.json.
-        peft: full, lora, adapter, bitfit, prompt, prefix, vpt, ia3 or head; default all that fit the model.
-        classes: adds the architecture's classification head with that many classes; it is trained and sent in full.
+        model: an architecture such as roberta-base or llama-3-8b, a hub id, or a folder
+          with a config.json.
+        peft: full, lora, adapter, bitfit, prompt, prefix, vpt, ia3 or head; default all
+          that fit the model.
+        classes: adds the architecture's classification head with that many classes; it
+          is trained and sent in full.
         rank: of lora.
-        targets: names of the layers that are adapted, with commas between them; default query and value (lora), all
-            output projections (adapter), all biases (bitfit), keys, values and feed-forward layers (ia3).
-        bottleneck: of adapter; default 64, and for both towers of CLIP the adapter of FedCLIP on the image features.
+        targets: names of the layers that are adapted, with commas between them; default
+            query and value (lora), all output projections (adapter), all biases
+            (bitfit), keys, values and feed-forward layers (ia3).
+        bottleneck: of adapter; default 64, and for both towers of CLIP the adapter of
+          FedCLIP on the image features.
         tokens: of prompt (default 20), prefix (16) and vpt (10).
         hidden: width of a network that makes the prefix, which is then sent too; default none.
         mode: of vpt.
@@ -269,10 +330,24 @@ def wire(
         json: one JSON object (a line a method) instead of a table.
     """
     counting = importlib.import_module("fedjax_fm.wire")
-    chosen = None if targets is None else tuple(part.strip() for part in targets.split(",") if part.strip())
+    chosen = (
+        None
+        if targets is None
+        else tuple(part.strip() for part in targets.split(",") if part.strip())
+    )
     if chosen == ():
-        raise UsageError(f"--targets takes names of layers with commas between them, got {targets!r}")
-    options = counting.Options(rank, chosen, bottleneck, tokens, hidden, mode, norms)
+        raise UsageError(
+            f"--targets takes names of layers with commas between them, got {targets!r}"
+        )
+    options = counting.Options(
+        rank=rank,
+        targets=chosen,
+        bottleneck=bottleneck,
+        tokens=tokens,
+        hidden=hidden,
+        mode=mode,
+        norms=norms,
+    )
     rows, refused = counting.rows(model, peft, classes, options)
     if json:
         for row in rows:
@@ -298,7 +373,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point; turns what the user can mend into one line and exit code 2. A traceback is a bug of ours.
+    """Entry point; turns what the user can mend into one line and exit code 2.
+
+    A traceback is a bug of ours.
 
     Args:
       arguments: default those of the process.
@@ -312,7 +389,8 @@ def main(arguments: list[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="fedjax-fm",
-            description="Federated fine-tuning of foundation models, simulated on JAX. fedjax-fm --version says which.",
+            description="Federated fine-tuning of foundation models, simulated on JAX. "
+            "fedjax-fm --version says which.",
             args=words,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
@@ -328,12 +406,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether the message is for the user; ours and the system's, and values that a library has refused."""
+    """Whether the message is for the user.
+
+    Ours and the system's, and values that a library has refused.
+    """
     if isinstance(error, (UserError, ValueError, FloatingPointError, OSError)):
         return True
-    if isinstance(error, ImportError) and "pip install" in str(error):  # an extra that is not there
+    if isinstance(error, ImportError) and "pip install" in str(
+        error
+    ):  # an extra that is not there
         return True
-    rounds = sys.modules.get("fedjax_fm.engine.errors")  # no round has run where that is not imported
+    rounds = sys.modules.get(
+        "fedjax_fm.engine.errors"
+    )  # no round has run where that is not imported
     return rounds is not None and isinstance(error, rounds.RoundError)
 
 

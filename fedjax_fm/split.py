@@ -1,10 +1,13 @@
-"""A model cut in two places, for split learning: the ends stay with a client, the middle with the server.
+"""A model cut in two places, for split learning.
+
+The ends stay with a client, the middle with the server.
 
     batch -> embed -> activations | body | features -> head -> losses
              client                server             client
 
-Gupta and Raskar, 2018, Distributed learning of deep neural network over multiple agents, arXiv 1810.06060; the U shape, in which
-labels stay with the client as well, is Vepakomma, Gupta, Swedish and Raskar's, 2018, arXiv 1812.00564.
+Gupta and Raskar, 2018, Distributed learning of deep neural network over multiple
+agents, arXiv 1810.06060; the U shape, in which labels stay with the client as well, is
+Vepakomma, Gupta, Swedish and Raskar's, 2018, arXiv 1812.00564.
 """
 
 from collections.abc import Callable
@@ -18,19 +21,23 @@ Batch = dict[str, jax.Array]
 
 
 class Split(NamedTuple):
-    """Pure functions of a batch; rows do not look at each other. B rows, leaves [B, ...] at the cuts.
+    """Pure functions of a batch; rows do not look at each other.
 
-    `embed(client, batch, key) -> (activations, context)`: activations are floats and differentiated, the context (an
-    attention mask) is not; both are sent.
-    `body(server, activations, context) -> features`, floats.
-    `head(client, features, batch, key) -> (losses f32[B], {name: f32[B]})`; the key is the one that `embed` had.
-    `sent`: shapes of one row of (activations, context).
-    `weight(batch) -> f32[B]`: as in `Task`.
+    B rows, leaves [B, ...] at the cuts.
+
+    `embed(client, batch, key) -> (activations, context)`: activations are floats and
+    differentiated, the context (an attention mask) is not; both are sent. `body(server,
+    activations, context) -> features`, floats. `head(client, features, batch, key) ->
+    (losses f32[B], {name: f32[B]})`; the key is the one that `embed` had. `sent`:
+    shapes of one row of (activations, context). `weight(batch) -> f32[B]`: as in
+    `Task`.
     """
 
     embed: Callable[[Tree, Batch, jax.Array], tuple[Tree, Tree]]
     body: Callable[[Tree, Tree, Tree], Tree]
-    head: Callable[[Tree, Tree, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    head: Callable[
+        [Tree, Tree, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+    ]
     sent: tuple[Tree, Tree]  # of jax.ShapeDtypeStruct
     weight: Callable[[Batch], jax.Array] | None = None
 

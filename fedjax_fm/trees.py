@@ -18,32 +18,43 @@ def nbytes(tree: Tree) -> int:
 
 def shapes(tree: Tree) -> Tree:
     """The same tree of `jax.ShapeDtypeStruct`."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree
+    )
 
 
 def subtract(a: Tree, b: Tree) -> Tree:
-    """a - b, leaf by leaf."""
+    """A - b, leaf by leaf."""
     return jax.tree.map(jnp.subtract, a, b)
 
 
 def add(a: Tree, b: Tree) -> Tree:
-    """a + b, leaf by leaf."""
+    """A + b, leaf by leaf."""
     return jax.tree.map(jnp.add, a, b)
 
 
 def select(condition: jax.Array, a: Tree, b: Tree) -> Tree:
-    """a where the scalar condition holds, else b; unlike a product with 0, it keeps no NaN of the other side."""
+    """A where the scalar condition holds, else b.
+
+    Unlike a product with 0, it keeps no NaN of the other side.
+    """
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def all_finite(tree: Tree) -> jax.Array:
     """bool[]: no NaN and no infinity in any floating leaf."""
-    checks = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    checks = [
+        jnp.all(jnp.isfinite(x))
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
     return jnp.all(jnp.stack(checks)) if checks else jnp.bool_(True)
 
 
 def described(tree: Tree, most: int | None = None) -> str:
-    """Paths, types and shapes of the leaves, of the first `most`: 'w float32[3, 4], b float32[4]'."""
+    """Paths, types and shapes of the leaves, of the first `most`: 'w float32[3, 4], b
+    float32[4]'.
+    """
     leaves = jax.tree.leaves_with_path(tree)
     words = []
     for path, leaf in leaves[:most]:
@@ -67,9 +78,17 @@ def difference(expected: Tree, found: Tree) -> str | None:
     if a_def != b_def:
         paths_a, paths_b = {path_of(p) for p, _ in a}, {path_of(p) for p, _ in b}
         if paths_a == paths_b:
-            return f"the same leaves in another container: expected {a_def}, got {b_def}"
-        return f"missing leaves {sorted(paths_a - paths_b)}, extra leaves {sorted(paths_b - paths_a)}"
+            return (
+                f"the same leaves in another container: expected {a_def}, got {b_def}"
+            )
+        return (
+            f"missing leaves {sorted(paths_a - paths_b)}, extra leaves "
+            f"{sorted(paths_b - paths_a)}"
+        )
     for (path, x), (_, y) in zip(a, b, strict=True):
         if x.shape != y.shape or x.dtype != y.dtype:
-            return f"{path_of(path) or 'the leaf'}: expected {x.dtype}{list(x.shape)}, got {y.dtype}{list(y.shape)}"
+            return (
+                f"{path_of(path) or 'the leaf'}: expected {x.dtype}{list(x.shape)}, "
+                f"got {y.dtype}{list(y.shape)}"
+            )
     return None

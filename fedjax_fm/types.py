@@ -1,7 +1,8 @@
 """Every public type on one page.
 
-Shapes: N clients in the population, C in a cohort, B examples in a batch. `Tree` is any pytree of arrays.
-A round is a sequence of exchanges; an exchange is broadcast -> client -> wire -> reduce -> server.
+Shapes: N clients in the population, C in a cohort, B examples in a batch. `Tree` is any
+pytree of arrays. A round is a sequence of exchanges; an exchange is broadcast -> client
+-> wire -> reduce -> server.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,17 +20,22 @@ Tree = Any
 class Task(NamedTuple):
     """What is learned: a loss over one batch.
 
-    `loss(delta, backbone, batch, key) -> (f32[B], {name: f32[B]})`: per example, not averaged, so that short
-    batches can be masked; other shapes are refused while a round is traced. `key` drives dropout and the like; it is None
-    where the model is evaluated.
+    `loss(delta, backbone, batch, key) -> (f32[B], {name: f32[B]})`: per example, not
+    averaged, so that short batches can be masked; other shapes are refused while a
+    round is traced. `key` drives dropout and the like; it is None where the model is
+    evaluated.
 
-    `weight(batch) -> f32[B]`: what an example counts in every mean; None counts each as one. With the number of
-    response tokens, and a loss that is the mean over them, all averages are token-weighted: in a batch by its own
-    weights, among clients by the weights of all examples that a client holds, whether or not its local steps came
-    to see them. So a client with weights w_i counts as one that holds each example w_i times.
+    `weight(batch) -> f32[B]`: what an example counts in every mean; None counts each as
+    one. With the number of response tokens, and a loss that is the mean over them, all
+    averages are token-weighted: in a batch by its own weights, among clients by the
+    weights of all examples that a client holds, whether or not its local steps came to
+    see them. So a client with weights w_i counts as one that holds each example w_i
+    times.
     """
 
-    loss: Callable[[Tree, Tree, dict[str, jax.Array], Any], tuple[jax.Array, dict[str, jax.Array]]]
+    loss: Callable[
+        [Tree, Tree, dict[str, jax.Array], Any], tuple[jax.Array, dict[str, jax.Array]]
+    ]
     weight: Callable[[dict[str, jax.Array]], jax.Array] | None = None
 
 
@@ -41,7 +47,10 @@ class Setting(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """How a client walks its data: `epochs` full passes or `steps` batches, shuffled anew each pass."""
+    """How a client walks its data.
+
+    `epochs` full passes or `steps` batches, shuffled anew each pass.
+    """
 
     batch_size: int
     epochs: int | None = None
@@ -51,7 +60,10 @@ class Batches(NamedTuple):
         """Self, or ValueError naming the value that makes no sense."""
         checks.whole("batch_size", self.batch_size, least=1)
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError(f"give either epochs or local_steps, got epochs={self.epochs}, local_steps={self.steps}")
+            raise ValueError(
+                f"give either epochs or local_steps, got epochs={self.epochs}, "
+                f"local_steps={self.steps}"
+            )
         if self.steps is None:
             checks.whole("epochs", self.epochs, least=1)
         else:
@@ -62,8 +74,8 @@ class Batches(NamedTuple):
 class ClientData(NamedTuple):
     """What one client sees of the world; every count is traced.
 
-    `batch(i) -> ({name: [B, ...]}, mask bool[B])`: batch of local step i. Rows whose mask is false repeat a real
-    row of the same client and must not count.
+    `batch(i) -> ({name: [B, ...]}, mask bool[B])`: batch of local step i. Rows whose
+    mask is false repeat a real row of the same client and must not count.
     """
 
     id: jax.Array  # i32[]
@@ -80,7 +92,9 @@ class ClientOutput(NamedTuple):
     upload: Tree  # goes up the wire
     weight: jax.Array  # f32[]; n_k unless the method says otherwise
     state: Any = ()  # next client state, or a function of `sent`, what the server decoded
-    metrics: Mapping[str, tuple[jax.Array, jax.Array]] = MappingProxyType({})  # name: (sum f32[], count f32[])
+    metrics: Mapping[str, tuple[jax.Array, jax.Array]] = MappingProxyType(
+        {}
+    )  # name: (sum f32[], count f32[])
 
 
 class Stack(NamedTuple):
@@ -94,10 +108,11 @@ class Stack(NamedTuple):
 class Reduce(NamedTuple):
     """A sum over the cohort: `finish(sum of lift(...))`.
 
-    `lift(server_state, sent, weight) -> contribution` runs after decoding: clips and rejections belong here.
-    `finish(total, setting) -> value` sees the sum over all clients, in f32; with `keep`, which needs memory for the
-    whole cohort, it sees a `Stack` of them.
-    `shows_nan`: NaN or infinity in an upload is always one in the sum, so the engine looks at the sum alone.
+    `lift(server_state, sent, weight) -> contribution` runs after decoding: clips and
+    rejections belong here. `finish(total, setting) -> value` sees the sum over all
+    clients, in f32; with `keep`, which needs memory for the whole cohort, it sees a
+    `Stack` of them. `shows_nan`: NaN or infinity in an upload is always one in the sum,
+    so the engine looks at the sum alone.
     """
 
     lift: Callable[[Any, Tree, jax.Array], Tree]
@@ -117,16 +132,19 @@ class Exchange(NamedTuple):
     """One way down and up again.
 
     `broadcast(server_state) -> message`; leaves wrapped in `Free` are not billed.
-    `client(backbone, message) -> one`; `one(message, client_state, data, key) -> ClientOutput`. The outer half
-    runs once a round, the inner half once a client: it is written for one client and knows no batch of clients.
-    `server(server_state, aggregate, key) -> (server_state, {name: f32[]})`.
-    `address(message, client_state, id) -> mine`: what of the message this client is sent, given to `one` and billed by
-    its shape instead of the whole.
-    `takes(message, id, key) -> bool[]`: who of the cohort takes part; the others are not computed.
+    `client(backbone, message) -> one`; `one(message, client_state, data, key) ->
+    ClientOutput`. The outer half runs once a round, the inner half once a client: it is
+    written for one client and knows no batch of clients. `server(server_state,
+    aggregate, key) -> (server_state, {name: f32[]})`. `address(message, client_state,
+    id) -> mine`: what of the message this client is sent, given to `one` and billed by
+    its shape instead of the whole. `takes(message, id, key) -> bool[]`: who of the
+    cohort takes part; the others are not computed.
     """
 
     broadcast: Callable[[Any], Tree]
-    client: Callable[[Tree, Tree], Callable[[Tree, Any, ClientData, jax.Array], ClientOutput]]
+    client: Callable[
+        [Tree, Tree], Callable[[Tree, Any, ClientData, jax.Array], ClientOutput]
+    ]
     server: Callable[[Any, Aggregate, jax.Array], tuple[Any, dict[str, jax.Array]]]
     reduce: Reduce
     batches: Batches
@@ -135,7 +153,10 @@ class Exchange(NamedTuple):
 
 
 class Repeat(NamedTuple):
-    """`exchanges` in turn, `times` over within one round, as a loop that is never unrolled: split learning."""
+    """`exchanges` in turn, `times` over within one round, as a loop that is never unrolled.
+
+    Split learning.
+    """
 
     times: int
     exchanges: tuple[Exchange, ...]
@@ -148,11 +169,13 @@ class Privacy(NamedTuple):
       law: of the sampler, one of `population.samplers.laws`.
       rounds: planned, no more are run; None for any number.
       delta: of the guarantee.
-      epsilon: `rounds done -> epsilon`, called on the host; None where noise is added and nothing was accounted.
+      epsilon: `rounds done -> epsilon`, called on the host; None where noise is added
+        and nothing was accounted.
       relation: which data sets are neighbours, in words.
       mechanism: in words.
-      released: the metrics that the guarantee covers, beside the server's tree. All others (losses, numbers of clients
-        and examples, bytes) are exact: diagnostics of the simulator, which a deployment would not see.
+      released: the metrics that the guarantee covers, beside the server's tree. All
+        others (losses, numbers of clients and examples, bytes) are exact: diagnostics
+        of the simulator, which a deployment would not see.
     """
 
     law: Any = None
@@ -167,12 +190,14 @@ class Privacy(NamedTuple):
 class Algorithm(NamedTuple):
     """A federated method: pure functions, hyper-parameters closed over.
 
-    `init(delta, key, setting) -> server_state`; `client_init(delta, key) -> client_state`, () when stateless.
-    `privacy` of a method that clips and adds noise; such methods divide by the planned cohort.
-    `model(server_state, client_state, backbone) -> (delta, backbone)`: what is evaluated, of the server where
-    client_state is None, else of that client; None: `(delta(server_state), backbone)` for both.
-    `sampler(chosen, setting) -> Sampler`, of a method that decides who takes part: it makes its own of the one that
-    was chosen for the simulator (None if there was none), or refuses it.
+    `init(delta, key, setting) -> server_state`; `client_init(delta, key) ->
+    client_state`, () when stateless. `privacy` of a method that clips and adds noise;
+    such methods divide by the planned cohort. `model(server_state, client_state,
+    backbone) -> (delta, backbone)`: what is evaluated, of the server where client_state
+    is None, else of that client; None: `(delta(server_state), backbone)` for both.
+    `sampler(chosen, setting) -> Sampler`, of a method that decides who takes part: it
+    makes its own of the one that was chosen for the simulator (None if there was none),
+    or refuses it.
     """
 
     init: Callable[[Tree, jax.Array, Setting], Any]
@@ -187,9 +212,10 @@ class Algorithm(NamedTuple):
 class Channel(NamedTuple):
     """What the wire does to one message; the receiver sees `decode(payload)` only.
 
-    `init(tree of shapes) -> state of one sender`; `encode(state, tree, key) -> (payload, state)`;
-    `decode(payload) -> tree`: a payload decodes alone; `bits(payload)` -> int, the length of its packed buffers, or
-    u32[] where the data decide.
+    `init(tree of shapes) -> state of one sender`; `encode(state, tree, key) ->
+    (payload, state)`; `decode(payload) -> tree`: a payload decodes alone;
+    `bits(payload)` -> int, the length of its packed buffers, or u32[] where the data
+    decide.
     """
 
     init: Callable[[Tree], Any]
@@ -199,9 +225,12 @@ class Channel(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """Who takes part: `draw(state, key) -> (ids i32[capacity], n_active i32[], state)`; ids past n_active are ignored.
+    """Who takes part: `draw(state, key) -> (ids i32[capacity], n_active i32[], state)`.
 
-    `law` is what a privacy accountant may rely on, one of `population.samplers.laws`; None promises nothing.
+    Ids past n_active are ignored.
+
+    `law` is what a privacy accountant may rely on, one of `population.samplers.laws`;
+    None promises nothing.
     """
 
     init: Callable[[], Any]
@@ -211,11 +240,13 @@ class Sampler(NamedTuple):
 
 
 class Behaviour(NamedTuple):
-    """What clients' machines do to a round, as pure functions `(id i32[], round i32[], key) -> ...`.
+    """What clients' machines do to a round, as pure functions `(id i32[], round i32[],
+    key) -> ...`.
 
-    `most_steps` -> i32[]: local steps that a straggler manages before the round closes; fewer than one means that it
-    takes no part. `drops` -> bool[]: the client worked, but its upload never arrives: it counts nothing, its old state
-    stays, its download is billed and its upload is not.
+    `most_steps` -> i32[]: local steps that a straggler manages before the round closes;
+    fewer than one means that it takes no part. `drops` -> bool[]: the client worked,
+    but its upload never arrives: it counts nothing, its old state stays, its download
+    is billed and its upload is not.
     """
 
     most_steps: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
@@ -223,14 +254,20 @@ class Behaviour(NamedTuple):
 
 
 class Free(NamedTuple):
-    """Marks a leaf of a broadcast that both sides know already (a round number, a seed): it is not billed."""
+    """Marks a leaf of a broadcast that both sides know already (a round number, a seed).
+
+    It is not billed.
+    """
 
     value: Tree
 
 
 class Rows(NamedTuple):
-    """The first `count` rows of `values`, the rest zero: an array whose height differs from client to client (ranks)
-    under one static shape. Billed by count."""
+    """The first `count` rows of `values`, the rest zero.
+
+    An array whose height differs from client to client (ranks) under one static shape.
+    Billed by count.
+    """
 
     values: jax.Array  # [rows, ...]
     count: jax.Array  # i32[]

@@ -1,3 +1,6 @@
-"""The version, in its one place: a plain string, which the build reads without importing the package."""
+"""The version, in its one place.
+
+A plain string, which the build reads without importing the package.
+"""
 
 __version__ = "0.1.0"

@@ -1,7 +1,9 @@
-"""What a method of fine-tuning puts on the wire, from shapes alone: no weights, no memory, nothing run.
+"""What a method of fine-tuning puts on the wire, from shapes alone.
 
-The method is installed on the abstract model (`nnx.eval_shape`), so the counts are those of the arrays that a run would
-send, not of a formula.
+No weights, no memory, nothing run.
+
+The method is installed on the abstract model (`nnx.eval_shape`), so the counts are
+those of the arrays that a run would send, not of a formula.
 """
 
 import json
@@ -15,7 +17,12 @@ from flax import nnx
 from rich.table import Table
 
 from fedjax_fm import models, peft
-from fedjax_fm.models.architectures import ALIASES, ARCHITECTURES, DEFAULT_TARGETS, architecture
+from fedjax_fm.models.architectures import (
+    ALIASES,
+    ARCHITECTURES,
+    DEFAULT_TARGETS,
+    architecture,
+)
 from fedjax_fm.models.weights import read_config
 from fedjax_fm.peft.adapter import OUTPUTS
 from fedjax_fm.peft.patterns import HEADS
@@ -61,23 +68,35 @@ def _adapter(fields: dict[str, Any], options: Options) -> peft.Method:
         width = fields.get("projection_dim", models.CLIPConfig().projection_dim)
         return peft.houlsby(width, targets=["visual_projection"], **chosen)
     targets = OUTPUTS if options.targets is None else list(options.targets)
-    return peft.houlsby(64 if options.bottleneck is None else options.bottleneck, targets=targets, **chosen)
+    return peft.houlsby(
+        64 if options.bottleneck is None else options.bottleneck,
+        targets=targets,
+        **chosen,
+    )
 
 
 def _bitfit(fields: dict[str, Any], options: Options) -> peft.Method:
     if options.targets is None:
         return peft.bitfit(modules_to_save=HEADS)
     some = [_biases_of(target) for target in options.targets]
-    return peft.combine(*some) if fields["num_labels"] is None else peft.combine(*some, peft.head(HEADS))
+    return (
+        peft.combine(*some)
+        if fields["num_labels"] is None
+        else peft.combine(*some, peft.head(HEADS))
+    )
 
 
 def _biases_of(target: str) -> peft.Method:
     """Trains the biases of the modules whose path ends in `target`."""
-    return peft.by_path(lambda path: f".{path}".endswith(f".{target}.bias"), f"bitfit of {target}")
+    return peft.by_path(
+        lambda path: f".{path}".endswith(f".{target}.bias"), f"bitfit of {target}"
+    )
 
 
 def _prompt(fields: dict[str, Any], options: Options) -> peft.Method:
-    return peft.prompt_tuning(20 if options.tokens is None else options.tokens, modules_to_save=HEADS)
+    return peft.prompt_tuning(
+        20 if options.tokens is None else options.tokens, modules_to_save=HEADS
+    )
 
 
 def _prefix(fields: dict[str, Any], options: Options) -> peft.Method:
@@ -87,14 +106,21 @@ def _prefix(fields: dict[str, Any], options: Options) -> peft.Method:
 
 def _vpt(fields: dict[str, Any], options: Options) -> peft.Method:
     if fields["model_type"] not in ("clip", "vit"):
-        raise ValueError(f"visual prompts need an image encoder, and a {fields['model_type']} has none")
+        raise ValueError(
+            f"visual prompts need an image encoder, and a {fields['model_type']} has none"
+        )
     at = "vision_model" if fields["model_type"] == "clip" else None
     tokens = 10 if options.tokens is None else options.tokens
-    return peft.vpt(tokens, options.mode, at=at, modules_to_save=HEADS)  # pyright: ignore[reportArgumentType]
+    # pyright: ignore[reportArgumentType]
+    return peft.vpt(tokens, options.mode, at=at, modules_to_save=HEADS)
 
 
 def _ia3(fields: dict[str, Any], options: Options) -> peft.Method:
-    chosen = {} if options.targets is None else {"targets": list(options.targets), "feedforward": None}
+    chosen = (
+        {}
+        if options.targets is None
+        else {"targets": list(options.targets), "feedforward": None}
+    )
     return peft.ia3(**chosen, modules_to_save=HEADS)
 
 
@@ -135,22 +161,36 @@ def fields_of(model: str) -> dict[str, Any]:
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         fields = read_config(folder)
-        if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
-            raise UsageError(f"{folder / 'config.json'} is not the configuration of a model: it has no model_type")
+        if not isinstance(fields, dict) or not isinstance(
+            fields.get("model_type"), str
+        ):
+            raise UsageError(
+                f"{folder / 'config.json'} is not the configuration of a model: "
+                "it has no model_type"
+            )
         return fields
     if folder.is_dir():
         raise UsageError(f"{folder} holds no config.json")
-    raise UsageError(nearest(model.rsplit("/", 1)[-1].lower(), {*ARCHITECTURES, *ALIASES}, "model"))
+    raise UsageError(
+        nearest(model.rsplit("/", 1)[-1].lower(), {*ARCHITECTURES, *ALIASES}, "model")
+    )
 
 
 def _count(tree: Any) -> tuple[int, int]:
     """(numbers, bytes) of a tree of shapes."""
     leaves = jax.tree.leaves(tree)
     sizes = [math.prod(leaf.shape) for leaf in leaves]
-    return sum(sizes), sum(size * leaf.dtype.itemsize for size, leaf in zip(sizes, leaves, strict=True))
+    return sum(sizes), sum(
+        size * leaf.dtype.itemsize for size, leaf in zip(sizes, leaves, strict=True)
+    )
 
 
-def wire(model: str, method: str, classes: int | None = None, options: Options = Options()) -> Wire:  # noqa: B008
+def wire(
+    model: str,
+    method: str,
+    classes: int | None = None,
+    options: Options = Options(),  # noqa: B008
+) -> Wire:
     """Counts what one client sends and receives in one round.
 
     Args:
@@ -159,14 +199,17 @@ def wire(model: str, method: str, classes: int | None = None, options: Options =
       classes: adds the architecture's classification head, which every method trains.
 
     Raises:
-      UsageError: an unknown model or method (names the nearest one), or a method that does not fit the model.
+      UsageError: an unknown model or method (names the nearest one), or a method that
+        does not fit the model.
     """
     if method not in METHODS:
         raise UsageError(nearest(method, METHODS, "method"))
     fields = {**fields_of(model), "num_labels": classes}
     _refuse_what_is_not_read([method], options)
     if method == "head" and classes is None:
-        raise UsageError(f"head on {model}: say how many classes the head has (--classes K)")
+        raise UsageError(
+            f"head on {model}: say how many classes the head has (--classes K)"
+        )
 
     def build() -> nnx.Module:
         return models.from_config(fields, num_labels=classes)
@@ -182,22 +225,40 @@ def wire(model: str, method: str, classes: int | None = None, options: Options =
         if architecture(model) is not None:
             raise
         raise UsageError(
-            f"{model}/config.json describes no model that can be built: {type(error).__name__}: {error}"
+            f"{model}/config.json describes no model that can be built: "
+            f"{type(error).__name__}: {error}"
         ) from error
     whole = _count(nnx.state(nnx.eval_shape(build)))[1]
     (trainable, sent), (frozen, _) = _count(delta), _count(backbone)
-    return Wire(model, method, trainable, frozen, sent, sent, whole, whole / sent)
+    return Wire(
+        model=model,
+        peft=method,
+        trainable_parameters=trainable,
+        frozen_parameters=frozen,
+        uplink_bytes=sent,
+        downlink_bytes=sent,
+        full_bytes=whole,
+        ratio=whole / sent,
+    )
 
 
 def _refuse_what_is_not_read(methods: list[str], options: Options) -> None:
     """UsageError for a setting that none of the methods reads."""
     for name, default in Options()._asdict().items():
-        if getattr(options, name) != default and not any(name in TAKES[method] for method in methods):
-            takers = ", ".join(sorted(method for method in METHODS if name in TAKES[method]))
-            raise UsageError(f"--{name} is a setting of {takers}; {', '.join(methods)} does not read it")
+        if getattr(options, name) != default and not any(
+            name in TAKES[method] for method in methods
+        ):
+            takers = ", ".join(
+                sorted(method for method in METHODS if name in TAKES[method])
+            )
+            raise UsageError(
+                f"--{name} is a setting of {takers}; {', '.join(methods)} does not read it"
+            )
 
 
-def rows(model: str, method: str | None, classes: int | None, options: Options) -> tuple[list[Wire], list[str]]:
+def rows(
+    model: str, method: str | None, classes: int | None, options: Options
+) -> tuple[list[Wire], list[str]]:
     """(counts, why others are not there) of one method, or of all that fit the model."""
     if method is not None:
         return [wire(model, method, classes, options)], []
@@ -207,7 +268,11 @@ def rows(model: str, method: str | None, classes: int | None, options: Options) 
     found, refused, reasons = [], [], []
     for name in ("full", *sorted(METHODS.keys() - {"full"})):
         try:
-            default = {key: value for key, value in Options()._asdict().items() if key not in TAKES[name]}
+            default = {
+                key: value
+                for key, value in Options()._asdict().items()
+                if key not in TAKES[name]
+            }
             found.append(wire(model, name, classes, options._replace(**default)))
         except UsageError as error:
             refused.append(str(error).split("; ")[0])
@@ -229,7 +294,13 @@ def as_table(rows: list[Wire]) -> Table:
     for column in ("method", "trained", "of all", "MB up", "MB down", "full / sent"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in rows:
-        share = row.trainable_parameters / (row.trainable_parameters + row.frozen_parameters)
-        sizes = (f"{row.uplink_bytes / 1e6:,.3f}", f"{row.downlink_bytes / 1e6:,.3f}", f"{row.ratio:,.1f}")
+        share = row.trainable_parameters / (
+            row.trainable_parameters + row.frozen_parameters
+        )
+        sizes = (
+            f"{row.uplink_bytes / 1e6:,.3f}",
+            f"{row.downlink_bytes / 1e6:,.3f}",
+            f"{row.ratio:,.1f}",
+        )
         table.add_row(row.peft, f"{row.trainable_parameters:,}", f"{share:.4%}", *sizes)
     return table

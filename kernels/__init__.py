@@ -28,11 +28,21 @@ else:
     from .natural import natural_decode, natural_encode
     from .nnadq import from_planes, nnadq_decode, nnadq_encode, nnadq_width, to_planes
     from .packing import pack_bits, packed_length, unpack_bits
-    from .quantize import stochastic_quantize, stochastic_quantize_buckets, uniform_dequantize, uniform_quantize
+    from .quantize import (
+        stochastic_quantize,
+        stochastic_quantize_buckets,
+        uniform_dequantize,
+        uniform_quantize,
+    )
     from .random_bits import random_bits, random_bits_at, rounding_noise, uniform
     from .selection import kth_largest_key, top_k_cut, top_k_mask, top_k_masks
     from .sign import sign_decode, sign_encode
-    from .sparse_quantize import SparseCodes, sparse_codes, sparse_decode, sparse_quantize
+    from .sparse_quantize import (
+        SparseCodes,
+        sparse_codes,
+        sparse_decode,
+        sparse_quantize,
+    )
     from .symbols import pack_symbols, symbols_per_byte, unpack_symbols
     from .ternary import ternary_encode
 

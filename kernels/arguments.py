@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 
 def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
-    """`value`, if it is one whole number from `least` to `most`, known while tracing: no bool, float, text, NaN.
+    """`value`, if it is one whole number from `least` to `most`, known while tracing.
+
+    No bool, float, text, NaN.
 
     Example:
       >>> whole("bits", 9, least=1, most=8)
@@ -19,7 +21,8 @@ def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
     bounds = f"{name} >= {least}" if most is None else f"{least} <= {name} <= {most}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(
-            f"expected a whole number {bounds}, known while tracing, got {name}={value!r} of type {type(value).__name__}"
+            f"expected a whole number {bounds}, known while tracing, got "
+            f"{name}={value!r} of type {type(value).__name__}"
         )
     if not least <= int(value) <= (math.inf if most is None else most):
         raise ValueError(f"expected {bounds}, got {name}={value}")
@@ -27,9 +30,13 @@ def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
 
 
 def count(name: str, value: Any, *, least: int = 0) -> Any:
-    """`value`, if it is a whole number as `whole` asks, or an integer array without axes, which may be traced."""
+    """`value`, if it is a whole number as `whole` asks, or an integer array without
+    axes, which may be traced.
+    """
     if hasattr(value, "dtype") and not isinstance(value, numbers.Integral):
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.integer):
-            raise TypeError(f"expected {name} as one whole number, got {name}={value.dtype}{list(value.shape)}")
+            raise TypeError(
+                f"expected {name} as one whole number, got {name}={value.dtype}{list(value.shape)}"
+            )
         return value
     return whole(name, value, least=least)

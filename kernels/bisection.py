@@ -1,7 +1,8 @@
 """The cut of one vector by bisection, bit by bit: 31 counts for the key and 31 for the last tie.
 
-The slowest form where the data lie in memory, the simplest inside a kernel that holds them in registers or VMEM.
-No scatter, no sort and no integer sums, which TPU kernels do not have.
+The slowest form where the data lie in memory, the simplest inside a kernel that holds
+them in registers or VMEM. No scatter, no sort and no integer sums, which TPU kernels do
+not have.
 """
 
 import jax
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def bisect_cut(keys: jax.Array, index: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+def bisect_cut(
+    keys: jax.Array, index: jax.Array, k: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Which of fewer than 2**24 entries to select: see `threshold_search.Cut`.
 
     Args:
@@ -18,8 +21,8 @@ def bisect_cut(keys: jax.Array, index: jax.Array, k: jax.Array) -> tuple[jax.Arr
       k: i32[].
 
     Returns:
-      (key i32[], the largest that k keys reach, 0 for k > n; last i32[], the place of the last tie that is
-      selected, -1 for none).
+      (key i32[], the largest that k keys reach, 0 for k > n; last i32[], the place of
+      the last tie that is selected, -1 for none).
     """
 
     def count(flags):
@@ -35,7 +38,9 @@ def bisect_cut(keys: jax.Array, index: jax.Array, k: jax.Array) -> tuple[jax.Arr
     n_open = wanted - count(keys > key)
     ties = keys == key
 
-    def raise_last(i, until):  # the largest number of first places with at most n_open ties among them
+    def raise_last(
+        i, until
+    ):  # the largest number of first places with at most n_open ties among them
         candidate = until | (jnp.int32(1) << (30 - i))
         return jnp.where(count(ties & (index < candidate)) <= n_open, candidate, until)
 

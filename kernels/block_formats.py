@@ -15,9 +15,10 @@ NF4 = (
 
 
 def _relative(x: jax.Array, largest: jax.Array) -> jax.Array:
-    """x / largest in [-1, 1], zero where it is not finite: the scale says so to the receiver."""
+    """X / largest in [-1, 1], zero where it is not finite: the scale says so to the receiver."""
     largest = largest[..., None]
-    # Selected entry by entry: else XLA multiplies with the inverse, and entries on a level would miss it.
+    # Selected entry by entry: else XLA multiplies with the inverse, and entries on a
+    # level would miss it.
     return jnp.nan_to_num(x / jnp.where((x != 0) & (largest > 0), largest, 1.0))
 
 
@@ -29,7 +30,8 @@ def int_block_encode(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
       bits: 2 to 8.
 
     Returns:
-      (codes i8[..., m] in [-(2^(bits - 1) - 1), 2^(bits - 1) - 1], scale f32[...] = max|x| / (2^(bits - 1) - 1)).
+      (codes i8[..., m] in [-(2^(bits - 1) - 1), 2^(bits - 1) - 1], scale f32[...] =
+      max|x| / (2^(bits - 1) - 1)).
       |code * scale - x| <= scale / 2. A block that is not finite has a scale that is not.
     """
     whole("bits", bits, least=2, most=8)
@@ -40,10 +42,12 @@ def int_block_encode(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
 
 
 def nf4_encode(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Nearest of the 16 levels of NF4: f32[..., m] -> (codes u8[..., m] below 16, scale f32[...] = max|x|).
+    """Nearest of the 16 levels of NF4.
 
-    The levels are closest where a normal number is likeliest. They are no mirror image of each other: C(-x) is not
-    -C(x).
+    F32[..., m] -> (codes u8[..., m] below 16, scale f32[...] = max|x|).
+
+    The levels are closest where a normal number is likeliest. They are no mirror image
+    of each other: C(-x) is not -C(x).
 
     References:
       Dettmers et al., QLoRA, 2023, arXiv 2305.14314, appendix E.
@@ -51,7 +55,10 @@ def nf4_encode(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     largest = largest_magnitude(x)
     relative = _relative(x, largest)
     middles = [(NF4[i] + NF4[i + 1]) / 2 for i in range(len(NF4) - 1)]
-    codes = sum(((relative > middle).astype(jnp.uint8) for middle in middles), jnp.zeros(x.shape, jnp.uint8))
+    codes = sum(
+        ((relative > middle).astype(jnp.uint8) for middle in middles),
+        jnp.zeros(x.shape, jnp.uint8),
+    )
     return codes, largest
 
 

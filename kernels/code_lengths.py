@@ -1,6 +1,9 @@
-"""How long entropy codes of a message would be, without writing them: u32 bits (f32 for entropies), inside jit.
+"""How long entropy codes of a message would be, without writing them.
 
-Sums are u32: good to 2^32 bits, half a gigabyte a message. fedjax_fm.channels.coding writes the same codes for real.
+U32 bits (f32 for entropies), inside jit.
+
+Sums are u32: good to 2^32 bits, half a gigabyte a message. fedjax_fm.channels.coding
+writes the same codes for real.
 """
 
 import jax
@@ -26,7 +29,10 @@ def elias_delta_length(k: jax.Array) -> jax.Array:
 
 
 def elias_omega_length(k: jax.Array) -> jax.Array:
-    """Bits of k >= 1 in the recursive code: a final zero, and L + 1 bits for each of k, L(k), L(L(k)), ... above 1."""
+    """Bits of k >= 1 in the recursive code.
+
+    A final zero, and L + 1 bits for each of k, L(k), L(L(k)), ... above 1.
+    """
     k = jnp.asarray(k).astype(jnp.uint32)
     total = jnp.ones_like(k)
     for _ in range(5):  # enough for 32 bits: 2^32 - 1, 31, 4, 2, 1
@@ -36,7 +42,11 @@ def elias_omega_length(k: jax.Array) -> jax.Array:
     return total
 
 
-LENGTHS = {"gamma": elias_gamma_length, "delta": elias_delta_length, "omega": elias_omega_length}
+LENGTHS = {
+    "gamma": elias_gamma_length,
+    "delta": elias_delta_length,
+    "omega": elias_omega_length,
+}
 
 
 def rice_parameter(n: jax.Array | int, k: jax.Array | int) -> jax.Array:
@@ -54,7 +64,10 @@ def rice_parameter(n: jax.Array | int, k: jax.Array | int) -> jax.Array:
 
 
 def gaps(mask: jax.Array) -> jax.Array:
-    """bool[n] -> u32[n]: at a mark its distance to the mark before it (to -1 for the first); 0 elsewhere."""
+    """bool[n] -> u32[n]: at a mark its distance to the mark before it (to -1 for the first).
+
+    0 elsewhere.
+    """
     places = jnp.arange(mask.shape[0], dtype=jnp.int32)
     last = jax.lax.cummax(jnp.where(mask, places, -1))
     before = jnp.concatenate([jnp.full(1, -1, jnp.int32), last[:-1]])
@@ -62,7 +75,10 @@ def gaps(mask: jax.Array) -> jax.Array:
 
 
 def rice_length(mask: jax.Array, low_bits: jax.Array | int) -> jax.Array:
-    """Bits of the Rice code of a mask's gaps: the sum of b + 1 + floor((gap - 1) / 2^b). bool[n], u32[] -> u32[]."""
+    """Bits of the Rice code of a mask's gaps.
+
+    The sum of b + 1 + floor((gap - 1) / 2^b). bool[n], u32[] -> u32[].
+    """
     low_bits = jnp.asarray(low_bits).astype(jnp.uint32)
     distance = gaps(mask)
     one = low_bits + 1 + ((distance - 1) >> low_bits)
@@ -94,17 +110,22 @@ def symbol_counts(codes: jax.Array, n_symbols: int) -> jax.Array:
     """How often each symbol below n_symbols occurs: unsigned[n] -> u32[n_symbols]."""
     codes = codes.reshape(-1)
     if n_symbols <= 16:  # comparing is faster than scattering for few symbols
-        return jnp.stack([jnp.sum(codes == s, dtype=jnp.uint32) for s in range(n_symbols)])
+        return jnp.stack(
+            [jnp.sum(codes == s, dtype=jnp.uint32) for s in range(n_symbols)]
+        )
     return jnp.zeros(n_symbols, jnp.uint32).at[codes].add(jnp.uint32(1), mode="drop")
 
 
 def entropy_bits(counts: jax.Array) -> jax.Array:
-    """n H of an empirical distribution, sum c log2(n / c): u32[m] -> f32[]; an absent symbol adds nothing."""
+    """N H of an empirical distribution, sum c log2(n / c).
+
+    U32[m] -> f32[]; an absent symbol adds nothing.
+    """
     c = counts.astype(jnp.float32)
     return jnp.sum(jnp.where(c > 0, c * jnp.log2(jnp.sum(c) / jnp.maximum(c, 1)), 0.0))
 
 
 def mask_entropy_bits(mask: jax.Array) -> jax.Array:
-    """n H2(p), p the share of ones: bool[...] -> f32[]."""
+    """N H2(p), p the share of ones: bool[...] -> f32[]."""
     ones = jnp.sum(mask, dtype=jnp.uint32)
     return entropy_bits(jnp.stack([ones, jnp.uint32(mask.size) - ones]))

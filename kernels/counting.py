@@ -1,4 +1,6 @@
-"""Magnitudes as integers that keep their order, and how many of them reach each of four thresholds."""
+"""Magnitudes as integers that keep their order, and how many of them reach each of four
+thresholds.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,15 @@ _LANES = 32
 
 
 def magnitude_keys(x: jax.Array) -> jax.Array:
-    """Order-preserving integers of |x|: f32[...] -> u32[...] below 2**31. NaN counts as 0, so it is selected last.
+    """Order-preserving integers of |x|: f32[...] -> u32[...] below 2**31.
+
+    NaN counts as 0, so it is selected last.
 
     Denormals keep their order too, although XLA's float comparisons on CPU take them for zero.
     """
-    bits = lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.uint32) & jnp.uint32(LARGEST_KEY)
+    bits = lax.bitcast_convert_type(
+        jnp.asarray(x, jnp.float32), jnp.uint32
+    ) & jnp.uint32(LARGEST_KEY)
     return jnp.where(bits > jnp.uint32(0x7F800000), jnp.uint32(0), bits)
 
 
@@ -26,8 +32,9 @@ def keys_of(leaf: jax.Array) -> jax.Array:
 def count_at_least(leaf: jax.Array, thresholds: jax.Array) -> jax.Array:
     """Keys of f[n] or u32[n] that are >= each threshold: u32[4], all positive -> i32[4].
 
-    One read of the data: four counters share a word, 8 bits each over 32 entries, 16 bits each over 2**11 words.
-    Reductions that are this short stay one fused loop on CPU; one long reduction first writes its whole operand.
+    One read of the data: four counters share a word, 8 bits each over 32 entries, 16
+    bits each over 2**11 words. Reductions that are this short stay one fused loop on
+    CPU; one long reduction first writes its whole operand.
     """
     n = leaf.shape[0]
     whole = n // _LANES * _LANES
@@ -36,13 +43,27 @@ def count_at_least(leaf: jax.Array, thresholds: jax.Array) -> jax.Array:
         rest = jnp.pad(keys_of(leaf[whole:]), (0, _LANES - n + whole))
         words = jnp.concatenate([words, _count_rows(rest[None], thresholds)])
     words = jnp.pad(words, (0, -words.shape[0] % _LANES)).reshape(-1, _LANES)
-    low = jnp.sum(words & jnp.uint32(0x00FF00FF), axis=1, dtype=jnp.uint32)  # counters 0 and 2, at most 1024 each
-    high = jnp.sum((words >> 8) & jnp.uint32(0x00FF00FF), axis=1, dtype=jnp.uint32)  # counters 1 and 3
-    halves = [low & jnp.uint32(0xFFFF), high & jnp.uint32(0xFFFF), low >> 16, high >> 16]
-    return jnp.stack([jnp.sum(half, dtype=jnp.uint32) for half in halves]).astype(jnp.int32)
+    low = jnp.sum(
+        words & jnp.uint32(0x00FF00FF), axis=1, dtype=jnp.uint32
+    )  # counters 0 and 2, at most 1024 each
+    high = jnp.sum(
+        (words >> 8) & jnp.uint32(0x00FF00FF), axis=1, dtype=jnp.uint32
+    )  # counters 1 and 3
+    halves = [
+        low & jnp.uint32(0xFFFF),
+        high & jnp.uint32(0xFFFF),
+        low >> 16,
+        high >> 16,
+    ]
+    return jnp.stack([jnp.sum(half, dtype=jnp.uint32) for half in halves]).astype(
+        jnp.int32
+    )
 
 
 def _count_rows(keys: jax.Array, thresholds: jax.Array) -> jax.Array:
     """u32[r, 32] -> u32[r]: four counters of 8 bits."""
-    flags = [(keys >= thresholds[j]).astype(jnp.uint32) << (8 * j) for j in range(N_THRESHOLDS)]
+    flags = [
+        (keys >= thresholds[j]).astype(jnp.uint32) << (8 * j)
+        for j in range(N_THRESHOLDS)
+    ]
     return jnp.sum(flags[0] + flags[1] + flags[2] + flags[3], axis=1, dtype=jnp.uint32)

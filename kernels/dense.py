@@ -7,10 +7,12 @@ import jax
 def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x @ kernel`: [..., in], [in, out] -> [..., out]; can be differentiated in both modes.
 
-    The kernel's gradient x^T g is the product of a transposed and a plain matrix. XLA folds the transposition into the product,
-    which its CPU backend then runs a quarter slower than a transposition and a product of plain matrices (784 x 20 by 20 x
-    128, weights updated in place: 33 and 26 us), and over [batch, time, in] it transposes the larger factor first. So x is
-    read as rows, and on CPU its transposition is kept apart.
+    The kernel's gradient x^T g is the product of a transposed and a plain matrix. XLA
+    folds the transposition into the product, which its CPU backend then runs a quarter
+    slower than a transposition and a product of plain matrices (784 x 20 by 20 x 128,
+    weights updated in place: 33 and 26 us), and over [batch, time, in] it transposes
+    the larger factor first. So x is read as rows, and on CPU its transposition is kept
+    apart.
 
     >>> import jax.numpy as jnp
     >>> x, w = jnp.ones((2, 3)), jnp.ones((3, 4))

@@ -1,6 +1,7 @@
 """Which form of a kernel to run, from what is known when it is traced: the backend and the shapes.
 
-Every form gives the same bits, so a program that is then compiled for another backend is slower, not wrong.
+Every form gives the same bits, so a program that is then compiled for another backend
+is slower, not wrong.
 """
 
 import jax
@@ -14,5 +15,8 @@ def on_cpu() -> bool:
 
 
 def row_stays_in_kernel(n: int) -> bool:
-    """Whether to select from a vector of n entries by the Pallas kernel that holds it: on TPU, if it fits."""
+    """Whether to select from a vector of n entries by the Pallas kernel that holds it.
+
+    On TPU, if it fits.
+    """
     return jax.default_backend() == "tpu" and n <= _LONGEST_RESIDENT_ROW

@@ -1,7 +1,8 @@
 """Random rotations of long vectors: block-diagonal Hadamard matrices with random signs.
 
-A dense rotation costs n^2, one Hadamard matrix over the whole vector pads it to a power of two. Blocks of 2^10 or more
-make the entries as good as Gaussian already, stay in cache, and need no padding but in the last block.
+A dense rotation costs n^2, one Hadamard matrix over the whole vector pads it to a power
+of two. Blocks of 2^10 or more make the entries as good as Gaussian already, stay in
+cache, and need no padding but in the last block.
 """
 
 import jax
@@ -9,11 +10,15 @@ import jax.numpy as jnp
 
 from fedjax_fm.kernels import arguments
 
-SMALLEST_BLOCK = 128  # a shorter tail is padded to it: too few summands are not near Gaussian
+SMALLEST_BLOCK = (
+    128  # a shorter tail is padded to it: too few summands are not near Gaussian
+)
 
 
 def walsh_hadamard(x: jax.Array) -> jax.Array:
-    """The orthonormal Walsh-Hadamard transform of the last axis, its own inverse: f32[..., m], m a power of two.
+    """The orthonormal Walsh-Hadamard transform of the last axis, its own inverse.
+
+    F32[..., m], m a power of two.
 
     Example:
       >>> import jax.numpy as jnp
@@ -24,7 +29,9 @@ def walsh_hadamard(x: jax.Array) -> jax.Array:
     if m & (m - 1) or m == 0:
         raise ValueError(f"expected a power of two, got a last axis of {m}")
     half = 1
-    while half < m:  # log2 m stages of sums and differences, the same order of additions on every backend
+    while (
+        half < m
+    ):  # log2 m stages of sums and differences, the same order of additions on every backend
         pairs = x.reshape(*x.shape[:-1], m // (2 * half), 2, half)
         a, b = pairs[..., 0, :], pairs[..., 1, :]
         x = jnp.stack([a + b, a - b], axis=-2).reshape(x.shape)
@@ -33,7 +40,10 @@ def walsh_hadamard(x: jax.Array) -> jax.Array:
 
 
 def random_signs(seed: jax.Array, n: int) -> jax.Array:
-    """bool[n], True for minus: one bit a coordinate, hashed from (seed u32[], index) where it is used, never stored.
+    """bool[n], True for minus.
+
+    One bit a coordinate, hashed from (seed u32[], index) where it is used, never
+    stored.
 
     The finaliser of MurmurHash3: good for rotations and rounding, no source of noise for privacy.
     """
@@ -44,12 +54,21 @@ def random_signs(seed: jax.Array, n: int) -> jax.Array:
 
 
 def block_sizes(n: int, block: int) -> tuple[int, int, int]:
-    """(number of whole blocks, entries left over, size of the block that they are padded to; 0 for none)."""
+    """(number of whole blocks, entries left over, size of the block that they are padded to.
+
+    0 for none).
+    """
     arguments.whole("block", block, least=1)
     if block & (block - 1) or block < SMALLEST_BLOCK:
-        raise ValueError(f"expected a power of two >= {SMALLEST_BLOCK}, got block={block}")
+        raise ValueError(
+            f"expected a power of two >= {SMALLEST_BLOCK}, got block={block}"
+        )
     left = n % block
-    return n // block, left, max(SMALLEST_BLOCK, 1 << (left - 1).bit_length()) if left else 0
+    return (
+        n // block,
+        left,
+        max(SMALLEST_BLOCK, 1 << (left - 1).bit_length()) if left else 0,
+    )
 
 
 def rotated_length(n: int, block: int) -> int:
@@ -72,12 +91,17 @@ def _seed(seed: jax.Array, turn: int) -> jax.Array:
     return seed ^ jnp.uint32((0x632BE5AB * turn) & 0xFFFFFFFF)
 
 
-def rotate(x: jax.Array, seed: jax.Array, block: int = 4096, turns: int = 1) -> jax.Array:
-    """Random signs, then a Hadamard matrix, block by block, `turns` times: f32[n] -> f32[rotated_length(n, block)].
+def rotate(
+    x: jax.Array, seed: jax.Array, block: int = 4096, turns: int = 1
+) -> jax.Array:
+    """Random signs, then a Hadamard matrix, block by block, `turns` times.
 
-    Linear and orthogonal: norms of blocks stay. One turn spreads a dense vector; of a block with two or three entries
-    that are not zero it makes a handful of values, far from Gaussian, which a second turn cures. The sum of a block's
-    magnitudes must stay below the largest float.
+    F32[n] -> f32[rotated_length(n, block)].
+
+    Linear and orthogonal: norms of blocks stay. One turn spreads a dense vector; of a
+    block with two or three entries that are not zero it makes a handful of values, far
+    from Gaussian, which a second turn cures. The sum of a block's magnitudes must stay
+    below the largest float.
 
     Args:
       seed: u32[], decides the signs.
@@ -92,12 +116,17 @@ def rotate(x: jax.Array, seed: jax.Array, block: int = 4096, turns: int = 1) -> 
     return x
 
 
-def rotate_back(y: jax.Array, seed: jax.Array, n: int, block: int = 4096, turns: int = 1) -> jax.Array:
+def rotate_back(
+    y: jax.Array, seed: jax.Array, n: int, block: int = 4096, turns: int = 1
+) -> jax.Array:
     """The inverse of `rotate`: f32[rotated_length(n, block)] -> f32[n]."""
     arguments.whole("turns", turns, least=1)
     whole, _, _ = block_sizes(n, block)
     if y.shape != (rotated_length(n, block),):
-        raise ValueError(f"{n} entries rotate to {rotated_length(n, block)} in blocks of {block}, got shape {y.shape}")
+        raise ValueError(
+            f"{n} entries rotate to {rotated_length(n, block)} in blocks of "
+            f"{block}, got shape {y.shape}"
+        )
     for turn in reversed(range(turns)):
         y = _flip(_by_blocks(y, block, whole), _seed(seed, turn))
     return y[:n]

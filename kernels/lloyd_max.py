@@ -1,4 +1,6 @@
-"""The best scalar quantiser of a standard normal number, and its two ways to scale back (EDEN, DRIVE)."""
+"""The best scalar quantiser of a standard normal number, and its two ways to scale back
+(EDEN, DRIVE).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,8 @@ import jax.numpy as jnp
 from fedjax_fm.kernels.arguments import whole
 from fedjax_fm.kernels.scaling import largest_magnitude
 
-# Positive centroids of the Lloyd-Max quantiser of N(0, 1) by bits; the negative ones mirror them. Each is the mean of
-# the numbers nearest to it.
+# Positive centroids of the Lloyd-Max quantiser of N(0, 1) by bits; the negative ones
+# mirror them. Each is the mean of the numbers nearest to it.
 CENTROIDS = {
     1: (0.7978846,),
     2: (0.4527800, 1.5104176),
@@ -38,12 +40,15 @@ def lloyd_max_values(codes: jax.Array, bits: int) -> jax.Array:
     return jnp.where(codes >= half, -magnitude, magnitude)
 
 
-def lloyd_max_encode(y: jax.Array, bits: int, scale: str = "unbiased") -> tuple[jax.Array, jax.Array]:
+def lloyd_max_encode(
+    y: jax.Array, bits: int, scale: str = "unbiased"
+) -> tuple[jax.Array, jax.Array]:
     """Quantises blocks whose entries are near Gaussian, each by its own norm.
 
-    q = nearest centroid of y sqrt(m) / ||y||; the receiver takes S q, with S = ||y||^2 / <q, y> ("unbiased": after a
-    uniformly random rotation the estimate of what was rotated has no bias) or S = <q, y> / ||q||^2 ("mse": the least
-    error for this q, and a contraction: ||S q - y||^2 = ||y||^2 - <q, y>^2 / ||q||^2).
+    q = nearest centroid of y sqrt(m) / ||y||; the receiver takes S q, with S = ||y||^2
+    / <q, y> ("unbiased": after a uniformly random rotation the estimate of what was
+    rotated has no bias) or S = <q, y> / ||q||^2 ("mse": the least error for this q, and
+    a contraction: ||S q - y||^2 = ||y||^2 - <q, y>^2 / ||q||^2).
 
     Args:
       y: f32[..., m], blocks in the last axis.
@@ -51,9 +56,10 @@ def lloyd_max_encode(y: jax.Array, bits: int, scale: str = "unbiased") -> tuple[
       scale: "unbiased" or "mse".
 
     Returns:
-      (codes u8[..., m] below 2**bits, S f32[...]). A zero block has S = 0; one that is not finite, an S that is not.
-      The error is E||S q - y||^2 / ||y||^2 = D / (1 - D) unbiased, D with "mse", where D is the mean squared error of
-      the quantiser: 0.3634, 0.1175, 0.0345, 0.0095, 0.0025, 0.00064 for 1 to 6 bits.
+      (codes u8[..., m] below 2**bits, S f32[...]). A zero block has S = 0; one that is
+      not finite, an S that is not. The error is E||S q - y||^2 / ||y||^2 = D / (1 - D)
+      unbiased, D with "mse", where D is the mean squared error of the quantiser:
+      0.3634, 0.1175, 0.0345, 0.0095, 0.0025, 0.00064 for 1 to 6 bits.
 
     References:
       Vargaftik et al., DRIVE, 2021, arXiv 2105.08339; EDEN, 2022, arXiv 2108.08842, algorithm 1.
@@ -63,13 +69,17 @@ def lloyd_max_encode(y: jax.Array, bits: int, scale: str = "unbiased") -> tuple[
         raise ValueError(f"expected scale 'unbiased' or 'mse', got scale={scale!r}")
     m = y.shape[-1]
     largest = largest_magnitude(y)[..., None]
-    # Neither tiny nor huge entries spoil the sum of squares. A divisor that is selected entry by entry is divided by;
-    # else XLA may multiply with its inverse, which is no normal number for huge ones.
+    # Neither tiny nor huge entries spoil the sum of squares. A divisor that is selected
+    # entry by entry is divided by; else XLA may multiply with its inverse, which is no
+    # normal number for huge ones.
     small = y / jnp.where((y != 0) & (largest > 0), largest, 1.0)
     square = jnp.sum(jnp.square(small), axis=-1, keepdims=True)
     normal = jnp.abs(small) * jnp.sqrt(m / jnp.where(square > 0, square, 1.0))
     middles = [(levels[i] + levels[i + 1]) / 2 for i in range(len(levels) - 1)]
-    index = sum(((normal > middle).astype(jnp.uint8) for middle in middles), jnp.zeros(y.shape, jnp.uint8))
+    index = sum(
+        ((normal > middle).astype(jnp.uint8) for middle in middles),
+        jnp.zeros(y.shape, jnp.uint8),
+    )
     codes = index + jnp.where(jnp.signbit(y), jnp.uint8(len(levels)), jnp.uint8(0))
     value = lloyd_max_values(codes, bits)
     inner = jnp.sum(value * small, axis=-1, keepdims=True)
@@ -77,5 +87,7 @@ def lloyd_max_encode(y: jax.Array, bits: int, scale: str = "unbiased") -> tuple[
         factor = square / jnp.where(inner > 0, inner, 1.0)
     else:
         factor = inner / jnp.sum(jnp.square(value), axis=-1, keepdims=True)
-    factor = jnp.where(largest > 0, factor * largest, jnp.where(largest == 0, 0.0, jnp.nan))
+    factor = jnp.where(
+        largest > 0, factor * largest, jnp.where(largest == 0, 0.0, jnp.nan)
+    )
     return codes, jnp.where(jnp.isfinite(largest), factor, jnp.nan)[..., 0]

@@ -1,4 +1,7 @@
-"""Masks that are not top-k: random ones, which both sides make from a seed, by threshold, and by block."""
+"""Masks that are not top-k.
+
+Random ones, which both sides make from a seed, by threshold, and by block.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +14,12 @@ from fedjax_fm.kernels.threshold_search import selected
 
 
 def random_k_mask(key: jax.Array, n: int, k: jax.Array | int) -> jax.Array:
-    """min(k, n) of n entries, every set of that size as likely (up to the 2**-31 of a tie): bool[n].
+    """min(k, n) of n entries, every set of that size as likely (up to the 2**-31 of a tie).
 
-    The entries with the largest random words; no sort. Scaled by n / k the kept values are unbiased, with
-    omega = n / k - 1.
+    Bool[n].
+
+    The entries with the largest random words; no sort. Scaled by n / k the kept values
+    are unbiased, with omega = n / k - 1.
 
     Args:
       key: a threefry key, consumed: all that the receiver needs.
@@ -28,11 +33,14 @@ def random_k_mask(key: jax.Array, n: int, k: jax.Array | int) -> jax.Array:
 
 
 def bernoulli_mask(key: jax.Array, p: jax.Array | float, n: int) -> jax.Array:
-    """Entry i is true with probability p, or p[i], independently: bool[n], equal to jax.random.bernoulli(key, p, (n,)).
+    """Entry i is true with probability p, or p[i], independently.
+
+    Bool[n], equal to jax.random.bernoulli(key, p, (n,)).
 
     Args:
       key: a threefry key, consumed.
-      p: f32[] or f32[n] in [0, 1], exact to 2**-23; may be traced. Values outside act as 0 and 1, NaN as 0.
+      p: f32[] or f32[n] in [0, 1], exact to 2**-23; may be traced. Values outside act
+        as 0 and 1, NaN as 0.
       n: entries.
     """
     if jnp.shape(p) not in ((), (n,)):
@@ -43,8 +51,8 @@ def bernoulli_mask(key: jax.Array, p: jax.Array | float, n: int) -> jax.Array:
 def threshold_mask(x: jax.Array, threshold: jax.Array | float) -> jax.Array:
     """|x| >= threshold: f32[n], f32[] or f32[n] -> bool[n].
 
-    Denormals are compared too; NaN counts as 0, so it is marked by a threshold of 0 only. The sign of the threshold
-    is ignored; a threshold of NaN counts as 0.
+    Denormals are compared too; NaN counts as 0, so it is marked by a threshold of 0
+    only. The sign of the threshold is ignored; a threshold of NaN counts as 0.
     """
     return magnitude_keys(x) >= magnitude_keys(threshold)
 
@@ -58,12 +66,15 @@ def block_mask(x: jax.Array, k: jax.Array | int, block_size: int) -> jax.Array:
       block_size: entries of a block.
 
     Returns:
-      bool[n]; ties go to the first block. A block with an infinity ranks first, one with a NaN last.
+      bool[n]; ties go to the first block. A block with an infinity ranks first, one
+      with a NaN last.
     """
     whole("block_size", block_size, least=1)
     n = x.shape[0]
     x = jnp.asarray(x, jnp.float32)
-    x = x * power_of_two(jnp.max(jnp.abs(x), where=jnp.isfinite(x), initial=0.0))  # their squares are finite
+    x = x * power_of_two(
+        jnp.max(jnp.abs(x), where=jnp.isfinite(x), initial=0.0)
+    )  # their squares are finite
     blocks = jnp.pad(x, (0, -n % block_size)).reshape(-1, block_size)
     sizes = jnp.minimum(n - jnp.arange(blocks.shape[0]) * block_size, block_size)
     kept = top_k_mask(jnp.sum(jnp.square(blocks), axis=1) / sizes, k)

@@ -1,4 +1,6 @@
-"""Who has this repository's root on the path finds this folder as `kernels`, which is the name of another package."""
+"""Who has this repository's root on the path finds this folder as `kernels`, which is
+the name of another package.
+"""
 
 import sys
 import types
@@ -8,15 +10,21 @@ from pathlib import Path
 
 
 def give_way(name: str) -> None:
-    """Puts the package that `name` belongs to in our place in `sys.modules`: Hugging Face's `kernels`, which transformers
-    looks for. Where it is not installed, an empty module takes its place: it has no version, as transformers expects of what
-    is not there, and says of every other name where ours is. There is never a second copy of our modules.
+    """Puts the package that `name` belongs to in our place in `sys.modules`.
+
+    Hugging Face's `kernels`, which transformers looks for. Where it is not installed,
+    an empty module takes its place: it has no version, as transformers expects of what
+    is not there, and says of every other name where ours is. There is never a second
+    copy of our modules.
 
     Args:
       name: the `__name__` of the package that was imported from this folder.
     """
     if "." in name:
-        raise ImportError(f"import this package as fedjax_fm.kernels, not as {name!r}: two copies would not be equal")
+        raise ImportError(
+            f"import this package as fedjax_fm.kernels, not as {name!r}: two "
+            "copies would not be equal"
+        )
     root = Path(__file__).resolve().parent.parent
     elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != root]
     spec = PathFinder.find_spec(name, elsewhere)
@@ -32,11 +40,14 @@ def _empty(name: str) -> types.ModuleType:
     """A package without submodules that knows where ours is."""
 
     def refuse(wanted: str) -> object:
-        if wanted.startswith("__"):  # questions that Python and others ask of any module
+        if wanted.startswith(
+            "__"
+        ):  # questions that Python and others ask of any module
             raise AttributeError(f"module {name!r} has no attribute {wanted!r}")
         raise ImportError(
-            f"{name}.{wanted}: the package {name!r} is not installed; the folder of that name in the repository of fedjax_fm is "
-            "imported as fedjax_fm.kernels"
+            f"{name}.{wanted}: the package {name!r} is not installed; the folder "
+            "of that name in the repository of fedjax_fm is imported as "
+            "fedjax_fm.kernels"
         )
 
     module = types.ModuleType(name, f"Stands for {name!r}, which is not installed.")

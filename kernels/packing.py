@@ -1,7 +1,8 @@
 """Dense packing of small unsigned codes into bytes.
 
-Eight codes of b bits fill exactly b bytes, so a group of eight is the unit; code j of a group takes the bits
-[j*b, (j+1)*b) of the group's little-endian bit string. The last group is cut after its last used byte.
+Eight codes of b bits fill exactly b bytes, so a group of eight is the unit; code j of a
+group takes the bits [j*b, (j+1)*b) of the group's little-endian bit string. The last
+group is cut after its last used byte.
 """
 
 import jax
@@ -15,8 +16,9 @@ def packed_length(n: int, bits: int) -> int:
     return -(-n * bits // 8)
 
 
-# Codes of 2, 4 and 8 bits that make up a byte lie in one word of this type, a byte each: shifts of the word join them,
-# eight times faster on CPU than picking them out one by one.
+# Codes of 2, 4 and 8 bits that make up a byte lie in one word of this type, a byte
+# each: shifts of the word join them, eight times faster on CPU than picking them out
+# one by one.
 _WORDS = {2: jnp.uint32, 4: jnp.uint16, 8: jnp.uint8}
 
 
@@ -30,9 +32,11 @@ def _fold(codes: jax.Array, bits: int) -> jax.Array:
 
 
 def pack_bits(codes: jax.Array, bits: int) -> jax.Array:
-    """Packs codes below 2**bits: unsigned[n] (or bool[n]) -> u8[ceil(n * bits / 8)]; higher bits are cut off.
+    """Packs codes below 2**bits.
 
-        Example:
+    Unsigned[n] (or bool[n]) -> u8[ceil(n * bits / 8)]; higher bits are cut off.
+
+    Example:
           >>> import jax.numpy as jnp
 
     from fedjax_fm.kernels.arguments import whole
@@ -43,7 +47,11 @@ def pack_bits(codes: jax.Array, bits: int) -> jax.Array:
     n = codes.shape[0]
     if bits in _WORDS:
         return _fold(
-            jnp.pad(jnp.asarray(codes).astype(jnp.uint8) & jnp.uint8(2**bits - 1), (0, -n % (8 // bits))), bits
+            jnp.pad(
+                jnp.asarray(codes).astype(jnp.uint8) & jnp.uint8(2**bits - 1),
+                (0, -n % (8 // bits)),
+            ),
+            bits,
         )
     codes = jnp.asarray(codes).astype(jnp.uint32)
     if bits < 32:
@@ -66,8 +74,9 @@ def unpack_bits(packed: jax.Array, bits: int, n: int) -> jax.Array:
     whole("bits", bits, least=1, most=32)
     if packed.shape != (packed_length(n, bits),):
         raise ValueError(
-            f"{n} codes of {bits} bits take {packed_length(n, bits)} bytes, got a buffer of shape {packed.shape}: "
-            "the payload is truncated or belongs to another shape"
+            f"{n} codes of {bits} bits take {packed_length(n, bits)} bytes, got a "
+            f"buffer of shape {packed.shape}: the payload is truncated or belongs "
+            "to another shape"
         )
     if bits == 8:
         return packed.astype(jnp.uint32)
@@ -75,7 +84,11 @@ def unpack_bits(packed: jax.Array, bits: int, n: int) -> jax.Array:
         pairs = packed.astype(jnp.uint16)
         return ((pairs | pairs << 4) & 0x0F0F).view(jnp.uint8)[:n].astype(jnp.uint32)
     n_groups = -(-n // 8)
-    group_bytes = jnp.pad(packed, (0, n_groups * bits - packed.shape[0])).reshape(n_groups, bits).astype(jnp.uint32)
+    group_bytes = (
+        jnp.pad(packed, (0, n_groups * bits - packed.shape[0]))
+        .reshape(n_groups, bits)
+        .astype(jnp.uint32)
+    )
     columns = []
     for j in range(8):
         value = jnp.zeros(n_groups, jnp.uint32)

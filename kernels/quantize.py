@@ -1,4 +1,7 @@
-"""Unbiased stochastic quantisation: QSGD, whole or in buckets, and the uniform quantiser between two bounds."""
+"""Unbiased stochastic quantisation.
+
+QSGD, whole or in buckets, and the uniform quantiser between two bounds.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +18,41 @@ def norm_of(x: jax.Array, norm: str) -> jax.Array:
 
 
 def _norm_times_power(x: jax.Array, norm: str) -> tuple[jax.Array, jax.Array]:
-    """(norm * p, p), f32[...] each; p a power of two, so that no norm of finite numbers overflows."""
+    """(norm * p, p), f32[...] each.
+
+    P a power of two, so that no norm of finite numbers overflows.
+    """
     if norm not in ("l2", "max"):
         raise ValueError(f"expected norm 'l2' or 'max', got {norm!r}")
     largest = largest_magnitude(x)
     if norm == "max":
         return largest, jnp.ones_like(largest)
-    # Scaled by the maximum, so that neither tiny nor huge values lose the sum of squares. XLA divides by a
-    # scalar as a product with its inverse, which must be a normal float: beyond the bounds it would be zero.
+    # Scaled by the maximum, so that neither tiny nor huge values lose the sum of
+    # squares. XLA divides by a scalar as a product with its inverse, which must be a
+    # normal float: beyond the bounds it would be zero.
     power, safe = power_of_two(largest), jnp.clip(largest, 2.0**-126, 2.0**126)
-    return power * safe * jnp.sqrt(jnp.sum(jnp.square(x / safe[..., None]), axis=-1)), power
+    return power * safe * jnp.sqrt(
+        jnp.sum(jnp.square(x / safe[..., None]), axis=-1)
+    ), power
 
 
 def scale_of(norm: jax.Array, levels: int) -> jax.Array:
-    """f32[...]: the distance of two levels, norm / levels; from 2^127 on two units less in the last place, so that
-    levels * (norm / levels), rounded twice, is finite."""
-    scale = norm / jnp.where(norm > 0, levels, 1)  # a divisor that is selected is divided by, see `round_up_or_down`
+    """f32[...]: the distance of two levels, norm / levels.
+
+    From 2^127 on two units less in the last place, so that levels * (norm / levels),
+    rounded twice, is finite.
+    """
+    scale = norm / jnp.where(
+        norm > 0, levels, 1
+    )  # a divisor that is selected is divided by, see `round_up_or_down`
     return scale * jnp.where(norm > 2.0**127, 1 - 2.0**-22, 1.0)
 
 
 def level_distance(x: jax.Array, norm: str, levels: int) -> jax.Array:
-    """f32[..., n] -> f32[...]: norm / levels, also where the l2 norm itself is beyond the largest float."""
+    """f32[..., n] -> f32[...].
+
+    Norm / levels, also where the l2 norm itself is beyond the largest float.
+    """
     scaled, power = _norm_times_power(x, norm)
     return scale_of(scaled, levels) / power
 
@@ -43,54 +60,75 @@ def level_distance(x: jax.Array, norm: str, levels: int) -> jax.Array:
 def round_up_or_down(steps: jax.Array, noise: jax.Array, most: int) -> jax.Array:
     """i32: floor(steps), or one more where noise >= 1 - (steps - floor(steps)), from 0 to `most`.
 
-    That is floor(steps + noise) without the sum, which would round up to the next integer, even from a whole
-    number, when the noise is near 1. NaN gives `most`. Steps a little above `most` come from a rounded division.
+    That is floor(steps + noise) without the sum, which would round up to the next
+    integer, even from a whole number, when the noise is near 1. NaN gives `most`. Steps
+    a little above `most` come from a rounded division.
     """
     steps = jnp.where(steps < most, jnp.maximum(steps, 0.0), float(most))
     floor = steps.astype(jnp.int32)
-    return floor + (noise >= 1.0 - (steps - floor.astype(jnp.float32))).astype(jnp.int32)
+    return floor + (noise >= 1.0 - (steps - floor.astype(jnp.float32))).astype(
+        jnp.int32
+    )
 
 
-def signed_codes(x: jax.Array, scale: jax.Array, noise: jax.Array, levels: int) -> jax.Array:
-    """i32: sign(x) * round(|x| / scale), shapes as broadcast; the arithmetic of every form of the kernel."""
-    # XLA divides by a constant or by a scalar as a product with its rounded inverse, and entries on a level would
-    # miss it. A divisor that is selected, entry by entry, is divided by. And it would write |x| to memory once for
-    # this and for the norm; |x / scale| is the same number.
+def signed_codes(
+    x: jax.Array, scale: jax.Array, noise: jax.Array, levels: int
+) -> jax.Array:
+    """i32: sign(x) * round(|x| / scale), shapes as broadcast.
+
+    The arithmetic of every form of the kernel.
+    """
+    # XLA divides by a constant or by a scalar as a product with its rounded inverse,
+    # and entries on a level would miss it. A divisor that is selected, entry by entry,
+    # is divided by. And it would write |x| to memory once for this and for the norm; |x
+    # / scale| is the same number.
     steps = jnp.abs(x / jnp.where((x != 0) & (scale > 0), scale, 1.0))
     magnitude = round_up_or_down(steps, noise, levels)
     return jnp.where(x < 0, -magnitude, magnitude)
 
 
-def stochastic_quantize(x: jax.Array, key: jax.Array, levels: int = 7, norm: str = "l2") -> tuple[jax.Array, jax.Array]:
+def stochastic_quantize(
+    x: jax.Array, key: jax.Array, levels: int = 7, norm: str = "l2"
+) -> tuple[jax.Array, jax.Array]:
     """QSGD: code_i = sign(x_i) * floor(levels * |x_i| / norm + u_i), u_i uniform on [0, 1).
 
-    The noise u is `rounding_noise(key, n)`, within 2**-16 of jax.random.uniform(key, (n,)): with jax.random it takes
-    nine tenths of the time on CPU.
+    The noise u is `rounding_noise(key, n)`, within 2**-16 of jax.random.uniform(key,
+    (n,)): with jax.random it takes nine tenths of the time on CPU.
 
     Args:
       x: f32[n].
       key: a threefry key, consumed; one uniform number an entry.
       levels: s >= 1, quantisation levels on each side of zero.
-      norm: "l2" as in the paper, or "max" (smaller error for few levels; the variance bound differs).
+      norm: "l2" as in the paper, or "max" (smaller error for few levels; the variance
+        bound differs).
 
     Returns:
-      (codes, scale): int8[n] (int32 above 127 levels) in [-levels, levels], and f32[] = norm / levels.
-      `codes * scale` is unbiased with variance scale^2 * sum p(1-p), p the fraction above the floor.
-      x = 0 gives zeros and scale 0. A non-finite entry makes the scale non-finite: it does not pass in silence.
+      (codes, scale): int8[n] (int32 above 127 levels) in [-levels, levels], and f32[] =
+      norm / levels. `codes * scale` is unbiased with variance scale^2 * sum p(1-p), p
+      the fraction above the floor. x = 0 gives zeros and scale 0. A non-finite entry
+      makes the scale non-finite: it does not pass in silence.
 
     References:
       Alistarh et al., QSGD, 2017, arXiv 1610.02132, section 3.1.
     """
-    codes, scales = stochastic_quantize_buckets(x, key, levels, norm, max(1, x.shape[0]))
+    codes, scales = stochastic_quantize_buckets(
+        x, key, levels, norm, max(1, x.shape[0])
+    )
     return codes, scales[0]
 
 
 def stochastic_quantize_buckets(
-    x: jax.Array, key: jax.Array, levels: int = 7, norm: str = "max", bucket_size: int = 512
+    x: jax.Array,
+    key: jax.Array,
+    levels: int = 7,
+    norm: str = "max",
+    bucket_size: int = 512,
 ) -> tuple[jax.Array, jax.Array]:
-    """`stochastic_quantize` of each bucket of `bucket_size` entries, the last one shorter, in one loop.
+    """`stochastic_quantize` of each bucket of `bucket_size` entries, the last one
+    shorter, in one loop.
 
-    Entry i is rounded by number i of the key, whatever its bucket: with one bucket this is `stochastic_quantize`.
+    Entry i is rounded by number i of the key, whatever its bucket: with one bucket this
+    is `stochastic_quantize`.
 
     Returns:
       (codes, scales): codes as there, [n]; f32[max(1, ceil(n / bucket_size))].
@@ -108,11 +146,16 @@ def stochastic_quantize_buckets(
     scales = level_distance(buckets, norm, levels)
     noise = rounding_noise(key, buckets.size).reshape(buckets.shape)
     codes = signed_codes(buckets, scales[:, None], noise, levels)
-    return codes.reshape(-1)[:n].astype(jnp.int8 if levels <= 127 else jnp.int32), scales
+    return codes.reshape(-1)[:n].astype(
+        jnp.int8 if levels <= 127 else jnp.int32
+    ), scales
 
 
-def uniform_quantize(x: jax.Array, key: jax.Array, bits: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rounds every entry to one of 2**bits points, evenly spaced from min(x) to max(x), without bias.
+def uniform_quantize(
+    x: jax.Array, key: jax.Array, bits: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rounds every entry to one of 2**bits points, evenly spaced from min(x) to max(x),
+    without bias.
 
     code_i = floor((x_i - low) / step + u_i), step = (max - min) / (2**bits - 1); the variance is
     step^2 * sum p(1 - p) <= n step^2 / 4.
@@ -123,19 +166,24 @@ def uniform_quantize(x: jax.Array, key: jax.Array, bits: int) -> tuple[jax.Array
       bits: 1 to 16.
 
     Returns:
-      (codes, low, step): u8[n] (u16 above 8 bits), f32[], f32[]; `uniform_dequantize` inverts it. All entries
-      equal: codes and step 0. A non-finite entry makes low or step non-finite, as does, with one bit, a range beyond
-      the largest float.
+      (codes, low, step): u8[n] (u16 above 8 bits), f32[], f32[]; `uniform_dequantize`
+      inverts it. All entries equal: codes and step 0. A non-finite entry makes low or
+      step non-finite, as does, with one bit, a range beyond the largest float.
 
     References:
-      Suresh et al., Distributed mean estimation with limited communication, 2017, arXiv 1611.00429, section 2.2.
+      Suresh et al., Distributed mean estimation with limited communication, 2017, arXiv
+      1611.00429, section 2.2.
     """
     whole("bits", bits, least=1, most=16)
     x = jnp.asarray(x, jnp.float32)
     most = 2**bits - 1
     finite = x.shape[0] > 0
     # A minimum may drop NaN, see `largest_magnitude`.
-    low = jnp.where(jnp.isnan(largest_magnitude(x)), jnp.nan, jnp.min(x)) if finite else jnp.float32(0)
+    low = (
+        jnp.where(jnp.isnan(largest_magnitude(x)), jnp.nan, jnp.min(x))
+        if finite
+        else jnp.float32(0)
+    )
     high = jnp.max(x) if finite else jnp.float32(0)
     # Halves, so that a range beyond the largest float does not overflow.
     step = (high / 2 - low / 2) / jnp.where(high > low, most / 2, 1.0)

@@ -1,4 +1,6 @@
-"""The largest magnitude, NaN included, and powers of two that keep sums of squares inside the range of f32."""
+"""The largest magnitude, NaN included, and powers of two that keep sums of squares
+inside the range of f32.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +9,31 @@ _FAR = 88  # 2^40 * 2^88 = 2^128, the end of the range
 
 
 def power_of_two(largest: jax.Array) -> jax.Array:
-    """2^-88, 1 or 2^88: what to multiply entries with, so that the largest lies within 2^-40 and 2^48.
+    """2^-88, 1 or 2^88: what to multiply entries with, so that the largest lies within
+    2^-40 and 2^48.
 
-    Products with it and its inverse are exact. 1 where the largest lies there already, so that what is computed of
-    ordinary numbers stays as it is, and for NaN. Entries 2^-78 times the largest may become zero.
+    Products with it and its inverse are exact. 1 where the largest lies there already,
+    so that what is computed of ordinary numbers stays as it is, and for NaN. Entries
+    2^-78 times the largest may become zero.
 
     Args:
       largest: f32[...], magnitudes.
     """
-    return jnp.where(largest > 2.0**40, 2.0**-_FAR, jnp.where(largest < 2.0**-40, 2.0**_FAR, 1.0))
+    return jnp.where(
+        largest > 2.0**40, 2.0**-_FAR, jnp.where(largest < 2.0**-40, 2.0**_FAR, 1.0)
+    )
 
 
 def largest_magnitude(x: jax.Array, axis: int | None = -1) -> jax.Array:
-    """max |x|, f32[...] -> f32[...]; NaN if there is one, 0 of nothing.
+    """Max |x|, f32[...] -> f32[...]; NaN if there is one, 0 of nothing.
 
-    By bit patterns, which grow with the magnitude, NaN above infinity: XLA's CPU backend compiles a maximum of floats,
-    from some thousand entries on, to instructions that drop NaN.
+    By bit patterns, which grow with the magnitude, NaN above infinity: XLA's CPU
+    backend compiles a maximum of floats, from some thousand entries on, to instructions
+    that drop NaN.
     """
-    bits = jax.lax.bitcast_convert_type(jnp.asarray(x, jnp.float32), jnp.int32) & jnp.int32(0x7FFFFFFF)
-    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=axis, initial=0), jnp.float32)
+    bits = jax.lax.bitcast_convert_type(
+        jnp.asarray(x, jnp.float32), jnp.int32
+    ) & jnp.int32(0x7FFFFFFF)
+    return jax.lax.bitcast_convert_type(
+        jnp.max(bits, axis=axis, initial=0), jnp.float32
+    )

@@ -1,7 +1,8 @@
 """Exact selection of the k largest magnitudes: no sort, no index list, and k may be traced.
 
-For floats the bit pattern of |x|, read as an unsigned integer, grows with |x|. A search by counting finds a
-threshold that k of these keys reach; a mask follows from one comparison.
+For floats the bit pattern of |x|, read as an unsigned integer, grows with |x|. A search
+by counting finds a threshold that k of these keys reach; a mask follows from one
+comparison.
 """
 
 from typing import Any
@@ -14,18 +15,29 @@ from fedjax_fm.kernels.arguments import count
 from fedjax_fm.kernels.counting import LARGEST_KEY, magnitude_keys
 from fedjax_fm.kernels.threshold_search import Cut, find_cut, selected
 
-__all__ = ["kth_largest_key", "magnitude_keys", "top_k_cut", "top_k_mask", "top_k_masks"]
+__all__ = [
+    "kth_largest_key",
+    "magnitude_keys",
+    "top_k_cut",
+    "top_k_mask",
+    "top_k_masks",
+]
 
 
-_SMALL = 2**16  # neighbouring leaves below this are joined: the copy is cheap, a loop for each is slow to compile
+_SMALL = (
+    2**16
+    # neighbouring leaves below this are joined: the copy is cheap, a loop for each is slow
+    # to compile
+)
 
 
 def top_k_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
     """Marks the k entries of largest magnitude.
 
-    Infinities are the largest; NaN ranks as zero, so it is marked only when fewer than k other entries are left
-    (check for it apart); denormals are ordered among themselves. Ties, also between x and -x, go to the lowest
-    index. If fewer than k entries are not zero, zeros are marked by the same rule.
+    Infinities are the largest; NaN ranks as zero, so it is marked only when fewer than
+    k other entries are left (check for it apart); denormals are ordered among
+    themselves. Ties, also between x and -x, go to the lowest index. If fewer than k
+    entries are not zero, zeros are marked by the same rule.
 
     Args:
       x: f32[n] (other floats are cast).
@@ -40,16 +52,19 @@ def top_k_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
       [False, True, False, True]
     """
     if x.ndim != 1:
-        raise ValueError(f"expected a vector, got shape {x.shape}; ravel it or vmap over the leading axes")
+        raise ValueError(
+            f"expected a vector, got shape {x.shape}; ravel it or vmap over the leading axes"
+        )
     cut = top_k_cut((x,), k)
     return selected(_comparable(x), cut.key, cut.last[0])
 
 
 def top_k_masks(tree: Any, k: jax.Array | int) -> Any:
-    """Marks the k entries of largest magnitude of all leaves together, without joining the large ones.
+    """Marks the k entries of largest magnitude of all leaves together, without joining
+    the large ones.
 
-    As `top_k_mask` on the leaves, each in row-major order, one after another: one threshold from the sum of the
-    leaves' counts; ties go to the first leaf.
+    As `top_k_mask` on the leaves, each in row-major order, one after another: one
+    threshold from the sum of the leaves' counts; ties go to the first leaf.
 
     Args:
       tree: leaves f32[...] (other floats are cast).
@@ -107,7 +122,10 @@ def top_k_cut(vectors: tuple[jax.Array, ...], k: jax.Array | int) -> Cut:
 
 
 def kth_largest_key(keys: jax.Array, k: jax.Array | int) -> jax.Array:
-    """The k-th largest of `keys`, u32[n] below 2**31 -> u32[]; 0 when k > n, 2**31 - 1 when k = 0."""
+    """The k-th largest of `keys`, u32[n] below 2**31 -> u32[].
+
+    0 when k > n, 2**31 - 1 when k = 0.
+    """
     n = keys.shape[0]
     cut = top_k_cut((keys,), k)
     key = jnp.min(keys, where=keys >= cut.key, initial=jnp.uint32(LARGEST_KEY))

@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 
 
-def sign_encode(x: jax.Array, counts: jax.Array | int | None = None) -> tuple[jax.Array, jax.Array]:
+def sign_encode(
+    x: jax.Array, counts: jax.Array | int | None = None
+) -> tuple[jax.Array, jax.Array]:
     """f32[..., m] -> (minus bool[..., m], scale f32[...] = sum |x| / count).
 
-    The estimate +-scale has ||C(x) - x||^2 = (1 - delta) ||x||^2 with delta = ||x||_1^2 / (m ||x||^2), exactly.
-    Zeros count as plus (-0 as minus). A NaN or infinity makes the scale so.
+    The estimate +-scale has ||C(x) - x||^2 = (1 - delta) ||x||^2 with delta = ||x||_1^2
+    / (m ||x||^2), exactly. Zeros count as plus (-0 as minus). A NaN or infinity makes
+    the scale so.
 
     Args:
       counts: entries of each block that are not padding, broadcast against the scales; None for m.

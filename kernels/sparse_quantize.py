@@ -1,4 +1,7 @@
-"""A whole uplink in one piece: error feedback, top-k, and stochastic rounding of the kept values."""
+"""A whole uplink in one piece.
+
+Error feedback, top-k, and stochastic rounding of the kept values.
+"""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +13,11 @@ from fedjax_fm.kernels.compaction import mask_indices
 from fedjax_fm.kernels.quantize import stochastic_quantize_buckets
 from fedjax_fm.kernels.selection import top_k_mask
 
-_IN_ORDER: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True, "mode": "promise_in_bounds"}
+_IN_ORDER: dict[str, Any] = {
+    "unique_indices": True,
+    "indices_are_sorted": True,
+    "mode": "promise_in_bounds",
+}
 
 
 class SparseCodes(NamedTuple):
@@ -22,9 +29,15 @@ class SparseCodes(NamedTuple):
 
 
 def sparse_codes(
-    x: jax.Array, k: int, bits: int, key: jax.Array, norm: str = "max", bucket_size: int = 512
+    x: jax.Array,
+    k: int,
+    bits: int,
+    key: jax.Array,
+    norm: str = "max",
+    bucket_size: int = 512,
 ) -> SparseCodes:
-    """Selects min(k, n) entries and rounds them to 2**bits - 1 symbols, noise number r of the key for the r-th one.
+    """Selects min(k, n) entries and rounds them to 2**bits - 1 symbols, noise number r
+    of the key for the r-th one.
 
     Args:
       x: f32[n].
@@ -37,13 +50,18 @@ def sparse_codes(
     whole("k", k, least=0)
     whole("bits", bits, least=2, most=8)
     places = mask_indices(top_k_mask(x, k), min(k, x.shape[0]))
-    codes, scales = stochastic_quantize_buckets(x[places], key, 2 ** (bits - 1) - 1, norm, bucket_size)
+    codes, scales = stochastic_quantize_buckets(
+        x[places], key, 2 ** (bits - 1) - 1, norm, bucket_size
+    )
     return SparseCodes(places, codes, scales)
 
 
 def sparse_decode(sent: SparseCodes, n: int, bucket_size: int = 512) -> jax.Array:
     """f32[n]: codes * scale at the places, zero elsewhere."""
-    values = sent.codes.astype(jnp.float32) * jnp.repeat(sent.scales, bucket_size)[: sent.codes.shape[0]]
+    values = (
+        sent.codes.astype(jnp.float32)
+        * jnp.repeat(sent.scales, bucket_size)[: sent.codes.shape[0]]
+    )
     # The places are in order and differ; said so, the scatter need not look.
     return jnp.zeros(n, jnp.float32).at[sent.places].set(values, **_IN_ORDER)
 
@@ -59,8 +77,9 @@ def sparse_quantize(
 ) -> tuple[jax.Array, jax.Array]:
     """What the server decodes, and what the sender keeps: C(x + e) and (x + e) - C(x + e).
 
-    Bit for bit the message that is selected, gathered in index order, rounded bucket by bucket, and scattered back:
-    there is no faster way, because the list of the k places costs less than the selection.
+    Bit for bit the message that is selected, gathered in index order, rounded bucket by
+    bucket, and scattered back: there is no faster way, because the list of the k places
+    costs less than the selection.
 
     Args:
       x: f32[n], the update.
@@ -68,15 +87,18 @@ def sparse_quantize(
       k, bits, key, norm, bucket_size: see `sparse_codes`.
 
     Returns:
-      (decoded f32[n], residual f32[n]). A kept entry that is not finite makes every value of its bucket not finite.
+      (decoded f32[n], residual f32[n]). A kept entry that is not finite makes every
+      value of its bucket not finite.
 
     References:
-      Seide et al., 1-bit SGD, 2014; Stich et al., Sparsified SGD with memory, 2018, arXiv 1809.07599, algorithm 1.
+      Seide et al., 1-bit SGD, 2014; Stich et al., Sparsified SGD with memory, 2018,
+      arXiv 1809.07599, algorithm 1.
     """
     corrected = x + residual
     sent = sparse_codes(corrected, k, bits, key, norm, bucket_size)
     decoded = sparse_decode(sent, x.shape[0], bucket_size)
-    # The difference at the k places only: elsewhere the residual is the corrected update itself, left in place. Read
-    # from what was decoded, not from code * scale, which XLA would join with the difference into one rounding.
+    # The difference at the k places only: elsewhere the residual is the corrected
+    # update itself, left in place. Read from what was decoded, not from code * scale,
+    # which XLA would join with the difference into one rounding.
     rest = corrected[sent.places] - decoded[sent.places]
     return decoded, corrected.at[sent.places].set(rest, **_IN_ORDER)

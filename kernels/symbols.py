@@ -1,4 +1,7 @@
-"""Codes of a base that is no power of two, several to a byte: 5 trits, or 3 codes of base 5 or 6."""
+"""Codes of a base that is no power of two, several to a byte.
+
+5 trits, or 3 codes of base 5 or 6.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +21,11 @@ def symbols_per_byte(base: int) -> int:
 def pack_symbols(codes: jax.Array, base: int) -> jax.Array:
     """Packs codes below `base`: unsigned[n] -> u8[ceil(n / m)], m = symbols_per_byte(base).
 
-        Byte j is sum over i < m of codes[j m + i] * base**i; codes past the end count as 0. Base 3 takes 1.6 bits an
-        entry where log2(3) is 1.585. Codes of 2s + 1 levels are shifted by s first. From base 17 on a byte holds one code.
+        Byte j is sum over i < m of codes[j m + i] * base**i; codes past the end count
+        as 0. Base 3 takes 1.6 bits an entry where log2(3) is 1.585. Codes of 2s + 1
+        levels are shifted by s first. From base 17 on a byte holds one code.
 
-        Example:
+    Example:
           >>> import jax.numpy as jnp
 
     from fedjax_fm.kernels.arguments import whole
@@ -36,12 +40,18 @@ def pack_symbols(codes: jax.Array, base: int) -> jax.Array:
 
 
 def unpack_symbols(packed: jax.Array, base: int, n: int) -> jax.Array:
-    """The inverse of `pack_symbols`: u8[ceil(n / m)] -> u32[n]; bytes of base**m or more do not occur."""
+    """The inverse of `pack_symbols`.
+
+    U8[ceil(n / m)] -> u32[n]; bytes of base**m or more do not occur.
+    """
     m = symbols_per_byte(base)
     if packed.shape != (-(-n // m),):
         raise ValueError(
-            f"{n} codes of base {base} take {-(-n // m)} bytes, got a buffer of shape {packed.shape}: "
-            "the payload is truncated or belongs to another shape"
+            f"{n} codes of base {base} take {-(-n // m)} bytes, got a buffer of "
+            f"shape {packed.shape}: the payload is truncated or belongs to "
+            "another shape"
         )
     octets = packed.astype(jnp.uint32)
-    return jnp.stack([octets // jnp.uint32(base**i) % jnp.uint32(base) for i in range(m)], axis=1).reshape(-1)[:n]
+    return jnp.stack(
+        [octets // jnp.uint32(base**i) % jnp.uint32(base) for i in range(m)], axis=1
+    ).reshape(-1)[:n]

@@ -5,10 +5,13 @@ import jax
 from fedjax_fm.kernels.quantize import stochastic_quantize
 
 
-def ternary_encode(x: jax.Array, key: jax.Array, norm: str = "max") -> tuple[jax.Array, jax.Array]:
+def ternary_encode(
+    x: jax.Array, key: jax.Array, norm: str = "max"
+) -> tuple[jax.Array, jax.Array]:
     """DIANA's p-quantisation of one block: ||x||_p sign(x_i) Bernoulli(|x_i| / ||x||_p).
 
-    Unbiased; E||Q(x) - x||^2 = ||x||_1 ||x||_p - ||x||^2 and E||Q(x)||_0 = ||x||_1 / ||x||_p, both exactly.
+    Unbiased; E||Q(x) - x||^2 = ||x||_1 ||x||_p - ||x||^2 and E||Q(x)||_0 = ||x||_1 /
+    ||x||_p, both exactly.
 
     Args:
       x: f32[m].

@@ -1,12 +1,15 @@
 """Where to cut: the threshold that k of n magnitudes reach, found by counting.
 
-A pass counts the keys above four thresholds in one read. A strided sample gives the first four, around the wanted
-rank; between the best two, interpolation on the counts gives the next four. For continuous data four passes are
-usual, where bisection needs 31. A pass that did not halve the open interval is followed by one that cuts it into
-quarters and asks whether all that is left are ties of its lowest key, so that no data takes more than 64 passes.
+A pass counts the keys above four thresholds in one read. A strided sample gives the
+first four, around the wanted rank; between the best two, interpolation on the counts
+gives the next four. For continuous data four passes are usual, where bisection needs
+31. A pass that did not halve the open interval is followed by one that cuts it into
+quarters and asks whether all that is left are ties of its lowest key, so that no data
+takes more than 64 passes.
 
-lax.top_k on CPU is a heap over indices, 4 to 20 times slower from 1e5 entries on, and it becomes a sort of everything
-when only part of its result is used, or for any other type than f32.
+lax.top_k on CPU is a heap over indices, 4 to 20 times slower from 1e5 entries on, and
+it becomes a sort of everything when only part of its result is used, or for any other
+type than f32.
 """
 
 from collections.abc import Sequence
@@ -16,17 +19,34 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_fm.kernels.counting import LARGEST_KEY, N_THRESHOLDS, count_at_least, keys_of
+from fedjax_fm.kernels.counting import (
+    LARGEST_KEY,
+    N_THRESHOLDS,
+    count_at_least,
+    keys_of,
+)
 from fedjax_fm.kernels.dispatch import on_cpu, row_stays_in_kernel
 
 _SAMPLE = 16384  # entries of the largest sample; its bisection costs about a tenth of a millisecond
-_FIRST = (3.0, 0.5, -0.5, -3.0)  # thresholds of the first pass, in standard deviations of the sample's rank
-_NEXT = (-1.5, -0.4, 0.4, 1.5)  # and of the later ones, in those of a bridge between the two known counts
+_FIRST = (
+    3.0,
+    0.5,
+    -0.5,
+    -3.0,
+)  # thresholds of the first pass, in standard deviations of the sample's rank
+_NEXT = (
+    -1.5,
+    -0.4,
+    0.4,
+    1.5,
+)  # and of the later ones, in those of a bridge between the two known counts
 _TIE_BLOCK = 1024
 
 
 class Cut(NamedTuple):
-    """Which entries are selected: keys above `key`, and of those equal to it the ones up to index `last`.
+    """Which entries are selected.
+
+    Keys above `key`, and of those equal to it the ones up to index `last`.
 
     `key` need not occur among the keys: every threshold that exactly k keys reach serves.
     """
@@ -43,10 +63,13 @@ def selected(leaf: jax.Array, key: jax.Array, last: jax.Array) -> jax.Array:
 
 @jax.custom_batching.custom_vmap
 def find_cut(leaves: tuple[jax.Array, ...], k: jax.Array) -> Cut:
-    """The cut that selects min(k, n) of the n entries of all leaves together; ties go to the first, in order of leaves.
+    """The cut that selects min(k, n) of the n entries of all leaves together.
 
-    Under `vmap` on CPU the rows are searched one after another, each while it is in the cache and for as many passes
-    as it needs; elsewhere all at once. On TPU a vector that fits is held by a Pallas kernel.
+    Ties go to the first, in order of leaves.
+
+    Under `vmap` on CPU the rows are searched one after another, each while it is in the
+    cache and for as many passes as it needs; elsewhere all at once. On TPU a vector
+    that fits is held by a Pallas kernel.
 
     Args:
       leaves: vectors of floats (by magnitude) or u32 keys below 2**31; n < 2**31 in all.
@@ -54,9 +77,13 @@ def find_cut(leaves: tuple[jax.Array, ...], k: jax.Array) -> Cut:
     """
     n = sum(leaf.shape[0] for leaf in leaves)
     if len(leaves) == 1 and row_stays_in_kernel(n):
-        from fedjax_fm.kernels.pallas.threshold import cut_of_rows  # only here: Pallas takes a while to import
+        from fedjax_fm.kernels.pallas.threshold import (
+            cut_of_rows,
+        )  # only here: Pallas takes a while to import
 
-        key, last = cut_of_rows(keys_of(leaves[0])[None], jnp.minimum(k, n)[None], interpret=on_cpu())
+        key, last = cut_of_rows(
+            keys_of(leaves[0])[None], jnp.minimum(k, n)[None], interpret=on_cpu()
+        )
         return Cut(key[0], (last[0],))
     wanted = jnp.clip(k, 1, n)
     interval = _search(leaves, wanted, _first_thresholds(leaves, wanted, n))
@@ -71,15 +98,25 @@ def find_cut(leaves: tuple[jax.Array, ...], k: jax.Array) -> Cut:
 
 
 @find_cut.def_vmap
-def _rows(axis_size: int, batched: tuple, leaves: tuple[jax.Array, ...], k: jax.Array) -> tuple[Cut, Cut]:
+def _rows(
+    axis_size: int, batched: tuple, leaves: tuple[jax.Array, ...], k: jax.Array
+) -> tuple[Cut, Cut]:
     leaves_batched, k_batched = batched
-    in_axes = (tuple(0 if is_batched else None for is_batched in leaves_batched), 0 if k_batched else None)
+    in_axes = (
+        tuple(0 if is_batched else None for is_batched in leaves_batched),
+        0 if k_batched else None,
+    )
     out = Cut(True, (True,) * len(leaves))  # type: ignore[arg-type]
     if not on_cpu():
-        return jax.vmap(find_cut.fun, in_axes=in_axes, axis_size=axis_size)(leaves, k), out
+        return jax.vmap(find_cut.fun, in_axes=in_axes, axis_size=axis_size)(
+            leaves, k
+        ), out
 
     def one(i):
-        row = tuple(leaf[i] if axis == 0 else leaf for leaf, axis in zip(leaves, in_axes[0], strict=True))
+        row = tuple(
+            leaf[i] if axis == 0 else leaf
+            for leaf, axis in zip(leaves, in_axes[0], strict=True)
+        )
         return find_cut(row, k[i] if k_batched else k)
 
     return lax.map(one, jnp.arange(axis_size)), out
@@ -95,7 +132,9 @@ class _Interval(NamedTuple):
     thresholds: jax.Array  # u32[4], of the next pass
 
 
-def _search(leaves: Sequence[jax.Array], k: jax.Array, thresholds: jax.Array) -> _Interval:
+def _search(
+    leaves: Sequence[jax.Array], k: jax.Array, thresholds: jax.Array
+) -> _Interval:
     """Counts until k keys reach `low`, or until low and low + 1 have k between them."""
 
     def is_open(interval):
@@ -103,7 +142,9 @@ def _search(leaves: Sequence[jax.Array], k: jax.Array, thresholds: jax.Array) ->
 
     def count(interval):
         # Tied to what changes, or XLA hoists the keys out of the loop and writes them all.
-        here, thresholds = lax.optimization_barrier((tuple(leaves), interval.thresholds))
+        here, thresholds = lax.optimization_barrier(
+            (tuple(leaves), interval.thresholds)
+        )
         counts = sum(count_at_least(leaf, thresholds) for leaf in here)
         reached = counts >= k
         low = jnp.max(jnp.where(reached, thresholds, interval.low))
@@ -111,19 +152,36 @@ def _search(leaves: Sequence[jax.Array], k: jax.Array, thresholds: jax.Array) ->
         at_low = jnp.min(jnp.where(reached, counts, interval.at_low))
         at_high = jnp.max(jnp.where(reached, interval.at_high, counts))
         halved = 2 * (at_low - at_high) <= interval.at_low - interval.at_high
-        return _Interval(low, high, at_low, at_high, _next_thresholds(low, high, at_low, at_high, k, halved))
+        return _Interval(
+            low=low,
+            high=high,
+            at_low=at_low,
+            at_high=at_high,
+            thresholds=_next_thresholds(low, high, at_low, at_high, k, halved),
+        )
 
     n = sum(leaf.shape[0] for leaf in leaves)
     low, high = jnp.uint32(0), jnp.uint32(LARGEST_KEY)
-    start = _Interval(low, high, jnp.int32(n), jnp.int32(0), _ascending(thresholds, low, high))
+    start = _Interval(
+        low=low,
+        high=high,
+        at_low=jnp.int32(n),
+        at_high=jnp.int32(0),
+        thresholds=_ascending(thresholds, low, high),
+    )
     return lax.while_loop(is_open, count, start)
 
 
 def _next_thresholds(low, high, at_low, at_high, k, interpolate) -> jax.Array:
-    """Four thresholds between low and high: around the interpolated one, or low + 1 and three quarters."""
+    """Four thresholds between low and high.
+
+    Around the interpolated one, or low + 1 and three quarters.
+    """
     width = (high - low).astype(jnp.float32)
     inside = (at_low - at_high).astype(jnp.float32)
-    above_low = (at_low - k).astype(jnp.float32) + 0.5  # keys to leave below the threshold
+    above_low = (at_low - k).astype(
+        jnp.float32
+    ) + 0.5  # keys to leave below the threshold
     deviation = jnp.sqrt(above_low * (1 - above_low / inside))
     ranks = above_low + jnp.array(_NEXT, jnp.float32) * jnp.maximum(deviation, 0.6)
     interpolated = jnp.clip(ranks / inside, 0, 1) * width
@@ -149,7 +207,9 @@ def _first_thresholds(leaves: Sequence[jax.Array], k: jax.Array, n: int) -> jax.
     m = sample.shape[0]
     rank = k.astype(jnp.float32) * (m / n)
     deviation = jnp.sqrt(rank * jnp.maximum(1 - rank / m, 0)) + 1
-    ranks = jnp.round(rank + jnp.array(_FIRST, jnp.float32) * deviation).astype(jnp.int32)
+    ranks = jnp.round(rank + jnp.array(_FIRST, jnp.float32) * deviation).astype(
+        jnp.int32
+    )
 
     def set_bit(i, keys):
         candidates = keys | (jnp.uint32(1) << (jnp.uint32(30) - i.astype(jnp.uint32)))
@@ -159,8 +219,12 @@ def _first_thresholds(leaves: Sequence[jax.Array], k: jax.Array, n: int) -> jax.
     return jnp.where(ranks < 1, jnp.uint32(LARGEST_KEY), keys)
 
 
-def _last_ties(leaves: Sequence[jax.Array], key: jax.Array, n_open: jax.Array) -> tuple[jax.Array, ...]:
-    """For each leaf the index of its last entry, equal to key, that finds one of n_open >= 1 places; -1 for none."""
+def _last_ties(
+    leaves: Sequence[jax.Array], key: jax.Array, n_open: jax.Array
+) -> tuple[jax.Array, ...]:
+    """For each leaf the index of its last entry, equal to key, that finds one of n_open
+    >= 1 places; -1 for none.
+    """
     lasts = []
     for leaf in leaves:
         last, n_ties = _last_tie(leaf, key, n_open)
@@ -169,22 +233,37 @@ def _last_ties(leaves: Sequence[jax.Array], key: jax.Array, n_open: jax.Array) -
     return tuple(lasts)
 
 
-def _last_tie(leaf: jax.Array, key: jax.Array, n_open: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(index of the n_open-th entry equal to key, or the length if there are fewer; how many there are)."""
+def _last_tie(
+    leaf: jax.Array, key: jax.Array, n_open: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(index of the n_open-th entry equal to key, or the length if there are fewer.
+
+    How many there are).
+    """
     n = leaf.shape[0]
     n_blocks = -(-n // _TIE_BLOCK)
     whole = n // _TIE_BLOCK * _TIE_BLOCK
     ties = (keys_of(leaf[:whole].reshape(-1, 32)) == key).astype(jnp.uint32)
-    per_block = jnp.sum(jnp.sum(ties, axis=1, dtype=jnp.uint32).reshape(-1, _TIE_BLOCK // 32), axis=1, dtype=jnp.uint32)
+    per_block = jnp.sum(
+        jnp.sum(ties, axis=1, dtype=jnp.uint32).reshape(-1, _TIE_BLOCK // 32),
+        axis=1,
+        dtype=jnp.uint32,
+    )
     rest = leaf[whole:]
     if rest.shape[0]:
-        per_block = jnp.concatenate([per_block, jnp.sum(keys_of(rest) == key, dtype=jnp.uint32)[None]])
+        per_block = jnp.concatenate(
+            [per_block, jnp.sum(keys_of(rest) == key, dtype=jnp.uint32)[None]]
+        )
     until = jnp.cumsum(per_block.astype(jnp.int32))
     block = jnp.minimum(jnp.sum(until < n_open, dtype=jnp.int32), n_blocks - 1)
     width = min(_TIE_BLOCK, n)
-    start = jnp.minimum(block * _TIE_BLOCK, n - width)  # the last block is cut back to a whole width
+    start = jnp.minimum(
+        block * _TIE_BLOCK, n - width
+    )  # the last block is cut back to a whole width
     within = keys_of(lax.dynamic_slice(leaf, (start,), (width,))) == key
     inside = start + lax.iota(jnp.int32, width) >= block * _TIE_BLOCK
     before = until[block] - per_block[block].astype(jnp.int32)
-    passed = jnp.sum(jnp.cumsum(within & inside, dtype=jnp.int32) < n_open - before, dtype=jnp.int32)
+    passed = jnp.sum(
+        jnp.cumsum(within & inside, dtype=jnp.int32) < n_open - before, dtype=jnp.int32
+    )
     return jnp.where(until[-1] < n_open, n, start + passed), until[-1]

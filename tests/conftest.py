@@ -10,22 +10,31 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-# `python -m pytest` puts the repository on the path, where the folder `kernels` hides Hugging Face's package of that
-# name from transformers.
+# `python -m pytest` puts the repository on the path, where the folder `kernels` hides
+# Hugging Face's package of that name from transformers.
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-# Most of the suite's time is the compiler's. What is measured here is not speed: LLVM need not optimise, fusions need not
-# take the new emitters, which compile three times as long, and a program that was compiled in this session, by whichever
-# worker, is read back. XLA aborts at a flag that it does not know, so other releases go without the flags of this one.
+# Most of the suite's time is the compiler's. What is measured here is not speed: LLVM
+# need not optimise, fusions need not take the new emitters, which compile three times
+# as long, and a program that was compiled in this session, by whichever worker, is read
+# back. XLA aborts at a flag that it does not know, so other releases go without the
+# flags of this one.
 _FLAGS = ["--xla_backend_optimization_level=0"]
 if metadata.version("jaxlib").startswith("0.10."):
-    _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+    _FLAGS += [
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs = tempfile.mkdtemp(prefix="fedjax-fm-programs-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # to read even x + y back takes a sixth of the time
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs = tempfile.mkdtemp(
+        prefix="fedjax-fm-programs-"
+    )
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = (
+        "0"  # to read even x + y back takes a sixth of the time
+    )
     atexit.register(shutil.rmtree, _programs, ignore_errors=True)
 
 import numpy as np  # noqa: E402
@@ -36,13 +45,18 @@ MOST_LOWERED = 100  # programs
 
 
 def pytest_addoption(parser):
-    parser.addoption("--compatibility-page", help="write what the tests saw of other people's files to this page")
+    parser.addoption(
+        "--compatibility-page",
+        help="write what the tests saw of other people's files to this page",
+    )
 
 
 def pytest_configure(config):
     from compatibility import PageWriter
 
-    config.addinivalue_line("markers", "compatibility: has rows of docs/compatibility.md")
+    config.addinivalue_line(
+        "markers", "compatibility: has rows of docs/compatibility.md"
+    )
     path = config.getoption("--compatibility-page")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(PageWriter(path))
@@ -55,20 +69,29 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What the session has now it keeps: without this every collection of garbage walks through all modules and tests."""
+    """What the session has now it keeps: without this every collection of garbage walks
+    through all modules and tests.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_runtest_teardown():
-    """JAX keeps the lowered form of the last 2,048 programs, beside the compiled one. The more of them live, the longer takes
-    the next lowering: 22 ms instead of 11 for x + y. The compiled ones are found without them."""
+    """JAX keeps the lowered form of the last 2,048 programs, beside the compiled one.
+    The more of them live, the longer takes the next lowering: 22 ms instead of 11 for x
+    + y. The compiled ones are found without them."""
     from jax._src import pjit
     from jax._src.interpreters import pxla
 
-    names = (pjit, "_pjit_lower"), (pxla, "_cached_lowering_to_hlo"), (pxla, "_cached_compilation")
-    caches = [getattr(module, name) for module, name in names if hasattr(module, name)]  # no part of JAX's interface
+    names = (
+        (pjit, "_pjit_lower"),
+        (pxla, "_cached_lowering_to_hlo"),
+        (pxla, "_cached_compilation"),
+    )
+    caches = [
+        getattr(module, name) for module, name in names if hasattr(module, name)
+    ]  # no part of JAX's interface
     if any(cache.cache_info().currsize > MOST_LOWERED for cache in caches):
         for cache in caches:
             cache.cache_clear()
@@ -76,7 +99,9 @@ def pytest_runtest_teardown():
 
 @pytest.fixture
 def compatibility(request):
-    """Where a test says what it saw of a row of docs/compatibility.md; see helpers/compatibility.py."""
+    """Where a test says what it saw of a row of docs/compatibility.md; see
+    helpers/compatibility.py.
+    """
     from compatibility import Compatibility
 
     return Compatibility(request.node.user_properties)
@@ -87,7 +112,11 @@ def _programs_are_not_kept_for_ever():
     """Thousands of compiled programs would fill gigabytes of memory by the end of a session."""
     yield
     pages = Path("/proc/self/statm")
-    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MOST_RESIDENT:
+    if (
+        pages.exists()
+        and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        > MOST_RESIDENT
+    ):
         import jax
 
         jax.clear_caches()
@@ -96,9 +125,18 @@ def _programs_are_not_kept_for_ever():
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory):
-    """A folder with config.json, random weights under Hugging Face's names and a trained WordPiece tokenizer."""
+    """A folder with config.json, random weights under Hugging Face's names and a
+    trained WordPiece tokenizer.
+    """
     from safetensors.numpy import save_file
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        Tokenizer,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     from fedjax_fm.datasets import load_sentiment
 
@@ -108,17 +146,27 @@ def tiny_bert(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     texts = [str(text) for text in load_sentiment()["text"][:2000]]
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=1000, special_tokens=special))
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=1000, special_tokens=special)
+    )
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
         "[CLS] $A [SEP]", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
-        "model_type": "bert", "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 16, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64, "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12, "hidden_act": "gelu", "pad_token_id": 0,
-    }  # fmt: skip
+        "model_type": "bert",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+        "pad_token_id": 0,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(bert_tensors(config), folder / "model.safetensors")
     return folder
@@ -143,7 +191,9 @@ def bert_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
         ("position", config["max_position_embeddings"]),
         ("token_type", config["type_vocab_size"]),
     ):
-        tensors[f"embeddings.{name}_embeddings.weight"] = rng.normal(0, 0.5, (rows, d)).astype(np.float32)
+        tensors[f"embeddings.{name}_embeddings.weight"] = rng.normal(
+            0, 0.5, (rows, d)
+        ).astype(np.float32)
     norm("embeddings.LayerNorm")
     for layer in range(config["num_hidden_layers"]):
         at = f"encoder.layer.{layer}"
@@ -160,7 +210,9 @@ def bert_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory):
-    """A folder with a random llama under Hugging Face's names, a byte-level tokenizer and a chat template."""
+    """A folder with a random llama under Hugging Face's names, a byte-level tokenizer
+    and a chat template.
+    """
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -175,32 +227,61 @@ def tiny_llama(tmp_path_factory):
         special_tokens=["<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator([str(speech) for speech in load_shakespeare()["speech"][:1000]], trainer)
+    tokenizer.train_from_iterator(
+        [str(speech) for speech in load_shakespeare()["speech"][:1000]], trainer
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] "
+        "}}<|im_end|>\n{% endfor %}{% if add_generation_prompt "
+        "%}<|im_start|>assistant\n{% endif %}"
     )
-    words = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "chat_template": template}
+    words = {
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "chat_template": template,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(words))
     config = {
-        "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 16, "intermediate_size": 32,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
-        "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": True, "hidden_act": "silu",
-    }  # fmt: skip
+        "model_type": "llama",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+    }
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.normal(0, 0.2, shape).astype(np.float32)
+
+    def draw(*shape):
+        return rng.normal(0, 0.2, shape).astype(np.float32)
+
     tensors = {
         "model.embed_tokens.weight": draw(config["vocab_size"], 16),
         "model.norm.weight": np.ones(16, np.float32),
     }
     for layer in range(2):
         at = f"model.layers.{layer}"
-        shapes = {"q_proj": (16, 16), "k_proj": (8, 16), "v_proj": (8, 16), "o_proj": (16, 16)}
-        tensors |= {f"{at}.self_attn.{name}.weight": draw(*shape) for name, shape in shapes.items()}
+        shapes = {
+            "q_proj": (16, 16),
+            "k_proj": (8, 16),
+            "v_proj": (8, 16),
+            "o_proj": (16, 16),
+        }
+        tensors |= {
+            f"{at}.self_attn.{name}.weight": draw(*shape)
+            for name, shape in shapes.items()
+        }
         wide = {"gate_proj": (32, 16), "up_proj": (32, 16), "down_proj": (16, 32)}
-        tensors |= {f"{at}.mlp.{name}.weight": draw(*shape) for name, shape in wide.items()}
+        tensors |= {
+            f"{at}.mlp.{name}.weight": draw(*shape) for name, shape in wide.items()
+        }
         norms = ("input_layernorm", "post_attention_layernorm")
         tensors |= {f"{at}.{name}.weight": np.ones(16, np.float32) for name in norms}
     save_file(tensors, folder / "model.safetensors")

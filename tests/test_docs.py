@@ -17,20 +17,35 @@ TEXT = (Path(__file__).resolve().parent.parent / "docs" / "architecture.md").rea
 @pytest.fixture(scope="module")
 def fedprox():
     names = {"__name__": "architecture"}
-    exec(compile(re.search(r"```python\n(.*?)```", TEXT, re.S).group(1), "architecture.md", "exec"), names)
+    exec(
+        compile(
+            re.search(r"```python\n(.*?)```", TEXT, re.S).group(1),
+            "architecture.md",
+            "exec",
+        ),
+        names,
+    )
     return names["fedprox"]
 
 
 def after(algorithm, rounds=3):
     delta, backbone = make_trees()
     population = ffm.Population.from_clients(make_clients())
-    simulator = ffm.Simulator(algorithm, population, backbone=backbone, cohort_size=5, seed=2, devices=2)
+    simulator = ffm.Simulator(
+        algorithm, population, backbone=backbone, cohort_size=5, seed=2, devices=2
+    )
     state, metrics = simulator.run(simulator.init(delta), rounds)
     return state.delta, metrics
 
 
 def distance(a, b):
-    return sum(float(np.sum((x - y) ** 2)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)) ** 0.5
+    return (
+        sum(
+            float(np.sum((x - y) ** 2))
+            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        )
+        ** 0.5
+    )
 
 
 def test_the_worked_example_is_fedprox(fedprox):
@@ -45,5 +60,7 @@ def test_the_worked_example_is_fedprox(fedprox):
 
 
 def test_the_figure_is_there():
-    assert (Path(__file__).resolve().parent.parent / "docs" / "round.svg").stat().st_size > 5000
+    assert (
+        Path(__file__).resolve().parent.parent / "docs" / "round.svg"
+    ).stat().st_size > 5000
     assert "(round.svg)" in TEXT

@@ -29,14 +29,19 @@ MAY_TAKE_DEVIATIONS = {
 DEVIATIONS = ("std", "nanstd", "stdev", "pstdev", "sem")
 
 
-# The function ---------------------------------------------------------------------------
+# The function
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_it_is_students_interval(n):
     values = np.random.default_rng(n).normal(0.7, 0.02, n)
-    low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
-    assert plus_minus(values, scale=100, digits=3) == f"{50 * (low + high):.3f} ± {50 * (high - low):.3f}"
+    low, high = stats.t.interval(
+        0.95, n - 1, loc=values.mean(), scale=stats.sem(values)
+    )
+    assert (
+        plus_minus(values, scale=100, digits=3)
+        == f"{50 * (low + high):.3f} ± {50 * (high - low):.3f}"
+    )
 
 
 def test_scale_and_digits():
@@ -75,14 +80,19 @@ def test_settings_that_write_no_number_are_refused():
         plus_minus([0.1, 0.2], digits=1.5)
 
 
-# Who else writes one --------------------------------------------------------------------
+# Who else writes one
 
 
 def docstrings(tree: ast.Module) -> set[int]:
     """The ids of the nodes that are docstrings."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
+        if (
+            isinstance(
+                node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            )
+            and node.body
+        ):
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 found.add(id(first.value))
@@ -94,14 +104,22 @@ def signs(source: str) -> list[int]:
     tree = ast.parse(source)
     texts, found = docstrings(tree), []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
-            ascii_before_value = any(form in node.value for form in ("+- {", "+-{", "+- %", "+-%"))
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in texts
+        ):
+            ascii_before_value = any(
+                form in node.value for form in ("+- {", "+-{", "+- %", "+-%")
+            )
             if "±" in node.value or ascii_before_value:
                 found.append(node.lineno)
         if isinstance(node, ast.JoinedStr):
             for part, then in zip(node.values, node.values[1:], strict=False):
                 text = part.value if isinstance(part, ast.Constant) else ""
-                if str(text).rstrip().endswith("+-") and isinstance(then, ast.FormattedValue):
+                if str(text).rstrip().endswith("+-") and isinstance(
+                    then, ast.FormattedValue
+                ):
                     found.append(node.lineno)
     return found
 
@@ -112,17 +130,29 @@ def deviations(source: str) -> list[int]:
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if name in DEVIATIONS or any(keyword.arg == "ddof" for keyword in node.keywords):
+        name = (
+            node.func.attr
+            if isinstance(node.func, ast.Attribute)
+            else getattr(node.func, "id", "")
+        )
+        if name in DEVIATIONS or any(
+            keyword.arg == "ddof" for keyword in node.keywords
+        ):
             found.append(node.lineno)
     return found
 
 
 def found_in(folders: tuple[str, ...], search) -> set[str]:
     """Files in which `search` finds a line."""
-    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    files = [
+        path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
     assert len(files) > 100
-    return {path.relative_to(ROOT).as_posix() for path in files if search(path.read_text(encoding="utf-8"))}
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if search(path.read_text(encoding="utf-8"))
+    }
 
 
 @pytest.mark.parametrize(
@@ -166,4 +196,6 @@ def test_no_other_code_writes_the_sign():
 
 
 def test_no_other_code_takes_a_standard_deviation():
-    assert found_in(("fedjax_fm", "kernels", "experiments"), deviations) == set(MAY_TAKE_DEVIATIONS)
+    assert found_in(("fedjax_fm", "kernels", "experiments"), deviations) == set(
+        MAY_TAKE_DEVIATIONS
+    )

@@ -21,9 +21,17 @@ def test_the_example_runs_and_learns(tmp_path):
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     # A process of its own, as a reader's: one device a core, and programs that are optimised.
     environment = {
-        name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
     }
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     accuracy, up, down = map(float, done.stdout.split())
     assert accuracy > 0.6

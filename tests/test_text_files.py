@@ -1,4 +1,6 @@
-"""Text files are UTF-8 wherever we run: a locale of another encoding changes no byte that is read or written."""
+"""Text files are UTF-8 wherever we run: a locale of another encoding changes no byte
+that is read or written.
+"""
 
 import ast
 import os
@@ -11,7 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fedjax_fm", "kernels", "experiments", "docs")
 # Calls that turn bytes into text, and where their `mode` stands; None: always text.
-OPENERS = {"open": 1, "fdopen": 1, "NamedTemporaryFile": 0, "TemporaryFile": 0, "read_text": None, "write_text": None}
+OPENERS = {
+    "open": 1,
+    "fdopen": 1,
+    "NamedTemporaryFile": 0,
+    "TemporaryFile": 0,
+    "read_text": None,
+    "write_text": None,
+}
 OPENERS |= {"TextIOWrapper": None, "FileHandler": None}
 SUBPROCESSES = ("run", "Popen", "check_output", "check_call")
 
@@ -52,16 +61,29 @@ def without_encoding(source: str) -> list[int]:
         if not isinstance(node, ast.Call):
             continue
         method = isinstance(node.func, ast.Attribute)
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = (
+            node.func.attr
+            if isinstance(node.func, ast.Attribute)
+            else getattr(node.func, "id", "")
+        )
         named = {keyword.arg for keyword in node.keywords}
         if name in SUBPROCESSES and method:
             given = {keyword.arg: keyword.value for keyword in node.keywords}
-            is_text = any(getattr(given.get(word), "value", False) is True for word in ("text", "universal_newlines"))
+            is_text = any(
+                getattr(given.get(word), "value", False) is True
+                for word in ("text", "universal_newlines")
+            )
             if is_text and "encoding" not in named:
                 found.append(node.lineno)
-        if name not in OPENERS or "encoding" in named or (name == "open" and method and _other_open(node)):
+        if (
+            name not in OPENERS
+            or "encoding" in named
+            or (name == "open" and method and _other_open(node))
+        ):
             continue
-        positional = (name == "read_text" and node.args) or (name == "write_text" and len(node.args) > 1)
+        positional = (name == "read_text" and node.args) or (
+            name == "write_text" and len(node.args) > 1
+        )
         mode = mode_of(node, name, method)
         if not positional and mode is not None and "b" not in mode:
             found.append(node.lineno)
@@ -71,7 +93,9 @@ def without_encoding(source: str) -> list[int]:
 def _other_open(call: ast.Call) -> bool:
     """`Population.open(folder)`, `Image.open(...)`, `os.open(...)`: no text files."""
     owner = call.func.value if isinstance(call.func, ast.Attribute) else None
-    return isinstance(owner, ast.Name) and (owner.id[:1].isupper() or owner.id in ("os", "webbrowser", "tarfile"))
+    return isinstance(owner, ast.Name) and (
+        owner.id[:1].isupper() or owner.id in ("os", "webbrowser", "tarfile")
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +127,9 @@ def test_the_search_finds_what_it_should(source: str, lines: list[int]):
 
 
 def test_every_text_file_is_opened_as_utf_8():
-    files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    files = [
+        path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))
+    ]
     assert len(files) > 100
     found = []
     for path in files:
@@ -116,12 +142,27 @@ def test_files_of_a_model_are_read_in_a_locale_that_is_not_utf_8(tmp_path):
     (tmp_path / "config.json").write_bytes('{"model_type": "é — 東京"}'.encode())
     (tmp_path / "model.safetensors").write_bytes(b"")
     code = (
-        "import locale, sys; from fedjax_fm.models.weights import read_config; from pathlib import Path\n"
-        "assert locale.getpreferredencoding(False).lower() not in ('utf-8', 'utf8'), locale.getpreferredencoding(False)\n"
+        "import locale, sys; from fedjax_fm.models.weights import read_config; "
+        "from pathlib import Path\nassert "
+        "locale.getpreferredencoding(False).lower() not in ('utf-8', 'utf8'), "
+        "locale.getpreferredencoding(False)\n"
         "print(ascii(read_config(Path(sys.argv[1]))['model_type']))"
     )
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ascii("é — 東京")

@@ -17,7 +17,9 @@ pytest.importorskip("pip")
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("fedjax_fm", "kernels", "experiments")
 DATA = ("datasets/files", "models/templates")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,9 @@ def built(tmp_path_factory):
     for name in ("LICENSE", "README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, source)
     for name in SOURCES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     command = [
         sys.executable,
         "-m",
@@ -42,7 +46,12 @@ def built(tmp_path_factory):
         ".",
     ]
     done = subprocess.run(
-        command, cwd=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+        command,
+        cwd=source,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout[-3000:]
     (wheel,) = (source / "out").glob("*.whl")
@@ -76,7 +85,12 @@ def test_every_module_is_in_it_but_the_peers(names):
 
 
 def test_data_files_and_the_marker_of_types_are_in_it(names):
-    files = [path for name in DATA for path in (ROOT / "fedjax_fm" / name).rglob("*") if path.is_file()]
+    files = [
+        path
+        for name in DATA
+        for path in (ROOT / "fedjax_fm" / name).rglob("*")
+        if path.is_file()
+    ]
     assert len(files) >= 10
     assert {installed(path) for path in files} <= names
     assert "fedjax_fm/py.typed" in names
@@ -87,7 +101,9 @@ def test_metadata(built, names):
     text = built[0].read(place).decode()
     found = HeaderParser().parsestr(text)
     version = re.search(
-        r'^__version__ = "(.*)"$', (ROOT / "fedjax_fm" / "version.py").read_text(encoding="utf-8"), re.M
+        r'^__version__ = "(.*)"$',
+        (ROOT / "fedjax_fm" / "version.py").read_text(encoding="utf-8"),
+        re.M,
     )
     assert found["Version"] == version[1]
     assert found["License-Expression"] == "Apache-2.0"
@@ -96,12 +112,18 @@ def test_metadata(built, names):
     assert found["Keywords"].split(",") == PROJECT["keywords"]
     assert found["Requires-Python"] == PROJECT["requires-python"]
     assert set(found.get_all("Provides-Extra")) >= {"hub", "privacy", "study"}
-    licences = [built[0].read(place.replace("METADATA", f"licenses/{name}")) for name in found.get_all("License-File")]
+    licences = [
+        built[0].read(place.replace("METADATA", f"licenses/{name}"))
+        for name in found.get_all("License-File")
+    ]
     assert licences[0] == (ROOT / "LICENSE").read_bytes()
     assert len(licences) == 2  # the sentiment data's is the other
 
 
 def test_the_citation_names_this_version():
     cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    version = re.search(r'"(.*)"$', (ROOT / "fedjax_fm" / "version.py").read_text(encoding="utf-8").strip())
+    version = re.search(
+        r'"(.*)"$',
+        (ROOT / "fedjax_fm" / "version.py").read_text(encoding="utf-8").strip(),
+    )
     assert f"\nversion: {version[1]}\n" in cited

@@ -36,7 +36,11 @@ PUBLISHED = {
     "tinyllama": 1_100_048_384,
     "vit-b16": 85_798_656,
 }
-WITH_TWO_CLASSES = {"roberta-base": 124_647_170, "bert-base": 109_483_778, "distilbert-base": 66_955_010}
+WITH_TWO_CLASSES = {
+    "roberta-base": 124_647_170,
+    "bert-base": 109_483_778,
+    "distilbert-base": 66_955_010,
+}
 HEAD = 768 * 768 + 768 + 768 * 2 + 2  # roberta-base's
 
 
@@ -49,11 +53,18 @@ def full(model: str, classes: int | None = None):
 def test_full_models_have_their_published_size(name: str):
     found = full(name)
     assert (found.trainable_parameters, found.frozen_parameters) == (PUBLISHED[name], 0)
-    assert found.uplink_bytes == found.downlink_bytes == found.full_bytes == 4 * PUBLISHED[name]
+    assert (
+        found.uplink_bytes
+        == found.downlink_bytes
+        == found.full_bytes
+        == 4 * PUBLISHED[name]
+    )
 
 
 def test_classifiers_have_their_published_size():
-    assert {name: wire(name, "full", 2).trainable_parameters for name in WITH_TWO_CLASSES} == WITH_TWO_CLASSES
+    assert {
+        name: wire(name, "full", 2).trainable_parameters for name in WITH_TWO_CLASSES
+    } == WITH_TWO_CLASSES
 
 
 @pytest.mark.parametrize(
@@ -62,18 +73,73 @@ def test_classifiers_have_their_published_size():
         # METHODS 22: r (in + out) a matrix; query and value of 12 layers, and the head.
         ("roberta-base", "lora", 2, {"rank": 8}, 12 * 2 * 8 * (768 + 768) + HEAD),
         ("gpt2", "lora", None, {"rank": 4}, 12 * 4 * (768 + 3 * 768)),
-        ("gpt2", "lora", None, {"rank": 2, "targets": ("mlp.c_proj",)}, 12 * 2 * (3072 + 768)),
-        ("llama-3-8b", "lora", None, {"rank": 8}, 32 * 8 * ((4096 + 4096) + (4096 + 1024))),
-        ("flan-t5-base", "lora", None, {"rank": 8}, (12 + 2 * 12) * 2 * 8 * (768 + 768)),
-        ("albert-base-v2", "lora", None, {"rank": 8}, 2 * 8 * (768 + 768)),  # the layer is shared
+        (
+            "gpt2",
+            "lora",
+            None,
+            {"rank": 2, "targets": ("mlp.c_proj",)},
+            12 * 2 * (3072 + 768),
+        ),
+        (
+            "llama-3-8b",
+            "lora",
+            None,
+            {"rank": 8},
+            32 * 8 * ((4096 + 4096) + (4096 + 1024)),
+        ),
+        (
+            "flan-t5-base",
+            "lora",
+            None,
+            {"rank": 8},
+            (12 + 2 * 12) * 2 * 8 * (768 + 768),
+        ),
+        (
+            "albert-base-v2",
+            "lora",
+            None,
+            {"rank": 8},
+            2 * 8 * (768 + 768),
+        ),  # the layer is shared
         # METHODS 33, 34: FedIT and FedDPA.
-        ("llama-7b", "lora", None, {"rank": 16, "targets": ("q_proj",)}, 32 * 16 * (4096 + 4096)),
-        ("llama-2-7b", "lora", None, {"rank": 8, "targets": ("q_proj", "v_proj")}, 32 * 2 * 8 * (4096 + 4096)),
+        (
+            "llama-7b",
+            "lora",
+            None,
+            {"rank": 16, "targets": ("q_proj",)},
+            32 * 16 * (4096 + 4096),
+        ),
+        (
+            "llama-2-7b",
+            "lora",
+            None,
+            {"rank": 8, "targets": ("q_proj", "v_proj")},
+            32 * 2 * 8 * (4096 + 4096),
+        ),
         # METHODS 21: 2 (2 d m + d + m) a layer, and 4 d for its norms.
-        ("roberta-base", "adapter", 2, {"bottleneck": 16}, 12 * 2 * (2 * 768 * 16 + 768 + 16) + HEAD),
-        ("bert-base", "adapter", None, {"bottleneck": 8, "norms": True}, 12 * (2 * (2 * 768 * 8 + 776) + 4 * 768)),
-        ("llama-2-7b", "adapter", None, {"bottleneck": 8}, 32 * 2 * (2 * 4096 * 8 + 4096 + 8)),
-        # METHODS 23: biases of q, k, v, o, FFN and norms; those of the embeddings' norm and the pooler too.
+        (
+            "roberta-base",
+            "adapter",
+            2,
+            {"bottleneck": 16},
+            12 * 2 * (2 * 768 * 16 + 768 + 16) + HEAD,
+        ),
+        (
+            "bert-base",
+            "adapter",
+            None,
+            {"bottleneck": 8, "norms": True},
+            12 * (2 * (2 * 768 * 8 + 776) + 4 * 768),
+        ),
+        (
+            "llama-2-7b",
+            "adapter",
+            None,
+            {"bottleneck": 8},
+            32 * 2 * (2 * 4096 * 8 + 4096 + 8),
+        ),
+        # METHODS 23: biases of q, k, v, o, FFN and norms; those of the embeddings' norm
+        # and the pooler too.
         ("bert-base", "bitfit", None, {}, 12 * (6 * 768 + 3072 + 768) + 768 + 768),
         ("roberta-base", "bitfit", 2, {}, 12 * (6 * 768 + 3072 + 768) + 768 + HEAD),
         # METHODS 24, 31: p e.
@@ -83,10 +149,22 @@ def test_classifiers_have_their_published_size():
         # METHODS 25: 2 L p d, and with the network p w + (w + 1) h + (h + 1) 2 L d.
         ("roberta-base", "prefix", 2, {"tokens": 16}, 2 * 12 * 16 * 768 + HEAD),
         ("llama-3-8b", "prefix", None, {"tokens": 10}, 2 * 32 * 10 * 1024),
-        ("gpt2", "prefix", None, {"tokens": 10, "hidden": 512}, 10 * 768 + 769 * 512 + 513 * 24 * 768),
+        (
+            "gpt2",
+            "prefix",
+            None,
+            {"tokens": 10, "hidden": 512},
+            10 * 768 + 769 * 512 + 513 * 24 * 768,
+        ),
         # METHODS 26: p d or L p d, and the head.
         ("vit-b16", "vpt", 100, {"tokens": 10}, 12 * 10 * 768 + 768 * 100 + 100),
-        ("vit-b16", "vpt", 100, {"tokens": 50, "mode": "shallow"}, 50 * 768 + 768 * 100 + 100),
+        (
+            "vit-b16",
+            "vpt",
+            100,
+            {"tokens": 50, "mode": "shallow"},
+            50 * 768 + 768 * 100 + 100,
+        ),
         ("clip-vit-b32", "vpt", None, {"tokens": 10}, 12 * 10 * 768),
         # (IA)3 scales keys, values and the inner activations.
         ("llama-2-7b", "ia3", None, {}, 32 * (4096 + 4096 + 11008)),
@@ -101,12 +179,21 @@ def test_classifiers_have_their_published_size():
     ],
 )
 def test_trained_numbers_equal_closed_forms(model, method, classes, options, expected):
-    found, whole = wire(model, method, classes, Options(**options)), full(model, classes)
+    found, whole = (
+        wire(model, method, classes, Options(**options)),
+        full(model, classes),
+    )
     assert found.trainable_parameters == expected
     assert found.uplink_bytes == found.downlink_bytes == 4 * expected
-    added = found.trainable_parameters + found.frozen_parameters - whole.trainable_parameters
+    added = (
+        found.trainable_parameters
+        + found.frozen_parameters
+        - whole.trainable_parameters
+    )
     assert added == (
-        0 if method in ("bitfit", "head") else expected - _shared_with_full(model, method, classes, options)
+        0
+        if method in ("bitfit", "head")
+        else expected - _shared_with_full(model, method, classes, options)
     )
     assert found.ratio == pytest.approx(whole.trainable_parameters / expected)
 
@@ -118,7 +205,9 @@ def _shared_with_full(model, method, classes, options) -> int:
 
 
 def test_ratios_that_papers_give():
-    ratio = lambda method, **options: wire("roberta-base", method, 2, Options(**options)).ratio
+    def ratio(method, **options):
+        return wire("roberta-base", method, 2, Options(**options)).ratio
+
     # FedPETuning (METHODS 30): prefix 12, adapter 42 to 104, LoRA 140.
     assert ratio("prefix", tokens=16, hidden=512) == pytest.approx(12, abs=0.5)
     assert [round(ratio("adapter", bottleneck=m)) for m in (64, 16)] == [42, 104]
@@ -159,31 +248,69 @@ def test_every_method_counts_or_says_why_not(model: str):
 
 
 def test_every_known_model_has_default_targets():
-    assert {fields["model_type"] for fields in ARCHITECTURES.values()} == DEFAULT_TARGETS.keys()
+    assert {
+        fields["model_type"] for fields in ARCHITECTURES.values()
+    } == DEFAULT_TARGETS.keys()
 
 
 def test_names_of_the_hub_and_folders(tiny_bert):
-    assert wire("meta-llama/Llama-2-7b-hf", "lora")[2:] == wire("llama-2-7b", "lora")[2:]
-    assert wire("google/vit-base-patch16-224-in21k", "vpt")[2:] == wire("vit-b16", "vpt")[2:]
-    assert wire(str(tiny_bert), "lora", None, Options(rank=2)).trainable_parameters == 2 * 2 * 2 * (16 + 16)
+    assert (
+        wire("meta-llama/Llama-2-7b-hf", "lora")[2:] == wire("llama-2-7b", "lora")[2:]
+    )
+    assert (
+        wire("google/vit-base-patch16-224-in21k", "vpt")[2:]
+        == wire("vit-b16", "vpt")[2:]
+    )
+    assert wire(
+        str(tiny_bert), "lora", None, Options(rank=2)
+    ).trainable_parameters == 2 * 2 * 2 * (16 + 16)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("robert-base", "lora"), "unknown model 'robert-base'; did you mean 'roberta-base'"),
+        (
+            ("robert-base", "lora"),
+            "unknown model 'robert-base'; did you mean 'roberta-base'",
+        ),
         (("roberta-base", "loar"), "unknown method 'loar'; did you mean 'lora'"),
         (("roberta-base", "head"), r"head on roberta-base: .*--classes K"),
-        (("roberta-base", "vpt"), "vpt on roberta-base: visual prompts need an image encoder"),
-        (("vit-b16", "prompt"), "prompt on vit-b16: expected one module that takes a prompt"),
+        (
+            ("roberta-base", "vpt"),
+            "vpt on roberta-base: visual prompts need an image encoder",
+        ),
+        (
+            ("vit-b16", "prompt"),
+            "prompt on vit-b16: expected one module that takes a prompt",
+        ),
         (("llama-2-7b", "bitfit"), "bitfit on llama-2-7b: .* no bias"),
-        (("llama-2-7b", "bitfit", None, Options(targets=("q_proj",))), "matches no parameter"),
+        (
+            ("llama-2-7b", "bitfit", None, Options(targets=("q_proj",))),
+            "matches no parameter",
+        ),
         (("gpt2", "lora", None, Options(targets=("query",))), "There are: .*c_attn"),
         (("gpt2", "lora", None, Options(rank=1000)), "rank=1000"),
-        (("roberta-base", "lora", None, Options(targets=("query", "valeu"))), r"\['valeu'\] match no .*mean 'value'"),
-        (("roberta-base", "bitfit", None, Options(targets=("query", "valeu"))), "bitfit of valeu matches no parameter"),
-        (("roberta-base", "adapter", None, Options(targets=("output.dense", "o_proj"))), r"\['o_proj'\] match no"),
-        (("roberta-base", "ia3", None, Options(targets=("key", "k_proj"))), r"\['k_proj'\] match no"),
+        (
+            ("roberta-base", "lora", None, Options(targets=("query", "valeu"))),
+            r"\['valeu'\] match no .*mean 'value'",
+        ),
+        (
+            ("roberta-base", "bitfit", None, Options(targets=("query", "valeu"))),
+            "bitfit of valeu matches no parameter",
+        ),
+        (
+            (
+                "roberta-base",
+                "adapter",
+                None,
+                Options(targets=("output.dense", "o_proj")),
+            ),
+            r"\['o_proj'\] match no",
+        ),
+        (
+            ("roberta-base", "ia3", None, Options(targets=("key", "k_proj"))),
+            r"\['k_proj'\] match no",
+        ),
         (("gpt2", "lora", 0), "num_labels >= 1, got num_labels=0"),
     ],
 )
@@ -193,36 +320,56 @@ def test_what_is_refused(arguments, message):
 
 
 def test_the_command_prints_one_object(capsys):
-    flags = {"--model": "roberta-base", "--classes": "2", "--peft": "lora", "--rank": "8", "--targets": "query,value"}
+    flags = {
+        "--model": "roberta-base",
+        "--classes": "2",
+        "--peft": "lora",
+        "--rank": "8",
+        "--targets": "query,value",
+    }
     main(["wire", *(word for flag in flags.items() for word in flag), "--json"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
     assert json.loads(lines[0]) == wire("roberta-base", "lora", 2)._asdict()
     expected = {"trainable_parameters": 887_042, "frozen_parameters": 124_055_040}
     assert expected | {"uplink_bytes": 3_548_168, "downlink_bytes": 3_548_168} == {
-        name: json.loads(lines[0])[name] for name in (*expected, "uplink_bytes", "downlink_bytes")
+        name: json.loads(lines[0])[name]
+        for name in (*expected, "uplink_bytes", "downlink_bytes")
     }
 
 
 def test_the_command_prints_a_table_of_all_methods(capsys):
     main(["wire", "--model", "vit-b16", "--classes", "100"])
     out = capsys.readouterr().out
-    for part in ("179,812", "477.6", "bitfit", "prompt on vit-b16", "computed from shapes"):
+    for part in (
+        "179,812",
+        "477.6",
+        "bitfit",
+        "prompt on vit-b16",
+        "computed from shapes",
+    ):
         assert part in out
     with pytest.raises(SystemExit):
         main(["wire", "--model", "vit-b16", "--targets", "query"])
     assert "say which: --peft NAME" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(),
+    reason="reads the peak of memory from Linux's /proc",
+)
 def test_eight_billion_parameters_take_no_memory():
-    # Linux's own mark of this address space, in KiB: getrusage of a child begins at the peak of the process that forked it.
+    # Linux's own mark of this address space, in KiB: getrusage of a child begins at the
+    # peak of the process that forked it.
     program = (
         "import re; from pathlib import Path; from fedjax_fm.cli import main; "
-        "main('wire --model llama-3-8b --peft lora --json'.split()); "
-        "print(1024 * int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]))"
+        "main('wire --model llama-3-8b --peft lora --json'.split()); print(1024 "
+        "* int(re.search(r'VmHWM:\\s+(\\d+)', "
+        "Path('/proc/self/status').read_text())[1]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     found, peak = done.stdout.splitlines()
     assert json.loads(found)["frozen_parameters"] == 8_030_261_248
     assert int(peak) < 2**30
@@ -240,9 +387,13 @@ FOLDERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", [(), ("--peft", "lora")], ids=["all methods", "lora"])
+@pytest.mark.parametrize(
+    "method", [(), ("--peft", "lora")], ids=["all methods", "lora"]
+)
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_a_folder_that_cannot_be_counted_is_named_in_one_line(tmp_path, capsys, kind, method):
+def test_a_folder_that_cannot_be_counted_is_named_in_one_line(
+    tmp_path, capsys, kind, method
+):
     text, message = FOLDERS[kind]
     if text is not None:
         (tmp_path / "config.json").write_text(text)

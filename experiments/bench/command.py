@@ -1,4 +1,7 @@
-"""`fedjax-fm bench engine`: every workload, alone or beside its peers, as a table or as JSON lines."""
+"""`fedjax-fm bench engine`.
+
+Every workload, alone or beside its peers, as a table or as JSON lines.
+"""
 
 import contextlib
 import json
@@ -12,7 +15,14 @@ from rich.table import Table
 
 from fedjax_fm.experiments.bench import gemm
 from fedjax_fm.experiments.bench.compare import measure
-from fedjax_fm.experiments.bench.environments import DEFAULT_CACHE, PEERS, PeerError, need_adapters, ours, theirs
+from fedjax_fm.experiments.bench.environments import (
+    DEFAULT_CACHE,
+    PEERS,
+    PeerError,
+    need_adapters,
+    ours,
+    theirs,
+)
 from fedjax_fm.experiments.bench.workload import Workload
 from fedjax_fm.experiments.bench.workloads import WORKLOADS
 from fedjax_fm.runs.settings import UsageError, nearest
@@ -29,16 +39,26 @@ def choose(only: Sequence[str]) -> list[Workload]:
     for name in only:
         if name not in WORKLOADS:
             raise UsageError(nearest(name, WORKLOADS, "workload"))
-    return [workload for name, workload in WORKLOADS.items() if not only or name in only]
+    return [
+        workload for name, workload in WORKLOADS.items() if not only or name in only
+    ]
 
 
 def rows(
-    workloads: Sequence[Workload], *, peers: bool, repeats: int, smoke: bool, cache: Path = DEFAULT_CACHE
+    workloads: Sequence[Workload],
+    *,
+    peers: bool,
+    repeats: int,
+    smoke: bool,
+    cache: Path = DEFAULT_CACHE,
 ) -> Iterator[dict[str, Any]]:
-    """One row for each workload and peer, as soon as it is known. A peer that fails has a row with `peer_error`.
+    """One row for each workload and peer, as soon as it is known.
+
+    A peer that fails has a row with `peer_error`.
 
     Args:
-      peers: also time the other libraries; those without a counterpart are timed alone all the same.
+      peers: also time the other libraries; those without a counterpart are timed alone
+        all the same.
       repeats: calls of each side, of which the median is reported.
       smoke: tiny sizes.
       cache: folder of the peers' environments.
@@ -53,14 +73,22 @@ def rows(
             else:
                 known["peer"] = PEERS[peer].title
                 try:
-                    found = measure(workload.name, data, ours(), theirs(peer, cache), repeats)
+                    found = measure(
+                        workload.name, data, ours(), theirs(peer, cache), repeats
+                    )
                 except PeerError as error:
                     found = {"peer_error": str(error)}
             yield dict.fromkeys(FIELDS) | known | found
 
 
 def engine(
-    only: Sequence[str], *, peers: bool, repeats: int, as_json: bool, smoke: bool, cache: Path = DEFAULT_CACHE
+    only: Sequence[str],
+    *,
+    peers: bool,
+    repeats: int,
+    as_json: bool,
+    smoke: bool,
+    cache: Path = DEFAULT_CACHE,
 ) -> int:
     """Prints what `rows` finds; returns the exit code, 1 if a peer failed."""
     if repeats < 1:
@@ -79,7 +107,10 @@ def engine(
         console.print(table(found))
         for row in failed:
             console.print(
-                f"{row['name']}, {row['peer']}: {row['peer_error']}", style="red", markup=False, soft_wrap=True
+                f"{row['name']}, {row['peer']}: {row['peer_error']}",
+                style="red",
+                markup=False,
+                soft_wrap=True,
             )
     return 1 if failed else 0
 
@@ -88,11 +119,16 @@ def table(found: Sequence[dict[str, Any]]) -> Table:
     """Times as people read them."""
     made = Table(
         box=box.SIMPLE,
-        caption="time of a round, medians; ratio: peer / ours; MB: our peak; floor: matrix products at this machine's rate",
+        caption="time of a round, medians; ratio: peer / ours; MB: our peak; floor: "
+        "matrix products at this machine's rate",
     )
     made.add_column("workload", no_wrap=True)
     for heading in ("ours", "floor", "peer", "peer's", "ratio", "compile", "MB"):
-        made.add_column(heading, justify="left" if heading == "peer" else "right", no_wrap=heading != "peer")
+        made.add_column(
+            heading,
+            justify="left" if heading == "peer" else "right",
+            no_wrap=heading != "peer",
+        )
     for row in found:
         peak = row["peak_rss_bytes"]
         made.add_row(
@@ -112,5 +148,7 @@ def _seconds(value: float | None) -> str:
     """0.00123 -> '1.23 ms'."""
     if value is None:
         return ""
-    unit, factor = next(((u, f) for u, f in (("s", 1), ("ms", 1e3)) if value * f >= 0.9995), ("µs", 1e6))
+    unit, factor = next(
+        ((u, f) for u, f in (("s", 1), ("ms", 1e3)) if value * f >= 0.9995), ("µs", 1e6)
+    )
     return f"{value * factor:.3g} {unit}"

@@ -1,4 +1,6 @@
-"""Times one workload: ours alone, or in turn with a peer that has first been seen to compute the same thing."""
+"""Times one workload: ours alone, or in turn with a peer that has first been seen to
+compute the same thing.
+"""
 
 import statistics
 import tempfile
@@ -17,14 +19,25 @@ TOLERANCE = 1e-3
 PAUSE = 0.05  # seconds between turns: worker threads spin for a moment after their work
 
 
-def distance(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], start: dict[str, np.ndarray]) -> float:
-    """How far apart two results are, relative to how far training went: ||a - b|| / ||a - start||, over all arrays."""
+def distance(
+    ours: dict[str, np.ndarray],
+    theirs: dict[str, np.ndarray],
+    start: dict[str, np.ndarray],
+) -> float:
+    """How far apart two results are, relative to how far training went: ||a - b|| / ||a
+    - start||, over all arrays.
+    """
     if set(ours) != set(theirs):
         raise PeerError(f"expected the parameters {sorted(ours)}, got {sorted(theirs)}")
     wrong = [name for name in ours if ours[name].shape != theirs[name].shape]
     if wrong:
         raise PeerError(f"parameters of another shape: {wrong}")
-    norm = lambda a, b: np.sqrt(sum(float(np.sum((a[n].astype(float) - b[n]) ** 2)) for n in ours))
+
+    def norm(a, b):
+        return np.sqrt(
+            sum(float(np.sum((a[n].astype(float) - b[n]) ** 2)) for n in ours)
+        )
+
     return float(norm(ours, theirs) / norm(ours, start))
 
 
@@ -32,7 +45,10 @@ def check(ours: Side, theirs: Side, start: dict[str, np.ndarray]) -> float:
     """`distance` after the first call, or PeerError if the two sides did not do the same."""
     found = distance(ours.result, theirs.result, start)
     if not found <= TOLERANCE:  # NaN is no agreement either
-        raise PeerError(f"computes something else: after one call its parameters are {found:.2g} (relative) from ours")
+        raise PeerError(
+            "computes something else: after one call its parameters are "
+            f"{found:.2g} (relative) from ours"
+        )
     return found
 
 
@@ -47,7 +63,11 @@ def in_turn(sides: Sequence[Side], repeats: int) -> list[list[dict]]:
 
 
 def measure(
-    name: str, data: Data, ours: Sequence[str], theirs: Sequence[str] | None = None, repeats: int = 5
+    name: str,
+    data: Data,
+    ours: Sequence[str],
+    theirs: Sequence[str] | None = None,
+    repeats: int = 5,
 ) -> dict[str, Any]:
     """Medians over `repeats` calls and what else there is to say of both sides.
 
@@ -61,10 +81,15 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
         agreement = None
-        if theirs is not None and not data.is_full_batch:  # shuffles differ: agree on full batches of a few clients
+        if (
+            theirs is not None and not data.is_full_batch
+        ):  # shuffles differ: agree on full batches of a few clients
             small = Path(folder) / "full-batch.npz"
             data.full_batch().save(small)
-            with Side(ours, name, small, error=RuntimeError) as one, Side(theirs, name, small) as other:
+            with (
+                Side(ours, name, small, error=RuntimeError) as one,
+                Side(theirs, name, small) as other,
+            ):
                 agreement = check(one, other, data.start)
         data.save(path)
         with Side(ours, name, path, error=RuntimeError) as one:

@@ -1,7 +1,8 @@
 """Convolutions that XLA runs at the speed of matrix products on CPU.
 
-Inside a loop (and local training is one) XLA's CPU backend runs a convolution, and its gradients, on a slow path: the
-same arithmetic as patches and one product was 13 times faster.
+Inside a loop (and local training is one) XLA's CPU backend runs a convolution, and its
+gradients, on a slow path: the same arithmetic as patches and one product was 13 times
+faster.
 """
 
 import jax
@@ -15,7 +16,8 @@ def conv_as_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
       x: [B, H, W, C]; kernel: [h, w, C, O].
 
     Returns:
-      [B, H - h + 1, W - w + 1, O], equal to `lax.conv_general_dilated(x, kernel, (1, 1), "VALID")` in NHWC, HWIO.
+      [B, H - h + 1, W - w + 1, O], equal to `lax.conv_general_dilated(x, kernel, (1,
+      1), "VALID")` in NHWC, HWIO.
 
     >>> conv_as_matmul(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))).shape
     (1, 2, 2, 5)

@@ -12,7 +12,9 @@ from fedjax_fm.runs.errors import UsageError
 
 ADAPTERS = Path(__file__).parent / "peers"
 DEFAULT_CACHE = Path("~/.cache/fedjax_fm/peers")
-_TORCH = "torch==2.13.0"  # without a pin pip may fetch a CUDA build of several gigabytes
+_TORCH = (
+    "torch==2.13.0"  # without a pin pip may fetch a CUDA build of several gigabytes
+)
 
 
 class PeerError(Exception):
@@ -32,30 +34,47 @@ PEERS = {
         "FedJAX jit 0.0.17",
         "with_fedjax.py",
         (
-            "fedjax==0.0.17", "jax==0.4.20", "jaxlib==0.4.20", "dm-haiku==0.0.10", "optax==0.1.7", "chex==0.1.84",
-            "flax==0.7.5", "numpy<1.27", "scipy<1.12",
+            "fedjax==0.0.17",
+            "jax==0.4.20",
+            "jaxlib==0.4.20",
+            "dm-haiku==0.0.10",
+            "optax==0.1.7",
+            "chex==0.1.84",
+            "flax==0.7.5",
+            "numpy<1.27",
+            "scipy<1.12",
         ),
     ),
     "drjax": Peer("DrJAX 0.2.1", "with_drjax.py", ("drjax==0.2.1", "jax==0.10.2")),
     "torch": Peer("PyTorch loop", "with_torch.py", (_TORCH, "numpy>=2.0")),
     "pfl": Peer("pfl 0.6.0", "with_pfl.py", ("pfl==0.6.0", _TORCH)),
-    "flower": Peer("Flower 1.41.0", "with_flower.py", ("flwr[simulation]==1.41.0", "ray==2.55.1", _TORCH)),
-    "peft": Peer("HF PEFT 0.21.2", "with_peft.py", ("peft==0.21.2", "transformers==5.23.0", _TORCH)),
-}  # fmt: skip
+    "flower": Peer(
+        "Flower 1.41.0",
+        "with_flower.py",
+        ("flwr[simulation]==1.41.0", "ray==2.55.1", _TORCH),
+    ),
+    "peft": Peer(
+        "HF PEFT 0.21.2",
+        "with_peft.py",
+        ("peft==0.21.2", "transformers==5.23.0", _TORCH),
+    ),
+}
 
 
 def need_adapters() -> None:
     """UsageError where the peers' scripts are not there: wheels go without them."""
     if not ADAPTERS.is_dir():
         raise UsageError(
-            "--peers of `bench engine` needs the scripts of the other libraries (experiments/bench/peers), which are in "
-            "the repository only, not in the installed package; clone the repository and `pip install --editable .` "
-            "there, or leave out --peers to time fedjax_fm alone"
+            "--peers of `bench engine` needs the scripts of the other libraries "
+            "(experiments/bench/peers), which are in the repository only, not in "
+            "the installed package; clone the repository and `pip install "
+            "--editable .` there, or leave out --peers to time fedjax_fm alone"
         )
 
 
 def python_of(name: str, cache: Path) -> Path:
-    """The python of a peer's environment, which is made if it is not there or was made from other pins.
+    """The python of a peer's environment, which is made if it is not there or was made
+    from other pins.
 
     Raises:
       PeerError: pip's last lines.
@@ -63,27 +82,49 @@ def python_of(name: str, cache: Path) -> Path:
     folder = cache.expanduser() / name
     python, stamp = folder / "bin" / "python", folder / "requirements.txt"
     wanted = "\n".join(PEERS[name].requirements)
-    if python.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+    if (
+        python.exists()
+        and stamp.is_file()
+        and stamp.read_text(encoding="utf-8") == wanted
+    ):
         return python
     try:
         venv.create(folder, clear=True, with_pip=True, symlinks=os.name != "nt")
     except (OSError, subprocess.CalledProcessError) as error:
         raise PeerError(f"cannot make the environment {folder}: {error}") from error
     _pip(python, PEERS[name].requirements)
-    stamp.write_text(wanted, encoding="utf-8")  # last: an interrupted installation is begun again
+    stamp.write_text(
+        wanted, encoding="utf-8"
+    )  # last: an interrupted installation is begun again
     return python
 
 
 def _pip(python: Path, requirements: Sequence[str]) -> None:
-    words = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
-    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", env=clean_environment())
+    words = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        *requirements,
+    ]
+    done = subprocess.run(
+        words, capture_output=True, text=True, encoding="utf-8", env=clean_environment()
+    )
     if done.returncode:
-        raise PeerError(f"pip install {' '.join(requirements)} failed: {last_lines(done.stderr)}")
+        raise PeerError(
+            f"pip install {' '.join(requirements)} failed: {last_lines(done.stderr)}"
+        )
 
 
 def clean_environment() -> dict[str, str]:
     """This process's environment without what would lead another python to our packages."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONHOME")
+    }
 
 
 def last_lines(text: str, n: int = 6) -> str:

@@ -7,8 +7,12 @@ import jax.numpy as jnp
 
 
 def flop_per_second(size: int = 2048, repeats: int = 8) -> float:
-    """The best f32 rate of all devices together (on CPU, of all cores), each with a product of its own."""
-    matrices = [jax.device_put(jnp.ones((size, size)), device) for device in jax.devices()]
+    """The best f32 rate of all devices together (on CPU, of all cores), each with a
+    product of its own.
+    """
+    matrices = [
+        jax.device_put(jnp.ones((size, size)), device) for device in jax.devices()
+    ]
     multiply = jax.jit(lambda matrix: matrix @ matrix)
     jax.block_until_ready([multiply(matrix) for matrix in matrices])
     best = float("inf")

@@ -1,4 +1,7 @@
-"""`fedjax-fm bench kernels`: array kernels on one core, beside what they replace, as a table or as JSON lines."""
+"""`fedjax-fm bench kernels`.
+
+Array kernels on one core, beside what they replace, as a table or as JSON lines.
+"""
 
 import contextlib
 import json
@@ -14,8 +17,24 @@ from rich.table import Table
 from fedjax_fm.experiments.bench.environments import clean_environment, last_lines
 from fedjax_fm.runs.settings import UsageError, nearest
 
-NAMES = ("topk-1e6", "topk-1e7", "topk-256x1e5", "quantize-4e6", "pack-4e6", "unpack-4e6", "uplink-1e6")
-FIELDS = ("name", "seconds", "peer", "peer_seconds", "ratio", "floor_seconds", "peer_error")
+NAMES = (
+    "topk-1e6",
+    "topk-1e7",
+    "topk-256x1e5",
+    "quantize-4e6",
+    "pack-4e6",
+    "unpack-4e6",
+    "uplink-1e6",
+)
+FIELDS = (
+    "name",
+    "seconds",
+    "peer",
+    "peer_seconds",
+    "ratio",
+    "floor_seconds",
+    "peer_error",
+)
 SMOKE_PART = 100  # how much smaller the arrays of a smoke run are
 
 
@@ -23,7 +42,9 @@ class BenchError(ValueError):
     """The timing process ended before its answers were complete."""
 
 
-def rows(names: Sequence[str], *, peers: bool, repeats: int, smoke: bool) -> Iterator[dict[str, Any]]:
+def rows(
+    names: Sequence[str], *, peers: bool, repeats: int, smoke: bool
+) -> Iterator[dict[str, Any]]:
     """One row for each kernel and peer, as soon as it is known.
 
     Args:
@@ -31,12 +52,27 @@ def rows(names: Sequence[str], *, peers: bool, repeats: int, smoke: bool) -> Ite
       repeats: calls of each side, in turn, of which the median is reported.
       smoke: tiny sizes.
     """
-    request = {"names": list(names), "repeats": repeats, "torch": peers, "part": SMOKE_PART if smoke else 1}
-    command = [sys.executable, "-m", "fedjax_fm.experiments.bench.kernels_side", json.dumps(request)]
+    request = {
+        "names": list(names),
+        "repeats": repeats,
+        "torch": peers,
+        "part": SMOKE_PART if smoke else 1,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "fedjax_fm.experiments.bench.kernels_side",
+        json.dumps(request),
+    ]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=complaints, text=True, encoding="utf-8", env=clean_environment()
+            command,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            encoding="utf-8",
+            env=clean_environment(),
         ) as process,
     ):
         assert process.stdout is not None
@@ -45,10 +81,14 @@ def rows(names: Sequence[str], *, peers: bool, repeats: int, smoke: bool) -> Ite
         if process.wait():
             complaints.seek(0)
             why = last_lines(complaints.read())
-            raise BenchError(f"the timing process ended with code {process.returncode}: {why}")
+            raise BenchError(
+                f"the timing process ended with code {process.returncode}: {why}"
+            )
 
 
-def run(only: Sequence[str], *, peers: bool, repeats: int, as_json: bool, smoke: bool) -> int:
+def run(
+    only: Sequence[str], *, peers: bool, repeats: int, as_json: bool, smoke: bool
+) -> int:
     """Prints what `rows` finds; returns the exit code, 1 if a peer failed."""
     if repeats < 1:
         raise UsageError(f"expected repeats >= 1, got repeats={repeats}")
@@ -58,7 +98,10 @@ def run(only: Sequence[str], *, peers: bool, repeats: int, as_json: bool, smoke:
     console, found = Console(), []
     with contextlib.nullcontext() if as_json else console.status("measuring"):
         for row in rows(
-            [name for name in NAMES if not only or name in only], peers=peers, repeats=repeats, smoke=smoke
+            [name for name in NAMES if not only or name in only],
+            peers=peers,
+            repeats=repeats,
+            smoke=smoke,
         ):
             found.append(row)
             if as_json:
@@ -70,15 +113,27 @@ def run(only: Sequence[str], *, peers: bool, repeats: int, as_json: bool, smoke:
 
 def table(found: Sequence[dict[str, Any]]) -> Table:
     """Milliseconds, as people read them."""
-    made = Table(caption="milliseconds a call on one core, medians; ratio: peer / ours; floor: one read and write")
+    made = Table(
+        caption="milliseconds a call on one core, medians; ratio: peer / ours; floor: "
+        "one read and write"
+    )
     made.add_column("kernel", no_wrap=True)
     for heading in ("ours", "floor", "peer", "peer's", "ratio"):
-        made.add_column(heading, justify="left" if heading == "peer" else "right", no_wrap=heading != "peer")
+        made.add_column(
+            heading,
+            justify="left" if heading == "peer" else "right",
+            no_wrap=heading != "peer",
+        )
     for row in found:
         theirs = row["peer_error"] or _milliseconds(row["peer_seconds"])
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         made.add_row(
-            row["name"], _milliseconds(row["seconds"]), _milliseconds(row["floor_seconds"]), row["peer"], theirs, ratio
+            row["name"],
+            _milliseconds(row["seconds"]),
+            _milliseconds(row["floor_seconds"]),
+            row["peer"],
+            theirs,
+            ratio,
         )
     return made
 

@@ -1,6 +1,9 @@
-"""The process that times kernels on one core: `python -m fedjax_fm.experiments.bench.kernels_side REQUEST`.
+"""The process that times kernels on one core.
 
-REQUEST is JSON: {"names", "repeats", "torch", "part"}; it answers one JSON line for each case and peer.
+`python -m fedjax_fm.experiments.bench.kernels_side REQUEST`.
+
+REQUEST is JSON: {"names", "repeats", "torch", "part"}; it answers one JSON line for
+each case and peer.
 """
 
 import json
@@ -23,7 +26,10 @@ def use_one_core() -> None:
 
 
 def in_turn(calls: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """The median seconds of each, one call of each after the other; the first calls, which compile, are not timed."""
+    """The median seconds of each, one call of each after the other.
+
+    The first calls, which compile, are not timed.
+    """
     import jax
 
     seconds: list[list[float]] = [[] for _ in calls]
@@ -37,8 +43,13 @@ def in_turn(calls: list[Callable[[], Any]], repeats: int) -> list[float]:
     return [statistics.median(own) for own in seconds]
 
 
-def answers(names: list[str], repeats: int, torch: bool, part: int) -> Iterator[dict[str, Any]]:
-    """One row for each case and peer. A peer that is missing or gives another result has `peer_error`."""
+def answers(
+    names: list[str], repeats: int, torch: bool, part: int
+) -> Iterator[dict[str, Any]]:
+    """One row for each case and peer.
+
+    A peer that is missing or gives another result has `peer_error`.
+    """
     missing = None
     if torch:
         try:
@@ -59,7 +70,12 @@ def answers(names: list[str], repeats: int, torch: bool, part: int) -> Iterator[
                 yield known | {"peer_error": "gives another result"}
                 continue
             mine, theirs, floor = in_turn([case.ours, peer.call, case.floor], repeats)
-            yield known | {"seconds": mine, "peer_seconds": theirs, "ratio": theirs / mine, "floor_seconds": floor}
+            yield known | {
+                "seconds": mine,
+                "peer_seconds": theirs,
+                "ratio": theirs / mine,
+                "floor_seconds": floor,
+            }
         if torch and missing and name.startswith(ON_TORCH):
             yield {"name": name, "peer": "torch.topk", "peer_error": missing}
 

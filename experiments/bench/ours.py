@@ -1,4 +1,7 @@
-"""Our side of a comparison: a process like a peer's, `python -m fedjax_fm.experiments.bench.ours WORKLOAD ...`."""
+"""Our side of a comparison.
+
+A process like a peer's, `python -m fedjax_fm.experiments.bench.ours WORKLOAD ...`.
+"""
 
 import jax
 
@@ -16,7 +19,9 @@ def build(name: str, data: protocol.Data):
         state, _ = simulator.run(state, rounds)
         jax.block_until_ready(state)
 
-    return run, lambda: dict(zip(sorted(data.start), jax.tree.leaves(state.delta), strict=True))
+    return run, lambda: dict(
+        zip(sorted(data.start), jax.tree.leaves(state.delta), strict=True)
+    )
 
 
 if __name__ == "__main__":

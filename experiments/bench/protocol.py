@@ -2,9 +2,10 @@
 
     SCRIPT WORKLOAD DATA.npz RESULT.npz
 
-A side reads the data, does a first call, writes the parameters after it to RESULT.npz and prints
-`{"first_seconds": s}`. Then each line on its standard input is a number of calls; it answers one line
-`{"seconds": [seconds a round, ...], "peak_rss_bytes": n}`. It ends with its input. In between it computes nothing.
+A side reads the data, does a first call, writes the parameters after it to RESULT.npz
+and prints `{"first_seconds": s}`. Then each line on its standard input is a number of
+calls; it answers one line `{"seconds": [seconds a round, ...], "peak_rss_bytes": n}`.
+It ends with its input. In between it computes nothing.
 """
 
 import json
@@ -20,7 +21,10 @@ import numpy as np
 
 
 class Data(NamedTuple):
-    """Everything that both sides must agree on. `n` examples of N clients, client k owns offsets[k] to offsets[k + 1]."""
+    """Everything that both sides must agree on.
+
+    `n` examples of N clients, client k owns offsets[k] to offsets[k + 1].
+    """
 
     examples: dict  # {name: [n, ...]}
     offsets: np.ndarray  # int64[N + 1]
@@ -43,7 +47,10 @@ class Data(NamedTuple):
 
     def client(self, k):
         """Client k's own examples."""
-        return {name: array[self.offsets[k] : self.offsets[k + 1]] for name, array in self.examples.items()}
+        return {
+            name: array[self.offsets[k] : self.offsets[k + 1]]
+            for name, array in self.examples.items()
+        }
 
     @property
     def is_full_batch(self):
@@ -54,13 +61,19 @@ class Data(NamedTuple):
         """The first clients, each with one batch an epoch."""
         offsets = self.offsets[: n_clients + 1]
         examples = {name: array[: offsets[-1]] for name, array in self.examples.items()}
-        return self._replace(examples=examples, offsets=offsets, batch_size=int(np.diff(offsets).max()))
+        return self._replace(
+            examples=examples, offsets=offsets, batch_size=int(np.diff(offsets).max())
+        )
 
     def save(self, path):
         """Writes an .npz: trees as `field.name`, the rest as it is."""
         arrays = {}
         for field, value in self._asdict().items():
-            arrays |= {f"{field}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {field: value}
+            arrays |= (
+                {f"{field}.{k}": v for k, v in value.items()}
+                if isinstance(value, dict)
+                else {field: value}
+            )
         np.savez(path, **arrays)
 
     @classmethod
@@ -73,7 +86,9 @@ class Data(NamedTuple):
                 if dot:
                     fields.setdefault(field, {})[name] = stored[key]
                 else:
-                    fields[field] = stored[key] if stored[key].ndim else stored[key].item()
+                    fields[field] = (
+                        stored[key] if stored[key].ndim else stored[key].item()
+                    )
         return cls(**fields)
 
 
@@ -81,8 +96,9 @@ def serve(build, arguments=None):
     """Speaks the protocol.
 
     Args:
-      build: `(workload, Data) -> (run, parameters)`; `run(rounds)` returns when all is computed, and goes on from where
-        the call before ended; `parameters() -> {name: array}`, by the names and in the layout of `Data.start`.
+      build: `(workload, Data) -> (run, parameters)`; `run(rounds)` returns when all is
+        computed, and goes on from where the call before ended; `parameters() -> {name:
+        array}`, by the names and in the layout of `Data.start`.
       arguments: (workload, data, result); default the command line's.
     """
     workload, data_path, result_path = arguments or sys.argv[1:]
@@ -92,7 +108,9 @@ def serve(build, arguments=None):
     run, parameters = build(workload, data)
     run(data.rounds)
     first = time.perf_counter() - started
-    results: dict[str, Any] = {name: np.asarray(value) for name, value in parameters().items()}
+    results: dict[str, Any] = {
+        name: np.asarray(value) for name, value in parameters().items()
+    }
     np.savez(result_path, **results)
     print(json.dumps({"first_seconds": first}), file=answers, flush=True)
     for line in sys.stdin:
@@ -101,7 +119,11 @@ def serve(build, arguments=None):
             started = time.perf_counter()
             run(data.rounds)
             seconds.append((time.perf_counter() - started) / data.rounds)
-        print(json.dumps({"seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}), file=answers, flush=True)
+        print(
+            json.dumps({"seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}),
+            file=answers,
+            flush=True,
+        )
 
 
 def _own_stdout():
@@ -115,7 +137,9 @@ def _own_stdout():
 def peak_rss_bytes():
     """The most memory that this process has held."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage may report the size of the parent that started this process
+    if (
+        status.is_file()
+    ):  # getrusage may report the size of the parent that started this process
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
         if found:
             return 1024 * int(found[1])

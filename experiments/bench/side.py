@@ -1,4 +1,7 @@
-"""One side of a comparison, seen from the command: a process that stays alive and computes only when asked to."""
+"""One side of a comparison, seen from the command.
+
+A process that stays alive and computes only when asked to.
+"""
 
 import contextlib
 import json
@@ -12,7 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedjax_fm.experiments.bench.environments import PeerError, clean_environment, last_lines
+from fedjax_fm.experiments.bench.environments import (
+    PeerError,
+    clean_environment,
+    last_lines,
+)
 
 TIMEOUT = 1800.0  # seconds for one answer
 GRACE = 20.0  # seconds to end by itself
@@ -26,7 +33,8 @@ class Side:
       result: {name: array}, the trained parameters after it.
 
     Raises:
-      error: the process ended, took too long or answered something else; with the end of its standard error.
+      error: the process ended, took too long or answered something else; with the end
+        of its standard error.
     """
 
     def __init__(
@@ -40,13 +48,23 @@ class Side:
         self.timeout, self.error = timeout, error
         self._folder = tempfile.TemporaryDirectory()
         result = Path(self._folder.name) / "result.npz"
-        self._errors = open(Path(self._folder.name) / "stderr.txt", "w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._errors = open(  # noqa: SIM115
+            Path(self._folder.name) / "stderr.txt",
+            "w+",
+            encoding="utf-8",
+            errors="replace",
+        )
         try:
             self._process = subprocess.Popen(
                 [*command, workload, str(data), str(result)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, encoding="utf-8",
-                env=clean_environment(), start_new_session=True,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                encoding="utf-8",
+                env=clean_environment(),
+                start_new_session=True,
+            )
         except OSError as failure:
             self._errors.close()
             self._folder.cleanup()
@@ -80,12 +98,16 @@ class Side:
         if late.is_set():
             raise self.error(f"no answer within {self.timeout:g} s{self._complaint()}")
         if not line:
-            raise self.error(f"ended with code {self._process.wait()}{self._complaint()}")
+            raise self.error(
+                f"ended with code {self._process.wait()}{self._complaint()}"
+            )
         try:
             answer = json.loads(line)
             answer[field]
         except (ValueError, KeyError, TypeError):
-            raise self.error(f"expected a JSON object with {field!r}, got {line.strip()!r}") from None
+            raise self.error(
+                f"expected a JSON object with {field!r}, got {line.strip()!r}"
+            ) from None
         return answer
 
     def _complaint(self) -> str:

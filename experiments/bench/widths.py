@@ -2,10 +2,11 @@
 
     python -m fedjax_fm.experiments.bench.widths [--layers 4] [--d 512] [--rounds 7]
 
-All widths live in one compiled program. Its cohorts are of one width each, in turn, so that the widths meet the same
-machine; every fourth cohort has no examples and shows what a round costs without clients. One JSON line for each width:
-`seconds` a client (median over rounds of a round's time by the size of the cohort), `ratio` to the widest. Weights and
-tokens are random: what is measured is the engine.
+All widths live in one compiled program. Its cohorts are of one width each, in turn, so
+that the widths meet the same machine; every fourth cohort has no examples and shows
+what a round costs without clients. One JSON line for each width: `seconds` a client
+(median over rounds of a round's time by the size of the cohort), `ratio` to the widest.
+Weights and tokens are random: what is measured is the engine.
 """
 
 import json
@@ -27,11 +28,21 @@ from fedjax_fm.population import samplers
 WIDTHS = (1.0, 0.5, 0.25)
 
 
-def start(d: int, n_layers: int, vocabulary: int, length: int, seed: int = 0) -> dict[str, Any]:
+def start(
+    d: int, n_layers: int, vocabulary: int, length: int, seed: int = 0
+) -> dict[str, Any]:
     """Random weights of a pre-norm transformer, layers stacked in front, with a head of its own."""
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: rng.normal(0, shape[-2] ** -0.5, shape).astype(np.float32)
-    norm = lambda *front: {"gain": np.ones((*front, d), np.float32), "bias": np.zeros((*front, d), np.float32)}
+
+    def draw(*shape):
+        return rng.normal(0, shape[-2] ** -0.5, shape).astype(np.float32)
+
+    def norm(*front):
+        return {
+            "gain": np.ones((*front, d), np.float32),
+            "bias": np.zeros((*front, d), np.float32),
+        }
+
     return {
         "tokens": draw(vocabulary, d),
         "places": draw(length, d),
@@ -48,7 +59,10 @@ def start(d: int, n_layers: int, vocabulary: int, length: int, seed: int = 0) ->
 
 
 def prefixes_of(delta: Any, n_heads: int) -> Prefixes:
-    """Every width of the model but its vocabulary and its length gets narrower; queries, keys and values in each head."""
+    """Every width of the model but its vocabulary and its length gets narrower.
+
+    Queries, keys and values in each head.
+    """
     heads = Groups(n_heads)
     return nest(
         delta,
@@ -64,11 +78,14 @@ def prefixes_of(delta: Any, n_heads: int) -> Prefixes:
     )
 
 
-def transformer(delta: Any, ids: jax.Array, n_heads: int, width: float = 1.0) -> jax.Array:
+def transformer(
+    delta: Any, ids: jax.Array, n_heads: int, width: float = 1.0
+) -> jax.Array:
     """Logits f32[B, T, vocabulary] from i32[B, T]; every width is read from the arrays.
 
     Args:
-      width: of a full tree whose tails are zeros: layer norms and attention then divide by the sizes that are live.
+      width: of a full tree whose tails are zeros: layer norms and attention then divide
+        by the sizes that are live.
     """
 
     def norm(x, parts):
@@ -81,13 +98,22 @@ def transformer(delta: Any, ids: jax.Array, n_heads: int, width: float = 1.0) ->
 
     def layer(x, parts):
         y = norm(x, parts["norm_1"])
-        heads = lambda name: (y @ parts[name]).reshape(*x.shape[:2], n_heads, -1)
+
+        def heads(name):
+            return (y @ parts[name]).reshape(*x.shape[:2], n_heads, -1)
+
         query = heads("q")
         attended = jax.nn.dot_product_attention(
-            query, heads("k"), heads("v"), scale=kept(query.shape[-1], width) ** -0.5, is_causal=True
+            query,
+            heads("k"),
+            heads("v"),
+            scale=kept(query.shape[-1], width) ** -0.5,
+            is_causal=True,
         )
         x = x + attended.reshape(*x.shape[:2], -1) @ parts["o"]
-        return x + jax.nn.gelu(norm(x, parts["norm_2"]) @ parts["widen"]) @ parts["narrow"], None
+        return x + jax.nn.gelu(norm(x, parts["norm_2"]) @ parts["widen"]) @ parts[
+            "narrow"
+        ], None
 
     x = delta["tokens"][ids] + delta["places"][None, : ids.shape[1]]
     x, _ = jax.lax.scan(layer, x, delta["layers"])
@@ -99,23 +125,47 @@ def next_token_loss(n_heads: int):
 
     def loss(delta, backbone, batch, key):
         logits = transformer(delta, batch["ids"][:, :-1], n_heads)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["ids"][:, 1:]).mean(axis=-1), {}
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, batch["ids"][:, 1:]
+        ).mean(axis=-1), {}
 
     return loss
 
 
 def measure(
-    d: int, n_layers: int, rounds: int, *, n_heads: int = 8, vocabulary: int = 1024, length: int = 32, batch: int = 4,
-    steps: int = 8, cohort: int = 4,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+    d: int,
+    n_layers: int,
+    rounds: int,
+    *,
+    n_heads: int = 8,
+    vocabulary: int = 1024,
+    length: int = 32,
+    batch: int = 4,
+    steps: int = 8,
+    cohort: int = 4,
+) -> Iterator[dict[str, Any]]:
     """One row for each width, widest first, and one for rounds without clients."""
     delta = start(d, n_layers, vocabulary, length)
     prefixes = prefixes_of(delta, n_heads)
-    tokens = lambda n: {"ids": np.random.default_rng(n).integers(0, vocabulary, (n, length + 1)).astype(np.int32)}
-    clients = [tokens(batch) for _ in range(cohort * len(WIDTHS))] + [tokens(0) for _ in range(cohort)]
+
+    def tokens(n):
+        return {
+            "ids": np.random.default_rng(n)
+            .integers(0, vocabulary, (n, length + 1))
+            .astype(np.int32)
+        }
+
+    clients = [tokens(batch) for _ in range(cohort * len(WIDTHS))] + [
+        tokens(0) for _ in range(cohort)
+    ]
     rates = np.repeat([*WIDTHS, WIDTHS[-1]], cohort)
     algorithm = heterofl(
-        ffm.Task(next_token_loss(n_heads)), optax.sgd(0.01), prefixes, rates, local_steps=steps, batch_size=batch
+        ffm.Task(next_token_loss(n_heads)),
+        optax.sgd(0.01),
+        prefixes,
+        rates,
+        local_steps=steps,
+        batch_size=batch,
     )
     simulator = ffm.Simulator(
         algorithm,
@@ -132,17 +182,37 @@ def measure(
         jax.block_until_ready(state.delta)
         seconds[i % kinds].append(time.perf_counter() - started)
         sent[i % kinds] = int(metrics["uplink_bytes"][0])
-    medians = [float(np.median(times[1:])) for times in seconds]  # the first rounds compile
-    shape = {"d": d, "layers": n_layers, "cohort": cohort, "steps": steps, "batch": batch, "tokens": length}
+    medians = [
+        float(np.median(times[1:])) for times in seconds
+    ]  # the first rounds compile
+    shape = {
+        "d": d,
+        "layers": n_layers,
+        "cohort": cohort,
+        "steps": steps,
+        "batch": batch,
+        "tokens": length,
+    }
     for width, median, up in zip(WIDTHS, medians, sent, strict=False):
-        row = {"name": f"width-{width:g}", "seconds": median / cohort, "ratio": median / medians[0]}
-        yield row | {"uplink_bytes": up // cohort, "devices": simulator.engine.plan.n_devices} | shape
+        row = {
+            "name": f"width-{width:g}",
+            "seconds": median / cohort,
+            "ratio": median / medians[0],
+        }
+        yield (
+            row
+            | {"uplink_bytes": up // cohort, "devices": simulator.engine.plan.n_devices}
+            | shape
+        )
     yield {"name": "nobody", "seconds_a_round": medians[-1]}
 
 
 def main() -> None:
     """Prints JSON lines."""
-    value = lambda flag, default: int(sys.argv[sys.argv.index(flag) + 1]) if flag in sys.argv else default
+
+    def value(flag, default):
+        return int(sys.argv[sys.argv.index(flag) + 1]) if flag in sys.argv else default
+
     for row in measure(value("--d", 512), value("--layers", 4), value("--rounds", 7)):
         print(json.dumps(row), flush=True)
 

@@ -1,9 +1,12 @@
-"""What does federated LoRA of a small decoder bring on the docstrings of packages that no client has?
+"""What does federated LoRA of a small decoder bring on the docstrings of packages that
+no client has?
 
-SmolLM2-135M-Instruct on functions of installed packages: a package is a client; the source of a function is the prompt, the
-first paragraph of its docstring is the answer, in Alpaca's format. Six packages are unseen; seven more, the same for all seeds,
-serve only to choose learning rates. Versions are pinned, as the functions depend on them; `--set pinned=false` takes
-what is installed. The model has probably seen these packages: read differences, not absolute values.
+SmolLM2-135M-Instruct on functions of installed packages: a package is a client; the
+source of a function is the prompt, the first paragraph of its docstring is the answer,
+in Alpaca's format. Six packages are unseen; seven more, the same for all seeds, serve
+only to choose learning rates. Versions are pinned, as the functions depend on them;
+`--set pinned=false` takes what is installed. The model has probably seen these
+packages: read differences, not absolute values.
 
 Scores and controls are those of `generate`, and ROUGE-L of 48 greedy answers.
 """
@@ -38,8 +41,15 @@ class Config(language.Config):
 
 
 def functions(config: Config) -> Source:
-    """User: an instruction with a function's source as its input; assistant: the docstring's first paragraph."""
-    packages = PACKAGES if config.pinned else [package.partition("==")[0] for package in PACKAGES]
+    """User: an instruction with a function's source as its input.
+
+    Assistant: the docstring's first paragraph.
+    """
+    packages = (
+        PACKAGES
+        if config.pinned
+        else [package.partition("==")[0] for package in PACKAGES]
+    )
     table = datasets.load_docstrings(packages)
 
     def say(row: int, shorter: int) -> Conversation:
@@ -49,12 +59,18 @@ def functions(config: Config) -> Source:
             {"role": "assistant", "content": str(table["docstring"][row])},
         ]
 
-    return Source(table["package"], table["package"], say, len(SOURCE_CHARACTERS))
+    return Source(
+        clients=table["package"],
+        groups=table["package"],
+        say=say,
+        shortenings=len(SOURCE_CHARACTERS),
+    )
 
 
 STUDY = language.make(
     functions,
-    question="What does federated LoRA of a small decoder bring on the docstrings of packages that no client has?",
+    question="What does federated LoRA of a small decoder bring on the docstrings of "
+    "packages that no client has?",
     expected="centralised and federated level, clients alone above them, the base model far above",
     config=Config,
 )

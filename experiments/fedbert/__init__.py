@@ -85,7 +85,9 @@ def speeches(roles: int, vocabulary: int) -> tuple[list[list[str]], Tokenizer]:
     found = collections.defaultdict(list)
     for client, speech in zip(table["client"], table["speech"], strict=True):
         found[client].append(str(speech))
-    by_size = sorted(found.values(), key=lambda some: -sum(len(one.split()) for one in some))
+    by_size = sorted(
+        found.values(), key=lambda some: -sum(len(one.split()) for one in some)
+    )
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
     tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
@@ -98,7 +100,9 @@ def speeches(roles: int, vocabulary: int) -> tuple[list[list[str]], Tokenizer]:
 def rows(tokenizer: Tokenizer, texts: list[str], length: int) -> Rows:
     """Each speech by itself: [CLS], at most length - 1 tokens a row."""
     found = (one.ids for one in tokenizer.encode_batch(texts))
-    pieces = [ids[i : i + length - 1] for ids in found for i in range(0, len(ids), length - 1)]
+    pieces = [
+        ids[i : i + length - 1] for ids in found for i in range(0, len(ids), length - 1)
+    ]
     ids = np.zeros((len(pieces), length), np.int32)
     for row, piece in enumerate(pieces):
         ids[row, : len(piece) + 1] = [SPECIAL.index("[CLS]"), *piece]
@@ -116,14 +120,18 @@ def data(config: Config, seed: int, split: str) -> Data:
         for part, which in ((test, order[:n]), (train, order[n:])):
             part.append(rows(tokenizer, [some[i] for i in which], config.length))
     bert = BertConfig(
-        vocab_size=config.vocabulary, hidden_size=config.width, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=2 * config.width,
-        max_position_embeddings=config.length, hidden_act="gelu_new",
-    )  # fmt: skip
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=2 * config.width,
+        max_position_embeddings=config.length,
+        hidden_act="gelu_new",
+    )
     words = (len(SPECIAL), config.vocabulary)
     how = {"mask_id": SPECIAL.index("[MASK]"), "words": words, "seed": seed}
     cut, delta = bert_split(bert, config.length, **how)
-    return Data(train, test, cut, unsplit(cut), delta)
+    return Data(train=train, test=test, split=cut, task=unsplit(cut), delta=delta)
 
 
 def together(parts: list[Rows]) -> Rows:
@@ -159,7 +167,9 @@ def adam(run: study.Run, steps: int) -> optax.GradientTransformation:
     return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps))
 
 
-def simulate(run: study.Run, algorithm: ffm.Algorithm, train: list[Rows], rounds: int, **how: Any) -> study.Simulated:
+def simulate(
+    run: study.Run, algorithm: ffm.Algorithm, train: list[Rows], rounds: int, **how: Any
+) -> study.Simulated:
     """On one device: the clients' steps are too small to be worth sharing out."""
     population = ffm.Population.from_clients(train)
     how = {"cohort_size": len(train), "devices": 1, **how}
@@ -170,9 +180,13 @@ def centralised(run: study.Run) -> dict[str, float]:
     """One model on all texts, as many rows a step as the clients have together."""
     config, steps = run.config, steps_of(run)
     size = config.batch_size * config.roles
-    algorithm = ffm.fedavg(run.data.task, adam(run, steps), local_steps=steps, batch_size=size)
+    algorithm = ffm.fedavg(
+        run.data.task, adam(run, steps), local_steps=steps, batch_size=size
+    )
     found = simulate(run, algorithm, [together(run.data.train)], 1)
-    return {"perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])}
+    return {
+        "perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])
+    }
 
 
 def local(share: float = 1.0) -> Callable:
@@ -181,7 +195,9 @@ def local(share: float = 1.0) -> Callable:
     def arm(run: study.Run) -> dict[str, float]:
         steps = round(share * steps_of(run))
         how = {"local_steps": steps, "batch_size": run.config.batch_size}
-        found = simulate(run, local_only(run.data.task, adam(run, steps), **how), run.data.train, 1)
+        found = simulate(
+            run, local_only(run.data.task, adam(run, steps), **how), run.data.train, 1
+        )
         models = [found.model(k)[0] for k in range(run.config.roles)]
         everybody = together(run.data.test)
         return {
@@ -202,7 +218,9 @@ def parallel(shuffle: bool = False) -> Callable:
         how = {"local_steps": config.round_steps, "batch_size": config.batch_size}
         algorithm = fedbert(run.data.split, adam(run, steps), adam(run, steps), **how)
         found = simulate(run, algorithm, train, steps // config.round_steps)
-        return {"perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])}
+        return {
+            "perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])
+        }
 
     return arm
 
@@ -214,8 +232,12 @@ def in_turn(run: study.Run) -> dict[str, float]:
     optimizers = adam(run, turns * n // config.roles), adam(run, turns * n)
     algorithm = fedbert(run.data.split, *optimizers, local_steps=n, batch_size=size)
     sampler = samplers.cyclic(config.roles, 1, shuffle=True)
-    found = simulate(run, algorithm, run.data.train, turns, cohort_size=1, sampler=sampler)
-    return {"perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])}
+    found = simulate(
+        run, algorithm, run.data.train, turns, cohort_size=1, sampler=sampler
+    )
+    return {
+        "perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])
+    }
 
 
 def untrained(run: study.Run) -> dict[str, float]:
@@ -225,28 +247,45 @@ def untrained(run: study.Run) -> dict[str, float]:
 
 def frequencies(run: study.Run) -> dict[str, float]:
     """Word frequencies of all training texts, one added to each count."""
-    train, test = (together(part)["input_ids"] for part in (run.data.train, run.data.test))
-    counts = np.bincount(train[train >= len(SPECIAL)], minlength=run.config.vocabulary) + 1.0
+    train, test = (
+        together(part)["input_ids"] for part in (run.data.train, run.data.test)
+    )
+    counts = (
+        np.bincount(train[train >= len(SPECIAL)], minlength=run.config.vocabulary) + 1.0
+    )
     nats = -np.log(counts / counts[len(SPECIAL) :].sum())
     return {"perplexity": math.exp(nats[test[test >= len(SPECIAL)]].mean())}
 
 
 GRID = {"learning_rate": "grid"}
 STUDY = study.Study(
-    question="What does split pre-training lose against one model on all texts, and gain over none?",
+    question="What does split pre-training lose against one model on all texts, and gain "
+    "over none?",
     expected="centralised a little better than FedBERT, side by side and in turn; local far worse",
     config=Config,
     data=data,
     primary=study.PERPLEXITY,
-    scores=(study.Score("on_all_roles", "on everybody's speeches", highest=False, digits=2),),
+    scores=(
+        study.Score("on_all_roles", "on everybody's speeches", highest=False, digits=2),
+    ),
     arms=(
         study.Arm("frequencies", frequencies, "word frequencies of all roles"),
         study.Arm("centralised", centralised, grid=GRID),
         study.Arm("parallel", parallel(), "FedBERT, side by side", GRID),
         study.Arm("in_turn", in_turn, "FedBERT, in turn", GRID),
         study.Arm("local", local(), "local only", GRID),
-        study.Arm("local_quarter", local(0.25), "local only, a quarter of the steps", like="local"),
-        study.Arm("shuffled", parallel(shuffle=True), "side by side, words shuffled", like="parallel"),
+        study.Arm(
+            "local_quarter",
+            local(0.25),
+            "local only, a quarter of the steps",
+            like="local",
+        ),
+        study.Arm(
+            "shuffled",
+            parallel(shuffle=True),
+            "side by side, words shuffled",
+            like="parallel",
+        ),
         study.Arm("untrained", untrained, "random weights"),
     ),
     comparisons=[

@@ -1,16 +1,22 @@
 """What do clients learn from others whose models have another architecture, by FedDF and by FedMD?
 
-The 1797 handwritten digits of scikit-learn (Alpaydin and Kaynak, 1998). A quarter is for tuning; of the rest, dealt anew for
-every seed, 270 are the test, 300 are public, and 20 clients have the others, by a Dirichlet partition over the label (alpha
-0.1). Every other client has a perceptron (9,610 weights), the others two layers of convolutions (6,090). 30 rounds.
+The 1797 handwritten digits of scikit-learn (Alpaydin and Kaynak, 1998). A quarter is
+for tuning; of the rest, dealt anew for every seed, 270 are the test, 300 are public,
+and 20 clients have the others, by a Dirichlet partition over the label (alpha 0.1).
+Every other client has a perceptron (9,610 weights), the others two layers of
+convolutions (6,090). 30 rounds.
 
-FedDF: 10 clients a round, 5 epochs; the server distils 100 steps of 64 unlabelled images (Adam with a cosine). Alone is the same
-without server steps: federated averaging in each group. FedMD: models start from 100 public images with labels; all clients
-keep their own, agree on 200 unlabelled ones a round, digest by mean absolute error, revisit 1 epoch. Alone: without digests.
-Each of the four chooses among nine settings: SGD's rate by the server's rate, the digest's rate, or the epochs of those alone.
+FedDF: 10 clients a round, 5 epochs; the server distils 100 steps of 64 unlabelled
+images (Adam with a cosine). Alone is the same
+without server steps: federated averaging in each group. FedMD: models start from 100
+public images with labels; all clients keep their own, agree on 200 unlabelled ones a
+round, digest by mean absolute error, revisit 1 epoch. Alone: without digests. Each of
+the four chooses among nine settings: SGD's rate by the server's rate, the digest's
+rate, or the epochs of those alone.
 
-Score: accuracy on images of all classes, mean over the clients' models, half of them of each architecture (with FedDF a
-client's model is its group's). Controls: teachers whose answers are told of another image, and models that nobody trained.
+Score: accuracy on images of all classes, mean over the clients' models, half of them of
+each architecture (with FedDF a client's model is its group's). Controls: teachers whose
+answers are told of another image, and models that nobody trained.
 """
 
 import dataclasses
@@ -25,7 +31,13 @@ from fedjax_fm import study
 from fedjax_fm.algorithms.feddf import feddf
 from fedjax_fm.algorithms.fedmd import fedmd
 from fedjax_fm.evaluation.evaluate import means
-from fedjax_fm.experiments.feddf.models import BOTH, NAMES, TASKS, architectures, weights
+from fedjax_fm.experiments.feddf.models import (
+    BOTH,
+    NAMES,
+    TASKS,
+    architectures,
+    weights,
+)
 from fedjax_fm.experiments.shared.digits import Arrays, Digits, deal
 from fedjax_fm.types import Algorithm, Tree
 
@@ -58,7 +70,13 @@ class Config:
 def data(config: Config, seed: int, split: str) -> Digits:
     """Deals the split's images."""
     return deal(
-        seed, split, clients=config.clients, alpha=config.alpha, test=config.test, public=config.public, smallest=4
+        seed,
+        split,
+        clients=config.clients,
+        alpha=config.alpha,
+        test=config.test,
+        public=config.public,
+        smallest=4,
     )
 
 
@@ -67,10 +85,18 @@ def groups_of(found: Digits) -> np.ndarray:
     return np.arange(found.clients.n_clients) % len(NAMES)
 
 
-def accuracies(models: list[Tree], groups: np.ndarray, test: Arrays) -> dict[str, float]:
+def accuracies(
+    models: list[Tree], groups: np.ndarray, test: Arrays
+) -> dict[str, float]:
     """Means over models, each of the architecture that its group says."""
-    found = [means(ffm.evaluate(TASKS[g], w, (), test))["accuracy"] for w, g in zip(models, groups, strict=True)]
-    each = {name: float(np.mean(np.array(found)[groups == g])) for g, name in enumerate(NAMES)}
+    found = [
+        means(ffm.evaluate(TASKS[g], w, (), test))["accuracy"]
+        for w, g in zip(models, groups, strict=True)
+    ]
+    each = {
+        name: float(np.mean(np.array(found)[groups == g]))
+        for g, name in enumerate(NAMES)
+    }
     return {"accuracy": float(np.mean(list(each.values()))), **each}
 
 
@@ -79,24 +105,44 @@ def own_models(done: study.Simulated, groups: np.ndarray) -> list[Tree]:
     return [done.model(client)[0][group] for client, group in enumerate(groups)]
 
 
-def fusion(epochs: int | None = 5, average: Any = "logits", distil: bool = True, shuffle: bool = False) -> Any:
-    """An arm: FedDF, or without distillation federated averaging in each group; epochs of None are tuned."""
+def fusion(
+    epochs: int | None = 5,
+    average: Any = "logits",
+    distil: bool = True,
+    shuffle: bool = False,
+) -> Any:
+    """An arm: FedDF, or without distillation federated averaging in each group.
+
+    Epochs of None are tuned.
+    """
 
     def arm(run: study.Run) -> dict[str, float]:
         config, found = run.config, run.data
         steps, groups = config.server_steps if distil else 0, groups_of(found)
         rate = optax.cosine_decay_schedule(run["server_rate"], steps) if distil else 0.0
         algorithm = feddf(
-            architectures(run["rate"]), groups, {"x": found.public["x"]}, server_steps=steps,
-            server_optimizer=optax.adam(rate), server_batch_size=64, average=average,
-            epochs=run["epochs"] if epochs is None else epochs, batch_size=config.batch_size,
-        )  # fmt: skip
+            architectures(run["rate"]),
+            groups,
+            {"x": found.public["x"]},
+            server_steps=steps,
+            server_optimizer=optax.adam(rate),
+            server_batch_size=64,
+            average=average,
+            epochs=run["epochs"] if epochs is None else epochs,
+            batch_size=config.batch_size,
+        )
         if shuffle:
             algorithm = with_shuffled_teachers(algorithm, len(found.public["x"]))
         done = run.simulate(
-            algorithm, found.clients, weights(run.seed), config.rounds, backbone=((), ()), cohort_size=len(groups) // 2,
-            task=BOTH, test=found.test,
-        )  # fmt: skip
+            algorithm,
+            found.clients,
+            weights(run.seed),
+            config.rounds,
+            backbone=((), ()),
+            cohort_size=len(groups) // 2,
+            task=BOTH,
+            test=found.test,
+        )
         return accuracies(own_models(done, groups), groups, found.test)
 
     return arm
@@ -117,12 +163,22 @@ def with_shuffled_teachers(algorithm: Algorithm, n_public: int) -> Algorithm:
 
 
 def transferred(run: study.Run) -> tuple[Tree, ...]:
-    """Both models after training on those public images that have labels: federated averaging of one client."""
-    labelled = {name: array[: len(array) // 3] for name, array in run.data.public.items()}
+    """Both models after training on those public images that have labels.
+
+    Federated averaging of one client.
+    """
+    labelled = {
+        name: array[: len(array) // 3] for name, array in run.data.public.items()
+    }
     population = ffm.Population.from_clients([labelled])
 
     def one(architecture: Any, start: Tree) -> Tree:
-        algorithm = ffm.fedavg(architecture.task, architecture.optimizer, epochs=20, batch_size=run.config.batch_size)
+        algorithm = ffm.fedavg(
+            architecture.task,
+            architecture.optimizer,
+            epochs=20,
+            batch_size=run.config.batch_size,
+        )
         simulator = ffm.Simulator(algorithm, population, cohort_size=1, seed=run.seed)
         return simulator.run(simulator.init(start), 1)[0].delta
 
@@ -147,12 +203,23 @@ def parties(run: study.Run, **how: Any) -> dict[str, float]:
     config, found = run.config, run.data
     groups = groups_of(found)
     algorithm = fedmd(
-        architectures(run["rate"]), groups, {"x": found.public["x"]}, n_classes=10,
-        n_public=2 * len(found.public["x"]) // 3, digest_batch_size=32, start_epochs=10,
-        batch_size=config.batch_size, **how,
-    )  # fmt: skip
+        architectures(run["rate"]),
+        groups,
+        {"x": found.public["x"]},
+        n_classes=10,
+        n_public=2 * len(found.public["x"]) // 3,
+        digest_batch_size=32,
+        start_epochs=10,
+        batch_size=config.batch_size,
+        **how,
+    )
     done = run.simulate(
-        algorithm, found.clients, transferred(run), config.rounds, backbone=((), ()), cohort_size=len(groups)
+        algorithm,
+        found.clients,
+        transferred(run),
+        config.rounds,
+        backbone=((), ()),
+        cohort_size=len(groups),
     )
     return accuracies(own_models(done, groups), groups, found.test)
 
@@ -174,19 +241,42 @@ ARMS = (
         "each group alone",
         {"rate": "rates", "epochs": "group_epochs"},
     ),
-    study.Arm("feddf", fusion(), "FedDF", {"rate": "rates", "server_rate": "server_rates"}),
-    study.Arm("undistilled", fusion(distil=False), "FedDF without distillation", like="feddf"),
-    study.Arm("probabilities", fusion(average="probabilities"), "FedDF, mean probabilities", like="feddf"),
-    study.Arm("clients_alone", clients_alone, "each client alone", {"rate": "rates", "epochs": "client_epochs"}),
-    study.Arm("fedmd", digest, "FedMD", {"rate": "rates", "digest_rate": "digest_rates"}),
+    study.Arm(
+        "feddf", fusion(), "FedDF", {"rate": "rates", "server_rate": "server_rates"}
+    ),
+    study.Arm(
+        "undistilled", fusion(distil=False), "FedDF without distillation", like="feddf"
+    ),
+    study.Arm(
+        "probabilities",
+        fusion(average="probabilities"),
+        "FedDF, mean probabilities",
+        like="feddf",
+    ),
+    study.Arm(
+        "clients_alone",
+        clients_alone,
+        "each client alone",
+        {"rate": "rates", "epochs": "client_epochs"},
+    ),
+    study.Arm(
+        "fedmd", digest, "FedMD", {"rate": "rates", "digest_rate": "digest_rates"}
+    ),
     study.Arm("start", start, "FedMD's start, no rounds", like="fedmd"),
-    study.Arm("shuffled_teachers", fusion(shuffle=True), "FedDF, shuffled teachers", like="feddf"),
+    study.Arm(
+        "shuffled_teachers",
+        fusion(shuffle=True),
+        "FedDF, shuffled teachers",
+        like="feddf",
+    ),
     study.Arm("untrained", untrained, "nobody trained"),
 )
 
 STUDY = study.Study(
-    question="What do clients learn from others whose models have another architecture, by FedDF and by FedMD?",
-    expected="FedDF above each group alone and above mean probabilities; FedMD above each client alone and above its start",
+    question="What do clients learn from others whose models have another architecture, "
+    "by FedDF and by FedMD?",
+    expected="FedDF above each group alone and above mean probabilities; FedMD above each "
+    "client alone and above its start",
     config=Config,
     data=data,
     primary=study.ACCURACY,
@@ -201,7 +291,11 @@ STUDY = study.Study(
         ("fedmd", "start"),
     ),
     controls=(
-        study.Control("shuffled_teachers", "feddf", "What helps is not what the teachers say of an image."),
+        study.Control(
+            "shuffled_teachers",
+            "feddf",
+            "What helps is not what the teachers say of an image.",
+        ),
         study.Control("untrained", "fedmd"),
         study.Control("untrained", "groups_alone"),
     ),

@@ -15,7 +15,14 @@ from fedjax_fm.types import Task, Tree
 NAMES = ("perceptron", "convolutions")
 SHAPES = (
     {"w0": (64, 128), "b0": (128,), "w1": (128, 10), "b1": (10,)},
-    {"k0": (3, 3, 1, 16), "b0": (16,), "k1": (3, 3, 16, 32), "b1": (32,), "w": (128, 10), "b2": (10,)},
+    {
+        "k0": (3, 3, 1, 16),
+        "b0": (16,),
+        "k1": (3, 3, 16, 32),
+        "b1": (32,),
+        "w": (128, 10),
+        "b2": (10,),
+    },
 )
 
 
@@ -27,7 +34,9 @@ def weights(seed: int) -> tuple[Tree, ...]:
         scale = 0.0 if len(shape) == 1 else math.sqrt(2 / math.prod(shape[:-1]))
         return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
 
-    return tuple({name: draw(shape) for name, shape in model.items()} for model in SHAPES)
+    return tuple(
+        {name: draw(shape) for name, shape in model.items()} for model in SHAPES
+    )
 
 
 def perceptron(w: Tree, backbone: Tree, batch: dict) -> jax.Array:
@@ -44,7 +53,9 @@ def convolutions(w: Tree, backbone: Tree, batch: dict) -> jax.Array:
 
 
 def _task(logits: Logits) -> Task:
-    return tasks.from_logits(lambda delta, backbone, batch, key: logits(delta, backbone, batch))
+    return tasks.from_logits(
+        lambda delta, backbone, batch, key: logits(delta, backbone, batch)
+    )
 
 
 LOGITS = (perceptron, convolutions)
@@ -53,7 +64,10 @@ TASKS = tuple(map(_task, LOGITS))
 
 def architectures(rate: float) -> tuple[Architecture, ...]:
     """Both, with SGD for the clients."""
-    return tuple(Architecture(task, logits, optax.sgd(rate)) for task, logits in zip(TASKS, LOGITS, strict=True))
+    return tuple(
+        Architecture(task, logits, optax.sgd(rate))
+        for task, logits in zip(TASKS, LOGITS, strict=True)
+    )
 
 
 def _both(delta: Tree, backbone: Tree, batch: dict, key: jax.Array | None):

@@ -65,8 +65,16 @@ class Config:
 
     def smoke(self) -> "Config":
         """Does it work?"""
-        small = {"train": 16, "test": 8, "max_length": 12, "grid": (5e-3,), "seeds": (0, 1)}
-        return dataclasses.replace(self, **small, rounds=2, tuning_rounds=1, local_steps=2)
+        small = {
+            "train": 16,
+            "test": 8,
+            "max_length": 12,
+            "grid": (5e-3,),
+            "seeds": (0, 1),
+        }
+        return dataclasses.replace(
+            self, **small, rounds=2, tuning_rounds=1, local_steps=2
+        )
 
 
 class Client(NamedTuple):
@@ -85,7 +93,10 @@ class Data(NamedTuple):
 
     def turned(self) -> list[Client]:
         """Every second one says good for bad."""
-        return [Client(*map(_turn, one)) if k % 2 else one for k, one in enumerate(self.clients)]
+        return [
+            Client(*map(_turn, one)) if k % 2 else one
+            for k, one in enumerate(self.clients)
+        ]
 
 
 def _turn(arrays: Arrays) -> Arrays:
@@ -99,10 +110,14 @@ def data(config: Config, seed: int, split: str) -> Data:
     dealt = deal(found, rows, seed, train=config.train, test=config.test, per_domain=2)
     random, clients = np.random.default_rng(seed), []
     for one in dealt:
-        strange = np.concatenate([other.test for other in dealt if other.domain != one.domain])
+        strange = np.concatenate(
+            [other.test for other in dealt if other.domain != one.domain]
+        )
         others = random.permutation(strange)[: config.test]
         clients.append(Client(*map(found.take, (one.train, one.test, others))))
-    whole = models.from_pretrained(config.model, num_labels=2, pooling="mean", seed=seed)
+    whole = models.from_pretrained(
+        config.model, num_labels=2, pooling="mean", seed=seed
+    )
     method = peft.lora(config.rank, 2.0 * config.rank, targets=r"query|value")
     return Data(peft.apply(whole, method, jax.random.key(seed)), clients)
 
@@ -148,7 +163,9 @@ def dpa_t(run: study.Run) -> Made:
 def two_tasks(run: study.Run) -> tuple[ffm.Task, ffm.Task]:
     """(of the shared adapter, of both)."""
     adapted = run.data.adapted
-    return tasks.classification(adapted), tasks.classification(peft.beside(adapted), inputs=INPUTS)
+    return tasks.classification(adapted), tasks.classification(
+        peft.beside(adapted), inputs=INPUTS
+    )
 
 
 def mixed(run: study.Run) -> ffm.Task:
@@ -167,7 +184,9 @@ def features(graphdef, private, backbone, ids, mask):
     return nnx.merge(graphdef, private, backbone).features(ids, mask)
 
 
-def by_instance(run: study.Run, found: study.Simulated, k: int, rows: Arrays) -> np.ndarray:
+def by_instance(
+    run: study.Run, found: study.Simulated, k: int, rows: Arrays
+) -> np.ndarray:
     """The mix for each sentence, by its likeness to some of the client's training sentences."""
     config, graphdef = run.config, run.data.adapted.graphdef
     adapters, backbone = found.model(k)
@@ -183,13 +202,17 @@ def by_instance(run: study.Run, found: study.Simulated, k: int, rows: Arrays) ->
 def constant(mix: float) -> Callable:
     """The same mix for every sentence."""
 
-    def same(run: study.Run, found: study.Simulated, k: int, rows: Arrays) -> np.ndarray:
+    def same(
+        run: study.Run, found: study.Simulated, k: int, rows: Arrays
+    ) -> np.ndarray:
         return np.full(len(rows["label"]), mix, np.float32)
 
     return same
 
 
-def trained(make: Callable, mix: Callable, turned: bool = False, shuffle: bool = False) -> Callable:
+def trained(
+    make: Callable, mix: Callable, turned: bool = False, shuffle: bool = False
+) -> Callable:
     """An arm: one method; arms that differ in the mix alone share a run."""
 
     def arm(run: study.Run) -> dict[str, float]:
@@ -201,22 +224,36 @@ def trained(make: Callable, mix: Callable, turned: bool = False, shuffle: bool =
         found = run.simulate_once(
             (make, turned, shuffle, run["learning_rate"]),
             lambda: run.simulate(
-                made.algorithm, ffm.Population.from_clients(train), adapted.delta, made.rounds,
-                backbone=adapted.backbone, cohort_size=len(train),
+                made.algorithm,
+                ffm.Population.from_clients(train),
+                adapted.delta,
+                made.rounds,
+                backbone=adapted.backbone,
+                cohort_size=len(train),
             ),
-        )  # fmt: skip
+        )
         scores = {}
-        for name, part in (("others", "others"), ("accuracy", "own")):  # the last one is kept
+        for name, part in (
+            ("others", "others"),
+            ("accuracy", "own"),
+        ):  # the last one is kept
             tests = [getattr(one, part) for one in clients]
-            tests = [{**rows, "mix": mix(run, found, k, rows)} for k, rows in enumerate(tests)]
+            tests = [
+                {**rows, "mix": mix(run, found, k, rows)}
+                for k, rows in enumerate(tests)
+            ]
             population = ffm.Population.from_clients(tests)
-            scores[name] = run.score_clients(found, made.task, population, "accuracy").mean()
+            scores[name] = run.score_clients(
+                found, made.task, population, "accuracy"
+            ).mean()
         return {**scores, "mix": population.arrays["mix"].mean()}
 
     return arm
 
 
-FEDIT, LOCAL = (functools.partial(one_adapter, method) for method in (ffm.fedavg, local_only))
+FEDIT, LOCAL = (
+    functools.partial(one_adapter, method) for method in (ffm.fedavg, local_only)
+)
 HALF, ALONE = constant(0.5), constant(1.0)
 SHUFFLED = trained(LOCAL, ALONE, shuffle=True)
 
@@ -237,7 +274,9 @@ def arms(turned: bool) -> list[study.Arm]:
     for name, make, mix, label, like in rows:
         run = trained(make, mix, turned)
         if turned:
-            found.append(study.Arm(f"{name}_turned", run, f"{label}, turned", like=like or name))
+            found.append(
+                study.Arm(f"{name}_turned", run, f"{label}, turned", like=like or name)
+            )
         else:
             grid = {} if like else {"learning_rate": "grid"}
             found.append(study.Arm(name, run, label, grid, like=like))
@@ -246,7 +285,10 @@ def arms(turned: bool) -> list[study.Arm]:
 
 DUAL = ("f_half", "f_instance", "t_half", "t_instance")
 STUDY = study.Study(
-    question=("Does a private adapter beside the shared one pay, where clients differ, and where they disagree?"),
+    question=(
+        "Does a private adapter beside the shared one pay, where clients differ, "
+        "and where they disagree?"
+    ),
     expected=(
         "by instance above FedIT on the own domain and not below it on others, FedDPA-T above F; "
         "private alone and local only below on others; where clients disagree, all above FedIT"
@@ -273,6 +315,10 @@ STUDY = study.Study(
     ],
     controls=(
         study.Control("shuffled", "local"),
-        study.Control("fedit_turned", "local_turned", "The clients do not disagree in what is learned."),
+        study.Control(
+            "fedit_turned",
+            "local_turned",
+            "The clients do not disagree in what is learned.",
+        ),
     ),
 )

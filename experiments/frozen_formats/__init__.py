@@ -60,7 +60,13 @@ class Config:
 
     def smoke(self) -> "Config":
         """Does it work? Without the decoder."""
-        small = {"decoder_rows": 0, "max_length": 12, "per_domain": 2, "train": 16, "test": 8}
+        small = {
+            "decoder_rows": 0,
+            "max_length": 12,
+            "per_domain": 2,
+            "train": 16,
+            "test": 8,
+        }
         return dataclasses.replace(self, **small, rounds=2, grid=(5e-3,), seeds=(0, 1))
 
 
@@ -93,7 +99,9 @@ F32 = Format()
 def adapted(run: study.Run, form: Format, permute: bool = False) -> peft.Adapted:
     """MiniLM with LoRA and a head, whose initial values are the same in every format."""
     config, how = run.config, form._asdict()
-    model = models.from_pretrained(config.model, num_labels=2, pooling="mean", seed=run.seed, **how)
+    model = models.from_pretrained(
+        config.model, num_labels=2, pooling="mean", seed=run.seed, **how
+    )
     method = peft.lora(config.rank, 2.0 * config.rank, targets=r"query|value")
     found = peft.apply(model, method, jax.random.key(run.seed))
     if not permute:
@@ -106,16 +114,24 @@ def adapted(run: study.Run, form: Format, permute: bool = False) -> peft.Adapted
     return found._replace(backbone=jax.tree.map(elsewhere, found.backbone))
 
 
-def simulated(run: study.Run, own: peft.Adapted, train: list[Arrays]) -> study.Simulated:
+def simulated(
+    run: study.Run, own: peft.Adapted, train: list[Arrays]
+) -> study.Simulated:
     """FedAvg, with a look at the test set every other round."""
     config, task = run.config, tasks.classification(own)
     steps = {"local_steps": config.local_steps, "batch_size": config.batch_size}
     algorithm = ffm.fedavg(task, optax.adam(run["learning_rate"]), **steps)
     return run.simulate(
-        algorithm, ffm.Population.from_clients(train), own.delta, config.rounds,
-        backbone=own.backbone, cohort_size=config.cohort, task=task, test=run.data.test,
+        algorithm,
+        ffm.Population.from_clients(train),
+        own.delta,
+        config.rounds,
+        backbone=own.backbone,
+        cohort_size=config.cohort,
+        task=task,
+        test=run.data.test,
         every=max(1, config.rounds // 2),
-    )  # fmt: skip
+    )
 
 
 def over(form: Format, shuffle: bool = False, permute: bool = False) -> Callable:
@@ -136,7 +152,9 @@ def over(form: Format, shuffle: bool = False, permute: bool = False) -> Callable
 
 def distances(run: study.Run, loss: np.ndarray) -> dict[str, float]:
     """Of the rounds' training losses from those over f32."""
-    f32 = run.once("f32", lambda: simulated(run, adapted(run, F32), run.data.train).metrics["loss"])
+    f32 = run.once(
+        "f32", lambda: simulated(run, adapted(run, F32), run.data.train).metrics["loss"]
+    )
     share = np.abs(loss - f32) / f32
     return {"largest": share.max(), "mean": share.mean(), "last": share[-1]}
 
@@ -147,11 +165,15 @@ def decoder(run: study.Run, form: Format) -> dict[str, float]:
     if not config.decoder_rows:
         return {}
     model: Any = models.from_pretrained(config.decoder, **form._asdict())
-    own = peft.apply(model, peft.lora(1, targets="q_proj"))  # of no effect before training
+    own = peft.apply(
+        model, peft.lora(1, targets="q_proj")
+    )  # of no effect before training
     task = tasks.language_modeling(own)
     found = {"decoder_megabytes": trees.nbytes(own.backbone) / 1e6}
     for name, rows in run.once("texts", lambda: texts(config, run.seed)).items():
-        found[name] = means(ffm.evaluate(task, own.delta, own.backbone, rows, batch_size=8))["loss"]
+        found[name] = means(
+            ffm.evaluate(task, own.delta, own.backbone, rows, batch_size=8)
+        )["loss"]
     return found
 
 
@@ -165,8 +187,12 @@ def texts(config: Config, seed: int) -> dict[str, Arrays]:
     found = {}
     for name, some in lines.items():
         order = np.random.default_rng(seed).permutation(len(some))
-        encoded = (tokenizer.encode(str(some[i])).ids[: config.decoder_length] for i in order)
-        long = itertools.islice((ids for ids in encoded if len(ids) >= 16), config.decoder_rows)
+        encoded = (
+            tokenizer.encode(str(some[i])).ids[: config.decoder_length] for i in order
+        )
+        long = itertools.islice(
+            (ids for ids in encoded if len(ids) >= 16), config.decoder_rows
+        )
         rows = models.pad_prompts(list(long), 0, config.decoder_length)
         found[name] = {**rows, "labels": rows["input_ids"]}
     return found
@@ -177,7 +203,12 @@ FORMATS = (
     study.Arm("bf16", over(Format("bfloat16")), like="f32"),
     study.Arm("int8", over(Format(frozen="int8")), like="f32"),
     study.Arm("nf4", over(Format(frozen="nf4")), "NF4", like="f32"),
-    study.Arm("nf4_double", over(Format("bfloat16", "nf4_double")), "NF4 double, rest bf16", like="f32"),
+    study.Arm(
+        "nf4_double",
+        over(Format("bfloat16", "nf4_double")),
+        "NF4 double, rest bf16",
+        like="f32",
+    ),
 )
 CONTROLS = (
     study.Arm("shuffled", over(F32, shuffle=True), "f32, shuffled labels", like="f32"),
@@ -203,13 +234,19 @@ STUDY = study.Study(
         percent("last", "last round"),
         study.Score("megabytes", "frozen weights", "MB", highest=False),
         study.Score("decoder_megabytes", "SmolLM2", "MB", highest=False),
-        study.Score("shakespeare", "SmolLM2 on Shakespeare", "nats", highest=False, digits=3),
+        study.Score(
+            "shakespeare", "SmolLM2 on Shakespeare", "nats", highest=False, digits=3
+        ),
         study.Score("sentences", "on sentences", "nats", highest=False, digits=3),
     ),
     arms=(*FORMATS, *CONTROLS),
     comparisons=study.against("f32", FORMATS),
     controls=(
         study.Control("shuffled", "f32"),
-        study.Control("permuted", "f32", "The frozen weights do not matter, and nor does their format."),
+        study.Control(
+            "permuted",
+            "f32",
+            "The frozen weights do not matter, and nor does their format.",
+        ),
     ),
 )

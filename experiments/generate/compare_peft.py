@@ -1,11 +1,14 @@
-"""Tokens per second of one federated round against the same steps in Hugging Face PEFT, in turn, on this machine.
+"""Tokens per second of one federated round against the same steps in Hugging Face PEFT,
+in turn, on this machine.
 
     pip install torch transformers peft          (not needed by anything else here)
     python -m fedjax_fm.experiments.generate.compare_peft [--rounds 3]
 
-Both sides train rank-8 LoRA on q_proj and v_proj of the same weights in f32: `cohort` clients, each from the same start,
-`local_steps` steps of clipped Adam on rows of `row_length` tokens, loss on the same labels; then the mean of the
-adapters. Compilation is apart. PEFT's losses at the first step are compared with ours, so that the same thing is timed.
+Both sides train rank-8 LoRA on q_proj and v_proj of the same weights in f32: `cohort`
+clients, each from the same start, `local_steps` steps of clipped Adam on rows of
+`row_length` tokens, loss on the same labels; then the mean of the adapters. Compilation
+is apart. PEFT's losses at the first step are compared with ours, so that the same thing
+is timed.
 """
 
 import json
@@ -27,15 +30,22 @@ LEARNING_RATE = 1e-2
 
 
 def unmasked_rows(config: Config, texts: Texts) -> list[Rows]:
-    """Packed rows that both sides can read: PEFT's model takes no masks between texts, so a row is one text here, and
-    what little padding the fullest rows have is read like the rest. Each client gets its own."""
+    """Packed rows that both sides can read.
+
+    PEFT's model takes no masks between texts, so a row is one text here, and what
+    little padding the fullest rows have is read like the rest. Each client gets its
+    own.
+    """
     rows = joined(texts.train)
     full = (rows["attention_mask"] > 0).sum(axis=1)
     n = config.local_steps * config.batch_size
     best = np.argsort(-full, kind="stable")[: config.cohort * n]
     chosen = {name: array[best] for name, array in rows.items()}
     chosen["attention_mask"] = np.ones_like(chosen["attention_mask"])
-    return [{name: array[k * n : (k + 1) * n] for name, array in chosen.items()} for k in range(config.cohort)]
+    return [
+        {name: array[k * n : (k + 1) * n] for name, array in chosen.items()}
+        for k in range(config.cohort)
+    ]
 
 
 def ours(config: Config, texts: Texts, clients: list[Rows]):
@@ -62,18 +72,31 @@ def ours(config: Config, texts: Texts, clients: list[Rows]):
 
 
 def theirs(config: Config, clients: list[Rows]):
-    """(run one round -> seconds, seconds of the first one, first loss): the loop that a PEFT user writes."""
+    """(run one round -> seconds, seconds of the first one, first loss).
+
+    The loop that a PEFT user writes.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     weights = models.locate(config.model).weights
-    loaded = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
-    lora = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        weights.parent, gguf_file=weights.name, dtype=torch.float32
+    )
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=2 * config.rank,
+        target_modules=["q_proj", "v_proj"],
+        lora_dropout=0.0,
+    )
     model = get_peft_model(loaded, lora).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in trained]
-    tensors = [{name: torch.tensor(array, dtype=torch.long) for name, array in rows.items()} for rows in clients]
+    tensors = [
+        {name: torch.tensor(array, dtype=torch.long) for name, array in rows.items()}
+        for rows in clients
+    ]
 
     def one_round() -> float:
         started = time.perf_counter()
@@ -84,7 +107,10 @@ def theirs(config: Config, clients: list[Rows]):
                     p.copy_(s)
             optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
             for step in range(config.local_steps):
-                batch = {name: x[step * config.batch_size : (step + 1) * config.batch_size] for name, x in rows.items()}
+                batch = {
+                    name: x[step * config.batch_size : (step + 1) * config.batch_size]
+                    for name, x in rows.items()
+                }
                 optimizer.zero_grad()
                 model(**batch).loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
@@ -100,7 +126,9 @@ def theirs(config: Config, clients: list[Rows]):
 
 def main() -> None:
     """Prints one JSON object."""
-    rounds = int(sys.argv[sys.argv.index("--rounds") + 1]) if "--rounds" in sys.argv else 3
+    rounds = (
+        int(sys.argv[sys.argv.index("--rounds") + 1]) if "--rounds" in sys.argv else 3
+    )
     config = Config()
     texts = generate.STUDY.data(config, 0, "final")
     clients = unmasked_rows(config, texts)
@@ -109,15 +137,25 @@ def main() -> None:
         theirs(config, clients),
     )
     if abs(our_loss - their_loss) > 1e-2:
-        raise RuntimeError(f"the two sides compute different losses: {our_loss} and {their_loss}")
+        raise RuntimeError(
+            f"the two sides compute different losses: {our_loss} and {their_loss}"
+        )
     pairs = [(mine(), other()) for _ in range(rounds)]
     tokens = config.cohort * config.local_steps * config.batch_size * config.row_length
     seconds, peer = (statistics.median(column) for column in zip(*pairs, strict=True))
     found = {
-        "name": "generate-round", "seconds": seconds, "peer": "HF PEFT", "peer_seconds": peer, "ratio": peer / seconds,
-        "tokens_per_second": tokens / seconds, "peer_tokens_per_second": tokens / peer, "losses": [our_loss, their_loss],
-        "first_call_seconds": compile_and_first, "peer_first_seconds": other_first, "rounds": rounds,
-    }  # fmt: skip
+        "name": "generate-round",
+        "seconds": seconds,
+        "peer": "HF PEFT",
+        "peer_seconds": peer,
+        "ratio": peer / seconds,
+        "tokens_per_second": tokens / seconds,
+        "peer_tokens_per_second": tokens / peer,
+        "losses": [our_loss, their_loss],
+        "first_call_seconds": compile_and_first,
+        "peer_first_seconds": other_first,
+        "rounds": rounds,
+    }
     print(json.dumps(found))
 
 

@@ -1,16 +1,20 @@
 """Which LoRA aggregation rule gets furthest on a budget of bytes, with clients of rank 2 to 16?
 
-Eight clients, two of each of four domains of rated sentences, 80 training and 100 test sentences of other documents each; which
-client has which rank is drawn. MiniLM with a head frozen at random values, the same for all arms of a seed, so that all that is
-learned goes through the adapters on the last layer's feed-forward matrices; what the five layers before give is computed once.
-All clients every round, 4 Adam steps of 8 sentences. The budget is what FedIT sends in ten rounds, up and down.
+Eight clients, two of each of four domains of rated sentences, 80 training and 100 test
+sentences of other documents each; which client has which rank is drawn. MiniLM with a
+head frozen at random values, the same for all arms of a seed, so that all that is
+learned goes through the adapters on the last layer's feed-forward matrices; what the
+five layers before give is computed once. All clients every round, 4 Adam steps of 8
+sentences. The budget is what FedIT sends in ten rounds, up and down.
 
-Score: accuracy on the clients' own test sentences, with the client's own model where a rule has one. HetLoRA runs whole
-(lambda 0.01, gamma 0.99). Fed-SB alone takes its directions and its start from the signs of gradients on 512 labelled tuning
-sentences, and pays for sending them.
+Score: accuracy on the clients' own test sentences, with the client's own model where a
+rule has one. HetLoRA runs whole (lambda 0.01, gamma 0.99). Fed-SB alone takes its
+directions and its start from the signs of gradients on 512 labelled tuning sentences,
+and pays for sending them.
 
-Controls: FedIT on shuffled labels; the random head, untrained; and the head alone, trained: if it is not worse than FedIT, the
-task does not need adapters, and that a rule gets this far says little.
+Controls: FedIT on shuffled labels; the random head, untrained; and the head alone,
+trained: if it is not worse than FedIT, the task does not need adapters, and that a rule
+gets this far says little.
 """
 
 import dataclasses
@@ -28,7 +32,11 @@ from fedjax_fm.experiments.shared.tail import deal_hidden
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb
 
 RANKS = (2, 4, 8, 16, 2, 4, 8, 16)
-LORA = {"alpha": 2.0 * max(RANKS), "targets": r"^layer\.(intermediate|output)\.dense$", "modules_to_save": ()}
+LORA = {
+    "alpha": 2.0 * max(RANKS),
+    "targets": r"^layer\.(intermediate|output)\.dense$",
+    "modules_to_save": (),
+}
 
 
 @dataclass(frozen=True)
@@ -48,57 +56,109 @@ class Config:
 
     def smoke(self) -> "Config":
         """Does it work?"""
-        small = {"train": 16, "test": 10, "public": 32, "grid": (16e-3,), "seeds": (0, 1)}
-        return dataclasses.replace(self, **small, budget_rounds=2, tuning_rounds=1, most_rounds=3)
+        small = {
+            "train": 16,
+            "test": 10,
+            "public": 32,
+            "grid": (16e-3,),
+            "seeds": (0, 1),
+        }
+        return dataclasses.replace(
+            self, **small, budget_rounds=2, tuning_rounds=1, most_rounds=3
+        )
 
 
 def data(config: Config, seed: int, split: str) -> Any:
     """Eight clients, in the order of the ranks."""
     sizes = {"train": config.train, "test": config.test, "public": config.public}
-    return deal_hidden(config.model, config.max_length, seed, split, per_domain=2, **sizes)
+    return deal_hidden(
+        config.model, config.max_length, seed, split, per_domain=2, **sizes
+    )
 
 
 def budget(run: study.Run) -> int:
     """What FedIT sends, up and down, in so many rounds."""
     rounds = run.config.tuning_rounds if run.is_tuning else run.config.budget_rounds
-    largest = trees.nbytes(peft.apply(run.data.model, peft.lora(max(RANKS), **LORA)).delta)
+    largest = trees.nbytes(
+        peft.apply(run.data.model, peft.lora(max(RANKS), **LORA)).delta
+    )
     return rounds * 2 * sum(largest * rank // max(RANKS) for rank in RANKS)
 
 
 def directions(run: study.Run) -> peft.Method:
-    """LoRA-SB: frozen directions from labelled public sentences, which every client is sent at its rank."""
+    """LoRA-SB: frozen directions from labelled public sentences, which every client is
+    sent at its rank.
+    """
     public = run.data.public
 
     def loss(model):
         scores = model(public["hidden"], public["attention_mask"])
-        return optax.softmax_cross_entropy_with_integer_labels(scores, public["label"]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            scores, public["label"]
+        ).mean()
 
-    updates = first_updates(first_gradients(run.data.model, loss, targets=LORA["targets"]), 1e-3)
+    updates = first_updates(
+        first_gradients(run.data.model, loss, targets=LORA["targets"]), 1e-3
+    )
     method = lora_sb(max(RANKS), updates=updates, **LORA)
     backbone = peft.apply(run.data.model, method).backbone
-    named = {trees.path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(backbone)}
-    sides = [leaf.nbytes for name, leaf in named.items() if name.endswith(("lora_a", "lora_b"))]
+    named = {
+        trees.path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(backbone)
+    }
+    sides = [
+        leaf.nbytes
+        for name, leaf in named.items()
+        if name.endswith(("lora_a", "lora_b"))
+    ]
     run.sent(down=sum(rank * size // max(RANKS) for rank in RANKS for size in sides))
     return method
 
 
-def arm(name: str, label: str, method: Any = None, shuffle: bool = False, **how: Any) -> study.Arm:
-    """One rule, until the next round would exceed the budget; the score is that of each client's own model."""
+def arm(
+    name: str, label: str, method: Any = None, shuffle: bool = False, **how: Any
+) -> study.Arm:
+    """One rule, until the next round would exceed the budget.
+
+    The score is that of each client's own model.
+    """
 
     def go(run: study.Run) -> dict[str, float]:
         chosen = method(run) if method else peft.lora(max(RANKS), **LORA)
         adapted = peft.apply(run.data.model, chosen, jax.random.key(run.seed))
-        task, optimizer = tasks.classification(adapted), optax.adam(run["learning_rate"])
+        task, optimizer = (
+            tasks.classification(adapted),
+            optax.adam(run["learning_rate"]),
+        )
         rule = getattr(lora_rules, "fedit" if shuffle else name, None)
         more = how if rule is None else {**how, "ranks": RANKS}
-        train = [shuffled_labels(client, run.seed) for client in run.data.train] if shuffle else run.data.train
+        train = (
+            [shuffled_labels(client, run.seed) for client in run.data.train]
+            if shuffle
+            else run.data.train
+        )
         test = ffm.Population.from_clients(run.data.test)
-        algorithm = (rule or ffm.fedavg)(task, optimizer, local_steps=4, batch_size=8, **more)
-        how_run = {"backbone": adapted.backbone, "cohort_size": len(RANKS), "task": task, "test": test}
+        algorithm = (rule or ffm.fedavg)(
+            task, optimizer, local_steps=4, batch_size=8, **more
+        )
+        how_run = {
+            "backbone": adapted.backbone,
+            "cohort_size": len(RANKS),
+            "task": task,
+            "test": test,
+        }
         left = budget(run) - sum(run.bytes.values())
         population = ffm.Population.from_clients(train)
-        found = run.simulate(algorithm, population, adapted.delta, run.config.most_rounds, most_bytes=left, **how_run)
-        return {"accuracy": float(run.score_clients(found, task, test, "accuracy").mean())}
+        found = run.simulate(
+            algorithm,
+            population,
+            adapted.delta,
+            run.config.most_rounds,
+            most_bytes=left,
+            **how_run,
+        )
+        return {
+            "accuracy": float(run.score_clients(found, task, test, "accuracy").mean())
+        }
 
     if shuffle:
         return study.Arm(name, go, label, like="fedit")
@@ -109,7 +169,9 @@ def untrained(run: study.Run) -> dict[str, float]:
     """The random head."""
     adapted = peft.apply(run.data.model, peft.head())
     test = ffm.Population.from_clients(run.data.test).arrays
-    scores = ffm.evaluate(tasks.classification(adapted), adapted.delta, adapted.backbone, test)
+    scores = ffm.evaluate(
+        tasks.classification(adapted), adapted.delta, adapted.backbone, test
+    )
     return {"accuracy": float(scores["accuracy"].mean())}
 
 
@@ -130,15 +192,21 @@ CONTROLS = (
     study.Arm("untrained", untrained, "random head, untrained"),
 )
 STUDY = study.Study(
-    question="Which LoRA aggregation rule gets furthest on a budget of bytes, with clients of rank 2 to 16?",
-    expected="FedSA-LoRA above FedIT, HetLoRA and FlexLoRA; FFA-LoRA below; FLoRA and FedEx-LoRA last, as they send most",
+    question="Which LoRA aggregation rule gets furthest on a budget of bytes, with "
+    "clients of rank 2 to 16?",
+    expected="FedSA-LoRA above FedIT, HetLoRA and FlexLoRA; FFA-LoRA below; FLoRA and "
+    "FedEx-LoRA last, as they send most",
     config=Config,
     data=data,
     primary=study.ACCURACY,
     arms=(*RULES, *CONTROLS),
     comparisons=study.against("fedit", RULES),
     controls=(
-        study.Control("head", "fedit", "The task does not need adapters: that a rule gets this far says little."),
+        study.Control(
+            "head",
+            "fedit",
+            "The task does not need adapters: that a rule gets this far says little.",
+        ),
         study.Control("shuffled", "fedit"),
         study.Control("untrained", "fedit"),
     ),

@@ -1,19 +1,26 @@
-"""What does federated LoRA of a small encoder bring over a head alone and over clients alone, and what does compression cost?
+"""What does federated LoRA of a small encoder bring over a head alone and over clients
+alone, and what does compression cost?
 
-Rated sentences of four domains (tweets, Amazon reviews, film reviews, editorials), label = sign of the mean rating. Whole
-documents are split off for the central test, the rest is dealt to clients of one domain each; a share of every client's own
-sentences tests it, and eight clients never train. MiniLM, LoRA on query and value, a linear head on the mean of the tokens.
+Rated sentences of four domains (tweets, Amazon reviews, film reviews, editorials),
+label = sign of the mean rating. Whole documents are split off for the central test, the
+rest is dealt to clients of one domain each; a share of every client's own sentences
+tests it, and eight clients never train. MiniLM, LoRA on query and value, a linear head
+on the mean of the tokens.
 
-Both ways are compressed. Up: error feedback around the largest tenth of the entries in 4-bit codes. Down: 8-bit stochastic
-codes in buckets, plain, because what goes down are the parameters themselves. Receivers do not add messages up, so error
-feedback would only add the last message's error to this one's; and `anchored` bills an anchor to each of ten receivers
-drawn from 64, who seldom hold it: at 8 bits in all it leaves 4 for each part and loses more. What plain codes lose
-is without bias and never reaches the server's own parameters, which are exact.
+Both ways are compressed. Up: error feedback around the largest tenth of the entries in
+4-bit codes. Down: 8-bit stochastic codes in buckets, plain, because what goes down are
+the parameters themselves. Receivers do not add messages up, so error feedback would
+only add the last message's error to this one's; and `anchored` bills an anchor to each
+of ten receivers drawn from 64, who seldom hold it: at 8 bits in all it leaves 4 for
+each part and loses more. What plain codes lose is without bias and never reaches the
+server's own parameters, which are exact.
 
-All arms see as many training sentences, repetitions counted; the head sees features that are computed once. Scores: accuracy
-on the central test, where a client that is alone judges a random share of it; on the clients' own sentences, with the
-worst tenth of the clients; on clients that never train; and how many times fewer bytes travel than without channels, up and
-both ways. The default's learning rates were chosen beforehand on seed 1000; `--full` chooses them anew.
+All arms see as many training sentences, repetitions counted; the head sees features
+that are computed once. Scores: accuracy on the central test, where a client that is
+alone judges a random share of it; on the clients' own sentences, with the worst tenth
+of the clients; on clients that never train; and how many times fewer bytes travel than
+without channels, up and both ways. The default's learning rates were chosen beforehand
+on seed 1000; `--full` chooses them anew.
 
 Controls: federated LoRA and the head, each on shuffled labels; the untrained model.
 """
@@ -34,7 +41,13 @@ from fedjax_fm.algorithms import local_only
 from fedjax_fm.callbacks.looks import worst_decile
 from fedjax_fm.experiments.shared.features import standard_features
 from fedjax_fm.experiments.shared.judged import joined, judged
-from fedjax_fm.experiments.shared.sentences import Arrays, of_split, partition, sentences, shuffled_labels
+from fedjax_fm.experiments.shared.sentences import (
+    Arrays,
+    of_split,
+    partition,
+    sentences,
+    shuffled_labels,
+)
 from fedjax_fm.population.splits import split_by_group, split_clients, split_within
 
 GRID = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
@@ -77,15 +90,37 @@ class Config:
 
     def smoke(self) -> "Config":
         """Does it work?"""
-        small = {"clients": 16, "held_out_clients": 4, "most_own": 4, "most_test": 64, "cohort": 4, "rounds": 4}
-        less = {"max_length": 24, "tuning_rounds": 1, "local_steps": 2, "head_examples": 16, "looked_at": 32}
+        small = {
+            "clients": 16,
+            "held_out_clients": 4,
+            "most_own": 4,
+            "most_test": 64,
+            "cohort": 4,
+            "rounds": 4,
+        }
+        less = {
+            "max_length": 24,
+            "tuning_rounds": 1,
+            "local_steps": 2,
+            "head_examples": 16,
+            "looked_at": 32,
+        }
         return dataclasses.replace(self, **small, **less)
 
     def full(self) -> "Config":
-        """The study: longer, all sentences, every learning rate from one grid, three seeds; under two hours."""
-        rates = {field.name: GRID for field in dataclasses.fields(self) if field.name.endswith("_rates")}
+        """The study: longer, all sentences, every learning rate from one grid, three seeds.
+
+        Under two hours.
+        """
+        rates = {
+            field.name: GRID
+            for field in dataclasses.fields(self)
+            if field.name.endswith("_rates")
+        }
         every = {"most_own": 10**6, "most_test": 10**6, "head_examples": 10**6}
-        return dataclasses.replace(self, **rates, **every, rounds=60, every=6, seeds=(0, 1, 2))
+        return dataclasses.replace(
+            self, **rates, **every, rounds=60, every=6, seeds=(0, 1, 2)
+        )
 
     @property
     def examples(self) -> int:
@@ -106,13 +141,27 @@ class Data(NamedTuple):
 
 
 def data(config: Config, seed: int, split: str) -> Data:
-    """Splits off documents for the test, deals the others to clients, and splits each client's sentences."""
+    """Splits off documents for the test, deals the others to clients, and splits each
+    client's sentences.
+    """
     found = sentences(config.model, config.max_length)
     rows = of_split(found, split, 0.25)
-    documents = split_by_group(found.document[rows], {"clients": 0.85, "test": 0.15}, seed, found.domain[rows])
+    documents = split_by_group(
+        found.document[rows], {"clients": 0.85, "test": 0.15}, seed, found.domain[rows]
+    )
     share = 1 if split == "final" else 4
-    counts = {"train": config.clients // share, "held_out": max(1, config.held_out_clients // share)}
-    clients = partition(found, rows[documents["clients"]], sum(counts.values()), seed, config.partition, config.alpha)
+    counts = {
+        "train": config.clients // share,
+        "held_out": max(1, config.held_out_clients // share),
+    }
+    clients = partition(
+        found,
+        rows[documents["clients"]],
+        sum(counts.values()),
+        seed,
+        config.partition,
+        config.alpha,
+    )
     roles = split_clients(len(clients), counts, seed)
     halves = [split_within(clients[k], 0.8, seed + int(k)) for k in roles["train"]]
     random = np.random.default_rng(seed)
@@ -120,7 +169,9 @@ def data(config: Config, seed: int, split: str) -> Data:
     def some(rows: np.ndarray, most: int) -> Arrays:
         return found.take(random.permutation(rows)[:most])
 
-    whole = models.from_pretrained(config.model, num_labels=2, pooling="mean", seed=seed)
+    whole = models.from_pretrained(
+        config.model, num_labels=2, pooling="mean", seed=seed
+    )
     method = peft.lora(config.rank, 2.0 * config.rank, targets=config.targets)
     adapted = peft.apply(whole, method, jax.random.key(seed))
     return Data(
@@ -135,14 +186,31 @@ def data(config: Config, seed: int, split: str) -> Data:
 
 
 def in_features(run: study.Run) -> Data:
-    """The same clients, their sentences as features of the frozen model, and a linear head on them."""
+    """The same clients, their sentences as features of the frozen model, and a linear
+    head on them.
+    """
 
     def make() -> Data:
         data, most = run.data, run.config.head_examples
-        some = [{name: array[:most] for name, array in client.items()} for client in data.train]
-        train, own, held_out, (test,) = standard_features(data.whole, some, data.own, data.held_out, [data.test])
-        head = peft.apply(nnx.Linear(test["x"].shape[1], 2, rngs=nnx.Rngs(run.seed)), peft.full())
-        return Data(data.whole, head, tasks.classification(head), train=train, own=own, held_out=held_out, test=test)
+        some = [
+            {name: array[:most] for name, array in client.items()}
+            for client in data.train
+        ]
+        train, own, held_out, (test,) = standard_features(
+            data.whole, some, data.own, data.held_out, [data.test]
+        )
+        head = peft.apply(
+            nnx.Linear(test["x"].shape[1], 2, rngs=nnx.Rngs(run.seed)), peft.full()
+        )
+        return Data(
+            whole=data.whole,
+            adapted=head,
+            task=tasks.classification(head),
+            train=train,
+            own=own,
+            held_out=held_out,
+            test=test,
+        )
 
     return run.once("features", make)
 
@@ -159,74 +227,150 @@ def wires(config: Config) -> dict[str, Any]:
     return {"uplink": up, "downlink": channels.quantize(config.bits_down, norm="max")}
 
 
-def federated(run: study.Run, compressed: bool = True, shuffle: bool = False) -> dict[str, float]:
+def federated(
+    run: study.Run, compressed: bool = True, shuffle: bool = False
+) -> dict[str, float]:
     """LoRA by FedAvg, with or without channels."""
     config, data = run.config, shuffled(run.data, run.seed) if shuffle else run.data
     optimizer = optax.adam(run["learning_rate"])
-    algorithm = ffm.fedavg(data.task, optimizer, local_steps=config.local_steps, batch_size=config.batch_size)
+    algorithm = ffm.fedavg(
+        data.task,
+        optimizer,
+        local_steps=config.local_steps,
+        batch_size=config.batch_size,
+    )
     cohort = min(config.cohort, len(data.train))
-    found = simulate(run, data, algorithm, data.train, rounds_of(run), cohort, **wires(config) if compressed else {})
+    found = simulate(
+        run,
+        data,
+        algorithm,
+        data.train,
+        rounds_of(run),
+        cohort,
+        **wires(config) if compressed else {},
+    )
     up, down = found.simulator.bytes_per_client(found.state)
     whole = trees.nbytes(data.adapted.delta)
-    return {**scores(run, data, found), "fewer_up": whole / up, "fewer_both": 2 * whole / (up + down)}
+    return {
+        **scores(run, data, found),
+        "fewer_up": whole / up,
+        "fewer_both": 2 * whole / (up + down),
+    }
 
 
-def centralised(run: study.Run, head: bool = False, shuffle: bool = False) -> dict[str, float]:
+def centralised(
+    run: study.Run, head: bool = False, shuffle: bool = False
+) -> dict[str, float]:
     """One place has all training sentences; a round is a step of Adam."""
     config, data = run.config, in_features(run) if head else run.data
     data = shuffled(data, run.seed) if shuffle else data
     server = optax.adam(run["learning_rate"])
-    algorithm = ffm.fedavg(data.task, optax.sgd(1.0), server, local_steps=1, batch_size=config.centralised_batch)
-    steps = max(1, round(rounds_of(run) / config.rounds * config.examples / config.centralised_batch))
+    algorithm = ffm.fedavg(
+        data.task,
+        optax.sgd(1.0),
+        server,
+        local_steps=1,
+        batch_size=config.centralised_batch,
+    )
+    steps = max(
+        1,
+        round(
+            rounds_of(run) / config.rounds * config.examples / config.centralised_batch
+        ),
+    )
     block = max(1, steps // (config.rounds // config.every))
-    found = simulate(run, data, algorithm, [joined(data.train)], steps, 1, every=block, travels=False)
+    found = simulate(
+        run, data, algorithm, [joined(data.train)], steps, 1, every=block, travels=False
+    )
     return scores(run, data, found)
 
 
 def alone(run: study.Run) -> dict[str, float]:
-    """Every client by itself, for as many rounds as one takes part in on average in the federation."""
+    """Every client by itself, for as many rounds as one takes part in on average in the
+    federation.
+    """
     config, data = run.config, run.data
     optimizer = optax.adam(run["learning_rate"])
-    algorithm = local_only(data.task, optimizer, local_steps=config.local_steps, batch_size=config.batch_size)
+    algorithm = local_only(
+        data.task,
+        optimizer,
+        local_steps=config.local_steps,
+        batch_size=config.batch_size,
+    )
     rounds = max(1, round(rounds_of(run) * min(config.cohort / len(data.train), 1)))
-    return scores(run, data, simulate(run, data, algorithm, data.train, rounds, len(data.train), test=None))
+    return scores(
+        run,
+        data,
+        simulate(run, data, algorithm, data.train, rounds, len(data.train), test=None),
+    )
 
 
 def untrained(run: study.Run) -> dict[str, float]:
     """The model that all arms start from."""
     algorithm = ffm.fedavg(run.data.task, optax.sgd(0.0), local_steps=1, batch_size=1)
-    return scores(run, run.data, simulate(run, run.data, algorithm, run.data.train, 0, 1, test=None))
+    return scores(
+        run,
+        run.data,
+        simulate(run, run.data, algorithm, run.data.train, 0, 1, test=None),
+    )
 
 
 def rounds_of(run: study.Run) -> int:
     """Fewer while tuning than in the longest runs."""
-    return min(run.config.tuning_rounds, run.config.rounds) if run.is_tuning else run.config.rounds
+    return (
+        min(run.config.tuning_rounds, run.config.rounds)
+        if run.is_tuning
+        else run.config.rounds
+    )
 
 
 def simulate(
-    run: study.Run, data: Data, algorithm: Any, train: list[Arrays], rounds: int, cohort_size: int, **how: Any
+    run: study.Run,
+    data: Data,
+    algorithm: Any,
+    train: list[Arrays],
+    rounds: int,
+    cohort_size: int,
+    **how: Any,
 ) -> study.Simulated:
     """A run over these clients that looks at a part of the central test now and then."""
     looks = {name: array[: run.config.looked_at] for name, array in data.test.items()}
     more = {"every": run.config.every, "test": looks, **HOW, **how}
     return run.simulate(
-        algorithm, ffm.Population.from_clients(train), data.adapted.delta, rounds, backbone=data.adapted.backbone,
-        cohort_size=cohort_size, task=data.task, keep=rounds > 0, **more,
-    )  # fmt: skip
+        algorithm,
+        ffm.Population.from_clients(train),
+        data.adapted.delta,
+        rounds,
+        backbone=data.adapted.backbone,
+        cohort_size=cohort_size,
+        task=data.task,
+        keep=rounds > 0,
+        **more,
+    )
 
 
 def scores(run: study.Run, data: Data, found: study.Simulated) -> dict[str, float]:
     """Accuracy here and there; the clients' own go into the report one by one."""
     task = data.task
-    parts = np.array_split(np.arange(len(data.test["label"])), len(data.train))  # the test's order is random
-    dealt = [{name: array[part] for name, array in data.test.items()} for part in parts if len(part)]
+    parts = np.array_split(
+        np.arange(len(data.test["label"])), len(data.train)
+    )  # the test's order is random
+    dealt = [
+        {name: array[part] for name, array in data.test.items()}
+        for part in parts
+        if len(part)
+    ]
     correct, counts = judged(found, task, dealt, "accuracy", **HOW)
-    own = run.score_clients(found, task, ffm.Population.from_clients(data.own), "accuracy", **HOW)
+    own = run.score_clients(
+        found, task, ffm.Population.from_clients(data.own), "accuracy", **HOW
+    )
     return {
         "accuracy": float(np.average(correct, weights=counts)),
         "own": float(np.nanmean(own)),
         "worst": worst_decile(own, "accuracy"),
-        "held_out": float(judged(found, task, data.held_out, "accuracy", **HOW)[0].mean()),
+        "held_out": float(
+            judged(found, task, data.held_out, "accuracy", **HOW)[0].mean()
+        ),
     }
 
 
@@ -244,15 +388,26 @@ ARMS = (
     tuned("local", alone, "local only, each client alone"),
 )
 CONTROLS = (
-    study.Arm("shuffled", functools.partial(federated, shuffle=True), "federated, shuffled labels", like="federated"),
-    study.Arm("head_shuffled", functools.partial(centralised, head=True, shuffle=True), "head, shuffled", like="head"),
+    study.Arm(
+        "shuffled",
+        functools.partial(federated, shuffle=True),
+        "federated, shuffled labels",
+        like="federated",
+    ),
+    study.Arm(
+        "head_shuffled",
+        functools.partial(centralised, head=True, shuffle=True),
+        "head, shuffled",
+        like="head",
+    ),
     study.Arm("untrained", untrained),
 )
 
 STUDY = study.Study(
-    question="What does federated LoRA of a small encoder bring over a head alone and over clients alone, and what does "
-    "compression cost?",
-    expected="centralised and uncompressed first and level, compressed just below, then the head, clients alone last",
+    question="What does federated LoRA of a small encoder bring over a head alone and "
+    "over clients alone, and what does compression cost?",
+    expected="centralised and uncompressed first and level, compressed just below, then "
+    "the head, clients alone last",
     config=Config,
     data=data,
     primary=study.ACCURACY,

@@ -1,7 +1,11 @@
-"""Natural clients whose texts are conversations: split, then tokenised with the loss on the answers only.
+"""Natural clients whose texts are conversations.
 
-groups of clients --+-- tuning groups, the same for every seed --+-- clients that train: first texts train, last texts test
-                    +-- final groups ----------------------------+-- unseen clients, of other groups: all their texts test
+Split, then tokenised with the loss on the answers only.
+
+groups of clients --+-- tuning groups, the same for every seed --+-- clients that train:
+                    first texts train, last texts test +-- final groups
+                    ----------------------------+-- unseen clients, of other groups: all
+                    their texts test
 """
 
 import functools
@@ -27,8 +31,12 @@ class Source(NamedTuple):
 
     clients: np.ndarray  # str[n]
     groups: np.ndarray  # str[n]: clients of a group are never on both sides of a split
-    say: Callable[[int, int], Conversation]  # (row, how much shorter) -> messages, the last one the answer
-    shortenings: int  # say(row, n) shows less context for every n = 0 .. shortenings - 1
+    say: Callable[
+        [int, int], Conversation
+    ]  # (row, how much shorter) -> messages, the last one the answer
+    shortenings: (
+        int  # say(row, n) shows less context for every n = 0 .. shortenings - 1
+    )
 
 
 class Texts(NamedTuple):
@@ -64,17 +72,34 @@ def load(source: Callable[[Any], Source], config: Any, seed: int, split: str) ->
     away = rows_of(said, unseen, config, config.held_out_clients, seed, is_final)
     cut = [max(1, round(len(rows) * (1 - config.local_test_fraction))) for rows in own]
     train = [rows[:n] for rows, n in zip(own, cut, strict=True)]
-    seen = [random.permutation(rows[n:])[: config.eval_rows] for rows, n in zip(own, cut, strict=True)]
+    seen = [
+        random.permutation(rows[n:])[: config.eval_rows]
+        for rows, n in zip(own, cut, strict=True)
+    ]
     away = [random.permutation(rows)[: config.eval_rows] for rows in away]
-    assert_disjoint(train=np.concatenate(train), seen=np.concatenate(seen), unseen=np.concatenate(away))
+    assert_disjoint(
+        train=np.concatenate(train),
+        seen=np.concatenate(seen),
+        unseen=np.concatenate(away),
+    )
     # Round robin over the unseen clients, so that the prompts are not all of one.
-    dealt = [rows[i] for i in range(config.eval_rows) for rows in away if i < len(rows)][: config.prompts]
+    dealt = [
+        rows[i] for i in range(config.eval_rows) for rows in away if i < len(rows)
+    ][: config.prompts]
 
     def encoded(rows: np.ndarray) -> Rows:
-        return chat.encode([fitting(chat, said, int(row), config) for row in rows], config.max_length, truncate=True)
+        return chat.encode(
+            [fitting(chat, said, int(row), config) for row in rows],
+            config.max_length,
+            truncate=True,
+        )
 
     method = peft.lora(config.rank, 2.0 * config.rank, targets=config.targets)
-    adapted = peft.apply(pretrained(config.model, config.dtype, config.frozen), method, jax.random.key(seed))
+    adapted = peft.apply(
+        pretrained(config.model, config.dtype, config.frozen),
+        method,
+        jax.random.key(seed),
+    )
     return Texts(
         chat=chat,
         adapted=adapted,
@@ -93,13 +118,16 @@ def pretrained(name: str, dtype: str, frozen: str) -> Any:
     return models.from_pretrained(name, dtype=dtype, frozen=frozen)
 
 
-def deal_groups(groups: np.ndarray, config: Any, seed: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+def deal_groups(
+    groups: np.ndarray, config: Any, seed: int, split: str
+) -> tuple[np.ndarray, np.ndarray]:
     """(training, unseen) groups of the split."""
     names = np.random.default_rng(SPLIT_SEED).permutation(np.unique(groups))
     n, held_out = config.tuning_groups, config.held_out_groups
     if n + held_out >= len(names):
         raise ValueError(
-            f"expected tuning_groups + held_out_groups < {len(names)}, the number of groups, got {n + held_out}"
+            f"expected tuning_groups + held_out_groups < {len(names)}, the number "
+            f"of groups, got {n + held_out}"
         )
     mine = names[n:]
     if split == "tuning":
@@ -109,23 +137,37 @@ def deal_groups(groups: np.ndarray, config: Any, seed: int, split: str) -> tuple
 
 
 def rows_of(
-    source: Source, groups: np.ndarray, config: Any, wanted: int, seed: int, all_of_them: bool
+    source: Source,
+    groups: np.ndarray,
+    config: Any,
+    wanted: int,
+    seed: int,
+    all_of_them: bool,
 ) -> list[np.ndarray]:
-    """Texts of clients of the groups that have enough, evenly over the whole where there are too many."""
-    names, first, counts = np.unique(source.clients, return_index=True, return_counts=True)
+    """Texts of clients of the groups that have enough, evenly over the whole where
+    there are too many.
+    """
+    names, first, counts = np.unique(
+        source.clients, return_index=True, return_counts=True
+    )
     large = names[(counts >= config.min_texts) & np.isin(source.groups[first], groups)]
     if all_of_them and len(large) < wanted:
         raise ValueError(
-            f"{len(large)} clients with {config.min_texts} texts or more, {wanted} were asked for; lower min_texts or the "
-            "number of clients"
+            f"{len(large)} clients with {config.min_texts} texts or more, "
+            f"{wanted} were asked for; lower min_texts or the number of clients"
         )
     chosen = np.random.default_rng(seed).permutation(large)[:wanted]
     every = [np.flatnonzero(source.clients == name) for name in chosen]
     most = config.max_texts
-    return [rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)] for rows in every]
+    return [
+        rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+        for rows in every
+    ]
 
 
-def without_inputs(say: Callable[[int, int], Conversation]) -> Callable[[int, int], Conversation]:
+def without_inputs(
+    say: Callable[[int, int], Conversation],
+) -> Callable[[int, int], Conversation]:
     """Chat templates know no `input`: it goes under the instruction."""
 
     def message(m: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +178,10 @@ def without_inputs(say: Callable[[int, int], Conversation]) -> Callable[[int, in
 
 
 def fitting(chat: Chat, source: Source, row: int, config: Any) -> Conversation:
-    """The conversation with the longest context that leaves room for an answer; with the shortest if none does."""
+    """The conversation with the longest context that leaves room for an answer.
+
+    With the shortest if none does.
+    """
     messages: Conversation = []
     for shorter in range(source.shortenings):
         messages = source.say(row, shorter)
@@ -148,6 +193,15 @@ def fitting(chat: Chat, source: Source, row: int, config: Any) -> Conversation:
 def editorials(chat: Chat, config: Any, random: np.random.Generator) -> Rows:
     """Modern sentences, plain text without a chat: what fine-tuning may make the model forget."""
     table = datasets.load_sentiment()
-    rows = random.permutation(np.flatnonzero(table["domain"] == "editorials"))[: config.forgetting_rows]
-    tokens = models.tokenize(chat.tokenizer, list(table["text"][rows]), config.max_length, chat.pad_token_id)
-    return {**tokens, "labels": np.where(tokens["attention_mask"] == 1, tokens["input_ids"], -100).astype(np.int32)}
+    rows = random.permutation(np.flatnonzero(table["domain"] == "editorials"))[
+        : config.forgetting_rows
+    ]
+    tokens = models.tokenize(
+        chat.tokenizer, list(table["text"][rows]), config.max_length, chat.pad_token_id
+    )
+    return {
+        **tokens,
+        "labels": np.where(
+            tokens["attention_mask"] == 1, tokens["input_ids"], -100
+        ).astype(np.int32),
+    }

@@ -1,4 +1,5 @@
-"""The 1797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, dealt to clients by label.
+"""The 1797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, dealt to
+clients by label.
 
 images --+-- tuning, a quarter (no seed of a study sees them)
          +-- final, dealt anew for every seed --+-- test
@@ -15,7 +16,9 @@ from fedjax_fm.population import DirichletPartitioner, Population
 Arrays = dict[str, np.ndarray]
 SPLIT_SEED = 1000  # of tuning and final images, the same for all seeds of a study
 TUNING_SHARE = 0.25
-SMALLER = 3  # tuning has a third as many clients and images: a client's own are as many as in a run of the study
+# tuning has a third as many clients and images: a client's own are as many as in a run
+# of the study
+SMALLER = 3
 
 
 class Digits(NamedTuple):
@@ -31,12 +34,23 @@ def digits() -> Arrays:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits ship with scikit-learn: pip install 'fedjax-fm[study]'") from error
+        raise ImportError(
+            "the digits ship with scikit-learn: pip install 'fedjax-fm[study]'"
+        ) from error
     x, label = load_digits(return_X_y=True)
     return {"x": (x / 16).astype(np.float32), "label": label.astype(np.int32)}
 
 
-def deal(seed: int, split: str, *, clients: int, alpha: float, test: int, public: int = 0, smallest: int = 1) -> Digits:
+def deal(
+    seed: int,
+    split: str,
+    *,
+    clients: int,
+    alpha: float,
+    test: int,
+    public: int = 0,
+    smallest: int = 1,
+) -> Digits:
     """Clients and what they are judged on, no image in two places.
 
     Args:
@@ -59,6 +73,8 @@ def deal(seed: int, split: str, *, clients: int, alpha: float, test: int, public
     def take(rows: np.ndarray) -> Arrays:
         return {name: array[rows] for name, array in images.items()}
 
-    partitioner = DirichletPartitioner(clients, "label", alpha, min_partition_size=smallest, seed=seed)
+    partitioner = DirichletPartitioner(
+        clients, "label", alpha, min_partition_size=smallest, seed=seed
+    )
     population = Population.from_table(take(own), by=partitioner)
     return Digits(clients=population, test=take(tested), public=take(shown))

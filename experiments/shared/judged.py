@@ -1,4 +1,7 @@
-"""Scores of groups of examples by whatever models a run ended with: the server's, or one for each training client."""
+"""Scores of groups of examples by whatever models a run ended with.
+
+The server's, or one for each training client.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,17 +16,25 @@ Arrays = Mapping[str, np.ndarray]
 
 def joined(clients: Sequence[Arrays]) -> dict[str, np.ndarray]:
     """The clients' rows one after the other."""
-    return {name: np.concatenate([client[name] for client in clients]) for name in clients[0]}
+    return {
+        name: np.concatenate([client[name] for client in clients])
+        for name in clients[0]
+    }
 
 
 def judged(
-    run: study.Simulated, task: ffm.Task, groups: Sequence[Arrays], name: str, **how: Any
+    run: study.Simulated,
+    task: ffm.Task,
+    groups: Sequence[Arrays],
+    name: str,
+    **how: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The mean of one score over each group, and what the group counts in a mean over all.
 
     Args:
-      run: from `study.Run.simulate`. Where every client has a model of its own, group k is judged by that of client k,
-        counted round: groups that are drawn at random are judged by the model of a random client.
+      run: from `study.Run.simulate`. Where every client has a model of its own, group k
+        is judged by that of client k, counted round: groups that are drawn at random
+        are judged by the model of a random client.
       task: what is computed of each example.
       groups: none of them empty.
       name: of the score.

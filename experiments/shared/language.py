@@ -40,7 +40,9 @@ class Config:
     local_test_fraction: float = 0.2  # of a client's own texts, its last ones
     # Model
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    template: Literal["chat", "alpaca", "alpaca_short"] = "chat"  # chat: the model's own
+    template: Literal["chat", "alpaca", "alpaca_short"] = (
+        "chat"  # chat: the model's own
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     frozen: Literal["dense", "q4_1"] = "dense"
     max_length: int = 128  # tokens of a prompt and its answer; longer ones are cut
@@ -53,7 +55,12 @@ class Config:
     cohort: int = 8
     local_steps: int = 3
     batch_size: int = 1  # rows, of about three texts each
-    grid: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)  # Adam's, cosine over rounds down to a tenth
+    grid: tuple[float, ...] = (
+        1e-3,
+        3e-3,
+        1e-2,
+        3e-2,
+    )  # Adam's, cosine over rounds down to a tenth
     clip_norm: float = 1.0  # of a batch's gradient
     bits: int = 8  # of the uplink's codes
     local_only_clients: int = 8  # clients that are trained alone
@@ -67,50 +74,93 @@ class Config:
 
     def smoke(self) -> "Config":
         """Does it work? About two minutes."""
-        small = {"clients": 8, "held_out_clients": 4, "rounds": 2, "tuning_rounds": 1, "cohort": 2, "local_steps": 1}
-        less = {"local_only_clients": 2, "every": 1, "eval_rows": 2, "forgetting_rows": 8, "new_tokens": 8}
+        small = {
+            "clients": 8,
+            "held_out_clients": 4,
+            "rounds": 2,
+            "tuning_rounds": 1,
+            "cohort": 2,
+            "local_steps": 1,
+        }
+        less = {
+            "local_only_clients": 2,
+            "every": 1,
+            "eval_rows": 2,
+            "forgetting_rows": 8,
+            "new_tokens": 8,
+        }
         same = {"row_length": self.max_length, "prompts": min(self.prompts, 4)}
-        return dataclasses.replace(self, **small, **less, **same, grid=(1e-2,), seeds=(0,))
+        return dataclasses.replace(
+            self, **small, **less, **same, grid=(1e-2,), seeds=(0,)
+        )
 
     def full(self) -> "Config":
         """Twice as many rounds."""
         return dataclasses.replace(self, rounds=16)
 
 
-def clipped_adam(config: Config, learning_rate: float, rounds: int) -> Callable[[Any], optax.GradientTransformation]:
-    """Clipped Adam whose learning rate falls along a cosine over the rounds: the client sees the round's number."""
+def clipped_adam(
+    config: Config, learning_rate: float, rounds: int
+) -> Callable[[Any], optax.GradientTransformation]:
+    """Clipped Adam whose learning rate falls along a cosine over the rounds.
+
+    The client sees the round's number.
+    """
     schedule = optax.cosine_decay_schedule(learning_rate, rounds, alpha=0.1)
     return lambda round: optax.chain(
-        optax.clip_by_global_norm(config.clip_norm), optax.adam(jnp.asarray(schedule(round)))
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adam(jnp.asarray(schedule(round))),
     )
 
 
-def averaging(config: Config, task: ffm.Task, learning_rate: float, rounds: int) -> ffm.Algorithm:
+def averaging(
+    config: Config, task: ffm.Task, learning_rate: float, rounds: int
+) -> ffm.Algorithm:
     """FedAvg as the federated arm runs it."""
     optimizer = clipped_adam(config, learning_rate, rounds)
-    return ffm.fedavg(task, optimizer, local_steps=config.local_steps, batch_size=config.batch_size)
+    return ffm.fedavg(
+        task, optimizer, local_steps=config.local_steps, batch_size=config.batch_size
+    )
 
 
 def federated(run: study.Run, shuffle: bool = False) -> dict[str, float]:
     """FedAvg of the adapter with quantised uploads."""
     config, data, rounds = run.config, run.data, rounds_of(run)
-    train = [without_meaning(rows, run.seed + k) for k, rows in enumerate(data.train)] if shuffle else data.train
+    train = (
+        [without_meaning(rows, run.seed + k) for k, rows in enumerate(data.train)]
+        if shuffle
+        else data.train
+    )
     algorithm = averaging(config, data.task, run["learning_rate"], rounds)
     cohort = min(config.cohort, len(train))
-    return scores(run, simulate(run, algorithm, train, rounds, cohort, uplink=channels.quantize(config.bits)))
+    return scores(
+        run,
+        simulate(
+            run, algorithm, train, rounds, cohort, uplink=channels.quantize(config.bits)
+        ),
+    )
 
 
 def centralised(run: study.Run) -> dict[str, float]:
-    """One place has all texts; a round is a step of clipped Adam on the rows that a cohort reads in one step, so that
-    the run reads as many tokens as the federated one."""
+    """One place has all texts.
+
+    A round is a step of clipped Adam on the rows that a cohort reads in one step, so
+    that the run reads as many tokens as the federated one.
+    """
     config, data = run.config, run.data
     steps = rounds_of(run) * config.local_steps
     schedule = optax.cosine_decay_schedule(run["learning_rate"], steps, alpha=0.1)
-    server = optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule))
+    server = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule)
+    )
     batch = config.cohort * config.batch_size
-    algorithm = ffm.fedavg(data.task, optax.sgd(1.0), server, local_steps=1, batch_size=batch)
+    algorithm = ffm.fedavg(
+        data.task, optax.sgd(1.0), server, local_steps=1, batch_size=batch
+    )
     every = config.every * config.local_steps
-    found = simulate(run, algorithm, [joined(data.train)], steps, 1, every=every, travels=False)
+    found = simulate(
+        run, algorithm, [joined(data.train)], steps, 1, every=every, travels=False
+    )
     return scores(run, found)
 
 
@@ -120,7 +170,12 @@ def alone(run: study.Run) -> dict[str, float]:
     train = data.train[: config.local_only_clients]
     rounds = max(1, round(rounds_of(run) * min(1, config.cohort / len(data.train))))
     optimizer = clipped_adam(config, run["learning_rate"], rounds)
-    algorithm = local_only(data.task, optimizer, local_steps=config.local_steps, batch_size=config.batch_size)
+    algorithm = local_only(
+        data.task,
+        optimizer,
+        local_steps=config.local_steps,
+        batch_size=config.batch_size,
+    )
     return scores(run, simulate(run, algorithm, train, rounds, len(train), test=None))
 
 
@@ -144,15 +199,27 @@ def without_meaning(rows: Rows, seed: int) -> Rows:
 
 
 def simulate(
-    run: study.Run, algorithm: ffm.Algorithm, train: list[Rows], rounds: int, cohort_size: int, **how: Any
+    run: study.Run,
+    algorithm: ffm.Algorithm,
+    train: list[Rows],
+    rounds: int,
+    cohort_size: int,
+    **how: Any,
 ) -> study.Simulated:
     """A run over these clients, its curve in the score of the study."""
     data = run.data
     more = {"every": run.config.every, "test": joined(data.unseen[:8]), **HOW, **how}
     found = run.simulate(
-        algorithm, ffm.Population.from_clients(train), data.adapted.delta, rounds, backbone=data.adapted.backbone,
-        cohort_size=cohort_size, task=data.task, keep=rounds > 0, **more,
-    )  # fmt: skip
+        algorithm,
+        ffm.Population.from_clients(train),
+        data.adapted.delta,
+        rounds,
+        backbone=data.adapted.backbone,
+        cohort_size=cohort_size,
+        task=data.task,
+        keep=rounds > 0,
+        **more,
+    )
     for row in run.curve:
         if "eval_loss" in row:
             row["eval_perplexity"] = float(np.exp(row["eval_loss"]))
@@ -166,7 +233,9 @@ def scores(run: study.Run, found: study.Simulated) -> dict[str, float]:
     scores = {"perplexity": float(np.exp(np.average(unseen, weights=tokens)))}
     if run.is_tuning:
         return scores
-    own = data.seen[: found.simulator.population.n_clients] if is_personal else data.seen
+    own = (
+        data.seen[: found.simulator.population.n_clients] if is_personal else data.seen
+    )
     seen, seen_tokens = judged(found, data.task, own, "loss", **HOW)
     elsewhere, _ = judged(found, data.task, [data.elsewhere], "loss", **HOW)
     run.clients = np.exp(unseen).tolist()
@@ -179,14 +248,21 @@ def scores(run: study.Run, found: study.Simulated) -> dict[str, float]:
     if not is_personal:
         written = answers(data, run.config, found)
         wanted = [str(prompt[-1]["content"]) for prompt in data.prompts]
-        run.notes["answers"] = [list(pair) for pair in zip(wanted, written, strict=True)][:SHOWN]
-        scores["rouge_l"] = float(np.mean([rouge_l(*pair) for pair in zip(written, wanted, strict=True)]))
+        run.notes["answers"] = [
+            list(pair) for pair in zip(wanted, written, strict=True)
+        ][:SHOWN]
+        scores["rouge_l"] = float(
+            np.mean([rouge_l(*pair) for pair in zip(written, wanted, strict=True)])
+        )
     return scores
 
 
 def answers(data: Texts, config: Config, found: study.Simulated) -> list[str]:
     """What the server's model writes, greedily."""
-    prompts = pad_prompts([data.chat.prompt_ids(prompt[:-1]) for prompt in data.prompts], data.chat.pad_token_id)
+    prompts = pad_prompts(
+        [data.chat.prompt_ids(prompt[:-1]) for prompt in data.prompts],
+        data.chat.pad_token_id,
+    )
     width = prompts["input_ids"].shape[1]
 
     @jax.jit
@@ -194,15 +270,26 @@ def answers(data: Texts, config: Config, found: study.Simulated) -> list[str]:
         model = data.adapted.model(*parts)
         cache = model.empty_cache(len(input_ids), width + config.new_tokens)
         return generate(
-            model.next_logits, input_ids, attention_mask, cache, max_new_tokens=config.new_tokens,
-            eos_token_id=data.chat.eos_token_ids, pad_token_id=data.chat.pad_token_id,
-        )  # fmt: skip
+            model.next_logits,
+            input_ids,
+            attention_mask,
+            cache,
+            max_new_tokens=config.new_tokens,
+            eos_token_id=data.chat.eos_token_ids,
+            pad_token_id=data.chat.pad_token_id,
+        )
 
     texts, n, parts = [], len(data.prompts), found.model()
     for batch in np.resize(np.arange(n), -(-n // BATCH) * BATCH).reshape(-1, BATCH):
         made = answer(parts, **{name: array[batch] for name, array in prompts.items()})
-        for row, length in zip(np.asarray(made.tokens), np.asarray(made.lengths), strict=True):
-            texts.append(data.chat.tokenizer.decode(row[:length].tolist(), skip_special_tokens=True).strip())
+        for row, length in zip(
+            np.asarray(made.tokens), np.asarray(made.lengths), strict=True
+        ):
+            texts.append(
+                data.chat.tokenizer.decode(
+                    row[:length].tolist(), skip_special_tokens=True
+                ).strip()
+            )
     return texts[:n]
 
 
@@ -212,7 +299,12 @@ ARMS = (
     study.Arm("centralised", centralised, "centralised LoRA, equal tokens", GRID),
     study.Arm("local", alone, "local only, some clients alone", GRID),
     study.Arm("zero_shot", zero_shot, "zero-shot, the base model"),
-    study.Arm("shuffled", functools.partial(federated, shuffle=True), "federated, answers shuffled", like="federated"),
+    study.Arm(
+        "shuffled",
+        functools.partial(federated, shuffle=True),
+        "federated, answers shuffled",
+        like="federated",
+    ),
 )
 SCORES = (
     study.Score("worst", "worst tenth of unseen clients", highest=False, digits=1),
@@ -223,7 +315,9 @@ SCORES = (
 )
 
 
-def make(source: Callable[[Any], Source], question: str, expected: str, config: type) -> study.Study:
+def make(
+    source: Callable[[Any], Source], question: str, expected: str, config: type
+) -> study.Study:
     """The study of these texts.
 
     Args:
@@ -237,7 +331,12 @@ def make(source: Callable[[Any], Source], question: str, expected: str, config: 
         data=functools.partial(load, source),
         primary=study.PERPLEXITY,
         arms=ARMS,
-        comparisons=[("federated", name) for name in ("zero_shot", "local", "centralised")],
-        controls=(study.Control("zero_shot", "federated"), study.Control("shuffled", "federated")),
+        comparisons=[
+            ("federated", name) for name in ("zero_shot", "local", "centralised")
+        ],
+        controls=(
+            study.Control("zero_shot", "federated"),
+            study.Control("shuffled", "federated"),
+        ),
         scores=SCORES,
     )

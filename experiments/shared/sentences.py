@@ -1,8 +1,12 @@
-"""Rated sentences of four domains, dealt to clients of one domain each; no document is in two places.
+"""Rated sentences of four domains, dealt to clients of one domain each.
+
+No document is in two places.
 
 documents of a domain --+-- tuning (no seed of a study sees them)
                         +-- final, dealt anew for every seed --+-- clients' training sentences
-                                                               +-- the same clients' own test sentences, other documents
+                                                               +-- the same clients' own
+                                                               test sentences, other
+                                                               documents
 """
 
 import functools
@@ -47,7 +51,9 @@ def sentences(model: str, max_length: int) -> Sentences:
       max_length: tokens; longer sentences are cut.
     """
     table = datasets.load_sentiment()
-    tokens = models.tokenize(models.load_tokenizer(model), list(table["text"]), max_length)
+    tokens = models.tokenize(
+        models.load_tokenizer(model), list(table["text"]), max_length
+    )
     arrays = {**tokens, "label": table["label"].astype(np.int32)}
     return Sentences(arrays, np.asarray(table["domain"]), np.asarray(table["group"]))
 
@@ -64,7 +70,15 @@ def of_split(found: Sentences, split: str, tuning_share: float) -> np.ndarray:
     return split_by_group(found.document, shares, SPLIT_SEED, found.domain)[split]
 
 
-def deal(found: Sentences, rows: np.ndarray, seed: int, *, train: int, test: int, per_domain: int) -> list[Client]:
+def deal(
+    found: Sentences,
+    rows: np.ndarray,
+    seed: int,
+    *,
+    train: int,
+    test: int,
+    per_domain: int,
+) -> list[Client]:
     """Clients with so many sentences each, of one domain, in the order of the domains.
 
     Args:
@@ -77,7 +91,12 @@ def deal(found: Sentences, rows: np.ndarray, seed: int, *, train: int, test: int
       ValueError: a domain has too few sentences.
     """
     random, share = np.random.default_rng(seed), train / (train + test)
-    halves = split_by_group(found.document[rows], {"train": share, "test": 1 - share}, seed, found.domain[rows])
+    halves = split_by_group(
+        found.document[rows],
+        {"train": share, "test": 1 - share},
+        seed,
+        found.domain[rows],
+    )
     clients = []
     for name in np.unique(found.domain[rows]):
         mine = {}
@@ -86,10 +105,14 @@ def deal(found: Sentences, rows: np.ndarray, seed: int, *, train: int, test: int
             inside = random.permutation(inside[found.domain[inside] == name])
             if len(inside) < per_domain * size:
                 raise ValueError(
-                    f"{name}: {len(inside)} sentences to {half}, {per_domain} clients want {size} each; ask for fewer"
+                    f"{name}: {len(inside)} sentences to {half}, {per_domain} "
+                    f"clients want {size} each; ask for fewer"
                 )
             mine[half] = inside[: per_domain * size].reshape(per_domain, size)
-        clients += [Client(str(name), *pair) for pair in zip(mine["train"], mine["test"], strict=True)]
+        clients += [
+            Client(str(name), *pair)
+            for pair in zip(mine["train"], mine["test"], strict=True)
+        ]
     return clients
 
 
@@ -104,7 +127,12 @@ def shuffled_labels(arrays: Arrays, seed: int) -> Arrays:
 
 
 def partition(
-    found: Sentences, rows: np.ndarray, n: int, seed: int, how: str = "domain", alpha: float = 0.3
+    found: Sentences,
+    rows: np.ndarray,
+    n: int,
+    seed: int,
+    how: str = "domain",
+    alpha: float = 0.3,
 ) -> list[np.ndarray]:
     """Deals all of the rows to n clients.
 
@@ -112,19 +140,33 @@ def partition(
       found, rows: what is dealt.
       n: clients.
       seed: names who gets what.
-      how: "domain", clients of one domain each, as many a domain; "dirichlet" over the label; "iid".
+      how: "domain", clients of one domain each, as many a domain; "dirichlet" over the
+        label; "iid".
       alpha: of the Dirichlet distribution.
 
     Raises:
       ValueError: fewer clients than domains.
     """
     if how == "domain":
-        domains = [rows[found.domain[rows] == name] for name in np.unique(found.domain[rows])]
+        domains = [
+            rows[found.domain[rows] == name] for name in np.unique(found.domain[rows])
+        ]
         if n < len(domains):
-            raise ValueError(f"{len(domains)} domains need as many clients at least, got {n}")
-        random, counts = np.random.default_rng(seed), [len(part) for part in np.array_split(range(n), len(domains))]
+            raise ValueError(
+                f"{len(domains)} domains need as many clients at least, got {n}"
+            )
+        random, counts = (
+            np.random.default_rng(seed),
+            [len(part) for part in np.array_split(range(n), len(domains))],
+        )
         pairs = zip(domains, counts, strict=True)
-        return [part for mine, count in pairs for part in np.array_split(random.permutation(mine), count)]
+        return [
+            part
+            for mine, count in pairs
+            for part in np.array_split(random.permutation(mine), count)
+        ]
     by_label = DirichletPartitioner(n, "label", alpha, seed=seed)
     one = by_label if how == "dirichlet" else IidPartitioner(n, seed=seed)
-    return [rows[part] for part in one.partition({"label": found.arrays["label"][rows]})]
+    return [
+        rows[part] for part in one.partition({"label": found.arrays["label"][rows]})
+    ]

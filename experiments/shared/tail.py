@@ -1,4 +1,6 @@
-"""The last layers of an encoder with its classifier, and what the frozen layers before them give."""
+"""The last layers of an encoder with its classifier, and what the frozen layers before
+them give.
+"""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +23,10 @@ def _layers(model: Any, part: slice) -> nnx.Module:
 
 
 class Tail(nnx.Module):
-    """`tail(hidden f32[B, T, d], attention_mask [B, T]) -> logits`: the last layers, the mean of tokens, the head."""
+    """`tail(hidden f32[B, T, d], attention_mask [B, T]) -> logits`.
+
+    The last layers, the mean of tokens, the head.
+    """
 
     def __init__(self, model: Any, n_layers: int):
         self.layer = _layers(model, slice(-n_layers, None))
@@ -29,10 +34,14 @@ class Tail(nnx.Module):
 
     def __call__(self, hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
         mask = attention_mask.astype(bool)[:, None, None, :]
-        return self.classifier(mean_of_real(run_stacked(self.layer, hidden, mask), attention_mask))
+        return self.classifier(
+            mean_of_real(run_stacked(self.layer, hidden, mask), attention_mask)
+        )
 
 
-def hidden_states(model: Any, tokens: dict[str, np.ndarray], n_layers: int, batch_size: int = 64) -> np.ndarray:
+def hidden_states(
+    model: Any, tokens: dict[str, np.ndarray], n_layers: int, batch_size: int = 64
+) -> np.ndarray:
     """f32[n, T, d]: what the last `n_layers` layers see."""
     lower = nnx.clone(model.bert)
     lower.encoder.layer = _layers(model, slice(None, -n_layers))
@@ -41,13 +50,18 @@ def hidden_states(model: Any, tokens: dict[str, np.ndarray], n_layers: int, batc
     ids, mask = tokens["input_ids"], tokens["attention_mask"]
     out = np.zeros((*ids.shape, model.config.hidden_size), np.float32)
     for start in range(0, len(ids), batch_size):
-        rows = np.resize(np.arange(start, min(start + batch_size, len(ids))), batch_size)
+        rows = np.resize(
+            np.arange(start, min(start + batch_size, len(ids))), batch_size
+        )
         out[rows] = compute(state, ids[rows], mask[rows])
     return out
 
 
 class Dealt(NamedTuple):
-    """Clients of four domains; their arrays hold what the last layer sees: hidden, attention_mask and label."""
+    """Clients of four domains.
+
+    Their arrays hold what the last layer sees: hidden, attention_mask and label.
+    """
 
     model: Tail  # with a head of random values, the same for all arms of a seed
     train: list[Arrays]
@@ -56,9 +70,18 @@ class Dealt(NamedTuple):
 
 
 def deal_hidden(
-    name: str, max_length: int, seed: int, split: str, *, per_domain: int, train: int, test: int, public: int
+    name: str,
+    max_length: int,
+    seed: int,
+    split: str,
+    *,
+    per_domain: int,
+    train: int,
+    test: int,
+    public: int,
 ) -> Dealt:
-    """Deals a split's documents to clients, in an order that is drawn, and computes the frozen layers once.
+    """Deals a split's documents to clients, in an order that is drawn, and computes the
+    frozen layers once.
 
     Args:
       name: of the model.
@@ -70,14 +93,25 @@ def deal_hidden(
       public: sentences of the tuning documents.
     """
     found = sentences(name, max_length)
-    clients = deal(found, of_split(found, split, 0.4), seed, train=train, test=test, per_domain=per_domain)
+    clients = deal(
+        found,
+        of_split(found, split, 0.4),
+        seed,
+        train=train,
+        test=test,
+        per_domain=per_domain,
+    )
     order = np.random.default_rng(seed).permutation(len(clients))
     whole = models.from_pretrained(name, num_labels=2, pooling="mean", seed=seed)
 
     def seen(rows: np.ndarray) -> Arrays:
         arrays = found.take(rows)
         hidden = hidden_states(whole, arrays, 1)
-        return {"hidden": hidden, "attention_mask": arrays["attention_mask"], "label": arrays["label"]}
+        return {
+            "hidden": hidden,
+            "attention_mask": arrays["attention_mask"],
+            "label": arrays["label"],
+        }
 
     some = np.random.default_rng(0).permutation(of_split(found, "tuning", 0.4))[:public]
     return Dealt(

@@ -62,9 +62,17 @@ class Config:
 
     def smoke(self) -> "Config":
         """Does it work?"""
-        small = {"max_length": 12, "per_domain": 1, "train": 16, "test": 8, "grid": (3e-3,)}
+        small = {
+            "max_length": 12,
+            "per_domain": 1,
+            "train": 16,
+            "test": 8,
+            "grid": (3e-3,),
+        }
         short = {"rounds": 2, "tuning_rounds": 1, "local_steps": 2, "batch_size": 8}
-        return dataclasses.replace(self, **small, **short, sgd_grid=(3e-2,), seeds=(0, 1))
+        return dataclasses.replace(
+            self, **small, **short, sgd_grid=(3e-2,), seeds=(0, 1)
+        )
 
 
 class Data(NamedTuple):
@@ -78,7 +86,9 @@ class Data(NamedTuple):
 
 def data(config: Config, seed: int, split: str) -> Data:
     """Clients with sentences of a domain, or roles of some plays."""
-    return {"sentiment": sentiment, "shakespeare": shakespeare}[config.text](config, seed, split)
+    return {"sentiment": sentiment, "shakespeare": shakespeare}[config.text](
+        config, seed, split
+    )
 
 
 def sentiment(config: Config, seed: int, split: str) -> Data:
@@ -87,15 +97,22 @@ def sentiment(config: Config, seed: int, split: str) -> Data:
     how = {"train": config.train, "test": config.test, "per_domain": config.per_domain}
     clients = deal(found, of_split(found, split, 0.4), seed, **how)
     test = found.take(np.concatenate([client.test for client in clients]))
-    model = models.from_pretrained(config.encoder, num_labels=2, pooling="mean", seed=seed)
+    model = models.from_pretrained(
+        config.encoder, num_labels=2, pooling="mean", seed=seed
+    )
     adapted = peft.apply(read_by_rows(model), peft.full())
     train = [found.take(client.train) for client in clients]
-    return Data(train, test, adapted, tasks.classification(adapted))
+    return Data(
+        train=train, test=test, adapted=adapted, task=tasks.classification(adapted)
+    )
 
 
 def shakespeare(config: Config, seed: int, split: str) -> Data:
     """Each client has the rows of one role; test roles and those of tuning are in other plays."""
-    table, tokenizer = datasets.load_shakespeare(), models.load_tokenizer(config.decoder)
+    table, tokenizer = (
+        datasets.load_shakespeare(),
+        models.load_tokenizer(config.decoder),
+    )
     plays = np.random.default_rng(0).permutation(np.unique(table["play"]))
     mine = plays[: len(plays) // 3] if split == "tuning" else plays[len(plays) // 3 :]
     mine = np.random.default_rng(seed).permutation(mine)
@@ -109,14 +126,23 @@ def shakespeare(config: Config, seed: int, split: str) -> Data:
         return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
 
     def largest(plays: np.ndarray, n: int) -> list[Arrays]:
-        roles, counts = np.unique(table["client"][np.isin(table["play"], plays)], return_counts=True)
+        roles, counts = np.unique(
+            table["client"][np.isin(table["play"], plays)], return_counts=True
+        )
         return [rows_of(role) for role in roles[np.argsort(-counts, kind="stable")[:n]]]
 
     strangers = largest(mine[n:], config.roles // 2)
-    test = {name: np.concatenate([rows[name][:2] for rows in strangers]) for name in strangers[0]}
-    adapted = peft.apply(read_by_rows(models.from_pretrained(config.decoder)), peft.full())
+    test = {
+        name: np.concatenate([rows[name][:2] for rows in strangers])
+        for name in strangers[0]
+    }
+    adapted = peft.apply(
+        read_by_rows(models.from_pretrained(config.decoder)), peft.full()
+    )
     task = tasks.language_modeling(Tied(adapted))
-    return Data(largest(mine[:n], config.roles), test, adapted, task)
+    return Data(
+        train=largest(mine[:n], config.roles), test=test, adapted=adapted, task=task
+    )
 
 
 class TiedHead(NamedTuple):
@@ -160,7 +186,9 @@ def confused(algorithm: ffm.Algorithm) -> ffm.Algorithm:
     (exchange,) = algorithm.exchanges
 
     def server(state, aggregate, key):
-        after, metrics = exchange.server(state._replace(master=state.master + 1), aggregate, key)
+        after, metrics = exchange.server(
+            state._replace(master=state.master + 1), aggregate, key
+        )
         return after._replace(master=state.master), metrics
 
     return algorithm._replace(exchanges=(exchange._replace(server=server),))
@@ -178,17 +206,28 @@ def trained(run: study.Run, algorithm: ffm.Algorithm) -> dict[str, float]:
     config, own = run.config, run.data
     rounds = config.tuning_rounds if run.is_tuning else config.rounds
     found = run.simulate(
-        algorithm, ffm.Population.from_clients(own.train), own.adapted.delta, rounds,
-        backbone=own.adapted.backbone, cohort_size=config.cohort, task=own.task, test=own.test,
-        every=max(1, rounds // 4), batch_size=32, devices=1, block_size=1,
-    )  # fmt: skip
+        algorithm,
+        ffm.Population.from_clients(own.train),
+        own.adapted.delta,
+        rounds,
+        backbone=own.adapted.backbone,
+        cohort_size=config.cohort,
+        task=own.task,
+        test=own.test,
+        every=max(1, rounds // 4),
+        batch_size=32,
+        devices=1,
+        block_size=1,
+    )
     return {**found.scores, "client": at_work(run, algorithm)}
 
 
 def untrained(run: study.Run) -> dict[str, float]:
     """The model as it came."""
     own, adapted = run.data, run.data.adapted
-    scores = ffm.evaluate(own.task, adapted.delta, adapted.backbone, own.test, batch_size=32)
+    scores = ffm.evaluate(
+        own.task, adapted.delta, adapted.backbone, own.test, batch_size=32
+    )
     return {**means(scores), "forward": forward(run)}
 
 
@@ -196,7 +235,9 @@ def scratch(f: Callable, *arguments: Any) -> int:
     """Bytes that the compiled function needs beyond its arguments and what it returns."""
     found = jax.jit(f).lower(*arguments).compile().memory_analysis()
     if found is None:
-        raise ValueError("this backend does not tell what memory a compiled function needs")
+        raise ValueError(
+            "this backend does not tell what memory a compiled function needs"
+        )
     return found.temp_size_in_bytes
 
 
@@ -224,11 +265,20 @@ def at_work(run: study.Run, algorithm: ffm.Algorithm) -> float:
     """Scratch of a client's work, MB, its own model apart."""
     own, batch, size = run.data.adapted, batch_of(run), run.config.batch_size
     (exchange,) = algorithm.exchanges
-    state = algorithm.init(own.delta, jax.random.key(0), Setting(n_clients=1, cohort_size=1))
+    state = algorithm.init(
+        own.delta, jax.random.key(0), Setting(n_clients=1, cohort_size=1)
+    )
 
     def work(message, batch, n_steps):
         zero, real = jnp.int32(0), jnp.ones(size, bool)
-        some = ClientData(zero, zero, jnp.int32(size), n_steps, lambda i: (batch, real), zero)
+        some = ClientData(
+            id=zero,
+            round=zero,
+            n_examples=jnp.int32(size),
+            n_steps=n_steps,
+            batch=lambda i: (batch, real),
+            repeat=zero,
+        )
         one = exchange.client(own.backbone, message)
         return one(message, (), some, jax.random.key(1)).upload
 
@@ -251,13 +301,22 @@ STUDY = study.Study(
     arms=(
         study.Arm("fedkseed", kseed(), "FedKSeed", GRID),
         study.Arm("pro", kseed(pro=True), "FedKSeed-Pro", GRID),
-        study.Arm("fedavg", fedavg, "FedAvg, SGD on everything", {"learning_rate": "sgd_grid"}),
-        study.Arm("confused", kseed(confuse=True), "FedKSeed, other directions", like="fedkseed"),
+        study.Arm(
+            "fedavg", fedavg, "FedAvg, SGD on everything", {"learning_rate": "sgd_grid"}
+        ),
+        study.Arm(
+            "confused",
+            kseed(confuse=True),
+            "FedKSeed, other directions",
+            like="fedkseed",
+        ),
         study.Arm("untrained", untrained, "no training"),
     ),
     comparisons=[("pro", "fedkseed"), ("fedkseed", "fedavg")],
     controls=(
-        study.Control("confused", "fedkseed", "The scalars say nothing of the directions."),
+        study.Control(
+            "confused", "fedkseed", "The scalars say nothing of the directions."
+        ),
         study.Control("untrained", "fedkseed"),
     ),
 )

@@ -1,11 +1,14 @@
 """DP-FedAvg and DP-FTRL: client-level differential privacy, with independent or correlated noise.
 
-McMahan, Ramage, Talwar, Zhang, 2018, arXiv 1710.06963; Kairouz, McMahan, Song, Thakkar, Thakurta, Xu, 2021, arXiv
-2103.00039; Xu et al., 2023, arXiv 2305.18465; adaptive clipping: Andrew, Thakkar, McMahan, Ramaswamy, 2021, arXiv 1905.03871.
+McMahan, Ramage, Talwar, Zhang, 2018, arXiv 1710.06963; Kairouz, McMahan, Song, Thakkar,
+Thakurta, Xu, 2021, arXiv 2103.00039; Xu et al., 2023, arXiv 2305.18465; adaptive
+clipping: Andrew, Thakkar, McMahan, Ramaswamy, 2021, arXiv 1905.03871.
 
     client:  D_k = w - w_k after local steps
-    server:  D = (sum_k min(1, S / ||D_k||) D_k + sigma S (C^-1 z)_t) / m,  m planned;  w <- server_optimizer(w, D)
-    clip:    S <- S exp(-eta (b - gamma)),  b = (sum_k (b_k - 1/2) + N(0, sigma_b^2)) / m + 1/2,  b_k = [||D_k|| <= S]
+    server:  D = (sum_k min(1, S / ||D_k||) D_k + sigma S (C^-1 z)_t) / m,  m planned;
+      w <- server_optimizer(w, D)
+    clip:    S <- S exp(-eta (b - gamma)),  b = (sum_k (b_k - 1/2) + N(0, sigma_b^2)) /
+      m + 1/2,  b_k = [||D_k|| <= S]
 """
 
 import math
@@ -18,13 +21,27 @@ from jax.core import Tracer
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer, checked, train
-from fedjax_fm.privacy.accounting import Accounting, accounted_for, check_noise, privacy_of
+from fedjax_fm.privacy.accounting import (
+    Accounting,
+    accounted_for,
+    check_noise,
+    privacy_of,
+)
 from fedjax_fm.privacy.clipping import clipped_mean
 from fedjax_fm.privacy.noise import Noise
-from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Privacy, Task, Tree
+from fedjax_fm.types import (
+    Algorithm,
+    Batches,
+    ClientOutput,
+    Exchange,
+    Privacy,
+    Task,
+    Tree,
+)
 
-# Names of the noise's keys under the method's own. The engine names its keys by small numbers (rounds, purposes, clients),
-# and the method's own key is that of round 0: a small number here would name the key that draws a cohort.
+# Names of the noise's keys under the method's own. The engine names its keys by small
+# numbers (rounds, purposes, clients), and the method's own key is that of round 0: a
+# small number here would name the key that draws a cohort.
 UPDATE_NOISE, COUNT_NOISE = 2**32 - 2, 2**32 - 3
 
 
@@ -34,8 +51,8 @@ class AdaptiveClip(NamedTuple):
     Attributes:
       quantile: gamma, 0 to 1.
       rate: eta, at least 0.
-      count_noise: sigma_b, standard deviation of the noise on the number of clients within the norm, in clients; None
-        for a twentieth of the cohort.
+      count_noise: sigma_b, standard deviation of the noise on the number of clients
+        within the norm, in clients; None for a twentieth of the cohort.
     """
 
     quantile: float = 0.5
@@ -67,7 +84,8 @@ class DpFedAvgState(NamedTuple):
 
 
 def update_noise(noise_multiplier: float, count_noise: float) -> float:
-    """The multiplier that the update needs beside a noisy count, to be worth `noise_multiplier` together.
+    """The multiplier that the update needs beside a noisy count, to be worth
+    `noise_multiplier` together.
 
         z_D = (z^-2 - (2 sigma_b)^-2)^(-1/2)
 
@@ -76,9 +94,9 @@ def update_noise(noise_multiplier: float, count_noise: float) -> float:
       count_noise: sigma_b, in clients; above z / 2.
 
     Formal guarantees:
-      One client moves the update by at most S and the centred count by at most 1/2. In units of their noise these are
-      1 / z_D and 1 / (2 sigma_b), together 1 / z: what one Gaussian of multiplier z gives. One client replaced moves both
-      by twice that.
+      One client moves the update by at most S and the centred count by at most 1/2. In
+      units of their noise these are 1 / z_D and 1 / (2 sigma_b), together 1 / z: what
+      one Gaussian of multiplier z gives. One client replaced moves both by twice that.
 
     References:
       Andrew et al. 2021, arXiv 1905.03871, theorem 1.
@@ -93,8 +111,9 @@ def update_noise(noise_multiplier: float, count_noise: float) -> float:
         return 0.0
     if not 2 * count_noise > noise_multiplier:
         raise ValueError(
-            f"a count with count_noise={count_noise} spends more than noise_multiplier={noise_multiplier} allows in all; "
-            f"expected count_noise > {noise_multiplier / 2:g}"
+            f"a count with count_noise={count_noise} spends more than "
+            f"noise_multiplier={noise_multiplier} allows in all; expected "
+            f"count_noise > {noise_multiplier / 2:g}"
         )
     return (noise_multiplier**-2 - (2 * count_noise) ** -2) ** -0.5
 
@@ -115,50 +134,59 @@ def dp_fedavg(
 ) -> Algorithm:
     """Federated averaging whose releases are differentially private at the level of clients.
 
-    Every client counts the same, and the denominator is the planned cohort: weights and realised numbers would leak.
+    Every client counts the same, and the denominator is the planned cohort: weights and
+    realised numbers would leak.
 
     Args:
       task: the loss.
-      client_optimizer: starts afresh each round; `lambda round: optax.adam(schedule(round))` follows a schedule.
+      client_optimizer: starts afresh each round; `lambda round:
+        optax.adam(schedule(round))` follows a schedule.
       server_optimizer: applied to the noisy mean of (start - end); None means `optax.sgd(1.0)`.
       noise: `privacy.independent()` (DP-FedAvg), `binary_tree(...)` or `banded(...)` (DP-FTRL).
-      noise_multiplier: z, standard deviation of the noise on the sum in units of the clip norm, of `privacy.multiplier_for`
-        or of your own; 0 for none.
+      noise_multiplier: z, standard deviation of the noise on the sum in units of the
+        clip norm, of `privacy.multiplier_for` or of your own; 0 for none.
       clip_norm: S, l2 over all of delta; infinity for none (then noise_multiplier must be 0).
-      adaptive: moves the clip norm, at the price of more noise on the update; with independent noise only, as the
-        sensitivity of correlated noise holds for one norm.
-      accounting: what a multiplier of your own is accounted for; one of `multiplier_for` brings it. A simulator then
-        refuses another sampler and more rounds, and reports `epsilon`.
+      adaptive: moves the clip norm, at the price of more noise on the update; with
+        independent noise only, as the sensitivity of correlated noise holds for one
+        norm.
+      accounting: what a multiplier of your own is accounted for; one of
+        `multiplier_for` brings it. A simulator then refuses another sampler and more
+        rounds, and reports `epsilon`.
       epochs: full passes over a client's data; give this or `local_steps`.
       local_steps: batches.
       batch_size: examples a step.
 
-    Metrics: `clip_norm` of the round; with `adaptive` also `within_clip`, the noisy share of clients within it; of an
-    accounted method `epsilon`, spent so far.
+    Metrics: `clip_norm` of the round; with `adaptive` also `within_clip`, the noisy
+    share of clients within it; of an accounted method `epsilon`, spent so far.
 
     Formal guarantees:
-      With the law, rounds and delta it was accounted for, what `privacy.spent` says holds of everything that is released
-      together: the server's state after each round (delta, the optimizer's moments, the clip norm), the metrics
-      `clip_norm`, `within_clip` and `epsilon`, and what is computed from them, on any channel down.
+      With the law, rounds and delta it was accounted for, what `privacy.spent` says
+      holds of everything that is released together: the server's state after each round
+      (delta, the optimizer's moments, the clip norm), the metrics `clip_norm`,
+      `within_clip` and `epsilon`, and what is computed from them, on any channel down.
 
-      Whatever a client sends, after any channel and whatever state it keeps (error feedback), contributes at most the
-      clip norm and half a count. Stragglers and drop-outs contribute less or nothing. Clients that are not drawn by the
-      law, or twice in a round, are beyond it.
+      Whatever a client sends, after any channel and whatever state it keeps (error
+      feedback), contributes at most the clip norm and half a count. Stragglers and
+      drop-outs contribute less or nothing. Clients that are not drawn by the law, or
+      twice in a round, are beyond it.
 
-      Not covered are the diagnostics of the simulator, which a deployment would not see: `loss` and the task's metrics,
-      `clients`, `examples`, bytes, clients' states, evaluations on clients' data, and whether a run stopped because a
-      client was not finite or a cohort too large. `Algorithm.privacy.released` names the metrics that are covered.
+      Not covered are the diagnostics of the simulator, which a deployment would not
+      see: `loss` and the task's metrics, `clients`, `examples`, bytes, clients' states,
+      evaluations on clients' data, and whether a run stopped because a client was not
+      finite or a cohort too large. `Algorithm.privacy.released` names the metrics that
+      are covered.
 
-      The noise is drawn from the run's seed by jax.random in float32: who knows the seed can take it off, and two
-      runs with one seed share it. Release one run a seed, and account for all that are. Choosing among runs by data
-      (a sweep) spends too.
+      The noise is drawn from the run's seed by jax.random in float32: who knows the
+      seed can take it off, and two runs with one seed share it. Release one run a seed,
+      and account for all that are. Choosing among runs by data (a sweep) spends too.
 
     Raises:
-      TypeError, ValueError: a number out of bounds; noise without a bound; a count that spends more than all; noise that
-        is not what `noise_multiplier` was made for.
+      TypeError, ValueError: a number out of bounds; noise without a bound; a count that
+        spends more than all; noise that is not what `noise_multiplier` was made for.
 
     References:
-      Thakkar, Andrew, McMahan 2019, arXiv 1905.03871v1, and TensorFlow Privacy's quantile query, which centre the count.
+      Thakkar, Andrew, McMahan 2019, arXiv 1905.03871v1, and TensorFlow Privacy's
+      quantile query, which centre the count.
 
     Example:
       >>> from fedjax_fm import privacy
@@ -180,7 +208,9 @@ def dp_fedavg(
     batches = Batches(batch_size, epochs, local_steps).checked()
 
     def init(delta, key, setting):
-        _multiplier(noise_multiplier, adaptive, setting.cohort_size)  # refuses a cohort too small for its count
+        _multiplier(
+            noise_multiplier, adaptive, setting.cohort_size
+        )  # refuses a cohort too small for its count
         return DpFedAvgState(
             delta=delta,
             optimizer=optimizer.init(delta),
@@ -193,7 +223,12 @@ def dp_fedavg(
     def client(backbone, message):
         def one(delta, state, data, key):
             trained, metrics = train(task, client_optimizer, delta, backbone, data, key)
-            return ClientOutput(trees.subtract(delta, trained), jnp.float32(1), state, metrics)
+            return ClientOutput(
+                upload=trees.subtract(delta, trained),
+                weight=jnp.float32(1),
+                state=state,
+                metrics=metrics,
+            )
 
         return one
 
@@ -201,12 +236,18 @@ def dp_fedavg(
         mean, within, cohort_size = aggregate.value
         increment, noise_state = noise.draw(state.noise)
         multiplier = _multiplier(noise_multiplier, adaptive, cohort_size)
-        scale = multiplier * state.clip_norm / cohort_size if _is_some(multiplier) else 0.0
-        noisy = jax.tree.map(lambda x, z, w: _added(x, scale * z, w), mean, increment, state.delta)
+        scale = (
+            multiplier * state.clip_norm / cohort_size if _is_some(multiplier) else 0.0
+        )
+        noisy = jax.tree.map(
+            lambda x, z, w: _added(x, scale * z, w), mean, increment, state.delta
+        )
         updates, moments = optimizer.update(noisy, state.optimizer, state.delta)
         norm, metrics = state.clip_norm, {"clip_norm": state.clip_norm}
         if adaptive is not None:
-            share = _noisy_share(state, within, adaptive.noise_for(cohort_size) / cohort_size)
+            share = _noisy_share(
+                state, within, adaptive.noise_for(cohort_size) / cohort_size
+            )
             norm = norm * jnp.exp(-adaptive.rate * (share - adaptive.quantile))
             metrics["within_clip"] = share
         after = DpFedAvgState(
@@ -220,37 +261,61 @@ def dp_fedavg(
         return after, metrics
 
     reduce = clipped_mean(lambda state: state.clip_norm)
-    exchange = Exchange(lambda state: state.delta, client, server, reduce, batches)
-    return Algorithm(init, (exchange,), privacy=privacy)
+    exchange = Exchange(
+        broadcast=lambda state: state.delta,
+        client=client,
+        server=server,
+        reduce=reduce,
+        batches=batches,
+    )
+    return Algorithm(init=init, exchanges=(exchange,), privacy=privacy)
 
 
-def _check(noise: Noise, noise_multiplier: float, clip_norm: float, adaptive: AdaptiveClip | None) -> None:
+def _check(
+    noise: Noise,
+    noise_multiplier: float,
+    clip_norm: float,
+    adaptive: AdaptiveClip | None,
+) -> None:
     check_noise(noise)
     checks.real("noise_multiplier", noise_multiplier, least=0)
     checks.real("clip_norm", clip_norm, above=0, infinite=True)
     unbounded = _is_number(clip_norm) and math.isinf(clip_norm)
     if unbounded and (adaptive is not None or _is_some(noise_multiplier)):
         raise ValueError(
-            f"clip_norm={clip_norm} bounds nothing: give noise_multiplier=0 and no adaptive clip, or a finite norm"
+            f"clip_norm={clip_norm} bounds nothing: give noise_multiplier=0 and "
+            "no adaptive clip, or a finite norm"
         )
     if adaptive is None:
         return
     if not isinstance(adaptive, AdaptiveClip):
-        raise TypeError(f"expected AdaptiveClip(quantile, rate, count_noise) or None, got adaptive={adaptive!r}")
+        raise TypeError(
+            f"expected AdaptiveClip(quantile, rate, count_noise) or None, got adaptive={adaptive!r}"
+        )
     adaptive.checked()
     if not noise.is_independent:
-        raise ValueError("an adaptive clip norm needs independent noise: a correlated one spans rounds of one norm")
+        raise ValueError(
+            "an adaptive clip norm needs independent noise: a correlated one "
+            "spans rounds of one norm"
+        )
     if not _is_number(noise_multiplier):
-        raise TypeError("an adaptive clip divides a noise_multiplier that is a number: it cannot be swept")
+        raise TypeError(
+            "an adaptive clip divides a noise_multiplier that is a number: it cannot be swept"
+        )
     if adaptive.count_noise is not None:
         update_noise(noise_multiplier, adaptive.count_noise)
 
 
 def _privacy(
-    noise: Noise, noise_multiplier: float, adaptive: AdaptiveClip | None, accounting: Accounting | None
+    noise: Noise,
+    noise_multiplier: float,
+    adaptive: AdaptiveClip | None,
+    accounting: Accounting | None,
 ) -> Privacy:
     released = ("clip_norm",) if adaptive is None else ("clip_norm", "within_clip")
-    if not _is_number(noise_multiplier):  # a lane of a sweep, which asks the host what is accounted for
+    if not _is_number(
+        noise_multiplier
+    ):  # a lane of a sweep, which asks the host what is accounted for
         return privacy_of(None, 0.0, released)
     accounted = accounted_for(noise, noise_multiplier, accounting)
     if noise_multiplier == 0:
@@ -258,24 +323,33 @@ def _privacy(
     return privacy_of(accounted, noise_multiplier, released)
 
 
-def _multiplier(noise_multiplier: float, adaptive: AdaptiveClip | None, cohort_size: int) -> float:
+def _multiplier(
+    noise_multiplier: float, adaptive: AdaptiveClip | None, cohort_size: int
+) -> float:
     """Of the update's noise."""
     if adaptive is None:
         return noise_multiplier
     try:
         return update_noise(noise_multiplier, adaptive.noise_for(cohort_size))
     except ValueError as error:
-        raise ValueError(f"{error} (cohort_size={cohort_size}; the default is a twentieth of it)") from None
+        raise ValueError(
+            f"{error} (cohort_size={cohort_size}; the default is a twentieth of it)"
+        ) from None
 
 
-def _noisy_share(state: DpFedAvgState, within: jax.Array, deviation: float) -> jax.Array:
+def _noisy_share(
+    state: DpFedAvgState, within: jax.Array, deviation: float
+) -> jax.Array:
     """The share of clients within the norm as it is released."""
     key = jax.random.fold_in(state.count_key, state.round)
     return within + deviation * jax.random.normal(key, (), jnp.float32)
 
 
 def _added(mean: jax.Array, noise: jax.Array, like: jax.Array) -> jax.Array:
-    """Mean and noise in float32, then in the type of delta: a mean rounded before its noise moves by whole steps."""
+    """Mean and noise in float32, then in the type of delta.
+
+    A mean rounded before its noise moves by whole steps.
+    """
     return (mean + noise).astype(like.dtype)
 
 

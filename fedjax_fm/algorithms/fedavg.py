@@ -1,7 +1,7 @@
 """FedAvg: Communication-Efficient Learning of Deep Networks from Decentralized Data.
 
-McMahan, Moore, Ramage, Hampson, Agüera y Arcas, 2017, arXiv 1602.05629; server optimizer after Reddi et al.,
-2020, arXiv 2003.00295.
+McMahan, Moore, Ramage, Hampson, Agüera y Arcas, 2017, arXiv 1602.05629; server
+optimizer after Reddi et al., 2020, arXiv 2003.00295.
 
     client:  w_k <- w;  for each batch b: w_k <- w_k - eta * grad loss(w_k; b);  sends w - w_k
     server:  w <- w - server_optimizer(sum_k p_k (w - w_k)),   p_k = n_k / sum of n over the cohort
@@ -33,13 +33,16 @@ def fedavg(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Federated averaging, weighted by the number of examples, or by the weights that the task gives them.
+    """Federated averaging, weighted by the number of examples, or by the weights that
+    the task gives them.
 
     Args:
       task: the loss.
-      client_optimizer: starts afresh each round; `lambda round: optax.adam(schedule(round))` follows a schedule.
-      server_optimizer: applied to the mean of (start - end); None means `optax.sgd(1.0)`, plain FedAvg;
-        `server_optimizers` has FedAdam's and the others of Reddi et al., which are not optax's.
+      client_optimizer: starts afresh each round; `lambda round:
+        optax.adam(schedule(round))` follows a schedule.
+      server_optimizer: applied to the mean of (start - end); None means
+        `optax.sgd(1.0)`, plain FedAvg; `server_optimizers` has FedAdam's and the others
+        of Reddi et al., which are not optax's.
       epochs: full passes over a client's data; give this or `local_steps`.
       local_steps: batches.
       batch_size: examples a step.
@@ -68,8 +71,16 @@ def fedavg(
         return one
 
     def server(state, aggregate, key):
-        updates, moments = optimizer.update(aggregate.value, state.optimizer, state.delta)
+        updates, moments = optimizer.update(
+            aggregate.value, state.optimizer, state.delta
+        )
         return FedAvgState(optax.apply_updates(state.delta, updates), moments), {}
 
-    exchange = Exchange(lambda state: state.delta, client, server, weighted_mean(), batches)
-    return Algorithm(init, (exchange,))
+    exchange = Exchange(
+        broadcast=lambda state: state.delta,
+        client=client,
+        server=server,
+        reduce=weighted_mean(),
+        batches=batches,
+    )
+    return Algorithm(init=init, exchanges=(exchange,))

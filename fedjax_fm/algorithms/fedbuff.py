@@ -3,9 +3,11 @@
 Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba, 2021, arXiv 2106.06639 (algorithm 1).
 
     client:  starts from version v of w, sends D_k = w_v - w_k whenever it is done
-    server:  after K arrivals w <- server_optimizer(w, 1/K sum_k s(tau_k) D_k),  tau_k versions old,  s = (1 + tau)^(-1/2)
+    server:  after K arrivals w <- server_optimizer(w, 1/K sum_k s(tau_k) D_k),  tau_k
+      versions old,  s = (1 + tau)^(-1/2)
 
-One round of the engine is one server update. Who arrives with which version is an event log (`systems.asynchronous`).
+One round of the engine is one server update. Who arrives with which version is an event
+log (`systems.asynchronous`).
 """
 
 from collections.abc import Callable
@@ -19,7 +21,18 @@ import optax
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer, checked, train
 from fedjax_fm.systems.clock import Schedule
-from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Reduce, Sampler, Setting, Task, Tree
+from fedjax_fm.types import (
+    Algorithm,
+    Batches,
+    ClientOutput,
+    Exchange,
+    Free,
+    Reduce,
+    Sampler,
+    Setting,
+    Task,
+    Tree,
+)
 
 
 class FedBuffState(NamedTuple):
@@ -29,7 +42,9 @@ class FedBuffState(NamedTuple):
     history: Tree  # leaves [V, ...]: version v at v mod V
     optimizer: Any
     round: jax.Array  # i32[], the newest version
-    log: tuple[jax.Array, jax.Array, jax.Array]  # ids, versions i32[rounds, K], seconds f32[rounds]
+    log: tuple[
+        jax.Array, jax.Array, jax.Array
+    ]  # ids, versions i32[rounds, K], seconds f32[rounds]
 
 
 def polynomial_staleness(exponent: float = 0.5) -> Callable[[jax.Array], jax.Array]:
@@ -49,16 +64,19 @@ def fedbuff(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Replays an event log: the method decides who takes part, with `cohort_size = schedule.ids.shape[1]`.
+    """Replays an event log.
 
-    A run cannot be longer than the log: its arrivals end there, and behind its end nobody takes part.
+    The method decides who takes part, with `cohort_size = schedule.ids.shape[1]`.
+
+    A run cannot be longer than the log: its arrivals end there, and behind its end
+      nobody takes part.
 
     Args:
       schedule: from `systems.asynchronous`, for the same local work and the same bytes.
       staleness: s(tau), default `polynomial_staleness()`.
 
-    Sends: down the version that a client starts from, up its update. Memory at the server: as many versions as the
-    oldest arrival needs.
+    Sends: down the version that a client starts from, up its update. Memory at the
+    server: as many versions as the oldest arrival needs.
 
     Metrics: `seconds` on the virtual clock, `staleness`, the mean of the buffer.
     """
@@ -68,63 +86,108 @@ def fedbuff(
     checks.server_optimizer("server_optimizer", server_optimizer)
     batches = Batches(batch_size, epochs, local_steps).checked()
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"expected schedule from systems.asynchronous(...), got schedule={schedule!r}")
+        raise TypeError(
+            f"expected schedule from systems.asynchronous(...), got schedule={schedule!r}"
+        )
     if staleness is not None and not callable(staleness):
         raise TypeError(
-            f"expected staleness as a function of the age, polynomial_staleness(0.5) for example, got staleness={staleness!r}"
+            "expected staleness as a function of the age, "
+            f"polynomial_staleness(0.5) for example, got staleness={staleness!r}"
         )
     weight_of = staleness or polynomial_staleness()
     rounds, buffer_size = schedule.ids.shape
     n_versions = int(schedule.staleness.max()) + 1
 
     def init(delta, key, setting):
-        history = jax.tree.map(lambda x: jnp.broadcast_to(x, (n_versions, *jnp.shape(x))), delta)
-        ids, versions, seconds = map(jnp.asarray, (schedule.ids, schedule.versions, np.float32(schedule.seconds)))
-        return FedBuffState(delta, history, optimizer.init(delta), jnp.int32(0), (ids, versions, seconds))
+        history = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (n_versions, *jnp.shape(x))), delta
+        )
+        ids, versions, seconds = map(
+            jnp.asarray, (schedule.ids, schedule.versions, np.float32(schedule.seconds))
+        )
+        return FedBuffState(
+            delta=delta,
+            history=history,
+            optimizer=optimizer.init(delta),
+            round=jnp.int32(0),
+            log=(ids, versions, seconds),
+        )
 
     def broadcast(state):
-        return {"history": state.history, "newest": state.round, "ids": state.log[0], "versions": state.log[1]}
+        return {
+            "history": state.history,
+            "newest": state.round,
+            "ids": state.log[0],
+            "versions": state.log[1],
+        }
 
     def address(message, state, client):
         """The version that this arrival started from, and how old it is by now."""
         row = jnp.minimum(message["newest"], rounds - 1)
-        version = jnp.max(jnp.where(message["ids"][row] == client, message["versions"][row], 0))
+        version = jnp.max(
+            jnp.where(message["ids"][row] == client, message["versions"][row], 0)
+        )
         model = jax.tree.map(lambda x: x[version % n_versions], message["history"])
         return {"delta": model, "age": Free(message["newest"] - version)}
 
     def client(backbone, message):
         def one(mine, state, data, key):
-            trained, metrics = train(task, client_optimizer, mine["delta"], backbone, data, key)
+            trained, metrics = train(
+                task, client_optimizer, mine["delta"], backbone, data, key
+            )
             age = mine["age"].astype(jnp.float32)
             metrics = {**metrics, "staleness": (age, jnp.float32(1))}
-            return ClientOutput(trees.subtract(mine["delta"], trained), weight_of(age), state, metrics)
+            return ClientOutput(
+                upload=trees.subtract(mine["delta"], trained),
+                weight=weight_of(age),
+                state=state,
+                metrics=metrics,
+            )
 
         return one
 
     def server(state, aggregate, key):
-        updates, moments = optimizer.update(aggregate.value, state.optimizer, state.delta)
+        updates, moments = optimizer.update(
+            aggregate.value, state.optimizer, state.delta
+        )
         delta, newest = optax.apply_updates(state.delta, updates), state.round + 1
-        history = jax.tree.map(lambda h, x: h.at[newest % n_versions].set(x), state.history, delta)
+        history = jax.tree.map(
+            lambda h, x: h.at[newest % n_versions].set(x), state.history, delta
+        )
         metrics = {"seconds": state.log[2][jnp.minimum(state.round, rounds - 1)]}
-        return FedBuffState(delta, history, moments, newest, state.log), metrics
+        return FedBuffState(
+            delta=delta, history=history, optimizer=moments, round=newest, log=state.log
+        ), metrics
 
     def finish(total, setting):
         return jax.tree.map(lambda x: x / buffer_size, total)
 
-    reduce = Reduce(lambda server, sent, weight: jax.tree.map(lambda x: weight * x, sent), finish)
-    exchange = Exchange(broadcast, client, server, reduce, batches, address=address)
+    reduce = Reduce(
+        lift=lambda server, sent, weight: jax.tree.map(lambda x: weight * x, sent),
+        finish=finish,
+    )
+    exchange = Exchange(
+        broadcast=broadcast,
+        client=client,
+        server=server,
+        reduce=reduce,
+        batches=batches,
+        address=address,
+    )
 
     def sampler(chosen: Sampler | None, setting: Setting) -> Sampler:
         if chosen is not None:
-            raise ValueError("FedBuff's event log says who takes part: expected no sampler beside it")
+            raise ValueError(
+                "FedBuff's event log says who takes part: expected no sampler beside it"
+            )
         if setting.cohort_size != buffer_size:
             raise ValueError(
-                f"expected cohort_size={buffer_size}, the arrivals of an update in the schedule, got "
-                f"cohort_size={setting.cohort_size}"
+                f"expected cohort_size={buffer_size}, the arrivals of an update "
+                f"in the schedule, got cohort_size={setting.cohort_size}"
             )
         return _replay(schedule)
 
-    return Algorithm(init, (exchange,), sampler=sampler)
+    return Algorithm(init=init, exchanges=(exchange,), sampler=sampler)
 
 
 def _replay(schedule: Schedule) -> Sampler:
@@ -133,6 +196,10 @@ def _replay(schedule: Schedule) -> Sampler:
 
     def draw(state, key):
         row = jnp.asarray(schedule.ids)[jnp.minimum(state, rounds - 1)]
-        return row, jnp.where(state < rounds, buffer_size, 0).astype(jnp.int32), state + 1
+        return (
+            row,
+            jnp.where(state < rounds, buffer_size, 0).astype(jnp.int32),
+            state + 1,
+        )
 
-    return Sampler(lambda: jnp.int32(0), draw, buffer_size)
+    return Sampler(init=lambda: jnp.int32(0), draw=draw, capacity=buffer_size)

@@ -1,9 +1,11 @@
 """FedDF: Ensemble Distillation for Robust Model Fusion in Federated Learning.
 
-Lin, Kong, Stich, Jaggi, 2020, arXiv 2006.07242, algorithms 1 and 3. Clients of group g hold models f_g; K of any group come:
+Lin, Kong, Stich, Jaggi, 2020, arXiv 2006.07242, algorithms 1 and 3. Clients of group g
+hold models f_g; K of any group come:
 
-    w_g <- sum_k p_k w_k, k in g, p_k by examples;    zbar(x) = 1/K sum_k f(w_k, x), k of all groups
-    server, N steps on unlabelled x:  w_g <- w_g - eta * grad KL(softmax(zbar(x)) || softmax(f_g(w_g, x))),   each g
+    w_g <- sum_k p_k w_k, k in g, p_k by examples;    zbar(x) = 1/K sum_k f(w_k, x), k
+    of all groups server, N steps on unlabelled x:  w_g <- w_g - eta * grad
+    KL(softmax(zbar(x)) || softmax(f_g(w_g, x))),   each g
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,10 @@ from fedjax_fm.types import Algorithm, Exchange, Free, Reduce, Tree
 
 
 class Validation(NamedTuple):
-    """When distillation stops before its last step: accuracy has not risen for `patience` steps. The best student stays."""
+    """When distillation stops before its last step: accuracy has not risen for `patience` steps.
+
+    The best student stays.
+    """
 
     examples: dict[str, Any]  # {name: [m, ...]}
     labels: Any  # i32[m]
@@ -34,7 +39,9 @@ class Validation(NamedTuple):
         checks.whole("every", self.every, least=1)
         checks.whole("patience", self.patience, least=1)
         if self.every > self.patience:
-            raise ValueError(f"expected every <= patience, got every={self.every}, patience={self.patience}")
+            raise ValueError(
+                f"expected every <= patience, got every={self.every}, patience={self.patience}"
+            )
         return self
 
 
@@ -86,19 +93,24 @@ def feddf(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Federated averaging inside each group of clients of one architecture, then distillation across the groups.
+    """Federated averaging inside each group of clients of one architecture, then
+    distillation across the groups.
 
-    `delta` and the simulator's `backbone` are tuples with one tree for each architecture. One exchange a group: each trains
-    and answers in a program of its own, over its own clients. The teachers are all clients' models as they were received, each
-    counting once; they stream through, only the sum of their answers is kept. A group of which nobody came is distilled too.
+    `delta` and the simulator's `backbone` are tuples with one tree for each
+    architecture. One exchange a group: each trains and answers in a program of its own,
+    over its own clients. The teachers are all clients' models as they were received,
+    each counting once; they stream through, only the sum of their answers is kept. A
+    group of which nobody came is distilled too.
 
     Args:
       architectures: loss, logits and client optimizer of each.
       groups: [N], which of them each client has.
       public: {name: array[n, ...]}, unlabelled examples that the server has.
-      backbones: what the server runs the models on, the same trees as the simulator's; default: they have none.
+      backbones: what the server runs the models on, the same trees as the simulator's;
+        default: they have none.
       server_steps: N, at most, for each architecture and round; with 0 each group is plain FedAvg.
-      server_optimizer: starts afresh each round; default Adam at 1e-3 with a cosine to 0 over `server_steps`, as in the paper.
+      server_optimizer: starts afresh each round; default Adam at 1e-3 with a cosine to
+        0 over `server_steps`, as in the paper.
       average: of the teachers' logits (the paper's), or of their probabilities.
       validation: labelled examples that end distillation early; default: it runs to the last step.
       epochs, local_steps, batch_size: as for `fedavg`.
@@ -115,44 +127,75 @@ def feddf(
     checks.whole("server_batch_size", server_batch_size, least=1)
     if validation is not None:
         validation.checked()
-    optimizer = server_optimizer or optax.adam(optax.cosine_decay_schedule(1e-3, max(server_steps, 1)))
+    optimizer = server_optimizer or optax.adam(
+        optax.cosine_decay_schedule(1e-3, max(server_steps, 1))
+    )
     local = {"epochs": epochs, "local_steps": local_steps, "batch_size": batch_size}
 
     def init(delta, key, setting):
         distillation.check_sizes(delta, groups, n_groups, setting.n_clients)
-        array = lambda tree: jax.tree.map(jnp.asarray, tree)
-        frozen = tuple(() for _ in architectures) if backbones is None else tuple(backbones)
+
+        def array(tree):
+            return jax.tree.map(jnp.asarray, tree)
+
+        frozen = (
+            tuple(() for _ in architectures) if backbones is None else tuple(backbones)
+        )
         checks = () if validation is None else (validation.examples, validation.labels)
-        return FedDFState(delta, Held(jnp.asarray(groups), *array((public, frozen, checks))))
+        return FedDFState(
+            delta, Held(jnp.asarray(groups), *array((public, frozen, checks)))
+        )
 
     def answers(group: int, model: Tree, held: Held, examples: dict) -> jax.Array:
         logits, backbone = architectures[group].logits, held.backbones[group]
-        return distillation.all_logits(logits, model, backbone, examples, server_batch_size)
+        return distillation.all_logits(
+            logits, model, backbone, examples, server_batch_size
+        )
 
-    def distilled(group: int, student: Tree, held: Held, target: jax.Array, key: jax.Array) -> Tree:
+    def distilled(
+        group: int, student: Tree, held: Held, target: jax.Array, key: jax.Array
+    ) -> Tree:
         step = distillation.distiller(
-            architectures[group].logits, held.backbones[group], held.public, target, distance=distillation.kl,
-            optimizer=optimizer, batch_size=min(server_batch_size, n_rows(held.public)), key=key,
-        )  # fmt: skip
+            architectures[group].logits,
+            held.backbones[group],
+            held.public,
+            target,
+            distance=distillation.kl,
+            optimizer=optimizer,
+            batch_size=min(server_batch_size, n_rows(held.public)),
+            key=key,
+        )
         start = (student, optimizer.init(student))
         if validation is None:
             return jax.lax.fori_loop(0, server_steps, step, start)[0]
         examples, labels = held.validation
-        score = lambda student: jnp.mean(answers(group, student, held, examples).argmax(-1) == labels)
-        return distillation.until_plateau(step, start, server_steps, score, validation.every, validation.patience)
+
+        def score(student):
+            return jnp.mean(
+                answers(group, student, held, examples).argmax(-1) == labels
+            )
+
+        return distillation.until_plateau(
+            step, start, server_steps, score, validation.every, validation.patience
+        )
 
     def exchange(group: int, architecture: Architecture) -> Exchange:
         (plain,) = fedavg(architecture.task, architecture.optimizer, **local).exchanges
 
         def client(backbone, message):
             work = plain.client(backbone[group], message.delta)
-            return lambda message, state, data, key: work(message.delta, state, data, key)
+            return lambda message, state, data, key: work(
+                message.delta, state, data, key
+            )
 
         def lift(state: FedDFState, sent, weight):
             model, held = trees.subtract(state.delta[group], sent), state.held
             said = answers(group, model, held, held.public)
             return Gathered(
-                jax.tree.map(lambda x: weight * x, sent), weight, distillation.opinion(said, average), jnp.float32(1)
+                updates=jax.tree.map(lambda x: weight * x, sent),
+                examples=weight,
+                opinions=distillation.opinion(said, average),
+                teachers=jnp.float32(1),
             )
 
         def server(state: FedDFState, aggregate, key):
@@ -160,10 +203,12 @@ def feddf(
             return (state, {}) if group + 1 < n_groups else fused(state, key)
 
         return Exchange(
-            broadcast=lambda state: Message(state.delta[group], Free(state.held.groups)),
+            broadcast=lambda state: Message(
+                state.delta[group], Free(state.held.groups)
+            ),
             client=client,
             server=server,
-            reduce=Reduce(lift, lambda total, setting: total),
+            reduce=Reduce(lift=lift, finish=lambda total, setting: total),
             batches=plain.batches,
             takes=lambda message, client, key: message.groups[client] == group,
         )
@@ -176,10 +221,17 @@ def feddf(
         if not server_steps:
             return FedDFState(averaged, state.held), {}
         keys = jax.random.split(key, n_groups)
-        students = tuple(distilled(g, averaged[g], state.held, target, keys[g]) for g in range(n_groups))
-        return FedDFState(trees.select(jnp.asarray(teachers > 0), students, averaged), state.held), {}
+        students = tuple(
+            distilled(g, averaged[g], state.held, target, keys[g])
+            for g in range(n_groups)
+        )
+        return FedDFState(
+            trees.select(jnp.asarray(teachers > 0), students, averaged), state.held
+        ), {}
 
-    return Algorithm(init, tuple(map(exchange, range(n_groups), architectures)))
+    return Algorithm(
+        init=init, exchanges=tuple(map(exchange, range(n_groups), architectures))
+    )
 
 
 def _averaged(delta: Tree, gathered: Gathered) -> Tree:

@@ -1,14 +1,16 @@
 """FedDPA: Dual-Personalizing Adapter for Federated Foundation Models.
 
-Yang, Long, Shen, Jiang, Blumenstein, 2024, arXiv 2403.19211. A shared adapter g is federated, a private one p_k stays with its
-client:  y = W0 x + a p(x) + (1 - a) g(x).
+Yang, Long, Shen, Jiang, Blumenstein, 2024, arXiv 2403.19211. A shared adapter g is
+federated, a private one p_k stays with its client:  y = W0 x + a p(x) + (1 - a) g(x).
 
-    FedDPA-F:  federated averaging of g alone, to the end; then every client trains its p_k, g frozen
-    FedDPA-T:  each round the client trains p_k beside the received g, frozen; then g alone; sends g - g_k
+    FedDPA-F:  federated averaging of g alone, to the end; then every client trains its
+    p_k, g frozen
+    FedDPA-T:  each round the client trains p_k beside the received g, frozen; then g
+    alone; sends g - g_k
     test:      a = omega * mean cosine of query and local instances: `peft.instance_mix`
 
-`simulator.model` gives `Adapters`, to be evaluated with the personal task: of the server with a = 0, of a client with
-the a that it trained with.
+`simulator.model` gives `Adapters`, to be evaluated with the personal task: of the
+server with a = 0, of a client with the a that it trained with.
 """
 
 from collections.abc import Callable
@@ -36,7 +38,9 @@ from fedjax_fm.types import (
     Tree,
 )
 
-PRIVATE = 2**32 - 1  # names the private adapter's key under the client's; steps, which are named too, are fewer
+PRIVATE = (
+    2**32 - 1
+)  # names the private adapter's key under the client's; steps, which are named too, are fewer
 
 
 class Adapters(NamedTuple):
@@ -44,7 +48,9 @@ class Adapters(NamedTuple):
 
     shared: Tree
     private: Tree
-    mix: jax.Array  # f32[] or f32[B], a: what the private one counts; the shared one counts 1 - a
+    mix: (
+        jax.Array
+    )  # f32[] or f32[B], a: what the private one counts; the shared one counts 1 - a
 
 
 class FedDPAFState(NamedTuple):
@@ -55,7 +61,10 @@ class FedDPAFState(NamedTuple):
 
 
 class StageMessage(NamedTuple):
-    """What a client is sent, and whether this exchange is for this round; the latter is not billed."""
+    """What a client is sent, and whether this exchange is for this round.
+
+    The latter is not billed.
+    """
 
     shared: Tree
     now: Any  # bool[]
@@ -67,12 +76,18 @@ def _beside(task: Task, optimizer: ClientOptimizer, mix: float) -> Callable:
     checks.client_optimizer("client_optimizer", optimizer)
     checks.real("mix", mix, least=0, most=1)
 
-    def train_private(shared: Tree, private: Tree, backbone: Tree, data: ClientData, key: jax.Array):
+    def train_private(
+        shared: Tree, private: Tree, backbone: Tree, data: ClientData, key: jax.Array
+    ):
         def loss(private, backbone, batch, key):  # the shared one is not differentiated
-            return task.loss(Adapters(shared, private, jnp.float32(mix)), backbone, batch, key)
+            return task.loss(
+                Adapters(shared, private, jnp.float32(mix)), backbone, batch, key
+            )
 
         key = jax.random.fold_in(key, PRIVATE)
-        private, metrics = train(Task(loss, task.weight), optimizer, private, backbone, data, key)
+        private, metrics = train(
+            Task(loss, task.weight), optimizer, private, backbone, data, key
+        )
         return private, {f"private_{name}": pair for name, pair in metrics.items()}
 
     return train_private
@@ -95,19 +110,30 @@ def feddpa_t(
 
     Args:
       task: the loss of the shared adapter alone, `loss(shared, backbone, batch, key)`.
-      personal_task: the loss of both, `loss(Adapters(shared, private, mix), backbone, batch, key)`; for LoRA
-        `tasks.classification(peft.beside(adapted))`.
-      client_optimizer, server_optimizer, epochs, local_steps, batch_size: as for `fedavg`; both adapters see as many batches.
-      private_optimizer: default `client_optimizer`.
-      mix: a while the private adapter trains; with 0 it has no gradient.
-      private_init: `(initial delta, key of the client) -> private adapter`; default: where the shared one starts.
+      personal_task: the loss of both, `loss(Adapters(shared, private, mix), backbone,
+        batch, key)`; for LoRA `tasks.classification(peft.beside(adapted))`.
+      client_optimizer, server_optimizer, epochs, local_steps, batch_size: as for
+      `fedavg`; both adapters see as many batches. private_optimizer: default
+      `client_optimizer`. mix: a while the private adapter trains; with 0 it has no
+      gradient. private_init: `(initial delta, key of the client) -> private adapter`;
+      default: where the shared one starts.
 
-    Sends: g both ways, as `fedavg`; private adapters never. The shared adapter goes exactly the way it goes without them.
-    The authors' code begins with private adapters in the second round, here they train from the first.
+    Sends: g both ways, as `fedavg`; private adapters never. The shared adapter goes
+    exactly the way it goes without them. The authors' code begins with private adapters
+    in the second round, here they train from the first.
     """
-    train_private = _beside(personal_task, client_optimizer if private_optimizer is None else private_optimizer, mix)
+    train_private = _beside(
+        personal_task,
+        client_optimizer if private_optimizer is None else private_optimizer,
+        mix,
+    )
     plain = fedavg(
-        task, client_optimizer, server_optimizer, epochs=epochs, local_steps=local_steps, batch_size=batch_size
+        task,
+        client_optimizer,
+        server_optimizer,
+        epochs=epochs,
+        local_steps=local_steps,
+        batch_size=batch_size,
     )
     (exchange,) = plain.exchanges
 
@@ -122,7 +148,9 @@ def feddpa_t(
         return one
 
     exchanges = (exchange._replace(client=client),)
-    return plain._replace(exchanges=exchanges, client_init=private_init, model=_model(mix, plain.delta))
+    return plain._replace(
+        exchanges=exchanges, client_init=private_init, model=_model(mix, plain.delta)
+    )
 
 
 def feddpa_f(
@@ -143,15 +171,20 @@ def feddpa_f(
 ) -> Algorithm:
     """FedDPA-F: the shared adapter to its end, which is FedIT; then each client its own beside it.
 
-    Args: as for `feddpa_t`, with the passes or batches of the private adapters by themselves, and
-      rounds: of the shared adapter, 0 to `rounds` - 1. In the round after them, the last, all clients train their
+    Args: as for `feddpa_t`, with the passes or batches of the private adapters by
+      themselves, and rounds: of the shared adapter, 0 to `rounds` - 1. In the round
+      after them, the last, all clients train their
         private ones; behind it nobody takes part.
 
-    Sends: g both ways, as `fedavg`; in the last round every client downloads the finished g, billed, and uploads
-    nothing. The method makes the sampler of that round; the one that is chosen draws the cohorts before it.
+    Sends: g both ways, as `fedavg`; in the last round every client downloads the
+    finished g, billed, and uploads nothing. The method makes the sampler of that round;
+    the one that is chosen draws the cohorts before it.
     """
     checks.whole("rounds", rounds, least=0)
-    for name, count in (("private_epochs", private_epochs), ("private_steps", private_steps)):
+    for name, count in (
+        ("private_epochs", private_epochs),
+        ("private_steps", private_steps),
+    ):
         if count is not None:
             checks.whole(name, count, least=1)
     if (private_epochs is None) == (private_steps is None):
@@ -159,9 +192,18 @@ def feddpa_f(
             "give either private_epochs or private_steps, "
             f"got private_epochs={private_epochs}, private_steps={private_steps}"
         )
-    train_private = _beside(personal_task, client_optimizer if private_optimizer is None else private_optimizer, mix)
+    train_private = _beside(
+        personal_task,
+        client_optimizer if private_optimizer is None else private_optimizer,
+        mix,
+    )
     plain = fedavg(
-        task, client_optimizer, server_optimizer, epochs=epochs, local_steps=local_steps, batch_size=batch_size
+        task,
+        client_optimizer,
+        server_optimizer,
+        epochs=epochs,
+        local_steps=local_steps,
+        batch_size=batch_size,
     )
     (averaging,) = plain.exchanges
 
@@ -175,7 +217,9 @@ def feddpa_f(
         return message.now
 
     def shared_message(state):
-        return StageMessage(shared=averaging.broadcast(state.shared), now=Free(state.round < rounds))
+        return StageMessage(
+            shared=averaging.broadcast(state.shared), now=Free(state.round < rounds)
+        )
 
     def shared_client(backbone, message):
         work = averaging.client(backbone, message.shared)
@@ -201,7 +245,12 @@ def feddpa_f(
         def one(message, private, data, key):
             private, found = train_private(message.shared, private, backbone, data, key)
             found["loss"] = found["private_loss"]
-            return ClientOutput((), client_weight(personal_task, data), private, found)
+            return ClientOutput(
+                upload=(),
+                weight=client_weight(personal_task, data),
+                state=private,
+                metrics=found,
+            )
 
         return one
 
@@ -234,8 +283,10 @@ def feddpa_f(
 
 
 def _model(mix: float, delta_of: Callable[[Any], Tree]) -> Callable:
-    """`Algorithm.model`: both adapters, the task being the personal one; the server has no private adapter, so that of
-    its model counts nothing."""
+    """`Algorithm.model`: both adapters, the task being the personal one.
+
+    The server has no private adapter, so that of its model counts nothing.
+    """
 
     def model(server, private, backbone):
         shared = delta_of(server)
@@ -247,7 +298,9 @@ def _model(mix: float, delta_of: Callable[[Any], Tree]) -> Callable:
 
 
 def _then_everybody(rounds: int) -> Callable[[Sampler | None, Setting], Sampler]:
-    """`Algorithm.sampler`: the chosen one for `rounds` rounds, then all clients once, then nobody."""
+    """`Algorithm.sampler`: the chosen one for `rounds` rounds, then all clients once,
+    then nobody.
+    """
 
     def make(chosen: Sampler | None, setting: Setting) -> Sampler:
         n = setting.n_clients
@@ -261,8 +314,14 @@ def _then_everybody(rounds: int) -> Callable[[Sampler | None, Setting], Sampler]
             ids = jnp.pad(ids, (0, capacity - ids.shape[0]))
             rest = jnp.where(done == rounds, n, 0).astype(jnp.int32)
             early = done < rounds
-            return jnp.where(early, ids, everybody), jnp.where(early, n_active, rest), (inner, done + 1)
+            return (
+                jnp.where(early, ids, everybody),
+                jnp.where(early, n_active, rest),
+                (inner, done + 1),
+            )
 
-        return Sampler(init=lambda: (first.init(), jnp.int32(0)), draw=draw, capacity=capacity)
+        return Sampler(
+            init=lambda: (first.init(), jnp.int32(0)), draw=draw, capacity=capacity
+        )
 
     return make

@@ -1,11 +1,12 @@
 """FedPM: Sparse Random Networks for Communication-Efficient Federated Learning.
 
-Isik, Pase, Gündüz, Weissman, Zorzi, 2022, arXiv 2209.15328. No weight is ever trained: which entries of a frozen random
-network are on is what clients learn.
+Isik, Pase, Gündüz, Weissman, Zorzi, 2022, arXiv 2209.15328. No weight is ever trained:
+which entries of a frozen random network are on is what clients learn.
 
-    client:  s <- logit(theta);  for each batch: m ~ Bern(sigmoid(s)), s <- s - eta * dloss(w * m) / dm * sigmoid'(s)
-             sends one draw m_k ~ Bern(sigmoid(s_k))
-    server:  alpha <- lambda0 + sum of m_k, beta <- lambda0 + sum of (1 - m_k);  theta <- (alpha - 1) / (alpha + beta - 2)
+    client:  s <- logit(theta);  for each batch: m ~ Bern(sigmoid(s)), s <- s - eta *
+             dloss(w * m) / dm * sigmoid'(s) sends one draw m_k ~ Bern(sigmoid(s_k))
+    server:  alpha <- lambda0 + sum of m_k, beta <- lambda0 + sum of (1 - m_k);  theta
+      <- (alpha - 1) / (alpha + beta - 2)
 """
 
 import math
@@ -18,7 +19,15 @@ import jax.numpy as jnp
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer, checked, train
 from fedjax_fm.kernels import mask_entropy_bits, uniform
-from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Reduce, Task, Tree
+from fedjax_fm.types import (
+    Algorithm,
+    Batches,
+    ClientOutput,
+    Exchange,
+    Reduce,
+    Task,
+    Tree,
+)
 
 
 class FedPMState(NamedTuple):
@@ -44,24 +53,29 @@ def fedpm(
 ) -> Algorithm:
     """Federated probabilistic masks over a frozen random network.
 
-    `delta` is theta, the probabilities, a tree like the random weights (`signed_constants`); start with 0.5, or with
-    sigmoid(N(0, 1)) as the authors do. The task's loss is given `weights(backbone) * mask` in the place of delta.
+    `delta` is theta, the probabilities, a tree like the random weights
+    (`signed_constants`); start with 0.5, or with sigmoid(N(0, 1)) as the authors do.
+    The task's loss is given `weights(backbone) * mask` in the place of delta.
 
     Args:
       task: the loss; it need not know of masks.
       client_optimizer: of the scores s, starts afresh each round.
       epochs, local_steps, batch_size: as for `fedavg`.
-      prior: lambda0 >= 1, alpha and beta of the Beta prior. With 1 theta is the plain mean of the masks.
-      reset_every: rounds after which the prior is forgotten; 1 is the authors' code, ceil(1 / participation) the
-        paper, None never.
-      softening: eps; masks count as eps and 1 - eps at the server, which reads a frequency p as p + eps (1 - 2 p), so that
-        no score is infinite (authors' code: 0.01). With 0 an entry on which all masks agree stays as it is for ever.
+      prior: lambda0 >= 1, alpha and beta of the Beta prior. With 1 theta is the plain
+        mean of the masks.
+      reset_every: rounds after which the prior is forgotten; 1 is the authors' code,
+        ceil(1 / participation) the paper, None never.
+      softening: eps; masks count as eps and 1 - eps at the server, which reads a
+        frequency p as p + eps (1 - 2 p), so that no score is infinite (authors' code:
+        0.01). With 0 an entry on which all masks agree stays as it is for ever.
       weights: the part of the backbone that is masked; default all of it.
 
-    Sends: once a seed for the weights; down theta, 32 d bits; up one bool mask, d bits. The metric `bits_per_parameter` is
-    the mask's entropy H2(p), p its share of ones (metric `density`): what an entropy code of it takes, the model apart.
-    Every mask counts the same, however many examples are behind it. A round without clients changes nothing.
-    The model that is evaluated has the mask theta > 1/2 (`threshold_masks`), which no chance enters.
+    Sends: once a seed for the weights; down theta, 32 d bits; up one bool mask, d bits.
+    The metric `bits_per_parameter` is the mask's entropy H2(p), p its share of ones
+    (metric `density`): what an entropy code of it takes, the model apart. Every mask
+    counts the same, however many examples are behind it. A round without clients
+    changes nothing. The model that is evaluated has the mask theta > 1/2
+    (`threshold_masks`), which no chance enters.
     """
     checks.real("prior", prior, least=1)  # below, the posterior has no mode inside
     if reset_every is not None:
@@ -72,13 +86,21 @@ def fedpm(
     batches = Batches(batch_size, epochs, local_steps).checked()
 
     def init(delta, key, setting):
-        return FedPMState(delta, jax.tree.map(jnp.zeros_like, delta), jnp.float32(0), jnp.int32(0))
+        return FedPMState(
+            delta=delta,
+            ones=jax.tree.map(jnp.zeros_like, delta),
+            count=jnp.float32(0),
+            round=jnp.int32(0),
+        )
 
     def masked_loss(scores, backbone, batch, key):
         mask_key, loss_key = jax.random.split(key)
         theta = jax.tree.map(jax.nn.sigmoid, scores)
+
         # The mask itself forward, exactly (x - x is 0); its gradient goes to theta as it is.
-        through = lambda m, p: m.astype(p.dtype) + (p - jax.lax.stop_gradient(p))
+        def through(m, p):
+            return m.astype(p.dtype) + (p - jax.lax.stop_gradient(p))
+
         masks = jax.tree.map(through, sample_masks(theta, mask_key), theta)
         return task.loss(masked(weights(backbone), masks), backbone, batch, loss_key)
 
@@ -88,51 +110,98 @@ def fedpm(
             scores = jax.tree.map(
                 lambda p: jax.scipy.special.logit(jnp.clip(p, 0, 1)), theta
             )  # a channel may overshoot
-            scores, metrics = train(Task(masked_loss, task.weight), client_optimizer, scores, backbone, data, train_key)
+            scores, metrics = train(
+                Task(masked_loss, task.weight),
+                client_optimizer,
+                scores,
+                backbone,
+                data,
+                train_key,
+            )
             masks = sample_masks(jax.tree.map(jax.nn.sigmoid, scores), mask_key)
-            flat = jnp.concatenate([mask.reshape(-1) for mask in jax.tree.leaves(masks)])
-            share = {"density": jnp.mean(flat), "bits_per_parameter": mask_entropy_bits(flat) / flat.size}
+            flat = jnp.concatenate(
+                [mask.reshape(-1) for mask in jax.tree.leaves(masks)]
+            )
+            share = {
+                "density": jnp.mean(flat),
+                "bits_per_parameter": mask_entropy_bits(flat) / flat.size,
+            }
             share = {name: (value, jnp.float32(1)) for name, value in share.items()}
-            return ClientOutput(masks, jnp.float32(1), (), metrics | share)
+            return ClientOutput(
+                upload=masks, weight=jnp.float32(1), state=(), metrics=metrics | share
+            )
 
         return one
 
     def lift(server, masks, weight):
-        soft = lambda mask: jnp.where(mask, 1 - softening, softening)
+        def soft(mask):
+            return jnp.where(mask, 1 - softening, softening)
+
         return jax.tree.map(lambda mask: weight * soft(mask), masks), weight
 
     def server(state, aggregate, key):
         ones, count = aggregate.value
-        again = jnp.bool_(False) if reset_every is None else state.round % reset_every == 0
-        ones = jax.tree.map(lambda old, new: jnp.where(again, 0, old) + new, state.ones, ones)
+        again = (
+            jnp.bool_(False) if reset_every is None else state.round % reset_every == 0
+        )
+        ones = jax.tree.map(
+            lambda old, new: jnp.where(again, 0, old) + new, state.ones, ones
+        )
         count = jnp.where(again, 0, state.count) + count
-        mode = lambda old, x: jnp.where(count > 0, (prior - 1 + x) / (2 * (prior - 1) + jnp.maximum(count, 1)), old)
-        return FedPMState(jax.tree.map(mode, state.delta, ones), ones, count, state.round + 1), {}
+
+        def mode(old, x):
+            return jnp.where(
+                count > 0,
+                (prior - 1 + x) / (2 * (prior - 1) + jnp.maximum(count, 1)),
+                old,
+            )
+
+        return FedPMState(
+            delta=jax.tree.map(mode, state.delta, ones),
+            ones=ones,
+            count=count,
+            round=state.round + 1,
+        ), {}
 
     def model(server, own, backbone):
         return masked(weights(backbone), threshold_masks(server.delta)), backbone
 
-    reduce = Reduce(lift, lambda total, setting: total)
-    exchange = Exchange(lambda state: state.delta, client, server, reduce, batches)
-    return Algorithm(init, (exchange,), model=model)
+    reduce = Reduce(lift=lift, finish=lambda total, setting: total)
+    exchange = Exchange(
+        broadcast=lambda state: state.delta,
+        client=client,
+        server=server,
+        reduce=reduce,
+        batches=batches,
+    )
+    return Algorithm(init=init, exchanges=(exchange,), model=model)
 
 
 def sample_masks(theta: Tree, key: jax.Array) -> Tree:
-    """bool tree, every entry true with its own probability: never at 0, always at 1."""
+    """Bool tree, every entry true with its own probability: never at 0, always at 1."""
     leaves, structure = jax.tree.flatten(theta)
-    draw = lambda i, p: uniform(jax.random.fold_in(key, i), p.size).reshape(p.shape) < p
+
+    def draw(i, p):
+        return uniform(jax.random.fold_in(key, i), p.size).reshape(p.shape) < p
+
     return jax.tree.unflatten(structure, [draw(i, p) for i, p in enumerate(leaves)])
 
 
 def threshold_masks(theta: Tree, threshold: float = 0.5) -> Tree:
-    """bool tree, true where theta is above the threshold: one network for the test, without chance."""
+    """Bool tree, true where theta is above the threshold.
+
+    One network for the test, without chance.
+    """
     checks.real("threshold", threshold, least=0, most=1)
     return jax.tree.map(lambda p: p > threshold, theta)
 
 
 def masked(weights: Tree, masks: Tree) -> Tree:
-    """weights * masks; refuses trees that do not fit."""
-    shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), tree)
+    """Weights * masks; refuses trees that do not fit."""
+
+    def shapes(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), tree)
+
     if problem := trees.difference(shapes(weights), shapes(masks)):
         raise ValueError(f"masks and random weights differ: {problem}")
     return jax.tree.map(lambda w, m: w * m.astype(w.dtype), weights, masks)
@@ -142,17 +211,23 @@ def signed_constants(shapes: Tree, key: jax.Array, gain: float = math.e) -> Tree
     """A tree of random weights -c or c, c = gain / sqrt(fan_in) (gain e: authors' code).
 
     Args:
-      shapes: arrays or shapes with at least two axes; the last is the output, all others together are the fan-in.
+      shapes: arrays or shapes with at least two axes; the last is the output, all
+        others together are the fan-in.
       key: the seed is all that a client must be sent.
     """
     checks.real("gain", gain, above=0)
     leaves, structure = jax.tree.flatten(shapes)
     for leaf in leaves:
         if len(leaf.shape) < 2:
-            raise ValueError(f"a leaf of shape {leaf.shape} has no fan-in; make a bias one more row of its matrix")
+            raise ValueError(
+                f"a leaf of shape {leaf.shape} has no fan-in; make a bias one "
+                "more row of its matrix"
+            )
 
     def draw(i, shape):
         signs = jax.random.rademacher(jax.random.fold_in(key, i), shape, jnp.float32)
         return gain / math.sqrt(math.prod(shape[:-1])) * signs
 
-    return jax.tree.unflatten(structure, [draw(i, leaf.shape) for i, leaf in enumerate(leaves)])
+    return jax.tree.unflatten(
+        structure, [draw(i, leaf.shape) for i, leaf in enumerate(leaves)]
+    )

@@ -1,9 +1,12 @@
 """HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous Clients.
 
-Diao, Ding, Tarokh, 2020, arXiv 2010.01264; weighting, labels and masked loss as in the authors' code.
+Diao, Ding, Tarokh, 2020, arXiv 2010.01264; weighting, labels and masked loss as in the
+authors' code.
 
-    client of rate p:  trains W_k = W[: ceil(p * out), : ceil(p * in)], a prefix inside each head for query, key and value
-    server, for each entry:  w <- mean of w_k over the clients that hold it; held by nobody, it stays
+    client of rate p:  trains W_k = W[: ceil(p * out), : ceil(p * in)], a prefix inside
+      each head for query, key and value
+    server, for each entry:  w <- mean of w_k over the clients that hold it; held by
+      nobody, it stays
 """
 
 from collections.abc import Callable
@@ -38,16 +41,19 @@ def heterofl(
     A client of rate p costs about p^2 of a full one, in time and in bytes.
 
     Args:
-      task: the loss, on slices: it reads its widths from the shapes of its arrays. Or a function of the width that
-        makes it: the paper's Scaler divides each layer's activations by the width, in training only, so that they are
-        as large as the whole model's (`lambda width: Task(loss_with(x / width))`); evaluate without.
+      task: the loss, on slices: it reads its widths from the shapes of its arrays. Or a
+        function of the width that makes it: the paper's Scaler divides each layer's
+        activations by the width, in training only, so that they are as large as the
+        whole model's (`lambda width: Task(loss_with(x / width))`); evaluate without.
       client_optimizer: as in `fedavg`.
-      prefixes: which axes get narrower, from `nested.nest`. Batch norms would need the paper's static statistics:
+      prefixes: which axes get narrower, from `nested.nest`. Batch norms would need the
+        paper's static statistics:
         use layer norms, or none.
-      rates: of each client, [N] (the paper's `fix`), or {rate: share}, drawn anew each round (`dynamic`).
-      labels: bool[N, K], who has which label (`owned_labels`). Rows of the classifier (the axes called "labels") are
-        then averaged over their owners only, and the loss finds `owned` bool[B, K] in its batch, for
-        `masked_cross_entropy`.
+      rates: of each client, [N] (the paper's `fix`), or {rate: share}, drawn anew each
+        round (`dynamic`).
+      labels: bool[N, K], who has which label (`owned_labels`). Rows of the classifier
+        (the axes called "labels") are then averaged over their owners only, and the
+        loss finds `owned` bool[B, K] in its batch, for `masked_cross_entropy`.
       weighted: clients count by their examples; default, as in the authors' code: each counts once.
       epochs, local_steps, batch_size: as in `fedavg`.
 
@@ -58,33 +64,49 @@ def heterofl(
     batches = Batches(batch_size, epochs, local_steps).checked()
 
     def local(width: float):
-        own = checked(task if isinstance(task, Task) or not callable(task) else task(width))
+        own = checked(
+            task if isinstance(task, Task) or not callable(task) else task(width)
+        )
 
         def work(backbone, delta, data, key):
             trained, metrics = train(own, client_optimizer, delta, backbone, data, key)
-            return trained, metrics, client_weight(own, data) if weighted else jnp.float32(1)
+            return (
+                trained,
+                metrics,
+                client_weight(own, data) if weighted else jnp.float32(1),
+            )
 
         return work
 
     return by_width(local, prefixes, rates, batches, labels)
 
 
-def masked_cross_entropy(logits: jax.Array, labels: jax.Array, owned: jax.Array) -> jax.Array:
-    """f32[B]: cross-entropy in which the logits of labels that the client lacks are 0 (zero, not minus infinity: they
-    still count in the denominator, but nothing is learned about them).
+def masked_cross_entropy(
+    logits: jax.Array, labels: jax.Array, owned: jax.Array
+) -> jax.Array:
+    """f32[B]: cross-entropy in which the logits of labels that the client lacks are 0
+    (zero, not minus infinity: they still count in the denominator, but nothing is
+    learned about them).
 
     Args:
       logits: f32[B, K]; labels: i32[B]; owned: bool[B, K].
     """
-    return optax.softmax_cross_entropy_with_integer_labels(jnp.where(owned, logits, 0.0), labels)
+    return optax.softmax_cross_entropy_with_integer_labels(
+        jnp.where(owned, logits, 0.0), labels
+    )
 
 
 def owned_labels(population: Population, name: str, n_labels: int) -> np.ndarray:
     """bool[N, K]: which labels the clients' arrays `name`, i[n_k, ...] of values below K, hold."""
     values = np.asarray(population.arrays[name])
-    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0 or values.max() >= n_labels:
+    if (
+        not np.issubdtype(values.dtype, np.integer)
+        or values.min() < 0
+        or values.max() >= n_labels
+    ):
         raise ValueError(
-            f"expected integers from 0 to {n_labels - 1} in {name!r}, got {values.dtype} up to {values.max()}"
+            f"expected integers from 0 to {n_labels - 1} in {name!r}, got "
+            f"{values.dtype} up to {values.max()}"
         )
     clients = np.repeat(np.arange(population.n_clients), population.sizes)
     owned = np.zeros((population.n_clients, n_labels), bool)

@@ -1,6 +1,9 @@
-"""Local only: every client trains alone and sends nothing. The baseline that says whether federating pays.
+"""Local only: every client trains alone and sends nothing.
 
-client:  d_k <- d_k after local steps on its own data, d_k = the common start in round 0;  sends nothing
+The baseline that says whether federating pays.
+
+client:  d_k <- d_k after local steps on its own data, d_k = the common start in round
+0;  sends nothing
 server:  does nothing
 """
 
@@ -37,7 +40,12 @@ def local_only(
     def client(backbone, message):
         def one(message, delta, data, key):
             trained, metrics = train(task, client_optimizer, delta, backbone, data, key)
-            return ClientOutput((), client_weight(task, data), trained, metrics)
+            return ClientOutput(
+                upload=(),
+                weight=client_weight(task, data),
+                state=trained,
+                metrics=metrics,
+            )
 
         return one
 
@@ -58,4 +66,6 @@ def local_only(
     def model(server, own, backbone):
         return (server.delta if own is None else own), backbone
 
-    return Algorithm(init, (exchange,), client_init, model=model)
+    return Algorithm(
+        init=init, exchanges=(exchange,), client_init=client_init, model=model
+    )

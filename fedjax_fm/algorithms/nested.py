@@ -1,8 +1,10 @@
 """Narrower models inside a wide one: prefixes of its layers (HeteroFL, FjORD).
 
-A model of width p keeps the first ceil(p * size) entries of every axis that a rule calls narrow. The prefix of a prefix
-is a prefix of the whole, so all widths nest. The loss is handed smaller arrays and reads its sizes from their shapes.
-Normalisations are the model's own: layer norms see the entries that are there. There are no batch statistics to keep.
+A model of width p keeps the first ceil(p * size) entries of every axis that a rule
+calls narrow. The prefix of a prefix is a prefix of the whole, so all widths nest. The
+loss is handed smaller arrays and reads its sizes from their shapes. Normalisations are
+the model's own: layer norms see the entries that are there. There are no batch
+statistics to keep.
 """
 
 import math
@@ -18,13 +20,17 @@ from fedjax_fm.types import Tree
 
 
 class Groups(NamedTuple):
-    """An axis of `n` equal parts laid out one after the other, a prefix inside each: attention heads, fused query, key
-    and value (3 * heads), pictures flattened pixel by pixel with channels last (pixels)."""
+    """An axis of `n` equal parts laid out one after the other, a prefix inside each.
+
+    Attention heads, fused query, key and value (3 * heads), pictures flattened pixel by
+    pixel with channels last (pixels).
+    """
 
     n: int
 
 
-# What becomes of an axis: kept whole, a prefix, a prefix in each group, or kept whole with one entry per label.
+# What becomes of an axis: kept whole, a prefix, a prefix in each group, or kept whole
+# with one entry per label.
 Axis = Literal["width", "labels"] | Groups | None
 
 
@@ -38,7 +44,8 @@ class Prefixes(NamedTuple):
         """The slice of that width, from the full tree or from a wider slice of it; static shapes.
 
         Raises:
-          ValueError: the width is outside of (0, 1], or the tree has other leaves or is narrower already.
+          ValueError: the width is outside of (0, 1], or the tree has other leaves or is
+            narrower already.
         """
         return self._map(lambda x, full, axes: _take(x, full, axes, width), tree)
 
@@ -49,17 +56,25 @@ class Prefixes(NamedTuple):
     def mask(self, tree: Tree, width: float) -> Tree:
         """The full tree with zeros outside the slice of that width: `pad(take(tree, width))`.
 
-        A forward pass on it costs as much as the whole model and gives what the slice gives, where the model divides
-        by the live sizes: for tests and for studies that need one shape.
+        A forward pass on it costs as much as the whole model and gives what the slice
+        gives, where the model divides by the live sizes: for tests and for studies that
+        need one shape.
         """
         return self.pad(self.take(tree, width))
 
     def shapes(self, width: float) -> Tree:
         """The tree of `jax.ShapeDtypeStruct` of that width."""
-        return jax.eval_shape(lambda: self.take(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.full), width))
+        return jax.eval_shape(
+            lambda: self.take(
+                jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.full), width
+            )
+        )
 
     def by_label(self, tree: Tree, labels: jax.Array, fill: jax.Array) -> Tree:
-        """Arrays that broadcast against a slice: `labels` [K] along its axes of labels, `fill` [] for the other leaves."""
+        """Arrays that broadcast against a slice.
+
+        `labels` [K] along its axes of labels, `fill` [] for the other leaves.
+        """
 
         def one(x, full, axes):
             if "labels" not in axes:
@@ -75,7 +90,9 @@ class Prefixes(NamedTuple):
 
     def _map(self, f: Callable, tree: Tree) -> Tree:
         if jax.tree.structure(tree) != jax.tree.structure(self.full):
-            raise ValueError(f"the tree is not like the one the prefixes were made for: {self._difference(tree)}")
+            raise ValueError(
+                f"the tree is not like the one the prefixes were made for: {self._difference(tree)}"
+            )
         return jax.tree.map(f, tree, self.full, self.axes)
 
     def _difference(self, tree: Tree) -> str | None:
@@ -84,7 +101,9 @@ class Prefixes(NamedTuple):
     def check(self, delta: Tree) -> None:
         """ValueError if `delta` has not the shapes and dtypes that the prefixes were made for."""
         if problem := self._difference(delta):
-            raise ValueError(f"the delta is not like the one the prefixes were made for: {problem}")
+            raise ValueError(
+                f"the delta is not like the one the prefixes were made for: {problem}"
+            )
 
 
 def nest(delta: Tree, rules: Mapping[str, tuple[Axis, ...]]) -> Prefixes:
@@ -92,13 +111,15 @@ def nest(delta: Tree, rules: Mapping[str, tuple[Axis, ...]]) -> Prefixes:
 
     Args:
       delta: arrays or `jax.ShapeDtypeStruct`.
-      rules: {regular expression: one entry per axis of the leaf}, searched in the leaf's dotted path; the first that
-        matches counts. An entry is None (kept whole: inputs, vocabularies, layers stacked in front), "width" (a
-        prefix), `Groups(n)` (a prefix inside each of n parts) or "labels" (kept whole, one entry per label: of
-        classifiers, and of embeddings where tokens are the labels).
+      rules: {regular expression: one entry per axis of the leaf}, searched in the
+        leaf's dotted path; the first that matches counts. An entry is None (kept whole:
+        inputs, vocabularies, layers stacked in front), "width" (a prefix), `Groups(n)`
+        (a prefix inside each of n parts) or "labels" (kept whole, one entry per label:
+        of classifiers, and of embeddings where tokens are the labels).
 
     Raises:
-      ValueError: a leaf without a rule, a rule without a leaf, or a rule that does not fit a leaf's shape.
+      ValueError: a leaf without a rule, a rule without a leaf, or a rule that does not
+        fit a leaf's shape.
 
     >>> delta = {"hidden": jnp.zeros((3, 8)), "out": jnp.zeros((8, 2))}
     >>> prefixes = nest(delta, {"hidden": (None, "width"), "out": ("width", "labels")})
@@ -111,7 +132,9 @@ def nest(delta: Tree, rules: Mapping[str, tuple[Axis, ...]]) -> Prefixes:
         name = trees.path_of(path)
         rule = next((rule for rule in rules if re.search(rule, name)), None)
         if rule is None:
-            raise ValueError(f"no rule matches {name} of shape {list(leaf.shape)}; the rules are {list(rules)}")
+            raise ValueError(
+                f"no rule matches {name} of shape {list(leaf.shape)}; the rules are {list(rules)}"
+            )
         used.add(rule)
         _check_rule(rule, rules[rule], name, leaf.shape)
         return tuple(rules[rule])
@@ -119,15 +142,22 @@ def nest(delta: Tree, rules: Mapping[str, tuple[Axis, ...]]) -> Prefixes:
     axes = jax.tree.map_with_path(of_leaf, full)
     if idle := [rule for rule in rules if rule not in used]:
         names = [trees.path_of(path) for path, _ in jax.tree.leaves_with_path(full)]
-        raise ValueError(f"the rules {idle} are the first to match no leaf; the leaves are {names}")
+        raise ValueError(
+            f"the rules {idle} are the first to match no leaf; the leaves are {names}"
+        )
     sizes = set(jax.tree.leaves(jax.tree.map(_label_sizes, full, axes)))
     if len(sizes) > 1:
-        raise ValueError(f"expected one number of labels, got axes of {sorted(sizes)} entries")
+        raise ValueError(
+            f"expected one number of labels, got axes of {sorted(sizes)} entries"
+        )
     return Prefixes(full, axes)
 
 
 def kept(size: int, width: float) -> int:
-    """ceil(width * size), at least 1; rounding of a width does not count, in f32 neither: 0.7 * 10 is 7, not 8."""
+    """ceil(width * size), at least 1.
+
+    Rounding of a width does not count, in f32 neither: 0.7 * 10 is 7, not 8.
+    """
     checks.whole("size", size, least=0)
     check_width(width)
     return max(math.ceil(width * size * (1 - 1e-7)), 1)
@@ -138,60 +168,109 @@ def check_width(width: float) -> None:
     checks.real("width", width, above=0, most=1)
 
 
-def _check_rule(rule: str, axes: tuple[Axis, ...], name: str, shape: tuple[int, ...]) -> None:
-    if not isinstance(axes, tuple) or len(axes) != len(shape) or axes.count("labels") > 1:
+def _check_rule(
+    rule: str, axes: tuple[Axis, ...], name: str, shape: tuple[int, ...]
+) -> None:
+    if (
+        not isinstance(axes, tuple)
+        or len(axes) != len(shape)
+        or axes.count("labels") > 1
+    ):
         raise ValueError(
-            f"rule {rule!r}: expected a tuple of {len(shape)} entries, at most one of them 'labels', for {name} of shape "
-            f"{list(shape)}, got {axes!r}"
+            f"rule {rule!r}: expected a tuple of {len(shape)} entries, at most "
+            f"one of them 'labels', for {name} of shape {list(shape)}, got "
+            f"{axes!r}"
         )
     for axis, size in zip(axes, shape, strict=True):
         if isinstance(axis, Groups):
             checks.whole("n", axis.n)
             if axis.n < 1 or size % axis.n:
-                raise ValueError(f"rule {rule!r}: {size} entries of {name} {list(shape)} do not divide into {axis}")
+                raise ValueError(
+                    f"rule {rule!r}: {size} entries of {name} {list(shape)} do "
+                    f"not divide into {axis}"
+                )
         elif axis not in (None, "width", "labels"):
-            raise ValueError(f"rule {rule!r}: expected None, 'width', 'labels' or Groups(n), got {axis!r}")
+            raise ValueError(
+                f"rule {rule!r}: expected None, 'width', 'labels' or Groups(n), got {axis!r}"
+            )
 
 
 def _label_sizes(leaf: Any, axes: tuple[Axis, ...]) -> list[int]:
-    return [size for size, axis in zip(leaf.shape, axes, strict=True) if axis == "labels"]
+    return [
+        size for size, axis in zip(leaf.shape, axes, strict=True) if axis == "labels"
+    ]
 
 
 def _sizes(full: Any, axes: tuple[Axis, ...], width: float) -> tuple[int, ...]:
     """The shape that a leaf has at that width."""
-    whole = lambda size, axis: size if axis in (None, "labels") else kept(size, width)
-    inside = lambda size, axis: axis.n * kept(size // axis.n, width) if isinstance(axis, Groups) else whole(size, axis)
-    return tuple(inside(size, axis) for size, axis in zip(full.shape, axes, strict=True))
+
+    def whole(size, axis):
+        return size if axis in (None, "labels") else kept(size, width)
+
+    def inside(size, axis):
+        return (
+            axis.n * kept(size // axis.n, width)
+            if isinstance(axis, Groups)
+            else whole(size, axis)
+        )
+
+    return tuple(
+        inside(size, axis) for size, axis in zip(full.shape, axes, strict=True)
+    )
 
 
-def _check_slice(x: Any, most: tuple[int, ...], axes: tuple[Axis, ...], least: tuple[int, ...]) -> None:
-    fits = lambda n, low, high, axis: n == high if axis in (None, "labels") else low <= n <= high
+def _check_slice(
+    x: Any, most: tuple[int, ...], axes: tuple[Axis, ...], least: tuple[int, ...]
+) -> None:
+    def fits(n, low, high, axis):
+        return n == high if axis in (None, "labels") else low <= n <= high
+
     if x.ndim != len(axes) or not all(map(fits, x.shape, least, most, axes)):
-        raise ValueError(f"expected a slice of {list(most)}, at least {list(least)}, got {list(x.shape)}")
+        raise ValueError(
+            f"expected a slice of {list(most)}, at least {list(least)}, got {list(x.shape)}"
+        )
     for n, axis in zip(x.shape, axes, strict=True):
         if isinstance(axis, Groups) and n % axis.n:
-            raise ValueError(f"{n} entries of {list(x.shape)} do not divide into {axis}")
+            raise ValueError(
+                f"{n} entries of {list(x.shape)} do not divide into {axis}"
+            )
 
 
 def _take(x: Any, full: Any, axes: tuple[Axis, ...], width: float) -> jax.Array:
     shape = _sizes(full, axes, width)
     _check_slice(x, full.shape, axes, shape)
-    cut = lambda x, axis, size: jax.lax.slice_in_dim(x, 0, size, axis=axis)
+
+    def cut(x, axis, size):
+        return jax.lax.slice_in_dim(x, 0, size, axis=axis)
+
     return _group_by_group(cut, x, shape, axes)
 
 
 def _pad(x: Any, full: Any, axes: tuple[Axis, ...]) -> jax.Array:
     _check_slice(x, full.shape, axes, (1,) * len(axes))
-    pad = lambda x, axis, size: jnp.pad(x, [(0, size - n if i == axis else 0) for i, n in enumerate(x.shape)])
+
+    def pad(x, axis, size):
+        return jnp.pad(
+            x, [(0, size - n if i == axis else 0) for i, n in enumerate(x.shape)]
+        )
+
     return _group_by_group(pad, x, full.shape, axes)
 
 
-def _group_by_group(resize: Callable, x: Any, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> jax.Array:
-    """`resize(x, axis, size)` on every axis that is to have another size, inside each of its groups."""
+def _group_by_group(
+    resize: Callable, x: Any, shape: tuple[int, ...], axes: tuple[Axis, ...]
+) -> jax.Array:
+    """`resize(x, axis, size)` on every axis that is to have another size, inside each
+    of its groups.
+    """
     x = jnp.asarray(x)
     for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
         if x.shape[i] != size:
             groups = axis.n if isinstance(axis, Groups) else 1
-            split = x.reshape(*x.shape[:i], groups, x.shape[i] // groups, *x.shape[i + 1 :])
-            x = resize(split, i + 1, size // groups).reshape(*x.shape[:i], size, *x.shape[i + 1 :])
+            split = x.reshape(
+                *x.shape[:i], groups, x.shape[i] // groups, *x.shape[i + 1 :]
+            )
+            x = resize(split, i + 1, size // groups).reshape(
+                *x.shape[:i], size, *x.shape[i + 1 :]
+            )
     return x

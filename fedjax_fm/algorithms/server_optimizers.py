@@ -1,7 +1,10 @@
-"""The server optimizers of Adaptive Federated Optimization: FedAdagrad, FedYogi and FedAdam, as optax transformations.
+"""The server optimizers of Adaptive Federated Optimization.
 
-Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, 2020, arXiv 2003.00295, algorithm 2. With Delta_t the
-mean of the clients' changes (end - start), m_{-1} = 0 and v_{-1} = tau^2:
+FedAdagrad, FedYogi and FedAdam, as optax transformations.
+
+Reddi, Charles, Zaheer, Garrett, Rush, Konecny, Kumar, McMahan, 2020, arXiv 2003.00295,
+algorithm 2. With Delta_t the mean of the clients' changes (end - start), m_{-1} = 0 and
+v_{-1} = tau^2:
 
     m_t = b1 m_{t-1} + (1 - b1) Delta_t
     v_t = v_{t-1} + Delta_t^2                                                FedAdagrad
@@ -9,8 +12,9 @@ mean of the clients' changes (end - start), m_{-1} = 0 and v_{-1} = tau^2:
     v_t = b2 v_{t-1} + (1 - b2) Delta_t^2                                    FedAdam
     x_{t+1} = x_t + eta m_t / (sqrt(v_t) + tau)
 
-optax's optimizers of these names are others: they correct the moments' bias, start v elsewhere, and their epsilons are
-smaller by orders of magnitude, which tau, the degree of adaptivity, is not meant to be.
+optax's optimizers of these names are others: they correct the moments' bias, start v
+elsewhere, and their epsilons are smaller by orders of magnitude, which tau, the degree
+of adaptivity, is not meant to be.
 """
 
 from collections.abc import Callable
@@ -36,7 +40,11 @@ class MomentsState(NamedTuple):
 
 
 def adagrad(
-    learning_rate: Any, *, b1: float = 0.0, tau: float = 1e-3, initial: float | None = None
+    learning_rate: Any,
+    *,
+    b1: float = 0.0,
+    tau: float = 1e-3,
+    initial: float | None = None,
 ) -> optax.GradientTransformation:
     """FedAdagrad's server step.
 
@@ -49,11 +57,18 @@ def adagrad(
     References:
       Reddi et al., 2020, arXiv 2003.00295, algorithm 2; defaults: appendix D.
     """
-    return _server_optimizer(learning_rate, lambda v, square: v + square, b1, tau, initial)
+    return _server_optimizer(
+        learning_rate, lambda v, square: v + square, b1, tau, initial
+    )
 
 
 def yogi(
-    learning_rate: Any, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float | None = None
+    learning_rate: Any,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    initial: float | None = None,
 ) -> optax.GradientTransformation:
     """FedYogi's server step: v moves by at most (1 - b2) Delta^2, up or down.
 
@@ -66,12 +81,21 @@ def yogi(
     """
     checks.real("b2", b2, least=0, below=1)
     return _server_optimizer(
-        learning_rate, lambda v, square: v - (1 - b2) * square * jnp.sign(v - square), b1, tau, initial
+        learning_rate,
+        lambda v, square: v - (1 - b2) * square * jnp.sign(v - square),
+        b1,
+        tau,
+        initial,
     )
 
 
 def adam(
-    learning_rate: Any, *, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial: float | None = None
+    learning_rate: Any,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    initial: float | None = None,
 ) -> optax.GradientTransformation:
     """FedAdam's server step, without bias correction.
 
@@ -79,24 +103,33 @@ def adam(
       learning_rate, b1, b2, tau, initial: as in `yogi`.
 
     References:
-      Reddi et al., 2020, arXiv 2003.00295, algorithm 2; defaults: appendix D. The paper's listing takes the clients'
-      plain mean as Delta; `fedavg` weighs them by examples.
+      Reddi et al., 2020, arXiv 2003.00295, algorithm 2; defaults: appendix D. The
+      paper's listing takes the clients' plain mean as Delta; `fedavg` weighs them by
+      examples.
 
     Example:
       >>> import optax
       >>> from fedjax_fm.algorithms import server_optimizers
-      >>> optimizer = server_optimizers.adam(0.1)  # goes to `fedavg(task, client_optimizer, optimizer, ...)`
+      >>> # goes to `fedavg(task, client_optimizer, optimizer, ...)`
+      >>> optimizer = server_optimizers.adam(0.1)
       >>> state = optimizer.init(jnp.zeros(1))
       >>> updates, state = optimizer.update(jnp.ones(1), state)  # the mean of start - end
-      >>> [round(float(update), 4) for update in updates]  # -0.1 * 0.1 / (sqrt(0.01 + 0.99e-6) + 0.001)
+      >>> # -0.1 * 0.1 / (sqrt(0.01 + 0.99e-6) + 0.001)
+      >>> [round(float(update), 4) for update in updates]
       [-0.099]
     """
     checks.real("b2", b2, least=0, below=1)
-    return _server_optimizer(learning_rate, lambda v, square: b2 * v + (1 - b2) * square, b1, tau, initial)
+    return _server_optimizer(
+        learning_rate, lambda v, square: b2 * v + (1 - b2) * square, b1, tau, initial
+    )
 
 
 def _server_optimizer(
-    learning_rate: Any, second_moment: SecondMoment, b1: float, tau: float, initial: float | None
+    learning_rate: Any,
+    second_moment: SecondMoment,
+    b1: float,
+    tau: float,
+    initial: float | None,
 ) -> optax.GradientTransformation:
     """Algorithm 2 with one of its three second moments."""
     if not callable(learning_rate):
@@ -109,11 +142,15 @@ def _server_optimizer(
     def init(params):
         first = jax.tree.map(jnp.zeros_like, params)
         start = tau**2 if initial is None else initial
-        return MomentsState(first, jax.tree.map(lambda x: jnp.full_like(x, start), params))
+        return MomentsState(
+            first, jax.tree.map(lambda x: jnp.full_like(x, start), params)
+        )
 
     def update(updates, state, params=None):
         first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, updates)
-        second = jax.tree.map(lambda v, g: second_moment(v, g * g), state.second, updates)
+        second = jax.tree.map(
+            lambda v, g: second_moment(v, g * g), state.second, updates
+        )
         step = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + tau), first, second)
         return step, MomentsState(first, second)
 

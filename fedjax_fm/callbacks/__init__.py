@@ -7,9 +7,10 @@
         callbacks.checkpoint("run"),
     ])
 
-A callback is a function of (round, state, metrics so far). What it returns, {name: number}, are columns of the metrics.
-It is called every `every` rounds and after the last one. One that needs more derives from `Callback`; one that wants the
-run to end raises `Stop`.
+A callback is a function of (round, state, metrics so far). What it returns, {name:
+number}, are columns of the metrics. It is called every `every` rounds and after the
+last one. One that needs more derives from `Callback`; one that wants the run to end
+raises `Stop`.
 """
 
 from fedjax_fm.callbacks.base import Callback, CallbackError, Stop

@@ -14,7 +14,10 @@ Metrics = dict[str, np.ndarray]
 
 
 class Stop(Exception):
-    """Raised by a callback that has seen enough: the run ends after this round, as if it had been asked for no more."""
+    """Raised by a callback that has seen enough.
+
+    The run ends after this round, as if it had been asked for no more.
+    """
 
 
 class CallbackError(Exception):
@@ -27,8 +30,8 @@ class CallbackError(Exception):
     def __init__(self, name: str, state: SimulationState, metrics: Metrics):
         self.state, self.metrics = state, metrics
         super().__init__(
-            f"the callback {name} failed after round {state.round}; the state is in this exception's `state`, the "
-            "metrics in `metrics`"
+            f"the callback {name} failed after round {state.round}; the state is "
+            "in this exception's `state`, the metrics in `metrics`"
         )
 
 
@@ -38,11 +41,22 @@ class Callback:
     None of them keeps the state, whose memory the next rounds may take over.
     """
 
-    def restore(self, simulator: "Simulator", state: SimulationState) -> tuple[SimulationState, Metrics] | None:
-        """Before everything else: the state and the metrics of an earlier part of this run, if there is one."""
+    def restore(
+        self, simulator: "Simulator", state: SimulationState
+    ) -> tuple[SimulationState, Metrics] | None:
+        """Before everything else.
+
+        The state and the metrics of an earlier part of this run, if there is one.
+        """
         return None
 
-    def begin(self, simulator: "Simulator", state: SimulationState, metrics: Metrics, last: int) -> None:
+    def begin(
+        self,
+        simulator: "Simulator",
+        state: SimulationState,
+        metrics: Metrics,
+        last: int,
+    ) -> None:
         """Before the first round; may raise `Stop`.
 
         Args:
@@ -51,12 +65,17 @@ class Callback:
           last: the round that the run is to end with.
         """
 
-    def __call__(self, round: int, state: SimulationState, metrics: Metrics) -> Mapping[str, float] | None:
+    def __call__(
+        self, round: int, state: SimulationState, metrics: Metrics
+    ) -> Mapping[str, float] | None:
         """Every so many rounds: what it returns are columns of the metrics."""
         return None
 
-    def tick(self, state: SimulationState, metrics: Metrics, seconds: float, due: bool) -> None:
-        """After every few rounds, more often than `__call__` where rounds are slow, and after it where both are due.
+    def tick(
+        self, state: SimulationState, metrics: Metrics, seconds: float, due: bool
+    ) -> None:
+        """After every few rounds, more often than `__call__` where rounds are slow, and
+        after it where both are due.
 
         Args:
           state, metrics: so far.
@@ -64,7 +83,9 @@ class Callback:
           due: whether `__call__` has been called.
         """
 
-    def end(self, state: SimulationState, metrics: Metrics, error: BaseException | None) -> None:
+    def end(
+        self, state: SimulationState, metrics: Metrics, error: BaseException | None
+    ) -> None:
         """After the last round, also when the run failed."""
 
 

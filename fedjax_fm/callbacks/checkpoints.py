@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 
 class _StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop after the round; a second Ctrl-C acts at once."""
+    """Turns the first Ctrl-C or SIGTERM into a wish to stop after the round.
+
+    A second Ctrl-C acts at once.
+    """
 
     def __init__(self):
         self.wanted = False
@@ -40,7 +43,9 @@ class _StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: leave signals to whoever has them
+            except (
+                ValueError
+            ):  # not in the main thread: leave signals to whoever has them
                 break
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -65,58 +70,96 @@ class _Checkpoint(Callback):
         self._written = 0  # the last round in metrics.jsonl
         self._first = self._last = 0
 
-    def restore(self, simulator: "Simulator", state: SimulationState) -> tuple[SimulationState, Metrics] | None:
+    def restore(
+        self, simulator: "Simulator", state: SimulationState
+    ) -> tuple[SimulationState, Metrics] | None:
         folder = self.folder.made()
         self._first = state.round
         delta = state.delta if self.delta is None else self.delta
         mine = identity.identity_of(simulator, delta, state.key)
         checkpoints = self._checkpoints = Checkpoints(folder.path / "checkpoint")
         begun = checkpoints.latest is not None
-        before = folder.read_json(identity.FILE) if begun and folder.has(identity.FILE) else None
+        before = (
+            folder.read_json(identity.FILE)
+            if begun and folder.has(identity.FILE)
+            else None
+        )
         if before is not None:
-            _refuse_another_run(folder, before, mine)  # before anything is laid out for it
+            _refuse_another_run(
+                folder, before, mine
+            )  # before anything is laid out for it
         if begun and folder.has("plan.json"):
             plan = plan_in(folder)
             if plan != simulator.plan:
                 state = _laid_out(simulator, plan, state, delta)
         mine = mine | {"program": identity.program_of(simulator, state, delta)}
-        warnings = [] if before is None else _refuse_another_run(folder, before, mine).warnings
+        warnings = (
+            [] if before is None else _refuse_another_run(folder, before, mine).warnings
+        )
         saved, damaged = checkpoints.restore_newest(state)
         found = None
         if saved is None:
-            folder.write_text("metrics.jsonl", "")  # rows without a checkpoint would be written twice
+            folder.write_text(
+                "metrics.jsonl", ""
+            )  # rows without a checkpoint would be written twice
         else:
             found = self._gone_on_with(state, saved)
             if before is None:
-                warnings.append(f"{folder.path} has no {identity.FILE}: that it is the same run could not be checked")
+                warnings.append(
+                    f"{folder.path} has no {identity.FILE}: that it is the same "
+                    "run could not be checked"
+                )
         folder.write_json("plan.json", simulator.engine.plan._asdict())
         if before is None:
             folder.write_json(identity.FILE, mine)
         done = state.round if saved is None else saved.round
-        self._warn([*warnings, *(f"{problem}; going on from round {done}" for problem in damaged)])
+        self._warn(
+            [
+                *warnings,
+                *(f"{problem}; going on from round {done}" for problem in damaged),
+            ]
+        )
         return found
 
-    def _gone_on_with(self, start: SimulationState, saved: SimulationState) -> tuple[SimulationState, Metrics]:
-        if not np.array_equal(jax.random.key_data(saved.key), jax.random.key_data(start.key)):
-            raise OtherRun(f"the run in {self.folder.path} was begun with another seed than this simulator's")
+    def _gone_on_with(
+        self, start: SimulationState, saved: SimulationState
+    ) -> tuple[SimulationState, Metrics]:
+        if not np.array_equal(
+            jax.random.key_data(saved.key), jax.random.key_data(start.key)
+        ):
+            raise OtherRun(
+                f"the run in {self.folder.path} was begun with another seed than this simulator's"
+            )
         if saved.round < self._first:
             raise RunFolderError(
-                f"the run in {self.folder.path} has {saved.round} rounds done, but this state is of round "
-                f"{self._first}; take another folder, or begin with the state of simulator.init(delta)"
+                f"the run in {self.folder.path} has {saved.round} rounds done, "
+                f"but this state is of round {self._first}; take another folder, "
+                "or begin with the state of simulator.init(delta)"
             )
         self._written = saved.round
         self.folder.keep_metrics(saved.round)
         rows = [row for row in self.folder.metrics() if row["round"] > self._first]
         return saved, metrics_of(rows)
 
-    def begin(self, simulator: "Simulator", state: SimulationState, metrics: Metrics, last: int) -> None:
+    def begin(
+        self,
+        simulator: "Simulator",
+        state: SimulationState,
+        metrics: Metrics,
+        last: int,
+    ) -> None:
         if state.round > last:
-            raise RunFolderError(f"the run in {self.folder.path} has {state.round} rounds done, {last} were asked for")
+            raise RunFolderError(
+                f"the run in {self.folder.path} has {state.round} rounds done, "
+                f"{last} were asked for"
+            )
         self._last = last
         self._written = max(self._written, state.round)
         self._stop.listen()
 
-    def tick(self, state: SimulationState, metrics: Metrics, seconds: float, due: bool) -> None:
+    def tick(
+        self, state: SimulationState, metrics: Metrics, seconds: float, due: bool
+    ) -> None:
         for row in rows_of(metrics, self._first, since=self._written):
             self.folder.append_metrics(row)
         self._written = state.round
@@ -124,15 +167,23 @@ class _Checkpoint(Callback):
         if due or self._stop.wanted:
             self._save(state)
         if self._stop.wanted and state.round < self._last:
-            raise Interrupted(f"stopped after round {state.round} of {self._last}; everything so far is saved")
+            raise Interrupted(
+                f"stopped after round {state.round} of {self._last}; everything so far is saved"
+            )
 
-    def end(self, state: SimulationState, metrics: Metrics, error: BaseException | None) -> None:
+    def end(
+        self, state: SimulationState, metrics: Metrics, error: BaseException | None
+    ) -> None:
         self._stop.restore()
         checkpoints, self._checkpoints = self._checkpoints, None
         if checkpoints is None:
             return
         try:
-            if isinstance(error, RoundError) and state.round > self._first and self._written == state.round:
+            if (
+                isinstance(error, RoundError)
+                and state.round > self._first
+                and self._written == state.round
+            ):
                 checkpoints.save(state.round, state)
         finally:
             checkpoints.close()
@@ -143,18 +194,27 @@ class _Checkpoint(Callback):
 
     def _warn(self, problems: list[str]) -> None:
         for problem in problems:
-            say(self.console or Console(stderr=True), f"warning: {problem}", style="yellow")
+            say(
+                self.console or Console(stderr=True),
+                f"warning: {problem}",
+                style="yellow",
+            )
 
 
 def checkpoint(
-    folder: str | os.PathLike[str] | RunFolder, *, delta: Tree | None = None, console: Console | None = None
+    folder: str | os.PathLike[str] | RunFolder,
+    *,
+    delta: Tree | None = None,
+    console: Console | None = None,
 ) -> Callback:
     """Saves the run in a folder, and goes on from there when the same call is made again.
 
-    The folder gets checkpoints of the last two looks, metrics.jsonl with one row a round, the layout (plan.json), and
-    identity.json with what makes the run this one: hyper-parameters, channels, sampler, seed, data, weights and the program
-    of a round. Another run is refused. Ctrl-C and SIGTERM end the run after the round, with everything saved; a run that
-    was killed goes on from its last look. Either way the metrics are those of a run that was never interrupted, to the byte.
+    The folder gets checkpoints of the last two looks, metrics.jsonl with one row a
+    round, the layout (plan.json), and identity.json with what makes the run this one:
+    hyper-parameters, channels, sampler, seed, data, weights and the program of a round.
+    Another run is refused. Ctrl-C and SIGTERM end the run after the round, with
+    everything saved; a run that was killed goes on from its last look. Either way the
+    metrics are those of a run that was never interrupted, to the byte.
 
     Args:
       folder: made if need be.
@@ -173,13 +233,16 @@ def checkpoint(
       Interrupted: after Ctrl-C or SIGTERM.
 
     Example:
-      `simulator.run(simulator.init(delta), 60, every=5, callbacks=[callbacks.checkpoint("runs/one")])`
+      `simulator.run(simulator.init(delta), 60, every=5,
+      callbacks=[callbacks.checkpoint("runs/one")])`
     """
     place = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
     return _Checkpoint(place, delta, console)
 
 
-def _laid_out(simulator: "Simulator", plan: Plan, state: SimulationState, delta: Tree) -> SimulationState:
+def _laid_out(
+    simulator: "Simulator", plan: Plan, state: SimulationState, delta: Tree
+) -> SimulationState:
     """The state for another layout; that of round 0 may have rows that only fill up devices."""
     simulator.lay_out(plan)
     if state.round:
@@ -188,15 +251,21 @@ def _laid_out(simulator: "Simulator", plan: Plan, state: SimulationState, delta:
     return dataclasses.replace(state, rounds=simulator.programs.placed(first))
 
 
-def _refuse_another_run(folder: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> identity.Comparison:
+def _refuse_another_run(
+    folder: RunFolder, before: dict[str, Any], now: dict[str, Any]
+) -> identity.Comparison:
     try:
         found = identity.compare(before, now)
     except (KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{folder.path / identity.FILE} is damaged: it lacks {error}") from error
+        raise RunFolderError(
+            f"{folder.path / identity.FILE} is damaged: it lacks {error}"
+        ) from error
     if found.refused:
         raise OtherRun(
-            f"the run in {folder.path} was begun as another one; then → now: {identity.shown(found.refused)}. Take another "
-            f"folder, or go on with what it was begun with. To go on in spite of it, remove {identity.FILE} there"
+            f"the run in {folder.path} was begun as another one; then → now: "
+            f"{identity.shown(found.refused)}. Take another folder, or go on with "
+            "what it was begun with. To go on in spite of it, remove "
+            f"{identity.FILE} there"
         )
     return found
 
@@ -209,10 +278,13 @@ def plan_in(folder: RunFolder) -> Plan:
         for name, value in plan._asdict().items():
             checks.whole(name, value, least=1)
     except (TypeError, ValueError) as error:
-        raise RunFolderError(f"{folder.path / 'plan.json'} is damaged: {error}") from error
+        raise RunFolderError(
+            f"{folder.path / 'plan.json'} is damaged: {error}"
+        ) from error
     if plan.n_devices > jax.device_count():
         raise RunFolderError(
-            f"the run in {folder.path} was begun on {plan.n_devices} devices, which decides the order of its sums; this "
-            f"machine has {jax.device_count()}"
+            f"the run in {folder.path} was begun on {plan.n_devices} devices, "
+            "which decides the order of its sums; this machine has "
+            f"{jax.device_count()}"
         )
     return plan

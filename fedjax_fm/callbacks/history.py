@@ -10,7 +10,9 @@ BYTES = ("uplink_bytes", "downlink_bytes")
 
 
 class History:
-    """{name: array[rounds]} that grows; floats are f64, a column that is not there in a round is NaN there.
+    """{name: array[rounds]} that grows.
+
+    Floats are f64, a column that is not there in a round is NaN there.
 
     Args:
       first: the round before the first row.
@@ -20,7 +22,9 @@ class History:
     def __init__(self, first: int = 0, metrics: Mapping[str, np.ndarray] | None = None):
         self.first = first
         self._columns: dict[str, np.ndarray] = dict(metrics or {})
-        self._of_rounds: set[str] = set()  # columns that rounds have given, not callbacks
+        self._of_rounds: set[str] = (
+            set()
+        )  # columns that rounds have given, not callbacks
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -53,22 +57,36 @@ class History:
         if found is None:
             return
         if not isinstance(found, Mapping):
-            raise TypeError(f"expected {{name: number}} or None from the callback {who}, got {type(found).__name__}")
+            raise TypeError(
+                f"expected {{name: number}} or None from the callback {who}, got "
+                f"{type(found).__name__}"
+            )
         for name, value in found.items():
             if name in self._of_rounds:
-                raise ValueError(f"{name!r}, a column of the callback {who}, is a metric of the rounds")
+                raise ValueError(
+                    f"{name!r}, a column of the callback {who}, is a metric of the rounds"
+                )
             if np.ndim(value) != 0:
-                raise TypeError(f"expected a number as {name!r} of the callback {who}, got shape {np.shape(value)}")
+                raise TypeError(
+                    f"expected a number as {name!r} of the callback {who}, got "
+                    f"shape {np.shape(value)}"
+                )
             column = self._columns.setdefault(name, np.full(self.n_rows, np.nan))
             if not np.isnan(column[-1]):
-                raise ValueError(f"two callbacks gave the column {name!r} in one round, {who} is the second")
+                raise ValueError(
+                    f"two callbacks gave the column {name!r} in one round, {who} is the second"
+                )
             column = column.copy()  # what was handed out stays as it was
             column[-1] = float(value)
             self._columns[name] = column
 
 
-def rows_of(metrics: Mapping[str, np.ndarray], first: int, since: int = 0) -> list[dict[str, Any]]:
-    """One mapping for each round: its number, its loss, and by name all else that it knows, with the bytes so far.
+def rows_of(
+    metrics: Mapping[str, np.ndarray], first: int, since: int = 0
+) -> list[dict[str, Any]]:
+    """One mapping for each round.
+
+    Its number, its loss, and by name all else that it knows, with the bytes so far.
 
     Args:
       metrics: {name: array[rounds]}.
@@ -76,12 +94,14 @@ def rows_of(metrics: Mapping[str, np.ndarray], first: int, since: int = 0) -> li
       since: rows of rounds up to this one are left out.
 
     Returns:
-      Mappings without NaN: a column is there where it has a value, and a loss that is not known (of a round to
-      which nobody came) is None.
+      Mappings without NaN: a column is there where it has a value, and a loss that is
+      not known (of a round to which nobody came) is None.
     """
     if not metrics:
         return []
-    totals = {f"{name}_total": np.cumsum(metrics[name]) for name in BYTES if name in metrics}
+    totals = {
+        f"{name}_total": np.cumsum(metrics[name]) for name in BYTES if name in metrics
+    }
     columns = {**metrics, **totals}
     names = ["loss", *sorted(columns.keys() - {"loss"})]
     rows = []
@@ -99,7 +119,9 @@ def rows_of(metrics: Mapping[str, np.ndarray], first: int, since: int = 0) -> li
 
 def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """The inverse of `rows_of`."""
-    names = list(dict.fromkeys(name for row in rows for name in row if not _is_derived(name)))
+    names = list(
+        dict.fromkeys(name for row in rows for name in row if not _is_derived(name))
+    )
     return {name: _column([row.get(name) for row in rows]) for name in names}
 
 
@@ -109,13 +131,17 @@ def as_line(row: Mapping[str, Any]) -> str:
 
 
 def _is_derived(name: str) -> bool:
-    return name == "round" or (name.removesuffix("_total") in BYTES and name.endswith("_total"))
+    return name == "round" or (
+        name.removesuffix("_total") in BYTES and name.endswith("_total")
+    )
 
 
 def _column(values: list[Any]) -> np.ndarray:
     if all(type(value) is int for value in values):
         return np.array(values, np.int64)
-    return np.array([np.nan if value is None else value for value in values], np.float64)
+    return np.array(
+        [np.nan if value is None else value for value in values], np.float64
+    )
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

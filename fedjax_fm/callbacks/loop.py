@@ -21,9 +21,22 @@ TICK = 0.5  # seconds of rounds between two ticks; fewer where callbacks are due
 class _Rounds:
     """The state of a run between its callbacks."""
 
-    def __init__(self, simulator: "Simulator", state: SimulationState, history: History, callbacks: Sequence[Any]):
-        self.simulator, self.state, self.history, self.callbacks = simulator, state, history, callbacks
-        self.whole = [callback for callback in callbacks if isinstance(callback, Callback)]
+    def __init__(
+        self,
+        simulator: "Simulator",
+        state: SimulationState,
+        history: History,
+        callbacks: Sequence[Any],
+    ):
+        self.simulator, self.state, self.history, self.callbacks = (
+            simulator,
+            state,
+            history,
+            callbacks,
+        )
+        self.whole = [
+            callback for callback in callbacks if isinstance(callback, Callback)
+        ]
 
     @property
     def metrics(self) -> Metrics:
@@ -64,17 +77,25 @@ class _Rounds:
 
 
 def run_with_callbacks(
-    simulator: "Simulator", state: SimulationState, rounds: int, every: int, callbacks: Sequence[Any], donate: bool
+    simulator: "Simulator",
+    state: SimulationState,
+    rounds: int,
+    every: int,
+    callbacks: Sequence[Any],
+    donate: bool,
 ) -> tuple[SimulationState, Metrics]:
     """`Simulator.run` with callbacks; see there.
 
     Returns:
-      (state, metrics) of all rounds from that of `state`, those of an earlier part that was restored among them.
+      (state, metrics) of all rounds from that of `state`, those of an earlier part that
+      was restored among them.
     """
     _check(callbacks)
     last = state.round + rounds
     run = _restored(simulator, state, callbacks)
-    check_rounds(simulator.algorithm.privacy, run.state.round, max(last - run.state.round, 0))
+    check_rounds(
+        simulator.algorithm.privacy, run.state.round, max(last - run.state.round, 0)
+    )
     error: BaseException | None = None
     try:
         if _begin(run, last):
@@ -93,10 +114,15 @@ def run_with_callbacks(
 def _check(callbacks: Sequence[Any]) -> None:
     for callback in callbacks:
         if not callable(callback):
-            raise TypeError(f"expected callbacks as functions of (round, state, metrics), got {checks.shown(callback)}")
+            raise TypeError(
+                "expected callbacks as functions of (round, state, metrics), got "
+                f"{checks.shown(callback)}"
+            )
 
 
-def _restored(simulator: "Simulator", state: SimulationState, callbacks: Sequence[Any]) -> _Rounds:
+def _restored(
+    simulator: "Simulator", state: SimulationState, callbacks: Sequence[Any]
+) -> _Rounds:
     """Where the run begins: at `state`, or where an earlier part of it ended."""
     run = _Rounds(simulator, state, History(state.round), callbacks)
     for callback in run.whole:
@@ -120,7 +146,9 @@ def _begin(run: _Rounds, last: int) -> bool:
 
 def _go(run: _Rounds, last: int, every: int, donate: bool) -> None:
     at_once = 1  # rounds between two ticks
-    kept = len(run.whole) < len(run.callbacks)  # a plain function may keep the state that it is given
+    kept = len(run.whole) < len(
+        run.callbacks
+    )  # a plain function may keep the state that it is given
     while run.state.round < last:
         next_look = min(last, (run.state.round // every + 1) * every)
         n = min(at_once, next_look - run.state.round)
@@ -140,4 +168,8 @@ def _go(run: _Rounds, last: int, every: int, donate: bool) -> None:
         if enough:
             return
         donate = not (due and kept)
-        at_once = max(1, min(2 * at_once, int(TICK * n / seconds))) if seconds else 2 * at_once
+        at_once = (
+            max(1, min(2 * at_once, int(TICK * n / seconds)))
+            if seconds
+            else 2 * at_once
+        )

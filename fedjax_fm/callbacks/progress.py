@@ -14,7 +14,14 @@ from fedjax_fm.runs.progress import RoundProgress
 if TYPE_CHECKING:
     from fedjax_fm.engine.simulator import Simulator
 
-SHOWN = ("loss", "accuracy", "eval_loss", "eval_accuracy", "eval_perplexity", "clients_accuracy")
+SHOWN = (
+    "loss",
+    "accuracy",
+    "eval_loss",
+    "eval_accuracy",
+    "eval_perplexity",
+    "clients_accuracy",
+)
 
 
 class _Progress(Callback):
@@ -25,36 +32,65 @@ class _Progress(Callback):
         self._live: RoundProgress | None = None
         self._last: dict[str, float] = {}
 
-    def begin(self, simulator: "Simulator", state: SimulationState, metrics: Metrics, last: int) -> None:
+    def begin(
+        self,
+        simulator: "Simulator",
+        state: SimulationState,
+        metrics: Metrics,
+        last: int,
+    ) -> None:
         console = self.console or _console()
         if console is None or state.round >= last:
             return
-        self._live = RoundProgress(self.label, last, state.round, console, self.lines_every or max(1, last // 10))
+        self._live = RoundProgress(
+            self.label,
+            last,
+            state.round,
+            console,
+            self.lines_every or max(1, last // 10),
+        )
         self._live.__enter__()
 
-    def tick(self, state: SimulationState, metrics: Metrics, seconds: float, due: bool) -> None:
+    def tick(
+        self, state: SimulationState, metrics: Metrics, seconds: float, due: bool
+    ) -> None:
         if self._live is None:
             return
-        self._last |= {name: value for name in SHOWN if (value := _latest(metrics, name)) is not None}
-        shown: dict[str, Any] = {name: f"{value:.4g}" for name, value in self._last.items()}
+        self._last |= {
+            name: value
+            for name in SHOWN
+            if (value := _latest(metrics, name)) is not None
+        }
+        shown: dict[str, Any] = {
+            name: f"{value:.4g}" for name, value in self._last.items()
+        }
         for name, sign in (("uplink_bytes", "up"), ("downlink_bytes", "down")):
             if name in metrics:
                 shown[sign] = size(int(metrics[name].sum()))
         self._live.update(state.round, **shown)
 
-    def end(self, state: SimulationState, metrics: Metrics, error: BaseException | None) -> None:
+    def end(
+        self, state: SimulationState, metrics: Metrics, error: BaseException | None
+    ) -> None:
         live, self._live = self._live, None
         if live is not None:
             live.__exit__(None, None, None)
 
 
-def progress(label: str = "rounds", *, console: Console | None = None, lines_every: int | None = None) -> Callback:
+def progress(
+    label: str = "rounds",
+    *,
+    console: Console | None = None,
+    lines_every: int | None = None,
+) -> Callback:
     """A bar with rounds, losses, bytes and the time left.
 
     Args:
       label: names the run.
-      console: where it is shown, in any case; default: standard error where that is a terminal, or the notebook.
-      lines_every: on a console that is no terminal, a line every so many rounds; default: about ten in all.
+      console: where it is shown, in any case; default: standard error where that is a
+        terminal, or the notebook.
+      lines_every: on a console that is no terminal, a line every so many rounds;
+        default: about ten in all.
 
     Returns:
       A callback.

@@ -8,20 +8,31 @@ from fedjax_fm.engine.state import SimulationState
 
 
 class _EarlyStopping(Callback):
-    """See `early_stopping`. Decides from the metrics alone, so that a run that goes on decides alike."""
+    """See `early_stopping`.
+
+    Decides from the metrics alone, so that a run that goes on decides alike.
+    """
 
     def __init__(self, name: str, patience: int, least: float, highest: bool):
-        self.name, self.patience, self.least, self.sign = name, patience, least, -1.0 if highest else 1.0
+        self.name, self.patience, self.least, self.sign = (
+            name,
+            patience,
+            least,
+            -1.0 if highest else 1.0,
+        )
 
-    def begin(self, simulator, state: SimulationState, metrics: Metrics, last: int) -> None:
+    def begin(
+        self, simulator, state: SimulationState, metrics: Metrics, last: int
+    ) -> None:
         if self.name in metrics:
             self._stop_if_stale(metrics)
 
     def __call__(self, round: int, state: SimulationState, metrics: Metrics) -> None:
         if self.name not in metrics:
             raise ValueError(
-                f"early_stopping({self.name!r}): there is no such column; there are {', '.join(sorted(metrics))}. "
-                "A callback that gives it comes before early_stopping in the list"
+                f"early_stopping({self.name!r}): there is no such column; there "
+                f"are {', '.join(sorted(metrics))}. A callback that gives it "
+                "comes before early_stopping in the list"
             )
         self._stop_if_stale(metrics)
 
@@ -37,7 +48,11 @@ class _EarlyStopping(Callback):
 
 
 def early_stopping(
-    name: str, *, patience: int, least_improvement: float = 0.0, highest: bool | None = None
+    name: str,
+    *,
+    patience: int,
+    least_improvement: float = 0.0,
+    highest: bool | None = None,
 ) -> Callback:
     """Ends the run when a column of the metrics has not improved for some looks.
 
@@ -54,11 +69,14 @@ def early_stopping(
       ValueError: when it is called, for a column that is not there.
 
     Example:
-      `callbacks=[callbacks.evaluate(task, test), callbacks.early_stopping("eval_loss", patience=3)]`
+      `callbacks=[callbacks.evaluate(task, test), callbacks.early_stopping("eval_loss",
+      patience=3)]`
     """
     checks.text("name", name)
     checks.whole("patience", patience, least=1)
     checks.real("least_improvement", least_improvement, least=0)
     if highest is None:
         highest = name.endswith("accuracy")
-    return _EarlyStopping(name, patience, float(least_improvement), checks.flag("highest", highest))
+    return _EarlyStopping(
+        name, patience, float(least_improvement), checks.flag("highest", highest)
+    )

@@ -58,7 +58,9 @@ class _TensorBoard:
 
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
         # Steps behind `since`, of a part that was killed, are shown no more.
-        self._writer = self._make(str(self.folder / "tensorboard"), purge_step=since + 1 if since else None)
+        self._writer = self._make(
+            str(self.folder / "tensorboard"), purge_step=since + 1 if since else None
+        )
 
     def log(self, row: dict[str, Any]) -> None:
         assert self._writer is not None
@@ -80,11 +82,20 @@ class _Wandb:
 
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._run = self._wandb.init(dir=str(self.folder), name=self.folder.name, id=self.folder.name, resume="allow")
+        self._run = self._wandb.init(
+            dir=str(self.folder),
+            name=self.folder.name,
+            id=self.folder.name,
+            resume="allow",
+        )
 
     def log(self, row: dict[str, Any]) -> None:
         assert self._run is not None
-        known = {name: value for name, value in row.items() if name != "round" and value is not None}
+        known = {
+            name: value
+            for name, value in row.items()
+            if name != "round" and value is not None
+        }
         self._run.log(known, step=row["round"])
 
     def end(self) -> None:
@@ -104,14 +115,23 @@ class _Mlflow:
         self._mlflow.start_run(run_name=self.folder.name)
 
     def log(self, row: dict[str, Any]) -> None:
-        known = {name: value for name, value in row.items() if name != "round" and value is not None}
+        known = {
+            name: value
+            for name, value in row.items()
+            if name != "round" and value is not None
+        }
         self._mlflow.log_metrics(known, step=row["round"])
 
     def end(self) -> None:
         self._mlflow.end_run()
 
 
-TRACKERS = {"jsonl": _Jsonl, "tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
+TRACKERS = {
+    "jsonl": _Jsonl,
+    "tensorboard": _TensorBoard,
+    "wandb": _Wandb,
+    "mlflow": _Mlflow,
+}
 
 
 class _Track(Callback):
@@ -122,7 +142,13 @@ class _Track(Callback):
         self._first = self._written = 0
         self._begun = False
 
-    def begin(self, simulator: "Simulator", state: SimulationState, metrics: Metrics, last: int) -> None:
+    def begin(
+        self,
+        simulator: "Simulator",
+        state: SimulationState,
+        metrics: Metrics,
+        last: int,
+    ) -> None:
         rows = rows_of(metrics, state.round - len(metrics["loss"])) if metrics else []
         self._first = state.round - len(rows)
         self._written = state.round
@@ -130,24 +156,31 @@ class _Track(Callback):
             tracker.begin(rows, state.round if rows else 0)
         self._begun = True
 
-    def tick(self, state: SimulationState, metrics: Metrics, seconds: float, due: bool) -> None:
+    def tick(
+        self, state: SimulationState, metrics: Metrics, seconds: float, due: bool
+    ) -> None:
         for row in rows_of(metrics, self._first, since=self._written):
             for tracker in self.trackers:
                 tracker.log(row)
         self._written = state.round
 
-    def end(self, state: SimulationState, metrics: Metrics, error: BaseException | None) -> None:
+    def end(
+        self, state: SimulationState, metrics: Metrics, error: BaseException | None
+    ) -> None:
         if self._begun:
             for tracker in self.trackers:
                 tracker.end()
 
 
-def track(folder: str | os.PathLike[str], *, to: Sequence[str] = ("jsonl",)) -> Callback:
+def track(
+    folder: str | os.PathLike[str], *, to: Sequence[str] = ("jsonl",)
+) -> Callback:
     """Writes the metrics of every round where people look at them.
 
     Args:
       folder: made if need be; its name is the run's.
-      to: of "jsonl" (metrics.jsonl), "tensorboard" (needs tensorboardX), "wandb" and "mlflow" (need those packages).
+      to: of "jsonl" (metrics.jsonl), "tensorboard" (needs tensorboardX), "wandb" and
+        "mlflow" (need those packages).
 
     Returns:
       A callback. A run that goes on (`checkpoint`) goes on here, too, with no round twice.
@@ -160,7 +193,9 @@ def track(folder: str | os.PathLike[str], *, to: Sequence[str] = ("jsonl",)) -> 
       `callbacks=[callbacks.track("runs/one", to=["jsonl", "tensorboard"])]`
     """
     if isinstance(to, str) or not to:
-        raise UsageError(f"expected to as a list of {', '.join(TRACKERS)}, got to={to!r}")
+        raise UsageError(
+            f"expected to as a list of {', '.join(TRACKERS)}, got to={to!r}"
+        )
     for name in to:
         if name not in TRACKERS:
             raise UsageError(nearest(str(name), TRACKERS, "tracker"))
@@ -171,4 +206,6 @@ def _imported(module: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"track(to=[{what!r}]) needs {module}: pip install {module}") from error
+        raise ImportError(
+            f"track(to=[{what!r}]) needs {module}: pip install {module}"
+        ) from error

@@ -1,4 +1,7 @@
-"""A downlink in two parts: an old model that receivers fetch ahead of time, and what has changed since (DoCoFL)."""
+"""A downlink in two parts.
+
+An old model that receivers fetch ahead of time, and what has changed since (DoCoFL).
+"""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,22 +39,27 @@ class AnchorState(NamedTuple):
 
 
 def anchored(anchor: Channel, correction: Channel, every: int) -> Channel:
-    """Sends C_a(y), an old model y, and C_c(x - decode(C_a(y))); y is the model of the last renewal, `every` messages.
+    """Sends C_a(y), an old model y, and C_c(x - decode(C_a(y))).
 
-    What arrives is anchor + correction: unbiased when the correction is. Error: that of the correction, on a vector
-    that is small while the model moves slowly. Bits: b_anchor + b_correction, the bill of a receiver that has to
-    fetch the anchor too; one that was reached `age` messages ago or later holds it, and `anchored_bits` tells the two
-    apart. Identity for both gives x up to rounding.
+    Y is the model of the last renewal, `every` messages.
 
-    Meant for the downlink, whose state is the server's: as an uplink every client would keep an anchor.
+    What arrives is anchor + correction: unbiased when the correction is. Error: that of
+    the correction, on a vector that is small while the model moves slowly. Bits:
+    b_anchor + b_correction, the bill of a receiver that has to fetch the anchor too;
+    one that was reached `age` messages ago or later holds it, and `anchored_bits` tells
+    the two apart. Identity for both gives x up to rounding.
+
+    Meant for the downlink, whose state is the server's: as an uplink every client would
+    keep an anchor.
 
     Args:
-      anchor, correction: channels; leaves that hold no floats travel in both, the correction's count.
+      anchor, correction: channels; leaves that hold no floats travel in both, the
+        correction's count.
       every: messages between renewals, at least 1.
 
     References:
-      Dorfman et al., DoCoFL: downlink compression for cross-device federated learning, 2023, arXiv 2302.00543,
-      algorithm 1.
+      Dorfman et al., DoCoFL: downlink compression for cross-device federated learning,
+      2023, arXiv 2302.00543, algorithm 1.
     """
     checked_channel("anchored, anchor", anchor)
     checked_channel("anchored, correction", correction)
@@ -60,19 +68,36 @@ def anchored(anchor: Channel, correction: Channel, every: int) -> Channel:
     def init(shapes):
         inner = anchor.init(shapes), correction.init(shapes)
         payload = jax.eval_shape(anchor.encode, inner[0], shapes, jax.random.key(0))[0]
-        return AnchorState(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), payload), jnp.int32(0), inner)
+        return AnchorState(
+            jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), payload),
+            jnp.int32(0),
+            inner,
+        )
 
     def encode(state, tree, key):
         anchor_key, correction_key = jax.random.split(key)
-        renew = lambda: anchor.encode(state.inner[0], tree, anchor_key)
-        held, of_anchor = jax.lax.cond(state.age == 0, renew, lambda: (state.anchor, state.inner[0]))
+
+        def renew():
+            return anchor.encode(state.inner[0], tree, anchor_key)
+
+        held, of_anchor = jax.lax.cond(
+            state.age == 0, renew, lambda: (state.anchor, state.inner[0])
+        )
         change = jax.tree.map(_change, tree, anchor.decode(held), is_leaf=is_rows)
-        payload, of_correction = correction.encode(state.inner[1], change, correction_key)
+        payload, of_correction = correction.encode(
+            state.inner[1], change, correction_key
+        )
         age = jnp.where(state.age + 1 >= every, 0, state.age + 1)
-        return Anchored(held, payload, Free(state.age)), AnchorState(held, age, (of_anchor, of_correction))
+        return Anchored(held, payload, Free(state.age)), AnchorState(
+            held, age, (of_anchor, of_correction)
+        )
 
     def decode(payload: Anchored) -> Tree:
-        return jax.tree.map(_changed, anchor.decode(payload.anchor), correction.decode(payload.correction))
+        return jax.tree.map(
+            _changed,
+            anchor.decode(payload.anchor),
+            correction.decode(payload.correction),
+        )
 
     def bits(payload: Anchored):
         return anchor.bits(payload.anchor) + correction.bits(payload.correction)
@@ -82,7 +107,9 @@ def anchored(anchor: Channel, correction: Channel, every: int) -> Channel:
 
 def _change(leaf, old):
     if is_rows(leaf):
-        raise TypeError("anchored cannot carry `Rows`: which rows travel may differ from those of the anchor")
+        raise TypeError(
+            "anchored cannot carry `Rows`: which rows travel may differ from those of the anchor"
+        )
     return leaf - old if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
@@ -90,8 +117,12 @@ def _changed(old, change):
     return old + change if jnp.issubdtype(change.dtype, jnp.floating) else change
 
 
-def anchored_bits(channels: tuple[Channel, Channel], payload: Anchored) -> tuple[Any, Any]:
-    """(bits of the anchor, ahead of time and once a receiver and renewal; bits of the correction, every message).
+def anchored_bits(
+    channels: tuple[Channel, Channel], payload: Anchored
+) -> tuple[Any, Any]:
+    """(bits of the anchor, ahead of time and once a receiver and renewal.
+
+    Bits of the correction, every message).
 
     Args:
       channels: the two that `anchored` was made of.

@@ -20,9 +20,8 @@ def checked_channel(where: str, value: Any) -> Channel:
 
     Example:
       >>> checked_channel("error_feedback", "top_k")
-      Traceback (most recent call last):
-      ...
-      TypeError: error_feedback: expected a channel, such as channels.top_k(0.01), got 'top_k' of type str
+      Traceback (most recent call last): ... TypeError: error_feedback: expected a
+      channel, such as channels.top_k(0.01), got 'top_k' of type str
     """
     if isinstance(value, Channel):
         return value
@@ -30,7 +29,8 @@ def checked_channel(where: str, value: Any) -> Channel:
     if callable(value) and hasattr(value, "__name__"):
         what = f"the function {value.__name__} (call it with its arguments)"
     raise TypeError(
-        f"{where}: expected a channel, such as channels.top_k(0.01), got {what} of type {type(value).__name__}"
+        f"{where}: expected a channel, such as channels.top_k(0.01), got {what} "
+        f"of type {type(value).__name__}"
     )
 
 
@@ -69,6 +69,7 @@ def checked_fraction(fraction: float) -> float:
 def _is_known(name: str, value: Any) -> None:
     if isinstance(value, Tracer):
         raise TypeError(
-            f"expected {name} as a number that is known before the round is traced, as both ends of the wire are "
-            f"configured with it, got {name}={value}; sweep over it in a loop of simulators"
+            f"expected {name} as a number that is known before the round is "
+            "traced, as both ends of the wire are configured with it, got "
+            f"{name}={value}; sweep over it in a loop of simulators"
         )

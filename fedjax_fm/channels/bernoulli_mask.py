@@ -15,8 +15,9 @@ from fedjax_fm.types import Channel
 def bernoulli_mask() -> Channel:
     """Bool leaves, and no others, as one string of bits. Lossless.
 
-    Bits: 1 a flag, in whole bytes for the message. An arithmetic coder, which `code_lengths` runs on the host, reaches
-    d H2(p) + 2 and 32 for p, the share of ones.
+    Bits: 1 a flag, in whole bytes for the message. An arithmetic coder, which
+    `code_lengths` runs on the host, reaches d H2(p) + 2 and 32 for p, the share of
+    ones.
 
     References:
       Isik et al., FedPM, 2022, arXiv 2209.15328, section 3.
@@ -25,14 +26,20 @@ def bernoulli_mask() -> Channel:
     def encode(state, tree, key):
         paths, structure = jax.tree.flatten_with_path(tree)
         if not paths:
-            raise ValueError("bernoulli_mask: the message has no leaves, there is nothing to send")
+            raise ValueError(
+                "bernoulli_mask: the message has no leaves, there is nothing to send"
+            )
         for path, leaf in paths:
             name = trees.path_of(path) or "the leaf"
             check_array("bernoulli_mask", name, leaf)
             if not is_bool(leaf):
-                raise TypeError(f"bernoulli_mask carries bool leaves only, but {name} is {leaf.dtype}")
+                raise TypeError(
+                    f"bernoulli_mask carries bool leaves only, but {name} is {leaf.dtype}"
+                )
             if leaf.size == 0:
-                raise ValueError(f"bernoulli_mask: the leaf {name} of shape {leaf.shape} is empty")
+                raise ValueError(
+                    f"bernoulli_mask: the leaf {name} of shape {leaf.shape} is empty"
+                )
         leaves = [leaf for _, leaf in paths]
         shapes: Hashable = tuple(leaf.shape for leaf in leaves)
         codes = pack(jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), 2)
@@ -47,4 +54,6 @@ def bernoulli_mask() -> Channel:
             start += size
         return jax.tree.unflatten(structure, leaves)
 
-    return Channel(init=lambda shapes: (), encode=encode, decode=decode, bits=payload_bits)
+    return Channel(
+        init=lambda shapes: (), encode=encode, decode=decode, bits=payload_bits
+    )

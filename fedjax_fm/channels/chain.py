@@ -15,12 +15,15 @@ CHAIN = "chain"
 
 
 def chain(*channels: Channel) -> Channel:
-    """`chain(top_k(0.01), quantize(4))` selects, then quantises what was selected; positions travel as they are.
+    """`chain(top_k(0.01), quantize(4))` selects, then quantises what was selected.
 
-    Only channels whose payload still has float values can be followed by another one. Chains of chains are chains.
-    Unbiased if all are; errors of a contraction and then an unbiased channel of variance omega:
-    1 - delta' = (1 - delta) + omega delta at most for selections (the error of the second falls on what is kept).
-    Bits: those of the positions, seeds and scales of all, and of the values of the last.
+    Positions travel as they are.
+
+    Only channels whose payload still has float values can be followed by another one.
+    Chains of chains are chains. Unbiased if all are; errors of a contraction and then
+    an unbiased channel of variance omega: 1 - delta' = (1 - delta) + omega delta at
+    most for selections (the error of the second falls on what is kept). Bits: those of
+    the positions, seeds and scales of all, and of the values of the last.
     """
     if not channels:
         raise ValueError("chain needs at least one channel, got none")
@@ -35,11 +38,15 @@ def chain(*channels: Channel) -> Channel:
 
     def encode_first(state, tree, key):
         payload, state = first.encode(state, tree, key)
-        if not isinstance(payload, Payload):  # of a channel that knows no chains: `decode` is told by the wrapper
+        if not isinstance(
+            payload, Payload
+        ):  # of a channel that knows no chains: `decode` is told by the wrapper
             payload = Payload(payload, (), BARE)
         if isinstance(payload.values, Anchored) or not jax.tree.leaves(payload.values):
             name = _name(payload)
-            raise ValueError(f"chain: a channel that leaves no values to encode, here {name}, must come last")
+            raise ValueError(
+                f"chain: a channel that leaves no values to encode, here {name}, must come last"
+            )
         return payload, state
 
     def init(shapes):
@@ -54,11 +61,17 @@ def chain(*channels: Channel) -> Channel:
         if not isinstance(inner, Payload):
             inner = Payload(inner, (), BARE)
         # The values lie on top, so that a chain can itself be followed by another channel.
-        return Payload(inner.values, (_hollow(outer), _hollow(inner)), CHAIN), (first_state, rest_state)
+        return Payload(inner.values, (_hollow(outer), _hollow(inner)), CHAIN), (
+            first_state,
+            rest_state,
+        )
 
     def decode(payload):
         if not isinstance(payload, Payload) or payload.form != CHAIN:
-            raise ValueError(f"chain cannot read a payload of another channel, {getattr(payload, 'form', payload)}")
+            raise ValueError(
+                "chain cannot read a payload of another channel, "
+                f"{getattr(payload, 'form', payload)}"
+            )
         outer, inner = payload.side
         return first.decode(_filled(outer, rest.decode(_filled(inner, payload.values))))
 
@@ -79,4 +92,6 @@ def _hollow(payload: Payload) -> Payload:
 
 
 def _filled(payload: Payload, values):
-    return values if payload.form == BARE else dataclasses.replace(payload, values=values)
+    return (
+        values if payload.form == BARE else dataclasses.replace(payload, values=values)
+    )

@@ -25,22 +25,37 @@ def _sent(path, leaf):
     if is_rows(leaf):
         return leaf
     check_array("identity", trees.path_of(path) or "the leaf", leaf)
-    return Flags(pack(leaf.reshape(-1), 2), leaf.shape) if is_bool(leaf) and leaf.size > 0 else leaf
+    return (
+        Flags(pack(leaf.reshape(-1), 2), leaf.shape)
+        if is_bool(leaf) and leaf.size > 0
+        else leaf
+    )
 
 
 def _received(part):
-    return part.codes.unpack().astype(bool).reshape(part.shape) if isinstance(part, Flags) else part
+    return (
+        part.codes.unpack().astype(bool).reshape(part.shape)
+        if isinstance(part, Flags)
+        else part
+    )
 
 
 @functools.cache
 def identity() -> Channel:
-    """Lossless (unbiased, omega = 0); 8 * itemsize bits an entry, 1 for bool leaves (whole bytes a leaf), the rows
-    that travel for `Rows`."""
+    """Lossless (unbiased, omega = 0).
+
+    8 * itemsize bits an entry, 1 for bool leaves (whole bytes a leaf), the rows that
+    travel for `Rows`.
+    """
 
     def encode(state, tree, key):
         return jax.tree.map_with_path(_sent, tree, is_leaf=is_rows), state
 
     def decode(payload):
-        return jax.tree.map(_received, payload, is_leaf=lambda node: isinstance(node, Flags))
+        return jax.tree.map(
+            _received, payload, is_leaf=lambda node: isinstance(node, Flags)
+        )
 
-    return Channel(init=lambda shapes: (), encode=encode, decode=decode, bits=payload_bits)
+    return Channel(
+        init=lambda shapes: (), encode=encode, decode=decode, bits=payload_bits
+    )

@@ -20,19 +20,30 @@ class Lengths(NamedTuple):
     """Bits of one message."""
 
     fixed: int  # its packed buffers: what `bits` says
-    entropy: float  # sum of n H over its strings of symbols, log2 C(n, k) for positions; scalars as they are
-    coded: int  # an arithmetic coder for symbols with its model, Rice codes for positions
+    # sum of n H over its strings of symbols, log2 C(n, k) for positions; scalars as
+    # they are
+    entropy: float
+    coded: (
+        int  # an arithmetic coder for symbols with its model, Rice codes for positions
+    )
 
     def __add__(self, other: "Lengths") -> "Lengths":  # type: ignore[override]
-        return Lengths(self.fixed + other.fixed, self.entropy + other.entropy, self.coded + other.coded)
+        return Lengths(
+            self.fixed + other.fixed,
+            self.entropy + other.entropy,
+            self.coded + other.coded,
+        )
 
 
 def code_lengths(payload: Tree) -> Lengths:
-    """Measures one payload (not a batch of them) with concrete arrays; runs the coders, some tenths of a second a million codes.
+    """Measures one payload (not a batch of them) with concrete arrays.
 
-    Symbols are written under their own frequencies, which a receiver must be told: 32 bits for a string of flags, else
-    which symbols occur, as a bitmap or a list, and how often, in Elias's gamma code. For few codes that model outweighs
-    the gain: `coded` may exceed `fixed`.
+    Runs the coders, some tenths of a second a million codes.
+
+    Symbols are written under their own frequencies, which a receiver must be told: 32
+    bits for a string of flags, else which symbols occur, as a bitmap or a list, and how
+    often, in Elias's gamma code. For few codes that model outweighs the gain: `coded`
+    may exceed `fixed`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -51,16 +62,26 @@ def _lengths(part: object) -> Lengths:
     fixed = int(payload_bits(part))
     if isinstance(part, Codes):
         codes = np.asarray(part.unpack())
-        return _of_symbols(fixed, codes[: int(part.live.value)] if isinstance(part.live, Free) else codes, part.symbols)
+        return _of_symbols(
+            fixed,
+            codes[: int(part.live.value)] if isinstance(part.live, Free) else codes,
+            part.symbols,
+        )
     if isinstance(part, Levels):
         codes = np.asarray(part.codes())
-        return _of_symbols(fixed - 96, codes, 2 * int(part.level) + 2) + Lengths(96, 96.0, 96)
+        return _of_symbols(fixed - 96, codes, 2 * int(part.level) + 2) + Lengths(
+            96, 96.0, 96
+        )
     if isinstance(part, Places | CountedPlaces):
         mask = np.asarray(part.unpack())
         if isinstance(part, Places):
             mask = np.bincount(mask, minlength=part.n) > 0
         k, told = int(mask.sum()), 32 * isinstance(part, CountedPlaces)
-        return Lengths(fixed, told + log2_choose(part.n, k), told + (rice_encode(mask).n_bits if k else 0))
+        return Lengths(
+            fixed,
+            told + log2_choose(part.n, k),
+            told + (rice_encode(mask).n_bits if k else 0),
+        )
     return Lengths(fixed, float(fixed), fixed)
 
 
@@ -79,4 +100,6 @@ def _of_symbols(fixed: int, codes: np.ndarray, symbols: int) -> Lengths:
 
 def log2_choose(n: int, k: int) -> float:
     """log2 of the number of k-subsets of n."""
-    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    return (
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    ) / math.log(2)

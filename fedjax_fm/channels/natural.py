@@ -7,17 +7,22 @@ from fedjax_fm.types import Channel
 
 
 def natural() -> Channel:
-    """Rounds every entry to one of the two powers of two beside it, without bias: sign and exponent travel.
+    """Rounds every entry to one of the two powers of two beside it, without bias.
 
-    Unbiased with omega = 1/8; variance exactly sum 4^e f(1 - f) for entries 2^e (1 + f). No scale, no block.
-    Bits: 9 an entry, 8 for the exponent and 1 for the sign. Magnitudes above 2^127 may become infinity.
+    Sign and exponent travel.
+
+    Unbiased with omega = 1/8; variance exactly sum 4^e f(1 - f) for entries 2^e (1 +
+    f). No scale, no block. Bits: 9 an entry, 8 for the exponent and 1 for the sign.
+    Magnitudes above 2^127 may become infinity.
 
     References:
       Horvath et al., Natural compression, 2019, arXiv 1905.10988, theorem 1.
     """
 
     def encode(x, live, key):
-        codes = natural_encode(x, key)  # signs and exponents apart: a byte and a bit pack faster than nine bits
+        codes = natural_encode(
+            x, key
+        )  # signs and exponents apart: a byte and a bit pack faster than nine bits
         return (), (pack(codes & 0xFF, 256, live), pack(codes >> 8, 2, live))
 
     def decode(values, side, n):

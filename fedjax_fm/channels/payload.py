@@ -18,9 +18,11 @@ class Payload:
     """One encoded message.
 
     Attributes:
-      values: float arrays that the next stage of a chain may encode further; () when there are none.
+      values: float arrays that the next stage of a chain may encode further; () when
+        there are none.
       side: what travels as it is: positions, codes, scales, seeds.
-      form: static facts that both ends share by configuration (shapes, numbers of bits): not billed.
+      form: static facts that both ends share by configuration (shapes, numbers of
+        bits): not billed.
       rest: what lies beside the floats in the message: bool leaves, packed, and heights of `Rows`.
     """
 
@@ -31,17 +33,22 @@ class Payload:
 
 
 def payload_bits(payload: Tree) -> int | jax.Array:
-    """Bits of all buffers of a payload: the sum of their lengths, nothing estimated; there is no header.
+    """Bits of all buffers of a payload.
 
-    A bool array counts one bit an entry, in whole bytes a leaf. `Rows` count the rows that travel; their height,
-    like every shape, is no part of the bill, and a length that the data decide is sent, and billed, beside them.
-    `Free` counts nothing.
+    The sum of their lengths, nothing estimated; there is no header.
+
+    A bool array counts one bit an entry, in whole bytes a leaf. `Rows` count the rows
+    that travel; their height, like every shape, is no part of the bill, and a length
+    that the data decide is sent, and billed, beside them. `Free` counts nothing.
 
     Returns:
-      int where shapes tell the length, u32[] where some `Rows` are among the buffers: good to 2^32 bits, 512 MiB.
+      int where shapes tell the length, u32[] where some `Rows` are among the buffers:
+      good to 2^32 bits, 512 MiB.
     """
     total, counted = 0, []
-    for part in jax.tree.leaves(payload, is_leaf=lambda node: isinstance(node, Free | Rows)):
+    for part in jax.tree.leaves(
+        payload, is_leaf=lambda node: isinstance(node, Free | Rows)
+    ):
         if isinstance(part, Free):
             continue
         if isinstance(part, Rows):

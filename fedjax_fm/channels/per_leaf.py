@@ -35,15 +35,22 @@ def _naming(part: Part):
         raise type(error)(f"per_leaf, message of {part.names}: {error}") from error
 
 
-def per_leaf(*rules: tuple[Rule, Channel], otherwise: Channel | None = None, together: bool = False) -> Channel:
-    """`per_leaf((r"lora_A", quantize(4)), (lambda path, leaf: leaf.ndim < 2, identity()), otherwise=top_k(0.01))`.
+def per_leaf(
+    *rules: tuple[Rule, Channel],
+    otherwise: Channel | None = None,
+    together: bool = False,
+) -> Channel:
+    """`per_leaf((r"lora_A", quantize(4)), (lambda path, leaf.
 
-    The first rule that holds for a leaf decides. Every leaf is a message of its own (its own k, scale and residual)
-    unless `together`, which sends all leaves of a rule as one. Class: the worst of the channels'. Bits: their sum.
+    Leaf.ndim < 2, identity()), otherwise=top_k(0.01))`.
+
+    The first rule that holds for a leaf decides. Every leaf is a message of its own
+    (its own k, scale and residual) unless `together`, which sends all leaves of a rule
+    as one. Class: the worst of the channels'. Bits: their sum.
 
     Args:
-      rules: (predicate, channel) pairs; a string is `re.search`ed in the leaf's dotted path, a function gets
-        (path, leaf), where leaf has a shape and a dtype.
+      rules: (predicate, channel) pairs; a string is `re.search`ed in the leaf's dotted
+        path, a function gets (path, leaf), where leaf has a shape and a dtype.
       otherwise: for leaves that no rule takes; None makes such a leaf an error.
 
     Raises:
@@ -53,39 +60,58 @@ def per_leaf(*rules: tuple[Rule, Channel], otherwise: Channel | None = None, tog
         raise ValueError("per_leaf needs at least one rule or `otherwise`, got none")
     for pair in rules:
         if not isinstance(pair, tuple) or isinstance(pair, Channel) or len(pair) != 2:
-            raise TypeError(f"per_leaf: expected pairs (rule, channel), got {pair!r}; a channel alone is `otherwise=`")
+            raise TypeError(
+                f"per_leaf: expected pairs (rule, channel), got {pair!r}; a "
+                "channel alone is `otherwise=`"
+            )
         rule, channel = pair
         if not isinstance(rule, str) and not callable(rule):
-            raise TypeError(f"expected a regular expression or a function as rule, got {rule!r}")
+            raise TypeError(
+                f"expected a regular expression or a function as rule, got {rule!r}"
+            )
         checked_channel(f"per_leaf, rule {rule!r}", channel)
     if otherwise is not None:
         checked_channel("per_leaf, otherwise", otherwise)
     together = checks.flag("together", together)
-    channels = [channel for _, channel in rules] + ([otherwise] if otherwise is not None else [])
+    channels = [channel for _, channel in rules] + (
+        [otherwise] if otherwise is not None else []
+    )
 
     def choice(path: str, leaf) -> int:
         for index, (rule, _) in enumerate(rules):
             if re.search(rule, path) if isinstance(rule, str) else rule(path, leaf):
                 return index
         if otherwise is None:
-            raise ValueError(f"per_leaf: no rule takes the leaf {path!r}, and there is no `otherwise`")
+            raise ValueError(
+                f"per_leaf: no rule takes the leaf {path!r}, and there is no `otherwise`"
+            )
         return len(rules)
 
     def plan(tree: Tree) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """(channel, numbers of its leaves) for every message into which this one falls."""
         paths = jax.tree.flatten_with_path(tree, is_leaf=is_rows)[0]
-        shape = lambda leaf: leaf.values if is_rows(leaf) else leaf
+
+        def shape(leaf):
+            return leaf.values if is_rows(leaf) else leaf
+
         chosen = [choice(trees.path_of(path), shape(leaf)) for path, leaf in paths]
         if not together:
             return tuple((channel, (number,)) for number, channel in enumerate(chosen))
-        groups = [(c, tuple(i for i, d in enumerate(chosen) if d == c)) for c in range(len(channels))]
+        groups = [
+            (c, tuple(i for i, d in enumerate(chosen) if d == c))
+            for c in range(len(channels))
+        ]
         return tuple(group for group in groups if group[1])
 
     def parts_of(tree: Tree) -> list[Part]:
         paths = jax.tree.leaves_with_path(tree, is_leaf=is_rows)
         names = [trees.path_of(path) or "the leaf" for path, _ in paths]
         return [
-            Part(channels[c], [paths[i][1] for i in numbers], ", ".join(names[i] for i in numbers))
+            Part(
+                channels[c],
+                [paths[i][1] for i in numbers],
+                ", ".join(names[i] for i in numbers),
+            )
             for c, numbers in plan(tree)
         ]
 
@@ -100,11 +126,19 @@ def per_leaf(*rules: tuple[Rule, Channel], otherwise: Channel | None = None, tog
         parts = parts_of(tree)
         keys = jax.random.split(key, max(1, len(parts)))
         done = []
-        for part, part_state, part_key in zip(parts, state, keys[: len(parts)], strict=True):
+        for part, part_state, part_key in zip(
+            parts, state, keys[: len(parts)], strict=True
+        ):
             with _naming(part):
                 done.append(part.channel.encode(part_state, part.leaves, part_key))
-        form = ("per_leaf", together, (jax.tree.structure(tree, is_leaf=is_rows), plan(tree)))
-        return Payload((), tuple(payload for payload, _ in done), form), tuple(s for _, s in done)
+        form = (
+            "per_leaf",
+            together,
+            (jax.tree.structure(tree, is_leaf=is_rows), plan(tree)),
+        )
+        return Payload((), tuple(payload for payload, _ in done), form), tuple(
+            s for _, s in done
+        )
 
     def decode(payload):
         structure, groups = opened(payload, "per_leaf", together)
@@ -115,6 +149,9 @@ def per_leaf(*rules: tuple[Rule, Channel], otherwise: Channel | None = None, tog
 
     def bits(payload):
         _, groups = opened(payload, "per_leaf", together)
-        return sum(channels[c].bits(part) for (c, _), part in zip(groups, payload.side, strict=True))
+        return sum(
+            channels[c].bits(part)
+            for (c, _), part in zip(groups, payload.side, strict=True)
+        )
 
     return Channel(init=init, encode=encode, decode=decode, bits=bits)

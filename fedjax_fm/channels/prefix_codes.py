@@ -1,7 +1,9 @@
-"""Rice and Elias codes on the host: encoders and decoders, to the bit as long as `kernels.code_lengths` says.
+"""Rice and Elias codes on the host.
 
-Parts of equal kind lie together (first all unary parts, then all low bits): the length is that of the usual order, and
-numpy reads and writes a million numbers at once.
+Encoders and decoders, to the bit as long as `kernels.code_lengths` says.
+
+Parts of equal kind lie together (first all unary parts, then all low bits): the length
+is that of the usual order, and numpy reads and writes a million numbers at once.
 """
 
 from typing import NamedTuple
@@ -19,7 +21,10 @@ class Bits(NamedTuple):
 
 
 def rice_parameter(n: int, k: int) -> int:
-    """The best number of low bits for the gaps of k marks among n: Sattler et al. 2018, arXiv 1805.08768, (15)."""
+    """The best number of low bits for the gaps of k marks among n: Sattler et al.
+
+    2018, arXiv 1805.08768, (15).
+    """
     share = np.clip(k / n, 1e-9, 1 - 1e-6)
     return int(np.clip(1 + np.floor(np.log2(GOLDEN / -np.log1p(-share))), 0, 31))
 
@@ -32,7 +37,9 @@ def rice_encode(mask: np.ndarray, low_bits: int | None = None) -> Bits:
     places = np.flatnonzero(mask)
     b = rice_parameter(mask.size, places.size) if low_bits is None else low_bits
     gap = np.diff(places, prepend=-1) - 1
-    return _packed(_unary(gap >> b), _fields(gap & ((1 << b) - 1), np.full(gap.size, b)))
+    return _packed(
+        _unary(gap >> b), _fields(gap & ((1 << b) - 1), np.full(gap.size, b))
+    )
 
 
 def rice_decode(bits: Bits, n: int, k: int, low_bits: int | None = None) -> np.ndarray:
@@ -61,7 +68,9 @@ def elias_decode(bits: Bits, n: int, code: str = "gamma") -> np.ndarray:
 
 
 def run_level_encode(codes: np.ndarray, code: str = "gamma") -> Bits:
-    """QSGD's sparse code of signed levels, int[n]: for all that are not zero the gap, the sign and the level.
+    """QSGD's sparse code of signed levels, int[n].
+
+    For all that are not zero the gap, the sign and the level.
 
     A receiver needs n and the number of codes that are not zero.
     """
@@ -90,7 +99,9 @@ def _log2(numbers: np.ndarray) -> np.ndarray:
 
 def _elias(numbers: np.ndarray, code: str) -> list[np.ndarray]:
     if numbers.size and (numbers.min() < 1 or numbers.max() >= 1 << 32):
-        raise ValueError(f"Elias codes take 1 to 2^32 - 1, got {numbers.min()} to {numbers.max()}")
+        raise ValueError(
+            f"Elias codes take 1 to 2^32 - 1, got {numbers.min()} to {numbers.max()}"
+        )
     length = _log2(np.maximum(numbers, 1))
     if code == "gamma":
         return [_unary(length), _fields(numbers, length)]
@@ -139,25 +150,38 @@ def _packed(*parts: np.ndarray) -> Bits:
 class _Reader:
     def __init__(self, bits: Bits):
         if len(bits.data) != -(-bits.n_bits // 8):
-            raise ValueError(f"{bits.n_bits} bits take {-(-bits.n_bits // 8)} bytes, got {len(bits.data)}: truncated")
+            raise ValueError(
+                f"{bits.n_bits} bits take {-(-bits.n_bits // 8)} bytes, got "
+                f"{len(bits.data)}: truncated"
+            )
         self.bits = np.unpackbits(np.frombuffer(bits.data, np.uint8))[: bits.n_bits]
         self.at = 0
 
     def _take(self, n: int) -> np.ndarray:
         if self.at + n > self.bits.size:
-            raise ValueError(f"a code of {self.bits.size} bits ends too early: truncated, or of another message")
+            raise ValueError(
+                f"a code of {self.bits.size} bits ends too early: truncated, or of another message"
+            )
         self.at += n
         return self.bits[self.at - n : self.at]
 
     def unary(self, n: int) -> np.ndarray:
         ones = np.flatnonzero(self.bits[self.at :])[:n]
-        self._take(int(ones[-1]) + 1 if ones.size == n and n else 0 if n == 0 else self.bits.size + 1)
+        self._take(
+            int(ones[-1]) + 1
+            if ones.size == n and n
+            else 0
+            if n == 0
+            else self.bits.size + 1
+        )
         return np.diff(ones, prepend=-1) - 1
 
     def fields(self, widths: np.ndarray) -> np.ndarray:
         owner, shift = _layout(widths)
         bits = self._take(owner.size)
-        return np.bincount(owner, bits * 2.0**shift, widths.size).astype(np.int64)  # exact below 2^53
+        return np.bincount(owner, bits * 2.0**shift, widths.size).astype(
+            np.int64
+        )  # exact below 2^53
 
     def elias(self, n: int, code: str) -> np.ndarray:
         if code == "gamma":
@@ -178,4 +202,6 @@ class _Reader:
 
     def close(self) -> None:
         if self.at != self.bits.size:
-            raise ValueError(f"{self.bits.size - self.at} bits are left over: a code of another message")
+            raise ValueError(
+                f"{self.bits.size - self.at} bits are left over: a code of another message"
+            )

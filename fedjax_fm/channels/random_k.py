@@ -14,9 +14,10 @@ from fedjax_fm.types import Channel
 def random_k(fraction: float, scaled: bool = True) -> Channel:
     """Keeps k = ceil(fraction * n) entries drawn uniformly over all leaves together.
 
-    Scaled by n / k it is unbiased with omega = n / k - 1, with equality: E||C(x) - x||^2 = omega ||x||^2. Unscaled it
-    is contractive in the mean with delta = k / n. Bits: 32 k for the values (fewer in a `chain`) and 32 for the seed;
-    no position travels. A NaN makes all that is sent NaN.
+    Scaled by n / k it is unbiased with omega = n / k - 1, with equality: E||C(x) -
+    x||^2 = omega ||x||^2. Unscaled it is contractive in the mean with delta = k / n.
+    Bits: 32 k for the values (fewer in a `chain`) and 32 for the seed; no position
+    travels. A NaN makes all that is sent NaN.
 
     Args:
       fraction: share of the entries that is sent, 0 < fraction <= 1.
@@ -42,5 +43,8 @@ def random_k(fraction: float, scaled: bool = True) -> Channel:
 
 
 def random_places(seed: jax.Array, n: int, k: int) -> jax.Array:
-    """k of n places, every set as likely but for ties of 31-bit words: u32[] -> i32[k], ascending."""
+    """K of n places, every set as likely but for ties of 31-bit words.
+
+    U32[] -> i32[k], ascending.
+    """
     return mask_indices(random_k_mask(jnp.stack([jnp.uint32(0), seed]), n, k), k)

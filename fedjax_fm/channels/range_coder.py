@@ -1,7 +1,8 @@
 """An arithmetic coder on the host: any string of symbols in its entropy and two bits.
 
-Integers of Python hold the interval: its width never falls below 2^64, so that a total of 2^32 counts costs less than
-2^-31 bits a symbol by rounding. A million symbols take some tenths of a second: for studies, not for rounds.
+Integers of Python hold the interval: its width never falls below 2^64, so that a total
+of 2^32 counts costs less than 2^-31 bits a symbol by rounding. A million symbols take
+some tenths of a second: for studies, not for rounds.
 """
 
 from bisect import bisect_right
@@ -15,7 +16,10 @@ START = 1 << 96
 
 
 class RangeCoded(NamedTuple):
-    """`n_bits` bits in `data`, first bit highest; what a decoder needs besides: the counts and the number of symbols."""
+    """`n_bits` bits in `data`, first bit highest.
+
+    What a decoder needs besides: the counts and the number of symbols.
+    """
 
     data: bytes
     n_bits: int
@@ -40,12 +44,17 @@ def range_encode(symbols: np.ndarray, counts: np.ndarray) -> RangeCoded:
     frequency, start, total = _law(counts)
     symbols = np.asarray(symbols).ravel()
     if symbols.size and (symbols.min() < 0 or symbols.max() >= len(frequency)):
-        raise ValueError(f"expected symbols from 0 to {len(frequency) - 1}, got {symbols.min()} to {symbols.max()}")
+        raise ValueError(
+            f"expected symbols from 0 to {len(frequency) - 1}, got "
+            f"{symbols.min()} to {symbols.max()}"
+        )
     if symbols.size and min(frequency[s] for s in np.unique(symbols)) == 0:
         raise ValueError("range_encode: a symbol occurs whose count is zero")
     low, width, words = 0, START, []
     mask = (1 << WORD) - 1
-    top = START.bit_length() - 1  # `low` has this many bits; what is above them is a carry
+    top = (
+        START.bit_length() - 1
+    )  # `low` has this many bits; what is above them is a carry
     for symbol in symbols.tolist():
         part = width // total
         low += part * start[symbol]
@@ -57,7 +66,9 @@ def range_encode(symbols: np.ndarray, counts: np.ndarray) -> RangeCoded:
     return _finished(words, low, width, top, mask)
 
 
-def _finished(words: list[int], low: int, width: int, top: int, mask: int) -> RangeCoded:
+def _finished(
+    words: list[int], low: int, width: int, top: int, mask: int
+) -> RangeCoded:
     """The shortest string of bits all of whose continuations lie in [low, low + width)."""
     drop = width.bit_length() - 1  # low bits that may be anything
     tail = -(-low >> drop)  # rounded up: the least multiple of 2^drop that is not below
@@ -88,7 +99,10 @@ def range_decode(coded: RangeCoded, counts: np.ndarray, n: int) -> np.ndarray:
     """
     frequency, start, total = _law(counts)
     if len(coded.data) != -(-coded.n_bits // 8):
-        raise ValueError(f"{coded.n_bits} bits take {-(-coded.n_bits // 8)} bytes, got {len(coded.data)}: truncated")
+        raise ValueError(
+            f"{coded.n_bits} bits take {-(-coded.n_bits // 8)} bytes, got "
+            f"{len(coded.data)}: truncated"
+        )
     top = START.bit_length() - 1
     data = coded.data + bytes(WORD // 4 + top // 8)
     offset, width, at = int.from_bytes(data[: top // 8], "big"), START, top // 8
@@ -99,7 +113,9 @@ def range_decode(coded: RangeCoded, counts: np.ndarray, n: int) -> np.ndarray:
         offset -= part * start[symbol]
         width = part * frequency[symbol]
         while width < FLOOR:
-            offset = (offset << WORD) | int.from_bytes((data[at : at + 4] + bytes(4))[:4], "big")
+            offset = (offset << WORD) | int.from_bytes(
+                (data[at : at + 4] + bytes(4))[:4], "big"
+            )
             width <<= WORD
             at += 4
         found[i] = symbol
@@ -109,7 +125,14 @@ def range_decode(coded: RangeCoded, counts: np.ndarray, n: int) -> np.ndarray:
 def _law(counts: np.ndarray) -> tuple[list[int], list[int], int]:
     """(counts, sums before each, total) as Python integers."""
     counts = np.asarray(counts, np.int64)
-    if counts.ndim != 1 or counts.size == 0 or counts.min() < 0 or not 0 < counts.sum() <= 1 << 32:
-        raise ValueError(f"expected counts >= 0 that sum to 1 to 2^32, got {counts.tolist()[:8]}")
+    if (
+        counts.ndim != 1
+        or counts.size == 0
+        or counts.min() < 0
+        or not 0 < counts.sum() <= 1 << 32
+    ):
+        raise ValueError(
+            f"expected counts >= 0 that sum to 1 to 2^32, got {counts.tolist()[:8]}"
+        )
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     return counts.tolist(), starts.tolist(), int(counts.sum())

@@ -10,22 +10,28 @@ from fedjax_fm.types import Channel
 def sign(block_size: int | None = None) -> Channel:
     """Sends the signs, and the mean magnitude of each block.
 
-    Contractive, exactly: ||C(x) - x||^2 = (1 - delta) ||x||^2 with delta = ||x||_1^2 / (d ||x||^2) in a block of d,
-    1 / d at worst. Biased: use `error_feedback`. A zero arrives as plus or minus the mean of its block.
-    Bits: 1 an entry plus 32 a block.
+    Contractive, exactly: ||C(x) - x||^2 = (1 - delta) ||x||^2 with delta = ||x||_1^2 /
+    (d ||x||^2) in a block of d, 1 / d at worst. Biased: use `error_feedback`. A zero
+    arrives as plus or minus the mean of its block. Bits: 1 an entry plus 32 a block.
 
     Args:
       block_size: entries that share a scale; None for the whole message.
 
     References:
-      Bernstein et al., signSGD, 2018, arXiv 1802.04434; Karimireddy et al. 2019, arXiv 1901.09847, section 3.
+      Bernstein et al., signSGD, 2018, arXiv 1802.04434; Karimireddy et al. 2019, arXiv
+      1901.09847, section 3.
     """
     block_size = checked_block(block_size)
 
     def encode(x, live, key):
         blocks = blocks_of(x, block_size)
-        minus, scales = sign_encode(blocks, live_per_block(x.shape[0], blocks.shape[1], live))
-        return (), (pack(minus.reshape(-1)[: x.shape[0]], 2, live), cut(scales, live, blocks.shape[1]))
+        minus, scales = sign_encode(
+            blocks, live_per_block(x.shape[0], blocks.shape[1], live)
+        )
+        return (), (
+            pack(minus.reshape(-1)[: x.shape[0]], 2, live),
+            cut(scales, live, blocks.shape[1]),
+        )
 
     def decode(values, side, n):
         minus = blocks_of(side[0].unpack(), block_size) == 1

@@ -16,10 +16,10 @@ from fedjax_fm.types import Channel
 def top_k(fraction: float) -> Channel:
     """Keeps the k = ceil(fraction * n) entries of largest magnitude over all leaves together.
 
-    Contractive with delta = k / n (METHODS: ||C(x) - x||^2 <= (1 - k/n) ||x||^2); biased, so use
-    `error_feedback`. Bits: 32 k for the values (fewer if a later stage of a `chain` encodes them) plus the
-    positions, as k numbers of ceil(log2 n) bits or as a bitmap of n bits, whichever is shorter.
-    A NaN makes all that is sent NaN.
+    Contractive with delta = k / n (METHODS: ||C(x) - x||^2 <= (1 - k/n) ||x||^2);
+    biased, so use `error_feedback`. Bits: 32 k for the values (fewer if a later stage
+    of a `chain` encodes them) plus the positions, as k numbers of ceil(log2 n) bits or
+    as a bitmap of n bits, whichever is shorter. A NaN makes all that is sent NaN.
 
     Args:
       fraction: share of the entries that is sent, 0 < fraction <= 1.
@@ -27,7 +27,8 @@ def top_k(fraction: float) -> Channel:
     Example:
       >>> import jax, jax.numpy as jnp
       >>> channel = top_k(0.5)
-      >>> payload, _ = channel.encode((), {"w": jnp.array([1.0, -4.0, 2.0, 0.5])}, jax.random.key(0))
+      >>> tree = {"w": jnp.array([1.0, -4.0, 2.0, 0.5])}
+      >>> payload, _ = channel.encode((), tree, jax.random.key(0))
       >>> channel.decode(payload)["w"].tolist()
       [0.0, -4.0, 2.0, 0.0]
     """
@@ -48,7 +49,11 @@ def top_k(fraction: float) -> Channel:
 def scattered(values: jax.Array, places: jax.Array, n: int) -> jax.Array:
     """f32[n] with values at places that ascend, zero elsewhere; places from n on are dropped."""
     # Said so, the scatter need not look for places that occur twice.
-    return jnp.zeros(n, jnp.float32).at[places].set(values, unique_indices=True, indices_are_sorted=True, mode="drop")
+    return (
+        jnp.zeros(n, jnp.float32)
+        .at[places]
+        .set(values, unique_indices=True, indices_are_sorted=True, mode="drop")
+    )
 
 
 def kept(fraction: float, n: int) -> int:

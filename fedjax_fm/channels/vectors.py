@@ -13,7 +13,9 @@ from fedjax_fm.channels.payload import Payload, payload_bits
 from fedjax_fm.kernels import pack_bits, unpack_bits
 from fedjax_fm.types import Channel, Free, Rows, Tree
 
-is_rows = lambda node: isinstance(node, Rows)
+
+def is_rows(node):
+    return isinstance(node, Rows)
 
 
 class Leaf(NamedTuple):
@@ -57,27 +59,39 @@ def form_of(tree: Tree, channel: str, rows: bool = True) -> Form:
     paths, structure = jax.tree.flatten_with_path(tree, is_leaf=is_rows)
     leaves = []
     for path, leaf in paths:
-        name, values = trees.path_of(path) or "the leaf", leaf.values if is_rows(leaf) else leaf
+        name, values = (
+            trees.path_of(path) or "the leaf",
+            leaf.values if is_rows(leaf) else leaf,
+        )
         check_array(channel, name, values)
         kind = "rows" if is_rows(leaf) else "bool" if is_bool(values) else "float"
         if kind != "bool" and not jnp.issubdtype(values.dtype, jnp.floating):
             raise TypeError(
-                f"{channel} carries floating leaves only (and packs bool ones), but {name} is {values.dtype}; "
-                "send it through `identity` or leave it out of the upload"
+                f"{channel} carries floating leaves only (and packs bool ones), "
+                f"but {name} is {values.dtype}; send it through `identity` or "
+                "leave it out of the upload"
             )
         if kind == "rows" and not rows:
             raise TypeError(
-                f"{channel} needs to know how many entries a message has, but {name} is `Rows`, whose height the data "
-                "decide; take `threshold`, a quantiser or `identity` for it"
+                f"{channel} needs to know how many entries a message has, but "
+                f"{name} is `Rows`, whose height the data decide; take "
+                "`threshold`, a quantiser or `identity` for it"
             )
         if values.size == 0:
-            raise ValueError(f"{channel}: the leaf {name} of shape {values.shape} is empty")
+            raise ValueError(
+                f"{channel}: the leaf {name} of shape {values.shape} is empty"
+            )
         leaves.append(Leaf(kind, values.shape, str(values.dtype)))
     if not paths:
-        raise ValueError(f"{channel}: the message has no leaves, there is nothing to send")
+        raise ValueError(
+            f"{channel}: the message has no leaves, there is nothing to send"
+        )
     form = Form(structure, tuple(leaves))
     if form.n == 0:
-        raise ValueError(f"{channel}: the message has bool leaves only; `identity` packs them, `bernoulli_mask` too")
+        raise ValueError(
+            f"{channel}: the message has bool leaves only; `identity` packs them, "
+            "`bernoulli_mask` too"
+        )
     return form
 
 
@@ -85,8 +99,8 @@ def check_array(channel: str, name: str, leaf: Any) -> None:
     """TypeError for a leaf that is no array, nor the shape of one."""
     if not hasattr(leaf, "dtype"):
         raise TypeError(
-            f"{channel} carries arrays, but {name} is {leaf!r} of type {type(leaf).__name__}; make it an array, for "
-            f"example by jnp.asarray"
+            f"{channel} carries arrays, but {name} is {leaf!r} of type "
+            f"{type(leaf).__name__}; make it an array, for example by jnp.asarray"
         )
 
 
@@ -121,11 +135,22 @@ def _has_holes(form: Form) -> bool:
 
 
 def flatten(tree: Tree, form: Form) -> Vector:
-    """All floats as one f32 vector, in tree order; dead rows of `Rows` are left out, zeros fill the end."""
+    """All floats as one f32 vector, in tree order.
+
+    Dead rows of `Rows` are left out, zeros fill the end.
+    """
     parts = jax.tree.leaves(tree, is_leaf=is_rows)
-    floats = [part.values if is_rows(part) else part for part in parts if is_rows(part) or not is_bool(part)]
+    floats = [
+        part.values if is_rows(part) else part
+        for part in parts
+        if is_rows(part) or not is_bool(part)
+    ]
     x = jnp.concatenate([part.reshape(-1).astype(jnp.float32) for part in floats])
-    bools = tuple(pack_bits(part.reshape(-1), 1) for part in parts if not is_rows(part) and is_bool(part))
+    bools = tuple(
+        pack_bits(part.reshape(-1), 1)
+        for part in parts
+        if not is_rows(part) and is_bool(part)
+    )
     heights = tuple(jnp.asarray(part.count) for part in parts if is_rows(part))
     if not form.has_rows:
         return Vector(x, None, (bools, Free(())) if bools else ())
@@ -147,8 +172,8 @@ def unflatten(x: jax.Array, form: Form, rest: Tree = (), nearest: bool = False) 
     """The inverse of `flatten`: f32[n] -> the message, leaves in their dtypes.
 
     Args:
-      nearest: entries that were rounded beyond the largest number of their leaf's type become that number; else
-        infinity, which is right for estimates without bias.
+      nearest: entries that were rounded beyond the largest number of their leaf's type
+        become that number; else infinity, which is right for estimates without bias.
     """
     heights = _heights(rest)
     if form.has_rows:
@@ -161,7 +186,9 @@ def unflatten(x: jax.Array, form: Form, rest: Tree = (), nearest: bool = False) 
     start = 0
     for leaf in form.leaves:
         if leaf.kind == "bool":
-            leaves.append(unpack_bits(next(bools), 1, leaf.size).astype(bool).reshape(leaf.shape))
+            leaves.append(
+                unpack_bits(next(bools), 1, leaf.size).astype(bool).reshape(leaf.shape)
+            )
             continue
         values = x[start : start + leaf.size].reshape(leaf.shape)
         values = (within(values, leaf.dtype) if nearest else values).astype(leaf.dtype)
@@ -178,7 +205,9 @@ def vector_channel(
     rows: bool = True,
     nearest: bool = False,
 ) -> Channel:
-    """A channel from a code of vectors: no state, the message as one vector, bool leaves packed beside it.
+    """A channel from a code of vectors.
+
+    No state, the message as one vector, bool leaves packed beside it.
 
     Args:
       name: for errors; with `setting` it tells a payload of this channel from others.
@@ -197,22 +226,38 @@ def vector_channel(
 
     def decode_tree(payload):
         form = opened(payload, name, setting)
-        return unflatten(decode(payload.values, payload.side, form.n), form, payload.rest, nearest)
+        return unflatten(
+            decode(payload.values, payload.side, form.n), form, payload.rest, nearest
+        )
 
-    return Channel(init=lambda shapes: (), encode=encode_tree, decode=decode_tree, bits=payload_bits)
+    return Channel(
+        init=lambda shapes: (),
+        encode=encode_tree,
+        decode=decode_tree,
+        bits=payload_bits,
+    )
 
 
 def opened(payload: Any, name: str, setting: Hashable) -> Any:
-    """The form of a payload, or ValueError when another channel, or the same with other arguments, wrote it."""
+    """The form of a payload, or ValueError when another channel, or the same with other
+    arguments, wrote it.
+    """
     found = payload.form if isinstance(payload, Payload) else type(payload).__name__
     if isinstance(found, tuple) and found[:2] == (name, setting):
         return found[2]
-    wrote = f"{found[0]} with {found[1]}" if isinstance(found, tuple) and len(found) == 3 else found
+    wrote = (
+        f"{found[0]} with {found[1]}"
+        if isinstance(found, tuple) and len(found) == 3
+        else found
+    )
     raise ValueError(f"{name} with {setting} cannot read a payload of {wrote}")
 
 
 def poisoned(values: jax.Array, x: jax.Array) -> jax.Array:
-    """The values that were selected from x; all NaN when x has a NaN, which selection would drop in silence."""
+    """The values that were selected from x.
+
+    All NaN when x has a NaN, which selection would drop in silence.
+    """
     return jnp.where(jnp.any(jnp.isnan(x)), jnp.nan, values)
 
 

@@ -5,4 +5,10 @@ from fedjax_fm.datasets.sentiment import load_sentiment
 from fedjax_fm.datasets.shakespeare import load_shakespeare
 from fedjax_fm.datasets.table import DataFileError, Table
 
-__all__ = ["DataFileError", "Table", "load_docstrings", "load_sentiment", "load_shakespeare"]
+__all__ = [
+    "DataFileError",
+    "Table",
+    "load_docstrings",
+    "load_sentiment",
+    "load_shakespeare",
+]

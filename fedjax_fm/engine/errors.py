@@ -26,20 +26,32 @@ class RoundError(Exception):
       round: which one; state, metrics: after the last good round.
     """
 
-    def __init__(self, message: str, state: SimulationState, metrics: dict[str, np.ndarray]):
+    def __init__(
+        self, message: str, state: SimulationState, metrics: dict[str, np.ndarray]
+    ):
         self.round, self.state, self.metrics = state.round, state, metrics
         super().__init__(
-            f"round {self.round}: {message} The state after the last good round is in the exception's `state`."
+            f"round {self.round}: {message} The state after the last good round "
+            "is in the exception's `state`."
         )
 
 
 class NonFiniteClient(RoundError, FloatingPointError):
     """A client sent NaN or infinity; `client` is the smallest id among those concerned."""
 
-    def __init__(self, client: int, state: SimulationState, metrics: dict[str, np.ndarray]):
+    def __init__(
+        self, client: int, state: SimulationState, metrics: dict[str, np.ndarray]
+    ):
         self.client = client
-        cure = "Look at that client's data (a label outside of the classes gives NaN), lower the learning rate or clip."
-        super().__init__(f"client {client} produced NaN or infinity (loss or upload). {cure}", state, metrics)
+        cure = (
+            "Look at that client's data (a label outside of the classes gives NaN), "
+            "lower the learning rate or clip."
+        )
+        super().__init__(
+            f"client {client} produced NaN or infinity (loss or upload). {cure}",
+            state,
+            metrics,
+        )
 
 
 class SumOverflow(RoundError, FloatingPointError):
@@ -47,7 +59,10 @@ class SumOverflow(RoundError, FloatingPointError):
 
 
 class CohortOverflow(RoundError):
-    """The sampler drew more clients than its capacity; leaving some out would break a privacy accountant."""
+    """The sampler drew more clients than its capacity.
+
+    Leaving some out would break a privacy accountant.
+    """
 
 
 class UnknownClient(RoundError):
@@ -55,16 +70,31 @@ class UnknownClient(RoundError):
 
 
 def error_of(
-    bad: int, state: SimulationState, metrics: dict[str, np.ndarray], capacity: int, n_clients: int
+    bad: int,
+    state: SimulationState,
+    metrics: dict[str, np.ndarray],
+    capacity: int,
+    n_clients: int,
 ) -> RoundError:
-    """What to raise for a round whose first bad client is `bad`, or one of the codes in parts.py."""
+    """What to raise for a round whose first bad client is `bad`, or one of the codes in
+    parts.py.
+    """
     if bad == OVERFLOW:
-        message = f"the sampler drew more clients than its capacity of {capacity}; raise it and start again."
+        message = (
+            f"the sampler drew more clients than its capacity of {capacity}; raise it "
+            "and start again."
+        )
         return CohortOverflow(message, state, metrics)
     if bad == OUTSIDE:
-        message = f"the sampler drew an id outside of 0 to {n_clients - 1}; make it for this population."
+        message = (
+            f"the sampler drew an id outside of 0 to {n_clients - 1}; make it for "
+            "this population."
+        )
         return UnknownClient(message, state, metrics)
     if bad == SOMEBODY:
-        message = "every upload is finite, but their weighted sum is beyond f32; lower the learning rate or clip."
+        message = (
+            "every upload is finite, but their weighted sum is beyond f32; lower the "
+            "learning rate or clip."
+        )
         return SumOverflow(message, state, metrics)
     return NonFiniteClient(bad, state, metrics)

@@ -12,8 +12,8 @@ def check_sampling(algorithm: Algorithm, sampler: Sampler, setting: Setting) -> 
     """Whether clients are drawn as was accounted for, and as many as the method divides by.
 
     Raises:
-      ValueError: another law, another number of clients, or a cohort_size that is not the sampler's mean; says what to
-        pass.
+      ValueError: another law, another number of clients, or a cohort_size that is not
+        the sampler's mean; says what to pass.
     """
     privacy = algorithm.privacy
     if privacy is None:
@@ -21,34 +21,47 @@ def check_sampling(algorithm: Algorithm, sampler: Sampler, setting: Setting) -> 
     law, asked = sampler.law, privacy.law
     if privacy.epsilon is not None and not (type(law) is type(asked) and law == asked):
         raise ValueError(
-            f"this method was accounted for clients drawn by {_told(asked)}, and the simulator draws them by {_told(law)}: "
-            f"pass sampler={_sampler_of(asked, setting)}, or account for this sampler"
+            f"this method was accounted for clients drawn by {_told(asked)}, and "
+            f"the simulator draws them by {_told(law)}: pass "
+            f"sampler={_sampler_of(asked, setting)}, or account for this sampler"
         )
     if isinstance(law, WithoutReplacement) and law.n_clients != setting.n_clients:
         raise ValueError(
-            f"the sampler draws from {law.n_clients} clients, and the population has {setting.n_clients}: make it for them, "
-            "and account for that"
+            f"the sampler draws from {law.n_clients} clients, and the population "
+            f"has {setting.n_clients}: make it for them, and account for that"
         )
     mean = _mean_cohort(law, setting.n_clients)
     if mean is not None and abs(setting.cohort_size - mean) >= 1:
         raise ValueError(
-            f"cohort_size={setting.cohort_size}, by which this method divides, is not the mean of the sampler's cohorts, "
-            f"{mean:.4g}: pass cohort_size={max(round(mean), 1)}, or a sampler of that mean"
+            f"cohort_size={setting.cohort_size}, by which this method divides, is "
+            f"not the mean of the sampler's cohorts, {mean:.4g}: pass "
+            f"cohort_size={max(round(mean), 1)}, or a sampler of that mean"
         )
 
 
 def check_rounds(privacy: Privacy | None, done: int, rounds: int) -> None:
     """Refuses to run past the rounds that were accounted for."""
-    if privacy is None or privacy.rounds is None or rounds == 0 or done + rounds <= privacy.rounds:
+    if (
+        privacy is None
+        or privacy.rounds is None
+        or rounds == 0
+        or done + rounds <= privacy.rounds
+    ):
         return
     raise ValueError(
-        f"this method was accounted for {privacy.rounds} rounds: {done} are done, and {rounds} more would spend more than "
-        f"its epsilon; run {max(privacy.rounds - done, 0)}, or account for {done + rounds} from the start"
+        f"this method was accounted for {privacy.rounds} rounds: {done} are done, "
+        f"and {rounds} more would spend more than its epsilon; run "
+        f"{max(privacy.rounds - done, 0)}, or account for {done + rounds} from "
+        "the start"
     )
 
 
-def with_epsilon(metrics: dict[str, np.ndarray], privacy: Privacy | None, done: int) -> dict[str, np.ndarray]:
-    """The metrics with `epsilon` f64[rounds], spent after each of the rounds that followed `done`."""
+def with_epsilon(
+    metrics: dict[str, np.ndarray], privacy: Privacy | None, done: int
+) -> dict[str, np.ndarray]:
+    """The metrics with `epsilon` f64[rounds], spent after each of the rounds that
+    followed `done`.
+    """
     if privacy is None or privacy.epsilon is None or not metrics:
         return metrics
     rounds = len(next(iter(metrics.values())))
@@ -61,13 +74,18 @@ def summary_of(privacy: Privacy | None) -> list[str]:
     if privacy is None:
         return []
     if privacy.epsilon is None:
-        advice = ": privacy.multiplier_for or accounting=privacy.Accounting(...)" if privacy.released else ""
+        advice = (
+            ": privacy.multiplier_for or accounting=privacy.Accounting(...)"
+            if privacy.released
+            else ""
+        )
         return [f"privacy: {privacy.mechanism}{advice}"]
     if privacy.rounds is None:
         spent = f"accounted for at delta {privacy.delta:g}"
     else:
         spent = (
-            f"epsilon {privacy.epsilon(privacy.rounds):.3g} at delta {privacy.delta:g} after {privacy.rounds} rounds"
+            f"epsilon {privacy.epsilon(privacy.rounds):.3g} at delta "
+            f"{privacy.delta:g} after {privacy.rounds} rounds"
         )
     released = ", ".join(("the server's tree", *privacy.released))
     return [

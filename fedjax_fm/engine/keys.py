@@ -1,4 +1,5 @@
-"""Every random number of a run is named by (seed, round, client id, purpose), never by a slot in a block.
+"""Every random number of a run is named by (seed, round, client id, purpose), never by
+a slot in a block.
 
 So a client's randomness does not depend on block width, device count or cohort order.
 """
@@ -11,8 +12,9 @@ import jax
 class Purpose(IntEnum):
     """What a key is for; the numbers are part of a run's identity and must not change.
 
-    The first two are derived from the run's key, as the rounds' keys are by their number: they lie where no round does,
-    or a client's first state would be drawn with the key that draws some round's cohort.
+    The first two are derived from the run's key, as the rounds' keys are by their
+    number: they lie where no round does, or a client's first state would be drawn with
+    the key that draws some round's cohort.
     """
 
     INIT = 2**31
@@ -29,7 +31,9 @@ class Purpose(IntEnum):
 
 
 def derive(key: jax.Array, purpose: Purpose, *names: jax.Array | int) -> jax.Array:
-    """The key of `purpose` under `key`, told apart further by `names` (a client id, an exchange, an epoch)."""
+    """The key of `purpose` under `key`, told apart further by `names` (a client id, an
+    exchange, an epoch).
+    """
     key = jax.random.fold_in(key, int(purpose))
     for name in names:
         key = jax.random.fold_in(key, name)

@@ -15,20 +15,31 @@ def _is_part(node: Any) -> bool:
 
 def billed(message: Tree) -> list[Any]:
     """The leaves that are not `Free`, in order; a `Rows` stays in one piece."""
-    return [part for part in jax.tree.leaves(message, is_leaf=_is_part) if not isinstance(part, Free)]
+    return [
+        part
+        for part in jax.tree.leaves(message, is_leaf=_is_part)
+        if not isinstance(part, Free)
+    ]
 
 
 def with_billed(message: Tree, received: Sequence[Any]) -> Tree:
     """The message with what the wire made of its billed parts."""
     parts, structure = jax.tree.flatten(message, is_leaf=_is_part)
     coming = iter(received)
-    return jax.tree.unflatten(structure, [part if isinstance(part, Free) else next(coming) for part in parts])
+    return jax.tree.unflatten(
+        structure, [part if isinstance(part, Free) else next(coming) for part in parts]
+    )
 
 
 def unwrap(message: Tree) -> Tree:
     """The message as a client reads it, `Free` marks taken off."""
-    is_free = lambda node: isinstance(node, Free)
-    return jax.tree.map(lambda node: node.value if is_free(node) else node, message, is_leaf=is_free)
+
+    def is_free(node):
+        return isinstance(node, Free)
+
+    return jax.tree.map(
+        lambda node: node.value if is_free(node) else node, message, is_leaf=is_free
+    )
 
 
 class Nothing(NamedTuple):
@@ -38,13 +49,26 @@ class Nothing(NamedTuple):
 
 
 def unless_empty(channel: Channel) -> Channel:
-    """The channel, but for exchanges that send nothing that way, whatever it makes of other messages: no bits, no state."""
+    """The channel, but for exchanges that send nothing that way, whatever it makes of
+    other messages: no bits, no state.
+    """
     if channel == identity():
         return channel
-    is_empty = lambda tree: not jax.tree.leaves(tree)
+
+    def is_empty(tree):
+        return not jax.tree.leaves(tree)
+
     return Channel(
         init=lambda shapes: () if is_empty(shapes) else channel.init(shapes),
-        encode=lambda state, tree, key: (Nothing(tree), state) if is_empty(tree) else channel.encode(state, tree, key),
-        decode=lambda payload: payload.tree if isinstance(payload, Nothing) else channel.decode(payload),
-        bits=lambda payload: 0 if isinstance(payload, Nothing) else channel.bits(payload),
+        encode=lambda state, tree, key: (
+            (Nothing(tree), state)
+            if is_empty(tree)
+            else channel.encode(state, tree, key)
+        ),
+        decode=lambda payload: (
+            payload.tree if isinstance(payload, Nothing) else channel.decode(payload)
+        ),
+        bits=lambda payload: (
+            0 if isinstance(payload, Nothing) else channel.bits(payload)
+        ),
     )

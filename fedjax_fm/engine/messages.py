@@ -1,4 +1,7 @@
-"""What travels, by shape: bytes of one client, and whether clients give back what they were given."""
+"""What travels, by shape.
+
+Bytes of one client, and whether clients give back what they were given.
+"""
 
 import math
 from collections.abc import Callable
@@ -39,23 +42,30 @@ class Messages(NamedTuple):
     @property
     def bytes_per_client(self) -> tuple[int, int]:
         """(uplink, downlink) at most, of a client that takes part in all exchanges of a round."""
-        return sum(b.up * b.times for b in self.bills), sum(b.down * b.times for b in self.bills)
+        return sum(b.up * b.times for b in self.bills), sum(
+            b.down * b.times for b in self.bills
+        )
 
     @property
     def is_exact(self) -> bool:
         """Whether shapes tell every client's bytes."""
-        return all(b.up_is_exact and b.down_is_exact and b.by_everyone for b in self.bills)
+        return all(
+            b.up_is_exact and b.down_is_exact and b.by_everyone for b in self.bills
+        )
 
 
-def trace_messages(engine: Engine, backbone: Tree, data: DeviceData, server: Any, client: Any, key) -> Messages:
+def trace_messages(
+    engine: Engine, backbone: Tree, data: DeviceData, server: Any, client: Any, key
+) -> Messages:
     """Traces one client of every exchange, without computing anything.
 
     Args:
       client: shapes of one client's state.
 
     Raises:
-      ValueError: a client's next state differs in structure, shape or dtype from the one it was given; a downlink
-        channel meets an exchange that sends each client its own part.
+      ValueError: a client's next state differs in structure, shape or dtype from the
+        one it was given; a downlink channel meets an exchange that sends each client
+        its own part.
     """
     uploads, broadcasts, bills = [], [], []
     times = [t for group in engine.algorithm.exchanges for t in _passages(group)]
@@ -66,18 +76,31 @@ def trace_messages(engine: Engine, backbone: Tree, data: DeviceData, server: Any
             upload, mine, state = jax.eval_shape(one, backbone, data, server, client)
         if problem := trees.difference(client, state):
             raise ValueError(
-                f"exchange {index}: the next state of a client is not like the one it was given: {problem}"
+                f"exchange {index}: the next state of a client is not like the "
+                f"one it was given: {problem}"
             )
         if exchange.address is not None and engine.downlink != identity():
             raise ValueError(
-                f"exchange {index} sends every client its own part of the message: give downlink=None, a downlink "
-                "channel would encode the whole"
+                f"exchange {index} sends every client its own part of the "
+                "message: give downlink=None, a downlink channel would encode "
+                "the whole"
             )
         up, up_is_exact = _payload_bytes(engine.uplink, upload)
-        down, down_is_exact = _payload_bytes(engine.downlink, message if mine is None else mine)
+        down, down_is_exact = _payload_bytes(
+            engine.downlink, message if mine is None else mine
+        )
         uploads.append(upload)
         broadcasts.append(message)
-        bills.append(Bill(up, down, up_is_exact, down_is_exact, times[index], exchange.takes is None))
+        bills.append(
+            Bill(
+                up=up,
+                down=down,
+                up_is_exact=up_is_exact,
+                down_is_exact=down_is_exact,
+                times=times[index],
+                by_everyone=exchange.takes is None,
+            )
+        )
     return Messages(uploads, broadcasts, bills)
 
 
@@ -86,21 +109,43 @@ def _passages(group: Exchange | Repeat) -> list[int]:
     return [group.times] * len(group.exchanges) if isinstance(group, Repeat) else [1]
 
 
-def _traced(engine: Engine, exchange: Exchange, billed_message: Tree, key: jax.Array) -> Callable:
-    """`f(backbone, data, server, client state) -> (upload, billed parts of what it was sent by itself, next state)`."""
+def _traced(
+    engine: Engine, exchange: Exchange, billed_message: Tree, key: jax.Array
+) -> Callable:
+    """`f(backbone, data, server, client state) -> (upload, billed parts of what it was
+    sent by itself, next state)`.
+    """
 
     def one(backbone, data, server, client):
-        message, *_ = broadcast(engine, exchange, server, engine.downlink.init(billed_message), key)
+        message, *_ = broadcast(
+            engine, exchange, server, engine.downlink.init(billed_message), key
+        )
         zero, mine = jnp.int32(0), None
         limit = most_steps(engine, zero, zero, key)
-        view = client_data(data, zero, zero, jnp.bool_(True), zero, exchange.batches, key, engine.n_max, limit)
+        view = client_data(
+            data,
+            zero,
+            zero,
+            jnp.bool_(True),
+            zero,
+            exchange.batches,
+            key,
+            engine.n_max,
+            limit,
+        )
         own = message
         if exchange.address is not None:
             own = exchange.address(message, client, zero)
             mine = billed(own)
-        output: ClientOutput = exchange.client(backbone, message)(unwrap(own), client, view, key)
+        output: ClientOutput = exchange.client(backbone, message)(
+            unwrap(own), client, view, key
+        )
         sent = output.upload
-        return sent, mine, output.state(sent) if callable(output.state) else output.state
+        return (
+            sent,
+            mine,
+            output.state(sent) if callable(output.state) else output.state,
+        )
 
     return one
 
@@ -116,4 +161,6 @@ def _payload_bytes(channel: Channel, shapes: Tree) -> tuple[int, bool]:
         return payload
 
     payload = jax.eval_shape(encoded, shapes, jax.random.key(0))
-    return (math.ceil(channel.bits(payload) / 8) if exact else trees.nbytes(payload)), exact
+    return (
+        math.ceil(channel.bits(payload) / 8) if exact else trees.nbytes(payload)
+    ), exact

@@ -12,10 +12,20 @@ from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.data import DeviceData
 from fedjax_fm.engine.devices import CLIENTS
 from fedjax_fm.engine.plan import Plan
-from fedjax_fm.types import Algorithm, Behaviour, Channel, Exchange, Repeat, Setting, Tree
+from fedjax_fm.types import (
+    Algorithm,
+    Behaviour,
+    Channel,
+    Exchange,
+    Repeat,
+    Setting,
+    Tree,
+)
 
 NO_CLIENT = jnp.iinfo(jnp.int32).max
-SOMEBODY = NO_CLIENT - 1  # the sum of the uploads is not finite; whose upload it was, a second look tells
+SOMEBODY = (
+    NO_CLIENT - 1
+)  # the sum of the uploads is not finite; whose upload it was, a second look tells
 OVERFLOW = NO_CLIENT - 2  # a sampler drew more clients than its capacity
 OUTSIDE = NO_CLIENT - 3  # a sampler drew an id that no client has
 
@@ -33,14 +43,20 @@ class Engine(NamedTuple):
     n_min: int  # of the smallest
     behaviour: Behaviour = Behaviour()
     parallel: str = "shard_map"
-    looks_at_each: bool = False  # whether every upload is searched for NaN, also where the sum would show it
-    shares_states: bool = False  # whether every device holds its part of the clients' states instead of all of them
+    # whether every upload is searched for NaN, also where the sum would show it
+    looks_at_each: bool = False
+    # whether every device holds its part of the clients' states instead of all of them
+    shares_states: bool = False
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
         """All of them in a row, those inside a `Repeat` once."""
         groups = self.algorithm.exchanges
-        return tuple(e for group in groups for e in (group.exchanges if isinstance(group, Repeat) else (group,)))
+        return tuple(
+            e
+            for group in groups
+            for e in (group.exchanges if isinstance(group, Repeat) else (group,))
+        )
 
     @property
     def state_sharding(self) -> NamedSharding:
@@ -53,7 +69,10 @@ class Engine(NamedTuple):
         return self.n_min == self.n_max and self.behaviour.most_steps is None
 
     def sum_tells(self, exchange: Exchange) -> bool:
-        """Whether NaN in an upload is NaN in the sum, so that it is enough to search that: once, not once a client."""
+        """Whether NaN in an upload is NaN in the sum, so that it is enough to search that.
+
+        Once, not once a client.
+        """
         return exchange.reduce.shows_nan and self.uplink == identity()
 
 
@@ -61,7 +80,9 @@ class RoundState(NamedTuple):
     """Everything that passes from round to round."""
 
     server: Any
-    clients: Any  # the algorithm's state of each client, leaves [N, ...]; a few rows more where devices share them
+    # the algorithm's state of each client, leaves [N, ...]; a few rows more where
+    # devices share them
+    clients: Any
     uplinks: tuple  # per exchange: the channel's state of each client, likewise
     downlinks: tuple  # per exchange: the channel's state at the server
     sampler: Any
@@ -69,7 +90,8 @@ class RoundState(NamedTuple):
 
 
 class Cohort(NamedTuple):
-    """Who takes part, and where their examples and their states lie (at their ids, where whole stores are on device).
+    """Who takes part, and where their examples and their states lie (at their ids,
+    where whole stores are on device).
 
     Arrays of jax or numpy.
     """
@@ -91,11 +113,16 @@ class Shared(NamedTuple):
     round: jax.Array  # i32[]
     key: jax.Array  # the round's, as key data
     repeat: jax.Array  # i32[], passage of a `Repeat`
-    passage_key: jax.Array  # of this passage, as key data; outside of a `Repeat` the round's
+    passage_key: (
+        jax.Array
+    )  # of this passage, as key data; outside of a `Repeat` the round's
 
 
 class Slots(NamedTuple):
-    """A dealt cohort, one client a slot: leaves [D, n_blocks, W, ...]; on a device [n_blocks, W, ...]; in a client [...]."""
+    """A dealt cohort, one client a slot.
+
+    Leaves [D, n_blocks, W, ...]; on a device [n_blocks, W, ...]; in a client [...].
+    """
 
     number: jax.Array  # i32: which of the cohort; C for an empty slot
     active: jax.Array  # bool
@@ -110,7 +137,9 @@ class Totals(NamedTuple):
     metrics: dict[str, tuple[jax.Array, jax.Array]]  # sums and counts
     n_started: jax.Array  # i32[], clients that were sent the message
     n_clients: jax.Array  # i32[], clients whose upload arrived
-    uplink: jax.Array  # u32[3], bytes that depend on data, as `digits`; () where shapes tell them
+    uplink: (
+        jax.Array
+    )  # u32[3], bytes that depend on data, as `digits`; () where shapes tell them
     downlink: jax.Array
 
 
@@ -118,14 +147,21 @@ class Result(NamedTuple):
     """What one exchange leaves behind."""
 
     totals: Totals  # sums over the cohort
-    kept: Tree  # (what Reduce.lift gave, whether it arrived bool), leaves as in Slots; () where the reduction sums
-    bad: jax.Array  # i32[], smallest id of a client that was not finite, NO_CLIENT if there is none
+    # (what Reduce.lift gave, whether it arrived bool), leaves as in Slots; () where the
+    # reduction sums
+    kept: Tree
+    bad: (
+        jax.Array
+    )  # i32[], smallest id of a client that was not finite, NO_CLIENT if there is none
     state: Any  # as in Slots
     wire: Any  # as in Slots
 
 
 def digits(n: jax.Array) -> jax.Array:
-    """u32[] -> u32[3] in base 2048: sums of them over two million clients do not wrap, sums of bytes would."""
+    """u32[] -> u32[3] in base 2048.
+
+    Sums of them over two million clients do not wrap, sums of bytes would.
+    """
     n = jnp.asarray(n).astype(jnp.uint32)
     return jnp.stack([n & 2047, (n >> 11) & 2047, n >> 22])
 

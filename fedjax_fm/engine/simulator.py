@@ -1,4 +1,7 @@
-"""Runs an algorithm over a population: what is decided before the first round, and what people see of the rounds."""
+"""Runs an algorithm over a population.
+
+What is decided before the first round, and what people see of the rounds.
+"""
 
 import copy
 import dataclasses
@@ -34,7 +37,9 @@ from fedjax_fm.types import Algorithm, Behaviour, Channel, Sampler, Setting, Tre
 Where = Literal["auto", "device", "host"]
 Callback = Callable[[int, SimulationState, dict[str, np.ndarray]], Any]
 MOST_SEED = 2**63 - 1
-SHARED_FROM = 64 << 20  # bytes of all clients' states; smaller ones lie whole on every device, which saves talk
+SHARED_FROM = (
+    64 << 20
+)  # bytes of all clients' states; smaller ones lie whole on every device, which saves talk
 
 
 class Simulator:
@@ -47,18 +52,23 @@ class Simulator:
       cohort_size: clients a round.
       uplink, downlink: channels; None sends the arrays as they are.
       seed: names every random number of the run.
-      devices: how many devices are used; default all (one, where the whole cohort is a single small block on CPU).
-      block_size: clients that a device computes at once; default see `make_plan`, halved until the compiled rounds
-        fit into `memory` (on CPU only if that is given).
+      devices: how many devices are used; default all (one, where the whole cohort is a
+        single small block on CPU).
+      block_size: clients that a device computes at once; default see `make_plan`,
+        halved until the compiled rounds fit into `memory` (on CPU only if that is
+        given).
       sampler: default uniform without replacement.
       behaviour: stragglers and drop-outs.
-      model_parallel: devices over which the backbone is split (mesh axis `model`); the others carry clients.
+      model_parallel: devices over which the backbone is split (mesh axis `model`); the
+        others carry clients.
       parallel: "shard_map", or "pmap" for one dispatch per exchange on older set-ups.
-      data: "device" copies the population there once; "host" streams every cohort from (memory-mapped) host arrays.
-      states: "device" keeps the states of all clients there, each device its part of them where they are large; "host"
-        spills them, and updates them in place: after `run`, the state that went in is used up.
-      memory: bytes a device may use; default all. "auto" keeps data and states on the device while each takes at
-        most a quarter of it.
+      data: "device" copies the population there once; "host" streams every cohort from
+        (memory-mapped) host arrays.
+      states: "device" keeps the states of all clients there, each device its part of
+        them where they are large; "host" spills them, and updates them in place: after
+        `run`, the state that went in is used up.
+      memory: bytes a device may use; default all. "auto" keeps data and states on the
+        device while each takes at most a quarter of it.
     """
 
     def __init__(
@@ -84,13 +94,20 @@ class Simulator:
         check_kinds(algorithm, population, uplink, downlink, sampler, behaviour)
         checks.whole("cohort_size", cohort_size, least=1)
         checks.whole("seed", seed, least=0, most=MOST_SEED)
-        for name, size in (("devices", devices), ("block_size", block_size), ("memory", memory)):
+        for name, size in (
+            ("devices", devices),
+            ("block_size", block_size),
+            ("memory", memory),
+        ):
             if size is not None:
                 checks.whole(name, size, least=1)
         checks.whole("model_parallel", model_parallel, least=1)
         checks.choice("parallel", parallel, ("shard_map", "pmap"))
         if parallel == "pmap" and model_parallel > 1:
-            raise ValueError(f"expected model_parallel=1 with parallel='pmap', got model_parallel={model_parallel}")
+            raise ValueError(
+                "expected model_parallel=1 with parallel='pmap', got "
+                f"model_parallel={model_parallel}"
+            )
         for name, where in (("data", data), ("states", states)):
             checks.choice(name, where, get_args(Where))
         if population.n_examples == 0:
@@ -98,19 +115,38 @@ class Simulator:
         self.algorithm, self.population = algorithm, population
         self.setting = Setting(population.n_clients, cohort_size)
         self.sampler = _sampler_of(algorithm, sampler, self.setting)
-        self._model_parallel, self._devices, self._block_size = model_parallel, devices, block_size
+        self._model_parallel, self._devices, self._block_size = (
+            model_parallel,
+            devices,
+            block_size,
+        )
         self._n_devices = client_mesh(devices, model_parallel).size // model_parallel
-        make_plan(self.sampler.capacity, self._n_devices, block_size)  # refuses impossible sizes at once
-        self.memory, self._limited = memory or memory_of(jax.devices()[0]), memory is not None
+        make_plan(
+            self.sampler.capacity, self._n_devices, block_size
+        )  # refuses impossible sizes at once
+        self.memory, self._limited = (
+            memory or memory_of(jax.devices()[0]),
+            memory is not None,
+        )
         self._states = states
-        self.streams = data == "host" or (data == "auto" and _nbytes(population) > self.memory // 4)
+        self.streams = data == "host" or (
+            data == "auto" and _nbytes(population) > self.memory // 4
+        )
         check_sampling(algorithm, self.sampler, self.setting)
         self._make_engine = functools.partial(
-            Engine, algorithm=algorithm, setting=self.setting, uplink=unless_empty(uplink or identity()),
-            downlink=unless_empty(downlink or identity()), n_max=int(population.sizes.max()), n_min=int(population.sizes.min()),
-            behaviour=behaviour or Behaviour(), parallel=parallel,
-        )  # fmt: skip
-        self.key = jax.random.key(seed)  # of states that `init` is given no other seed for
+            Engine,
+            algorithm=algorithm,
+            setting=self.setting,
+            uplink=unless_empty(uplink or identity()),
+            downlink=unless_empty(downlink or identity()),
+            n_max=int(population.sizes.max()),
+            n_min=int(population.sizes.min()),
+            behaviour=behaviour or Behaviour(),
+            parallel=parallel,
+        )
+        self.key = jax.random.key(
+            seed
+        )  # of states that `init` is given no other seed for
         self.backbone = backbone  # on the devices as soon as there is a layout
         self._programs: Programs | None = None
         self._start: Start | None = None
@@ -120,20 +156,27 @@ class Simulator:
         """What makes its rounds these and no others, besides data, weights and the seed."""
         return {**self._make_engine.keywords, "sampler": self.sampler}
 
-    # Layout ------------------------------------------------------------------------------------------------------
+    # Layout
 
     @property
     def programs(self) -> Programs:
         """What the layout decides: programs, and where backbone and data lie."""
         if self._programs is None:
-            raise RuntimeError("call `init(delta)` first: the layout depends on the trainable tree")
+            raise RuntimeError(
+                "call `init(delta)` first: the layout depends on the trainable tree"
+            )
         return self._programs
 
     @property
     def start(self) -> Start:
-        """What the shapes of the trainable tree decide: messages, and the size of clients' states."""
+        """What the shapes of the trainable tree decide.
+
+        Messages, and the size of clients' states.
+        """
         if self._start is None:
-            raise RuntimeError("call `init(delta)` first: messages depend on the trainable tree")
+            raise RuntimeError(
+                "call `init(delta)` first: messages depend on the trainable tree"
+            )
         return self._start
 
     @property
@@ -165,8 +208,11 @@ class Simulator:
 
     @property
     def _may_share(self) -> bool:
-        """Whether each device may hold its part of the clients' states. Several hosts, who could not read each other's parts,
-        and pmap keep all of them on every device."""
+        """Whether each device may hold its part of the clients' states.
+
+        Several hosts, who could not read each other's parts, and pmap keep all of them
+        on every device.
+        """
         large = self.start.bytes_of_states > SHARED_FROM
         return (
             large
@@ -176,14 +222,19 @@ class Simulator:
         )
 
     def lay_out(self, plan: Plan) -> None:
-        """Places data and backbone for this plan; a resumed run does so with the plan of its first part, as that
-        decides the order of float sums."""
+        """Places data and backbone for this plan.
+
+        A resumed run does so with the plan of its first part, as that decides the order
+        of float sums.
+        """
         if self.plan == plan:
             return
         mesh = client_mesh(plan.n_devices * self._model_parallel, self._model_parallel)
         data = None if self.streams else of_population(self.population)
         engine = self._make_engine(plan=plan, mesh=mesh)
-        self._programs = Programs(engine, self.sampler, self.population, self.backbone, data)
+        self._programs = Programs(
+            engine, self.sampler, self.population, self.backbone, data
+        )
         self.backbone = self._programs.backbone
         if self._start is not None:
             self._share_states()
@@ -202,77 +253,128 @@ class Simulator:
         first_layout = self._programs is None
         if first_layout:
             self.lay_out(self._plan_for(delta))
-        if self._start is None or trees.difference(self._start.delta, trees.shapes(delta)):
-            self._start = start_of(self.engine, self.backbone, shapes_of(self.population), delta, self.key)
+        if self._start is None or trees.difference(
+            self._start.delta, trees.shapes(delta)
+        ):
+            self._start = start_of(
+                self.engine, self.backbone, shapes_of(self.population), delta, self.key
+            )
             self._share_states()
-        if first_layout and self._block_size is None and (self._limited or jax.default_backend() != "cpu"):
+        if (
+            first_layout
+            and self._block_size is None
+            and (self._limited or jax.default_backend() != "cpu")
+        ):
             self._narrow_until_it_fits(delta)
         first = self.first_state(delta, key)
-        return SimulationState(rounds=self.programs.placed(first), key=key, algorithm=self.algorithm)
+        return SimulationState(
+            rounds=self.programs.placed(first), key=key, algorithm=self.algorithm
+        )
 
     def first_state(self, delta: Tree, key: jax.Array | None = None) -> RoundState:
         """The state of round 0, before it is placed on devices."""
         key = self.key if key is None else key
-        return first_state(self.engine, self.sampler, with_key(self.start, key), delta, key, self.spills)
+        return first_state(
+            self.engine,
+            self.sampler,
+            with_key(self.start, key),
+            delta,
+            key,
+            self.spills,
+        )
 
     def with_population(self, population: Population) -> "Simulator":
         """A simulator of other data that is the same in all else.
 
-        It shares the compiled programs: where the arrays have the same shapes and the largest and the smallest
-        client as many examples as before, nothing is compiled again.
+        It shares the compiled programs: where the arrays have the same shapes and the
+        largest and the smallest client as many examples as before, nothing is compiled
+        again.
 
         Args:
-          population: of as many clients, with the same columns; states of this simulator go on with it.
+          population: of as many clients, with the same columns; states of this
+            simulator go on with it.
 
         Raises:
-          ValueError: another number of clients, which the sampler, the cohort and states were made for.
+          ValueError: another number of clients, which the sampler, the cohort and
+            states were made for.
         """
-        checks.instance("population", population, Population, "make one with Population.from_clients(...)")
+        checks.instance(
+            "population",
+            population,
+            Population,
+            "make one with Population.from_clients(...)",
+        )
         if population.n_clients != self.population.n_clients:
             raise ValueError(
-                f"expected a population of {self.population.n_clients} clients, as before, got {population.n_clients}; "
-                "make a new Simulator for it"
+                f"expected a population of {self.population.n_clients} clients, "
+                f"as before, got {population.n_clients}; make a new Simulator for "
+                "it"
             )
         if population.n_examples == 0:
             raise ValueError(f"no client has an example: {population}")
         other = copy.copy(self)
         other.population = population
-        sizes = {"n_max": int(population.sizes.max()), "n_min": int(population.sizes.min())}
+        sizes = {
+            "n_max": int(population.sizes.max()),
+            "n_min": int(population.sizes.min()),
+        }
         other._make_engine = functools.partial(self._make_engine, **sizes)
         if self._programs is not None:
             data = None if self.streams else of_population(population)
-            other._programs = self._programs.with_data(self.engine._replace(**sizes), population, data)
+            other._programs = self._programs.with_data(
+                self.engine._replace(**sizes), population, data
+            )
         return other
 
     def _share_states(self) -> None:
-        """Lets each device hold its part of the clients' states where they are large and on the devices."""
+        """Lets each device hold its part of the clients' states where they are large
+        and on the devices.
+        """
         shares = self._may_share and not self.spills
         if shares != self.engine.shares_states:
-            self._programs = self.programs.of(self.engine._replace(shares_states=shares))
+            self._programs = self.programs.of(
+                self.engine._replace(shares_states=shares)
+            )
 
     def _plan_for(self, delta: Tree) -> Plan:
         lane = 3 * trees.nbytes(trees.shapes(delta))  # delta, upload and optimizer
         fixed = self._devices is not None or self._model_parallel > 1
-        return make_plan(self.sampler.capacity, self._n_devices, self._block_size, lane, fixed)
+        return make_plan(
+            self.sampler.capacity, self._n_devices, self._block_size, lane, fixed
+        )
 
     def _narrow_until_it_fits(self, delta: Tree) -> None:
-        """Halves the block while the compiled rounds need more than a device's memory; rounds that the host drives,
-        whose shapes are not known before, stay as the rule has them."""
+        """Halves the block while the compiled rounds need more than a device's memory.
+
+        Rounds that the host drives, whose shapes are not known before, stay as the rule
+        has them.
+        """
         if self.streams or self.spills:
             return
         state = jax.eval_shape(self.first_state, delta)
         while (plan := self.engine.plan).block_size > 1:
-            step = self.programs.fused.lower(state, self.backbone, self.data, jnp.int32(1), self.key).compile()
+            step = self.programs.fused.lower(
+                state, self.backbone, self.data, jnp.int32(1), self.key
+            ).compile()
             found = step.memory_analysis()
-            if found is None or found.argument_size_in_bytes + found.temp_size_in_bytes <= self.memory:
+            if (
+                found is None
+                or found.argument_size_in_bytes + found.temp_size_in_bytes
+                <= self.memory
+            ):
                 return
-            self.lay_out(make_plan(self.sampler.capacity, plan.n_devices, plan.block_size // 2))
+            self.lay_out(
+                make_plan(self.sampler.capacity, plan.n_devices, plan.block_size // 2)
+            )
 
-    # Rounds ------------------------------------------------------------------------------------------------------
+    # Rounds
 
     def bytes_per_client(self, state: SimulationState) -> tuple[int, int]:
-        """(uplink, downlink) bytes of one client in one round: the lengths of the packed buffers. At most, where an
-        exchange takes some of the clients only or the data decide; the metrics of `run` are exact."""
+        """(uplink, downlink) bytes of one client in one round: the lengths of the packed buffers.
+
+        At most, where an exchange takes some of the clients only or the data decide;
+        the metrics of `run` are exact.
+        """
         return self.messages.bytes_per_client
 
     def run(
@@ -287,22 +389,30 @@ class Simulator:
         """Runs `rounds` rounds.
 
         Args:
-          every: rounds between two calls of the callbacks, which are called after the last round, too.
-          callbacks: functions of (round, state, metrics so far), see `fedjax_fm.callbacks`; the numbers that they return
-            are columns of the metrics, NaN for the rounds between.
-          donate: the rounds take over the clients' states in `state`, which is used up by that; else they begin with a copy.
+          every: rounds between two calls of the callbacks, which are called after the
+            last round, too.
+          callbacks: functions of (round, state, metrics so far), see
+            `fedjax_fm.callbacks`; the numbers that they return are columns of the
+            metrics, NaN for the rounds between.
+          donate: the rounds take over the clients' states in `state`, which is used up
+            by that; else they begin with a copy.
 
         Returns:
-          (state, metrics): {name: array[rounds]} with at least `loss` (example-weighted, over all local steps) and, summed
-          over those of the cohort whose upload arrived, `clients`, `examples` (that they hold), `examples_processed`
-          (rows in the batches of their local steps), `uplink_bytes`, and `downlink_bytes` of all who were sent something;
-          of a method that was accounted for also `epsilon`, spent after each round. `pandas.DataFrame(metrics)` is a
-          table of it.
+          (state, metrics): {name: array[rounds]} with at least `loss`
+          (example-weighted, over all local steps) and, summed over those of the cohort
+          whose upload arrived, `clients`, `examples` (that they hold),
+          `examples_processed` (rows in the batches of their local steps),
+          `uplink_bytes`, and `downlink_bytes` of all who were sent something; of a
+          method that was accounted for also `epsilon`, spent after each round.
+          `pandas.DataFrame(metrics)` is a table of it.
 
         Raises:
-          NonFiniteClient: a loss or an upload was not finite; SumOverflow: only the sum of the uploads was not.
-          CohortOverflow, UnknownClient: the sampler drew more clients than its capacity, or one that is not there.
-          RuntimeError: the state was donated before, or its spilled store has gone on with another run.
+          NonFiniteClient: a loss or an upload was not finite; SumOverflow: only the sum
+            of the uploads was not.
+          CohortOverflow, UnknownClient: the sampler drew more clients than its
+            capacity, or one that is not there.
+          RuntimeError: the state was donated before, or its spilled store has gone on
+            with another run.
           ValueError: a private method would run past the rounds that it was accounted for.
           CallbackError: a callback raised; says which one, and holds the state.
         """
@@ -315,27 +425,41 @@ class Simulator:
         programs = self.programs
         check_state(state, self.start.server)
         first_rows = with_key(self.start, state.key).first_rows
-        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state.rounds)):
+        if any(
+            isinstance(leaf, jax.Array) and leaf.is_deleted()
+            for leaf in jax.tree.leaves(state.rounds)
+        ):
             raise RuntimeError(
-                "this state was given away by run(..., donate=True); go on from the state that it returned"
+                "this state was given away by run(..., donate=True); go on from "
+                "the state that it returned"
             )
-        if isinstance(store := state.rounds.clients, HostStore) and store.rounds[0] != state.round:
+        if (
+            isinstance(store := state.rounds.clients, HostStore)
+            and store.rounds[0] != state.round
+        ):
             raise RuntimeError(
-                f"this state is of round {state.round}, but its spilled store has gone on to round "
-                f"{store.rounds[0]}: states on the host are updated in place; go on from the newest state"
+                f"this state is of round {state.round}, but its spilled store has "
+                f"gone on to round {store.rounds[0]}: states on the host are "
+                "updated in place; go on from the newest state"
             )
         done, privacy = state.round, self.algorithm.privacy
         check_rounds(privacy, done, rounds)
-        after, buffers, bad = programs.run(state.rounds, rounds, state.key, first_rows, donate)
-        metrics = concatenated([on_host(buffer, n, self.messages) for buffer, n in buffers])
+        after, buffers, bad = programs.run(
+            state.rounds, rounds, state.key, first_rows, donate
+        )
+        metrics = concatenated(
+            [on_host(buffer, n, self.messages) for buffer, n in buffers]
+        )
         metrics = with_epsilon(metrics, privacy, done)
         state = dataclasses.replace(state, rounds=after)
         if bad != NO_CLIENT:
             bad = programs.who_failed(after, bad, state.key, first_rows)
-            raise error_of(bad, state, metrics, self.sampler.capacity, self.population.n_clients)
+            raise error_of(
+                bad, state, metrics, self.sampler.capacity, self.population.n_clients
+            )
         return state, metrics
 
-    # Models ------------------------------------------------------------------------------------------------------
+    # Models
 
     def client_state(self, state: SimulationState, client: int) -> Any:
         """What the method keeps for one client, wherever the states lie.
@@ -345,7 +469,8 @@ class Simulator:
           client: its id, 0 to N - 1.
 
         Returns:
-          A tree of arrays, () for a method that keeps nothing. Of a client that has not taken part, what it starts with.
+          A tree of arrays, () for a method that keeps nothing. Of a client that has not
+          taken part, what it starts with.
 
         Raises:
           ValueError: no such client.
@@ -360,16 +485,20 @@ class Simulator:
         first_rows = with_key(self.start, state.key).first_rows
         return first_rows(store.start, jnp.int32(client))[0]
 
-    def model(self, state: SimulationState, client: int | None = None) -> tuple[Tree, Tree]:
+    def model(
+        self, state: SimulationState, client: int | None = None
+    ) -> tuple[Tree, Tree]:
         """The model to be evaluated: `evaluate(task, *simulator.model(state), arrays)`.
 
         Args:
           state: from `init` or `run`.
-          client: whose; None: the server's. Methods without personal models give the server's for every client.
+          client: whose; None: the server's. Methods without personal models give the
+            server's for every client.
 
         Returns:
-          (delta, backbone): the task's trainable tree, and the backbone that goes with it, which some methods
-          change. A method of several architectures gives tuples, one entry each.
+          (delta, backbone): the task's trainable tree, and the backbone that goes with
+          it, which some methods change. A method of several architectures gives tuples,
+          one entry each.
 
         Raises:
           ValueError: no such client.
@@ -386,13 +515,17 @@ class Simulator:
     @property
     def is_personal(self) -> bool:
         """Whether `model` may be another one for each client."""
-        return self.algorithm.model is not None and bool(jax.tree.leaves(self.start.rows[0]))
+        return self.algorithm.model is not None and bool(
+            jax.tree.leaves(self.start.rows[0])
+        )
 
     def __repr__(self) -> str:
         return summarise(self)
 
 
-def _sampler_of(algorithm: Algorithm, chosen: Sampler | None, setting: Setting) -> Sampler:
+def _sampler_of(
+    algorithm: Algorithm, chosen: Sampler | None, setting: Setting
+) -> Sampler:
     """The method's own sampler, else the chosen one, else uniform."""
     if algorithm.sampler is not None:
         return algorithm.sampler(chosen, setting)

@@ -19,7 +19,9 @@ class Start(NamedTuple):
 
     delta: Tree  # by shape
     messages: Messages
-    first_rows: Any  # (delta, client id) -> states of a client that never took part, as a `jax.tree_util.Partial`
+    # (delta, client id) -> states of a client that never took part, as a
+    # `jax.tree_util.Partial`
+    first_rows: Any
     rows: Tree  # what it gives, by shape
     bytes_of_states: int  # of all clients
     server: Any  # the server's state, by shape
@@ -40,13 +42,23 @@ def _all_first_rows(sharding: Any) -> Any:
     return jax.jit(make, out_shardings=sharding)
 
 
-def start_of(engine: Engine, backbone: Tree, data: Any, delta: Tree, key: jax.Array) -> Start:
-    """Traces one client of every exchange; nothing is computed. `backbone`, `data` and `delta` may be shapes."""
+def start_of(
+    engine: Engine, backbone: Tree, data: Any, delta: Tree, key: jax.Array
+) -> Start:
+    """Traces one client of every exchange; nothing is computed.
+
+    `backbone`, `data` and `delta` may be shapes.
+    """
     delta, backbone, data = trees.shapes((delta, backbone, data))
-    server = jax.eval_shape(lambda d: engine.algorithm.init(d, derive(key, Purpose.INIT), engine.setting), delta)
+    server = jax.eval_shape(
+        lambda d: engine.algorithm.init(d, derive(key, Purpose.INIT), engine.setting),
+        delta,
+    )
     client = jax.eval_shape(lambda d: engine.algorithm.client_init(d, key), delta)
     messages = trace_messages(engine, backbone, data, server, client, key)
-    first_rows = jax.tree_util.Partial(functools.partial(_first_rows, engine, messages), key)
+    first_rows = jax.tree_util.Partial(
+        functools.partial(_first_rows, engine, messages), key
+    )
     rows = jax.eval_shape(first_rows, delta, jnp.int32(0))
     return Start(
         delta=delta,
@@ -58,16 +70,26 @@ def start_of(engine: Engine, backbone: Tree, data: Any, delta: Tree, key: jax.Ar
     )
 
 
-def _first_rows(engine: Engine, messages: Messages, key: jax.Array, delta: Tree, client: jax.Array) -> tuple:
+def _first_rows(
+    engine: Engine, messages: Messages, key: jax.Array, delta: Tree, client: jax.Array
+) -> tuple:
     """(the algorithm's state, per exchange the uplink's) of a client before its first round."""
     mine = engine.algorithm.client_init(delta, derive(key, Purpose.CLIENT_INIT, client))
     return mine, tuple(engine.uplink.init(upload) for upload in messages.uploads)
 
 
 def first_state(
-    engine: Engine, sampler: Sampler, start: Start, delta: Tree, key: jax.Array, spills: bool
+    engine: Engine,
+    sampler: Sampler,
+    start: Start,
+    delta: Tree,
+    key: jax.Array,
+    spills: bool,
 ) -> RoundState:
-    """The state of round 0, before it is placed on devices; works under `jit` and `vmap`, unless it spills."""
+    """The state of round 0, before it is placed on devices.
+
+    Works under `jit` and `vmap`, unless it spills.
+    """
     n_clients = engine.setting.n_clients
     if spills:
         clients, uplinks = HostStore.empty(start.rows, n_clients, delta), ()
@@ -83,7 +105,9 @@ def first_state(
         server=engine.algorithm.init(delta, derive(key, Purpose.INIT), engine.setting),
         clients=clients,
         uplinks=uplinks,
-        downlinks=tuple(engine.downlink.init(message) for message in start.messages.broadcasts),
+        downlinks=tuple(
+            engine.downlink.init(message) for message in start.messages.broadcasts
+        ),
         sampler=sampler.init(),
         round=jnp.int32(0),
     )

@@ -1,4 +1,7 @@
-"""Clients' states that do not fit on the device: in host memory, the cohort's rows travel each round."""
+"""Clients' states that do not fit on the device.
+
+In host memory, the cohort's rows travel each round.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +16,8 @@ from fedjax_fm.types import Tree
 class HostStore(NamedTuple):
     """States of all N clients on the host; a client's own is made when it first takes part.
 
-    Rounds write into it in place: a state whose rounds have gone on is used up, see `Simulator.run`.
+    Rounds write into it in place: a state whose rounds have gone on is used up, see
+    `Simulator.run`.
     """
 
     rows: Tree  # np arrays [N, ...]; pages of clients that never took part are not backed by memory
@@ -42,8 +46,13 @@ class HostStore(NamedTuple):
         self.rounds[0] += 1
 
 
-def with_first_states(rows: Tree, touched: jax.Array, ids: jax.Array, make: Callable[[jax.Array], Tree]) -> Tree:
+def with_first_states(
+    rows: Tree, touched: jax.Array, ids: jax.Array, make: Callable[[jax.Array], Tree]
+) -> Tree:
     """`rows` where the client was here before, else `make(id)`."""
     fresh = jax.vmap(make)(ids)
-    choose = lambda old, new: jnp.where(touched.reshape(-1, *([1] * (old.ndim - 1))), old, new)
+
+    def choose(old, new):
+        return jnp.where(touched.reshape(-1, *([1] * (old.ndim - 1))), old, new)
+
     return jax.tree.map(choose, rows, fresh)

@@ -12,14 +12,17 @@ from fedjax_fm.population.population import Population
 def take(population: Population, ids: np.ndarray) -> DeviceData:
     """The examples of these clients, one client after the other, as host arrays.
 
-    Rows are padded to the next power of two (repeating nothing: zeros that no offset reaches), so that a run over
-    cohorts of changing size compiles a few programs, not one a round.
+    Rows are padded to the next power of two (repeating nothing: zeros that no offset
+    reaches), so that a run over cohorts of changing size compiles a few programs, not
+    one a round.
     """
     starts, ends = population.offsets[ids], population.offsets[ids + 1]
     offsets = np.concatenate([[0], np.cumsum(ends - starts)])
     n = int(offsets[-1])
     if n > np.iinfo(np.int32).max:
-        raise ValueError(f"a cohort's {n} examples do not fit one device array; take a smaller cohort")
+        raise ValueError(
+            f"a cohort's {n} examples do not fit one device array; take a smaller cohort"
+        )
     capacity = 1 << max(n - 1, 0).bit_length()
     arrays = {}
     for name, whole in population.arrays.items():
@@ -36,11 +39,14 @@ class Draw(NamedTuple):
     ids: np.ndarray  # i32[C]
     n_active: int
     sampler: Any  # state after the draw
-    data: DeviceData | None  # of the cohort, on the device; None where the whole population is there
+    data: (
+        DeviceData | None
+    )  # of the cohort, on the device; None where the whole population is there
 
 
 class Prefetch:
-    """Draws rounds `first`, `first + 1`, ... by `draw(round, sampler_state) -> Draw`, one ahead in a thread.
+    """Draws rounds `first`, `first + 1`, ... by `draw(round, sampler_state) -> Draw`,
+    one ahead in a thread.
 
     A draw depends on the sampler's state and the round's number only, never on what was learned.
     """

@@ -20,12 +20,16 @@ def size(n: int) -> str:
 
 
 def summarise(simulator: "Simulator") -> str:
-    """Clients, parameters, bytes a round, memory and layout; before `init` only what is known by then."""
+    """Clients, parameters, bytes a round, memory and layout.
+
+    Before `init` only what is known by then.
+    """
     population, setting = simulator.population, simulator.setting
     lines = [
         repr(population),
         f"cohort: {setting.cohort_size} clients a round (at most {simulator.sampler.capacity})",
-        f"frozen parameters: {trees.size(simulator.backbone):,} ({size(trees.nbytes(simulator.backbone))})",
+        f"frozen parameters: {trees.size(simulator.backbone):,} "
+        f"({size(trees.nbytes(simulator.backbone))})",
         *summary_of(simulator.algorithm.privacy),
     ]
     if simulator.plan is None:
@@ -34,15 +38,24 @@ def summarise(simulator: "Simulator") -> str:
     up, down = simulator.messages.bytes_per_client
     at_most = "" if simulator.messages.is_exact else " at most"
     data = "streamed from the host" if simulator.streams else "on every device"
-    shared = f"shared by {plan.n_devices} devices" if simulator.engine.shares_states else "on every device"
+    shared = (
+        f"shared by {plan.n_devices} devices"
+        if simulator.engine.shares_states
+        else "on every device"
+    )
     states = "on the host" if simulator.spills else shared
     lines += [
-        f"trainable parameters: {trees.size(simulator.start.delta):,} ({size(trees.nbytes(simulator.start.delta))})",
-        f"bytes of one client a round{at_most}: {size(up)} up, {size(down)} down; of a whole cohort "
-        f"{size(up * setting.cohort_size)} up, {size(down * setting.cohort_size)} down",
-        f"memory: examples {size(sum(a.nbytes for a in population.arrays.values()))} {data}, clients' states "
-        f"{size(simulator.start.bytes_of_states)} {states}, {size(simulator.memory)} a device",
-        f"layout: {plan.n_devices} device{'s' * (plan.n_devices > 1)} × {plan.n_blocks} blocks × {plan.block_size} clients, "
-        f"mesh {dict(mesh.shape)}, {simulator.engine.parallel}",
+        f"trainable parameters: {trees.size(simulator.start.delta):,} "
+        f"({size(trees.nbytes(simulator.start.delta))})",
+        f"bytes of one client a round{at_most}: {size(up)} up, {size(down)} down; "
+        f"of a whole cohort {size(up * setting.cohort_size)} up, "
+        f"{size(down * setting.cohort_size)} down",
+        "memory: examples "
+        f"{size(sum(a.nbytes for a in population.arrays.values()))} {data}, "
+        f"clients' states {size(simulator.start.bytes_of_states)} {states}, "
+        f"{size(simulator.memory)} a device",
+        f"layout: {plan.n_devices} device{'s' * (plan.n_devices > 1)} × "
+        f"{plan.n_blocks} blocks × {plan.block_size} clients, mesh "
+        f"{dict(mesh.shape)}, {simulator.engine.parallel}",
     ]
     return "\n".join(["Simulator", *(f"  {line}" for line in lines)])

@@ -2,8 +2,18 @@
 
 from fedjax_fm.evaluation.classification import Evaluator, Results, by_client
 from fedjax_fm.evaluation.evaluate import evaluate, means
-from fedjax_fm.evaluation.intervals import Comparison, holm, paired_examples, paired_seeds, plus_minus
-from fedjax_fm.evaluation.perplexity import PerplexityEvaluator, TokenLosses, perplexity_by_client
+from fedjax_fm.evaluation.intervals import (
+    Comparison,
+    holm,
+    paired_examples,
+    paired_seeds,
+    plus_minus,
+)
+from fedjax_fm.evaluation.perplexity import (
+    PerplexityEvaluator,
+    TokenLosses,
+    perplexity_by_client,
+)
 from fedjax_fm.evaluation.text import rouge_l
 
 __all__ = [

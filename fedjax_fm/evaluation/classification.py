@@ -1,4 +1,6 @@
-"""Evaluates a classifier example by example, in length buckets so that short sentences cost what they use."""
+"""Evaluates a classifier example by example, in length buckets so that short sentences
+cost what they use.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm.evaluation.buckets import check_batches, check_rows, length_batches, split_by_client
+from fedjax_fm.evaluation.buckets import (
+    check_batches,
+    check_rows,
+    length_batches,
+    split_by_client,
+)
 from fedjax_fm.population.values import checked_array
 from fedjax_fm.types import Tree
 
@@ -26,7 +33,8 @@ class Results(NamedTuple):
 
 
 class Evaluator:
-    """Runs `logits_fn(params, input_ids [B, T], attention_mask [B, T]) -> [B, classes]` over arrays of any length.
+    """Runs `logits_fn(params, input_ids [B, T], attention_mask [B, T]) -> [B, classes]`
+    over arrays of any length.
 
     Args:
       batch_size: rows a call; the last batch of a bucket is padded with its first row.
@@ -51,15 +59,20 @@ class Evaluator:
         """Scores every row of {"input_ids", "attention_mask", "label"}.
 
         Raises:
-          ValueError: no rows, arrays of unequal length, labels that are no whole numbers >= 0, values that a device
-            would change.
+          ValueError: no rows, arrays of unequal length, labels that are no whole
+            numbers >= 0, values that a device would change.
           FloatingPointError: a loss that is not finite.
         """
-        arrays = {name: checked_array(name, arrays[name]) for name in ("input_ids", "attention_mask", "label")}
+        arrays = {
+            name: checked_array(name, arrays[name])
+            for name in ("input_ids", "attention_mask", "label")
+        }
         n = check_rows(arrays, ("input_ids", "attention_mask", "label"))
         _check_labels(arrays["label"])
         correct, loss = np.zeros(n, bool), np.zeros(n, np.float32)
-        for width, rows, padded in length_batches(arrays["attention_mask"], self.batch_size, self.bucket):
+        for width, rows, padded in length_batches(
+            arrays["attention_mask"], self.batch_size, self.bucket
+        ):
             part = self._score(
                 params,
                 arrays["input_ids"][padded, :width],
@@ -68,7 +81,9 @@ class Evaluator:
             )
             correct[rows], loss[rows] = (np.asarray(x)[: len(rows)] for x in part)
         if not np.isfinite(loss).all():
-            raise FloatingPointError(f"the loss of example {int(np.flatnonzero(~np.isfinite(loss))[0])} is not finite")
+            raise FloatingPointError(
+                f"the loss of example {int(np.flatnonzero(~np.isfinite(loss))[0])} is not finite"
+            )
         return Results(correct, loss)
 
 
@@ -95,9 +110,16 @@ def by_client(results: Results, sizes: Sequence[int] | np.ndarray) -> np.ndarray
 
 
 def _check_labels(label: np.ndarray) -> None:
-    """Raises ValueError for labels that no logit stands for: a negative one would count from the end."""
+    """Raises ValueError for labels that no logit stands for.
+
+    A negative one would count from the end.
+    """
     if label.ndim != 1 or label.dtype.kind not in "iu":
-        raise ValueError(f"expected label as whole numbers [n], got dtype {label.dtype} and shape {label.shape}")
+        raise ValueError(
+            f"expected label as whole numbers [n], got dtype {label.dtype} and shape {label.shape}"
+        )
     if label.min() < 0:
         row = int(label.argmin())
-        raise ValueError(f"expected label >= 0, got {label[row]} in row {row}; leave out rows without a label")
+        raise ValueError(
+            f"expected label >= 0, got {label[row]} in row {row}; leave out rows without a label"
+        )

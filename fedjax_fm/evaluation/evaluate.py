@@ -32,26 +32,29 @@ def evaluate(
 ) -> Scores:
     """Computes the task's loss and metrics of every example.
 
-    One compile for any number of examples: the last batch is filled up, and what it was filled with is dropped.
-    On several devices each computes its part of a batch.
+    One compile for any number of examples: the last batch is filled up, and what it was
+    filled with is dropped. On several devices each computes its part of a batch.
 
     Args:
       task: from `tasks`, or your own.
       delta, backbone: of the model, such as `simulator.model(state)` returns; `()` for no backbone.
       arrays: {column: [n, ...]}, any n >= 1.
       batch_size: examples that are computed at once.
-      bucket: with it, examples of like length are computed together and the columns of tokens are cut to that
-        length, rounded up to a multiple of `bucket`: short texts cost less, each width compiles once. For models
-        whose answer does not depend on padding, with an `attention_mask` [n, T].
-      key: given to the loss in the place of None, for a loss that draws (dropout) when it is evaluated, too.
+      bucket: with it, examples of like length are computed together and the columns of
+        tokens are cut to that length, rounded up to a multiple of `bucket`: short texts
+        cost less, each width compiles once. For models whose answer does not depend on
+        padding, with an `attention_mask` [n, T].
+      key: given to the loss in the place of None, for a loss that draws (dropout) when
+        it is evaluated, too.
 
     Returns:
-      {"loss": f32[n], each metric: f32[n]}, and for a task with weights "weight": f32[n], what an example
-      counts in a mean; see `means`.
+      {"loss": f32[n], each metric: f32[n]}, and for a task with weights "weight":
+      f32[n], what an example counts in a mean; see `means`.
 
     Raises:
       TypeError: the loss draws from its key and `key` is None.
-      ValueError: no examples, columns of unequal length, or columns that do not fit the task (names both).
+      ValueError: no examples, columns of unequal length, or columns that do not fit the
+        task (names both).
       FloatingPointError: a loss that is not finite; says of which example.
 
     Example:
@@ -62,7 +65,9 @@ def evaluate(
       >>> scores["accuracy"].tolist()
       [1.0, 1.0, 0.0]
     """
-    checks.instance("task", task, Task, "make one with tasks.classification(adapted) or Task(loss)")
+    checks.instance(
+        "task", task, Task, "make one with tasks.classification(adapted) or Task(loss)"
+    )
     checks.whole("batch_size", batch_size, least=1)
     if bucket is not None:
         checks.whole("bucket", bucket, least=1)
@@ -99,8 +104,15 @@ def means(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
     """
     weight = np.asarray(scores.get("weight", np.ones_like(scores["loss"])), np.float64)
     total = weight.sum()
-    columns = {name: np.asarray(values, np.float64) for name, values in scores.items() if name != "weight"}
-    return {name: float(values @ weight / total) if total else float("nan") for name, values in columns.items()}
+    columns = {
+        name: np.asarray(values, np.float64)
+        for name, values in scores.items()
+        if name != "weight"
+    }
+    return {
+        name: float(values @ weight / total) if total else float("nan")
+        for name, values in columns.items()
+    }
 
 
 def _batches(
@@ -114,17 +126,28 @@ def _batches(
             yield rows, {name: array[padded] for name, array in arrays.items()}
         return
     if "attention_mask" not in arrays:
-        raise ValueError(f"bucket={bucket} needs the column attention_mask; there are {', '.join(sorted(arrays))}")
+        raise ValueError(
+            f"bucket={bucket} needs the column attention_mask; there are "
+            f"{', '.join(sorted(arrays))}"
+        )
     mask = arrays["attention_mask"]
     for width, rows, padded in length_batches(mask, batch_size, bucket):
         batch = {name: array[padded] for name, array in arrays.items()}
-        cut = [name for name in TOKENS if name in batch and batch[name].shape[1:] == mask.shape[1:]]
+        cut = [
+            name
+            for name in TOKENS
+            if name in batch and batch[name].shape[1:] == mask.shape[1:]
+        ]
         yield rows, {**batch, **{name: batch[name][:, :width] for name in cut}}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _scores(task: Task, mesh: Mesh | None, delta: Tree, backbone: Tree, batch: Tree, key: Any) -> Tree:
-    """{name: f32[B]}; with a mesh each device computes its rows, as the loss is one of each example by itself."""
+def _scores(
+    task: Task, mesh: Mesh | None, delta: Tree, backbone: Tree, batch: Tree, key: Any
+) -> Tree:
+    """{name: f32[B]}; with a mesh each device computes its rows, as the loss is one of
+    each example by itself.
+    """
 
     def some(delta: Tree, backbone: Tree, batch: Tree, key: Any) -> Tree:
         loss, metrics = task.loss(delta, backbone, batch, key)
@@ -135,14 +158,21 @@ def _scores(task: Task, mesh: Mesh | None, delta: Tree, backbone: Tree, batch: T
     if mesh is not None:
         rows = P(mesh.axis_names)
         specs = (P(), P(), rows, P())
-        some = jax.shard_map(some, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+        some = jax.shard_map(
+            some, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False
+        )
     return some(delta, backbone, batch, key)
 
 
 def _mesh_of(tree: Tree) -> Mesh | None:
-    """The mesh on which all arrays lie whole on every device; None where they do not, or on one device."""
+    """The mesh on which all arrays lie whole on every device.
+
+    None where they do not, or on one device.
+    """
     leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    shardings = [leaf.sharding for leaf in leaves if isinstance(leaf.sharding, NamedSharding)]
+    shardings = [
+        leaf.sharding for leaf in leaves if isinstance(leaf.sharding, NamedSharding)
+    ]
     if len(shardings) < len(leaves):
         return None
     meshes = {sharding.mesh for sharding in shardings}
@@ -150,16 +180,21 @@ def _mesh_of(tree: Tree) -> Mesh | None:
         return None
     (mesh,) = meshes
     spread = mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)
-    return mesh if spread else None  # pyright: ignore[reportReturnType]  (an abstract one has no arrays)
+    # pyright: ignore[reportReturnType]  (an abstract one has no arrays)
+    return mesh if spread else None
 
 
 def _check_each(loss: jax.Array, metrics: Mapping[str, jax.Array], batch: Tree) -> None:
     n = len(next(iter(batch.values())))
     for name, values in {"loss": loss, **metrics}.items():
         if jnp.shape(values) != (n,):
-            raise ValueError(f"expected {name} as one number an example, [{n}], got {list(jnp.shape(values))}")
+            raise ValueError(
+                f"expected {name} as one number an example, [{n}], got {list(jnp.shape(values))}"
+            )
     if taken := {"loss", "weight"} & set(metrics):
-        raise ValueError(f"metrics named {sorted(taken)} are evaluate's own; give the task's other names")
+        raise ValueError(
+            f"metrics named {sorted(taken)} are evaluate's own; give the task's other names"
+        )
 
 
 def _check_key(task: Task, delta: Tree, backbone: Tree, batch: Tree, key: Any) -> None:
@@ -167,15 +202,24 @@ def _check_key(task: Task, delta: Tree, backbone: Tree, batch: Tree, key: Any) -
     if key is not None:
         return
     try:
-        jax.eval_shape(functools.partial(_scores, task, None), delta, backbone, batch, None)
+        jax.eval_shape(
+            functools.partial(_scores, task, None), delta, backbone, batch, None
+        )
     except Exception as error:
         try:
-            jax.eval_shape(functools.partial(_scores, task, None), delta, backbone, batch, jax.random.key(0))
+            jax.eval_shape(
+                functools.partial(_scores, task, None),
+                delta,
+                backbone,
+                batch,
+                jax.random.key(0),
+            )
         except Exception:
             raise error from None
         raise TypeError(
-            "the loss draws from its key, and is evaluated with key=None: let it draw nothing then (dropout), "
-            "or give evaluate(..., key=jax.random.key(0)) to score it as it is trained"
+            "the loss draws from its key, and is evaluated with key=None: let it "
+            "draw nothing then (dropout), or give evaluate(..., "
+            "key=jax.random.key(0)) to score it as it is trained"
         ) from error
 
 
@@ -184,9 +228,12 @@ def _check_finite(loss: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
     if not len(wrong):
         return
     row = int(wrong[0])
-    values = {name: array[row].item() for name, array in arrays.items() if array.ndim == 1}
+    values = {
+        name: array[row].item() for name, array in arrays.items() if array.ndim == 1
+    }
     said = ", ".join(f"{name}={value}" for name, value in values.items())
     raise FloatingPointError(
-        f"the loss of example {row} is not finite{f' ({said})' if said else ''}; a label outside of the model's "
-        f"classes is one cause, parameters that are not finite another ({len(wrong)} of {len(loss)} examples)"
+        f"the loss of example {row} is not finite{f' ({said})' if said else ''}; "
+        "a label outside of the model's classes is one cause, parameters that "
+        f"are not finite another ({len(wrong)} of {len(loss)} examples)"
     )

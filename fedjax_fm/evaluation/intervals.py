@@ -19,19 +19,28 @@ def student_t975(freedom: int) -> float:
 
 
 def half_width(values: Sequence[float] | np.ndarray) -> float:
-    """Half of the 95 % interval of the mean of independent values (seeds), Student's; infinite for a single one."""
+    """Half of the 95 % interval of the mean of independent values (seeds), Student's.
+
+    Infinite for a single one.
+    """
     values = _finite("values", values)
     if values.ndim != 1:
-        raise ValueError(f"expected one row of values to take the interval of, got {list(values.shape)}")
+        raise ValueError(
+            f"expected one row of values to take the interval of, got {list(values.shape)}"
+        )
     n = len(values)
     if not n:
-        raise ValueError("expected at least one value to take the interval of, got none")
+        raise ValueError(
+            "expected at least one value to take the interval of, got none"
+        )
     if n < 2:
         return float("inf")
     return float(student_t975(n - 1) * np.std(values, ddof=1) / np.sqrt(n))
 
 
-def plus_minus(values: Sequence[float] | np.ndarray, *, scale: float = 1.0, digits: int = 1) -> str:
+def plus_minus(
+    values: Sequence[float] | np.ndarray, *, scale: float = 1.0, digits: int = 1
+) -> str:
     """Mean and 95 % half-width of independent runs, as every "±" of this repository is made.
 
         mean ± t_{0.975, n-1} sd / sqrt(n),   sd with n - 1 in its denominator
@@ -66,8 +75,9 @@ def plus_minus(values: Sequence[float] | np.ndarray, *, scale: float = 1.0, digi
 class Comparison(NamedTuple):
     """A mean difference a - b and its 95 % interval.
 
-    The interval is that of this comparison alone. Where several are made, `holm` corrects `p`, and with it the
-    verdict: with nine comparisons of equal methods one in three studies would find a "difference" without it.
+    The interval is that of this comparison alone. Where several are made, `holm`
+    corrects `p`, and with it the verdict: with nine comparisons of equal methods one in
+    three studies would find a "difference" without it.
     """
 
     difference: float
@@ -80,30 +90,40 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the comparison allows to say. "better" or "worse" takes three paired seeds; test examples of one seed
-        speak for two trained models only, not for two methods."""
+        """What the comparison allows to say.
+
+        "better" or "worse" takes three paired seeds; test examples of one seed speak
+        for two trained models only, not for two methods.
+        """
         if not self.p < LEVEL or self.low <= 0 <= self.high:
             return "no difference seen"
         higher = self.low > 0
         if self.over == "seeds" and self.pairs >= 3:
             return "better" if higher else "worse"
         where = "over these seeds" if self.over == "seeds" else "for these models"
-        return f"{'higher' if higher else 'lower'} {where}; three paired seeds are needed to call a method better"
+        return (
+            f"{'higher' if higher else 'lower'} {where}; three paired seeds are "
+            "needed to call a method better"
+        )
 
     def __str__(self) -> str:
         corrected = f" (Holm, {self.family} comparisons)" if self.family > 1 else ""
         return (
-            f"{100 * self.difference:+.2f} points, 95 % interval [{100 * self.low:+.2f}, {100 * self.high:+.2f}] "
-            f"over {self.pairs} paired {self.over}: {self.verdict}{corrected}"
+            f"{100 * self.difference:+.2f} points, 95 % interval "
+            f"[{100 * self.low:+.2f}, {100 * self.high:+.2f}] over {self.pairs} "
+            f"paired {self.over}: {self.verdict}{corrected}"
         )
 
 
 def holm(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
-    """The same comparisons as one family: their p-values corrected so that all verdicts hold together.
+    """The same comparisons as one family.
+
+    Their p-values corrected so that all verdicts hold together.
 
         p~_(i) = max over j <= i of min(1, (m - j + 1) p_(j)),   p_(1) <= ... <= p_(m)
 
-    Guarantee: where no difference is real, the chance of any verdict but "no difference seen" is at most 5 %.
+    Guarantee: where no difference is real, the chance of any verdict but "no difference
+      seen" is at most 5 %.
 
     Args:
       comparisons: by name, each as `paired_seeds` or `paired_examples` gave it.
@@ -112,7 +132,8 @@ def holm(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
       ValueError: one of them was corrected before.
 
     References:
-      Holm, 1979, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
+      Holm, 1979, A simple sequentially rejective multiple test procedure, Scandinavian
+      Journal of Statistics 6.
 
     Example:
       >>> import numpy as np
@@ -124,7 +145,9 @@ def holm(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
     """
     done = sorted(name for name, one in comparisons.items() if one.family > 1)
     if done:
-        raise ValueError(f"these comparisons were corrected before: {done}; give all of a family at once")
+        raise ValueError(
+            f"these comparisons were corrected before: {done}; give all of a family at once"
+        )
     names = sorted(comparisons, key=lambda name: comparisons[name].p)
     corrected, least = {}, 0.0
     for number, name in enumerate(names):
@@ -135,24 +158,36 @@ def holm(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
 
 
 def paired_seeds(a: np.ndarray, b: np.ndarray) -> Comparison:
-    """a - b over runs that share their seeds, by Student's t; with one pair the interval is infinite."""
+    """A - b over runs that share their seeds, by Student's t.
+
+    With one pair the interval is infinite.
+    """
     return _paired(a, b, "seeds")
 
 
 def paired_examples(a: np.ndarray, b: np.ndarray) -> Comparison:
-    """a - b over the same test examples (bool or float): what other test sentences would change, for these two
-    trained models. It says nothing about other seeds."""
+    """A - b over the same test examples (bool or float).
+
+    What other test sentences would change, for these two trained models. It says
+    nothing about other seeds.
+    """
     return _paired(a, b, "examples")
 
 
 def _finite(name: str, values) -> np.ndarray:
     """f64 of numbers or bools; NaN and infinity have no interval, and no verdict either."""
     array = np.asarray(values)
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool) or np.iscomplexobj(array):
-        raise TypeError(f"expected {name} as numbers, got {array.dtype}{list(array.shape)}")
+    if not (
+        np.issubdtype(array.dtype, np.number) or array.dtype == bool
+    ) or np.iscomplexobj(array):
+        raise TypeError(
+            f"expected {name} as numbers, got {array.dtype}{list(array.shape)}"
+        )
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} is not finite at {np.flatnonzero(~np.isfinite(array)).tolist()}")
+        raise ValueError(
+            f"{name} is not finite at {np.flatnonzero(~np.isfinite(array)).tolist()}"
+        )
     return array
 
 
@@ -161,14 +196,20 @@ def _paired(a, b, over: str) -> Comparison:
 
     a, b = _finite("a", a), _finite("b", b)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
-        raise ValueError(f"pairs need two vectors of equal length, got shapes {a.shape} and {b.shape}")
+        raise ValueError(
+            f"pairs need two vectors of equal length, got shapes {a.shape} and {b.shape}"
+        )
     differences = a - b
     mean, n = float(differences.mean()), len(differences)
     if n == 1:
-        return Comparison(difference=mean, low=-np.inf, high=np.inf, pairs=1, over=over, p=1.0)
+        return Comparison(
+            difference=mean, low=-np.inf, high=np.inf, pairs=1, over=over, p=1.0
+        )
     half, error = half_width(differences), differences.std(ddof=1) / np.sqrt(n)
     if error > 0:
         p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
     else:
         p = 1.0 if mean == 0 else 0.0
-    return Comparison(difference=mean, low=mean - half, high=mean + half, pairs=n, over=over, p=p)
+    return Comparison(
+        difference=mean, low=mean - half, high=mean + half, pairs=n, over=over, p=p
+    )

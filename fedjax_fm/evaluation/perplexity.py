@@ -7,28 +7,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_fm.evaluation.buckets import check_batches, check_rows, length_batches, split_by_client
+from fedjax_fm.evaluation.buckets import (
+    check_batches,
+    check_rows,
+    length_batches,
+    split_by_client,
+)
 from fedjax_fm.population.values import checked_array
 from fedjax_fm.types import Tree
 
 
 class TokenLosses(NamedTuple):
-    """Sufficient statistics of every row: sums, so that any grouping of rows gives the same mean."""
+    """Sufficient statistics of every row.
+
+    Sums, so that any grouping of rows gives the same mean.
+    """
 
     nll: np.ndarray  # f64[n], nats
     tokens: np.ndarray  # i64[n]
 
     @property
     def perplexity(self) -> float:
-        """exp(sum of nll / sum of tokens): the same however the rows are dealt to clients; NaN without tokens."""
+        """exp(sum of nll / sum of tokens).
+
+        The same however the rows are dealt to clients; NaN without tokens.
+        """
         return _perplexity(self.nll, self.tokens)
 
 
 class PerplexityEvaluator:
-    """Runs `losses_fn(params, batch) -> (losses f32[B, T], mask bool[B, T])` over arrays of any length.
+    """Runs `losses_fn(params, batch) -> (losses f32[B, T], mask bool[B, T])` over
+    arrays of any length.
 
     Args:
-      losses_fn: the loss of every position, and which positions count; batch is the arrays' rows, cut on the right.
+      losses_fn: the loss of every position, and which positions count; batch is the
+        arrays' rows, cut on the right.
       batch_size: rows a call; short batches are padded with their first row.
       bucket: widths are rounded up to a multiple of this many tokens; one compile a width.
 
@@ -51,23 +64,32 @@ class PerplexityEvaluator:
         """Scores every row of {"input_ids", "attention_mask", "labels"}: [n, T].
 
         Raises:
-          ValueError: no rows, arrays of unequal length, values that a device would change, or no token that counts.
+          ValueError: no rows, arrays of unequal length, values that a device would
+            change, or no token that counts.
           FloatingPointError: a loss that is not finite.
         """
         arrays = {name: checked_array(name, array) for name, array in arrays.items()}
         n = check_rows(arrays)
         nll, tokens = np.zeros(n), np.zeros(n, np.int64)
-        for width, rows, padded in length_batches(arrays["attention_mask"], self.batch_size, self.bucket):
-            sums = self._score(params, {name: array[padded, :width] for name, array in arrays.items()})
+        for width, rows, padded in length_batches(
+            arrays["attention_mask"], self.batch_size, self.bucket
+        ):
+            sums = self._score(
+                params, {name: array[padded, :width] for name, array in arrays.items()}
+            )
             nll[rows], tokens[rows] = (np.asarray(x)[: len(rows)] for x in sums)
         if not np.isfinite(nll).all():
-            raise FloatingPointError(f"the loss of row {int(np.flatnonzero(~np.isfinite(nll))[0])} is not finite")
+            raise FloatingPointError(
+                f"the loss of row {int(np.flatnonzero(~np.isfinite(nll))[0])} is not finite"
+            )
         if not tokens.any():
             raise ValueError("no token counts: every label is -100")
         return TokenLosses(nll, tokens)
 
 
-def perplexity_by_client(losses: TokenLosses, sizes: Sequence[int] | np.ndarray) -> np.ndarray:
+def perplexity_by_client(
+    losses: TokenLosses, sizes: Sequence[int] | np.ndarray
+) -> np.ndarray:
     """Perplexity of each client, from losses over the clients' rows one after the other.
 
     Args:
@@ -85,7 +107,7 @@ def perplexity_by_client(losses: TokenLosses, sizes: Sequence[int] | np.ndarray)
 
 
 def _perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
-    """exp of the mean over tokens; NaN without tokens, infinite where no float is large enough."""
+    """Exp of the mean over tokens; NaN without tokens, infinite where no float is large enough."""
     if not tokens.sum():
         return float("nan")
     with np.errstate(over="ignore"):
@@ -96,9 +118,12 @@ def _check_losses(losses: jax.Array, mask: jax.Array, n: int) -> None:
     """Shapes that would broadcast give sums over the wrong positions; seen while tracing."""
     if jnp.shape(losses) != jnp.shape(mask) or jnp.ndim(losses) != 2:
         raise ValueError(
-            f"expected losses and mask of one shape [B, T], got {list(jnp.shape(losses))} and {list(jnp.shape(mask))}"
+            "expected losses and mask of one shape [B, T], got "
+            f"{list(jnp.shape(losses))} and {list(jnp.shape(mask))}"
         )
     if len(losses) != n:
         raise ValueError(f"expected losses and mask of {n} rows, got {len(losses)}")
     if mask.dtype != bool:
-        raise TypeError(f"expected a mask of bool, True where a position counts, got {mask.dtype}")
+        raise TypeError(
+            f"expected a mask of bool, True where a position counts, got {mask.dtype}"
+        )

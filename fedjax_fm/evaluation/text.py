@@ -1,7 +1,8 @@
 """Scores of generated text against a reference.
 
-ROUGE-L: Lin, 2004, ROUGE: A Package for Automatic Evaluation of Summaries, section 3; words as in Google's
-`rouge-score` without a stemmer (lower case, letters and digits), with which the tests compare.
+ROUGE-L: Lin, 2004, ROUGE: A Package for Automatic Evaluation of Summaries, section 3;
+words as in Google's `rouge-score` without a stemmer (lower case, letters and digits),
+with which the tests compare.
 """
 
 import re
@@ -26,28 +27,34 @@ def longest_common_subsequence(a: list, b: list) -> int:
     row = np.zeros(len(b) + 1, np.int64)
     other = np.array([number[word] for word in b])
     for word in a:
-        # row[j] = max over the three ways to get there; the running maximum is the step within the row.
+        # row[j] = max over the three ways to get there; the running maximum is the step
+        # within the row.
         diagonal = np.where(other == number[word], row[:-1] + 1, 0)
         row[1:] = np.maximum.accumulate(np.maximum(row[1:], diagonal))
     return int(row[-1])
 
 
-def rouge_l(prediction: str, reference: str, tokenizer: Callable[[str], list[str]] = words) -> float:
-    """F1 of the longest common subsequence of tokens, 0 to 1; 1 for equal texts, 0 where either has no token.
+def rouge_l(
+    prediction: str, reference: str, tokenizer: Callable[[str], list[str]] = words
+) -> float:
+    """F1 of the longest common subsequence of tokens, 0 to 1.
 
-    With L the length of the subsequence: F1 = 2 L / (tokens of the prediction + tokens of the reference).
+    1 for equal texts, 0 where either has no token.
+
+    With L the length of the subsequence: F1 = 2 L / (tokens of the prediction + tokens
+      of the reference).
 
     Args:
       prediction, reference: text.
-      tokenizer: text -> its tokens; `list` scores by characters. The default knows a-z and 0-9 only, so that of other
-        scripts nothing, or numbers alone, would be left.
+      tokenizer: text -> its tokens; `list` scores by characters. The default knows a-z
+        and 0-9 only, so that of other scripts nothing, or numbers alone, would be left.
 
     Raises:
       TypeError, ValueError: no text (None, bytes, NaN), or a tokenizer that gives no list.
 
     Warns:
-      UserWarning: a text that is not blank has no tokens, or of its letters and digits less than half are in the
-        tokens of the default.
+      UserWarning: a text that is not blank has no tokens, or of its letters and digits
+        less than half are in the tokens of the default.
 
     Example:
       >>> rouge_l("the cat sat", "the cat")
@@ -66,12 +73,16 @@ def _tokens(name: str, text: str, tokenizer: Callable[[str], list[str]]) -> list
     checks.text(name, text)
     if not callable(tokenizer):
         raise TypeError(
-            f"expected tokenizer as a function from text to a list of tokens, got a {type(tokenizer).__name__}; "
-            "of a `tokenizers.Tokenizer` that is lambda text: tokenizer.encode(text).tokens"
+            "expected tokenizer as a function from text to a list of tokens, got "
+            f"a {type(tokenizer).__name__}; of a `tokenizers.Tokenizer` that is "
+            "lambda text: tokenizer.encode(text).tokens"
         )
     found = tokenizer(text)
     if not isinstance(found, (list, tuple)):
-        raise TypeError(f"expected a list of tokens from the tokenizer, got a {type(found).__name__} for {text!r:.60}")
+        raise TypeError(
+            "expected a list of tokens from the tokenizer, got a "
+            f"{type(found).__name__} for {text!r:.60}"
+        )
     if text.strip() and not found:
         _warn(f"a {name} that is not blank has no tokens and scores 0")
     elif tokenizer is words and 2 * sum(map(len, found)) < sum(map(str.isalnum, text)):
@@ -81,4 +92,7 @@ def _tokens(name: str, text: str, tokenizer: Callable[[str], list[str]]) -> list
 
 def _warn(message: str) -> None:
     """The same words for all texts: Python then shows them once for each place that scores."""
-    warnings.warn(f"{message}; give rouge_l a tokenizer, such as `list` for characters", stacklevel=4)
+    warnings.warn(
+        f"{message}; give rouge_l a tokenizer, such as `list` for characters",
+        stacklevel=4,
+    )

@@ -1,6 +1,10 @@
 """Backbones (flax.nnx), their weights and their tokens."""
 
-from fedjax_fm.models.albert import AlbertConfig, AlbertForSequenceClassification, AlbertModel
+from fedjax_fm.models.albert import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AlbertModel,
+)
 from fedjax_fm.models.alpaca import alpaca
 from fedjax_fm.models.beam import Beams, beam_search
 from fedjax_fm.models.bert import BertConfig, BertForSequenceClassification, BertModel
@@ -13,21 +17,46 @@ from fedjax_fm.models.clip import (
     CLIPTextConfig,
     CLIPVisionConfig,
 )
-from fedjax_fm.models.distilbert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
+from fedjax_fm.models.distilbert import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
+)
 from fedjax_fm.models.families import from_config
 from fedjax_fm.models.generate import Generated, KVCache, generate, pad_prompts
 from fedjax_fm.models.gguf_file import GGUFFile
-from fedjax_fm.models.gpt2 import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
-from fedjax_fm.models.language_modeling import mean_over_texts, next_token_losses, token_losses
-from fedjax_fm.models.llama import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
+from fedjax_fm.models.gpt2 import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
+from fedjax_fm.models.language_modeling import (
+    mean_over_texts,
+    next_token_losses,
+    token_losses,
+)
+from fedjax_fm.models.llama import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
+)
 from fedjax_fm.models.locate import locate, provenance
 from fedjax_fm.models.low_bits import LowBitLinear, dequantize, quantize
 from fedjax_fm.models.packing import pack
 from fedjax_fm.models.pretrained import from_pretrained
 from fedjax_fm.models.quantized import Q4Linear
-from fedjax_fm.models.roberta import RobertaConfig, RobertaForSequenceClassification, RobertaModel
+from fedjax_fm.models.roberta import (
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
 from fedjax_fm.models.rotary import Llama3Scaling
-from fedjax_fm.models.t5 import T5Config, T5ForConditionalGeneration, T5ForSequenceClassification
+from fedjax_fm.models.t5 import (
+    T5Config,
+    T5ForConditionalGeneration,
+    T5ForSequenceClassification,
+)
 from fedjax_fm.models.tokens import load_tokenizer, tokenize
 from fedjax_fm.models.vit import ViTConfig, ViTForImageClassification, ViTModel
 from fedjax_fm.models.weights import WeightError

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x), by the error function."""
+    """X Phi(x), by the error function."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """x Phi(x), approximated by tanh."""
+    """X Phi(x), approximated by tanh."""
     return jax.nn.gelu(x, approximate=True)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x sigmoid(1.702 x)."""
+    """X sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 

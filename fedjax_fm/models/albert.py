@@ -1,6 +1,7 @@
 """ALBERT: one layer run L times over factorised embeddings.
 
-Module names follow Hugging Face's `AlbertModel`. The layer belongs to no stack: its parameters have no layer axis.
+Module names follow Hugging Face's `AlbertModel`. The layer belongs to no stack: its
+parameters have no layer axis.
 
 Lan et al., 2019, arXiv 1909.11942.
 """
@@ -13,7 +14,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_fm.models.activations import ACTIVATIONS
-from fedjax_fm.models.bert import BertConfig, BertEmbeddings, BertSelfAttention, layer_norm
+from fedjax_fm.models.bert import (
+    BertConfig,
+    BertEmbeddings,
+    BertSelfAttention,
+    layer_norm,
+)
 from fedjax_fm.models.classifier import classifier
 from fedjax_fm.models.randomness import in_layer, randomness
 from fedjax_fm.models.virtual_tokens import seen_by_all
@@ -33,7 +39,9 @@ class AlbertConfig(BertConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.is_decoder:
-            raise ValueError("is_decoder=True is not supported by ALBERT, which is an encoder")
+            raise ValueError(
+                "is_decoder=True is not supported by ALBERT, which is an encoder"
+            )
         if (self.num_hidden_groups, self.inner_group_num) != (1, 1):
             raise ValueError(
                 f"expected one group of one layer, got num_hidden_groups={self.num_hidden_groups}, "
@@ -46,8 +54,12 @@ class AlbertAttention(BertSelfAttention):
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         super().__init__(config, rngs, dtype)
-        self.dense = nnx.Linear(config.hidden_size, config.hidden_size, param_dtype=dtype, rngs=rngs)
-        self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps, dtype, rngs)
+        self.dense = nnx.Linear(
+            config.hidden_size, config.hidden_size, param_dtype=dtype, rngs=rngs
+        )
+        self.LayerNorm = layer_norm(
+            config.hidden_size, config.layer_norm_eps, dtype, rngs
+        )
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
         return self.LayerNorm(hidden + self.dense(super().__call__(hidden, mask)))
@@ -66,10 +78,14 @@ class AlbertLayer(nnx.Module):
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
         attended = self.attention(hidden, mask)
-        return self.full_layer_layer_norm(self.ffn_output(ACTIVATIONS[self.act](self.ffn(attended))) + attended)
+        return self.full_layer_layer_norm(
+            self.ffn_output(ACTIVATIONS[self.act](self.ffn(attended))) + attended
+        )
 
 
-_KEPT = jax.checkpoint_policies.dots_with_no_batch_dims_saveable  # for the backward pass, as in `run_stacked`
+_KEPT = (
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+)  # for the backward pass, as in `run_stacked`
 
 
 class AlbertEncoder(nnx.Module):
@@ -88,10 +104,17 @@ class AlbertEncoder(nnx.Module):
 
         def body(hidden: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
             with in_layer(number):
-                apply = lambda state, hidden: nnx.merge(graphdef, state)(hidden, mask)
-                return jax.checkpoint(apply, policy=_KEPT, prevent_cse=False)(state, hidden), None
 
-        return jax.lax.scan(body, self.embedding_hidden_mapping_in(embedded), jnp.arange(self.n_layers))[0]
+                def apply(state, hidden):
+                    return nnx.merge(graphdef, state)(hidden, mask)
+
+                return jax.checkpoint(apply, policy=_KEPT, prevent_cse=False)(
+                    state, hidden
+                ), None
+
+        return jax.lax.scan(
+            body, self.embedding_hidden_mapping_in(embedded), jnp.arange(self.n_layers)
+        )[0]
 
 
 _RENAMED = (("encoder.albert_layers", "encoder.albert_layer_groups.0.albert_layers.0"),)
@@ -99,17 +122,26 @@ _OTHER_HEADS = (r"position_ids$", r"^(predictions|sop_classifier|qa_outputs)\.")
 
 
 class AlbertModel(nnx.Module):
-    """The encoder: `model(input_ids i32[B, T], attention_mask [B, T]) -> hidden states [B, T, d]`."""
+    """The encoder: `model(input_ids i32[B, T], attention_mask [B, T]) -> hidden states
+    [B, T, d]`.
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
-        prefixes=("", "albert."), renamed=_RENAMED, new=("pooler",), ignored=(*_OTHER_HEADS, r"^classifier\.")
+        prefixes=("", "albert."),
+        renamed=_RENAMED,
+        new=("pooler",),
+        ignored=(*_OTHER_HEADS, r"^classifier\."),
     )
 
     def __init__(self, config: AlbertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config = config
-        self.embeddings = BertEmbeddings(config, rngs, dtype, width=config.embedding_size)
+        self.embeddings = BertEmbeddings(
+            config, rngs, dtype, width=config.embedding_size
+        )
         self.encoder = AlbertEncoder(config, rngs, dtype)
-        self.pooler = nnx.Linear(config.hidden_size, config.hidden_size, param_dtype=dtype, rngs=rngs)
+        self.pooler = nnx.Linear(
+            config.hidden_size, config.hidden_size, param_dtype=dtype, rngs=rngs
+        )
         self.prompt = nnx.data(None)
 
     @property
@@ -126,12 +158,19 @@ class AlbertModel(nnx.Module):
     ) -> jax.Array:
         with randomness(key):
             embedded, n_prompt = self.embeddings(input_ids, token_type_ids, self.prompt)
-            length, room = embedded.shape[1] + self.embeddings.first_position, self.config.max_position_embeddings
+            length, room = (
+                embedded.shape[1] + self.embeddings.first_position,
+                self.config.max_position_embeddings,
+            )
             if length > room:
-                raise ValueError(f"{length} tokens exceed the model's {room} positions; truncate")
+                raise ValueError(
+                    f"{length} tokens exceed the model's {room} positions; truncate"
+                )
             mask = None
             if attention_mask is not None:
-                mask = seen_by_all(attention_mask.astype(bool), n_prompt)[:, None, None, :]
+                mask = seen_by_all(attention_mask.astype(bool), n_prompt)[
+                    :, None, None, :
+                ]
             return self.encoder(embedded, mask)[:, n_prompt:]
 
 
@@ -139,10 +178,19 @@ class AlbertForSequenceClassification(nnx.Module):
     """tanh(pooler(first token)) and a linear classifier: logits f32[B, num_labels]."""
 
     hugging_face: ClassVar[Naming] = Naming(
-        prefixes=("", "albert."), renamed=_RENAMED, new=("classifier", "albert.pooler"), ignored=_OTHER_HEADS
+        prefixes=("", "albert."),
+        renamed=_RENAMED,
+        new=("classifier", "albert.pooler"),
+        ignored=_OTHER_HEADS,
     )
 
-    def __init__(self, config: AlbertConfig, num_labels: int, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        config: AlbertConfig,
+        num_labels: int,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ):
         self.config = config
         self.albert = AlbertModel(config, rngs, dtype)
         self.classifier = classifier(config.hidden_size, num_labels, rngs)
@@ -155,7 +203,11 @@ class AlbertForSequenceClassification(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """What the classifier sees, [B, d]."""
-        return jnp.tanh(self.albert.pooler(self.albert(input_ids, attention_mask, token_type_ids, key)[:, 0]))
+        return jnp.tanh(
+            self.albert.pooler(
+                self.albert(input_ids, attention_mask, token_type_ids, key)[:, 0]
+            )
+        )
 
     def __call__(
         self,

@@ -1,18 +1,49 @@
-"""The shapes of well-known pretrained models, as their `config.json` give them, for counting without weights."""
+"""The shapes of well-known pretrained models, as their `config.json` give them, for
+counting without weights.
+"""
 
 from typing import Any
 
-_ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
-_T5_OLD = {"model_type": "t5", "vocab_size": 32128, "feed_forward_proj": "relu", "tie_word_embeddings": True}
-_FLAN = {"model_type": "t5", "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+_ROBERTA = {
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+}
+_T5_OLD = {
+    "model_type": "t5",
+    "vocab_size": 32128,
+    "feed_forward_proj": "relu",
+    "tie_word_embeddings": True,
+}
+_FLAN = {
+    "model_type": "t5",
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
 
 
-def _t5(kind: dict[str, Any], d_model: int, d_ff: int, num_layers: int, num_heads: int) -> dict[str, Any]:
-    return {**kind, "d_model": d_model, "d_ff": d_ff, "num_layers": num_layers, "num_heads": num_heads, "d_kv": 64}
+def _t5(
+    kind: dict[str, Any], d_model: int, d_ff: int, num_layers: int, num_heads: int
+) -> dict[str, Any]:
+    return {
+        **kind,
+        "d_model": d_model,
+        "d_ff": d_ff,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "d_kv": 64,
+    }
 
 
-def _bert(model_type: str, width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+def _bert(
+    model_type: str, width: int, layers: int, heads: int, **more: Any
+) -> dict[str, Any]:
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
     return {"model_type": model_type, **sizes, "intermediate_size": 4 * width, **more}
 
 
@@ -20,7 +51,15 @@ def _gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
     return {"model_type": "gpt2", "n_embd": width, "n_layer": layers, "n_head": heads}
 
 
-def _llama(vocabulary: int, width: int, inner: int, layers: int, heads: int, kv_heads: int, **more: Any):
+def _llama(
+    vocabulary: int,
+    width: int,
+    inner: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    **more: Any,
+):
     return {
         "model_type": "llama",
         "vocab_size": vocabulary,
@@ -42,7 +81,9 @@ _LLAMA3 = {
 }
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "albert-base-v2": _bert("albert", 768, 12, 12, embedding_size=128, vocab_size=30000),
+    "albert-base-v2": _bert(
+        "albert", 768, 12, 12, embedding_size=128, vocab_size=30000
+    ),
     "bert-base-uncased": _bert("bert", 768, 12, 12),
     "bert-large-uncased": _bert("bert", 1024, 24, 16),
     "clip-vit-b32": {"model_type": "clip"},
@@ -57,21 +98,48 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2-xl": _gpt2(1600, 48, 25),
     "llama-7b": _llama(32000, 4096, 11008, 32, 32, 32),
     "llama-2-7b": _llama(32000, 4096, 11008, 32, 32, 32, max_position_embeddings=4096),
-    "llama-3-8b": _llama(128256, 4096, 14336, 32, 32, 8, max_position_embeddings=8192, rope_theta=5e5),
+    "llama-3-8b": _llama(
+        128256, 4096, 14336, 32, 32, 8, max_position_embeddings=8192, rope_theta=5e5
+    ),
     "llama-3.2-1b": _llama(
-        128256, 2048, 8192, 16, 32, 8, tie_word_embeddings=True, rope_theta=5e5, rope_scaling=_LLAMA3
+        128256,
+        2048,
+        8192,
+        16,
+        32,
+        8,
+        tie_word_embeddings=True,
+        rope_theta=5e5,
+        rope_scaling=_LLAMA3,
     ),
     "minilm-l6": _bert("bert", 384, 6, 12),
-    "mistral-7b": _llama(32000, 4096, 14336, 32, 32, 8) | {"model_type": "mistral", "max_position_embeddings": 32768},
-    "mistral-7b-v0.3": _llama(32768, 4096, 14336, 32, 32, 8, rope_theta=1e6, sliding_window=None)
+    "mistral-7b": _llama(32000, 4096, 14336, 32, 32, 8)
     | {"model_type": "mistral", "max_position_embeddings": 32768},
-    "qwen2.5-0.5b": _llama(151936, 896, 4864, 24, 14, 2, tie_word_embeddings=True, rope_theta=1e6)
+    "mistral-7b-v0.3": _llama(
+        32768, 4096, 14336, 32, 32, 8, rope_theta=1e6, sliding_window=None
+    )
+    | {"model_type": "mistral", "max_position_embeddings": 32768},
+    "qwen2.5-0.5b": _llama(
+        151936, 896, 4864, 24, 14, 2, tie_word_embeddings=True, rope_theta=1e6
+    )
     | {"model_type": "qwen2", "max_position_embeddings": 32768},
-    "qwen3-0.6b": _llama(151936, 1024, 3072, 28, 16, 8, head_dim=128, tie_word_embeddings=True, rope_theta=1e6)
+    "qwen3-0.6b": _llama(
+        151936,
+        1024,
+        3072,
+        28,
+        16,
+        8,
+        head_dim=128,
+        tie_word_embeddings=True,
+        rope_theta=1e6,
+    )
     | {"model_type": "qwen3", "max_position_embeddings": 40960},
     "roberta-base": _bert("roberta", 768, 12, 12, **_ROBERTA),
     "roberta-large": _bert("roberta", 1024, 24, 16, **_ROBERTA),
-    "smollm2-135m": _llama(49152, 576, 1536, 30, 9, 3, tie_word_embeddings=True, rope_theta=1e5)
+    "smollm2-135m": _llama(
+        49152, 576, 1536, 30, 9, 3, tie_word_embeddings=True, rope_theta=1e5
+    )
     | {"max_position_embeddings": 8192},
     "t5-small": _t5(_T5_OLD, 512, 2048, 6, 8),
     "t5-base": _t5(_T5_OLD, 768, 3072, 12, 12),

@@ -1,4 +1,6 @@
-"""Beam search with a key-value cache, as Hugging Face's `generate(num_beams=..., do_sample=False)` does it."""
+"""Beam search with a key-value cache, as Hugging Face's `generate(num_beams=...,
+do_sample=False)` does it.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,7 +17,9 @@ _NEVER = -1e9  # a score that no text has; finite, as in transformers
 class Beams(NamedTuple):
     """The answers of each row, the best first."""
 
-    tokens: jax.Array  # i32[B, num_beams, max_new_tokens]; the padding id after an answer's end
+    tokens: (
+        jax.Array
+    )  # i32[B, num_beams, max_new_tokens]; the padding id after an answer's end
     lengths: jax.Array  # i32[B, num_beams]; counts the end-of-sequence token
     scores: jax.Array  # f32[B, num_beams]: log probability / length^length_penalty
 
@@ -32,14 +36,24 @@ class _State(NamedTuple):
 
 
 def _take(values: jax.Array, chosen: jax.Array) -> jax.Array:
-    """values [B, M, ...] at chosen i32[B, K] -> [B, K, ...]."""
+    """Values [B, M, ...] at chosen i32[B, K] -> [B, K, ...]."""
     return jax.vmap(lambda row, index: row[index])(values, chosen)
 
 
 def _rows_of(cache: Any, chosen: jax.Array) -> Any:
-    """A cache of other rows, i32[n]: scalars hold for all rows, matrices are [B, ...], other arrays [layers, B, ...]."""
+    """A cache of other rows, i32[n].
+
+    Scalars hold for all rows, matrices are [B, ...], other arrays [layers, B, ...].
+    """
     axis = {0: None, 2: 0}
-    pick = lambda leaf: leaf if leaf.ndim == 0 else jnp.take(leaf, chosen, axis=axis.get(leaf.ndim, 1))
+
+    def pick(leaf):
+        return (
+            leaf
+            if leaf.ndim == 0
+            else jnp.take(leaf, chosen, axis=axis.get(leaf.ndim, 1))
+        )
+
     return jax.tree.map(pick, cache)
 
 
@@ -59,18 +73,21 @@ def beam_search(
     """Continues prompts by the most likely answers that a beam of `num_beams` finds.
 
     Args:
-      next_logits, input_ids, attention_mask, cache, max_new_tokens, eos_token_id, pad_token_id: as in `generate`; the
-        cache is one for B rows, the prompt is read once for all beams of a row.
+      next_logits, input_ids, attention_mask, cache, max_new_tokens, eos_token_id,
+        pad_token_id: as in `generate`; the cache is one for B rows, the prompt is read
+        once for all beams of a row.
       num_beams: K answers that are kept at each step, and returned.
-      length_penalty: an answer's score is log p / length^length_penalty; above 0 favours long answers.
-      early_stopping: True ends a row as soon as K answers have ended; False when the best beam, at its present length,
-        is below the worst of them; "never" when it would be so at every length up to the last.
+      length_penalty: an answer's score is log p / length^length_penalty; above 0
+        favours long answers.
+      early_stopping: True ends a row as soon as K answers have ended; False when the
+        best beam, at its present length, is below the worst of them; "never" when it
+        would be so at every length up to the last.
 
     Raises:
       TypeError, ValueError: an argument out of range or of another type; see `generate`.
 
-    Scores, candidates and stopping are those of transformers 5, ties between equal scores apart. Runs under `jit` and
-    `vmap`; everything but the arrays is static.
+    Scores, candidates and stopping are those of transformers 5, ties between equal
+    scores apart. Runs under `jit` and `vmap`; everything but the arrays is static.
     """
     _check(input_ids, attention_mask, cache, max_new_tokens, 0.0, None, None, None)
     checks.whole("num_beams", num_beams, least=1)
@@ -81,17 +98,29 @@ def beam_search(
     # So many that num_beams go on even if each beam offers every end.
     n_candidates = max(2, 1 + ends.size) * num_beams
     first_rows = jnp.arange(batch)[:, None] * num_beams
-    penalty = lambda length: jnp.asarray(length, jnp.float32) ** length_penalty
 
-    def finish(state: _State, tokens: jax.Array, scores: jax.Array, ending: jax.Array) -> tuple[Beams, jax.Array]:
-        """The best of the answers so far and those among the num_beams best candidates that end here."""
+    def penalty(length):
+        return jnp.asarray(length, jnp.float32) ** length_penalty
+
+    def finish(
+        state: _State, tokens: jax.Array, scores: jax.Array, ending: jax.Array
+    ) -> tuple[Beams, jax.Array]:
+        """The best of the answers so far and those among the num_beams best candidates
+        that end here.
+        """
         new = ending & (jnp.arange(n_candidates) < num_beams)
         allowed = state.hopeful[:, None]
         if early_stopping is True:
             allowed &= ~state.ended.all(axis=1, keepdims=True)
         length = jnp.broadcast_to(state.step + 1, scores.shape)
-        found = Beams(tokens, length, jnp.where(new & allowed, scores / penalty(state.step + 1), _NEVER))
-        both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), state.done, found)
+        found = Beams(
+            tokens,
+            length,
+            jnp.where(new & allowed, scores / penalty(state.step + 1), _NEVER),
+        )
+        both = jax.tree.map(
+            lambda old, new: jnp.concatenate([old, new], axis=1), state.done, found
+        )
         _, best = jax.lax.top_k(both.scores, num_beams)
         ended = jnp.concatenate([state.ended, new & allowed], axis=1)
         return jax.tree.map(lambda leaf: _take(leaf, best), both), _take(ended, best)
@@ -100,8 +129,13 @@ def beam_search(
         """One more token for every beam, from f32[B, K, V]."""
         vocabulary = logits.shape[-1]
         if n_candidates > num_beams * vocabulary:
-            raise ValueError(f"{n_candidates} candidates need a vocabulary of more than {vocabulary} tokens")
-        total = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1) + state.scores[..., None]
+            raise ValueError(
+                f"{n_candidates} candidates need a vocabulary of more than {vocabulary} tokens"
+            )
+        total = (
+            jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+            + state.scores[..., None]
+        )
         scores, index = jax.lax.top_k(total.reshape(batch, -1), n_candidates)
         beam, token = index // vocabulary, (index % vocabulary).astype(jnp.int32)
         tokens = _take(state.tokens, beam).at[:, :, state.step].set(token)
@@ -109,12 +143,29 @@ def beam_search(
         ending = (token[..., None] == ends).any(axis=-1) | last
         done, ended = finish(state, tokens, scores, ending)
 
-        running, kept = jax.lax.top_k(scores + jnp.where(ending, _NEVER, 0.0), num_beams)
-        longest = max_new_tokens if early_stopping == "never" and length_penalty > 0 else state.step + 1
+        running, kept = jax.lax.top_k(
+            scores + jnp.where(ending, _NEVER, 0.0), num_beams
+        )
+        longest = (
+            max_new_tokens
+            if early_stopping == "never" and length_penalty > 0
+            else state.step + 1
+        )
         worst = jnp.where(ended, done.scores.min(axis=1, keepdims=True), _NEVER)
-        hopeful = state.hopeful & (running[:, :1] / penalty(longest) > worst).any(axis=1)
+        hopeful = state.hopeful & (running[:, :1] / penalty(longest) > worst).any(
+            axis=1
+        )
         cache = _rows_of(state.cache, (first_rows + _take(beam, kept)).reshape(-1))
-        return _State(state.step + 1, _take(tokens, kept), running, done, ended, hopeful, ending.all(), cache)
+        return _State(
+            step=state.step + 1,
+            tokens=_take(tokens, kept),
+            scores=running,
+            done=done,
+            ended=ended,
+            hopeful=hopeful,
+            stuck=ending.all(),
+            cache=cache,
+        )
 
     def going(state: _State) -> jax.Array:
         enough = state.ended.all() if early_stopping is True else False
@@ -134,6 +185,15 @@ def beam_search(
     scores = jnp.broadcast_to(jnp.where(jnp.arange(num_beams) == 0, 0.0, _NEVER), shape)
     none = Beams(blank, jnp.zeros(shape, jnp.int32), jnp.full(shape, _NEVER))
     no, yes = jnp.zeros(shape, bool), jnp.ones(batch, bool)
-    start = _State(jnp.int32(0), blank, scores, none, no, yes, jnp.bool_(False), cache)
+    start = _State(
+        step=jnp.int32(0),
+        tokens=blank,
+        scores=scores,
+        done=none,
+        ended=no,
+        hopeful=yes,
+        stuck=jnp.bool_(False),
+        cache=cache,
+    )
     state = choose(start, jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1])))
     return jax.lax.while_loop(going, advance, state).done

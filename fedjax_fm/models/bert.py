@@ -1,7 +1,7 @@
 """BERT-family encoders: layers stacked on a leading axis and run by `lax.scan`.
 
-Module names follow Hugging Face's `BertModel` without the layer number, so that weights map by name and
-LoRA targets read as they do in PEFT (`query`, `value`, `output.dense`).
+Module names follow Hugging Face's `BertModel` without the layer number, so that weights
+map by name and LoRA targets read as they do in PEFT (`query`, `value`, `output.dense`).
 
 Devlin et al., 2018, arXiv 1810.04805.
 """
@@ -42,11 +42,13 @@ class BertConfig:
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
+                f"hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
             )
         if self.add_cross_attention:
             raise ValueError(
-                "add_cross_attention=True is not supported: there is no encoder whose output could be read"
+                "add_cross_attention=True is not supported: there is no encoder "
+                "whose output could be read"
             )
         check_activation("hidden_act", self.hidden_act)
 
@@ -54,24 +56,42 @@ class BertConfig:
 def layer_norm(width: int, epsilon: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer normalisation with statistics in f32."""
     # The fast variance E[x^2] - E[x]^2 loses digits that parity with torch needs.
-    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, param_dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(
+        width, epsilon=epsilon, use_fast_variance=False, param_dtype=dtype, rngs=rngs
+    )
 
 
 class BertEmbeddings(nnx.Module):
     """Sum of word, position and segment embeddings, normalised."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32, width: int | None = None):
+    def __init__(
+        self,
+        config: BertConfig,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        width: int | None = None,
+    ):
         d = config.hidden_size if width is None else width
-        self.word_embeddings = nnx.Embed(config.vocab_size, d, param_dtype=dtype, rngs=rngs)
-        self.position_embeddings = nnx.Embed(config.max_position_embeddings, d, param_dtype=dtype, rngs=rngs)
-        self.token_type_embeddings = nnx.Embed(config.type_vocab_size, d, param_dtype=dtype, rngs=rngs)
+        self.word_embeddings = nnx.Embed(
+            config.vocab_size, d, param_dtype=dtype, rngs=rngs
+        )
+        self.position_embeddings = nnx.Embed(
+            config.max_position_embeddings, d, param_dtype=dtype, rngs=rngs
+        )
+        self.token_type_embeddings = nnx.Embed(
+            config.type_vocab_size, d, param_dtype=dtype, rngs=rngs
+        )
         self.LayerNorm = layer_norm(d, config.layer_norm_eps, dtype, rngs)
         self.first_row = 0  # of the position table that a token has
         self.first_position = 0
 
-    def position_ids(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+    def position_ids(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None
+    ) -> jax.Array:
         """The number of each token in its text, i32[B, T]; BERT counts padding, too."""
-        return jnp.broadcast_to(jnp.arange(input_ids.shape[-1], dtype=jnp.int32), input_ids.shape)
+        return jnp.broadcast_to(
+            jnp.arange(input_ids.shape[-1], dtype=jnp.int32), input_ids.shape
+        )
 
     def __call__(
         self,
@@ -80,13 +100,17 @@ class BertEmbeddings(nnx.Module):
         prompt: Any = None,
         attention_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, int]:
-        """([B, p + T, d], p): the text behind a prompt of p tokens (see `virtual_tokens`), none by default."""
+        """([B, p + T, d], p): the text behind a prompt of p tokens (see
+        `virtual_tokens`), none by default.
+        """
         words, n_prompt = prepend(prompt, self.word_embeddings(input_ids))
         positions = behind(self.position_ids(input_ids, attention_mask), n_prompt)
         positions = self.first_row + self.first_position + positions
         types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         types = self.token_type_embeddings(jnp.pad(types, ((0, 0), (n_prompt, 0))))
-        return self.LayerNorm(words + self.position_embeddings(positions) + types), n_prompt
+        return self.LayerNorm(
+            words + self.position_embeddings(positions) + types
+        ), n_prompt
 
 
 class AttentionSizes(Protocol):
@@ -101,7 +125,9 @@ class AttentionSizes(Protocol):
 class BertSelfAttention(nnx.Module):
     """Multi-head attention without its output projection."""
 
-    def __init__(self, config: AttentionSizes, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: AttentionSizes, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         d = config.hidden_size
         self.heads = config.num_attention_heads
         self.kv_shape = (self.heads, d // self.heads)
@@ -111,15 +137,26 @@ class BertSelfAttention(nnx.Module):
         self.value = nnx.Linear(d, d, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return attend(self.query(hidden), self.key(hidden), self.value(hidden), self.heads, mask, self.prefix)
+        return attend(
+            self.query(hidden),
+            self.key(hidden),
+            self.value(hidden),
+            self.heads,
+            mask,
+            self.prefix,
+        )
 
 
 class _ResidualOutput(nnx.Module):
     """LayerNorm(dense(x) + residual)."""
 
-    def __init__(self, width: int, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, width: int, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         self.dense = nnx.Linear(width, config.hidden_size, param_dtype=dtype, rngs=rngs)
-        self.LayerNorm = layer_norm(config.hidden_size, config.layer_norm_eps, dtype, rngs)
+        self.LayerNorm = layer_norm(
+            config.hidden_size, config.layer_norm_eps, dtype, rngs
+        )
 
     def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         return self.LayerNorm(self.dense(x) + residual)
@@ -140,7 +177,9 @@ class BertIntermediate(nnx.Module):
     """The widening half of the feed-forward network."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
-        self.dense = nnx.Linear(config.hidden_size, config.intermediate_size, param_dtype=dtype, rngs=rngs)
+        self.dense = nnx.Linear(
+            config.hidden_size, config.intermediate_size, param_dtype=dtype, rngs=rngs
+        )
         self.act = config.hidden_act
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
@@ -164,7 +203,9 @@ class BertEncoder(nnx.Module):
     """All layers; every parameter of `layer` has a leading axis of num_hidden_layers."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
-        self.layer = stack(lambda rngs: BertLayer(config, rngs, dtype), config.num_hidden_layers, rngs)
+        self.layer = stack(
+            lambda rngs: BertLayer(config, rngs, dtype), config.num_hidden_layers, rngs
+        )
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
         return run_stacked(self.layer, hidden, mask)
@@ -174,13 +215,17 @@ class BertPooler(nnx.Module):
     """tanh(dense(first token))."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
-        self.dense = nnx.Linear(config.hidden_size, config.hidden_size, param_dtype=dtype, rngs=rngs)
+        self.dense = nnx.Linear(
+            config.hidden_size, config.hidden_size, param_dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         return jnp.tanh(self.dense(hidden[:, 0]))
 
 
-def attention_mask_of(attention_mask: jax.Array | None, length: int, n_prompt: int, causal: bool) -> jax.Array | None:
+def attention_mask_of(
+    attention_mask: jax.Array | None, length: int, n_prompt: int, causal: bool
+) -> jax.Array | None:
     """Who sees whom, bool broadcast to [B, heads, S, S]; None where everybody sees everything.
 
     Args:
@@ -199,9 +244,11 @@ def attention_mask_of(attention_mask: jax.Array | None, length: int, n_prompt: i
 
 
 class BertModel(nnx.Module):
-    """The encoder: `model(input_ids i32[B, T], attention_mask [B, T]) -> hidden states f32[B, T, d]`.
+    """The encoder: `model(input_ids i32[B, T], attention_mask [B, T]) -> hidden states
+    f32[B, T, d]`.
 
-    Deterministic: the dropout of pre-training is not applied. With `is_decoder` in its configuration it is causal.
+    Deterministic: the dropout of pre-training is not applied. With `is_decoder` in its
+    configuration it is causal.
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -232,20 +279,26 @@ class BertModel(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         with randomness(key):
-            hidden, n_prompt = self.embeddings(input_ids, token_type_ids, self.prompt, attention_mask)
+            hidden, n_prompt = self.embeddings(
+                input_ids, token_type_ids, self.prompt, attention_mask
+            )
             length = hidden.shape[1] + self.embeddings.first_position
             room = self.config.max_position_embeddings - self.embeddings.first_row
             if length > room:
-                raise ValueError(f"{length} tokens exceed the model's {room} positions; truncate")
-            mask = attention_mask_of(attention_mask, hidden.shape[1], n_prompt, self.config.is_decoder)
+                raise ValueError(
+                    f"{length} tokens exceed the model's {room} positions; truncate"
+                )
+            mask = attention_mask_of(
+                attention_mask, hidden.shape[1], n_prompt, self.config.is_decoder
+            )
             return self.encoder(hidden, mask)[:, n_prompt:]
 
 
 class BertForSequenceClassification(nnx.Module):
     """Encoder, pooling and a linear classifier: logits f32[B, num_labels].
 
-    `pooling` is "cls" (BERT's own: tanh layer on the first token) or "mean" over real tokens (the way
-    sentence-transformers reads MiniLM).
+    `pooling` is "cls" (BERT's own: tanh layer on the first token) or "mean" over real
+    tokens (the way sentence-transformers reads MiniLM).
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -255,7 +308,14 @@ class BertForSequenceClassification(nnx.Module):
         ignored=(r"position_ids$", r"^cls\.", r"^qa_outputs\."),
     )
 
-    def __init__(self, config: BertConfig, num_labels: int, pooling: str, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        config: BertConfig,
+        num_labels: int,
+        pooling: str,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ):
         if pooling not in ("cls", "mean"):
             raise ValueError(f"expected pooling 'cls' or 'mean', got {pooling!r}")
         self.config, self.pooling = config, pooling
@@ -271,7 +331,11 @@ class BertForSequenceClassification(nnx.Module):
     ) -> jax.Array:
         """What the classifier sees, [B, d]."""
         hidden = self.bert(input_ids, attention_mask, token_type_ids, key)
-        return self.bert.pooler(hidden) if self.pooling == "cls" else mean_of_real(hidden, attention_mask)
+        return (
+            self.bert.pooler(hidden)
+            if self.pooling == "cls"
+            else mean_of_real(hidden, attention_mask)
+        )
 
     def __call__(
         self,

@@ -1,10 +1,14 @@
-"""Conversations as text and as token ids, by the model's own chat template; see `chat_template` for how it runs.
+"""Conversations as text and as token ids, by the model's own chat template.
 
-Which tokens are trained. A template with `{% generation %}` says it itself, and its word is taken, as in transformers.
-For others an answer is what stands between its prompt, rendered for generation, and its end: what the model would
-have seen and written at that turn. Some templates write a turn in another way once others follow (Qwen3 drops the
-reasoning of earlier answers): then no single text holds all answers as generation would see them, and a conversation
-is trained as one row an answer (`answers="each"`) or by its last answer alone (`answers="last"`).
+See `chat_template` for how it runs.
+
+Which tokens are trained. A template with `{% generation %}` says it itself, and its
+word is taken, as in transformers. For others an answer is what stands between its
+prompt, rendered for generation, and its end: what the model would have seen and written
+at that turn. Some templates write a turn in another way once others follow (Qwen3 drops
+the reasoning of earlier answers): then no single text holds all answers as generation
+would see them, and a conversation is trained as one row an answer (`answers="each"`) or
+by its last answer alone (`answers="last"`).
 """
 
 import itertools
@@ -51,17 +55,24 @@ class _Row(NamedTuple):
 class Chat(NamedTuple):
     """A tokenizer with its chat template; see `load_chat`.
 
-    Methods take what else the template reads by name: `tools`, `documents`, `enable_thinking`, a date. A name that
-    the template does not read is refused, as a typo would change nothing.
+    Methods take what else the template reads by name: `tools`, `documents`,
+    `enable_thinking`, a date. A name that the template does not read is refused, as a
+    typo would change nothing.
     """
 
     tokenizer: Tokenizer
     template: str
-    variables: Mapping[str, str | None]  # special tokens by name, which the template may read: bos_token, eos_token
+    variables: Mapping[
+        str, str | None
+    ]  # special tokens by name, which the template may read: bos_token, eos_token
     eos_token_id: int | None
     pad_token_id: int
-    named: Mapping[str, str] | None = None  # all templates by name, where there are several; see `use`
-    ends: tuple[int, ...] | None = None  # ids that end generation, where they are not eos_token_id alone
+    named: Mapping[str, str] | None = (
+        None  # all templates by name, where there are several; see `use`
+    )
+    ends: tuple[int, ...] | None = (
+        None  # ids that end generation, where they are not eos_token_id alone
+    )
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -71,21 +82,31 @@ class Chat(NamedTuple):
         return () if self.eos_token_id is None else (self.eos_token_id,)
 
     def use(self, name: str) -> "Chat":
-        """The same with the template of that name, whatever is asked. Without it, "tool_use" is taken where tools are
-        given, as in transformers."""
+        """The same with the template of that name, whatever is asked.
+
+        Without it, "tool_use" is taken where tools are given, as in transformers.
+        """
         named = self.named or {"default": self.template}
         checks.choice("name", name, list(named))
         return self._replace(template=named[name], named=None)
 
-    def text(self, messages: Sequence[Message], add_generation_prompt: bool = False, **variables: Any) -> str:
+    def text(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> str:
         """The whole conversation as text; see `render`."""
         return self._text(messages, add_generation_prompt, variables)
 
     def segments(self, messages: Sequence[Message], **variables: Any) -> list[Segment]:
-        """The conversation cut into prompts and the assistant's answers; their texts add up to `text(messages)`.
+        """The conversation cut into prompts and the assistant's answers.
+
+        Their texts add up to `text(messages)`.
 
         Raises:
-          ValueError: the template writes a turn in another way once others follow, so that there is no such cut.
+          ValueError: the template writes a turn in another way once others follow, so
+            that there is no such cut.
         """
         row = self._whole("", plain_messages(messages), variables)
         edges = [0, *(edge for span in row.spans for edge in span), len(row.text)]
@@ -93,8 +114,12 @@ class Chat(NamedTuple):
         return [Segment(piece, bool(i % 2)) for i, piece in enumerate(pieces) if piece]
 
     def prompt_ids(self, messages: Sequence[Message], **variables: Any) -> list[int]:
-        """Token ids of the conversation and the opening of the assistant's turn, for `pad_prompts`."""
-        return self._encode(self.text(messages, add_generation_prompt=True, **variables)).ids
+        """Token ids of the conversation and the opening of the assistant's turn, for
+        `pad_prompts`.
+        """
+        return self._encode(
+            self.text(messages, add_generation_prompt=True, **variables)
+        ).ids
 
     def encode(
         self,
@@ -104,32 +129,38 @@ class Chat(NamedTuple):
         answers: Answers = "all",
         **variables: Any,
     ) -> dict[str, np.ndarray]:
-        """{"input_ids", "attention_mask", "labels"}: int32[n, max_length], padded on the right, for training.
+        """{"input_ids", "attention_mask", "labels"}.
 
-        The ids are those of the whole text, as transformers gives them. Labels are the ids where the assistant
-        speaks (its end-of-turn marker included) and -100 elsewhere. A token that begins in the prompt is prompt;
-        where `{% generation %}` says who speaks, one that reaches into its block is the assistant's, as in
+        Int32[n, max_length], padded on the right, for training.
+
+        The ids are those of the whole text, as transformers gives them. Labels are the
+        ids where the assistant speaks (its end-of-turn marker included) and -100
+        elsewhere. A token that begins in the prompt is prompt; where `{% generation %}`
+        says who speaks, one that reaches into its block is the assistant's, as in
         transformers.
 
         Args:
           conversations: each a list of messages.
           max_length: tokens of a row.
           truncate: cut longer conversations on the right instead of refusing them.
-          answers: "all", n is the number of conversations; "last" trains the last answer alone, and what follows it
-            is left out; "each" gives a row for each answer, with all that comes before it, in order, so that n is the
-            number of answers.
+          answers: "all", n is the number of conversations; "last" trains the last
+            answer alone, and what follows it is left out; "each" gives a row for each
+            answer, with all that comes before it, in order, so that n is the number of
+            answers.
           variables: what else the template reads, the same for all conversations.
 
         Raises:
-          TypeError, ValueError: name the conversation. No list of conversations; a message that is none; a
-            conversation longer than max_length, or with nothing of an answer left; a template that writes answers in
-            another way once others follow, with "all".
+          TypeError, ValueError: name the conversation. No list of conversations; a
+            message that is none; a conversation longer than max_length, or with nothing
+            of an answer left; a template that writes answers in another way once others
+            follow, with "all".
         """
         checks.whole("max_length", max_length, least=1)
         checks.flag("truncate", truncate)
         checks.choice("answers", answers, ("all", "last", "each"))
         rows = [
-            self._trained(row, max_length, truncate) for row in self._rows(_listed(conversations), answers, variables)
+            self._trained(row, max_length, truncate)
+            for row in self._rows(_listed(conversations), answers, variables)
         ]
         ids = np.full((len(rows), max_length), self.pad_token_id, np.int32)
         mask, labels = np.zeros_like(ids), np.full_like(ids, IGNORED)
@@ -139,7 +170,9 @@ class Chat(NamedTuple):
             labels[number, :n] = np.where(spoken, tokens, IGNORED)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    def _rows(self, conversations: list[Any], answers: Answers, variables: dict[str, Any]) -> Iterator[_Row]:
+    def _rows(
+        self, conversations: list[Any], answers: Answers, variables: dict[str, Any]
+    ) -> Iterator[_Row]:
         """What `encode` makes rows of; errors begin with the conversation's number."""
         for number, conversation in enumerate(conversations):
             name = f"conversation {number}"
@@ -150,18 +183,24 @@ class Chat(NamedTuple):
                     continue
                 places = _answers(messages)
                 if not places:
-                    raise ValueError("there is no answer: no message is the assistant's")
+                    raise ValueError(
+                        "there is no answer: no message is the assistant's"
+                    )
                 for place in places if answers == "each" else places[-1:]:
-                    yield self._one(f"{name}, message {place}", messages[: place + 1], variables)
+                    yield self._one(
+                        f"{name}, message {place}", messages[: place + 1], variables
+                    )
             except (TypeError, ValueError) as error:
                 kind = TypeError if isinstance(error, TypeError) else ValueError
                 raise kind(f"{name}: {error}") from error
 
-    def _whole(self, name: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> _Row:
+    def _whole(
+        self, name: str, messages: list[dict[str, Any]], variables: dict[str, Any]
+    ) -> _Row:
         """All answers of a conversation within its one text."""
         whole = self._marked(messages, variables)
         if whole.spans is not None:
-            return _Row(name, whole.text, whole.spans, True)
+            return _Row(name=name, text=whole.text, spans=whole.spans, marked=True)
         places = _answers(messages)
         spans = []
         for place in places:
@@ -171,24 +210,39 @@ class Chat(NamedTuple):
                 end = len(self._open(answered))
                 if end < start or not whole.text.startswith(answered[:end]):
                     raise ValueError(
-                        f"the chat template writes message {place} in another way once messages follow it, so that "
-                        "one text does not hold every answer as generation would see it; encode with answers='each' "
-                        "(a row an answer) or answers='last'"
+                        f"the chat template writes message {place} in another way "
+                        "once messages follow it, so that one text does not hold "
+                        "every answer as generation would see it; encode with "
+                        "answers='each' (a row an answer) or answers='last'"
                     )
             spans.append((start, end))
-        return _Row(name, whole.text, spans, False)
+        return _Row(name=name, text=whole.text, spans=spans, marked=False)
 
-    def _one(self, name: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> _Row:
+    def _one(
+        self, name: str, messages: list[dict[str, Any]], variables: dict[str, Any]
+    ) -> _Row:
         """The last message, an answer, after all that came before it."""
         whole = self._marked(messages, variables)
         if whole.spans is None:
             start, answered = self._answer(messages, variables)
-            return _Row(name, answered, [(start, len(answered))], False)
-        return _Row(name, whole.text, self._last_spans(messages, whole, variables), True)
+            return _Row(
+                name=name, text=answered, spans=[(start, len(answered))], marked=False
+            )
+        return _Row(
+            name=name,
+            text=whole.text,
+            spans=self._last_spans(messages, whole, variables),
+            marked=True,
+        )
 
-    def _last_spans(self, messages: list[dict[str, Any]], whole: Marked, variables: dict[str, Any]) -> list[Span]:
-        """Of the template's own spans those of the last message: what ends behind its prompt, or, where the template
-        rewrites the prompt, what the messages before it do not have."""
+    def _last_spans(
+        self, messages: list[dict[str, Any]], whole: Marked, variables: dict[str, Any]
+    ) -> list[Span]:
+        """Of the template's own spans those of the last message.
+
+        What ends behind its prompt, or, where the template rewrites the prompt, what
+        the messages before it do not have.
+        """
         spans = whole.spans or []
         if len(messages) == 1:
             return spans
@@ -197,20 +251,35 @@ class Chat(NamedTuple):
             return [(begin, end) for begin, end in spans if end > len(prompt)]
         return spans[len(self._marked(messages[:-1], variables).spans or []) :]
 
-    def _answer(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> tuple[int, str]:
-        """Where the last message begins, as generation would begin it, and the text that it ends."""
+    def _answer(
+        self, messages: list[dict[str, Any]], variables: dict[str, Any]
+    ) -> tuple[int, str]:
+        """Where the last message begins, as generation would begin it, and the text
+        that it ends.
+        """
         place = len(messages) - 1
         if place == 0:
-            raise ValueError("the first message is the assistant's: an answer needs a prompt before it")
+            raise ValueError(
+                "the first message is the assistant's: an answer needs a prompt before it"
+            )
         prompt = self._text(messages[:-1], True, variables)
         answered = self._text(messages, False, variables)
         if answered.startswith(prompt):
             return len(prompt), answered
-        alike = next((i for i, (a, b) in enumerate(zip(prompt, answered, strict=False)) if a != b), len(answered))
+        alike = next(
+            (
+                i
+                for i, (a, b) in enumerate(zip(prompt, answered, strict=False))
+                if a != b
+            ),
+            len(answered),
+        )
         raise ValueError(
-            f"the chat template rewrites what comes before message {place} once it is answered: for generation it "
-            f"opens an answer with {prompt[alike:]!r:.60}, and the answered text has {answered[alike:]!r:.60} there. "
-            "What is trained would not be what is generated; give variables or a template with which both agree"
+            f"the chat template rewrites what comes before message {place} once "
+            "it is answered: for generation it opens an answer with "
+            f"{prompt[alike:]!r:.60}, and the answered text has "
+            f"{answered[alike:]!r:.60} there. What is trained would not be what "
+            "is generated; give variables or a template with which both agree"
         )
 
     def _open(self, text: str) -> str:
@@ -220,15 +289,25 @@ class Chat(NamedTuple):
                 return text.removesuffix(token)
         return text
 
-    def _text(self, messages: Sequence[Message], prompt: bool, variables: Mapping[str, Any]) -> str:
-        return render(self._template(variables), messages, **self._given(prompt, variables))
+    def _text(
+        self, messages: Sequence[Message], prompt: bool, variables: Mapping[str, Any]
+    ) -> str:
+        return render(
+            self._template(variables), messages, **self._given(prompt, variables)
+        )
 
-    def _marked(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> Marked:
-        return render_marked(self._template(variables), messages, **self._given(False, variables))
+    def _marked(
+        self, messages: Sequence[Message], variables: Mapping[str, Any]
+    ) -> Marked:
+        return render_marked(
+            self._template(variables), messages, **self._given(False, variables)
+        )
 
     def _given(self, prompt: bool, variables: Mapping[str, Any]) -> dict[str, Any]:
         """What the template gets besides messages."""
-        words = {name: word for name, word in self.variables.items() if word is not None}
+        words = {
+            name: word for name, word in self.variables.items() if word is not None
+        }
         return {**words, **variables, "add_generation_prompt": prompt}
 
     def _template(self, variables: Mapping[str, Any]) -> str:
@@ -238,21 +317,32 @@ class Chat(NamedTuple):
           ValueError: it does not read one of them.
         """
         with_tools = variables.get("tools") is not None
-        if with_tools and self.named and self.template == self.named.get("default") and "tool_use" in self.named:
+        if (
+            with_tools
+            and self.named
+            and self.template == self.named.get("default")
+            and "tool_use" in self.named
+        ):
             return self.named["tool_use"]
         program = compiled(self.template)
         for name, value in variables.items():
             none = name in ("tools", "documents") and value is None
             if name not in program.names and not none:
-                raise ValueError(f"the chat template does not read {name!r}; it reads {list(program.reads)}")
+                raise ValueError(
+                    f"the chat template does not read {name!r}; it reads {list(program.reads)}"
+                )
         return self.template
 
-    def _trained(self, row: _Row, max_length: int, truncate: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _trained(
+        self, row: _Row, max_length: int, truncate: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(ids int[n], whether each is trained bool[n]), n <= max_length."""
         encoding = self._encode(row.text)
         n = len(encoding.ids)
         if n > max_length and not truncate:
-            raise ValueError(f"{row.name} has {n} tokens, more than max_length={max_length}; see truncate")
+            raise ValueError(
+                f"{row.name} has {n} tokens, more than max_length={max_length}; see truncate"
+            )
         n = min(n, max_length)
         starts, ends = np.array(encoding.offsets[:n], np.int64).reshape(n, 2).T
         spoken = np.zeros(n, bool)
@@ -261,33 +351,49 @@ class Chat(NamedTuple):
             if row.marked:
                 spoken |= (starts < begin) & (ends > begin)
         if not spoken.any():
-            raise ValueError(f"{row.name} has no answer within its first {max_length} tokens: nothing to train")
+            raise ValueError(
+                f"{row.name} has no answer within its first {max_length} tokens: nothing to train"
+            )
         return np.array(encoding.ids[:n], np.int64), spoken
 
     def _encode(self, text: str):
         with without_padding(backend(self.tokenizer)) as tokenizer:
-            return tokenizer.encode(text, add_special_tokens=False)  # the template writes them itself
+            return tokenizer.encode(
+                text, add_special_tokens=False
+            )  # the template writes them itself
 
 
 def _answers(messages: Sequence[Message]) -> list[int]:
-    return [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    return [
+        number
+        for number, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
 
 
 def _listed(conversations: Any) -> list[Any]:
-    if isinstance(conversations, (str, bytes, Mapping)) or not isinstance(conversations, Iterable):
-        raise TypeError(f"expected a list of conversations, got a {type(conversations).__name__}")
+    if isinstance(conversations, (str, bytes, Mapping)) or not isinstance(
+        conversations, Iterable
+    ):
+        raise TypeError(
+            f"expected a list of conversations, got a {type(conversations).__name__}"
+        )
     conversations = list(conversations)
     if conversations and is_message(conversations[0]):
-        raise TypeError("expected a list of conversations, got one conversation (a list of messages); write [messages]")
+        raise TypeError(
+            "expected a list of conversations, got one conversation (a list of "
+            "messages); write [messages]"
+        )
     return conversations
 
 
 def load_chat(folder_or_hub_id: str | os.PathLike[str] | Any) -> Chat:
     """The tokenizer and the chat template of a model, wherever `locate` finds it.
 
-    Special tokens are those of tokenizer_config.json and special_tokens_map.json; templates those of
-    chat_template.jinja and additional_chat_templates/, else of tokenizer_config.json, else of chat_template.json; ends
-    of generation those of generation_config.json, else of config.json, else the tokenizer's.
+    Special tokens are those of tokenizer_config.json and special_tokens_map.json;
+    templates those of chat_template.jinja and additional_chat_templates/, else of
+    tokenizer_config.json, else of chat_template.json; ends of generation those of
+    generation_config.json, else of config.json, else the tokenizer's.
 
     Args:
       folder_or_hub_id: a folder, a .gguf file or OWNER/NAME; or a fast tokenizer of transformers.
@@ -308,16 +414,25 @@ def load_chat(folder_or_hub_id: str | os.PathLike[str] | Any) -> Chat:
     named = token_files.templates(files.folder, fields)
     read = compiled(named["default"]).names
     for name, word in words.items():
-        if (name == "eos_token" or name in read) and tokenizer.token_to_id(word) is None:
-            raise WeightError(f"{files.folder} names the {name} {word!r}, which its tokenizer.json does not know")
-    eos, pad = (tokenizer.token_to_id(words[name]) if name in words else None for name in ("eos_token", "pad_token"))
+        if (name == "eos_token" or name in read) and tokenizer.token_to_id(
+            word
+        ) is None:
+            raise WeightError(
+                f"{files.folder} names the {name} {word!r}, which its tokenizer.json does not know"
+            )
+    eos, pad = (
+        tokenizer.token_to_id(words[name]) if name in words else None
+        for name in ("eos_token", "pad_token")
+    )
     ends = token_files.end_ids(files.folder)
     return _chat(tokenizer, named, words, eos, _padding(pad, eos, files.folder), ends)
 
 
 def end_tokens(folder_or_hub_id: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Ids at any of which generation ends, for `generate(eos_token_id=...)`: those of generation_config.json, else of
-    config.json, else the tokenizer's own; a .gguf file's.
+    """Ids at any of which generation ends, for `generate(eos_token_id=...)`.
+
+    Those of generation_config.json, else of config.json, else the tokenizer's own; a
+    .gguf file's.
 
     Raises:
       FileNotFoundError, WeightError: the model or its tokenizer is not there, or it names no end.
@@ -328,11 +443,19 @@ def end_tokens(folder_or_hub_id: str | os.PathLike[str]) -> tuple[int, ...]:
     else:
         found = token_files.end_ids(files.folder)
     if found is None:
-        words = token_files.special_tokens(token_files.tokenizer_fields(files.folder), files.folder)
-        eos = load_tokenizer(files.folder).token_to_id(words["eos_token"]) if "eos_token" in words else None
+        words = token_files.special_tokens(
+            token_files.tokenizer_fields(files.folder), files.folder
+        )
+        eos = (
+            load_tokenizer(files.folder).token_to_id(words["eos_token"])
+            if "eos_token" in words
+            else None
+        )
         found = () if eos is None else (eos,)
     if not found:
-        raise WeightError(f"{files.folder} names no end token; give generate(eos_token_id=...) your own, or None")
+        raise WeightError(
+            f"{files.folder} names no end token; give generate(eos_token_id=...) your own, or None"
+        )
     return found
 
 
@@ -359,10 +482,14 @@ def _of_gguf(path: Path) -> Chat:
     opened = GGUFFile(path)
     tokenizer, (_, eos, pad) = opened.tokenizer(), opened.special_tokens()
     fields = {
-        "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding",
+        "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown",
+        "sep_token": "seperator", "pad_token": "padding",
         "cls_token": "cls", "mask_token": "mask",
     }  # fmt: skip
-    ids = {name: opened.field(f"tokenizer.ggml.{field}_token_id") for name, field in fields.items()}
+    ids = {
+        name: opened.field(f"tokenizer.ggml.{field}_token_id")
+        for name, field in fields.items()
+    }
     words = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
     others = opened.field("tokenizer.chat_templates") or []
     named = {name: opened.field(f"tokenizer.chat_template.{name}") for name in others}
@@ -378,17 +505,35 @@ def _of_gguf(path: Path) -> Chat:
 
 def _ends_of_gguf(opened: GGUFFile) -> tuple[int, ...]:
     """Ends of a text, of a turn and of a message, at each of which llama.cpp stops."""
-    found = [opened.field(f"tokenizer.ggml.{word}_token_id") for word in ("eos", "eot", "eom")]
+    found = [
+        opened.field(f"tokenizer.ggml.{word}_token_id")
+        for word in ("eos", "eot", "eom")
+    ]
     return tuple(dict.fromkeys(i for i in found if i is not None))
 
 
 def _of_transformers(tokenizer: Any) -> Chat:
-    name, eos, pad = tokenizer.name_or_path or type(tokenizer).__name__, tokenizer.eos_token_id, tokenizer.pad_token_id
+    name, eos, pad = (
+        tokenizer.name_or_path or type(tokenizer).__name__,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
     inner = backend(tokenizer)
     if not tokenizer.chat_template:
-        raise WeightError(f"the tokenizer {name!r} has no chat template; make a `Chat` with your own")
-    named = token_files.named_templates(tokenizer.chat_template, f"the tokenizer {name!r}")
-    return _chat(inner, named, dict(tokenizer.special_tokens_map), eos, _padding(pad, eos, name), None)
+        raise WeightError(
+            f"the tokenizer {name!r} has no chat template; make a `Chat` with your own"
+        )
+    named = token_files.named_templates(
+        tokenizer.chat_template, f"the tokenizer {name!r}"
+    )
+    return _chat(
+        inner,
+        named,
+        dict(tokenizer.special_tokens_map),
+        eos,
+        _padding(pad, eos, name),
+        None,
+    )
 
 
 def _padding(pad: int | None, eos: int | None, where: Any) -> int:

@@ -1,7 +1,8 @@
 """Chat templates: Jinja programs that came with the weights, run as transformers runs them.
 
-They are untrusted code. They run in `ImmutableSandboxedEnvironment` with `trim_blocks`, `lstrip_blocks` and
-`loopcontrols`, and see plain data only. `{% generation %}` ... `{% endgeneration %}` marks what the assistant writes.
+They are untrusted code. They run in `ImmutableSandboxedEnvironment` with `trim_blocks`,
+`lstrip_blocks` and `loopcontrols`, and see plain data only. `{% generation %}` ... `{%
+endgeneration %}` marks what the assistant writes.
 """
 
 import functools
@@ -14,14 +15,18 @@ from fedjax_fm import checks
 from fedjax_fm.models.conversations import Message, kind, plain, plain_messages
 
 _MARKS = "__generation_marks"  # the variable under which the extension finds them
-_NONCHARACTERS = [chr(0xFDD0 + i) for i in range(32)]  # of Unicode, never in text that is exchanged
+_NONCHARACTERS = [
+    chr(0xFDD0 + i) for i in range(32)
+]  # of Unicode, never in text that is exchanged
 
 
 class Marked(NamedTuple):
     """A rendered conversation and what of it the assistant writes."""
 
     text: str
-    spans: list[tuple[int, int]] | None  # characters [begin, end), in order; None: the template does not say
+    spans: (
+        list[tuple[int, int]] | None
+    )  # characters [begin, end), in order; None: the template does not say
 
 
 class Compiled(NamedTuple):
@@ -45,38 +50,51 @@ def render(
     """The text of a conversation, as transformers' `apply_chat_template(tokenize=False)` gives it.
 
     Args:
-      messages: in order; what roles and keys are allowed is the template's business, and that each message has a role
-        and content that is text (or parts, or tool_calls) is ours. Fields that are None count as missing.
+      messages: in order; what roles and keys are allowed is the template's business,
+        and that each message has a role and content that is text (or parts, or
+        tool_calls) is ours. Fields that are None count as missing.
       add_generation_prompt: ends with the opening of the assistant's turn, for generation.
       tools: JSON schemas of functions that may be called.
       documents: what the model may look things up in, by title and text.
-      variables: what else the template may read (`bos_token`, `eos_token`, `enable_thinking`). Many templates write
-        today's date unless they are given one, such as `date_string`: texts then differ from day to day.
+      variables: what else the template may read (`bos_token`, `eos_token`,
+        `enable_thinking`). Many templates write today's date unless they are given one,
+        such as `date_string`: texts then differ from day to day.
 
     Raises:
-      TypeError, ValueError: no messages, a message that is none (names it), or the template refuses them, fails or
-        is not valid; gives its words.
+      TypeError, ValueError: no messages, a message that is none (names it), or the
+        template refuses them, fails or is not valid; gives its words.
 
     Example:
-      >>> render("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", [{"role": "user", "content": "Hi"}])
+      >>> template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+      >>> render(template, [{"role": "user", "content": "Hi"}])
       '<user>Hi'
     """
     checks.flag("add_generation_prompt", add_generation_prompt)
     given = _given(tools, documents, variables)
-    return _run(compiled(template), plain_messages(messages), {**given, "add_generation_prompt": add_generation_prompt})
+    return _run(
+        compiled(template),
+        plain_messages(messages),
+        {**given, "add_generation_prompt": add_generation_prompt},
+    )
 
 
-def render_marked(template: str, messages: Sequence[Message], **variables: Any) -> Marked:
+def render_marked(
+    template: str, messages: Sequence[Message], **variables: Any
+) -> Marked:
     """The text, and where in it `{% generation %}` blocks lie; arguments as of `render`.
 
     Raises:
-      ValueError: as `render`, or the template alters what is inside such a block after it was written.
+      ValueError: as `render`, or the template alters what is inside such a block after
+        it was written.
     """
     text = render(template, messages, **variables)
     if not compiled(template).generates:
         return Marked(text, None)
     marks: Any = tuple(sign for sign in _NONCHARACTERS if sign not in text)[:2]
-    return Marked(text, _spans(text, render(template, messages, **{**variables, _MARKS: marks}), marks))
+    return Marked(
+        text,
+        _spans(text, render(template, messages, **{**variables, _MARKS: marks}), marks),
+    )
 
 
 def _spans(text: str, marked: str, marks: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -94,46 +112,72 @@ def _spans(text: str, marked: str, marks: tuple[str, ...]) -> list[tuple[int, in
             pieces.append(sign)
             place += 1
     if "".join(pieces) != text:
-        raise ValueError("the chat template alters what is inside its {% generation %} blocks; answers cannot be found")
+        raise ValueError(
+            "the chat template alters what is inside its {% generation %} "
+            "blocks; answers cannot be found"
+        )
     return found
 
 
 def _given(tools: Any, documents: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What a template reads besides messages; `tools` and `documents` are None where there are none, not undefined."""
+    """What a template reads besides messages.
+
+    `tools` and `documents` are None where there are none, not undefined.
+    """
     hints = {
         "tools": "JSON schemas; transformers.utils.get_json_schema(function) writes one",
         "documents": 'mappings such as {"title": ..., "text": ...}',
     }
     for name, value in (("tools", tools), ("documents", documents)):
         sequence = isinstance(value, (list, tuple))
-        if value is not None and not (sequence and all(isinstance(item, Mapping) for item in value)):
-            raise TypeError(f"expected {name} as a list of {hints[name]}, got {name}={value!r}")
-    fields = {name: plain(f"the variable {name!r}", value) for name, value in variables.items()}
-    return {**fields, "tools": plain("tools", tools), "documents": plain("documents", documents)}
+        if value is not None and not (
+            sequence and all(isinstance(item, Mapping) for item in value)
+        ):
+            raise TypeError(
+                f"expected {name} as a list of {hints[name]}, got {name}={value!r}"
+            )
+    fields = {
+        name: plain(f"the variable {name!r}", value)
+        for name, value in variables.items()
+    }
+    return {
+        **fields,
+        "tools": plain("tools", tools),
+        "documents": plain("documents", documents),
+    }
 
 
-def _run(program: Compiled, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+def _run(
+    program: Compiled, messages: list[dict[str, Any]], variables: dict[str, Any]
+) -> str:
     import jinja2
 
     try:
         return program.template.render(messages=messages, **variables)
     except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template refuses these messages: {error}") from error
+        raise ValueError(
+            f"the chat template refuses these messages: {error}"
+        ) from error
     except Exception as error:  # of the template's own operators and filters: any kind
-        words = f"the chat template refuses these messages: {type(error).__name__}: {error}"
+        words = (
+            f"the chat template refuses these messages: {type(error).__name__}: {error}"
+        )
         for number, message in enumerate(messages):
             content = message.get("content", "")
             if isinstance(error, TypeError) and not isinstance(content, str):
                 raise ValueError(
-                    f"message {number} ({message['role']}) has {kind(content)}, and the chat template reads text; "
-                    f"join its parts to one text. {words}"
+                    f"message {number} ({message['role']}) has {kind(content)}, "
+                    "and the chat template reads text; join its parts to one "
+                    f"text. {words}"
                 ) from error
         raise ValueError(words) from error
 
 
 @functools.lru_cache(maxsize=16)
 def compiled(template: str) -> Compiled:
-    """Compiled once: a corpus renders it thousands of times. Jinja is imported late, as most uses need no template.
+    """Compiled once: a corpus renders it thousands of times.
+
+    Jinja is imported late, as most uses need no template.
 
     Raises:
       ValueError: it is not valid Jinja; gives line and reason.
@@ -148,11 +192,18 @@ def compiled(template: str) -> Compiled:
         tree = environment.parse(template)
         program = environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"the chat template is not valid Jinja (line {error.lineno}): {error.message}") from error
+        raise ValueError(
+            f"the chat template is not valid Jinja (line {error.lineno}): {error.message}"
+        ) from error
     names = frozenset(node.name for node in tree.find_all(nodes.Name))
     own = {"messages", "add_generation_prompt", *environment.globals}
     reads = sorted(meta.find_undeclared_variables(tree) - own)
-    return Compiled(program, names, tuple(reads), environment.generates)  # type: ignore[attr-defined]
+    return Compiled(
+        template=program,
+        names=names,
+        reads=tuple(reads),
+        generates=environment.generates,
+    )  # type: ignore[attr-defined]
 
 
 def _environment():
@@ -190,7 +241,9 @@ def _environment():
             super().__setitem__(name, value)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, "jinja2.ext.loopcontrols"],
     )
     environment.extend(generates=False)
     environment.filters["tojson"] = _tojson
@@ -204,12 +257,22 @@ def _check_name(name: str) -> None:
     import jinja2
 
     if name.startswith("_"):
-        raise jinja2.TemplateError(f"a namespace's names may not begin with an underscore, got {name!r}")
+        raise jinja2.TemplateError(
+            f"a namespace's names may not begin with an underscore, got {name!r}"
+        )
 
 
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+def _tojson(
+    value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+) -> str:
     """Jinja's own escapes HTML, which no model was trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> None:

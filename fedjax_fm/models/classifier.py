@@ -5,8 +5,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-def classifier(width: int, num_labels: int, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
-    """A linear layer [width] -> [num_labels] in f32, normal(0.02), whatever dtype the backbone has."""
+def classifier(
+    width: int, num_labels: int, rngs: nnx.Rngs, bias: bool = True
+) -> nnx.Linear:
+    """A linear layer [width] -> [num_labels] in f32, normal(0.02), whatever dtype the
+    backbone has.
+    """
     if num_labels < 1:
         raise ValueError(f"expected num_labels >= 1, got {num_labels}")
     init = nnx.initializers.normal(0.02)
@@ -14,7 +18,10 @@ def classifier(width: int, num_labels: int, rngs: nnx.Rngs, bias: bool = True) -
 
 
 def last_real(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
-    """[B, d]: the hidden state [B, T, d] of each row's last real token; of the last token without a mask."""
+    """[B, d]: the hidden state [B, T, d] of each row's last real token.
+
+    Of the last token without a mask.
+    """
     if attention_mask is None:
         return hidden[:, -1]
     number = jnp.arange(hidden.shape[1], dtype=jnp.int32)
@@ -23,7 +30,10 @@ def last_real(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
 
 
 def mean_of_real(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
-    """[B, d]: the mean of the hidden states [B, T, d] of each row's real tokens; zero where there are none."""
+    """[B, d]: the mean of the hidden states [B, T, d] of each row's real tokens.
+
+    Zero where there are none.
+    """
     if attention_mask is None:
         return hidden.mean(axis=1)
     weights = attention_mask.astype(hidden.dtype)[..., None]

@@ -1,4 +1,6 @@
-"""CLIP: a text and an image encoder whose outputs are compared; layers stacked and run by `lax.scan`.
+"""CLIP: a text and an image encoder whose outputs are compared.
+
+Layers stacked and run by `lax.scan`.
 
 Module names follow Hugging Face's `CLIPModel` without the layer number.
 
@@ -25,7 +27,9 @@ from fedjax_fm.models.weights import Naming
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """The fields of `text_config` that change the computation, under Hugging Face's names and defaults."""
+    """The fields of `text_config` that change the computation, under Hugging Face's
+    names and defaults.
+    """
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -43,7 +47,9 @@ class CLIPTextConfig:
 
 @dataclass(frozen=True)
 class CLIPVisionConfig:
-    """The fields of `vision_config` that change the computation, under Hugging Face's names and defaults."""
+    """The fields of `vision_config` that change the computation, under Hugging Face's
+    names and defaults.
+    """
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -80,10 +86,13 @@ Tower = CLIPTextConfig | CLIPVisionConfig
 def _check(config: Tower) -> None:
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
-            f"hidden_size={config.hidden_size} is not a multiple of num_attention_heads={config.num_attention_heads}"
+            f"hidden_size={config.hidden_size} is not a multiple of "
+            f"num_attention_heads={config.num_attention_heads}"
         )
     if isinstance(config, CLIPVisionConfig) and config.image_size % config.patch_size:
-        raise ValueError(f"image_size={config.image_size} is not a multiple of patch_size={config.patch_size}")
+        raise ValueError(
+            f"image_size={config.image_size} is not a multiple of patch_size={config.patch_size}"
+        )
     check_activation("hidden_act", config.hidden_act)
 
 
@@ -100,7 +109,11 @@ class CLIPAttention(nnx.Module):
         )
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
-        query, key, value = self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden)
+        query, key, value = (
+            self.q_proj(hidden),
+            self.k_proj(hidden),
+            self.v_proj(hidden),
+        )
         return self.out_proj(attend(query, key, value, self.heads, mask, self.prefix))
 
 
@@ -109,8 +122,12 @@ class CLIPMLP(nnx.Module):
 
     def __init__(self, config: Tower, rngs: nnx.Rngs, dtype: Any):
         self.act = config.hidden_act
-        self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, param_dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, param_dtype=dtype, rngs=rngs)
+        self.fc1 = nnx.Linear(
+            config.hidden_size, config.intermediate_size, param_dtype=dtype, rngs=rngs
+        )
+        self.fc2 = nnx.Linear(
+            config.intermediate_size, config.hidden_size, param_dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         return self.fc2(ACTIVATIONS[self.act](self.fc1(hidden)))
@@ -121,9 +138,13 @@ class CLIPEncoderLayer(nnx.Module):
 
     def __init__(self, config: Tower, rngs: nnx.Rngs, dtype: Any):
         self.self_attn = CLIPAttention(config, rngs, dtype)
-        self.layer_norm1 = layer_norm(config.hidden_size, config.layer_norm_eps, dtype, rngs)
+        self.layer_norm1 = layer_norm(
+            config.hidden_size, config.layer_norm_eps, dtype, rngs
+        )
         self.mlp = CLIPMLP(config, rngs, dtype)
-        self.layer_norm2 = layer_norm(config.hidden_size, config.layer_norm_eps, dtype, rngs)
+        self.layer_norm2 = layer_norm(
+            config.hidden_size, config.layer_norm_eps, dtype, rngs
+        )
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         hidden = hidden + self.self_attn(self.layer_norm1(hidden), mask)
@@ -131,10 +152,15 @@ class CLIPEncoderLayer(nnx.Module):
 
 
 class CLIPEncoder(nnx.Module):
-    """All layers of a tower; every parameter of `layers` has a leading axis of num_hidden_layers."""
+    """All layers of a tower.
+
+    Every parameter of `layers` has a leading axis of num_hidden_layers.
+    """
 
     def __init__(self, config: Tower, rngs: nnx.Rngs, dtype: Any):
-        self.layers = stack(lambda r: CLIPEncoderLayer(config, r, dtype), config.num_hidden_layers, rngs)
+        self.layers = stack(
+            lambda r: CLIPEncoderLayer(config, r, dtype), config.num_hidden_layers, rngs
+        )
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return run_stacked(self.layers, hidden, mask)
@@ -145,25 +171,42 @@ class CLIPTextEmbeddings(nnx.Module):
 
     def __init__(self, config: CLIPTextConfig, rngs: nnx.Rngs, dtype: Any):
         d = config.hidden_size
-        self.token_embedding = nnx.Embed(config.vocab_size, d, param_dtype=dtype, rngs=rngs)
-        self.position_embedding = nnx.Embed(config.max_position_embeddings, d, param_dtype=dtype, rngs=rngs)
+        self.token_embedding = nnx.Embed(
+            config.vocab_size, d, param_dtype=dtype, rngs=rngs
+        )
+        self.position_embedding = nnx.Embed(
+            config.max_position_embeddings, d, param_dtype=dtype, rngs=rngs
+        )
         self.first_position = 0
 
-    def __call__(self, input_ids: jax.Array, prompt: Any = None) -> tuple[jax.Array, int]:
-        """([B, p + T, d], p): the text behind a prompt of p tokens (see `virtual_tokens`), none by default."""
+    def __call__(
+        self, input_ids: jax.Array, prompt: Any = None
+    ) -> tuple[jax.Array, int]:
+        """([B, p + T, d], p): the text behind a prompt of p tokens (see
+        `virtual_tokens`), none by default.
+        """
         words, n_prompt = prepend(prompt, self.token_embedding(input_ids))
-        positions = jnp.broadcast_to(self.first_position + jnp.arange(words.shape[1]), words.shape[:2])
+        positions = jnp.broadcast_to(
+            self.first_position + jnp.arange(words.shape[1]), words.shape[:2]
+        )
         return words + self.position_embedding(positions), n_prompt
 
 
 class CLIPTextModel(nnx.Module):
-    """The causal text encoder: `(input_ids i32[B, T], attention_mask) -> hidden states [B, T, d]`."""
+    """The causal text encoder.
 
-    def __init__(self, config: CLIPTextConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    `(input_ids i32[B, T], attention_mask) -> hidden states [B, T, d]`.
+    """
+
+    def __init__(
+        self, config: CLIPTextConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         self.config = config
         self.embeddings = CLIPTextEmbeddings(config, rngs, dtype)
         self.encoder = CLIPEncoder(config, rngs, dtype)
-        self.final_layer_norm = layer_norm(config.hidden_size, config.layer_norm_eps, dtype, rngs)
+        self.final_layer_norm = layer_norm(
+            config.hidden_size, config.layer_norm_eps, dtype, rngs
+        )
         self.prompt = nnx.data(None)
 
     @property
@@ -171,22 +214,41 @@ class CLIPTextModel(nnx.Module):
         """The embedding that a prompt is made of."""
         return self.embeddings.token_embedding
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None
+    ) -> jax.Array:
         hidden, n_prompt = self.embeddings(input_ids, self.prompt)
-        length, limit = hidden.shape[1] + self.embeddings.first_position, self.config.max_position_embeddings
+        length, limit = (
+            hidden.shape[1] + self.embeddings.first_position,
+            self.config.max_position_embeddings,
+        )
         if length > limit:
-            raise ValueError(f"{length} tokens exceed the model's context of {limit}; truncate")
-        real = jnp.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.astype(bool)
+            raise ValueError(
+                f"{length} tokens exceed the model's context of {limit}; truncate"
+            )
+        real = (
+            jnp.ones(input_ids.shape, bool)
+            if attention_mask is None
+            else attention_mask.astype(bool)
+        )
         causal = jnp.tril(jnp.ones((1, 1, hidden.shape[1], hidden.shape[1]), bool))
         mask = causal & seen_by_all(real, n_prompt)[:, None, None, :]
         return self.final_layer_norm(self.encoder(hidden, mask)[:, n_prompt:])
 
-    def pooled(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+    def pooled(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None
+    ) -> jax.Array:
         """[B, d] at each row's first end-of-text token."""
         hidden = self(input_ids, attention_mask)
         # Old configurations say 2, which was never the token: the end of text is the largest id.
-        ends = input_ids if self.config.eos_token_id == 2 else input_ids == self.config.eos_token_id
-        return jnp.take_along_axis(hidden, jnp.argmax(ends, axis=-1)[:, None, None], axis=1)[:, 0]
+        ends = (
+            input_ids
+            if self.config.eos_token_id == 2
+            else input_ids == self.config.eos_token_id
+        )
+        return jnp.take_along_axis(
+            hidden, jnp.argmax(ends, axis=-1)[:, None, None], axis=1
+        )[:, 0]
 
 
 class CLIPVisionEmbeddings(nnx.Module):
@@ -194,29 +256,50 @@ class CLIPVisionEmbeddings(nnx.Module):
 
     def __init__(self, config: CLIPVisionConfig, rngs: nnx.Rngs, dtype: Any):
         self.config, d = config, config.hidden_size
-        self.class_embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (d,), dtype))
+        self.class_embedding = nnx.Param(
+            nnx.initializers.normal(0.02)(rngs.params(), (d,), dtype)
+        )
         width = config.num_channels * config.patch_size**2
-        self.patch_embedding = nnx.Linear(width, d, use_bias=False, param_dtype=dtype, rngs=rngs)
-        self.position_embedding = nnx.Embed(1 + config.num_patches, d, param_dtype=dtype, rngs=rngs)
+        self.patch_embedding = nnx.Linear(
+            width, d, use_bias=False, param_dtype=dtype, rngs=rngs
+        )
+        self.position_embedding = nnx.Embed(
+            1 + config.num_patches, d, param_dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         config = self.config
         pixels = pixels.astype(self.class_embedding.dtype)
-        patches = to_patches(pixels, config.num_channels, config.image_size, config.patch_size)
+        patches = to_patches(
+            pixels, config.num_channels, config.image_size, config.patch_size
+        )
         patches = self.patch_embedding(patches)
-        first = jnp.broadcast_to(self.class_embedding[...], (patches.shape[0], 1, patches.shape[-1]))
-        return jnp.concatenate([first, patches], axis=1) + self.position_embedding.embedding[...][None]
+        first = jnp.broadcast_to(
+            self.class_embedding[...], (patches.shape[0], 1, patches.shape[-1])
+        )
+        return (
+            jnp.concatenate([first, patches], axis=1)
+            + self.position_embedding.embedding[...][None]
+        )
 
 
 class CLIPVisionModel(nnx.Module):
-    """The image encoder: `(pixels [B, C, H, W] or [B, H, W, C]) -> hidden states [B, 1 + N, d]`, not normalised."""
+    """The image encoder: `(pixels [B, C, H, W] or [B, H, W, C]) -> hidden states [B, 1
+    + N, d]`, not normalised.
+    """
 
-    def __init__(self, config: CLIPVisionConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: CLIPVisionConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         self.config = config
         self.embeddings = CLIPVisionEmbeddings(config, rngs, dtype)
-        self.pre_layrnorm = layer_norm(config.hidden_size, config.layer_norm_eps, dtype, rngs)
+        self.pre_layrnorm = layer_norm(
+            config.hidden_size, config.layer_norm_eps, dtype, rngs
+        )
         self.encoder = CLIPEncoder(config, rngs, dtype)
-        self.post_layernorm = layer_norm(config.hidden_size, config.layer_norm_eps, dtype, rngs)
+        self.post_layernorm = layer_norm(
+            config.hidden_size, config.layer_norm_eps, dtype, rngs
+        )
 
     def __call__(self, pixel_values: jax.Array) -> jax.Array:
         return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))
@@ -241,18 +324,32 @@ _IGNORED = (r"position_ids$",)
 class CLIPModel(nnx.Module):
     """Both towers: `model(input_ids i32[C, T], pixels, attention_mask) -> CLIPOutput`."""
 
-    hugging_face: ClassVar[Naming] = Naming(("encoder.layers",), ignored=_IGNORED)
+    hugging_face: ClassVar[Naming] = Naming(
+        stacked=("encoder.layers",), ignored=_IGNORED
+    )
 
     def __init__(self, config: CLIPConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
-        text, vision, width = config.text_config, config.vision_config, config.projection_dim
-        linear = lambda n_in: nnx.Linear(n_in, width, use_bias=False, param_dtype=dtype, rngs=rngs)
+        text, vision, width = (
+            config.text_config,
+            config.vision_config,
+            config.projection_dim,
+        )
+
+        def linear(n_in):
+            return nnx.Linear(n_in, width, use_bias=False, param_dtype=dtype, rngs=rngs)
+
         self.config = config
         self.text_model = CLIPTextModel(text, rngs, dtype)
         self.vision_model = CLIPVisionModel(vision, rngs, dtype)
-        self.text_projection, self.visual_projection = linear(text.hidden_size), linear(vision.hidden_size)
+        self.text_projection, self.visual_projection = (
+            linear(text.hidden_size),
+            linear(vision.hidden_size),
+        )
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init_value, dtype))
 
-    def text_features(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+    def text_features(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None
+    ) -> jax.Array:
         """[C, p], not normalised."""
         return self.text_projection(self.text_model.pooled(input_ids, attention_mask))
 
@@ -270,19 +367,37 @@ class CLIPModel(nnx.Module):
         with randomness(key):
             image = self.image_features(pixel_values).astype(jnp.float32)
             text = self.text_features(input_ids, attention_mask).astype(jnp.float32)
-        image, text = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
+        image, text = (
+            x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text)
+        )
         logits = jnp.exp(self.logit_scale[...].astype(jnp.float32)) * image @ text.T
-        return CLIPOutput(logits, logits.T, image, text)
+        return CLIPOutput(
+            logits_per_image=logits,
+            logits_per_text=logits.T,
+            image_embeds=image,
+            text_embeds=text,
+        )
 
 
 class CLIPForImageClassification(nnx.Module):
-    """The image encoder and a linear classifier on the mean of its patches: logits f32[B, num_labels]."""
+    """The image encoder and a linear classifier on the mean of its patches.
+
+    Logits f32[B, num_labels].
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
-        ("encoder.layers",), new=("classifier",), ignored=(*_IGNORED, r"^(text_|visual_projection\.|logit_scale$)")
+        stacked=("encoder.layers",),
+        new=("classifier",),
+        ignored=(*_IGNORED, r"^(text_|visual_projection\.|logit_scale$)"),
     )
 
-    def __init__(self, config: CLIPConfig, num_labels: int, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        config: CLIPConfig,
+        num_labels: int,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ):
         self.config = config
         self.vision_model = CLIPVisionModel(config.vision_config, rngs, dtype)
         self.classifier = classifier(config.vision_config.hidden_size, num_labels, rngs)
@@ -291,6 +406,8 @@ class CLIPForImageClassification(nnx.Module):
         """What the classifier sees, [B, d]."""
         return self.vision_model(pixel_values)[:, 1:].mean(axis=1)
 
-    def __call__(self, pixel_values: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, pixel_values: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
         with randomness(key):
             return self.classifier(self.features(pixel_values).astype(jnp.float32))

@@ -1,7 +1,7 @@
 """Conversations as people hold them, made plain for a template, or refused by message.
 
-What a template may see is text, numbers, lists and mappings, as in transformers: a template is untrusted code, and
-objects have methods.
+What a template may see is text, numbers, lists and mappings, as in transformers: a
+template is untrusted code, and objects have methods.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,23 @@ import numpy as np
 
 from fedjax_fm import checks
 
-Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
+Message = Mapping[
+    str, Any
+]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
 
-_REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing; templates read the first, gpt-oss the second
+_REASONING = (
+    "reasoning_content",
+    "thinking",
+    "reasoning",
+)  # one thing; templates read the first, gpt-oss the second
 _SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 class Parts(list):
-    """Content in parts. A template that writes it as text would write Python's form of it, brackets and all."""
+    """Content in parts.
+
+    A template that writes it as text would write Python's form of it, brackets and all.
+    """
 
     def __str__(self) -> str:
         _is_no_text(self)
@@ -58,55 +67,85 @@ def is_message(value: Any) -> bool:
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as a template gets them, as in transformers: without fields that are None, reasoning under its names.
+    """The messages as a template gets them, as in transformers.
+
+    Without fields that are None, reasoning under its names.
 
     ShareGPT's {"from": "human" | "gpt" | "system", "value": text} is taken for {"role", "content"}.
 
     Raises:
-      TypeError, ValueError: no list of messages; a message without a role, without content (unless it has something
-        else, such as tool_calls) or with what is no text; names the message by its number.
+      TypeError, ValueError: no list of messages; a message without a role, without
+        content (unless it has something else, such as tool_calls) or with what is no
+        text; names the message by its number.
     """
     if isinstance(messages, Mapping) and "messages" in messages:
-        raise TypeError("expected a list of messages, got a row of a table; write row['messages']")
+        raise TypeError(
+            "expected a list of messages, got a row of a table; write row['messages']"
+        )
     if isinstance(messages, np.ndarray) and messages.ndim == 1:
         messages = list(messages)
     if not isinstance(messages, (list, tuple)):
-        raise TypeError(f"expected a list of messages, got {_short(messages)} of type {type(messages).__name__}")
+        raise TypeError(
+            f"expected a list of messages, got {_short(messages)} of type {type(messages).__name__}"
+        )
     if not messages:
         raise ValueError("expected at least one message, got none")
     if isinstance(messages[0], (list, tuple)):
-        raise TypeError("expected one conversation (a list of messages), got a list of conversations")
-    return [_message(f"message {number}", message) for number, message in enumerate(messages)]
+        raise TypeError(
+            "expected one conversation (a list of messages), got a list of conversations"
+        )
+    return [
+        _message(f"message {number}", message)
+        for number, message in enumerate(messages)
+    ]
 
 
 def _message(name: str, message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise TypeError(f"{name} is a {type(message).__name__}; expected a mapping with role and content")
+        raise TypeError(
+            f"{name} is a {type(message).__name__}; expected a mapping with role and content"
+        )
     if "from" in message and "value" in message and "role" not in message:
         message = _of_sharegpt(name, message)
     given = {key: value for key, value in message.items() if value is not None}
     if "role" not in given:
         keys = sorted(map(str, message))
-        raise ValueError(f'{name} has no role; its keys are {keys}. Write {{"role": "user", "content": text}}')
+        raise ValueError(
+            f'{name} has no role; its keys are {keys}. Write {{"role": "user", "content": text}}'
+        )
     if not isinstance(given["role"], str):
-        raise TypeError(f"{name}: expected a role that is text, got role={given['role']!r}")
+        raise TypeError(
+            f"{name}: expected a role that is text, got role={given['role']!r}"
+        )
     if "content" in given:
         given["content"] = _content(name, given["content"])
     elif not any(given[key] for key in given if key != "role"):
-        raise ValueError(f"{name} ({given['role']}) has no content; expected text, or tool_calls in its place")
-    fields = {str(key): value if key == "content" else plain(f"{name}: {key}", value) for key, value in given.items()}
+        raise ValueError(
+            f"{name} ({given['role']}) has no content; expected text, or tool_calls in its place"
+        )
+    fields = {
+        str(key): value if key == "content" else plain(f"{name}: {key}", value)
+        for key, value in given.items()
+    }
     reasoning = next((fields[key] for key in _REASONING if key in fields), None)
-    return fields if reasoning is None else {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+    return (
+        fields
+        if reasoning is None
+        else {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+    )
 
 
 def _of_sharegpt(name: str, message: Message) -> dict[str, Any]:
     role = _SHAREGPT.get(message["from"]) if isinstance(message["from"], str) else None
     if role is None:
         raise ValueError(
-            f"{name} has 'from': {message['from']!r}; of ShareGPT's format, 'human', 'gpt' and 'system' are known. "
-            "Write role and content for others"
+            f"{name} has 'from': {message['from']!r}; of ShareGPT's format, "
+            "'human', 'gpt' and 'system' are known. Write role and content for "
+            "others"
         )
-    others = {key: value for key, value in message.items() if key not in ("from", "value")}
+    others = {
+        key: value for key, value in message.items() if key not in ("from", "value")
+    }
     return {**others, "role": role, "content": message["value"]}
 
 
@@ -116,11 +155,15 @@ def _content(name: str, content: Any) -> Any:
     if isinstance(content, Mapping):
         return Fields(plain(f"{name}: content", content))
     if not isinstance(content, (list, tuple)):
-        raise TypeError(f"{name} has {kind(content)}, {_short(content)}; expected text or a list of parts")
+        raise TypeError(
+            f"{name} has {kind(content)}, {_short(content)}; expected text or a list of parts"
+        )
     for number, part in enumerate(content):
         if isinstance(part, Mapping) and part.get("type") == "text":
             checks.text(f"{name}, part {number} (text)", part.get("text"))
-    return Parts(plain(f"{name}, part {number}", part) for number, part in enumerate(content))
+    return Parts(
+        plain(f"{name}, part {number}", part) for number, part in enumerate(content)
+    )
 
 
 def plain(name: str, value: Any) -> Any:
@@ -145,7 +188,8 @@ def plain(name: str, value: Any) -> Any:
         items = [plain(name, item) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
     raise TypeError(
-        f"{name}: expected text, numbers, lists and mappings, got {_short(value)} of type {type(value).__name__}"
+        f"{name}: expected text, numbers, lists and mappings, got {_short(value)} "
+        f"of type {type(value).__name__}"
     )
 
 

@@ -24,7 +24,9 @@ from fedjax_fm.models.weights import Naming
 
 @dataclass(frozen=True)
 class DistilBertConfig:
-    """The fields of `config.json` that change the computation, under Hugging Face's names and defaults."""
+    """The fields of `config.json` that change the computation, under Hugging Face's
+    names and defaults.
+    """
 
     vocab_size: int = 30522
     max_position_embeddings: int = 512
@@ -37,7 +39,9 @@ class DistilBertConfig:
 
     def __post_init__(self):
         if self.dim % self.n_heads:
-            raise ValueError(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}")
+            raise ValueError(
+                f"dim={self.dim} is not a multiple of n_heads={self.n_heads}"
+            )
         check_activation("activation", self.activation)
 
 
@@ -49,15 +53,25 @@ class DistilBertEmbeddings(nnx.Module):
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         d = config.dim
-        self.word_embeddings = nnx.Embed(config.vocab_size, d, param_dtype=dtype, rngs=rngs)
-        self.position_embeddings = nnx.Embed(config.max_position_embeddings, d, param_dtype=dtype, rngs=rngs)
+        self.word_embeddings = nnx.Embed(
+            config.vocab_size, d, param_dtype=dtype, rngs=rngs
+        )
+        self.position_embeddings = nnx.Embed(
+            config.max_position_embeddings, d, param_dtype=dtype, rngs=rngs
+        )
         self.LayerNorm = layer_norm(d, _EPSILON, dtype, rngs)
         self.first_position = 0
 
-    def __call__(self, input_ids: jax.Array, prompt: Any = None) -> tuple[jax.Array, int]:
-        """([B, p + T, d], p): the text behind a prompt of p tokens (see `virtual_tokens`), none by default."""
+    def __call__(
+        self, input_ids: jax.Array, prompt: Any = None
+    ) -> tuple[jax.Array, int]:
+        """([B, p + T, d], p): the text behind a prompt of p tokens (see
+        `virtual_tokens`), none by default.
+        """
         words, n_prompt = prepend(prompt, self.word_embeddings(input_ids))
-        positions = jnp.broadcast_to(self.first_position + jnp.arange(words.shape[1]), words.shape[:2])
+        positions = jnp.broadcast_to(
+            self.first_position + jnp.arange(words.shape[1]), words.shape[:2]
+        )
         return self.LayerNorm(words + self.position_embeddings(positions)), n_prompt
 
 
@@ -83,8 +97,12 @@ class DistilBertFFN(nnx.Module):
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         self.act = config.activation
-        self.lin1 = nnx.Linear(config.dim, config.hidden_dim, param_dtype=dtype, rngs=rngs)
-        self.lin2 = nnx.Linear(config.hidden_dim, config.dim, param_dtype=dtype, rngs=rngs)
+        self.lin1 = nnx.Linear(
+            config.dim, config.hidden_dim, param_dtype=dtype, rngs=rngs
+        )
+        self.lin2 = nnx.Linear(
+            config.hidden_dim, config.dim, param_dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         return self.lin2(ACTIVATIONS[self.act](self.lin1(hidden)))
@@ -108,7 +126,9 @@ class DistilBertTransformer(nnx.Module):
     """All layers; every parameter of `layer` has a leading axis of n_layers."""
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
-        self.layer = stack(lambda r: DistilBertLayer(config, r, dtype), config.n_layers, rngs)
+        self.layer = stack(
+            lambda r: DistilBertLayer(config, r, dtype), config.n_layers, rngs
+        )
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
         return run_stacked(self.layer, hidden, mask)
@@ -118,7 +138,9 @@ _OTHER_HEADS = (r"position_ids$", r"^(vocab_\w+|qa_outputs)\.")
 
 
 class DistilBertModel(nnx.Module):
-    """The encoder: `model(input_ids i32[B, T], attention_mask [B, T]) -> hidden states [B, T, d]`."""
+    """The encoder: `model(input_ids i32[B, T], attention_mask [B, T]) -> hidden states
+    [B, T, d]`.
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
         stacked=("transformer.layer",),
@@ -126,7 +148,9 @@ class DistilBertModel(nnx.Module):
         ignored=(*_OTHER_HEADS, r"^(pre_)?classifier\."),
     )
 
-    def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         self.config = config
         self.embeddings = DistilBertEmbeddings(config, rngs, dtype)
         self.transformer = DistilBertTransformer(config, rngs, dtype)
@@ -138,16 +162,26 @@ class DistilBertModel(nnx.Module):
         return self.embeddings.word_embeddings
 
     def __call__(
-        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         with randomness(key):
             hidden, n_prompt = self.embeddings(input_ids, self.prompt)
-            length, room = hidden.shape[1] + self.embeddings.first_position, self.config.max_position_embeddings
+            length, room = (
+                hidden.shape[1] + self.embeddings.first_position,
+                self.config.max_position_embeddings,
+            )
             if length > room:
-                raise ValueError(f"{length} tokens exceed the model's {room} positions; truncate")
+                raise ValueError(
+                    f"{length} tokens exceed the model's {room} positions; truncate"
+                )
             mask = None
             if attention_mask is not None:
-                mask = seen_by_all(attention_mask.astype(bool), n_prompt)[:, None, None, :]
+                mask = seen_by_all(attention_mask.astype(bool), n_prompt)[
+                    :, None, None, :
+                ]
             return self.transformer(hidden, mask)[:, n_prompt:]
 
 
@@ -161,20 +195,32 @@ class DistilBertForSequenceClassification(nnx.Module):
         ignored=_OTHER_HEADS,
     )
 
-    def __init__(self, config: DistilBertConfig, num_labels: int, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        config: DistilBertConfig,
+        num_labels: int,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ):
         self.config = config
         self.distilbert = DistilBertModel(config, rngs, dtype)
         self.pre_classifier = classifier(config.dim, config.dim, rngs)
         self.classifier = classifier(config.dim, num_labels, rngs)
 
     def features(
-        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """What the head sees, [B, d]."""
         return self.distilbert(input_ids, attention_mask, key)[:, 0]
 
     def __call__(
-        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, key: jax.Array | None = None
+        self,
+        input_ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         features = self.features(input_ids, attention_mask, key).astype(jnp.float32)
         return self.classifier(jax.nn.relu(self.pre_classifier(features)))

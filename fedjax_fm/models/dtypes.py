@@ -25,7 +25,8 @@ def checked_dtype(dtype: Any) -> Any:
         if name.removeprefix("torch.").lower() in spellings:
             return jnp.dtype(found)
     raise ValueError(
-        f"expected dtype 'float32' (or 'fp32', jnp.float32) or 'bfloat16' (or 'bf16', jnp.bfloat16), got {dtype!r}"
+        "expected dtype 'float32' (or 'fp32', jnp.float32) or 'bfloat16' (or "
+        f"'bf16', jnp.bfloat16), got {dtype!r}"
     )
 
 

@@ -1,7 +1,10 @@
-"""From the fields of a `config.json` to a module: which architectures there are and what each one refuses.
+"""From the fields of a `config.json` to a module.
 
-A key that a file lacks means what it means in transformers, which is not the same for all families: Mistral has a window
-of 4096 tokens, Qwen3 has heads of 128. A key that transformers does not read for a family is not read here.
+Which architectures there are and what each one refuses.
+
+A key that a file lacks means what it means in transformers, which is not the same for
+all families: Mistral has a window of 4096 tokens, Qwen3 has heads of 128. A key that
+transformers does not read for a family is not read here.
 """
 
 import dataclasses
@@ -12,16 +15,46 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from fedjax_fm import checks
-from fedjax_fm.models.albert import AlbertConfig, AlbertForSequenceClassification, AlbertModel
+from fedjax_fm.models.albert import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AlbertModel,
+)
 from fedjax_fm.models.bert import BertConfig, BertForSequenceClassification, BertModel
-from fedjax_fm.models.clip import CLIPConfig, CLIPForImageClassification, CLIPModel, CLIPTextConfig, CLIPVisionConfig
-from fedjax_fm.models.distilbert import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
+from fedjax_fm.models.clip import (
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+)
+from fedjax_fm.models.distilbert import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
+)
 from fedjax_fm.models.dtypes import checked_dtype
-from fedjax_fm.models.gpt2 import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
-from fedjax_fm.models.llama import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-from fedjax_fm.models.roberta import RobertaConfig, RobertaForSequenceClassification, RobertaModel
+from fedjax_fm.models.gpt2 import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
+from fedjax_fm.models.llama import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
+from fedjax_fm.models.roberta import (
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
 from fedjax_fm.models.rotary import FrequencyFactors, Llama3Scaling
-from fedjax_fm.models.t5 import T5Config, T5ForConditionalGeneration, T5ForSequenceClassification
+from fedjax_fm.models.t5 import (
+    T5Config,
+    T5ForConditionalGeneration,
+    T5ForSequenceClassification,
+)
 from fedjax_fm.models.vit import ViTConfig, ViTForImageClassification, ViTModel
 from fedjax_fm.models.weights import Naming
 
@@ -33,7 +66,8 @@ class Family(NamedTuple):
       config: the configuration's dataclass.
       plain: the module without labels: an encoder, a language model, both towers.
       head: the module with a classifier.
-      settle: from the fields of a config.json to those of `config`; refuses what cannot be computed.
+      settle: from the fields of a config.json to those of `config`; refuses what cannot
+        be computed.
       defaults: transformers' values of keys that a file may lack, where `config` has others.
     """
 
@@ -52,7 +86,9 @@ def family_of(fields: dict[str, Any]) -> Family:
     """
     name = fields.get("model_type")
     if name not in _FAMILIES:
-        raise ValueError(f"a model of type {name!r}; this version reads {', '.join(sorted(_FAMILIES))}")
+        raise ValueError(
+            f"a model of type {name!r}; this version reads {', '.join(sorted(_FAMILIES))}"
+        )
     return _FAMILIES[name]
 
 
@@ -78,14 +114,18 @@ def from_config(
     dtype: Any = "float32",
     seed: int = 0,
 ) -> nnx.Module:
-    """A model with random weights, as the fields of a `config.json` describe it; `model_type` says which family.
+    """A model with random weights, as the fields of a `config.json` describe it.
 
-    Under `nnx.eval_shape` it takes no memory: `nnx.eval_shape(lambda: from_config(fields))` has the shapes alone.
+    `model_type` says which family.
+
+    Under `nnx.eval_shape` it takes no memory: `nnx.eval_shape(lambda:
+    from_config(fields))` has the shapes alone.
 
     Args:
       fields: of config.json; a key that is not there means what it means in transformers.
-      num_labels: None gives the encoder (bert, roberta, distilbert, albert, vit), the language model (llama, mistral,
-        qwen2, qwen3, gpt2, t5) or both towers (clip); a number gives the architecture's classifier.
+      num_labels: None gives the encoder (bert, roberta, distilbert, albert, vit), the
+        language model (llama, mistral, qwen2, qwen3, gpt2, t5) or both towers (clip); a
+        number gives the architecture's classifier.
       pooling: "cls", or for bert "mean".
       dtype: of weights and activations, as in `from_pretrained`; classification heads stay f32.
       seed: names the random initial values.
@@ -97,7 +137,9 @@ def from_config(
     if num_labels is not None:
         checks.whole("num_labels", num_labels, least=1)
     if pooling != "cls" and family.config is not BertConfig:
-        raise ValueError(f"expected pooling 'cls' for a model of type {fields['model_type']!r}, got {pooling!r}")
+        raise ValueError(
+            f"expected pooling 'cls' for a model of type {fields['model_type']!r}, got {pooling!r}"
+        )
     config, rngs = config_of(fields), nnx.Rngs(seed)
     if num_labels is None:
         return family.plain(config, rngs, wanted)
@@ -137,23 +179,36 @@ def _absolute(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _distilbert(fields: dict[str, Any]) -> dict[str, Any]:
     if fields.get("is_decoder"):
-        raise ValueError("is_decoder=True is not supported by DistilBERT, which is an encoder")
+        raise ValueError(
+            "is_decoder=True is not supported by DistilBERT, which is an encoder"
+        )
     return fields
 
 
 def _clip(fields: dict[str, Any]) -> dict[str, Any]:
     """Old files say a tower twice; `text_config_dict`, where it is not null, is what counts."""
     towers = {}
-    for name, kind in (("text_config", CLIPTextConfig), ("vision_config", CLIPVisionConfig)):
+    for name, kind in (
+        ("text_config", CLIPTextConfig),
+        ("vision_config", CLIPVisionConfig),
+    ):
         again = fields.get(f"{name}_dict")
-        towers[name] = _known(kind, (fields.get(name) or {}) if again is None else again)
+        towers[name] = _known(
+            kind, (fields.get(name) or {}) if again is None else again
+        )
     return {**fields, **towers}
 
 
 # What transformers reads for one family of decoders and not for another, by our names.
 _UNREAD = {
     "llama": ("attention_output_bias", "qk_norm", "sliding_window", "layer_types"),
-    "mistral": ("attention_bias", "attention_output_bias", "qk_norm", "mlp_bias", "layer_types"),
+    "mistral": (
+        "attention_bias",
+        "attention_output_bias",
+        "qk_norm",
+        "mlp_bias",
+        "layer_types",
+    ),
     "qwen": ("attention_output_bias", "qk_norm", "mlp_bias"),
 }
 
@@ -168,11 +223,16 @@ def _llama(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mistral(fields: dict[str, Any]) -> dict[str, Any]:
-    kind = "full_attention" if fields.get("sliding_window") is None else "sliding_attention"
+    kind = (
+        "full_attention"
+        if fields.get("sliding_window") is None
+        else "sliding_attention"
+    )
     others = set(fields.get("layer_types") or ()) - {kind}
     if others:
         raise ValueError(
-            f"layer_types with {sorted(others)} is not supported for a model of type 'mistral', where all layers have "
+            f"layer_types with {sorted(others)} is not supported for a model of "
+            "type 'mistral', where all layers have "
             f"sliding_window={fields.get('sliding_window')}"
         )
     return _decoder(fields, "mistral")
@@ -189,16 +249,28 @@ def _qwen3(fields: dict[str, Any]) -> dict[str, Any]:
 def _qwen(fields: dict[str, Any]) -> dict[str, Any]:
     """`use_sliding_window` switches the window, which layers from `max_window_layers` on have."""
     window = fields["sliding_window"] if fields.get("use_sliding_window") else None
-    kinds, n_layers = fields.get("layer_types"), fields.get("num_hidden_layers", LlamaConfig.num_hidden_layers)
+    kinds, n_layers = (
+        fields.get("layer_types"),
+        fields.get("num_hidden_layers", LlamaConfig.num_hidden_layers),
+    )
     if kinds is None:
-        n_full = n_layers if window is None else min(fields["max_window_layers"], n_layers)
-        kinds = ["full_attention"] * n_full + ["sliding_attention"] * (n_layers - n_full)
-    return {**_decoder(fields, "qwen"), "sliding_window": window, "layer_types": tuple(kinds)}
+        n_full = (
+            n_layers if window is None else min(fields["max_window_layers"], n_layers)
+        )
+        kinds = ["full_attention"] * n_full + ["sliding_attention"] * (
+            n_layers - n_full
+        )
+    return {
+        **_decoder(fields, "qwen"),
+        "sliding_window": window,
+        "layer_types": tuple(kinds),
+    }
 
 
 def hugging_face_rope(fields: dict[str, Any]) -> dict[str, Any]:
-    """config.json with its rotary settings, which moved between versions of transformers, as `rope_theta` and
-    `rope_scaling` (None, a `Llama3Scaling` or `FrequencyFactors`). Of two places `rope_scaling` counts, as in transformers.
+    """config.json with its rotary settings, which moved between versions of
+    transformers, as `rope_theta` and `rope_scaling` (None, a `Llama3Scaling` or
+    `FrequencyFactors`). Of two places `rope_scaling` counts, as in transformers.
 
     Raises:
       ValueError: a rotary embedding that is scaled in another way, interleaved or partial.
@@ -214,8 +286,12 @@ def hugging_face_rope(fields: dict[str, Any]) -> dict[str, Any]:
     elif kind == "linear":
         scaling = FrequencyFactors((float(_needed(rope, kind, ("factor",))["factor"]),))
     elif kind != "default":
-        raise ValueError(f"rope type {kind!r} is not supported; expected 'default', 'linear' or 'llama3'")
-    theta = float(rope.get("rope_theta", fields.get("rope_theta", LlamaConfig.rope_theta)))
+        raise ValueError(
+            f"rope type {kind!r} is not supported; expected 'default', 'linear' or 'llama3'"
+        )
+    theta = float(
+        rope.get("rope_theta", fields.get("rope_theta", LlamaConfig.rope_theta))
+    )
     return {**fields, "rope_theta": theta, "rope_scaling": scaling}
 
 
@@ -226,27 +302,93 @@ def _needed(rope: dict[str, Any], kind: str, names: tuple[str, ...]) -> dict[str
     return {name: rope[name] for name in names}
 
 
-# Values that transformers 5 puts where a config.json has none; our own configurations are of other sizes of the family.
+# Values that transformers 5 puts where a config.json has none; our own configurations
+# are of other sizes of the family.
 _ALBERT = {"hidden_size": 4096, "num_attention_heads": 64, "intermediate_size": 16384}
-_ROBERTA = {"max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12}
-_MISTRAL = {"intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+_ROBERTA = {
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+}
+_MISTRAL = {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+}
 _MISTRAL |= {"sliding_window": 4096}
-_QWEN2 = {"vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768}
+_QWEN2 = {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+}
 _QWEN2 |= {"sliding_window": 4096, "max_window_layers": 28}
 _QWEN3 = {**_QWEN2, "head_dim": 128}
 _LM, _CLASSIFIER = LlamaForCausalLM, LlamaForSequenceClassification
 
 _FAMILIES: dict[str, Family] = {
-    "albert": Family(AlbertConfig, AlbertModel, AlbertForSequenceClassification, _absolute, _ALBERT),
-    "bert": Family(BertConfig, BertModel, BertForSequenceClassification, _absolute),
-    "clip": Family(CLIPConfig, CLIPModel, CLIPForImageClassification, _clip),
-    "distilbert": Family(DistilBertConfig, DistilBertModel, DistilBertForSequenceClassification, _distilbert),
-    "gpt2": Family(GPT2Config, GPT2LMHeadModel, GPT2ForSequenceClassification, _as_they_are),
-    "llama": Family(LlamaConfig, _LM, _CLASSIFIER, _llama),
-    "mistral": Family(LlamaConfig, _LM, _CLASSIFIER, _mistral, _MISTRAL),
-    "qwen2": Family(LlamaConfig, _LM, _CLASSIFIER, _qwen2, _QWEN2),
-    "qwen3": Family(LlamaConfig, _LM, _CLASSIFIER, _qwen3, _QWEN3),
-    "roberta": Family(RobertaConfig, RobertaModel, RobertaForSequenceClassification, _absolute, _ROBERTA),
-    "t5": Family(T5Config, T5ForConditionalGeneration, T5ForSequenceClassification, _as_they_are),
-    "vit": Family(ViTConfig, ViTModel, ViTForImageClassification, _as_they_are),
+    "albert": Family(
+        config=AlbertConfig,
+        plain=AlbertModel,
+        head=AlbertForSequenceClassification,
+        settle=_absolute,
+        defaults=_ALBERT,
+    ),
+    "bert": Family(
+        config=BertConfig,
+        plain=BertModel,
+        head=BertForSequenceClassification,
+        settle=_absolute,
+    ),
+    "clip": Family(
+        config=CLIPConfig,
+        plain=CLIPModel,
+        head=CLIPForImageClassification,
+        settle=_clip,
+    ),
+    "distilbert": Family(
+        config=DistilBertConfig,
+        plain=DistilBertModel,
+        head=DistilBertForSequenceClassification,
+        settle=_distilbert,
+    ),
+    "gpt2": Family(
+        config=GPT2Config,
+        plain=GPT2LMHeadModel,
+        head=GPT2ForSequenceClassification,
+        settle=_as_they_are,
+    ),
+    "llama": Family(config=LlamaConfig, plain=_LM, head=_CLASSIFIER, settle=_llama),
+    "mistral": Family(
+        config=LlamaConfig,
+        plain=_LM,
+        head=_CLASSIFIER,
+        settle=_mistral,
+        defaults=_MISTRAL,
+    ),
+    "qwen2": Family(
+        config=LlamaConfig, plain=_LM, head=_CLASSIFIER, settle=_qwen2, defaults=_QWEN2
+    ),
+    "qwen3": Family(
+        config=LlamaConfig, plain=_LM, head=_CLASSIFIER, settle=_qwen3, defaults=_QWEN3
+    ),
+    "roberta": Family(
+        config=RobertaConfig,
+        plain=RobertaModel,
+        head=RobertaForSequenceClassification,
+        settle=_absolute,
+        defaults=_ROBERTA,
+    ),
+    "t5": Family(
+        config=T5Config,
+        plain=T5ForConditionalGeneration,
+        head=T5ForSequenceClassification,
+        settle=_as_they_are,
+    ),
+    "vit": Family(
+        config=ViTConfig,
+        plain=ViTModel,
+        head=ViTForImageClassification,
+        settle=_as_they_are,
+    ),
 }

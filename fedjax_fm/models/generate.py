@@ -17,8 +17,12 @@ class KVCache(NamedTuple):
 
     keys: jax.Array  # [layers, B, max_length, kv_heads, head_dim], rotated
     values: jax.Array  # [layers, B, max_length, kv_heads, head_dim]
-    valid: jax.Array  # bool[B, max_length]; False for padding and for slots not yet written
-    length: jax.Array  # i32[], slots written; the same for all rows, because prompts are padded on the left
+    valid: (
+        jax.Array
+    )  # bool[B, max_length]; False for padding and for slots not yet written
+    # i32[], slots written; the same for all rows, because prompts are padded on the
+    # left
+    length: jax.Array
 
 
 class Generated(NamedTuple):
@@ -28,8 +32,12 @@ class Generated(NamedTuple):
     lengths: jax.Array  # i32[B]; counts the end-of-sequence token
 
 
-def pad_prompts(rows: Sequence[Sequence[int]], pad_token_id: int, length: int | None = None) -> dict[str, np.ndarray]:
-    """{"input_ids", "attention_mask"}: int32[n, length], padded on the left, as generation needs it.
+def pad_prompts(
+    rows: Sequence[Sequence[int]], pad_token_id: int, length: int | None = None
+) -> dict[str, np.ndarray]:
+    """{"input_ids", "attention_mask"}.
+
+    Int32[n, length], padded on the left, as generation needs it.
 
     Args:
       rows: n prompts, the token ids of each.
@@ -48,7 +56,9 @@ def pad_prompts(rows: Sequence[Sequence[int]], pad_token_id: int, length: int | 
         checks.whole("length", length, least=1)
     for number, row in enumerate(prompts):
         if not 0 < len(row) <= length:
-            raise ValueError(f"prompt {number} has {len(row)} tokens; expected 1 to {length}")
+            raise ValueError(
+                f"prompt {number} has {len(row)} tokens; expected 1 to {length}"
+            )
     ids = np.full((len(prompts), length), pad_token_id, np.int32)
     mask = np.zeros((len(prompts), length), np.int32)
     for number, row in enumerate(prompts):
@@ -58,21 +68,36 @@ def pad_prompts(rows: Sequence[Sequence[int]], pad_token_id: int, length: int | 
 
 def _prompt(number: int, row: Sequence[int]) -> np.ndarray:
     """i64[n] of a row of ids; a number with a fraction would lose it in an array of integers."""
-    hint = "write [ids] for one prompt" if isinstance(row, (int, np.integer)) else "see `Chat.prompt_ids`"
+    hint = (
+        "write [ids] for one prompt"
+        if isinstance(row, (int, np.integer))
+        else "see `Chat.prompt_ids`"
+    )
     ids = np.asarray(row)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise TypeError(f"expected prompt {number} as a list of token ids, got {row!r:.60}; {hint}")
+        raise TypeError(
+            f"expected prompt {number} as a list of token ids, got {row!r:.60}; {hint}"
+        )
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < 2**31:
-        raise ValueError(f"prompt {number} has the token id {ids.min() if ids.min() < 0 else ids.max()}")
+        raise ValueError(
+            f"prompt {number} has the token id {ids.min() if ids.min() < 0 else ids.max()}"
+        )
     return ids.astype(np.int64)
 
 
-def restrict(logits: jax.Array, temperature: float, top_k: int | None = None, top_p: float | None = None) -> jax.Array:
-    """Logits f32[..., V] to sample from: divided by the temperature, -inf outside the top k and the nucleus.
+def restrict(
+    logits: jax.Array,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> jax.Array:
+    """Logits f32[..., V] to sample from.
 
-    Order and ties as in Hugging Face's `TemperatureLogitsWarper`, `TopKLogitsWarper`, `TopPLogitsWarper`: values
-    equal to the k-th stay; the nucleus is the smallest set of probability >= top_p and never empty.
-    Holtzman et al., 2019, arXiv 1904.09751.
+    Divided by the temperature, -inf outside the top k and the nucleus.
+
+    Order and ties as in Hugging Face's `TemperatureLogitsWarper`, `TopKLogitsWarper`,
+    `TopPLogitsWarper`: values equal to the k-th stay; the nucleus is the smallest set
+    of probability >= top_p and never empty. Holtzman et al., 2019, arXiv 1904.09751.
     """
     logits = logits.astype(jnp.float32) / temperature
     if top_k is not None:
@@ -105,25 +130,27 @@ def generate(
     """Continues prompts, greedily (temperature 0) or by sampling.
 
     Args:
-      model: a language model of `models`, such as `adapted.model(state.delta)`; or a function `(input_ids i32[B, T],
-        attention_mask [B, T], cache) -> (f32[B, V] after the last token, cache)`, such as `model.next_logits`.
-      input_ids: i32[B, T], padded on the left; without an attention_mask also a list of prompts, each a list of
-        token ids, or what `pad_prompts` gives.
+      model: a language model of `models`, such as `adapted.model(state.delta)`; or a
+        function `(input_ids i32[B, T], attention_mask [B, T], cache) -> (f32[B, V]
+        after the last token, cache)`, such as `model.next_logits`.
+      input_ids: i32[B, T], padded on the left; without an attention_mask also a list of
+        prompts, each a list of token ids, or what `pad_prompts` gives.
       attention_mask: [B, T], 1 for real tokens.
-      cache: an empty one, such as `model.empty_cache(B, T + max_new_tokens)`; default: one of that length, which only
-        a model can make.
+      cache: an empty one, such as `model.empty_cache(B, T + max_new_tokens)`; default:
+        one of that length, which only a model can make.
       max_new_tokens: at least 1. Generation stops earlier when every row has met its end.
-      eos_token_id: ends a row, one id or several, at any of which it ends (`chat.eos_token_ids`, `end_tokens(folder)`);
-        None or none: no row ends early.
+      eos_token_id: ends a row, one id or several, at any of which it ends
+        (`chat.eos_token_ids`, `end_tokens(folder)`); None or none: no row ends early.
       pad_token_id: fills the rows after their end.
       temperature: 0 takes the most likely token and needs no key.
       top_k, top_p: sample from the k most likely tokens, from the nucleus of that probability.
-      key: one key for the batch, folded with the row number, or one key per row [B], so that what a row draws
-        does not depend on its neighbours. Token i uses the row's key folded with i.
+      key: one key for the batch, folded with the row number, or one key per row [B], so
+        that what a row draws does not depend on its neighbours. Token i uses the row's
+        key folded with i.
 
     Raises:
-      TypeError, ValueError: an argument out of range or of another type, prompts not padded on the left, a cache too
-        short for the answer.
+      TypeError, ValueError: an argument out of range or of another type, prompts not
+        padded on the left, a cache too short for the answer.
 
     Runs under `jit` and `vmap`; everything but the arrays is static.
 
@@ -131,12 +158,22 @@ def generate(
       `models.generate(model, [[5, 8, 13], [21]], max_new_tokens=20, eos_token_id=2).tokens`
     """
     if attention_mask is None:
-        padded = input_ids if isinstance(input_ids, Mapping) else pad_prompts(input_ids, pad_token_id)
-        input_ids, attention_mask = (jnp.asarray(padded[name]) for name in ("input_ids", "attention_mask"))
+        padded = (
+            input_ids
+            if isinstance(input_ids, Mapping)
+            else pad_prompts(input_ids, pad_token_id)
+        )
+        input_ids, attention_mask = (
+            jnp.asarray(padded[name]) for name in ("input_ids", "attention_mask")
+        )
     if cache is None:
-        input_ids, attention_mask, cache = _started(model, input_ids, attention_mask, max_new_tokens)
+        input_ids, attention_mask, cache = _started(
+            model, input_ids, attention_mask, max_new_tokens
+        )
     next_logits: NextLogits = getattr(model, "next_logits", model)
-    _check(input_ids, attention_mask, cache, max_new_tokens, temperature, top_k, top_p, key)
+    _check(
+        input_ids, attention_mask, cache, max_new_tokens, temperature, top_k, top_p, key
+    )
     batch = input_ids.shape[0]
     ends = end_ids(eos_token_id)
     checks.whole("pad_token_id", pad_token_id, least=0)
@@ -151,7 +188,11 @@ def generate(
 
     def put(tokens: jax.Array, done: jax.Array, logits: jax.Array, step: jax.Array):
         token = jnp.where(done, pad_token_id, choose(logits, step))
-        return tokens.at[:, step].set(token), done | (token[:, None] == ends).any(axis=1), token
+        return (
+            tokens.at[:, step].set(token),
+            done | (token[:, None] == ends).any(axis=1),
+            token,
+        )
 
     def running(carry) -> jax.Array:
         step, _, done, _, _, _ = carry
@@ -175,7 +216,10 @@ def generate(
 def _started(
     model: Any, input_ids: jax.Array, attention_mask: jax.Array, n: int
 ) -> tuple[jax.Array, jax.Array, KVCache]:
-    """(input_ids, attention_mask, empty cache) of a model; an encoder-decoder reads the prompt first."""
+    """(input_ids, attention_mask, empty cache) of a model.
+
+    An encoder-decoder reads the prompt first.
+    """
     checks.whole("max_new_tokens", n, least=1)
     if hasattr(model, "start"):
         return model.start(input_ids, attention_mask, n)
@@ -195,47 +239,74 @@ def end_ids(eos_token_id: int | Sequence[int] | None) -> jax.Array:
       TypeError, ValueError: one of them is no whole number >= 0, and would never be met.
     """
     if isinstance(eos_token_id, (str, bytes, Mapping)):
-        raise TypeError(f"expected eos_token_id as one id, several or None, got eos_token_id={eos_token_id!r}")
+        raise TypeError(
+            f"expected eos_token_id as one id, several or None, got eos_token_id={eos_token_id!r}"
+        )
     if isinstance(eos_token_id, (np.ndarray, jax.Array)):
         eos_token_id = np.asarray(eos_token_id).tolist()
-    several = eos_token_id if isinstance(eos_token_id, Iterable) else [] if eos_token_id is None else [eos_token_id]
+    several = (
+        eos_token_id
+        if isinstance(eos_token_id, Iterable)
+        else []
+        if eos_token_id is None
+        else [eos_token_id]
+    )
     ids = [int(checks.whole("eos_token_id", i, least=0)) for i in several]
     return jnp.asarray(ids, jnp.int32).reshape(-1)
 
 
 def _row_keys(key: jax.Array, batch: int) -> jax.Array:
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"expected a key of jax.random.key, got an array {key.dtype}{list(key.shape)}")
+        raise ValueError(
+            f"expected a key of jax.random.key, got an array {key.dtype}{list(key.shape)}"
+        )
     if key.shape == ():
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     if key.shape != (batch,):
-        raise ValueError(f"expected one key or {batch} keys, one per row, got keys of shape {list(key.shape)}")
+        raise ValueError(
+            f"expected one key or {batch} keys, one per row, got keys of shape {list(key.shape)}"
+        )
     return key
 
 
-def _check(input_ids, attention_mask, cache, max_new_tokens, temperature, top_k, top_p, key) -> None:
+def _check(
+    input_ids, attention_mask, cache, max_new_tokens, temperature, top_k, top_p, key
+) -> None:
     length, room = input_ids.shape[-1], cache.valid.shape[-1]
     checks.whole("max_new_tokens", max_new_tokens, least=1)
     if length + max_new_tokens > room:
         raise ValueError(
-            f"{length} prompt tokens and max_new_tokens={max_new_tokens} need {length + max_new_tokens} cache slots, "
-            f"got {room}; make the cache longer or the prompt shorter"
+            f"{length} prompt tokens and max_new_tokens={max_new_tokens} need "
+            f"{length + max_new_tokens} cache slots, got {room}; make the cache "
+            "longer or the prompt shorter"
         )
-    if attention_mask.shape != input_ids.shape or cache.valid.shape[0] != input_ids.shape[0]:
+    if (
+        attention_mask.shape != input_ids.shape
+        or cache.valid.shape[0] != input_ids.shape[0]
+    ):
         raise ValueError(
-            f"input_ids {list(input_ids.shape)}, attention_mask {list(attention_mask.shape)} and the cache's "
-            f"{cache.valid.shape[0]} rows do not fit each other"
+            f"input_ids {list(input_ids.shape)}, attention_mask "
+            f"{list(attention_mask.shape)} and the cache's {cache.valid.shape[0]} "
+            "rows do not fit each other"
         )
     # The mask's values are known only outside of jit.
-    traced = isinstance(attention_mask, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+    # pyright: ignore[reportAttributeAccessIssue]
+    traced = isinstance(attention_mask, jax.core.Tracer)
     if not traced and not np.asarray(attention_mask)[:, -1].all():
-        raise ValueError("prompts must be padded on the left and not be empty; see pad_prompts")
+        raise ValueError(
+            "prompts must be padded on the left and not be empty; see pad_prompts"
+        )
     checks.real("temperature", temperature, least=0)
     if top_k is not None:
         checks.whole("top_k", top_k, least=1)
     if top_p is not None:
         checks.real("top_p", top_p, above=0, most=1)
     if temperature > 0 and key is None:
-        raise ValueError(f"temperature={temperature} samples and needs a key; temperature=0 is greedy")
+        raise ValueError(
+            f"temperature={temperature} samples and needs a key; temperature=0 is greedy"
+        )
     if temperature == 0 and (top_k is not None or top_p is not None):
-        raise ValueError(f"top_k={top_k}, top_p={top_p} do nothing at temperature=0; give a temperature and a key")
+        raise ValueError(
+            f"top_k={top_k}, top_p={top_p} do nothing at temperature=0; give a "
+            "temperature and a key"
+        )

@@ -1,11 +1,15 @@
-"""GGUF files of llama.cpp: weights, configuration, tokenizer and chat template of a Llama-family model.
+"""GGUF files of llama.cpp.
 
-TRAP: for the `llama` architecture the rows of q and k are stored permuted, for a rotary embedding that turns
-neighbours instead of halves. Read as they stand they give plausible but wrong text; `unpermute` puts them back. Those of
-`qwen2` and `qwen3` are stored as Hugging Face has them.
+Weights, configuration, tokenizer and chat template of a Llama-family model.
 
-TRAP: files of Llama 3.1 and later do not say how their rotary frequencies are scaled; the tensor `rope_freqs.weight`
-holds what each of them is divided by. Left out, the model still reads short texts well.
+TRAP: for the `llama` architecture the rows of q and k are stored permuted, for a rotary
+embedding that turns neighbours instead of halves. Read as they stand they give
+plausible but wrong text; `unpermute` puts them back. Those of `qwen2` and `qwen3` are
+stored as Hugging Face has them.
+
+TRAP: files of Llama 3.1 and later do not say how their rotary frequencies are scaled;
+the tensor `rope_freqs.weight` holds what each of them is divided by. Left out, the
+model still reads short texts well.
 """
 
 import os
@@ -32,11 +36,24 @@ _IN_LAYER = {
     **{f"self_attn.{word}_norm": f"attn_{word}_norm" for word in "qk"},
     **{f"mlp.{word}_proj": f"ffn_{word}" for word in ("gate", "up", "down")},
 }
-_OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_BLOCK_FIELDS = ("codes", "scales", "minima")  # of Q4Linear, in the order of split_blocks
+_OUTSIDE = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+_BLOCK_FIELDS = (
+    "codes",
+    "scales",
+    "minima",
+)  # of Q4Linear, in the order of split_blocks
 _FACTORS = "rope_freqs.weight"
-# Architecture: (whether q and k are permuted, whether they are normalised). llama.cpp files Mistral's under "llama".
-ARCHITECTURES = {"llama": (True, False), "qwen2": (False, False), "qwen3": (False, True)}
+# Architecture: (whether q and k are permuted, whether they are normalised). llama.cpp
+# files Mistral's under "llama".
+ARCHITECTURES = {
+    "llama": (True, False),
+    "qwen2": (False, False),
+    "qwen3": (False, True),
+}
 
 
 class SpecialTokens(NamedTuple):
@@ -48,20 +65,24 @@ class SpecialTokens(NamedTuple):
 
 
 def unpermute(rows: np.ndarray, n_heads: int) -> np.ndarray:
-    """Rows [out, ...] of q or k from llama.cpp's order (neighbours) into Hugging Face's (halves), head by head.
+    """Rows [out, ...] of q or k from llama.cpp's order (neighbours) into Hugging Face's
+    (halves), head by head.
 
-    The inverse of `permute` in llama.cpp's convert_hf_to_gguf.py; whole rows move, so it works on packed blocks.
+    The inverse of `permute` in llama.cpp's convert_hf_to_gguf.py; whole rows move, so
+    it works on packed blocks.
     """
     pairs = rows.reshape(n_heads, rows.shape[0] // n_heads // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 class GGUFFile:
-    """An opened GGUF file of architecture `llama`, `qwen2` or `qwen3`; arrays are read when asked for.
+    """An opened GGUF file of architecture `llama`, `qwen2` or `qwen3`.
+
+    Arrays are read when asked for.
 
     Raises:
-      FileNotFoundError, ImportError, WeightError: no such file, no `gguf` library, or not a whole GGUF file of
-        that architecture.
+      FileNotFoundError, ImportError, WeightError: no such file, no `gguf` library, or
+        not a whole GGUF file of that architecture.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -71,22 +92,29 @@ class GGUFFile:
         try:
             import gguf
         except ImportError as error:
-            raise ImportError("reading a .gguf file needs the `gguf` library: pip install gguf") from error
+            raise ImportError(
+                "reading a .gguf file needs the `gguf` library: pip install gguf"
+            ) from error
         with open(self.path, "rb") as handle:
             if handle.read(4) != b"GGUF":
-                raise WeightError(f"{self.path} is not a GGUF file (its first four bytes are not 'GGUF')")
+                raise WeightError(
+                    f"{self.path} is not a GGUF file (its first four bytes are not 'GGUF')"
+                )
         try:
             reader = gguf.GGUFReader(self.path)
         except (ValueError, IndexError, KeyError, OverflowError) as error:
             raise WeightError(
-                f"{self.path} ({self.path.stat().st_size} bytes) is truncated or corrupt: {error}. Fetch it again."
+                f"{self.path} ({self.path.stat().st_size} bytes) is truncated or "
+                f"corrupt: {error}. Fetch it again."
             ) from error
         self._fields = reader.fields
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.architecture = self.field("general.architecture")
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(map(repr, ARCHITECTURES))
-            raise WeightError(f"{self.path} holds architecture {self.architecture!r}; this version reads {known}")
+            raise WeightError(
+                f"{self.path} holds architecture {self.architecture!r}; this version reads {known}"
+            )
 
     def field(self, name: str, default: Any = None) -> Any:
         """A metadata value: number, string, bool or list; `default` where the file has none."""
@@ -95,7 +123,10 @@ class GGUFFile:
     def _required(self, name: str) -> Any:
         value = self.field(name)
         if value is None:
-            raise WeightError(f"{self.path} lacks the metadata field {name!r}; convert the model again with llama.cpp")
+            raise WeightError(
+                f"{self.path} lacks the metadata field {name!r}; convert the "
+                "model again with llama.cpp"
+            )
         return value
 
     def _of_model(self, name: str, default: Any = None) -> Any:
@@ -106,7 +137,8 @@ class GGUFFile:
         """The model's configuration.
 
         Raises:
-          WeightError: a field is missing, or asks for what the decoder lacks (partial rotary, other scalings, experts).
+          WeightError: a field is missing, or asks for what the decoder lacks (partial
+            rotary, other scalings, experts).
         """
 
         def needed(name: str) -> Any:
@@ -114,14 +146,21 @@ class GGUFFile:
 
         heads, width = needed("attention.head_count"), needed("embedding_length")
         head_dim = self._of_model("attention.key_length", width // heads)
-        self._expect({"rope.dimension_count": head_dim, "attention.value_length": head_dim, "expert_count": 0})
+        self._expect(
+            {
+                "rope.dimension_count": head_dim,
+                "attention.value_length": head_dim,
+                "expert_count": 0,
+            }
+        )
 
         def has_bias(name: str) -> bool:
             return f"blk.0.{name}.bias" in self._tensors
 
         try:
             return LlamaConfig(
-                vocab_size=self._of_model("vocab_size") or len(self._required("tokenizer.ggml.tokens")),
+                vocab_size=self._of_model("vocab_size")
+                or len(self._required("tokenizer.ggml.tokens")),
                 hidden_size=width,
                 intermediate_size=needed("feed_forward_length"),
                 num_hidden_layers=needed("block_count"),
@@ -146,22 +185,38 @@ class GGUFFile:
         for name, expected in wanted.items():
             found = self._of_model(name, expected)
             if found != expected:
-                raise WeightError(f"{self.path}: expected {self.architecture}.{name} = {expected!r}, got {found!r}")
+                raise WeightError(
+                    f"{self.path}: expected {self.architecture}.{name} = "
+                    f"{expected!r}, got {found!r}"
+                )
 
     def _frequency_factors(self, n: int) -> FrequencyFactors | None:
-        """What the n rotary frequencies are divided by, from the metadata and from `rope_freqs.weight`; None: by one."""
-        kind = self._of_model("rope.scaling.type", "linear")  # llama.cpp's default, without a factor no scaling
+        """What the n rotary frequencies are divided by, from the metadata and from
+        `rope_freqs.weight`; None: by one.
+        """
+        kind = self._of_model(
+            "rope.scaling.type", "linear"
+        )  # llama.cpp's default, without a factor no scaling
         if kind not in ("none", "linear"):
             name = f"{self.architecture}.rope.scaling.type"
-            raise WeightError(f"{self.path}: expected {name} = 'none' or 'linear', got {kind!r}")
+            raise WeightError(
+                f"{self.path}: expected {name} = 'none' or 'linear', got {kind!r}"
+            )
         factor = 1.0
         if kind == "linear":
-            factor = self._of_model("rope.scaling.factor", self._of_model("rope.scale_linear", 0.0)) or 1.0
+            factor = (
+                self._of_model(
+                    "rope.scaling.factor", self._of_model("rope.scale_linear", 0.0)
+                )
+                or 1.0
+            )
         if _FACTORS not in self._tensors:
             return None if factor == 1.0 else FrequencyFactors((float(factor),))
         factors = factor * self._dequantized(_FACTORS)
         if factors.shape != (n,):
-            raise WeightError(f"{self.path}: {_FACTORS}: expected shape ({n},), got {factors.shape}")
+            raise WeightError(
+                f"{self.path}: {_FACTORS}: expected shape ({n},), got {factors.shape}"
+            )
         return FrequencyFactors(tuple(float(one) for one in factors))
 
     def _dequantized(self, name: str) -> np.ndarray:
@@ -170,36 +225,61 @@ class GGUFFile:
         tensor = self._tensors[name]
         return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
 
-    def model(self, dtype: Any = jnp.float32, frozen: str = "dense") -> LlamaForCausalLM:
+    def model(
+        self, dtype: Any = jnp.float32, frozen: str = "dense"
+    ) -> LlamaForCausalLM:
         """The model with its weights.
 
         Args:
           dtype: of dense weights and of activations.
-          frozen: "dense" dequantises everything; "q4_1" keeps the layers' matrices in their 4-bit blocks (embedding,
-            norms and an untied head stay dense).
+          frozen: "dense" dequantises everything; "q4_1" keeps the layers' matrices in
+            their 4-bit blocks (embedding, norms and an untied head stay dense).
 
         Raises:
-          WeightError: tensors missing, left over, of another shape, or of a quantisation that cannot be read.
+          WeightError: tensors missing, left over, of another shape, or of a
+            quantisation that cannot be read.
         """
         if frozen not in ("dense", "q4_1"):
             raise ValueError(f"expected frozen 'dense' or 'q4_1', got {frozen!r}")
         config = self.config()
         self._check_types(frozen)
-        if frozen == "q4_1" and (config.attention_bias or config.attention_output_bias or config.mlp_bias):
-            raise WeightError(f"{self.path}: frozen='q4_1' has no biases, which this model has; use frozen='dense'")
-        linear = None if frozen == "dense" else lambda n_in, n_out, bias, rngs: Q4Linear(n_in, n_out)
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: LlamaForCausalLM(config, nnx.Rngs(0), dtype, linear)))
+        if frozen == "q4_1" and (
+            config.attention_bias or config.attention_output_bias or config.mlp_bias
+        ):
+            raise WeightError(
+                f"{self.path}: frozen='q4_1' has no biases, which this model has; "
+                "use frozen='dense'"
+            )
+        linear = (
+            None
+            if frozen == "dense"
+            else lambda n_in, n_out, bias, rngs: Q4Linear(n_in, n_out)
+        )
+        graphdef, state = nnx.split(
+            nnx.eval_shape(lambda: LlamaForCausalLM(config, nnx.Rngs(0), dtype, linear))
+        )
         flat, left = nnx.to_flat_state(state), set(self._tensors) - {_FACTORS}
         filled, problems = [], []
         for path, variable in flat:
             array = self._parameter(tuple(map(str, path)), config, left, problems)
             if array is not None and array.shape != variable.shape:
-                problems.append(f"{'.'.join(map(str, path))}: expected {variable.shape}, got {array.shape}")
-            filled.append(None if array is None or problems else variable.replace(jnp.asarray(array, variable.dtype)))
+                problems.append(
+                    f"{'.'.join(map(str, path))}: expected {variable.shape}, got {array.shape}"
+                )
+            filled.append(
+                None
+                if array is None or problems
+                else variable.replace(jnp.asarray(array, variable.dtype))
+            )
         problems += [f"left over {name}" for name in sorted(left)]
         if problems:
-            raise WeightError(f"{self.path} does not fit LlamaForCausalLM: {'; '.join(problems[:8])}")
-        return nnx.merge(graphdef, nnx.from_flat_state(zip([p for p, _ in flat], filled, strict=True)))
+            raise WeightError(
+                f"{self.path} does not fit LlamaForCausalLM: {'; '.join(problems[:8])}"
+            )
+        return nnx.merge(
+            graphdef,
+            nnx.from_flat_state(zip([p for p, _ in flat], filled, strict=True)),
+        )
 
     def _check_types(self, frozen: str) -> None:
         import gguf
@@ -209,16 +289,30 @@ class GGUFFile:
             by_type.setdefault(tensor.tensor_type, []).append(name)
         for kind, names in by_type.items():
             _, n_bytes = gguf.GGML_QUANT_SIZES[kind]
-            try:  # F16 and F32 arrive as numbers; for the rest the library is asked with one block of zeros
+            # F16 and F32 arrive as numbers; for the rest the library is asked with one
+            # block of zeros
+            try:
                 if kind.name not in ("F16", "F32"):
                     gguf.quants.dequantize(np.zeros((1, n_bytes), np.uint8), kind)
             except NotImplementedError as error:
                 raise WeightError(
-                    f"{self.path}: {names[0]} ({len(names)} tensors) is quantised as {kind.name}, which the gguf "
-                    "library cannot dequantise; take a file with F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K-quant"
+                    f"{self.path}: {names[0]} ({len(names)} tensors) is quantised "
+                    f"as {kind.name}, which the gguf library cannot dequantise; "
+                    "take a file with F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a "
+                    "K-quant"
                 ) from error
-        matrices = tuple(f".{word}.weight" for word in _IN_LAYER.values() if not word.endswith("norm"))
-        others = [n for kind, ns in by_type.items() if kind.name != "Q4_1" for n in ns if n.endswith(matrices)]
+        matrices = tuple(
+            f".{word}.weight"
+            for word in _IN_LAYER.values()
+            if not word.endswith("norm")
+        )
+        others = [
+            n
+            for kind, ns in by_type.items()
+            if kind.name != "Q4_1"
+            for n in ns
+            if n.endswith(matrices)
+        ]
         if frozen == "q4_1" and others:
             kind = self._tensors[others[0]].tensor_type.name
             raise WeightError(
@@ -226,13 +320,26 @@ class GGUFFile:
                 f"({len(others)} such tensors); use frozen='dense'"
             )
 
-    def _parameter(self, path: tuple, config: LlamaConfig, left: set, problems: list) -> np.ndarray | None:
-        """The array of one parameter, layers stacked; notes what is missing and strikes what is used."""
+    def _parameter(
+        self, path: tuple, config: LlamaConfig, left: set, problems: list
+    ) -> np.ndarray | None:
+        """The array of one parameter, layers stacked.
+
+        Notes what is missing and strikes what is used.
+        """
         module, word = ".".join(path[:-1]), path[-1]
         layers = module.startswith("model.layers.")
-        name = _IN_LAYER[module.removeprefix("model.layers.")] if layers else _OUTSIDE[module]
+        name = (
+            _IN_LAYER[module.removeprefix("model.layers.")]
+            if layers
+            else _OUTSIDE[module]
+        )
         kind = "bias" if word == "bias" else "weight"
-        blocks = [f"blk.{i}.{name}.{kind}" for i in range(config.num_hidden_layers)] if layers else [f"{name}.{kind}"]
+        blocks = (
+            [f"blk.{i}.{name}.{kind}" for i in range(config.num_hidden_layers)]
+            if layers
+            else [f"{name}.{kind}"]
+        )
         missing = [block for block in blocks if block not in self._tensors]
         if missing:
             problems.append(f"missing {missing[0]}")
@@ -240,7 +347,10 @@ class GGUFFile:
         left.difference_update(blocks)
         heads = None
         if ARCHITECTURES[self.architecture][0]:
-            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(name)
+            heads = {
+                "attn_q": config.num_attention_heads,
+                "attn_k": config.num_key_value_heads,
+            }.get(name)
         arrays = [self._array(block, word, heads) for block in blocks]
         return np.stack(arrays) if layers else arrays[0]
 
@@ -255,7 +365,12 @@ class GGUFFile:
 
     def special_tokens(self) -> SpecialTokens:
         """Ids of the beginning, the end and the padding."""
-        return SpecialTokens(*(self.field(f"tokenizer.ggml.{word}_token_id") for word in ("bos", "eos", "padding")))
+        return SpecialTokens(
+            *(
+                self.field(f"tokenizer.ggml.{word}_token_id")
+                for word in ("bos", "eos", "padding")
+            )
+        )
 
     def chat_template(self) -> str:
         """The Jinja template of a conversation.
@@ -265,7 +380,9 @@ class GGUFFile:
         """
         template = self.field("tokenizer.chat_template")
         if not template:
-            raise WeightError(f"{self.path} has no chat template; it is a base model, or give a template yourself")
+            raise WeightError(
+                f"{self.path} has no chat template; it is a base model, or give a template yourself"
+            )
         return template
 
     def tokenizer(self) -> Tokenizer:

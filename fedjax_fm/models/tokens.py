@@ -17,7 +17,8 @@ _PADDING = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")  # what tokenizers call 
 
 
 def load_tokenizer(folder_or_hub_id: str | os.PathLike[str]) -> Tokenizer:
-    """The model's own tokenizer, from tokenizer.json or a .gguf file, with the special tokens that its folder names.
+    """The model's own tokenizer, from tokenizer.json or a .gguf file, with the special
+    tokens that its folder names.
 
     Raises:
       FileNotFoundError, ValueError: there is no tokenizer.json, or it cannot be read.
@@ -44,15 +45,21 @@ def backend(tokenizer: Any) -> Tokenizer:
     inner = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not isinstance(inner, Tokenizer):
         raise TypeError(
-            f"expected a tokenizer of `tokenizers`, or a fast one of transformers, got a {type(tokenizer).__name__}; "
+            "expected a tokenizer of `tokenizers`, or a fast one of "
+            f"transformers, got a {type(tokenizer).__name__}; "
             "load_tokenizer(folder) reads tokenizer.json"
         )
     return inner
 
 
 @contextlib.contextmanager
-def without_padding(tokenizer: Tokenizer, max_length: int | None = None) -> Iterator[Tokenizer]:
-    """The tokenizer without padding, cutting at `max_length` tokens or not at all; then as it was."""
+def without_padding(
+    tokenizer: Tokenizer, max_length: int | None = None
+) -> Iterator[Tokenizer]:
+    """The tokenizer without padding, cutting at `max_length` tokens or not at all.
+
+    Then as it was.
+    """
     padding, truncation = tokenizer.padding, tokenizer.truncation
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -69,19 +76,24 @@ def without_padding(tokenizer: Tokenizer, max_length: int | None = None) -> Iter
 
 
 def tokenize(
-    tokenizer: Tokenizer, texts: Iterable[str], max_length: int, pad_id: int | None = None
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    max_length: int,
+    pad_id: int | None = None,
 ) -> dict[str, np.ndarray]:
     """{"input_ids", "attention_mask"}: int32[n, max_length], padded on the right, cut on the right.
 
     Args:
-      tokenizer: of `load_tokenizer`, or a fast one of transformers; its own padding and truncation are left as they are.
+      tokenizer: of `load_tokenizer`, or a fast one of transformers; its own padding and
+        truncation are left as they are.
       texts: a list or a column of n texts.
       max_length: tokens of a row, special ones included.
-      pad_id: fills the rows; None: what the tokenizer pads with, or its token <pad> or [PAD], else 0.
+      pad_id: fills the rows; None: what the tokenizer pads with, or its token <pad> or
+        [PAD], else 0.
 
     Raises:
-      TypeError, ValueError: no tokenizer, no list of texts, or a row that is no text (None, bytes, NaN, a number) or
-        holds half of a surrogate pair; names the row.
+      TypeError, ValueError: no tokenizer, no list of texts, or a row that is no text
+        (None, bytes, NaN, a number) or holds half of a surrogate pair; names the row.
 
     Example:
       >>> from tokenizers import Tokenizer, models
@@ -94,7 +106,10 @@ def tokenize(
     if pad_id is not None:
         checks.whole("pad_id", pad_id, least=0)
     if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
-        raise TypeError(f"expected a list of texts, got {texts!r:.60} of type {type(texts).__name__}; write [text]")
+        raise TypeError(
+            f"expected a list of texts, got {texts!r:.60} of type "
+            f"{type(texts).__name__}; write [text]"
+        )
     rows = [checks.text(f"text {row}", text) for row, text in enumerate(texts)]
     fill = _padding_id(tokenizer) if pad_id is None else pad_id
     ids = np.full((len(rows), max_length), fill, np.int32)

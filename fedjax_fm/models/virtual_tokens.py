@@ -1,15 +1,18 @@
-"""The two places where a model takes trained tokens that are no text: a prompt before the embedded tokens, and a prefix
-of keys and values inside attention.
+"""The two places where a model takes trained tokens that are no text.
 
-A model takes a prompt if it has an attribute `prompt` (None at first) and `vocabulary`, its token embedding. It embeds
-the text, puts the prompt before it (`prepend`), lets every token see the prompt, numbers positions on behind it
-(`behind`), and drops the prompt's own hidden states, so that outputs keep the text's shape.
+A prompt before the embedded tokens, and a prefix of keys and values inside attention.
 
-An attention module takes a prefix if it has an attribute `prefix` (None at first) and `kv_shape`, the (heads, head_dim)
-of its keys. It calls `with_prefix` last before the attention itself, behind rotary embedding and cache.
+A model takes a prompt if it has an attribute `prompt` (None at first) and `vocabulary`,
+its token embedding. It embeds the text, puts the prompt before it (`prepend`), lets
+every token see the prompt, numbers positions on behind it (`behind`), and drops the
+prompt's own hidden states, so that outputs keep the text's shape.
 
-Both kinds take positions: a module that numbers them has an attribute `first_position`, the number of its first token,
-0 at first; a prefix of p tokens sets it to p.
+An attention module takes a prefix if it has an attribute `prefix` (None at first) and
+`kv_shape`, the (heads, head_dim) of its keys. It calls `with_prefix` last before the
+attention itself, behind rotary embedding and cache.
+
+Both kinds take positions: a module that numbers them has an attribute `first_position`,
+the number of its first token, 0 at first; a prefix of p tokens sets it to p.
 """
 
 from typing import Any
@@ -19,7 +22,10 @@ import jax.numpy as jnp
 
 
 def prepend(prompt: Any, embedded: jax.Array) -> tuple[jax.Array, int]:
-    """([B, p + T, d], p) from embedded [B, T, d] and `prompt() -> [p, d]`; p = 0 where the prompt is None."""
+    """([B, p + T, d], p) from embedded [B, T, d] and `prompt() -> [p, d]`.
+
+    P = 0 where the prompt is None.
+    """
     if prompt is None:
         return embedded, 0
     tokens = prompt().astype(embedded.dtype)
@@ -29,12 +35,16 @@ def prepend(prompt: Any, embedded: jax.Array) -> tuple[jax.Array, int]:
 
 def behind(positions: jax.Array, n_prompt: int) -> jax.Array:
     """i32[..., p + T]: 0, ..., p - 1, and then the text's positions [..., T] shifted by p."""
-    first = jnp.broadcast_to(jnp.arange(n_prompt, dtype=positions.dtype), (*positions.shape[:-1], n_prompt))
+    first = jnp.broadcast_to(
+        jnp.arange(n_prompt, dtype=positions.dtype), (*positions.shape[:-1], n_prompt)
+    )
     return jnp.concatenate([first, positions + n_prompt], axis=-1)
 
 
 def seen_by_all(mask: jax.Array, n_prompt: int, queries: bool = False) -> jax.Array:
-    """A mask [..., T, S] (or [..., S]) with p columns before it that everybody sees, and with `queries` p rows too."""
+    """A mask [..., T, S] (or [..., S]) with p columns before it that everybody sees,
+    and with `queries` p rows too.
+    """
     rows = [(n_prompt, 0)] if queries else [(0, 0)]
     widths = [(0, 0)] * (mask.ndim - 2) + rows * (mask.ndim > 1) + [(n_prompt, 0)]
     return jnp.pad(mask, widths, constant_values=1)

@@ -1,4 +1,5 @@
-"""Vision transformers: patches embedded by one matrix product, layers stacked and run by `lax.scan`.
+"""Vision transformers: patches embedded by one matrix product, layers stacked and run
+by `lax.scan`.
 
 Module names follow Hugging Face's `ViTModel` without the layer number.
 
@@ -23,7 +24,9 @@ from fedjax_fm.models.weights import Naming
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The fields of `config.json` that change the computation, under Hugging Face's names and defaults."""
+    """The fields of `config.json` that change the computation, under Hugging Face's
+    names and defaults.
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -39,10 +42,13 @@ class ViTConfig:
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
+                f"hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
             )
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}"
+            )
         if not self.qkv_bias:
             raise ValueError("qkv_bias=False is not supported")
         check_activation("hidden_act", self.hidden_act)
@@ -59,11 +65,17 @@ class ViTPatchEmbeddings(nnx.Module):
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         self.config = config
         width = config.num_channels * config.patch_size**2
-        self.projection = nnx.Linear(width, config.hidden_size, param_dtype=dtype, rngs=rngs)
+        self.projection = nnx.Linear(
+            width, config.hidden_size, param_dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         config = self.config
-        return self.projection(to_patches(pixels, config.num_channels, config.image_size, config.patch_size))
+        return self.projection(
+            to_patches(
+                pixels, config.num_channels, config.image_size, config.patch_size
+            )
+        )
 
 
 class ViTEmbeddings(nnx.Module):
@@ -73,11 +85,15 @@ class ViTEmbeddings(nnx.Module):
         d, init = config.hidden_size, nnx.initializers.normal(0.02)
         self.patch_embeddings = ViTPatchEmbeddings(config, rngs, dtype)
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, d), dtype))
-        self.position_embeddings = nnx.Param(init(rngs.params(), (1, 1 + config.num_patches, d), dtype))
+        self.position_embeddings = nnx.Param(
+            init(rngs.params(), (1, 1 + config.num_patches, d), dtype)
+        )
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         patches = self.patch_embeddings(pixels.astype(self.cls_token.dtype))
-        first = jnp.broadcast_to(self.cls_token[...], (patches.shape[0], 1, patches.shape[-1]))
+        first = jnp.broadcast_to(
+            self.cls_token[...], (patches.shape[0], 1, patches.shape[-1])
+        )
         return jnp.concatenate([first, patches], axis=1) + self.position_embeddings[...]
 
 
@@ -116,33 +132,45 @@ class ViTLayer(nnx.Module):
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         hidden = hidden + self.attention(self.layernorm_before(hidden))
-        return hidden + self.output(ACTIVATIONS[self.act](self.intermediate(self.layernorm_after(hidden))))
+        return hidden + self.output(
+            ACTIVATIONS[self.act](self.intermediate(self.layernorm_after(hidden)))
+        )
 
 
 class ViTEncoder(nnx.Module):
     """All layers; every parameter of `layer` has a leading axis of num_hidden_layers."""
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
-        self.layer = stack(lambda r: ViTLayer(config, r, dtype), config.num_hidden_layers, rngs)
+        self.layer = stack(
+            lambda r: ViTLayer(config, r, dtype), config.num_hidden_layers, rngs
+        )
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         return run_stacked(self.layer, hidden)
 
 
 class ViTModel(nnx.Module):
-    """The encoder: `model(pixels [B, C, H, W] or [B, H, W, C]) -> hidden states [B, 1 + N, d]`, the class token first."""
+    """The encoder: `model(pixels [B, C, H, W] or [B, H, W, C]) -> hidden states [B, 1 +
+    N, d]`, the class token first.
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
-        stacked=("encoder.layer",), prefixes=("", "vit."), ignored=(r"(^|\.)pooler\.", r"^classifier\.")
+        stacked=("encoder.layer",),
+        prefixes=("", "vit."),
+        ignored=(r"(^|\.)pooler\.", r"^classifier\."),
     )
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config = config
         self.embeddings = ViTEmbeddings(config, rngs, dtype)
         self.encoder = ViTEncoder(config, rngs, dtype)
-        self.layernorm = layer_norm(config.hidden_size, config.layer_norm_eps, dtype, rngs)
+        self.layernorm = layer_norm(
+            config.hidden_size, config.layer_norm_eps, dtype, rngs
+        )
 
-    def __call__(self, pixel_values: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, pixel_values: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
         with randomness(key):
             return self.layernorm(self.encoder(self.embeddings(pixel_values)))
 
@@ -151,17 +179,30 @@ class ViTForImageClassification(nnx.Module):
     """A linear classifier on the class token: logits f32[B, num_labels]."""
 
     hugging_face: ClassVar[Naming] = Naming(
-        stacked=("encoder.layer",), prefixes=("", "vit."), new=("classifier",), ignored=(r"(^|\.)pooler\.",)
+        stacked=("encoder.layer",),
+        prefixes=("", "vit."),
+        new=("classifier",),
+        ignored=(r"(^|\.)pooler\.",),
     )
 
-    def __init__(self, config: ViTConfig, num_labels: int, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        config: ViTConfig,
+        num_labels: int,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ):
         self.config = config
         self.vit = ViTModel(config, rngs, dtype)
         self.classifier = classifier(config.hidden_size, num_labels, rngs)
 
-    def features(self, pixel_values: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def features(
+        self, pixel_values: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
         """What the classifier sees, [B, d]."""
         return self.vit(pixel_values, key)[:, 0]
 
-    def __call__(self, pixel_values: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, pixel_values: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
         return self.classifier(self.features(pixel_values, key).astype(jnp.float32))

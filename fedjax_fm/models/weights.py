@@ -25,9 +25,14 @@ _OTHER_FORMATS = (".bin", ".h5", ".msgpack", ".pt", ".pth", ".ckpt", ".index", "
 # safetensors' names of numbers. What is not in _FLOATS cannot be read as weights.
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _FLOATS = tuple(_DTYPES.values())
-_DTYPES |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)} | {f"U{bits}": f"uint{bits}" for bits in (8, 16, 32)}
+_DTYPES |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)} | {
+    f"U{bits}": f"uint{bits}" for bits in (8, 16, 32)
+}
 _DTYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool"}
-_OLD_WORDS = {"weight": "gamma", "bias": "beta"}  # norms in checkpoints converted from TensorFlow
+_OLD_WORDS = {
+    "weight": "gamma",
+    "bias": "beta",
+}  # norms in checkpoints converted from TensorFlow
 
 
 class WeightError(ValueError):
@@ -38,15 +43,16 @@ class Naming(NamedTuple):
     """How Hugging Face names the parameters of a model, where it differs from our dotted paths.
 
     Attributes:
-      stacked: modules whose parameters have a leading layer axis here and a number in their names there.
+      stacked: modules whose parameters have a leading layer axis here and a number in
+        their names there.
       prefixes: what checkpoints may put before, or leave out of, a name ("bert.").
       renamed: (our beginning of a path, theirs) where more than the layer number differs.
       in_out: last names of modules whose kernels are stored as [in, out], not as the transpose.
       new: beginnings of paths that get initial values where the checkpoint lacks them.
       ignored: regular expressions of tensor names that are no parameters of ours.
       embedding: the path of the table of tokens, which a head may share; see `heads`.
-      copies: names of tensors that are copies of that table, if they are stored at all; one of them stands for it where
-        it is not.
+      copies: names of tensors that are copies of that table, if they are stored at all;
+        one of them stands for it where it is not.
     """
 
     stacked: tuple[str, ...] = ()
@@ -68,8 +74,11 @@ class Naming(NamedTuple):
         return next((stack for stack in self.stacked if f".{stack}." in dotted), None)
 
     def tensor(self, path: tuple[str, ...], layer: int | None) -> tuple[str, bool]:
-        """(tensor name, transposed) of a parameter: ('encoder','layer','output','dense','kernel'), layer 3 ->
-        ('encoder.layer.3.output.dense.weight', True)."""
+        """(tensor name, transposed) of a parameter.
+
+        ('encoder','layer','output','dense','kernel'), layer 3 ->
+        ('encoder.layer.3.output.dense.weight', True).
+        """
         word, transposed = _LAST.get(path[-1], (path[-1], False))
         if len(path) > 1 and path[-2] in self.in_out:
             transposed = False
@@ -86,17 +95,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json as a dict."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; found {sorted(p.name for p in folder.iterdir())}")
+        raise FileNotFoundError(
+            f"{folder} has no config.json; found {sorted(p.name for p in folder.iterdir())}"
+        )
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WeightError(f"{path} is not JSON ({error}); download it again") from error
     if not isinstance(fields, dict):
-        raise WeightError(f"{path} is no configuration: expected an object of fields, got {type(fields).__name__}")
+        raise WeightError(
+            f"{path} is no configuration: expected an object of fields, got {type(fields).__name__}"
+        )
     return fields
 
 
-def checkpoint_name(path: tuple[str, ...], stacked: str, layer: int | None) -> tuple[str, bool]:
+def checkpoint_name(
+    path: tuple[str, ...], stacked: str, layer: int | None
+) -> tuple[str, bool]:
     """`Naming.tensor` of a model with one stack."""
     return Naming(stacked=(stacked,)).tensor(path, layer)
 
@@ -112,14 +127,32 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     there = sorted(path.name for path in folder.iterdir())
     if not (folder / INDEX).is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; found {there}{_how_to_convert(there)}")
+        raise FileNotFoundError(
+            f"{folder} has no {WEIGHTS}; found {there}{_how_to_convert(there)}"
+        )
     try:
-        shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise WeightError(f"{folder / INDEX} is no index of shards ({error!r}); download it again") from error
+        shards = sorted(
+            set(
+                json.loads((folder / INDEX).read_text(encoding="utf-8"))[
+                    "weight_map"
+                ].values()
+            )
+        )
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise WeightError(
+            f"{folder / INDEX} is no index of shards ({error!r}); download it again"
+        ) from error
     missing = [shard for shard in shards if shard not in there]
     if missing or not shards:
-        raise FileNotFoundError(f"{folder / INDEX} lists {len(shards)} shards, of which these are missing: {missing}")
+        raise FileNotFoundError(
+            f"{folder / INDEX} lists {len(shards)} shards, of which these are missing: {missing}"
+        )
     return [folder / shard for shard in shards]
 
 
@@ -129,9 +162,10 @@ def _how_to_convert(there: list[str]) -> str:
     if not others:
         return ""
     return (
-        f". {others[0]} is of another format, which is not read; write safetensors once: "
-        "transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER), or the class that "
-        "config.json names, and copy tokenizer.json"
+        f". {others[0]} is of another format, which is not read; write "
+        "safetensors once: "
+        "transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER), "
+        "or the class that config.json names, and copy tokenizer.json"
     )
 
 
@@ -146,12 +180,14 @@ class Tensors:
             except SafetensorError as error:
                 size = path.stat().st_size
                 raise WeightError(
-                    f"{path} ({size} bytes) is truncated or corrupt: {error}. Delete it and fetch it again."
+                    f"{path} ({size} bytes) is truncated or corrupt: {error}. "
+                    "Delete it and fetch it again."
                 ) from error
             twice = sorted(set(opened.keys()) & set(self.source))
             if twice:
                 raise WeightError(
-                    f"{path} holds {twice[0]} once more; the shards are not of one model, fetch them again"
+                    f"{path} holds {twice[0]} once more; the shards are not of "
+                    "one model, fetch them again"
                 )
             self.source |= dict.fromkeys(opened.keys(), opened)
 
@@ -165,8 +201,13 @@ class Tensors:
         first, second = self.read(one), self.read(other)
         if first.shape != second.shape:
             return False
-        if first.dtype == second.dtype:  # bytes are compared far faster than numbers of 16 bits
-            first, second = first.reshape(-1).view(np.uint8), second.reshape(-1).view(np.uint8)
+        if (
+            first.dtype == second.dtype
+        ):  # bytes are compared far faster than numbers of 16 bits
+            first, second = (
+                first.reshape(-1).view(np.uint8),
+                second.reshape(-1).view(np.uint8),
+            )
         return np.array_equal(first, second)
 
     def read(self, name: str) -> np.ndarray:
@@ -174,26 +215,50 @@ class Tensors:
         try:
             return self.source[name].get_tensor(name)
         except SafetensorError as error:
-            raise WeightError(f"the tensor {name} cannot be read: {error}. Fetch the files again.") from error
+            raise WeightError(
+                f"the tensor {name} cannot be read: {error}. Fetch the files again."
+            ) from error
 
 
 class _Checkpoint:
     """Open tensors, with what was read of them and what did not fit."""
 
-    def __init__(self, tensors: Tensors, naming: Naming, key: jax.Array, paths: list[tuple[str, ...]]):
+    def __init__(
+        self,
+        tensors: Tensors,
+        naming: Naming,
+        key: jax.Array,
+        paths: list[tuple[str, ...]],
+    ):
         self.tensors, self.naming, self.key = tensors, naming, key
         self.used: set[str] = set()
         self.problems: list[str] = []
         # A head is new as a whole or not at all.
-        there = [".".join(path) for path in paths if self.find(naming.tensor(path, None)[0]) is not None]
-        self.new = tuple(new for new in naming.new if not any(path.startswith(new) for path in there))
+        there = [
+            ".".join(path)
+            for path in paths
+            if self.find(naming.tensor(path, None)[0]) is not None
+        ]
+        self.new = tuple(
+            new for new in naming.new if not any(path.startswith(new) for path in there)
+        )
 
     def find(self, name: str) -> str | None:
         """The name under which the checkpoint has a tensor, prefixes put before it or taken off."""
         stem, _, word = name.rpartition(".")
-        spellings = [name, f"{stem}.{_OLD_WORDS[word]}"] if word in _OLD_WORDS else [name]
-        candidates = [c for n in spellings for p in self.naming.prefixes for c in (p + n, n.removeprefix(p))]
-        if self.naming.embedding and name == self.naming.tensor(self.naming.embedding, None)[0]:
+        spellings = (
+            [name, f"{stem}.{_OLD_WORDS[word]}"] if word in _OLD_WORDS else [name]
+        )
+        candidates = [
+            c
+            for n in spellings
+            for p in self.naming.prefixes
+            for c in (p + n, n.removeprefix(p))
+        ]
+        if (
+            self.naming.embedding
+            and name == self.naming.tensor(self.naming.embedding, None)[0]
+        ):
             candidates += self.naming.copies
         return next((c for c in candidates if c in self.tensors.source), None)
 
@@ -204,39 +269,72 @@ class _Checkpoint:
         table = self.find(self.naming.tensor(self.naming.embedding, None)[0])
         ignored = self.naming.is_ignored
         for name in self.naming.copies:
-            if table is None or name == table or name not in self.tensors.source or ignored(name):
+            if (
+                table is None
+                or name == table
+                or name not in self.tensors.source
+                or ignored(name)
+            ):
                 continue
             self.used.add(name)
             if not self.tensors.equal(name, table):
-                self.problems.append(f"{name} is no copy: it differs from {table}, which this model uses in its place")
+                self.problems.append(
+                    f"{name} is no copy: it differs from {table}, which this "
+                    "model uses in its place"
+                )
 
-    def read(self, name: str, transposed: bool, shape: tuple[int, ...]) -> np.ndarray | None:
-        """One tensor of that shape; None with an entry in `problems` if it has another, or holds no floats."""
+    def read(
+        self, name: str, transposed: bool, shape: tuple[int, ...]
+    ) -> np.ndarray | None:
+        """One tensor of that shape.
+
+        None with an entry in `problems` if it has another, or holds no floats.
+        """
         self.used.add(name)
         kind = self.tensors.kind(name)
         if kind not in _FLOATS:
             scales = "; their scales are tensors of their own: take a checkpoint of 16 bits or more"
-            why = scales if kind.upper().startswith(("FLOAT8", "F8", "F4", "F6")) else ""
-            self.problems.append(f"{name}: expected floating point numbers, got {kind}{why}")
+            why = (
+                scales if kind.upper().startswith(("FLOAT8", "F8", "F4", "F6")) else ""
+            )
+            self.problems.append(
+                f"{name}: expected floating point numbers, got {kind}{why}"
+            )
             return None
         array = self.tensors.read(name)
-        if transposed:  # the kernel of a convolution over patches is that of a linear layer on flat patches
+        # the kernel of a convolution over patches is that of a linear layer on flat
+        # patches
+        if transposed:
             array = array.reshape(array.shape[0], -1).T
         if array.shape != shape:
             self.problems.append(f"{name}: expected shape {shape}, got {array.shape}")
             return None
         return array
 
-    def parameter(self, number: int, path: tuple[str, ...], shape: tuple[int, ...], dtype: Any) -> jax.Array | None:
-        """One parameter, its layers stacked; None with an entry in `problems` if it does not fit."""
+    def parameter(
+        self, number: int, path: tuple[str, ...], shape: tuple[int, ...], dtype: Any
+    ) -> jax.Array | None:
+        """One parameter, its layers stacked.
+
+        None with an entry in `problems` if it does not fit.
+        """
         stacked = self.naming.stack_of(path) is not None
-        wanted = [self.naming.tensor(path, layer) for layer in (range(shape[0]) if stacked else (None,))]
+        wanted = [
+            self.naming.tensor(path, layer)
+            for layer in (range(shape[0]) if stacked else (None,))
+        ]
         found = [(self.find(name), transposed) for name, transposed in wanted]
-        missing = [name for (name, _), (there, _) in zip(wanted, found, strict=True) if there is None]
+        missing = [
+            name
+            for (name, _), (there, _) in zip(wanted, found, strict=True)
+            if there is None
+        ]
         if missing and ".".join(path).startswith(self.new):
             if path[-1] == "bias":
                 return jnp.zeros(shape, dtype)
-            return 0.02 * jax.random.normal(jax.random.fold_in(self.key, number), shape, dtype)
+            return 0.02 * jax.random.normal(
+                jax.random.fold_in(self.key, number), shape, dtype
+            )
         if missing:
             self.problems.append(f"missing {missing[0]}")
             return None
@@ -253,14 +351,19 @@ class _Checkpoint:
         return jnp.asarray(buffer)
 
 
-def load_into(model: nnx.Module, folder: Path, naming: Naming, key: jax.Array) -> nnx.Module:
-    """Fills an abstract module (from `nnx.eval_shape`) from `folder`'s safetensors, one file or shards.
+def load_into(
+    model: nnx.Module, folder: Path, naming: Naming, key: jax.Array
+) -> nnx.Module:
+    """Fills an abstract module (from `nnx.eval_shape`) from `folder`'s safetensors, one
+    file or shards.
 
     Args:
-      key: of the initial values that the checkpoint lacks and `naming.new` allows: normal(0.02), biases zero.
+      key: of the initial values that the checkpoint lacks and `naming.new` allows:
+        normal(0.02), biases zero.
 
     Raises:
-      WeightError: a truncated file, or tensors missing, left over, of another shape or dtype; lists them.
+      WeightError: a truncated file, or tensors missing, left over, of another shape or
+        dtype; lists them.
     """
     files = weight_files(folder)
     graphdef, state = nnx.split(model)
@@ -270,14 +373,23 @@ def load_into(model: nnx.Module, folder: Path, naming: Naming, key: jax.Array) -
         checkpoint = _Checkpoint(Tensors(files, stack), naming, key, paths)
         arrays = [
             checkpoint.parameter(number, path, variable.shape, variable.dtype)
-            for number, (path, (_, variable)) in enumerate(zip(paths, flat, strict=True))
+            for number, (path, (_, variable)) in enumerate(
+                zip(paths, flat, strict=True)
+            )
         ]
         checkpoint.compare_copies()
         names = set(checkpoint.tensors.source)
     extra = [name for name in names - checkpoint.used if not naming.is_ignored(name)]
     problems = checkpoint.problems + [f"left over {name}" for name in sorted(extra)]
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        shown = "; ".join(problems[:8]) + (
+            f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        )
         raise WeightError(f"{files[0]} does not fit {type(model).__name__}: {shown}")
-    leaves = [variable.replace(array) for (_, variable), array in zip(flat, arrays, strict=True)]
-    return nnx.merge(graphdef, nnx.from_flat_state(zip([p for p, _ in flat], leaves, strict=True)))
+    leaves = [
+        variable.replace(array)
+        for (_, variable), array in zip(flat, arrays, strict=True)
+    ]
+    return nnx.merge(
+        graphdef, nnx.from_flat_state(zip([p for p, _ in flat], leaves, strict=True))
+    )

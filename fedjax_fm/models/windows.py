@@ -1,6 +1,7 @@
 """Attention that sees only the last tokens, in all layers or in some.
 
-Beltagy et al., 2020, arXiv 2004.05150; as Mistral and Qwen have it: Jiang et al., 2023, arXiv 2310.06825, section 2.
+Beltagy et al., 2020, arXiv 2004.05150; as Mistral and Qwen have it: Jiang et al., 2023,
+arXiv 2310.06825, section 2.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ KINDS = ("full_attention", "sliding_attention")
 class AttentionMask(NamedTuple):
     """Who sees whom, bool broadcast to [B, heads, T, S]."""
 
-    plain: jax.Array  # of layers without a window, or of all layers where they are alike
+    plain: (
+        jax.Array
+    )  # of layers without a window, or of all layers where they are alike
     sliding: jax.Array | None  # of layers with one, where there are both kinds
 
     def of_layer(self, windowed: jax.Array | None) -> jax.Array:
@@ -28,14 +31,21 @@ class AttentionMask(NamedTuple):
 
 
 def masks_of(
-    seen: jax.Array, queries: jax.Array, keys: jax.Array, window: int | None, windowed: Sequence[bool] | None
+    seen: jax.Array,
+    queries: jax.Array,
+    keys: jax.Array,
+    window: int | None,
+    windowed: Sequence[bool] | None,
 ) -> AttentionMask:
-    """The masks of all layers: with a window, query i sees key j where `seen` says so and i - j < window.
+    """The masks of all layers.
+
+    With a window, query i sees key j where `seen` says so and i - j < window.
 
     Args:
       seen: bool, broadcast to [B, heads, T, S]: causal, without padding.
-      queries, keys: i32[B, T], i32[B, S], the number of each token in its text. Padding does not count, so that it may
-        lie on either side, or between a prompt and what follows it.
+      queries, keys: i32[B, T], i32[B, S], the number of each token in its text. Padding
+        does not count, so that it may lie on either side, or between a prompt and what
+        follows it.
       window: tokens that are seen, the query's own among them; None: all.
       windowed: which layers have the window; None: all.
     """
@@ -48,12 +58,14 @@ def masks_of(
     return AttentionMask(plain=seen, sliding=near)
 
 
-def checked_windows(window: int | None, layer_types: Sequence[str] | None, n_layers: int) -> None:
+def checked_windows(
+    window: int | None, layer_types: Sequence[str] | None, n_layers: int
+) -> None:
     """Checks the window and which layers have it.
 
     Raises:
-      TypeError, ValueError: no whole number of tokens; not one known kind for each layer; layers with a window of no
-        known width.
+      TypeError, ValueError: no whole number of tokens; not one known kind for each
+        layer; layers with a window of no known width.
     """
     if window is not None:
         checks.whole("sliding_window", window, least=1)
@@ -62,8 +74,11 @@ def checked_windows(window: int | None, layer_types: Sequence[str] | None, n_lay
     for kind in layer_types:
         checks.choice("layer_types", kind, KINDS)
     if len(layer_types) != n_layers:
-        raise ValueError(f"expected layer_types of num_hidden_layers={n_layers} layers, got {len(layer_types)}")
+        raise ValueError(
+            f"expected layer_types of num_hidden_layers={n_layers} layers, got {len(layer_types)}"
+        )
     if window is None and "sliding_attention" in layer_types:
         raise ValueError(
-            "layer_types has 'sliding_attention', but there is no sliding_window (use_sliding_window=False?)"
+            "layer_types has 'sliding_attention', but there is no sliding_window "
+            "(use_sliding_window=False?)"
         )

@@ -1,11 +1,13 @@
 """Adapters: Parameter-Efficient Transfer Learning for NLP.
 
-Houlsby, Giurgiu, Jastrzebski, Morrone, de Laroussilhe, Gesmundo, Attariyan, Gelly, 2019, arXiv 1902.00751. After the
-output projection of attention and of the feed-forward network, before the residual sum:
+Houlsby, Giurgiu, Jastrzebski, Morrone, de Laroussilhe, Gesmundo, Attariyan, Gelly,
+2019, arXiv 1902.00751. After the output projection of attention and of the feed-forward
+network, before the residual sum:
 
     h <- h + W_up act(W_down h + b_down) + b_up
 
-Parallel form: He, Zhou, Ma, Berg-Kirkpatrick, Neubig, 2021, arXiv 2110.04366: out <- f(x) + s W_up act(W_down x).
+Parallel form: He, Zhou, Ma, Berg-Kirkpatrick, Neubig, 2021, arXiv 2110.04366: out <-
+f(x) + s W_up act(W_down x).
 """
 
 from typing import Any
@@ -21,7 +23,13 @@ from fedjax_fm.peft.method import Method, head_paths, parameter_paths
 from fedjax_fm.peft.patterns import HEADS, AnyOf, Targets, check_names, check_targets
 from fedjax_fm.peft.places import find_linears
 from fedjax_fm.peft.spelling import refuses_pefts_words
-from fedjax_fm.peft.targets import Wrapper, find_modules, named_modules, replace_module, stack_root
+from fedjax_fm.peft.targets import (
+    Wrapper,
+    find_modules,
+    named_modules,
+    replace_module,
+    stack_root,
+)
 
 # Output projections of attention and feed-forward networks, as Hugging Face names them.
 OUTPUTS = AnyOf(
@@ -35,16 +43,33 @@ OUTPUTS = AnyOf(
         *("self_attn.out_proj", "mlp.fc2"),  # CLIP
     )
 )
-# Whole feed-forward networks, and BERT's residual output, whose second argument is what the network read.
+# Whole feed-forward networks, and BERT's residual output, whose second argument is what
+# the network read.
 SUBLAYERS = AnyOf(("mlp", "DenseReluDense", "ffn", "layer.output"))
 
 
 class Bottleneck(nnx.Module):
-    """W_up act(W_down x + b_down) + b_up, [..., d] -> [..., d]; a leading axis of the weights holds a stack's layers."""
+    """W_up act(W_down x + b_down) + b_up, [..., d] -> [..., d].
 
-    def __init__(self, stacked: tuple[int, ...], width: int, bottleneck: int, act: str, std: float, key: jax.Array):
+    A leading axis of the weights holds a stack's layers.
+    """
+
+    def __init__(
+        self,
+        stacked: tuple[int, ...],
+        width: int,
+        bottleneck: int,
+        act: str,
+        std: float,
+        key: jax.Array,
+    ):
         down, up = jax.random.split(key)
-        draw = lambda key, *shape: std * jax.random.truncated_normal(key, -2, 2, (*stacked, *shape), jnp.float32)
+
+        def draw(key, *shape):
+            return std * jax.random.truncated_normal(
+                key, -2, 2, (*stacked, *shape), jnp.float32
+            )
+
         self.act = act
         self.down = nnx.Param(draw(down, width, bottleneck))
         self.down_bias = nnx.Param(jnp.zeros((*stacked, bottleneck)))
@@ -68,8 +93,12 @@ class AdapterLinear(Wrapper):
 
 
 class ParallelAdapter(Wrapper):
-    """base(x) + s adapter(x). A base that is called with (y, residual) and normalises their sum, where the residual is
-    what the network before it has read, gets s adapter(residual) into that sum."""
+    """base(x) + s adapter(x).
+
+    A base that is called with (y, residual) and normalises their sum, where the
+    residual is what the network before it has read, gets s adapter(residual) into that
+    sum.
+    """
 
     def __init__(self, base: Any, adapter: Bottleneck, scale: float):
         self.base, self.adapter, self.scale = base, adapter, scale
@@ -80,7 +109,9 @@ class ParallelAdapter(Wrapper):
         return self.base(x, read + added) if residual else self.base(x) + added
 
 
-def _checked(bottleneck: int, act: str, std: float, targets: Targets, modules_to_save: Any) -> None:
+def _checked(
+    bottleneck: int, act: str, std: float, targets: Targets, modules_to_save: Any
+) -> None:
     whole("bottleneck", bottleneck, least=1)
     choice("act", act, ACTIVATIONS)
     real("std", std, least=0)
@@ -89,14 +120,28 @@ def _checked(bottleneck: int, act: str, std: float, targets: Targets, modules_to
 
 
 def _own(path: str, adapter: Bottleneck) -> set[tuple]:
-    return {(*path.split("."), "adapter", *map(str, name)) for name, _ in nnx.to_flat_state(nnx.state(adapter))}
+    return {
+        (*path.split("."), "adapter", *map(str, name))
+        for name, _ in nnx.to_flat_state(nnx.state(adapter))
+    }
 
 
 def _norms_beside(model: nnx.Module, paths: set[str]) -> set[tuple]:
-    """The normalisations of the layers that the paths lie in; all of the model's where no layers can be told."""
+    """The normalisations of the layers that the paths lie in.
+
+    All of the model's where no layers can be told.
+    """
     roots = {stack_root(model, path) for path in paths}
-    norms = [path for path, module in named_modules(model) if isinstance(module, nnx.LayerNorm | nnx.RMSNorm)]
-    inside = {p for p in norms if None in roots or any(p.startswith(f"{root}.") for root in roots)}
+    norms = [
+        path
+        for path, module in named_modules(model)
+        if isinstance(module, nnx.LayerNorm | nnx.RMSNorm)
+    ]
+    inside = {
+        p
+        for p in norms
+        if None in roots or any(p.startswith(f"{root}.") for root in roots)
+    }
     return {path for path in parameter_paths(model) if ".".join(path[:-1]) in inside}
 
 
@@ -110,13 +155,15 @@ def houlsby(
     norms: bool = True,
     modules_to_save: tuple[str, ...] | list[str] = HEADS,
 ) -> Method:
-    """Adapters after the linear layers that `targets` names; by default both output projections of every layer.
+    """Adapters after the linear layers that `targets` names.
+
+    By default both output projections of every layer.
 
     Args:
       bottleneck: m.
       act: activation, one of `models.activations`.
-      std: of the initial weights, a normal distribution cut at two deviations; 0 starts as the identity, but then W_up
-        and W_down both have no gradient.
+      std: of the initial weights, a normal distribution cut at two deviations; 0 starts
+        as the identity, but then W_up and W_down both have no gradient.
       norms: trains the layers' normalisations too, as the paper does.
       modules_to_save: trained in full beside it, where the model has them.
 
@@ -129,7 +176,14 @@ def houlsby(
         trainable, found = set(), find_linears(model, targets, modules_to_save)
         for number, (path, base) in enumerate(sorted(found.items())):
             *stacked, _, width = linear_shape(base)
-            adapter = Bottleneck(tuple(stacked), width, bottleneck, act, std, jax.random.fold_in(key, number))
+            adapter = Bottleneck(
+                tuple(stacked),
+                width,
+                bottleneck,
+                act,
+                std,
+                jax.random.fold_in(key, number),
+            )
             replace_module(model, path, AdapterLinear(base, adapter))
             trainable |= _own(path, adapter)
         if norms:
@@ -151,17 +205,27 @@ def parallel_adapter(
 ) -> Method:
     """Adapters beside whole sublayers, by default the feed-forward networks; s = 4 as in the paper.
 
-    `targets` names modules that map hidden states [..., d] to the same width; a linear layer is one too. W_up starts at
-    zero, so that the model is unchanged at first. Trains 2 d m + d + m numbers a target.
+    `targets` names modules that map hidden states [..., d] to the same width; a linear
+    layer is one too. W_up starts at zero, so that the model is unchanged at first.
+    Trains 2 d m + d + m numbers a target.
     """
     _checked(bottleneck, act, std, targets, modules_to_save)
     real("scale", scale)
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         trainable = set()
-        for number, (path, base) in enumerate(sorted(find_modules(model, targets, nnx.Module).items())):
+        for number, (path, base) in enumerate(
+            sorted(find_modules(model, targets, nnx.Module).items())
+        ):
             stacked = linears_in(base)[0][:-2]
-            adapter = Bottleneck(stacked, width_of(base), bottleneck, act, std, jax.random.fold_in(key, number))
+            adapter = Bottleneck(
+                stacked,
+                width_of(base),
+                bottleneck,
+                act,
+                std,
+                jax.random.fold_in(key, number),
+            )
             adapter.up[...] = jnp.zeros_like(adapter.up[...])
             replace_module(model, path, ParallelAdapter(base, adapter, scale))
             trainable |= _own(path, adapter)

@@ -10,19 +10,27 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new folder beside `folder` to write into; its files move to `folder` when the block ends well.
+    """A new folder beside `folder` to write into.
 
-    Where the block fails, nothing is left of it and `folder` is as it was. Where `folder` is there already, its other
-    files stay, and each new file replaces its old one in one step.
+    Its files move to `folder` when the block ends well.
+
+    Where the block fails, nothing is left of it and `folder` is as it was. Where
+    `folder` is there already, its other files stay, and each new file replaces its old
+    one in one step.
 
     Raises:
       NotADirectoryError: `folder` is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"expected a folder to write into, got the file {folder}")
+        raise NotADirectoryError(
+            f"expected a folder to write into, got the file {folder}"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.absolute().parent / f".{folder.absolute().name}.{secrets.token_hex(4)}.partial"
+    beside = (
+        folder.absolute().parent
+        / f".{folder.absolute().name}.{secrets.token_hex(4)}.partial"
+    )
     beside.mkdir()
     try:
         yield beside

@@ -1,9 +1,11 @@
 """DoRA: Weight-Decomposed Low-Rank Adaptation.
 
-Liu, Wang, Yin, Molchanov, Wang, Cheng, Chen, 2024, arXiv 2402.09353. W' = m (W + s A B) / ||W + s A B||, the norm taken
-over the inputs of each output and held constant in the gradient (their equation 11); m starts as ||W||.
+Liu, Wang, Yin, Molchanov, Wang, Cheng, Chen, 2024, arXiv 2402.09353. W' = m (W + s A B)
+/ ||W + s A B||, the norm taken over the inputs of each output and held constant in the
+gradient (their equation 11); m starts as ||W||.
 
-With dropout, and z what it leaves of x, PEFT's form: y = x W + (m / ||W + s A B|| - 1) z W + (m / ||W + s A B||) s z A B.
+With dropout, and z what it leaves of x, PEFT's form: y = x W + (m / ||W + s A B|| - 1)
+z W + (m / ||W + s A B||) s z A B.
 """
 
 from collections.abc import Mapping
@@ -23,20 +25,40 @@ from fedjax_fm.peft.tokens import TokenIndices
 
 
 class DoRALinear(LoRALinear):
-    """A linear layer whose columns have a trained direction (low rank) and a trained length, `magnitude` [..., out]."""
+    """A linear layer whose columns have a trained direction (low rank) and a trained
+    length, `magnitude` [..., out].
+    """
 
-    def __init__(self, base: Any, lora_a: jax.Array | Shared, lora_b: jax.Array, scaling: float, **options: Any):
+    def __init__(
+        self,
+        base: Any,
+        lora_a: jax.Array | Shared,
+        lora_b: jax.Array,
+        scaling: float,
+        **options: Any,
+    ):
         if not isinstance(base, nnx.Linear):
-            raise ValueError(f"DoRA needs the norms of a dense kernel, got {type(base).__name__}; use lora")
+            raise ValueError(
+                f"DoRA needs the norms of a dense kernel, got {type(base).__name__}; use lora"
+            )
         super().__init__(base, lora_a, lora_b, scaling, **options)
         self.magnitude = nnx.Param(jnp.sqrt(_squares(base.kernel[...])))
 
     def norms(self) -> jax.Array:
-        """||W + s A B|| of each column, [..., out], from products with r columns: W + s A B is never formed."""
-        kernel, a, b = self.base.kernel[...].astype(jnp.float32), self.lora_a[...], self.scaling * self.lora_b[...]
+        """||W + s A B|| of each column, [..., out], from products with r columns.
+
+        W + s A B is never formed.
+        """
+        kernel, a, b = (
+            self.base.kernel[...].astype(jnp.float32),
+            self.lora_a[...],
+            self.scaling * self.lora_b[...],
+        )
         mixed = jnp.einsum("...io,...ir->...ro", kernel, a)
         gram = jnp.einsum("...ir,...is->...rs", a, a)
-        squares = _squares(kernel) + 2 * jnp.sum(mixed * b, -2) + jnp.sum(b * (gram @ b), -2)
+        squares = (
+            _squares(kernel) + 2 * jnp.sum(mixed * b, -2) + jnp.sum(b * (gram @ b), -2)
+        )
         return jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -44,13 +66,19 @@ class DoRALinear(LoRALinear):
         read = y if dropped is x else self.base(dropped)
         stretch = self.magnitude[...] / jax.lax.stop_gradient(self.norms())
         unbiased = read if self.base.bias is None else read - self.base.bias[...]
-        return (y + (stretch - 1) * unbiased + stretch * self.of_dropped(dropped)).astype(y.dtype)
+        return (
+            y + (stretch - 1) * unbiased + stretch * self.of_dropped(dropped)
+        ).astype(y.dtype)
 
-    def fold(self, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    def fold(
+        self, kernel: jax.Array, bias: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
         stretch = columns(self.magnitude[...] / self.norms())
         return (stretch * (kernel + self.product())).astype(kernel.dtype), bias
 
-    def unfold(self, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    def unfold(
+        self, kernel: jax.Array, bias: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
         # The norms are those of this layer's own base: a merged kernel has lost them.
         stretch = columns(self.magnitude[...] / self.norms())
         return (kernel / stretch - self.product()).astype(kernel.dtype), bias
@@ -76,7 +104,8 @@ def dora(
 ) -> Method:
     """DoRA on the linear layers that `targets` names; arguments as `lora`.
 
-    Trains r (in + out) + out numbers a matrix. The model is unchanged at first. Needs dense kernels.
+    Trains r (in + out) + out numbers a matrix. The model is unchanged at first. Needs
+    dense kernels.
     """
     method = lora(
         rank,

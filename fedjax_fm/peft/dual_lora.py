@@ -1,7 +1,10 @@
-"""Two deltas of one method side by side in one model: a shared and a private LoRA, mixed by a weight (FedDPA).
+"""Two deltas of one method side by side in one model.
 
-Yang, Long, Shen, Jiang, Blumenstein, 2024, arXiv 2403.19211. y = x W + (1 - a) s (x A_g) B_g + a s (x A_p) B_p, a for a whole
-batch or for each row of it. A head that is trained in full is mixed at its output: (1 - a) head_g(x) + a head_p(x).
+A shared and a private LoRA, mixed by a weight (FedDPA).
+
+Yang, Long, Shen, Jiang, Blumenstein, 2024, arXiv 2403.19211. y = x W + (1 - a) s (x
+A_g) B_g + a s (x A_p) B_p, a for a whole batch or for each row of it. A head that is
+trained in full is mixed at its output: (1 - a) head_g(x) + a head_p(x).
 """
 
 from typing import Any, Literal, NamedTuple
@@ -20,18 +23,25 @@ from fedjax_fm.types import Tree
 
 
 def _beside(mix: jax.Array, x: jax.Array) -> jax.Array:
-    """mix f32[] or f32[B] in the rank of x [B, ...]."""
+    """Mix f32[] or f32[B] in the rank of x [B, ...]."""
     return mix.reshape(*mix.shape, *[1] * (x.ndim - mix.ndim))
 
 
 class DualLoRALinear(nnx.Module):
-    """A linear layer with two low-rank updates; factors as in `LoRALinear`, `mix` [*stacked] or [*stacked, B].
+    """A linear layer with two low-rank updates.
 
-    Both read the same input of A: with dropout, one draw, that of the layer with either adapter alone.
+    Factors as in `LoRALinear`, `mix` [*stacked] or [*stacked, B].
+
+    Both read the same input of A: with dropout, one draw, that of the layer with either
+    adapter alone.
     """
 
     def __init__(self, shared: LoRALinear, private: LoRALinear, mix: jax.Array):
-        self.base, self.scaling, self.private_scaling = shared.base, shared.scaling, private.scaling
+        self.base, self.scaling, self.private_scaling = (
+            shared.base,
+            shared.scaling,
+            private.scaling,
+        )
         self.dropout, self.place = shared.dropout, shared.place
         self.shared_a, self.shared_b = shared.lora_a, shared.lora_b
         self.private_a, self.private_b = private.lora_a, private.lora_b
@@ -40,8 +50,12 @@ class DualLoRALinear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y, a = self.base(x), _beside(self.mix[...], x)
         x = dropout(x, self.dropout, self.place)
-        shared = self.scaling * (((1 - a) * (x @ self.shared_a[...])) @ self.shared_b[...])
-        private = self.private_scaling * ((a * (x @ self.private_a[...])) @ self.private_b[...])
+        shared = self.scaling * (
+            ((1 - a) * (x @ self.shared_a[...])) @ self.shared_b[...]
+        )
+        private = self.private_scaling * (
+            (a * (x @ self.private_a[...])) @ self.private_b[...]
+        )
         return (y + shared + private).astype(y.dtype)
 
 
@@ -58,14 +72,21 @@ class DualLinear(nnx.Module):
 
 
 def two_adapters(
-    graphdef: nnx.GraphDef, shared: Tree, private: Tree, backbone: Tree, mix: jax.Array | float
+    graphdef: nnx.GraphDef,
+    shared: Tree,
+    private: Tree,
+    backbone: Tree,
+    mix: jax.Array | float,
 ) -> nnx.Module:
-    """The model with both deltas: mix 0 is `nnx.merge(graphdef, shared, backbone)`, mix 1 the private one's.
+    """The model with both deltas.
+
+    Mix 0 is `nnx.merge(graphdef, shared, backbone)`, mix 1 the private one's.
 
     Args:
       graphdef, backbone: of `peft.apply` with `peft.lora`.
       shared, private: deltas of it: LoRA factors, and linear layers trained in full beside them.
-      mix: what the private delta counts, f32[], or f32[B] for each row of the batch that the model is then given.
+      mix: what the private delta counts, f32[], or f32[B] for each row of the batch
+        that the model is then given.
 
     To be called where the model is used, inside the loss: nothing is copied but references.
 
@@ -77,17 +98,32 @@ def two_adapters(
     mix = jnp.asarray(mix, jnp.float32)
     if mix.ndim > 1:
         raise ValueError(f"expected a mix of shape [] or [B], got {list(mix.shape)}")
-    model, other = nnx.merge(graphdef, shared, backbone), nnx.merge(graphdef, private, backbone)
-    owners = sorted({".".join(map(str, path[:-1])) for path, _ in nnx.to_flat_state(shared)})
+    model, other = (
+        nnx.merge(graphdef, shared, backbone),
+        nnx.merge(graphdef, private, backbone),
+    )
+    owners = sorted(
+        {".".join(map(str, path[:-1])) for path, _ in nnx.to_flat_state(shared)}
+    )
     modules, others = dict(named_modules(model)), dict(named_modules(other))
     for path in owners:
         module = modules[path]
-        kinds = {LoRALinear: (DualLoRALinear, "lora_a"), nnx.Linear: (DualLinear, "kernel")}
+        kinds = {
+            LoRALinear: (DualLoRALinear, "lora_a"),
+            nnx.Linear: (DualLinear, "kernel"),
+        }
         if type(module) not in kinds:
-            raise ValueError(f"two_adapters mixes LoRA and linear layers, but {path} is a {type(module).__name__}")
+            raise ValueError(
+                f"two_adapters mixes LoRA and linear layers, but {path} is a "
+                f"{type(module).__name__}"
+            )
         kind, matrix = kinds[type(module)]
         stacked = getattr(module, matrix).shape[:-2]
-        replace_module(model, path, kind(module, others[path], jnp.broadcast_to(mix, (*stacked, *mix.shape))))
+        replace_module(
+            model,
+            path,
+            kind(module, others[path], jnp.broadcast_to(mix, (*stacked, *mix.shape))),
+        )
     return model
 
 
@@ -106,7 +142,9 @@ class Beside(NamedTuple):
         Returns:
           See `two_adapters`.
         """
-        return two_adapters(self.adapted.graphdef, delta.shared, delta.private, backbone, delta.mix)
+        return two_adapters(
+            self.adapted.graphdef, delta.shared, delta.private, backbone, delta.mix
+        )
 
 
 def beside(adapted: Adapted) -> Beside:
@@ -118,33 +156,53 @@ def beside(adapted: Adapted) -> Beside:
     Returns:
       For `tasks.classification` and its like in the place of `adapted`.
     """
-    instance("adapted", adapted, Adapted, "make it with peft.apply(model, peft.lora(...))")
+    instance(
+        "adapted", adapted, Adapted, "make it with peft.apply(model, peft.lora(...))"
+    )
     return Beside(adapted)
 
 
 def instance_mix(
-    query: jax.Array, local: jax.Array, omega_max: float = 0.5, omega_weighs: Literal["private", "shared"] = "private"
+    query: jax.Array,
+    local: jax.Array,
+    omega_max: float = 0.5,
+    omega_weighs: Literal["private", "shared"] = "private",
 ) -> jax.Array:
-    """The mix for each query: omega = omega_max * mean over k of cos(query, local_k), and omega weighs one of the adapters.
+    """The mix for each query.
+
+    Omega = omega_max * mean over k of cos(query, local_k), and omega weighs one of the
+    adapters.
 
     Args:
-      query: f32[B, d], features of the inputs: hidden states under the private adapter (authors' code), see `pooled`.
+      query: f32[B, d], features of the inputs: hidden states under the private adapter
+        (authors' code), see `pooled`.
       local: f32[k, d], of some training instances of the client (authors: 5).
-      omega_weighs: "private" is the paper's prose, more of the private adapter for what resembles local data; "shared" the
-        released script.
+      omega_weighs: "private" is the paper's prose, more of the private adapter for what
+        resembles local data; "shared" the released script.
 
     Returns:
-      f32[B], `Adapters.mix`. A vector of zeros resembles nothing: cosine 0. Negative cosines are kept, as in the script.
+      f32[B], `Adapters.mix`. A vector of zeros resembles nothing: cosine 0. Negative
+      cosines are kept, as in the script.
     """
     real("omega_max", omega_max, least=0, most=1)
     choice("omega_weighs", omega_weighs, ("private", "shared"))
-    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny)
+
+    def unit(x):
+        return x / jnp.maximum(
+            jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny
+        )
+
     omega = omega_max * jnp.mean(unit(query) @ unit(local).T, axis=-1)
     return omega if omega_weighs == "private" else 1 - omega
 
 
-def pooled(hidden: jax.Array, attention_mask: jax.Array, by: Literal["last", "mean"] = "last") -> jax.Array:
-    """Features of texts: the hidden state of the last real token, or the mean over real tokens; f32[B, T, d] -> f32[B, d]."""
+def pooled(
+    hidden: jax.Array, attention_mask: jax.Array, by: Literal["last", "mean"] = "last"
+) -> jax.Array:
+    """Features of texts: the hidden state of the last real token, or the mean over real tokens.
+
+    F32[B, T, d] -> f32[B, d].
+    """
     choice("by", by, ("last", "mean"))
     is_real = attention_mask.astype(bool)
     if by == "last":

@@ -1,7 +1,8 @@
 """(IA)³: Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning.
 
-Liu, Tam, Muqeeth, Mohta, Huang, Bansal, Raffel, 2022, arXiv 2205.05638. Keys, values and the inner activations of the
-feed-forward network are multiplied by trained vectors that start as ones.
+Liu, Tam, Muqeeth, Mohta, Huang, Bansal, Raffel, 2022, arXiv 2205.05638. Keys, values
+and the inner activations of the feed-forward network are multiplied by trained vectors
+that start as ones.
 """
 
 from typing import Any
@@ -18,12 +19,27 @@ from fedjax_fm.peft.spelling import refuses_pefts_words
 from fedjax_fm.peft.targets import Wrapper, replace_module
 
 # As Hugging Face names them, and as PEFT picks them: "output.dense" is BERT's attention output too.
-ATTENTION = AnyOf(("key", "value", "k_proj", "v_proj", "c_attn", "k_lin", "v_lin", "k", "v"))
-FEED_FORWARD = AnyOf(("output.dense", "down_proj", "mlp.c_proj", "ffn.lin2", "ffn_output", "wo", "mlp.fc2"))
+ATTENTION = AnyOf(
+    ("key", "value", "k_proj", "v_proj", "c_attn", "k_lin", "v_lin", "k", "v")
+)
+FEED_FORWARD = AnyOf(
+    (
+        "output.dense",
+        "down_proj",
+        "mlp.c_proj",
+        "ffn.lin2",
+        "ffn_output",
+        "wo",
+        "mlp.fc2",
+    )
+)
 
 
 class IA3Linear(Wrapper):
-    """scale * base(x), or base(scale * x) in a feed-forward network; scale [..., out] or [..., in]."""
+    """scale * base(x), or base(scale * x) in a feed-forward network.
+
+    Scale [..., out] or [..., in].
+    """
 
     def __init__(self, base: Any, scale: jax.Array, on_input: bool):
         self.base, self.on_input = base, on_input
@@ -35,19 +51,23 @@ class IA3Linear(Wrapper):
         y = self.base(x)
         return (y * self.ia3[...]).astype(y.dtype)
 
-    def fold(self, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    def fold(
+        self, kernel: jax.Array, bias: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
         return self._scaled(self.ia3[...], kernel, bias)
 
-    def unfold(self, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    def unfold(
+        self, kernel: jax.Array, bias: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """A channel whose scale is zero has lost its weights."""
         return self._scaled(1 / self.ia3[...], kernel, bias)
 
     def _scaled(self, scale: jax.Array, kernel: jax.Array, bias: jax.Array | None):
         if self.on_input:
             return (kernel * scale[..., :, None]).astype(kernel.dtype), bias
-        return (kernel * columns(scale)).astype(kernel.dtype), None if bias is None else (bias * scale).astype(
-            bias.dtype
-        )
+        return (kernel * columns(scale)).astype(
+            kernel.dtype
+        ), None if bias is None else (bias * scale).astype(bias.dtype)
 
 
 @refuses_pefts_words
@@ -60,13 +80,13 @@ def ia3(
     """Scales the outputs of `targets` and the inputs of `feedforward`.
 
     Args:
-      targets, feedforward: regular expressions on the dotted module path, or lists of path endings; a module that both
-        name counts as feed-forward. None: no feed-forward layers.
+      targets, feedforward: regular expressions on the dotted module path, or lists of
+        path endings; a module that both name counts as feed-forward. None: no
+        feed-forward layers.
       modules_to_save: trained in full beside it; by default the head, where the model has one.
 
     Trains `out` numbers a target and `in` a feed-forward layer. The model is unchanged at first.
     """
-
     check_targets("targets", targets)
     if feedforward is not None:
         check_targets("feedforward", feedforward)
@@ -74,7 +94,11 @@ def ia3(
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         found = find_linears(model, targets, modules_to_save)
-        inner = {} if feedforward is None else find_linears(model, feedforward, modules_to_save)
+        inner = (
+            {}
+            if feedforward is None
+            else find_linears(model, feedforward, modules_to_save)
+        )
         trainable = set()
         for path, base in sorted({**found, **inner}.items()):
             *stacked, n_in, n_out = linear_shape(base)

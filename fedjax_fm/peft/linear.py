@@ -10,8 +10,11 @@ from fedjax_fm.peft.targets import named_modules
 
 
 class LinearLayer(abc.ABC):
-    """What LoRA can sit beside: `nnx.Linear`, or a module with `linear_shape` = (*stacked, in, out), whatever form
-    its weights have."""
+    """What LoRA can sit beside.
+
+    `nnx.Linear`, or a module with `linear_shape` = (*stacked, in, out), whatever form
+    its weights have.
+    """
 
     @property
     @abc.abstractmethod
@@ -25,7 +28,9 @@ class LinearLayer(abc.ABC):
 
 def linear_shape(layer: Any) -> tuple[int, ...]:
     """(*stacked, in, out)."""
-    return tuple(layer.kernel.shape if isinstance(layer, nnx.Linear) else layer.linear_shape)
+    return tuple(
+        layer.kernel.shape if isinstance(layer, nnx.Linear) else layer.linear_shape
+    )
 
 
 def linears_in(module: nnx.Module) -> list[tuple[int, ...]]:
@@ -34,9 +39,15 @@ def linears_in(module: nnx.Module) -> list[tuple[int, ...]]:
     Raises:
       ValueError: there is none to take sizes from.
     """
-    shapes = [linear_shape(layer) for _, layer in named_modules(module) if isinstance(layer, LinearLayer)]
+    shapes = [
+        linear_shape(layer)
+        for _, layer in named_modules(module)
+        if isinstance(layer, LinearLayer)
+    ]
     if not shapes:
-        raise ValueError(f"{type(module).__name__} has no linear layer inside to take its sizes from")
+        raise ValueError(
+            f"{type(module).__name__} has no linear layer inside to take its sizes from"
+        )
     return shapes
 
 
@@ -46,5 +57,7 @@ def width_of(module: nnx.Module) -> int:
 
 
 def columns(vector: jax.Array) -> jax.Array:
-    """A vector per output [..., out] as [..., 1, out], to be multiplied with a kernel [..., in, out]."""
+    """A vector per output [..., out] as [..., 1, out], to be multiplied with a kernel
+    [..., in, out].
+    """
     return vector[..., None, :]

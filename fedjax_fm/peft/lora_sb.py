@@ -1,13 +1,14 @@
-"""LoRA-SB: Initialization using Update Approximation is a Silver Bullet for Extremely Efficient Low-Rank Fine-Tuning.
+"""LoRA-SB: Initialization using Update Approximation is a Silver Bullet for Extremely
+Efficient Low-Rank Fine-Tuning.
 
-Ponkshe, Singhal, Gorbunov, Tumanov, Horvath, Vepakomma, 2024, arXiv 2411.19557, on the form of LoRA-XS (Balazy,
-Banaei, Aberer, Tabor, 2024, arXiv 2405.17604): y = x W + s x A R B, s = alpha / r, where A and B are frozen and only
-the square R is trained.
+Ponkshe, Singhal, Gorbunov, Tumanov, Horvath, Vepakomma, 2024, arXiv 2411.19557, on the
+form of LoRA-XS (Balazy, Banaei, Aberer, Tabor, 2024, arXiv 2405.17604): y = x W + s x A
+R B, s = alpha / r, where A and B are frozen and only the square R is trained.
 
     dW = -eta sign(sum_i grad L_i(W));   dW ~ U S V^T, the first r;   A = U,  R = S / s,  B = V^T
 
-so that training starts from W + U S V^T, the best approximation of rank r of the first step that AdamW would take
-with all of W.
+so that training starts from W + U S V^T, the best approximation of rank r of the first
+step that AdamW would take with all of W.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,14 @@ XS_DEVIATION = 1e-5  # of LoRA-XS' first R
 class LoRASBLinear(LoRALinear):
     """A linear layer beside `lora_a` [..., in, r], `lora_r` [..., r, r], `lora_b` [..., r, out]."""
 
-    def __init__(self, base: Any, lora_a: jax.Array, lora_r: jax.Array, lora_b: jax.Array, scaling: float):
+    def __init__(
+        self,
+        base: Any,
+        lora_a: jax.Array,
+        lora_r: jax.Array,
+        lora_b: jax.Array,
+        scaling: float,
+    ):
         super().__init__(base, lora_a, lora_b, scaling)
         self.lora_r = nnx.Param(lora_r)
 
@@ -42,7 +50,7 @@ class LoRASBLinear(LoRALinear):
         return self.scaling * (inside @ self.lora_b[...])
 
     def product(self) -> jax.Array:
-        """scaling A R B, [..., in, out]."""
+        """Scaling A R B, [..., in, out]."""
         return self.scaling * (self.lora_a[...] @ self.lora_r[...] @ self.lora_b[...])
 
 
@@ -60,13 +68,16 @@ def lora_sb(
 
     Args:
       rank: r, at most the smaller side of every target.
-      alpha: scale above 0; None means alpha = rank, a factor of one. The paper's theory has a factor of one.
+      alpha: scale above 0; None means alpha = rank, a factor of one. The paper's theory
+        has a factor of one.
       targets, modules_to_save: as in `lora`.
-      updates: {dotted module path: [..., in, out]}, the step that full fine-tuning would add to each kernel, of its
-        true size: `first_updates(first_gradients(model, loss, targets=...), learning_rate)`.
-      start: of R. "singular values" is the paper's: the model starts moved by the best approximation of `updates`.
-        "zero" is not the paper's: only the directions of `updates` are taken, whatever their size (raw gradients, say),
-        and the model is unchanged at first.
+      updates: {dotted module path: [..., in, out]}, the step that full fine-tuning
+        would add to each kernel, of its true size:
+        `first_updates(first_gradients(model, loss, targets=...), learning_rate)`.
+      start: of R. "singular values" is the paper's: the model starts moved by the best
+        approximation of `updates`. "zero" is not the paper's: only the directions of
+        `updates` are taken, whatever their size (raw gradients, say), and the model is
+        unchanged at first.
 
     Returns:
       The method; it trains r^2 numbers a matrix. A and B have orthonormal columns and rows.
@@ -81,7 +92,8 @@ def lora_sb(
       >>> loss = lambda model: (model.layer(jnp.ones((2, 4))) ** 2).mean()
       >>> gradients = peft.first_gradients(model, loss, targets=["layer"])
       >>> updates = peft.first_updates(gradients, learning_rate=1e-3)
-      >>> graphdef, delta, backbone = peft.apply(model, peft.lora_sb(2, targets=["layer"], updates=updates))
+      >>> method = peft.lora_sb(2, targets=["layer"], updates=updates)
+      >>> graphdef, delta, backbone = peft.apply(model, method)
       >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(delta))
       {'layer': {'lora_r': (2, 2)}}
     """
@@ -89,8 +101,9 @@ def lora_sb(
     checks.choice("start", start, ("singular values", "zero"))
     if updates is None:
         raise ValueError(
-            "lora_sb starts from a first full update: give updates=first_updates(first_gradients(model, loss, "
-            "targets=...), learning_rate); lora_xs needs no data"
+            "lora_sb starts from a first full update: give "
+            "updates=first_updates(first_gradients(model, loss, targets=...), "
+            "learning_rate); lora_xs needs no data"
         )
     check_targets("targets", targets)
     check_names("modules_to_save", modules_to_save)
@@ -113,7 +126,9 @@ def lora_xs(
     targets: Targets,
     modules_to_save: Sequence[str] = HEADS,
 ) -> Method:
-    """LoRA-XS: trains an r x r matrix between the principal directions of the kernel itself; it needs no data.
+    """LoRA-XS: trains an r x r matrix between the principal directions of the kernel itself.
+
+    It needs no data.
 
         W ~ U S V^T, the first r;   A = U S,  R ~ N(0, 1e-5^2),  B = V^T
 
@@ -124,7 +139,8 @@ def lora_xs(
       The method; it trains r^2 numbers a matrix, and the model is all but unchanged at first.
 
     References:
-      Balazy, Banaei, Aberer, Tabor, 2024, arXiv 2405.17604, section 3; the deviation is their code's.
+      Balazy, Banaei, Aberer, Tabor, 2024, arXiv 2405.17604, section 3; the deviation is
+      their code's.
     """
     checks.whole("rank", rank, least=1)
     check_targets("targets", targets)
@@ -133,8 +149,13 @@ def lora_xs(
 
     def adapted(base: Any, path: str, key: jax.Array) -> LoRASBLinear:
         if not isinstance(base, nnx.Linear):
-            raise ValueError(f"{path} has no dense kernel to take singular vectors of: load dense weights, or lora_sb")
-        u, s, vt = _first_triplets(jnp.asarray(base.kernel[...], jnp.float32), rank, path)
+            raise ValueError(
+                f"{path} has no dense kernel to take singular vectors of: load "
+                "dense weights, or lora_sb"
+            )
+        u, s, vt = _first_triplets(
+            jnp.asarray(base.kernel[...], jnp.float32), rank, path
+        )
         lora_r = XS_DEVIATION * jax.random.normal(key, (*s.shape, rank))
         return LoRASBLinear(base, u * s[..., None, :], lora_r, vt, scaling)
 
@@ -144,31 +165,44 @@ def lora_xs(
 def first_gradients(
     model: nnx.Module, loss: Callable[[nnx.Module], jax.Array], *, targets: Targets
 ) -> dict[str, jax.Array]:
-    """{dotted module path: [..., in, out]}: gradients of `loss(model) -> f32[]` by the targets' kernels.
+    """{dotted module path: [..., in, out]}.
+
+    Gradients of `loss(model) -> f32[]` by the targets' kernels.
 
     Gradients of several batches, or clients, are added up: `jax.tree.map(jnp.add, one, another)`.
     """
     paths = find_modules(model, targets, nnx.Linear)
     wanted = {(*path.split("."), "kernel") for path in paths}
-    graphdef, kernels, others = nnx.split(model, lambda path, _: tuple(map(str, path)) in wanted, ...)
-    gradients = jax.grad(lambda kernels: loss(nnx.merge(graphdef, kernels, others)))(kernels)
+    graphdef, kernels, others = nnx.split(
+        model, lambda path, _: tuple(map(str, path)) in wanted, ...
+    )
+    gradients = jax.grad(lambda kernels: loss(nnx.merge(graphdef, kernels, others)))(
+        kernels
+    )
     flat = {tuple(map(str, path)): leaf for path, leaf in nnx.to_flat_state(gradients)}
     return {path: flat[(*path.split("."), "kernel")][...] for path in paths}
 
 
-def first_updates(gradients: Mapping[str, jax.Array], learning_rate: float) -> dict[str, jax.Array]:
-    """-learning_rate * sign(gradients), the first step of AdamW with all weights, for `lora_sb(updates=...)`.
+def first_updates(
+    gradients: Mapping[str, jax.Array], learning_rate: float
+) -> dict[str, jax.Array]:
+    """-learning_rate * sign(gradients), the first step of AdamW with all weights, for
+    `lora_sb(updates=...)`.
 
     Args:
-      gradients: {dotted module path: [..., in, out]}, summed over the examples, of which the paper takes 0.1 % of the
-        training data (at least some dozens).
-      learning_rate: eta, of full fine-tuning's first step. The authors' code takes the rate that it trains R with,
-        over the steps of its linear warm-up: what the first step of that schedule has.
+      gradients: {dotted module path: [..., in, out]}, summed over the examples, of
+        which the paper takes 0.1 % of the training data (at least some dozens).
+      learning_rate: eta, of full fine-tuning's first step. The authors' code takes the
+        rate that it trains R with, over the steps of its linear warm-up: what the first
+        step of that schedule has.
     """
     checks.real("learning_rate", learning_rate, above=0)
     if not gradients:
         raise ValueError("expected gradients of at least one kernel, got none")
-    return {path: -learning_rate * jnp.sign(jnp.asarray(g, jnp.float32)) for path, g in gradients.items()}
+    return {
+        path: -learning_rate * jnp.sign(jnp.asarray(g, jnp.float32))
+        for path, g in gradients.items()
+    }
 
 
 def _scaling(rank: int, alpha: float | None) -> float:
@@ -176,13 +210,20 @@ def _scaling(rank: int, alpha: float | None) -> float:
 
 
 def _installs(
-    adapted: Callable[[Any, str, jax.Array], LoRASBLinear], targets: Targets, modules_to_save: Sequence[str]
+    adapted: Callable[[Any, str, jax.Array], LoRASBLinear],
+    targets: Targets,
+    modules_to_save: Sequence[str],
 ) -> Callable[[nnx.Module, jax.Array], set[tuple]]:
-    """What a `Method` does: puts `adapted(base, path, key)` around every target and trains its R."""
+    """What a `Method` does.
+
+    Puts `adapted(base, path, key)` around every target and trains its R.
+    """
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         trainable = set()
-        for place, (path, base) in enumerate(sorted(find_linears(model, targets, modules_to_save).items())):
+        for place, (path, base) in enumerate(
+            sorted(find_linears(model, targets, modules_to_save).items())
+        ):
             layer = adapted(base, path, jax.random.fold_in(key, place))
             replace_module(model, path, layer)
             trainable.add((*path.split("."), "lora_r"))
@@ -191,25 +232,38 @@ def _installs(
     return install
 
 
-def _checked_update(updates: Mapping[str, jax.Array], path: str, shape: tuple[int, ...]) -> jax.Array:
+def _checked_update(
+    updates: Mapping[str, jax.Array], path: str, shape: tuple[int, ...]
+) -> jax.Array:
     """f32[..., in, out], the update of one target."""
     if path not in updates:
-        raise ValueError(f"updates hold nothing for {path!r}; they hold {sorted(updates)}")
+        raise ValueError(
+            f"updates hold nothing for {path!r}; they hold {sorted(updates)}"
+        )
     matrix = jnp.asarray(updates[path], jnp.float32)
     if matrix.shape != shape:
-        raise ValueError(f"expected the update of {path!r} to be [..., in, out] = {shape}, got {matrix.shape}")
+        raise ValueError(
+            f"expected the update of {path!r} to be [..., in, out] = {shape}, got {matrix.shape}"
+        )
     numbers = np.asarray(matrix)
     if not np.isfinite(numbers).all():
         raise ValueError(f"the update of {path!r} is not finite")
     if not numbers.any(axis=(-2, -1)).all():
-        raise ValueError(f"the update of {path!r} is zero in a layer: it has no directions. Does the loss use it?")
+        raise ValueError(
+            f"the update of {path!r} is zero in a layer: it has no directions. "
+            "Does the loss use it?"
+        )
     return matrix
 
 
-def _first_triplets(matrix: jax.Array, rank: int, path: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _first_triplets(
+    matrix: jax.Array, rank: int, path: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """U [..., in, r], S [..., r], V^T [..., r, out]."""
     if rank > min(matrix.shape[-2:]):
-        raise ValueError(f"rank={rank} exceeds the smaller side of {path} {matrix.shape[-2:]}")
+        raise ValueError(
+            f"rank={rank} exceeds the smaller side of {path} {matrix.shape[-2:]}"
+        )
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
     return u[..., :rank], s[..., :rank], vt[..., :rank, :]
 

@@ -12,11 +12,21 @@ from fedjax_fm.peft.tokens import TokenRows, fold_tokens, token_modules
 
 
 def _folds(module: nnx.Module) -> bool:
-    """Whether a wrapper says how it is merged; refuses one that changed what it computes but not how it merges."""
+    """Whether a wrapper says how it is merged.
+
+    Refuses one that changed what it computes but not how it merges.
+    """
     if not isinstance(module, Wrapper) or module.fold is None:
         return False
     kinds = type(module).__mro__
-    depth = lambda *names: next(i for i, kind in enumerate(kinds) if any(name in vars(kind) for name in names))
+
+    def depth(*names):
+        return next(
+            i
+            for i, kind in enumerate(kinds)
+            if any(name in vars(kind) for name in names)
+        )
+
     # `product` is the part of LoRA's fold that follows from `update`, the part of its call.
     if depth("fold", "product") > depth("__call__", "update"):
         raise ValueError(f"{type(module).__name__} does not say how it is merged")
@@ -35,10 +45,16 @@ def _chains(model: nnx.Module) -> dict[str, tuple[list[Any], Any]]:
             wrappers.append(layer)
             here, layer = f"{here}.base", layer.base
         if not isinstance(layer, nnx.Linear):
-            kind = "a wrapper that cannot be merged" if isinstance(layer, Wrapper) else "no dense kernel"
+            kind = (
+                "a wrapper that cannot be merged"
+                if isinstance(layer, Wrapper)
+                else "no dense kernel"
+            )
             if isinstance(layer, LinearLayer):
                 kind = "quantised weights, which hold no sums"
-            raise ValueError(f"cannot merge into {here}: {type(layer).__name__} has {kind}; load dense weights")
+            raise ValueError(
+                f"cannot merge into {here}: {type(layer).__name__} has {kind}; load dense weights"
+            )
         chains[path] = (wrappers, layer)
     return chains
 
@@ -54,8 +70,8 @@ def _values(layer: Any) -> tuple[Any, Any]:
 
 
 def merge(model: nnx.Module) -> nnx.Module:
-    """A copy of an adapted model with its LoRA, DoRA and (IA)³ in the kernels, and trained tokens in their tables; other
-    methods stay as they are.
+    """A copy of an adapted model with its LoRA, DoRA and (IA)³ in the kernels, and
+    trained tokens in their tables; other methods stay as they are.
 
     The sums are rounded to the kernels' dtype.
 
@@ -78,8 +94,8 @@ def unmerge(merged: nnx.Module, adapted: nnx.Module) -> nnx.Module:
 
     Args:
       merged: `merge` of a model with these adapters, perhaps trained further.
-      adapted: gives the adapters; of its base only the column norms are used, by DoRA, and the rows that trained
-        tokens stand for.
+      adapted: gives the adapters; of its base only the column norms are used, by DoRA,
+        and the rows that trained tokens stand for.
 
     Exact up to the rounding of the sums in the kernels' dtype.
     """

@@ -1,4 +1,7 @@
-"""Names of modules as people write them: expressions, endings of paths, functions; no model is needed here."""
+"""Names of modules as people write them.
+
+Expressions, endings of paths, functions; no model is needed here.
+"""
 
 import difflib
 import re
@@ -9,7 +12,10 @@ Targets = str | Sequence[str] | Callable[[str], bool]
 
 
 class AnyOf(tuple):
-    """Names of several families of models, of which a model has some; of other lists every entry must be found."""
+    """Names of several families of models, of which a model has some.
+
+    Of other lists every entry must be found.
+    """
 
 
 # Classification heads, as Hugging Face names them.
@@ -17,7 +23,10 @@ HEADS = AnyOf(("classifier", "pre_classifier", "score", "classification_head"))
 
 
 def matches(path: str, targets: Targets) -> bool:
-    """A string is a regular expression, searched in the path; a list holds path endings; a function decides itself."""
+    """A string is a regular expression, searched in the path.
+
+    A list holds path endings; a function decides itself.
+    """
     if callable(targets):
         return targets(path)
     if isinstance(targets, str):
@@ -26,7 +35,9 @@ def matches(path: str, targets: Targets) -> bool:
 
 
 def entries(targets: Targets) -> list[Targets]:
-    """What of `targets` must be found, each for itself: the entries of a list, the alternatives of an expression.
+    """What of `targets` must be found, each for itself.
+
+    The entries of a list, the alternatives of an expression.
 
     Example:
       >>> entries("query|(key|value)$")
@@ -76,32 +87,59 @@ def check_targets(name: str, targets: Any) -> Any:
         try:
             re.compile(targets)
         except re.error as error:
-            raise ValueError(f"expected {name} a regular expression, got {name}={targets!r}: {error}") from error
+            raise ValueError(
+                f"expected {name} a regular expression, got {name}={targets!r}: {error}"
+            ) from error
         return targets
-    listed = isinstance(targets, Sequence | set | frozenset) and not isinstance(targets, bytes)
+    listed = isinstance(targets, Sequence | set | frozenset) and not isinstance(
+        targets, bytes
+    )
     if not listed or not all(isinstance(target, str) for target in targets):
         raise TypeError(
-            f"expected {name} a regular expression, a list of path endings or a function of a path, got {name}={targets!r}"
+            f"expected {name} a regular expression, a list of path endings or a "
+            f"function of a path, got {name}={targets!r}"
         )
     return sorted(targets) if isinstance(targets, set | frozenset) else targets
 
 
 def check_names(name: str, names: Any) -> Any:
-    """`names`, if they are a list of names and not one text, whose letters would be taken for names."""
+    """`names`, if they are a list of names and not one text, whose letters would be
+    taken for names.
+    """
     if isinstance(names, str) or callable(names):
-        raise TypeError(f"expected {name} a list of module names, got {name}={names!r}; write {name}=[{names!r}]")
+        raise TypeError(
+            f"expected {name} a list of module names, got {name}={names!r}; write "
+            f"{name}=[{names!r}]"
+        )
     return check_targets(name, names)
 
 
-def refuse_unmatched(name: str, unmatched: Sequence[Targets], kind: str, there: Sequence[str], hint: str = "") -> None:
+def refuse_unmatched(
+    name: str,
+    unmatched: Sequence[Targets],
+    kind: str,
+    there: Sequence[str],
+    hint: str = "",
+) -> None:
     """Raises for entries of `targets` that match nothing, with what is near and what there is."""
     if not unmatched:
         return
-    words = [word for target in unmatched if not callable(target) for word in words_of(target)]
+    words = [
+        word
+        for target in unmatched
+        if not callable(target)
+        for word in words_of(target)
+    ]
     last = sorted({path.rsplit(".", 1)[-1] for path in there})
-    near = [match for word in words for match in difflib.get_close_matches(word, last, n=1)]
+    near = [
+        match for word in words for match in difflib.get_close_matches(word, last, n=1)
+    ]
     flat = words if all(isinstance(target, list) for target in unmatched) else unmatched
-    shown = repr(list(flat)) if len(flat) > 1 or isinstance(unmatched[0], list) else repr(unmatched[0])
+    shown = (
+        repr(list(flat))
+        if len(flat) > 1 or isinstance(unmatched[0], list)
+        else repr(unmatched[0])
+    )
     raise ValueError(
         f"{name}={shown} match no {kind}"
         + (f"; did you mean {', '.join(map(repr, near))}?" if near else "")

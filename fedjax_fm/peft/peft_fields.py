@@ -1,7 +1,8 @@
 """The fields of PEFT's configurations: what each one means for an adapter that is read.
 
-A field is honoured, or says nothing about a stored adapter, or is refused where its value would change the outputs. One
-that is not listed here is refused unless it is empty.
+A field is honoured, or says nothing about a stored adapter, or is refused where its
+value would change the outputs. One that is not listed here is refused unless it is
+empty.
 """
 
 from collections.abc import Mapping
@@ -41,8 +42,21 @@ _SHAPES = {
 KNOWN = {
     "LORA": Known(
         honoured=(
-            *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
-            *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+            *(
+                "r",
+                "lora_alpha",
+                "lora_dropout",
+                "use_rslora",
+                "use_dora",
+                "rank_pattern",
+                "alpha_pattern",
+            ),
+            *(
+                "target_modules",
+                "exclude_modules",
+                "layers_to_transform",
+                "layers_pattern",
+            ),
             *("modules_to_save", "trainable_token_indices", "ensure_weight_tying"),
         ),
         inert={
@@ -74,8 +88,17 @@ KNOWN = {
         },
     ),
     "IA3": Known(
-        honoured=("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save"),
-        inert={**_NOTED, **_KERNELS, "init_ia3_weights": "is of initial values, which training has changed"},
+        honoured=(
+            "target_modules",
+            "exclude_modules",
+            "feedforward_modules",
+            "modules_to_save",
+        ),
+        inert={
+            **_NOTED,
+            **_KERNELS,
+            "init_ia3_weights": "is of initial values, which training has changed",
+        },
         limited={},
     ),
     "PROMPT_TUNING": Known(
@@ -114,9 +137,14 @@ def unsupported(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for field, value in config.items():
         if field in known.limited:
-            refused = not any(type(value) is type(fine) and value == fine for fine in known.limited[field])
+            refused = not any(
+                type(value) is type(fine) and value == fine
+                for fine in known.limited[field]
+            )
         else:
-            refused = field not in known.honoured and field not in known.inert and bool(value)
+            refused = (
+                field not in known.honoured and field not in known.inert and bool(value)
+            )
         if refused:
             found[field] = value
     return found

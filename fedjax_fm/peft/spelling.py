@@ -24,7 +24,8 @@ INSTEAD = {
     "bias": "peft.combine(method, peft.bitfit())",
     "init_lora_weights": "nothing: the factors start as PEFT's do with True",
     "init_ia3_weights": "nothing: the vectors start as ones",
-    "task_type": "nothing: the model's class says it, and modules_to_save what is trained beside the adapter",
+    "task_type": "nothing: the model's class says it, and modules_to_save what is trained "
+    "beside the adapter",
     "inference_mode": "nothing: what is trained is the delta that peft.apply gives",
     "fan_in_fan_out": "nothing: the model's class knows how its kernels lie",
     "ensure_weight_tying": "nothing: tied weights stay tied until peft.untie(model)",
@@ -42,7 +43,8 @@ def refuses_pefts_words(make: Callable[P, Made]) -> Callable[P, Made]:
                 instead = INSTEAD[word].format(value=value)
                 name = getattr(make, "__name__", "this method")
                 raise TypeError(
-                    f"{name}() takes no {word}={value!r}, PEFT's word; write {instead}{_or_from_config(name)}"
+                    f"{name}() takes no {word}={value!r}, PEFT's word; write "
+                    f"{instead}{_or_from_config(name)}"
                 )
         return make(*args, **kwargs)
 
@@ -50,4 +52,8 @@ def refuses_pefts_words(make: Callable[P, Made]) -> Callable[P, Made]:
 
 
 def _or_from_config(name: str) -> str:
-    return ", or peft.lora_from_config(config) with PEFT's own words" if name in ("lora", "dora") else ""
+    return (
+        ", or peft.lora_from_config(config) with PEFT's own words"
+        if name in ("lora", "dora")
+        else ""
+    )

@@ -1,7 +1,7 @@
 """Some tokens of an embedding, trained beside a frozen table: PEFT's `trainable_token_indices`.
 
-Rows of the table are replaced, not added to. Where the head of a language model is tied to the table, it reads the
-trained rows, too.
+Rows of the table are replaced, not added to. Where the head of a language model is tied
+to the table, it reads the trained rows, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,13 @@ import numpy as np
 from flax import nnx
 
 from fedjax_fm.checks import whole
-from fedjax_fm.peft.targets import Wrapper, find_modules, get_module, named_modules, replace_module
+from fedjax_fm.peft.targets import (
+    Wrapper,
+    find_modules,
+    get_module,
+    named_modules,
+    replace_module,
+)
 
 TokenIndices = Sequence[int] | Mapping[str, Sequence[int]]
 
@@ -40,7 +46,11 @@ class TokenRows(Wrapper):
     def _places(self) -> jax.Array:
         """i32[V]: which row a token has."""
         n_rows, n_words = len(self.ids), self.base.embedding.shape[0]
-        return jnp.full(n_words, -1, jnp.int32).at[np.asarray(self.ids)].set(jnp.arange(n_rows, dtype=jnp.int32))
+        return (
+            jnp.full(n_words, -1, jnp.int32)
+            .at[np.asarray(self.ids)]
+            .set(jnp.arange(n_rows, dtype=jnp.int32))
+        )
 
 
 def check_token_indices(indices: Any) -> Any:
@@ -49,15 +59,22 @@ def check_token_indices(indices: Any) -> Any:
         return None
     named = indices if isinstance(indices, Mapping) else {"": indices}
     for ids in named.values():
-        if isinstance(ids, str) or not isinstance(ids, Sequence | np.ndarray) or not len(ids):
+        if (
+            isinstance(ids, str)
+            or not isinstance(ids, Sequence | np.ndarray)
+            or not len(ids)
+        ):
             raise TypeError(
-                "expected trainable_token_indices a list of token ids or {name of an embedding: such a list}, got "
+                "expected trainable_token_indices a list of token ids or {name "
+                "of an embedding: such a list}, got "
                 f"trainable_token_indices={indices!r}"
             )
         for one in ids:
             whole("trainable_token_indices", one, least=0)
         if len(set(map(int, ids))) != len(ids):
-            raise ValueError(f"expected each token once, got trainable_token_indices={indices!r}")
+            raise ValueError(
+                f"expected each token once, got trainable_token_indices={indices!r}"
+            )
     return indices
 
 
@@ -65,12 +82,15 @@ def install_tokens(model: nnx.Module, indices: TokenIndices) -> set[tuple]:
     """Puts trained rows around embeddings, in place; the paths of the rows.
 
     Args:
-      indices: token ids of the model's input embedding, or {ending of an embedding's path: token ids}.
+      indices: token ids of the model's input embedding, or {ending of an embedding's
+        path: token ids}.
 
     Raises:
       ValueError: no such embedding, or an id outside of the vocabulary.
     """
-    named = indices if isinstance(indices, Mapping) else {_input_embedding(model): indices}
+    named = (
+        indices if isinstance(indices, Mapping) else {_input_embedding(model): indices}
+    )
     paths = set()
     for name, ids in named.items():
         found = find_modules(model, [name], nnx.Embed, "trainable_token_indices")
@@ -78,7 +98,10 @@ def install_tokens(model: nnx.Module, indices: TokenIndices) -> set[tuple]:
             n_words = base.embedding.shape[0]
             outside = [int(one) for one in ids if one >= n_words]
             if outside:
-                raise ValueError(f"expected ids of a vocabulary of {n_words}, got trainable_token_indices={outside}")
+                raise ValueError(
+                    f"expected ids of a vocabulary of {n_words}, got "
+                    f"trainable_token_indices={outside}"
+                )
             replace_module(model, path, TokenRows(base, tuple(map(int, ids))))
             paths.add((*path.split("."), "rows"))
     return paths
@@ -86,19 +109,31 @@ def install_tokens(model: nnx.Module, indices: TokenIndices) -> set[tuple]:
 
 def _input_embedding(model: nnx.Module) -> str:
     """Path of the embedding that the model's text goes through."""
-    readers: dict[str, Any] = {path: module for path, module in named_modules(model) if hasattr(module, "vocabulary")}
-    inside = [p for p, m in named_modules(model) if any(m is reader.vocabulary for reader in readers.values())]
+    readers: dict[str, Any] = {
+        path: module
+        for path, module in named_modules(model)
+        if hasattr(module, "vocabulary")
+    }
+    inside = [
+        p
+        for p, m in named_modules(model)
+        if any(m is reader.vocabulary for reader in readers.values())
+    ]
     if len(inside) != 1:
         raise ValueError(
-            f"expected one embedding of text in a {type(model).__name__}, found {inside}; say which by "
-            "trainable_token_indices={name: ids}"
+            f"expected one embedding of text in a {type(model).__name__}, found "
+            f"{inside}; say which by trainable_token_indices={{name: ids}}"
         )
     return inside[0]
 
 
 def token_modules(model: nnx.Module) -> dict[str, TokenRows]:
     """{path: embedding with trained rows}."""
-    return {path: module for path, module in named_modules(model) if isinstance(module, TokenRows)}
+    return {
+        path: module
+        for path, module in named_modules(model)
+        if isinstance(module, TokenRows)
+    }
 
 
 def fold_tokens(model: nnx.Module) -> None:

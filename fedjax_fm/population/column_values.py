@@ -1,6 +1,9 @@
-"""Arrays of values as people have them: lists, lists of lists, arrays of objects; nothing is changed in silence.
+"""Arrays of values as people have them.
 
-NumPy makes text of [0, "0"], float64 of [-1, 2**63] and 1 of True. Each would let two different values meet.
+Lists, lists of lists, arrays of objects; nothing is changed in silence.
+
+NumPy makes text of [0, "0"], float64 of [-1, 2**63] and 1 of True. Each would let two
+different values meet.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ _KINDS = {
 }
 
 
-def as_array(what: str, values: Any, pad: Any = None, cure: str = "pad it with one value") -> np.ndarray:
+def as_array(
+    what: str, values: Any, pad: Any = None, cure: str = "pad it with one value"
+) -> np.ndarray:
     """`values`, rows first, as an array that holds them as they are.
 
     Args:
@@ -44,14 +49,19 @@ def as_array(what: str, values: Any, pad: Any = None, cure: str = "pad it with o
     if pad is not None:
         checks.real(f"pad, the padding of {what},", pad, infinite=True)
     if isinstance(values, np.ma.MaskedArray):
-        raise ValueError(f"{what} is masked, and a mask would be lost; fill it (array.filled(value)) or drop its rows")
+        raise ValueError(
+            f"{what} is masked, and a mask would be lost; fill it "
+            "(array.filled(value)) or drop its rows"
+        )
     if isinstance(values, (str, bytes)):
         raise TypeError(f"expected {what} to be one value a row, got one text")
     array = values if isinstance(values, np.ndarray) else _of_sequence(what, values)
     if array.dtype == object and array.ndim == 1 and len(array) and _is_row(array[0]):
         return _of_rows(what, array, pad, cure)
     if pad is not None and array.ndim == 1:
-        raise ValueError(f"padding (pad=) is for lists of unequal length, {what} has no lists")
+        raise ValueError(
+            f"padding (pad=) is for lists of unequal length, {what} has no lists"
+        )
     return array
 
 
@@ -60,7 +70,10 @@ def refuse_missing(what: str, absent: np.ndarray) -> None:
     rows = np.flatnonzero(absent)
     if rows.size:
         values = "missing value" if rows.size == 1 else "missing values"
-        raise ValueError(f"{what} has {rows.size} {values}, the first in row {rows[0]}; fill them or drop their rows")
+        raise ValueError(
+            f"{what} has {rows.size} {values}, the first in row {rows[0]}; fill "
+            "them or drop their rows"
+        )
 
 
 def kinds_of(values: Any) -> list[str]:
@@ -92,7 +105,9 @@ def _of_sequence(what: str, values: Any) -> np.ndarray:
     try:
         items = list(values)
     except TypeError:
-        raise TypeError(f"expected {what} as an array or a list, one row an example, got {values!r}") from None
+        raise TypeError(
+            f"expected {what} as an array or a list, one row an example, got {values!r}"
+        ) from None
     kinds = set(map(type, items))
     array = _of_numbers(items, kinds)
     return _objects(items) if array is None else array
@@ -101,7 +116,9 @@ def _of_sequence(what: str, values: Any) -> np.ndarray:
 def _of_numbers(items: list[Any], kinds: set[type]) -> np.ndarray | None:
     """What NumPy makes of numbers or of rows of equal shape; None where it would change them."""
     flags = kinds & {bool, np.bool_}
-    if any(issubclass(kind, (str, bytes, type(None))) for kind in kinds) or (flags and flags != kinds):
+    if any(issubclass(kind, (str, bytes, type(None))) for kind in kinds) or (
+        flags and flags != kinds
+    ):
         return None
     try:
         array = np.asarray(items)
@@ -116,18 +133,22 @@ def _of_numbers(items: list[Any], kinds: set[type]) -> np.ndarray | None:
 def _of_rows(what: str, rows: np.ndarray, pad: Any, cure: str) -> np.ndarray:
     """[rows, length, ...] from an array of sequences."""
     if not all(_is_row(row) for row in rows):
-        raise ValueError(f"{what} mixes types {kinds_of(rows)}, expected values of one type")
+        raise ValueError(
+            f"{what} mixes types {kinds_of(rows)}, expected values of one type"
+        )
     arrays = [as_array(f"{what}, row {k}", row) for k, row in enumerate(rows)]
     lengths = {len(array) for array in arrays}
     kinds = sorted({str(array.dtype) for array in arrays if len(array)})
     if len(kinds) > 1:
-        raise ValueError(f"{what} mixes rows of {' and '.join(kinds)}; give all its values one type")
+        raise ValueError(
+            f"{what} mixes rows of {' and '.join(kinds)}; give all its values one type"
+        )
     if pad is not None:
         return _padded(what, arrays, max(lengths), pad)
     if len({array.shape for array in arrays}) > 1:
         raise ValueError(
-            f"{what} is ragged, its rows have {min(lengths)} to {max(lengths)} entries; models.tokenize pads texts, "
-            f"models.pack packs them, {cure}"
+            f"{what} is ragged, its rows have {min(lengths)} to {max(lengths)} "
+            f"entries; models.tokenize pads texts, models.pack packs them, {cure}"
         )
     return np.stack(arrays)
 
@@ -136,7 +157,9 @@ def _padded(what: str, arrays: list[np.ndarray], length: int, pad: Any) -> np.nd
     """[rows, length], each row filled up on the right."""
     filled = [array for array in arrays if len(array)]
     if any(array.ndim != 1 for array in filled):
-        raise ValueError(f"padding (pad=) is for rows of numbers, {what} has rows of shape {filled[0].shape}")
+        raise ValueError(
+            f"padding (pad=) is for rows of numbers, {what} has rows of shape {filled[0].shape}"
+        )
     dtype = filled[0].dtype if filled else np.asarray(pad).dtype
     padding = np.asarray(pad).astype(dtype)
     if padding != pad:
@@ -155,4 +178,6 @@ def _objects(items: Sequence[Any]) -> np.ndarray:
 
 
 def _is_row(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+    return isinstance(value, (list, tuple)) or (
+        isinstance(value, np.ndarray) and value.ndim > 0
+    )

@@ -1,8 +1,9 @@
 """Reads the columns of the tables that people have, without importing the libraries that made them.
 
-A table is anything with named columns of equal length: a dict of arrays or lists, a NumPy structured array, a
-`fedjax_fm.datasets.Table`, a pandas or polars frame, a `pyarrow.Table` or `RecordBatch`, a `datasets.Dataset`.
-Each is known by what it can do. Only the columns that are asked for are read.
+A table is anything with named columns of equal length: a dict of arrays or lists, a
+NumPy structured array, a `fedjax_fm.datasets.Table`, a pandas or polars frame, a
+`pyarrow.Table` or `RecordBatch`, a `datasets.Dataset`. Each is known by what it can do.
+Only the columns that are asked for are read.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import numpy as np
 from fedjax_fm.datasets.table import Table, unknown_column_error
 from fedjax_fm.population.column_values import as_array, is_missing, refuse_missing
 
-TableLike = Any  # as listed above; no annotation can name classes of libraries that are not installed
+# as listed above; no annotation can name classes of libraries that are not installed
+TableLike = Any
 
 _EXPECTED = (
-    "expected a table with named columns (a dict of arrays, a NumPy structured array, a pandas or polars frame, "
-    "a pyarrow.Table, a datasets.Dataset)"
+    "expected a table with named columns (a dict of arrays, a NumPy structured "
+    "array, a pandas or polars frame, a pyarrow.Table, a datasets.Dataset)"
 )
 
 
@@ -40,7 +42,9 @@ def column_names(table: TableLike) -> list[Any]:
     if isinstance(table, np.ndarray):
         return list(table.dtype.names or ())
     names = getattr(table, "column_names", None)
-    return list(names if isinstance(names, list) else table.columns)  # a frame may have a column of that name
+    return list(
+        names if isinstance(names, list) else table.columns
+    )  # a frame may have a column of that name
 
 
 def count_rows(table: TableLike) -> int:
@@ -55,7 +59,9 @@ def count_rows(table: TableLike) -> int:
         return len(table)
     lengths = {name: _length(name, column) for name, column in table.items()}
     if len(set(lengths.values())) != 1:
-        raise ValueError(f"expected one or more columns of equal length, got lengths {lengths}")
+        raise ValueError(
+            f"expected one or more columns of equal length, got lengths {lengths}"
+        )
     return next(iter(lengths.values()))
 
 
@@ -67,11 +73,13 @@ def read_column(table: TableLike, name: str, pad: Any = None) -> np.ndarray:
       pad: fills rows of a ragged column up to the longest, on the right; None refuses them.
 
     Returns:
-      [rows, ...], with the dtype that the table gives; text and other objects as an array of objects.
+      [rows, ...], with the dtype that the table gives; text and other objects as an
+      array of objects.
 
     Raises:
       KeyError: no such column; the message lists the columns and the nearest name.
-      ValueError: missing values, values of several types, a ragged column, or a name that occurs twice.
+      ValueError: missing values, values of several types, a ragged column, or a name
+        that occurs twice.
 
     Example:
       >>> read_column({"ids": [[1, 2], [3]]}, "ids", pad=0)
@@ -85,16 +93,22 @@ def read_column(table: TableLike, name: str, pad: Any = None) -> np.ndarray:
     if names.count(name) > 1:
         raise ValueError(f"column {name!r} is in the table twice; rename one")
     cure = f"Population.from_table pads it with pad={{{name!r}: 0}}"
-    array = as_array(f"column {name!r}", _whole_column(name, _checked(table)), pad=pad, cure=cure)
+    array = as_array(
+        f"column {name!r}", _whole_column(name, _checked(table)), pad=pad, cure=cure
+    )
     if array.dtype.kind == "O" and array.ndim == 1:
-        refuse_missing(f"column {name!r}", np.fromiter(map(is_missing, array), bool, len(array)))
+        refuse_missing(
+            f"column {name!r}", np.fromiter(map(is_missing, array), bool, len(array))
+        )
     return array
 
 
 def check_column_name(parameter: str, value: object) -> None:
     """Raises TypeError unless `value` is text that can name a column."""
     if not isinstance(value, str) or not value:
-        raise TypeError(f"expected {parameter} to be the name of one column (text), got {parameter}={value!r}")
+        raise TypeError(
+            f"expected {parameter} to be the name of one column (text), got {parameter}={value!r}"
+        )
 
 
 def _checked(table: TableLike) -> Any:
@@ -104,7 +118,10 @@ def _checked(table: TableLike) -> Any:
     if isinstance(table, Mapping):
         nested = [key for key, value in table.items() if _is_table(value)]
         if nested:
-            raise TypeError(f"{_EXPECTED}, got a {_type(table)} of tables {nested}; pass one: table[{nested[0]!r}]")
+            raise TypeError(
+                f"{_EXPECTED}, got a {_type(table)} of tables {nested}; pass one: "
+                f"table[{nested[0]!r}]"
+            )
         return table
     if not _is_table(table):
         raise TypeError(f"{_EXPECTED}, got {_described(table)}")
@@ -125,16 +142,29 @@ def _is_table(value: Any) -> bool:
 def _described(value: Any) -> str:
     """What is no table, and what to call to make one of it."""
     if isinstance(value, (str, os.PathLike)):
-        return f"the path {str(value)!r}; read it first (pandas.read_csv, pyarrow.parquet.read_table)"
+        return (
+            f"the path {str(value)!r}; read it first (pandas.read_csv, "
+            "pyarrow.parquet.read_table)"
+        )
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-        return "a list of rows; make columns: {name: [row[name] for row in rows] for name in rows[0]}"
+        return (
+            "a list of rows; make columns: {name: [row[name] for row in rows] for "
+            "name in rows[0]}"
+        )
     if isinstance(value, np.ndarray):
-        return f"a plain ndarray of shape {value.shape}, whose columns are not named; pass a dict of arrays"
+        return (
+            f"a plain ndarray of shape {value.shape}, whose columns are not named; "
+            "pass a dict of arrays"
+        )
     if hasattr(value, "collect"):
-        return f"a {_type(value)}, which is not read yet; call .collect() (polars) or .toPandas() (Spark)"
+        return (
+            f"a {_type(value)}, which is not read yet; call .collect() (polars) or "
+            ".toPandas() (Spark)"
+        )
     if hasattr(value, "column_names"):
         return (
-            f"a {_type(value)}, whose rows are not there yet; pass one that was read into memory (a datasets.Dataset)"
+            f"a {_type(value)}, whose rows are not there yet; pass one that was read "
+            "into memory (a datasets.Dataset)"
         )
     if hasattr(value, "to_frame"):
         return f"a {_type(value)}, which is one column; pass the table"
@@ -144,8 +174,12 @@ def _described(value: Any) -> str:
 def _length(name: Any, column: Any) -> int:
     if isinstance(column, (str, bytes)):
         raise TypeError(f"expected column {name!r} to be one value a row, got one text")
-    if not isinstance(column, Sized) or (isinstance(column, np.ndarray) and column.ndim == 0):
-        raise TypeError(f"expected column {name!r} to be an array or a list, got a {_type(column)}")
+    if not isinstance(column, Sized) or (
+        isinstance(column, np.ndarray) and column.ndim == 0
+    ):
+        raise TypeError(
+            f"expected column {name!r} to be an array or a list, got a {_type(column)}"
+        )
     return len(column)
 
 
@@ -173,7 +207,9 @@ def _numpy_of(name: str, column: Any) -> Any:
     if hasattr(column, "null_count"):  # polars
         refuse_missing(f"column {name!r}", column.is_null().to_numpy())
         return column.to_numpy()
-    if hasattr(column, "isna"):  # pandas; a NaN among NumPy's own floats is a number that the table was given
+    if hasattr(
+        column, "isna"
+    ):  # pandas; a NaN among NumPy's own floats is a number that the table was given
         if not (isinstance(column.dtype, np.dtype) and column.dtype.kind == "f"):
             refuse_missing(f"column {name!r}", np.asarray(column.isna()))
         return column.to_numpy()
@@ -185,16 +221,25 @@ def _numpy_of(name: str, column: Any) -> Any:
 def _numpy_of_arrow(name: str, column: Any) -> np.ndarray:
     refuse_missing(f"column {name!r}", np.asarray(column.is_null()))
     whole = column.combine_chunks() if hasattr(column, "combine_chunks") else column
-    for array in getattr(whole, "chunks", [whole]):  # a large chunked column may stay in chunks
+    for array in getattr(
+        whole, "chunks", [whole]
+    ):  # a large chunked column may stay in chunks
         inner = array
         while "list" in str(inner.type).partition("<")[0]:
             inner = inner.flatten()
             if inner.null_count:
                 raise ValueError(
-                    f"column {name!r} has {inner.null_count} missing values inside its lists; fill them or drop their rows"
+                    f"column {name!r} has {inner.null_count} missing values "
+                    "inside its lists; fill them or drop their rows"
                 )
-    return whole.to_numpy() if hasattr(whole, "chunks") else whole.to_numpy(zero_copy_only=False)
+    return (
+        whole.to_numpy()
+        if hasattr(whole, "chunks")
+        else whole.to_numpy(zero_copy_only=False)
+    )
 
 
 def _type(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix(
+        "builtins."
+    )

@@ -8,7 +8,11 @@ import numpy as np
 
 from fedjax_fm import checks
 from fedjax_fm.population.columns import TableLike, check_column_name, read_column
-from fedjax_fm.population.partition_checks import check_enough_rows, check_seed, shuffled
+from fedjax_fm.population.partition_checks import (
+    check_enough_rows,
+    check_seed,
+    shuffled,
+)
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,13 @@ class ContinuousPartitioner:
 
     score = strictness z + (1 - strictness) noise,  z = (x - mean) / std,  noise ~ N(0, 1)
 
-    Strictness 0 is IID, 1 follows the property. The first `rows % num_partitions` clients have one row more.
+    Strictness 0 is IID, 1 follows the property. The first `rows % num_partitions`
+    clients have one row more.
 
-    Deviations from flwr-datasets 0.6: x stays float64 (there it is rounded to float32), so that dates and large ids
-    keep their order; rows of equal score keep the order of the table (flwr-datasets leaves it to its sort); a property
-    of tiny spread is scaled like any other, only a constant one is refused, and not with strictness 0.
+    Deviations from flwr-datasets 0.6: x stays float64 (there it is rounded to float32),
+    so that dates and large ids keep their order; rows of equal score keep the order of
+    the table (flwr-datasets leaves it to its sort); a property of tiny spread is scaled
+    like any other, only a constant one is refused, and not with strictness 0.
 
     Attributes:
       num_partitions: number of clients.
@@ -31,8 +37,9 @@ class ContinuousPartitioner:
       seed: of the noise and the shuffling.
 
     Raises:
-      ValueError: strictness outside [0, 1]; at partition time more partitions than rows, a column that is not of
-        finite numbers, or a constant one with strictness > 0.
+      ValueError: strictness outside [0, 1]; at partition time more partitions than
+        rows, a column that is not of finite numbers, or a constant one with strictness
+        > 0.
 
     Example:
       >>> columns = {"length": np.array([5.0, 1.0, 4.0, 2.0])}
@@ -59,7 +66,9 @@ class ContinuousPartitioner:
         check_enough_rows(self.num_partitions, len(values))
         rng = np.random.default_rng(self.seed)
         noise = rng.normal(loc=0, scale=1, size=len(values))
-        scores = self.strictness * self._standardised(values) + (1 - self.strictness) * noise
+        scores = (
+            self.strictness * self._standardised(values) + (1 - self.strictness) * noise
+        )
         order = np.argsort(scores, kind="stable").astype(np.int64)
         return shuffled(np.array_split(order, self.num_partitions), rng, self.shuffle)
 
@@ -69,8 +78,9 @@ class ContinuousPartitioner:
             return np.zeros(len(values))
         if values.min() == values.max():
             raise ValueError(
-                f"column {self.partition_by!r} holds nothing but {values[0]}, which tells no clients apart; take "
-                "another column or strictness=0"
+                f"column {self.partition_by!r} holds nothing but {values[0]}, "
+                "which tells no clients apart; take another column or "
+                "strictness=0"
             )
         scaled = values / np.abs(values).max()  # squares of huge numbers would overflow
         return (scaled - scaled.mean()) / scaled.std()
@@ -80,11 +90,20 @@ def _numbers(table: TableLike, name: str) -> np.ndarray:
     """f64[rows], a column of finite numbers."""
     column = read_column(table, name)
     if column.ndim != 1:
-        raise ValueError(f"expected a one-dimensional column {name!r} to partition by, got shape {column.shape}")
+        raise ValueError(
+            f"expected a one-dimensional column {name!r} to partition by, got shape {column.shape}"
+        )
     if column.dtype.kind not in "iuf":
-        raise ValueError(f"expected column {name!r} to hold numbers, got {column.dtype}; convert it with astype")
+        raise ValueError(
+            f"expected column {name!r} to hold numbers, got {column.dtype}; convert it with astype"
+        )
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         n_nan = int(np.isnan(column).sum())
-        found = f"holds {n_nan} NaN" if n_nan else f"holds {column[np.isinf(column)][0]}"
-        raise ValueError(f"column {name!r} {found}, expected finite numbers; drop these rows or give them a value")
+        found = (
+            f"holds {n_nan} NaN" if n_nan else f"holds {column[np.isinf(column)][0]}"
+        )
+        raise ValueError(
+            f"column {name!r} {found}, expected finite numbers; drop these rows "
+            "or give them a value"
+        )
     return column.astype(np.float64)

@@ -1,4 +1,7 @@
-"""The partitioner of the FedProx paper: few labels a client, and a given law of how many rows of each."""
+"""The partitioner of the FedProx paper.
+
+Few labels a client, and a given law of how many rows of each.
+"""
 
 from __future__ import annotations
 
@@ -23,34 +26,36 @@ from fedjax_fm.population.partition_checks import (
 class DistributionPartitioner:
     """Client k has labels k, k + 1, ... (modulo their number L); a matrix says how much of each.
 
-    Row i of the matrix belongs to the label i in ascending order, its columns to the clients that have this label,
-    in ascending order. With P clients of K labels there are C = K P / L columns. With `rescale`, the j-th client of a
-    label with n rows gets
+    Row i of the matrix belongs to the label i in ascending order, its columns to the
+    clients that have this label, in ascending order. With P clients of K labels there
+    are C = K P / L columns. With `rescale`, the j-th client of a label with n rows gets
 
       preassigned + floor((n - C preassigned) matrix[i, j] / sum_j matrix[i, j])
 
-    of them, and what the rounding leaves goes to one of these clients, drawn at random. Without it the matrix holds
-    numbers of rows. As in flwr-datasets' code (not in its text) fractions are cut, not rounded.
+    of them, and what the rounding leaves goes to one of these clients, drawn at random.
+    Without it the matrix holds numbers of rows. As in flwr-datasets' code (not in its
+    text) fractions are cut, not rounded.
 
     Attributes:
       distribution_array: [L, C], not negative; with `rescale` each row has a positive sum.
       num_partitions: P, a multiple of L.
       num_unique_labels_per_partition: K, at most L.
       partition_by: column of the labels.
-      preassigned_num_samples_per_label: rows of each label that each of its clients has before the rest is dealt; of
-        no effect without `rescale`.
-      rescale: deal all rows of each label in proportion; else the numbers as they are, and rows left are dropped,
-        with a warning.
+      preassigned_num_samples_per_label: rows of each label that each of its clients has
+        before the rest is dealt; of no effect without `rescale`.
+      rescale: deal all rows of each label in proportion; else the numbers as they are,
+        and rows left are dropped, with a warning.
       shuffle: put each client's rows in random order; else label by label.
       seed: of the rows that rounding leaves, and the shuffling.
 
     Raises:
-      ValueError: a matrix of other shape or with negative, NaN or infinite entries; at partition time numbers that do
-        not fit the labels of the table.
+      ValueError: a matrix of other shape or with negative, NaN or infinite entries; at
+        partition time numbers that do not fit the labels of the table.
 
     References:
-      Li, T. et al. (2020). Federated Optimization in Heterogeneous Networks. MLSys. arXiv:1812.06127 (1000 clients
-      with two digits each, sizes by a power law: a log-normal matrix).
+      Li, T. et al. (2020). Federated Optimization in Heterogeneous Networks. MLSys.
+      arXiv:1812.06127 (1000 clients with two digits each, sizes by a power law: a
+      log-normal matrix).
 
     Example:
       >>> columns = {"label": np.array([0, 1] * 6)}
@@ -71,13 +76,25 @@ class DistributionPartitioner:
 
     def __post_init__(self) -> None:
         checks.whole("num_partitions", self.num_partitions, least=1)
-        checks.whole("num_unique_labels_per_partition", self.num_unique_labels_per_partition, least=1)
+        checks.whole(
+            "num_unique_labels_per_partition",
+            self.num_unique_labels_per_partition,
+            least=1,
+        )
         check_column_name("partition_by", self.partition_by)
-        checks.whole("preassigned_num_samples_per_label", self.preassigned_num_samples_per_label, least=0)
+        checks.whole(
+            "preassigned_num_samples_per_label",
+            self.preassigned_num_samples_per_label,
+            least=0,
+        )
         checks.flag("rescale", self.rescale)
         checks.flag("shuffle", self.shuffle)
         check_seed(self.seed)
-        object.__setattr__(self, "distribution_array", _checked_matrix(self.distribution_array, self.rescale))
+        object.__setattr__(
+            self,
+            "distribution_array",
+            _checked_matrix(self.distribution_array, self.rescale),
+        )
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
         """Row numbers of each client."""
@@ -87,10 +104,16 @@ class DistributionPartitioner:
         self._check_fit(len(values))
         counts = self._counts(np.array([len(rows) for rows in rows_of_labels]))
         rng = np.random.default_rng(self.seed)
-        pieces = [iter(self._cut(rows, numbers, rng)) for rows, numbers in zip(rows_of_labels, counts, strict=True)]
+        pieces = [
+            iter(self._cut(rows, numbers, rng))
+            for rows, numbers in zip(rows_of_labels, counts, strict=True)
+        ]
         clients = []
         for client in range(self.num_partitions):
-            labels = [(client + k) % len(values) for k in range(self.num_unique_labels_per_partition)]
+            labels = [
+                (client + k) % len(values)
+                for k in range(self.num_unique_labels_per_partition)
+            ]
             clients.append(np.concatenate([next(pieces[label]) for label in labels]))
         self._warn_of_rows_left(sum(map(len, clients)), len(codes))
         return shuffled(clients, rng, self.shuffle)
@@ -103,8 +126,9 @@ class DistributionPartitioner:
             if too_many.size:
                 label = too_many[0]
                 raise ValueError(
-                    f"distribution_array asks for {matrix[label].sum():g} rows of label {label} (in ascending order), "
-                    f"the table has {n_rows[label]}; lower it or take rescale=True"
+                    f"distribution_array asks for {matrix[label].sum():g} rows of "
+                    f"label {label} (in ascending order), the table has "
+                    f"{n_rows[label]}; lower it or take rescale=True"
                 )
             return matrix.astype(np.int64)
         shares = matrix / matrix.sum(axis=1, keepdims=True)
@@ -112,15 +136,21 @@ class DistributionPartitioner:
         scarce = np.flatnonzero(n_rows - set_aside < matrix.shape[1])
         if scarce.size:
             raise ValueError(
-                f"expected at least {set_aside + matrix.shape[1]} rows of each label for preassigned_num_samples_per_label="
-                f"{self.preassigned_num_samples_per_label} and {matrix.shape[1]} clients a label, label {scarce[0]} (in "
-                f"ascending order) has {n_rows[scarce[0]]}; lower it or pass more rows"
+                f"expected at least {set_aside + matrix.shape[1]} rows of each "
+                "label for preassigned_num_samples_per_label="
+                f"{self.preassigned_num_samples_per_label} and {matrix.shape[1]} "
+                f"clients a label, label {scarce[0]} (in ascending order) has "
+                f"{n_rows[scarce[0]]}; lower it or pass more rows"
             )
         dealt = np.floor(shares * (n_rows - set_aside)[:, None]).astype(np.int64)
         return dealt + self.preassigned_num_samples_per_label
 
-    def _cut(self, rows: np.ndarray, numbers: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """A label's rows for each of its clients, int64[numbers[j]] and for one of them what is left."""
+    def _cut(
+        self, rows: np.ndarray, numbers: np.ndarray, rng: np.random.Generator
+    ) -> list[np.ndarray]:
+        """A label's rows for each of its clients, int64[numbers[j]] and for one of them
+        what is left.
+        """
         *pieces, left = np.split(rows, np.cumsum(numbers))
         if self.rescale:
             lucky = int(rng.integers(0, len(pieces)))
@@ -131,25 +161,32 @@ class DistributionPartitioner:
         """Raises ValueError unless P, K and the matrix fit the number of labels."""
         if self.num_unique_labels_per_partition > n_labels:
             raise ValueError(
-                f"expected num_unique_labels_per_partition <= number of labels, got num_unique_labels_per_partition="
-                f"{self.num_unique_labels_per_partition} for {n_labels} labels in {self.partition_by!r}"
+                "expected num_unique_labels_per_partition <= number of labels, "
+                "got num_unique_labels_per_partition="
+                f"{self.num_unique_labels_per_partition} for {n_labels} labels in "
+                f"{self.partition_by!r}"
             )
         if self.num_partitions % n_labels:
             raise ValueError(
-                f"expected num_partitions to be a multiple of the number of labels, got num_partitions="
-                f"{self.num_partitions} for {n_labels} labels in {self.partition_by!r}"
+                "expected num_partitions to be a multiple of the number of "
+                f"labels, got num_partitions={self.num_partitions} for {n_labels} "
+                f"labels in {self.partition_by!r}"
             )
-        shape = (n_labels, self.num_unique_labels_per_partition * self.num_partitions // n_labels)
+        shape = (
+            n_labels,
+            self.num_unique_labels_per_partition * self.num_partitions // n_labels,
+        )
         if self.distribution_array.shape != shape:
             raise ValueError(
-                f"expected a distribution_array of shape {shape} (labels, clients that have a label), got "
-                f"{self.distribution_array.shape}"
+                f"expected a distribution_array of shape {shape} (labels, clients "
+                f"that have a label), got {self.distribution_array.shape}"
             )
 
     def _warn_of_rows_left(self, n_dealt: int, n_rows: int) -> None:
         if n_dealt < n_rows:
             warn(
-                f"distribution_array deals {n_dealt} of {n_rows} rows; {n_rows - n_dealt} are dropped",
+                f"distribution_array deals {n_dealt} of {n_rows} rows; "
+                f"{n_rows - n_dealt} are dropped",
                 stacklevel=3,
             )
 
@@ -159,16 +196,23 @@ def _checked_matrix(matrix: Any, rescale: bool) -> np.ndarray:
     try:
         array = np.asarray(matrix)
     except ValueError as error:
-        raise ValueError("expected distribution_array as one matrix of numbers, got rows of unequal length") from error
+        raise ValueError(
+            "expected distribution_array as one matrix of numbers, got rows of unequal length"
+        ) from error
     if array.ndim != 2 or array.dtype.kind not in "iuf" or array.size == 0:
         raise ValueError(
-            f"expected distribution_array as a matrix of numbers (labels, clients that have a label), got dtype "
-            f"{array.dtype} and shape {array.shape}"
+            "expected distribution_array as a matrix of numbers (labels, clients "
+            f"that have a label), got dtype {array.dtype} and shape {array.shape}"
         )
     wrong = array[~(np.isfinite(array) & (array >= 0))]
     if wrong.size:
-        raise ValueError(f"expected a distribution_array of finite numbers >= 0, got {wrong[0]} in it")
+        raise ValueError(
+            f"expected a distribution_array of finite numbers >= 0, got {wrong[0]} in it"
+        )
     empty = np.flatnonzero(array.sum(axis=1) == 0)
     if rescale and empty.size:
-        raise ValueError(f"row {empty[0]} of distribution_array sums to 0; expected a positive sum, or rescale=False")
+        raise ValueError(
+            f"row {empty[0]} of distribution_array sums to 0; expected a positive "
+            "sum, or rescale=False"
+        )
     return array.astype(np.float64)

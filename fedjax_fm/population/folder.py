@@ -1,6 +1,9 @@
-"""A population as a folder: one .npy file an array, `offsets.npy`, and `arrays.json`, which says what is where.
+"""A population as a folder.
 
-A folder is written beside its place and renamed when it is whole, so that a full disk leaves nothing behind.
+One .npy file an array, `offsets.npy`, and `arrays.json`, which says what is where.
+
+A folder is written beside its place and renamed when it is whole, so that a full disk
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -18,7 +21,11 @@ import numpy as np
 OFFSETS, INDEX = "offsets.npy", "arrays.json"
 
 
-def write(folder: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], offsets: np.ndarray) -> None:
+def write(
+    folder: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    offsets: np.ndarray,
+) -> None:
     """Writes a new folder, whole or not at all.
 
     Raises:
@@ -26,7 +33,9 @@ def write(folder: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], offs
     """
     path = Path(folder)
     if path.exists() or path.is_symlink():
-        raise FileExistsError(f"{path} is there already; a population is saved into a new folder")
+        raise FileExistsError(
+            f"{path} is there already; a population is saved into a new folder"
+        )
     partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
     files = _file_names(arrays)
@@ -34,7 +43,9 @@ def write(folder: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], offs
         for name, array in arrays.items():
             np.save(partial / files[name], array, allow_pickle=False)
         np.save(partial / OFFSETS, offsets, allow_pickle=False)
-        (partial / INDEX).write_text(json.dumps({"arrays": files}, indent=1), encoding="utf-8")
+        (partial / INDEX).write_text(
+            json.dumps({"arrays": files}, indent=1), encoding="utf-8"
+        )
         partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -54,13 +65,18 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], np.ndar
     arrays = {}
     for name, file in _files_of(path).items():
         if not (path / file).is_file():
-            raise FileNotFoundError(f"the population {path} lacks its array {name!r}: no file {file}")
+            raise FileNotFoundError(
+                f"the population {path} lacks its array {name!r}: no file {file}"
+            )
         arrays[name] = _load(path / file, mapped=True)
     return arrays, _load(path / OFFSETS, mapped=False)
 
 
 def _file_names(names: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """A file for each array: its name, escaped, and numbered where a disk without cases would mix two up."""
+    """A file for each array.
+
+    Its name, escaped, and numbered where a disk without cases would mix two up.
+    """
     files: dict[str, str] = {}
     taken = {OFFSETS, INDEX}
     for name in names:
@@ -74,16 +90,24 @@ def _file_names(names: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def _files_of(path: Path) -> dict[str, str]:
-    """name -> file; without a list of arrays every .npy file is one."""
+    """Name -> file; without a list of arrays every .npy file is one."""
     if not (path / INDEX).is_file():
-        return {file.stem: file.name for file in sorted(path.glob("*.npy")) if file.name != OFFSETS}
+        return {
+            file.stem: file.name
+            for file in sorted(path.glob("*.npy"))
+            if file.name != OFFSETS
+        }
     try:
         files = json.loads((path / INDEX).read_text(encoding="utf-8"))["arrays"]
         outside = [file for file in files.values() if Path(file).name != file]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path / INDEX} is no list of arrays; save the population again") from error
+        raise ValueError(
+            f"{path / INDEX} is no list of arrays; save the population again"
+        ) from error
     if outside:
-        raise ValueError(f"{path / INDEX} names {outside[0]!r}, expected files of the folder itself")
+        raise ValueError(
+            f"{path / INDEX} names {outside[0]!r}, expected files of the folder itself"
+        )
     return files
 
 
@@ -91,4 +115,6 @@ def _load(file: Path, *, mapped: bool) -> np.ndarray:
     try:
         return np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{file} is no whole array of numbers ({error}); save the population again") from error
+        raise ValueError(
+            f"{file} is no whole array of numbers ({error}); save the population again"
+        ) from error

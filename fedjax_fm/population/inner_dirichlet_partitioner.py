@@ -24,26 +24,32 @@ from fedjax_fm.population.partition_checks import (
 class InnerDirichletPartitioner:
     """Client k gets `partition_sizes[k]` rows, whose labels follow its own mixture.
 
-    mixture_k ~ Dirichlet(alpha) over the classes. Row by row a client that has room is drawn uniformly, then a class
-    from its mixture. A class that has run out drops from all mixtures, which are scaled to sum to one again.
+    mixture_k ~ Dirichlet(alpha) over the classes. Row by row a client that has room is
+    drawn uniformly, then a class from its mixture. A class that has run out drops from
+    all mixtures, which are scaled to sum to one again.
 
-    With the same seed and labels 0, 1, ... this draws the numbers of flwr-datasets 0.6. Deviations: labels may be of
-    any kind; where a client's whole mixture lay on classes that have run out, flwr-datasets stops ("probabilities
-    contain NaN"), here the mixture is drawn again from Dirichlet(alpha of the classes left), its law given them.
+    With the same seed and labels 0, 1, ... this draws the numbers of flwr-datasets 0.6.
+    Deviations: labels may be of any kind; where a client's whole mixture lay on classes
+    that have run out, flwr-datasets stops ("probabilities contain NaN"), here the
+    mixture is drawn again from Dirichlet(alpha of the classes left), its law given
+    them.
 
     Attributes:
-      partition_sizes: rows of each client, 0 allowed. Rows beyond their sum go to nobody; this warns.
+      partition_sizes: rows of each client, 0 allowed. Rows beyond their sum go to
+        nobody; this warns.
       partition_by: column of the labels.
-      alpha: one concentration for all classes, or one for each class in ascending order of the labels.
+      alpha: one concentration for all classes, or one for each class in ascending order
+        of the labels.
       shuffle: put each client's rows in random order; else in reverse order of the draws.
       seed: of the draws and the shuffling.
 
     Raises:
-      ValueError: a size < 0, alpha not in (0, 1e100]; at partition time sizes that add up to more than the rows, or
-        not one alpha for each class.
+      ValueError: a size < 0, alpha not in (0, 1e100]; at partition time sizes that add
+        up to more than the rows, or not one alpha for each class.
 
     References:
-      Acar, D.A.E. et al. (2021). Federated Learning Based on Dynamic Regularization. ICLR. arXiv:2111.04263.
+      Acar, D.A.E. et al. (2021). Federated Learning Based on Dynamic Regularization.
+      ICLR. arXiv:2111.04263.
 
     Example:
       >>> columns = {"label": np.array([0, 1] * 6)}
@@ -59,7 +65,9 @@ class InnerDirichletPartitioner:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "partition_sizes", check_sizes(self.partition_sizes, least=0))
+        object.__setattr__(
+            self, "partition_sizes", check_sizes(self.partition_sizes, least=0)
+        )
         check_column_name("partition_by", self.partition_by)
         object.__setattr__(self, "alpha", check_alpha(self.alpha))
         checks.flag("shuffle", self.shuffle)
@@ -71,18 +79,27 @@ class InnerDirichletPartitioner:
         self._check_fit(len(values), len(codes))
         rng = np.random.default_rng(self.seed)
         alpha = np.broadcast_to(np.asarray(self.alpha), (len(values),))
-        clients = _deal(rows_by_category(codes, len(values)), self.partition_sizes, alpha, rng)
+        clients = _deal(
+            rows_by_category(codes, len(values)), self.partition_sizes, alpha, rng
+        )
         return shuffled(clients, rng, self.shuffle)
 
     def _check_fit(self, n_classes: int, n_rows: int) -> None:
-        """Raises ValueError if the sizes or alpha do not fit the table; warns of rows that nobody gets."""
+        """Raises ValueError if the sizes or alpha do not fit the table.
+
+        Warns of rows that nobody gets.
+        """
         total = sum(self.partition_sizes)
         if total > n_rows:
-            raise ValueError(f"expected partition_sizes that add up to at most {n_rows} rows, got a sum of {total}")
+            raise ValueError(
+                f"expected partition_sizes that add up to at most {n_rows} rows, "
+                f"got a sum of {total}"
+            )
         if np.shape(self.alpha) not in ((), (n_classes,)):
             raise ValueError(
-                f"expected one alpha or one for each of the {n_classes} classes of {self.partition_by!r}, got alpha of "
-                f"shape {np.shape(self.alpha)}"
+                f"expected one alpha or one for each of the {n_classes} classes "
+                f"of {self.partition_by!r}, got alpha of shape "
+                f"{np.shape(self.alpha)}"
             )
         if total < n_rows:
             warn(
@@ -110,7 +127,9 @@ class _Mixtures:
         self.shares[:, label] = 0
         totals = self.shares.sum(axis=1, keepdims=True)
         for client in np.flatnonzero(totals[:, 0] == 0):
-            self.shares[client, self.is_left] = self.rng.dirichlet(self.alpha[self.is_left])
+            self.shares[client, self.is_left] = self.rng.dirichlet(
+                self.alpha[self.is_left]
+            )
             totals[client] = self.shares[client].sum()
         self.shares = self.shares / totals
         self._ends = _cumulated(self.shares)
@@ -122,9 +141,14 @@ def _cumulated(shares: np.ndarray) -> np.ndarray:
 
 
 def _deal(
-    rows_of_classes: list[np.ndarray], sizes: Sequence[int], alpha: np.ndarray, rng: np.random.Generator
+    rows_of_classes: list[np.ndarray],
+    sizes: Sequence[int],
+    alpha: np.ndarray,
+    rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Rows of each client: the last row of a class first, into the last free place of the client."""
+    """Rows of each client: the last row of a class first, into the last free place of
+    the client.
+    """
     mixtures = _Mixtures(alpha, len(sizes), rng)
     clients = [np.zeros(size, dtype=np.int64) for size in sizes]
     room, stock = list(sizes), [len(rows) for rows in rows_of_classes]
@@ -141,8 +165,13 @@ def _deal(
     return clients
 
 
-def _with_room(open_clients: list[int], room: list[int], rng: np.random.Generator) -> int:
-    """A client drawn uniformly; one that turns out to be full leaves the list, and another is drawn."""
+def _with_room(
+    open_clients: list[int], room: list[int], rng: np.random.Generator
+) -> int:
+    """A client drawn uniformly.
+
+    One that turns out to be full leaves the list, and another is drawn.
+    """
     while True:
         place = int(rng.integers(0, len(open_clients)))
         client = open_clients[place]

@@ -1,7 +1,8 @@
 """Partitioners that skew the labels between clients: Dirichlet and pathological.
 
-Semantics of flwr-datasets 0.6; `partitioners` says where ours deviate as a family. With the same seed and the
-same column these draw the same random numbers in the same order as flwr-datasets does on its first call.
+Semantics of flwr-datasets 0.6; `partitioners` says where ours deviate as a family. With
+the same seed and the same column these draw the same random numbers in the same order
+as flwr-datasets does on its first call.
 """
 
 from __future__ import annotations
@@ -33,29 +34,33 @@ DIRICHLET_DRAWS = 11  # flwr-datasets draws once and repeats ten times
 class DirichletPartitioner:
     """Each class is dealt to the clients in shares drawn from a Dirichlet distribution.
 
-    For every class, shares ~ Dirichlet(alpha) over the clients. Small alpha: a class sits with few clients;
-    alpha to infinity: every client has the label shares of the whole table.
+    For every class, shares ~ Dirichlet(alpha) over the clients. Small alpha: a class
+    sits with few clients; alpha to infinity: every client has the label shares of the
+    whole table.
 
     Attributes:
       num_partitions: number of clients.
       partition_by: column of the labels.
       alpha: one concentration for all clients, or one per client (length `num_partitions`).
-      min_partition_size: rows each client must get. A draw that misses it is thrown away and all classes are
-        drawn again, up to 11 draws, so the result is a draw *given* that size. Deviation: flwr-datasets warns
-        at each repetition, here only the last failure speaks.
-      self_balancing: a client above the mean number of rows gets nothing of the classes still to be dealt
-        (in the code of Yurochkin et al., not in their text). Deviation: where a tiny alpha leaves a class
-        with nobody to take it, flwr-datasets divides by zero; here the draw counts as failed.
+      min_partition_size: rows each client must get. A draw that misses it is thrown
+        away and all classes are drawn again, up to 11 draws, so the result is a draw
+        *given* that size. Deviation: flwr-datasets warns at each repetition, here only
+        the last failure speaks.
+      self_balancing: a client above the mean number of rows gets nothing of the classes
+        still to be dealt (in the code of Yurochkin et al., not in their text).
+        Deviation: where a tiny alpha leaves a class with nobody to take it,
+        flwr-datasets divides by zero; here the draw counts as failed.
       shuffle: put each client's rows in random order; else class by class, ascending.
       seed: of the draws and the shuffling.
 
     Raises:
-      ValueError: alpha not in (0, 1e100] or of the wrong length; at partition time more partitions than
-        rows, or `min_partition_size` not reached. Deviation: a size that no draw can reach fails at once.
+      ValueError: alpha not in (0, 1e100] or of the wrong length; at partition time more
+        partitions than rows, or `min_partition_size` not reached. Deviation: a size
+        that no draw can reach fails at once.
 
     References:
-      Yurochkin, M. et al. (2019). Bayesian Nonparametric Federated Learning of Neural Networks. ICML.
-      arXiv:1905.12022, section 4.
+      Yurochkin, M. et al. (2019). Bayesian Nonparametric Federated Learning of Neural
+      Networks. ICML. arXiv:1905.12022, section 4.
 
     Example:
       >>> columns = {"label": np.array([0, 1] * 50)}
@@ -102,10 +107,13 @@ class DirichletPartitioner:
                 return shuffled(clients, rng, self.shuffle)
             best = max(best, smallest)
         raise self._size_error(
-            f"the smallest client had at most {best} rows in {DIRICHLET_DRAWS} draws of {len(codes)} rows"
+            f"the smallest client had at most {best} rows in {DIRICHLET_DRAWS} "
+            f"draws of {len(codes)} rows"
         )
 
-    def _draw(self, rows_of_classes: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray] | None:
+    def _draw(
+        self, rows_of_classes: list[np.ndarray], rng: np.random.Generator
+    ) -> list[np.ndarray] | None:
         """One draw over all classes; None if balancing left a class with no client to take it."""
         alpha = np.broadcast_to(np.asarray(self.alpha), (self.num_partitions,))
         mean_size = sum(len(rows) for rows in rows_of_classes) / self.num_partitions
@@ -116,7 +124,9 @@ class DirichletPartitioner:
             if self.self_balancing:
                 shares[sizes > mean_size] = 0.0
                 total = sum(shares.tolist())
-                if total == 0.0:  # tiny alpha: all of the class fell to clients that are already full
+                if (
+                    total == 0.0
+                ):  # tiny alpha: all of the class fell to clients that are already full
                     return None
                 shares = shares / total
             ends = (np.cumsum(shares) * len(rows)).astype(np.int64)[:-1]
@@ -126,8 +136,9 @@ class DirichletPartitioner:
 
     def _size_error(self, finding: str) -> ValueError:
         return ValueError(
-            f"expected min_partition_size={self.min_partition_size} rows for each of num_partitions="
-            f"{self.num_partitions} clients with alpha={self.alpha}: {finding}; raise alpha, lower "
+            f"expected min_partition_size={self.min_partition_size} rows for each "
+            f"of num_partitions={self.num_partitions} clients with "
+            f"alpha={self.alpha}: {finding}; raise alpha, lower "
             "min_partition_size or num_partitions, or take self_balancing=True"
         )
 
@@ -136,8 +147,9 @@ class DirichletPartitioner:
 class PathologicalPartitioner:
     """Each client has rows of exactly `num_classes_per_partition` classes.
 
-    First each client is given its classes, then the rows of a class are cut into equal parts for the clients
-    that have it. The assignment of classes, in ascending order of the labels:
+    First each client is given its classes, then the rows of a class are cut into equal
+    parts for the clients that have it. The assignment of classes, in ascending order of
+    the labels:
 
     - "random": drawn without replacement for each client.
     - "deterministic": client k has classes k, k + 1, ... (modulo their number).
@@ -146,12 +158,13 @@ class PathologicalPartitioner:
     A class that no client has is dropped; as in flwr-datasets this warns.
 
     Raises:
-      ValueError: an unknown mode; at partition time more classes per client than there are, or a class
-        assigned to more clients than it has rows.
+      ValueError: an unknown mode; at partition time more classes per client than there
+        are, or a class assigned to more clients than it has rows.
 
     References:
-      Li, Q., Diao, Y., Chen, Q. and He, B. (2022). Federated Learning on Non-IID Data Silos: An Experimental
-      Study. ICDE. arXiv:2102.02079 (quantity-based label imbalance; there "first-deterministic").
+      Li, Q., Diao, Y., Chen, Q. and He, B. (2022). Federated Learning on Non-IID Data
+      Silos: An Experimental Study. ICDE. arXiv:2102.02079 (quantity-based label
+      imbalance; there "first-deterministic").
 
     Example:
       >>> columns = {"label": np.array([0, 1, 2, 0, 1, 2])}
@@ -169,8 +182,14 @@ class PathologicalPartitioner:
     def __post_init__(self) -> None:
         checks.whole("num_partitions", self.num_partitions, least=1)
         check_column_name("partition_by", self.partition_by)
-        checks.whole("num_classes_per_partition", self.num_classes_per_partition, least=1)
-        checks.choice("class_assignment_mode", self.class_assignment_mode, get_args(ClassAssignmentMode))
+        checks.whole(
+            "num_classes_per_partition", self.num_classes_per_partition, least=1
+        )
+        checks.choice(
+            "class_assignment_mode",
+            self.class_assignment_mode,
+            get_args(ClassAssignmentMode),
+        )
         checks.flag("shuffle", self.shuffle)
         check_seed(self.seed)
 
@@ -180,22 +199,33 @@ class PathologicalPartitioner:
         check_enough_rows(self.num_partitions, len(codes))
         if self.num_classes_per_partition > len(values):
             raise ValueError(
-                f"expected num_classes_per_partition <= number of classes in {self.partition_by!r}, got "
-                f"num_classes_per_partition={self.num_classes_per_partition} for {len(values)} classes"
+                "expected num_classes_per_partition <= number of classes in "
+                f"{self.partition_by!r}, got "
+                f"num_classes_per_partition={self.num_classes_per_partition} for "
+                f"{len(values)} classes"
             )
         rng = np.random.default_rng(self.seed)
-        classes = [self._classes_of(client, len(values), rng) for client in range(self.num_partitions)]
+        classes = [
+            self._classes_of(client, len(values), rng)
+            for client in range(self.num_partitions)
+        ]
         n_owners = np.bincount(np.concatenate(classes), minlength=len(values))
         n_rows = np.bincount(codes, minlength=len(values))
         self._check_owners(values, n_owners, n_rows)
         parts = [
             iter(np.array_split(rows, max(owners, 1)))
-            for rows, owners in zip(rows_by_category(codes, len(values)), n_owners, strict=True)
+            for rows, owners in zip(
+                rows_by_category(codes, len(values)), n_owners, strict=True
+            )
         ]
-        clients = [np.concatenate([next(parts[k]) for k in sorted(owned)]) for owned in classes]
+        clients = [
+            np.concatenate([next(parts[k]) for k in sorted(owned)]) for owned in classes
+        ]
         return shuffled(clients, rng, self.shuffle)
 
-    def _classes_of(self, client: int, n_classes: int, rng: np.random.Generator) -> list[int]:
+    def _classes_of(
+        self, client: int, n_classes: int, rng: np.random.Generator
+    ) -> list[int]:
         n_wanted = self.num_classes_per_partition
         if self.class_assignment_mode == "deterministic":
             return [(client + k) % n_classes for k in range(n_wanted)]
@@ -208,16 +238,22 @@ class PathologicalPartitioner:
                 owned.append(drawn)
         return owned
 
-    def _check_owners(self, values: np.ndarray, n_owners: np.ndarray, n_rows: np.ndarray) -> None:
+    def _check_owners(
+        self, values: np.ndarray, n_owners: np.ndarray, n_rows: np.ndarray
+    ) -> None:
         for k in np.flatnonzero(n_owners > n_rows):
             raise ValueError(
-                f"class {values[k]!r} is assigned to {n_owners[k]} clients but has {n_rows[k]} rows; lower "
-                "num_partitions or num_classes_per_partition, or take class_assignment_mode='deterministic'"
+                f"class {values[k]!r} is assigned to {n_owners[k]} clients but "
+                f"has {n_rows[k]} rows; lower num_partitions or "
+                "num_classes_per_partition, or take "
+                "class_assignment_mode='deterministic'"
             )
         unused = np.flatnonzero(n_owners == 0)
         if unused.size:
             warn(
-                f"no client has classes {values[unused].tolist()}; their {n_rows[unused].sum()} rows are "
-                "dropped (class_assignment_mode='first-deterministic' uses every class if clients suffice)",
+                f"no client has classes {values[unused].tolist()}; their "
+                f"{n_rows[unused].sum()} rows are dropped "
+                "(class_assignment_mode='first-deterministic' uses every class "
+                "if clients suffice)",
                 stacklevel=3,
             )

@@ -1,4 +1,7 @@
-"""What all partitioners share: reading a column, and checks whose errors name the value and the cure."""
+"""What all partitioners share.
+
+Reading a column, and checks whose errors name the value and the cure.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from fedjax_fm import checks
 from fedjax_fm.population.column_values import kinds_of, refuse_missing
 from fedjax_fm.population.columns import TableLike, count_rows, read_column
 
-LARGEST_ALPHA = 1e100  # a sum of larger ones may overflow, and numpy then draws shares of zero
+LARGEST_ALPHA = (
+    1e100  # a sum of larger ones may overflow, and numpy then draws shares of zero
+)
 
 __all__ = [
     "categories",
@@ -26,7 +31,10 @@ __all__ = [
 
 
 def check_seed(seed: object) -> None:
-    """Raises unless `seed` is a whole number >= 0; a partition that nobody can repeat is refused."""
+    """Raises unless `seed` is a whole number >= 0.
+
+    A partition that nobody can repeat is refused.
+    """
     checks.whole("seed", seed, least=0)
 
 
@@ -36,10 +44,16 @@ def check_alpha(alpha: Any) -> float | tuple[float, ...]:
     Returns:
       One float, or a tuple of them.
     """
-    if isinstance(alpha, (str, bytes)) or not isinstance(alpha, (Sequence, np.ndarray)) or np.ndim(alpha) == 0:
+    if (
+        isinstance(alpha, (str, bytes))
+        or not isinstance(alpha, (Sequence, np.ndarray))
+        or np.ndim(alpha) == 0
+    ):
         return float(checks.real("alpha", alpha, above=0, most=LARGEST_ALPHA))
     if np.ndim(alpha) != 1:
-        raise ValueError(f"expected one alpha or a list of them, got alpha of shape {np.shape(alpha)}")
+        raise ValueError(
+            f"expected one alpha or a list of them, got alpha of shape {np.shape(alpha)}"
+        )
     for k, entry in enumerate(alpha):
         try:
             checks.real(f"alpha[{k}]", entry, above=0, most=LARGEST_ALPHA)
@@ -51,7 +65,9 @@ def check_alpha(alpha: Any) -> float | tuple[float, ...]:
 def check_sizes(sizes: Any, least: int) -> tuple[int, ...]:
     """Rows of each client, each a whole number >= `least`; at least one client."""
     if isinstance(sizes, (str, bytes)) or not isinstance(sizes, (Sequence, np.ndarray)):
-        raise TypeError(f"expected a list of whole numbers, got partition_sizes={sizes!r}")
+        raise TypeError(
+            f"expected a list of whole numbers, got partition_sizes={sizes!r}"
+        )
     if len(sizes) == 0:
         raise ValueError(f"expected at least one size, got partition_sizes={sizes!r}")
     for client, size in enumerate(sizes):
@@ -63,8 +79,9 @@ def check_enough_rows(num_partitions: int, n_rows: int) -> None:
     """Raises ValueError if some client would have no row whatever the rule."""
     if num_partitions > n_rows:
         raise ValueError(
-            f"expected num_partitions <= number of rows, got num_partitions={num_partitions} for {n_rows} "
-            "rows; ask for fewer clients or pass more rows"
+            "expected num_partitions <= number of rows, got "
+            f"num_partitions={num_partitions} for {n_rows} rows; ask for fewer "
+            "clients or pass more rows"
         )
 
 
@@ -81,21 +98,26 @@ def categories(table: TableLike, name: str) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
       KeyError: no such column; the message lists the columns and the nearest name.
-      ValueError: the column is not one-dimensional, has missing values, or holds values that cannot be ordered.
+      ValueError: the column is not one-dimensional, has missing values, or holds values
+        that cannot be ordered.
     """
     column = read_column(table, name)
     if column.ndim != 1:
-        raise ValueError(f"expected a one-dimensional column {name!r} to partition by, got shape {column.shape}")
+        raise ValueError(
+            f"expected a one-dimensional column {name!r} to partition by, got shape {column.shape}"
+        )
     _check_all_there(column, name)
     kinds = kinds_of(column) if column.dtype.kind == "O" else []
     if len(kinds) > 1:
-        raise ValueError(f"column {name!r} mixes types {kinds}, expected values of one type")
+        raise ValueError(
+            f"column {name!r} mixes types {kinds}, expected values of one type"
+        )
     try:
         values, codes = np.unique(column, return_inverse=True)
     except TypeError as error:
         raise ValueError(
-            f"column {name!r} holds {kinds[0] if kinds else column.dtype}, expected values that can be ordered "
-            "(numbers, text)"
+            f"column {name!r} holds {kinds[0] if kinds else column.dtype}, "
+            "expected values that can be ordered (numbers, text)"
         ) from error
     return values, codes.astype(np.int64)
 
@@ -104,8 +126,8 @@ def _check_all_there(column: np.ndarray, name: str) -> None:
     """Raises ValueError if a row has no value: clients of nobody would be made."""
     if column.dtype.kind == "f" and np.isnan(column).any():
         raise ValueError(
-            f"column {name!r} holds {int(np.isnan(column).sum())} NaN, expected a value in every row; "
-            "drop these rows or give them a value"
+            f"column {name!r} holds {int(np.isnan(column).sum())} NaN, expected a "
+            "value in every row; drop these rows or give them a value"
         )
     if column.dtype.kind in "mM":
         refuse_missing(f"column {name!r}", np.isnat(column))
@@ -117,7 +139,9 @@ def rows_by_category(codes: np.ndarray, n_categories: int) -> list[np.ndarray]:
     return np.split(order, np.cumsum(np.bincount(codes, minlength=n_categories))[:-1])
 
 
-def shuffled(clients: list[np.ndarray], rng: np.random.Generator, shuffle: bool) -> list[np.ndarray]:
+def shuffled(
+    clients: list[np.ndarray], rng: np.random.Generator, shuffle: bool
+) -> list[np.ndarray]:
     """Each client's rows, in random order if `shuffle`; draws from `rng` client by client."""
     if not shuffle:
         return clients

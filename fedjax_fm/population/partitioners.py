@@ -1,17 +1,19 @@
 """Who owns which row: rules that deal the rows of a table to clients.
 
-Names, parameters and semantics are those of flwr-datasets 0.6 (Apache-2.0, Flower Labs), written anew; each
-docstring says where it deviates. All of them deviate in three ways:
+Names, parameters and semantics are those of flwr-datasets 0.6 (Apache-2.0, Flower
+Labs), written anew; each docstring says where it deviates. All of them deviate in three
+ways:
 
-- `partition(table)` returns row numbers, one int64 array per client, instead of a dataset per call. The same
-  object and table give the same arrays however often it is called. A table is a dict of columns, a pandas or
-  polars frame, a pyarrow.Table, a datasets.Dataset; only the column that decides is read.
+- `partition(table)` returns row numbers, one int64 array per client, instead of a
+  dataset per call. The same object and table give the same arrays however often it is
+  called. A table is a dict of columns, a pandas or polars frame, a pyarrow.Table, a
+  datasets.Dataset; only the column that decides is read.
 - An integer seed is required: a partition nobody can repeat is refused.
 - Parameters are checked when the partitioner is made, not when the first client is loaded.
 
-The clients' arrays never share a row. They cover all rows, except where a docstring says what is dropped. The
-two vertical partitioners deal columns and return names. `Population.from_table(table, by=partitioner)` makes the
-clients.
+The clients' arrays never share a row. They cover all rows, except where a docstring
+says what is dropped. The two vertical partitioners deal columns and return names.
+`Population.from_table(table, by=partitioner)` makes the clients.
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ from fedjax_fm.population.size_partitioners import (
     SizePartitioner,
     SquarePartitioner,
 )
-from fedjax_fm.population.vertical_partitioners import VerticalEvenPartitioner, VerticalSizePartitioner
+from fedjax_fm.population.vertical_partitioners import (
+    VerticalEvenPartitioner,
+    VerticalSizePartitioner,
+)
 
 __all__ = [
     "ContinuousPartitioner",
@@ -74,16 +79,22 @@ class Partitioner(Protocol):
     """Anything that deals the rows of a table to clients."""
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client: a list of int64[rows of the client], no row in two of them."""
+        """Row numbers of each client.
+
+        A list of int64[rows of the client], no row in two of them.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class IidPartitioner:
-    """Shards of equal size, of rows in random order; the first `rows % num_partitions` have one row more.
+    """Shards of equal size, of rows in random order.
 
-    Deviation: flwr-datasets cuts contiguous shards of the rows as they stand, which is IID only if somebody
-    shuffled them before. `shuffle` and `seed` are ours; `shuffle=False` gives flwr's shards.
+    The first `rows % num_partitions` have one row more.
+
+    Deviation: flwr-datasets cuts contiguous shards of the rows as they stand, which is
+    IID only if somebody shuffled them before. `shuffle` and `seed` are ours;
+    `shuffle=False` gives flwr's shards.
 
     Raises:
       ValueError: num_partitions < 1; at partition time more partitions than rows.
@@ -116,7 +127,8 @@ class IidPartitioner:
 class NaturalIdPartitioner:
     """One client per distinct value of a column: the reviewer, the role, the document.
 
-    Deviation: clients stand in the order in which their value first appears; flwr-datasets sorts the values.
+    Deviation: clients stand in the order in which their value first appears;
+      flwr-datasets sorts the values.
 
     Example:
       >>> partitioner = NaturalIdPartitioner("role")
@@ -137,24 +149,31 @@ class NaturalIdPartitioner:
 
     def client_names(self, table: TableLike) -> list[str]:
         """The value each client stands for, in the order of `partition`."""
-        return [str(value) for value in _natural_clients(table, self.partition_by)[0].tolist()]
+        return [
+            str(value)
+            for value in _natural_clients(table, self.partition_by)[0].tolist()
+        ]
 
 
 @dataclass(frozen=True)
 class GroupedNaturalIdPartitioner:
-    """`group_size` natural ids make one client: devices become organisations (cross-device to cross-silo).
+    """`group_size` natural ids make one client.
 
-    Ids are taken in order of first appearance, or sorted with `sort_unique_ids`. What happens to a remainder
-    of ids is the `mode`, spelled as in flwr-datasets:
+    Devices become organisations (cross-device to cross-silo).
 
-    - "allow-smaller": it forms a last, smaller client (also if there are fewer ids than `group_size`).
+    Ids are taken in order of first appearance, or sorted with `sort_unique_ids`. What
+    happens to a remainder of ids is the `mode`, spelled as in flwr-datasets:
+
+    - "allow-smaller": it forms a last, smaller client (also if there are fewer ids than
+    `group_size`).
     - "allow-bigger": it is spread over the first clients.
     - "drop-reminder": its rows are dropped.
     - "strict": it is an error.
 
     Raises:
-      ValueError: group_size < 1 (flwr-datasets lets 0 pass) or an unknown mode; at partition time fewer ids
-        than `group_size` in any mode but "allow-smaller", or a remainder in mode "strict".
+      ValueError: group_size < 1 (flwr-datasets lets 0 pass) or an unknown mode; at
+        partition time fewer ids than `group_size` in any mode but "allow-smaller", or a
+        remainder in mode "strict".
 
     Example:
       >>> columns = {"role": np.array(["b", "a", "b", "c"])}
@@ -182,26 +201,35 @@ class GroupedNaturalIdPartitioner:
         if n_ids < self.group_size and self.mode != "allow-smaller":
             raise ValueError(
                 f"expected group_size <= number of ids in mode {self.mode!r}, got group_size="
-                f'{self.group_size} for {n_ids} ids; take a smaller group_size or mode="allow-smaller"'
+                f"{self.group_size} for {n_ids} ids; take a smaller group_size or "
+                'mode="allow-smaller"'
             )
         if remainder and self.mode == "strict":
             raise ValueError(
                 f'expected group_size to divide the number of ids in mode "strict", got group_size='
-                f"{self.group_size} for {n_ids} ids (remainder {remainder}); change it or take another mode"
+                f"{self.group_size} for {n_ids} ids (remainder {remainder}); change it or "
+                "take another mode"
             )
         if self.mode == "allow-bigger":
             groups = np.array_split(np.arange(n_ids), n_ids // self.group_size)
         else:
             end = n_ids - remainder if self.mode == "drop-reminder" else n_ids
-            groups = [np.arange(n_ids)[start : start + self.group_size] for start in range(0, end, self.group_size)]
+            groups = [
+                np.arange(n_ids)[start : start + self.group_size]
+                for start in range(0, end, self.group_size)
+            ]
         return [np.concatenate([rows_of_ids[k] for k in group]) for group in groups]
 
 
-def _natural_clients(table: TableLike, partition_by: str) -> tuple[np.ndarray, list[np.ndarray]]:
+def _natural_clients(
+    table: TableLike, partition_by: str
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Distinct values in order of first appearance, and the rows of each, ascending."""
     values, codes = categories(table, partition_by)
     if len(codes) == 0:
-        raise ValueError(f"expected at least one row to partition by {partition_by!r}, got none")
+        raise ValueError(
+            f"expected at least one row to partition by {partition_by!r}, got none"
+        )
     rows = rows_by_category(codes, len(values))
     order = np.argsort([rows_of_value[0] for rows_of_value in rows])
     return values[order], [rows[k] for k in order]

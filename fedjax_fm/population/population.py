@@ -22,8 +22,9 @@ from fedjax_fm.population.values import checked_array
 class Population:
     """N clients of unequal size over shared flat arrays.
 
-    Values reach the device as they are, or the population is refused by the name of the array: text and objects,
-    integers that JAX would narrow to others, finite floats that would become infinite.
+    Values reach the device as they are, or the population is refused by the name of the
+    array: text and objects, integers that JAX would narrow to others, finite floats
+    that would become infinite.
 
     Attributes:
       arrays: {name: [n, ...]}, all with the same n; numbers or bools.
@@ -31,7 +32,8 @@ class Population:
 
     Raises:
       TypeError: a name that is no text, offsets that are no integers.
-      ValueError: arrays of unequal length, offsets that do not rise from 0 to n, values that no device holds.
+      ValueError: arrays of unequal length, offsets that do not rise from 0 to n, values
+        that no device holds.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -39,18 +41,30 @@ class Population:
 
     def __post_init__(self) -> None:
         if not isinstance(self.arrays, Mapping):
-            raise TypeError(f"expected a mapping from names to arrays, got a {type(self.arrays).__name__}")
-        arrays = {name: checked_array(name, array) for name, array in self.arrays.items()}
+            raise TypeError(
+                f"expected a mapping from names to arrays, got a {type(self.arrays).__name__}"
+            )
+        arrays = {
+            name: checked_array(name, array) for name, array in self.arrays.items()
+        }
         lengths = {name: len(array) for name, array in arrays.items()}
         if not lengths:
             raise ValueError("a population needs at least one array, got none")
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"arrays must share their first dimension, got lengths {lengths}")
+            raise ValueError(
+                f"arrays must share their first dimension, got lengths {lengths}"
+            )
         object.__setattr__(self, "arrays", arrays)
-        object.__setattr__(self, "offsets", _checked_offsets(self.offsets, next(iter(lengths.values()))))
+        object.__setattr__(
+            self,
+            "offsets",
+            _checked_offsets(self.offsets, next(iter(lengths.values()))),
+        )
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], offsets: np.ndarray | Sequence[int]) -> Population:
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], offsets: np.ndarray | Sequence[int]
+    ) -> Population:
         """Takes flat arrays as they are, without a copy."""
         return cls(arrays, offsets)  # type: ignore[arg-type]  # checked and made an array there
 
@@ -82,18 +96,24 @@ class Population:
         columns: Sequence[str] | None = None,
         pad: Mapping[str, float] | None = None,
     ) -> Population:
-        """Reads the clients from a table: a dict of columns, a frame, a pyarrow.Table, a datasets.Dataset.
+        """Reads the clients from a table.
+
+        A dict of columns, a frame, a pyarrow.Table, a datasets.Dataset.
 
         Args:
           table: anything with named columns of equal length.
-          by: a column of ids, each distinct value one client in order of first appearance; or a partitioner.
+          by: a column of ids, each distinct value one client in order of first
+            appearance; or a partitioner.
           rows: instead of `by`, the row numbers of each client.
-          columns: which become arrays; default all but the column of ids. Text must be tokenized before.
-          pad: column -> what fills its rows up to the longest, on the right; without it ragged columns are refused.
+          columns: which become arrays; default all but the column of ids. Text must be
+            tokenized before.
+          pad: column -> what fills its rows up to the longest, on the right; without it
+            ragged columns are refused.
 
         Raises:
           KeyError: no such column.
-          TypeError, ValueError, IndexError: what is no table, missing values, text, ragged rows, foreign row numbers.
+          TypeError, ValueError, IndexError: what is no table, missing values, text,
+            ragged rows, foreign row numbers.
 
         Example:
           >>> table = {"user": ["ann", "bob", "ann"], "ids": [[1, 2], [3], [4]], "label": [0, 1, 1]}
@@ -103,11 +123,16 @@ class Population:
         """
         clients = rows_of_clients(table, by, rows)
         order = np.concatenate(clients)
-        arrays = {name: column[order] for name, column in arrays_of(table, columns, by, pad).items()}
+        arrays = {
+            name: column[order]
+            for name, column in arrays_of(table, columns, by, pad).items()
+        }
         return cls(arrays, np.cumsum([0, *map(len, clients)]))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes a new folder for `open`: one .npy file per array. It is whole or not there, whatever fails.
+        """Writes a new folder for `open`: one .npy file per array.
+
+        It is whole or not there, whatever fails.
 
         Raises:
           FileExistsError: there is something at `folder`.
@@ -140,14 +165,24 @@ class Population:
     def client(self, k: int) -> dict[str, np.ndarray]:
         """Client k's own examples, as views."""
         if isinstance(k, bool) or not hasattr(k, "__index__"):
-            raise TypeError(f"expected a client id from 0 to {self.n_clients - 1}, got {k!r}")
+            raise TypeError(
+                f"expected a client id from 0 to {self.n_clients - 1}, got {k!r}"
+            )
         if not 0 <= operator.index(k) < self.n_clients:
-            raise IndexError(f"expected a client id from 0 to {self.n_clients - 1}, got {k}")
-        return {name: array[self.offsets[k] : self.offsets[k + 1]] for name, array in self.arrays.items()}
+            raise IndexError(
+                f"expected a client id from 0 to {self.n_clients - 1}, got {k}"
+            )
+        return {
+            name: array[self.offsets[k] : self.offsets[k + 1]]
+            for name, array in self.arrays.items()
+        }
 
     def __repr__(self) -> str:
         sizes = self.sizes
-        shapes = ", ".join(f"{name} {array.dtype}{list(array.shape[1:])}" for name, array in self.arrays.items())
+        shapes = ", ".join(
+            f"{name} {array.dtype}{list(array.shape[1:])}"
+            for name, array in self.arrays.items()
+        )
         return (
             f"Population({self.n_clients} clients, {self.n_examples} examples, "
             f"{sizes.min()} to {sizes.max()} a client (median {np.median(sizes):g}); {shapes})"
@@ -159,12 +194,17 @@ def _checked_offsets(offsets: Any, n: int) -> np.ndarray:
     try:
         found = np.asarray(offsets)
     except ValueError as error:
-        raise ValueError(f"expected offsets of integers in one row, got {offsets!r}") from error
+        raise ValueError(
+            f"expected offsets of integers in one row, got {offsets!r}"
+        ) from error
     if found.ndim != 1 or len(found) < 2:
-        raise ValueError(f"expected offsets of integers of shape [N + 1] with N >= 1, got shape {found.shape}")
+        raise ValueError(
+            f"expected offsets of integers of shape [N + 1] with N >= 1, got shape {found.shape}"
+        )
     if found.dtype.kind not in "iu":
         raise TypeError(
-            f"expected offsets of integers, got dtype {found.dtype}; np.cumsum([0, *sizes]) of whole sizes gives them"
+            f"expected offsets of integers, got dtype {found.dtype}; "
+            "np.cumsum([0, *sizes]) of whole sizes gives them"
         )
     found = found.astype(np.int64)
     falls = bool((np.diff(found) < 0).any())

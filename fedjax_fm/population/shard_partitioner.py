@@ -1,4 +1,7 @@
-"""The partitioner of the FedAvg paper: rows sorted by label, cut into shards, shards dealt to clients."""
+"""The partitioner of the FedAvg paper.
+
+Rows sorted by label, cut into shards, shards dealt to clients.
+"""
 
 from __future__ import annotations
 
@@ -28,23 +31,27 @@ class ShardPartitioner:
     | s | None | n // (P s) | P s of the whole ones, or of all with `keep_incomplete_shard` |
     | None | z | z | all whole ones, or all; the first clients get one more than the last |
 
-    Rows of shards not dealt are dropped, and so is the incomplete last shard unless `keep_incomplete_shard`
-    (which has no effect in the first line of the table). All rows are dealt for sure only in the third line
-    with `keep_incomplete_shard=True`, or where the numbers divide.
+    Rows of shards not dealt are dropped, and so is the incomplete last shard unless
+    `keep_incomplete_shard` (which has no effect in the first line of the table). All
+    rows are dealt for sure only in the third line with `keep_incomplete_shard=True`, or
+    where the numbers divide.
 
     Rows of equal label keep the order of the table (flwr-datasets leaves it to its sort).
 
     Raises:
-      ValueError: a number < 1, or neither `num_shards_per_partition` nor `shard_size` (flwr-datasets notices
-        this only later); at partition time more partitions than rows, or too few rows for these shards.
+      ValueError: a number < 1, or neither `num_shards_per_partition` nor `shard_size`
+        (flwr-datasets notices this only later); at partition time more partitions than
+        rows, or too few rows for these shards.
 
     References:
-      McMahan, H.B. et al. (2017). Communication-Efficient Learning of Deep Networks from Decentralized Data.
-      AISTATS. arXiv:1602.05629, section 3: 100 clients with 2 shards of 300 digits each.
+      McMahan, H.B. et al. (2017). Communication-Efficient Learning of Deep Networks
+      from Decentralized Data. AISTATS. arXiv:1602.05629, section 3: 100 clients with 2
+      shards of 300 digits each.
 
     Example:
       >>> columns = {"label": np.array([1, 0, 1, 0])}
-      >>> clients = ShardPartitioner(2, "label", num_shards_per_partition=1, shuffle=False).partition(columns)
+      >>> rule = ShardPartitioner(2, "label", num_shards_per_partition=1, shuffle=False)
+      >>> clients = rule.partition(columns)
       >>> sorted(rows.tolist() for rows in clients)
       [[0, 2], [1, 3]]
     """
@@ -67,7 +74,9 @@ class ShardPartitioner:
             if getattr(self, name) is not None:
                 checks.whole(name, getattr(self, name), least=1)
         if self.num_shards_per_partition is None and self.shard_size is None:
-            raise ValueError("expected num_shards_per_partition or shard_size or both, got None for both")
+            raise ValueError(
+                "expected num_shards_per_partition or shard_size or both, got None for both"
+            )
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
         """Row numbers of each client."""
@@ -81,7 +90,9 @@ class ShardPartitioner:
         rng = np.random.default_rng(self.seed)
         dealt = rng.permutation(n_shards)[: shards_of_clients.sum()]
         clients = [
-            np.concatenate([by_label[shard * size : (shard + 1) * size] for shard in shards])
+            np.concatenate(
+                [by_label[shard * size : (shard + 1) * size] for shard in shards]
+            )
             for shards in np.split(dealt, np.cumsum(shards_of_clients)[:-1])
         ]
         return shuffled(clients, rng, self.shuffle)
@@ -89,28 +100,37 @@ class ShardPartitioner:
     def _size_of_shard(self, n_rows: int) -> int:
         n_wanted = self.num_partitions * (self.num_shards_per_partition or 1)
         size = n_rows // n_wanted if self.shard_size is None else self.shard_size
-        if size == 0 or (self.num_shards_per_partition is not None and n_wanted * size > n_rows):
+        if size == 0 or (
+            self.num_shards_per_partition is not None and n_wanted * size > n_rows
+        ):
             raise ValueError(
-                f"expected at least {n_wanted * max(size, 1)} rows for num_partitions="
-                f"{self.num_partitions} x num_shards_per_partition={self.num_shards_per_partition} x "
+                f"expected at least {n_wanted * max(size, 1)} rows for "
+                f"num_partitions={self.num_partitions} x "
+                f"num_shards_per_partition={self.num_shards_per_partition} x "
                 f"shard_size={max(size, 1)}, got {n_rows}; lower one of the three"
             )
         return size
 
     def _count_shards(self, n_rows: int, size: int) -> int:
-        both_given = self.num_shards_per_partition is not None and self.shard_size is not None
+        both_given = (
+            self.num_shards_per_partition is not None and self.shard_size is not None
+        )
         keep_incomplete = self.keep_incomplete_shard and not both_given
         n_shards = -(-n_rows // size) if keep_incomplete else n_rows // size
         if n_shards < self.num_partitions:
             raise ValueError(
-                f"expected a shard for each of num_partitions={self.num_partitions} clients, got {n_shards} "
-                f"shards of shard_size={size} from {n_rows} rows; lower shard_size or num_partitions"
+                "expected a shard for each of "
+                f"num_partitions={self.num_partitions} clients, got {n_shards} "
+                f"shards of shard_size={size} from {n_rows} rows; lower "
+                "shard_size or num_partitions"
             )
         return n_shards
 
     def _shards_of_clients(self, n_shards: int) -> np.ndarray:
         """How many shards each client gets, int64[num_partitions]."""
         if self.num_shards_per_partition is not None:
-            return np.full(self.num_partitions, self.num_shards_per_partition, dtype=np.int64)
+            return np.full(
+                self.num_partitions, self.num_shards_per_partition, dtype=np.int64
+            )
         each, more = divmod(n_shards, self.num_partitions)
         return each + (np.arange(self.num_partitions) < more).astype(np.int64)

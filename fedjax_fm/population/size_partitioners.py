@@ -1,7 +1,9 @@
-"""Partitioners that deal runs of rows by size alone: sizes that are given, or a function of the client's number.
+"""Partitioners that deal runs of rows by size alone.
 
-Semantics of flwr-datasets 0.6. Rows keep the order of the table; shuffle the table first if that order means
-something.
+Sizes that are given, or a function of the client's number.
+
+Semantics of flwr-datasets 0.6. Rows keep the order of the table; shuffle the table
+first if that order means something.
 """
 
 from __future__ import annotations
@@ -34,13 +36,18 @@ class SizePartitioner:
     partition_sizes: Sequence[int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "partition_sizes", check_sizes(self.partition_sizes, least=1))
+        object.__setattr__(
+            self, "partition_sizes", check_sizes(self.partition_sizes, least=1)
+        )
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
         """Row numbers of each client, ascending."""
         n_rows, total = count_rows(table), sum(self.partition_sizes)
         if total > n_rows:
-            raise ValueError(f"expected partition_sizes that add up to at most {n_rows} rows, got a sum of {total}")
+            raise ValueError(
+                f"expected partition_sizes that add up to at most {n_rows} rows, "
+                f"got a sum of {total}"
+            )
         if total < n_rows:
             warn(
                 f"partition_sizes add up to {total} of {n_rows} rows; {n_rows - total} are dropped",
@@ -60,8 +67,8 @@ class IdToSizeFncPartitioner:
       partition_id_to_size_fn: f, from the numbers f64[P] = 1, ..., P to f64[P], not negative.
 
     Raises:
-      ValueError: num_partitions < 1; at partition time an f that is not finite and >= 0 with a positive sum, or
-        too few rows for each client to have one.
+      ValueError: num_partitions < 1; at partition time an f that is not finite and >= 0
+        with a positive sum, or too few rows for each client to have one.
 
     Example:
       >>> IdToSizeFncPartitioner(3, lambda ids: 1 / ids).partition({"label": np.zeros(11)})
@@ -75,7 +82,8 @@ class IdToSizeFncPartitioner:
         checks.whole("num_partitions", self.num_partitions, least=1)
         if not callable(self.partition_id_to_size_fn):
             raise TypeError(
-                f"expected a function of f64[P], got partition_id_to_size_fn={self.partition_id_to_size_fn!r}"
+                "expected a function of f64[P], got "
+                f"partition_id_to_size_fn={self.partition_id_to_size_fn!r}"
             )
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
@@ -87,8 +95,9 @@ class IdToSizeFncPartitioner:
         empty = np.flatnonzero(sizes < 1)
         if empty.size:
             raise ValueError(
-                f"expected a row for each of num_partitions={self.num_partitions} clients, but of {n_rows} rows "
-                f"client {empty[0]} gets {sizes[empty[0]]} rows; ask for fewer clients or pass more rows"
+                f"expected a row for each of num_partitions={self.num_partitions} "
+                f"clients, but of {n_rows} rows client {empty[0]} gets "
+                f"{sizes[empty[0]]} rows; ask for fewer clients or pass more rows"
             )
         return _runs(sizes)
 
@@ -100,14 +109,16 @@ class IdToSizeFncPartitioner:
         units = np.asarray(found)
         if units.shape != ids.shape or units.dtype.kind not in "iuf":
             raise ValueError(
-                f"expected partition_id_to_size_fn to give numbers of shape {ids.shape}, got dtype {units.dtype} "
-                f"of shape {units.shape}"
+                "expected partition_id_to_size_fn to give numbers of shape "
+                f"{ids.shape}, got dtype {units.dtype} of shape {units.shape}"
             )
         wrong = units[~(np.isfinite(units) & (units >= 0))]
         if wrong.size or not 0 < units.sum() < np.inf:
             raise ValueError(
-                "expected partition_id_to_size_fn to give finite numbers >= 0 with a positive sum, got "
-                f"{wrong[0] if wrong.size else units.sum()} for num_partitions={self.num_partitions}"
+                "expected partition_id_to_size_fn to give finite numbers >= 0 "
+                "with a positive sum, got "
+                f"{wrong[0] if wrong.size else units.sum()} for "
+                f"num_partitions={self.num_partitions}"
             )
         return units
 
@@ -137,9 +148,12 @@ class SquarePartitioner(IdToSizeFncPartitioner):
 
 
 class ExponentialPartitioner(IdToSizeFncPartitioner):
-    """Client k = 1, ..., P owns a share of the rows proportional to exp(k): each has e times the one before.
+    """Client k = 1, ..., P owns a share of the rows proportional to exp(k).
 
-    With P clients the first has about a fraction exp(1 - P) of the rows, so that few clients need many rows.
+    Each has e times the one before.
+
+    With P clients the first has about a fraction exp(1 - P) of the rows, so that few
+    clients need many rows.
 
     Example:
       >>> [len(rows) for rows in ExponentialPartitioner(3).partition({"label": np.zeros(20)})]

@@ -1,8 +1,9 @@
 """Splits that keep what belongs together on one side: groups, clients, and a client's own rows.
 
-Three levels, from the outside in: whole groups go to train or test (`split_by_group`), whole clients go to
-train, validation or held-out (`split_clients`), and a client's rows go to local train or local test
-(`split_within`). Every result is sorted and depends on nothing but the arguments.
+Three levels, from the outside in: whole groups go to train or test (`split_by_group`),
+whole clients go to train, validation or held-out (`split_clients`), and a client's rows
+go to local train or local test (`split_within`). Every result is sorted and depends on
+nothing but the arguments.
 """
 
 from __future__ import annotations
@@ -16,17 +17,26 @@ import numpy as np
 
 from fedjax_fm import checks
 from fedjax_fm.population.column_values import as_array
-from fedjax_fm.population.partition_checks import categories, check_seed, rows_by_category
+from fedjax_fm.population.partition_checks import (
+    categories,
+    check_seed,
+    rows_by_category,
+)
 
 
 def split_by_group(
-    groups: np.ndarray, fractions: Mapping[str, float], seed: int, strata: np.ndarray | None = None
+    groups: np.ndarray,
+    fractions: Mapping[str, float],
+    seed: int,
+    strata: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Deals whole groups to splits so that the splits' shares of the rows come close to `fractions`.
+    """Deals whole groups to splits so that the splits' shares of the rows come close to
+    `fractions`.
 
-    The groups of a stratum are ranked by SHA-256 of "<seed>/<group>" and dealt one by one to the split that
-    lacks most rows; the strata follow each other in ascending order and hand on what a split lacks or has too
-    much. So the split depends on the seed and on the names and sizes of the groups, not on the order of rows.
+    The groups of a stratum are ranked by SHA-256 of "<seed>/<group>" and dealt one by
+    one to the split that lacks most rows; the strata follow each other in ascending
+    order and hand on what a split lacks or has too much. So the split depends on the
+    seed and on the names and sizes of the groups, not on the order of rows.
 
     Guarantee: a split exceeds its share of all rows by less than the rows of the largest group.
 
@@ -35,14 +45,16 @@ def split_by_group(
       fractions: name of the split -> its share of the rows; positive, sum 1. If two splits lack
         equally many rows, the one named first is served.
       seed: non-negative.
-      strata: [rows], a property of the group such as its domain: the shares are kept within each of them.
+      strata: [rows], a property of the group such as its domain: the shares are kept
+        within each of them.
 
     Returns:
       name -> int64[rows of the split], ascending; every row in exactly one split, no split empty.
 
     Raises:
-      ValueError: fractions that are not positive or do not sum to 1, a group in two strata, arrays of
-        different length, or a split that stays empty because there are too few groups.
+      ValueError: fractions that are not positive or do not sum to 1, a group in two
+        strata, arrays of different length, or a split that stays empty because there
+        are too few groups.
 
     Example:
       >>> groups = np.array(["a", "a", "b", "c", "d", "d"])
@@ -66,7 +78,10 @@ def split_by_group(
     for stratum in range(len(strata_names)):
         members = [group for group in ranked if stratum_of_group[group] == stratum]
         n_rows = sum(sizes[group] for group in members)
-        lacking = {name: lacking[name] + fraction * n_rows for name, fraction in fractions.items()}
+        lacking = {
+            name: lacking[name] + fraction * n_rows
+            for name, fraction in fractions.items()
+        }
         for group in members:
             neediest = max(lacking, key=lacking.__getitem__)
             chosen[neediest].append(rows[group])
@@ -74,22 +89,27 @@ def split_by_group(
     for name, parts in chosen.items():
         if not parts:
             raise ValueError(
-                f"split {name!r} with fraction {fractions[name]} stays empty: {len(names)} groups with up to "
-                f"{max(sizes, default=0)} of {len(codes)} rows; raise its fraction or pass more groups"
+                f"split {name!r} with fraction {fractions[name]} stays empty: "
+                f"{len(names)} groups with up to {max(sizes, default=0)} of "
+                f"{len(codes)} rows; raise its fraction or pass more groups"
             )
     return {name: np.sort(np.concatenate(parts)) for name, parts in chosen.items()}
 
 
-def split_clients(num_clients: int, counts: Mapping[str, int], seed: int) -> dict[str, np.ndarray]:
+def split_clients(
+    num_clients: int, counts: Mapping[str, int], seed: int
+) -> dict[str, np.ndarray]:
     """Draws which clients train and which are held out.
 
     Args:
       num_clients: number of clients.
-      counts: name of the split -> number of clients in it, at least 1; they add up to `num_clients`.
+      counts: name of the split -> number of clients in it, at least 1; they add up to
+        `num_clients`.
       seed: non-negative.
 
     Returns:
-      name -> int64[counts[name]], ids in [0, num_clients), ascending; every client in exactly one split.
+      name -> int64[counts[name]], ids in [0, num_clients), ascending; every client in
+      exactly one split.
 
     Raises:
       ValueError: a count < 1 (leave the name out instead), or counts that do not add up.
@@ -104,15 +124,17 @@ def split_clients(num_clients: int, counts: Mapping[str, int], seed: int) -> dic
         checks.whole(f"counts[{name!r}]", count, least=1)
     if sum(counts.values()) != num_clients:
         raise ValueError(
-            f"expected counts that add up to num_clients={num_clients}, got {dict(counts)} with a sum of "
-            f"{sum(counts.values())}"
+            f"expected counts that add up to num_clients={num_clients}, got "
+            f"{dict(counts)} with a sum of {sum(counts.values())}"
         )
     ids = np.random.default_rng(seed).permutation(num_clients).astype(np.int64)
     parts = np.split(ids, np.cumsum(list(counts.values()))[:-1])
     return {name: np.sort(part) for name, part in zip(counts, parts, strict=True)}
 
 
-def split_within(indices: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_within(
+    indices: Sequence[int] | np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Splits a client's own rows into local train and local test.
 
     Args:
@@ -121,8 +143,8 @@ def split_within(indices: Sequence[int] | np.ndarray, fraction: float, seed: int
       seed: non-negative.
 
     Returns:
-      (train, test): int64 row numbers, ascending. With two or more rows both have at least one; a single row
-      goes to train; no row gives two empty arrays.
+      (train, test): int64 row numbers, ascending. With two or more rows both have at
+      least one; a single row goes to train; no row gives two empty arrays.
 
     Raises:
       ValueError: fraction outside (0, 1), or a row that occurs twice.
@@ -135,7 +157,9 @@ def split_within(indices: Sequence[int] | np.ndarray, fraction: float, seed: int
     check_seed(seed)
     rows, times = np.unique(_row_numbers("indices", indices), return_counts=True)
     if (times > 1).any():
-        raise ValueError(f"expected each row once, got row {rows[times > 1][0]} {times[times > 1][0]} times")
+        raise ValueError(
+            f"expected each row once, got row {rows[times > 1][0]} {times[times > 1][0]} times"
+        )
     n_train = math.floor(fraction * len(rows) + 0.5)
     if len(rows) >= 2:
         n_train = min(max(n_train, 1), len(rows) - 1)
@@ -150,11 +174,16 @@ def assert_disjoint(**named_index_arrays: np.ndarray) -> None:
 
     >>> assert_disjoint(train=np.array([0, 1]), test=np.array([2]))
     """
-    numbers = {name: _row_numbers(name, rows) for name, rows in named_index_arrays.items()}
+    numbers = {
+        name: _row_numbers(name, rows) for name, rows in named_index_arrays.items()
+    }
     for (first, rows), (second, other) in itertools.combinations(numbers.items(), 2):
         shared = np.intersect1d(rows, other)
         if shared.size:
-            raise ValueError(f"splits {first!r} and {second!r} share {shared.size} rows, for example row {shared[0]}")
+            raise ValueError(
+                f"splits {first!r} and {second!r} share {shared.size} rows, for "
+                f"example row {shared[0]}"
+            )
 
 
 def _row_numbers(name: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -162,8 +191,9 @@ def _row_numbers(name: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     numbers = as_array(name, rows)
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
         raise TypeError(
-            f"expected {name} to be a list of whole row numbers, got dtype {numbers.dtype} and shape {numbers.shape}; "
-            "turn a mask into row numbers with np.flatnonzero(mask)"
+            f"expected {name} to be a list of whole row numbers, got dtype "
+            f"{numbers.dtype} and shape {numbers.shape}; turn a mask into row "
+            "numbers with np.flatnonzero(mask)"
         )
     if numbers.size and numbers.min() < 0:
         raise ValueError(f"expected row numbers >= 0 in {name}, got {numbers.min()}")
@@ -175,10 +205,14 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
         try:
             checks.real(f"fractions[{name!r}]", fraction, above=0)
         except ValueError as error:
-            raise ValueError(f"expected positive fractions; leave an unused split out: {error}") from None
+            raise ValueError(
+                f"expected positive fractions; leave an unused split out: {error}"
+            ) from None
     total = sum(fractions.values())
     if not math.isclose(total, 1.0, abs_tol=1e-9):
-        raise ValueError(f"expected fractions that sum to 1, got {dict(fractions)} with a sum of {total}")
+        raise ValueError(
+            f"expected fractions that sum to 1, got {dict(fractions)} with a sum of {total}"
+        )
 
 
 def _rank(seed: int, group: object) -> bytes:
@@ -186,7 +220,10 @@ def _rank(seed: int, group: object) -> bytes:
 
 
 def _stratum_of_groups(
-    rows: list[np.ndarray], strata_codes: np.ndarray, names: np.ndarray, strata_names: np.ndarray
+    rows: list[np.ndarray],
+    strata_codes: np.ndarray,
+    names: np.ndarray,
+    strata_names: np.ndarray,
 ) -> list[int]:
     """The one stratum of each group."""
     found = []

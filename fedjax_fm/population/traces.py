@@ -1,4 +1,6 @@
-"""Who is available when: arrays bool[n_rounds, n_clients] for `samplers.available`, from a seed, on the host.
+"""Who is available when.
+
+Arrays bool[n_rounds, n_clients] for `samplers.available`, from a seed, on the host.
 
 A round after the last one starts again at the first.
 """
@@ -26,7 +28,8 @@ def diurnal(
 ) -> np.ndarray:
     """Each client has its time of the day: phones train at night, on power and Wi-Fi.
 
-    P(client k is there in round t) = mean + amplitude * sin(2 pi (t / period + phase_k)),  phase_k ~ U[0, spread)
+    P(client k is there in round t) = mean + amplitude * sin(2 pi (t / period +
+    phase_k)),  phase_k ~ U[0, spread)
 
     independently over clients and rounds given the phases.
 
@@ -35,9 +38,11 @@ def diurnal(
       n_rounds: length of the trace; with a whole number of days it continues smoothly.
       period: rounds a day.
       mean: share of the rounds in which a client is there; one number, or f64[n_clients].
-      amplitude: 0 makes availability constant; one number, or f64[n_clients]. mean +- amplitude must lie in [0, 1].
-      spread: days over which the clients' phases are spread. 1: all over the globe, equally many at any time. 0: one
-        time zone, the population comes and goes as one.
+      amplitude: 0 makes availability constant; one number, or f64[n_clients]. mean +-
+        amplitude must lie in [0, 1].
+      spread: days over which the clients' phases are spread. 1: all over the globe,
+        equally many at any time. 0: one time zone, the population comes and goes as
+        one.
       seed: of phases and coin flips.
 
     Returns:
@@ -47,9 +52,10 @@ def diurnal(
       ValueError: an argument out of its range.
 
     References:
-      Eichner, H. et al. (2019). Semi-Cyclic Stochastic Gradient Descent. ICML. arXiv:1904.10120 (why the day matters).
-      Xiang, M. et al. (2024). Efficient Federated Learning against Heterogeneous and Non-stationary Client
-      Unavailability. NeurIPS. arXiv:2409.17446 (sine waves).
+      Eichner, H. et al. (2019). Semi-Cyclic Stochastic Gradient Descent. ICML.
+      arXiv:1904.10120 (why the day matters). Xiang, M. et al. (2024). Efficient
+      Federated Learning against Heterogeneous and Non-stationary Client Unavailability.
+      NeurIPS. arXiv:2409.17446 (sine waves).
 
     Example:
       >>> diurnal(1000, 48).mean(axis=1).round(1)[:4].tolist()
@@ -58,13 +64,18 @@ def diurnal(
       [0.5, 1.0, 0.5, 0.0]
     """
     _check_sizes(n_clients, n_rounds, seed)
-    means, amplitudes = _per_client("mean", mean, n_clients), _per_client("amplitude", amplitude, n_clients)
-    wrong = np.flatnonzero(~((means - np.abs(amplitudes) >= 0) & (means + np.abs(amplitudes) <= 1)))
+    means, amplitudes = (
+        _per_client("mean", mean, n_clients),
+        _per_client("amplitude", amplitude, n_clients),
+    )
+    wrong = np.flatnonzero(
+        ~((means - np.abs(amplitudes) >= 0) & (means + np.abs(amplitudes) <= 1))
+    )
     if wrong.size:
         k = wrong[0]
         raise ValueError(
-            f"expected mean +- amplitude in [0, 1], a probability, got mean={means[k]} and amplitude={amplitudes[k]}; "
-            "lower the amplitude"
+            "expected mean +- amplitude in [0, 1], a probability, got "
+            f"mean={means[k]} and amplitude={amplitudes[k]}; lower the amplitude"
         )
     checks.real("period", period, above=0)
     checks.real("spread", spread, least=0, most=1)
@@ -72,7 +83,9 @@ def diurnal(
     phases = spread * rng.random(n_clients)
     trace = np.empty((n_rounds, n_clients), dtype=bool)
     for t in range(n_rounds):
-        trace[t] = rng.random(n_clients) < means + amplitudes * np.sin(2 * np.pi * (t / period + phases))
+        trace[t] = rng.random(n_clients) < means + amplitudes * np.sin(
+            2 * np.pi * (t / period + phases)
+        )
     return trace
 
 
@@ -84,12 +97,16 @@ def markov(
     mean_off: float | Sequence[float] | np.ndarray,
     seed: int = 0,
 ) -> np.ndarray:
-    """Each client is a chain of two states: who is there now is likely to be there in the next round.
+    """Each client is a chain of two states.
 
-    P(on -> off) = 1 / mean_on,  P(off -> on) = 1 / mean_off,  P(on) = mean_on / (mean_on + mean_off)
+    Who is there now is likely to be there in the next round.
 
-    Lengths of stay are geometric. The chains start in their stationary law and are independent of each other. With
-    1 / mean_on + 1 / mean_off = 1 there is no memory: each round is a coin flip.
+    P(on -> off) = 1 / mean_on,  P(off -> on) = 1 / mean_off,  P(on) = mean_on /
+    (mean_on + mean_off)
+
+    Lengths of stay are geometric. The chains start in their stationary law and are
+    independent of each other. With 1 / mean_on + 1 / mean_off = 1 there is no memory:
+    each round is a coin flip.
 
     Args:
       n_clients: clients in the population.
@@ -105,8 +122,8 @@ def markov(
       ValueError: an argument out of its range.
 
     References:
-      Rodio, A. et al. (2023). Federated Learning under Heterogeneous and Correlated Client Availability. INFOCOM.
-      arXiv:2301.04632.
+      Rodio, A. et al. (2023). Federated Learning under Heterogeneous and Correlated
+      Client Availability. INFOCOM. arXiv:2301.04632.
 
     Example:
       >>> markov(2000, 50, mean_on=2.0, mean_off=6.0).mean().round(2).item()
@@ -120,7 +137,9 @@ def markov(
     for name, values in stays.items():
         wrong = values[~(np.isfinite(values) & (values >= 1))]
         if wrong.size:
-            raise ValueError(f"expected a finite {name} >= 1, in rounds, got {name}={wrong[0]}")
+            raise ValueError(
+                f"expected a finite {name} >= 1, in rounds, got {name}={wrong[0]}"
+            )
     on, off = stays["mean_on"], stays["mean_off"]
     rng = np.random.default_rng(seed)
     trace = np.empty((n_rounds, n_clients), dtype=bool)
@@ -136,14 +155,17 @@ def _check_sizes(n_clients: int, n_rounds: int, seed: int) -> None:
     checks.whole("seed", seed, least=0)
 
 
-def _per_client(name: str, value: float | Sequence[float] | np.ndarray, n_clients: int) -> np.ndarray:
+def _per_client(
+    name: str, value: float | Sequence[float] | np.ndarray, n_clients: int
+) -> np.ndarray:
     """f64[n_clients], from one finite number or one per client."""
     if isinstance(value, (str, bytes)) or np.ndim(value) == 0:
         return np.full(n_clients, checks.real(name, value), dtype=np.float64)
     numbers = as_array(name, value)
     if numbers.shape != (n_clients,) or numbers.dtype.kind not in "iuf":
         raise ValueError(
-            f"expected {name} as one number or [{n_clients}], got shape {numbers.shape} and dtype {numbers.dtype}"
+            f"expected {name} as one number or [{n_clients}], got shape "
+            f"{numbers.shape} and dtype {numbers.dtype}"
         )
     for k in np.flatnonzero(~np.isfinite(numbers))[:1]:
         checks.real(f"{name}[{k}]", numbers[k])

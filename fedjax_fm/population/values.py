@@ -8,9 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_fm.population.column_values import as_array, is_missing, kinds_of, refuse_missing
+from fedjax_fm.population.column_values import (
+    as_array,
+    is_missing,
+    kinds_of,
+    refuse_missing,
+)
 
-CHUNK = 1 << 20  # values checked at a time, so that a file of many gigabytes is never in memory
+CHUNK = (
+    1 << 20
+)  # values checked at a time, so that a file of many gigabytes is never in memory
 
 _WIDEST = {"f": 8, "c": 16}  # bytes; NumPy has long doubles, JAX has none
 
@@ -18,19 +25,22 @@ _WIDEST = {"f": 8, "c": 16}  # bytes; NumPy has long doubles, JAX has none
 def checked_array(name: Any, values: Any) -> np.ndarray:
     """`values` as an array [n, ...] of numbers that a device holds as they are.
 
-    Without 64-bit types JAX makes int32 of int64: an integer that does not fit would become another one, and a
-    finite float64 beyond float32 would become infinite. Such arrays are read once, in chunks; others are not read.
+    Without 64-bit types JAX makes int32 of int64: an integer that does not fit would
+    become another one, and a finite float64 beyond float32 would become infinite. Such
+    arrays are read once, in chunks; others are not read.
 
     Args:
       name: of the array.
-      values: an array, left as it is (memory-mapped ones, too), or a list of numbers or of rows of equal length.
+      values: an array, left as it is (memory-mapped ones, too), or a list of numbers or
+        of rows of equal length.
 
     Returns:
       The array.
 
     Raises:
       TypeError: a name that is no text.
-      ValueError: text, objects, dates, records, a number out of range, an array without axes, ragged lists.
+      ValueError: text, objects, dates, records, a number out of range, an array without
+        axes, ragged lists.
 
     Example:
       >>> checked_array("label", np.array([0, 2**32 + 1]))
@@ -44,12 +54,17 @@ def checked_array(name: Any, values: Any) -> np.ndarray:
 
 
 def checked_form(name: Any, values: Any, what: str) -> np.ndarray:
-    """`values` as an array [n, ...] of numbers, of whatever size they are; `what` is how messages call it."""
+    """`values` as an array [n, ...] of numbers, of whatever size they are.
+
+    `what` is how messages call it.
+    """
     if not isinstance(name, str) or not name:
         raise TypeError(f"expected arrays named by text, got the name {name!r}")
     if hasattr(values, "__array__") and not isinstance(values, np.ndarray):
         values = np.asarray(values)
-    array = values if type(values) in (np.ndarray, np.memmap) else as_array(what, values)
+    array = (
+        values if type(values) in (np.ndarray, np.memmap) else as_array(what, values)
+    )
     if array.ndim == 0:
         raise ValueError(f"{what} needs one row an example, got one value of shape ()")
     _check_dtype(what, array)
@@ -60,20 +75,30 @@ def _check_dtype(what: str, array: np.ndarray) -> None:
     """Raises ValueError unless JAX has this dtype, or a narrower one of its kind."""
     dtype = array.dtype
     if dtype.kind == "O":
-        refuse_missing(what, np.fromiter(map(is_missing, array.reshape(-1)), bool, array.size))
+        refuse_missing(
+            what, np.fromiter(map(is_missing, array.reshape(-1)), bool, array.size)
+        )
     if dtype.kind in "USTO":
         raise ValueError(_not_numbers(what, array))
     if dtype.names:
-        raise ValueError(f"{what} is structured; pass its fields {list(dtype.names)} as arrays of their own")
+        raise ValueError(
+            f"{what} is structured; pass its fields {list(dtype.names)} as arrays of their own"
+        )
     if dtype.kind in "mM":
-        raise ValueError(f"{what} holds dates ({dtype}); make numbers of them, with .astype or a difference of two")
+        raise ValueError(
+            f"{what} holds dates ({dtype}); make numbers of them, with .astype or "
+            "a difference of two"
+        )
     if not dtype.isnative:
         raise ValueError(
-            f"{what} has a foreign byte order ({dtype.str}); call .astype({dtype.newbyteorder('=').name!r})"
+            f"{what} has a foreign byte order ({dtype.str}); call "
+            f".astype({dtype.newbyteorder('=').name!r})"
         )
     known = dtype.kind == "b" or jnp.issubdtype(dtype, np.number)
     if not known or dtype.itemsize > _WIDEST.get(dtype.kind, dtype.itemsize):
-        raise ValueError(f"{what} has dtype {dtype}, which no device has; call .astype(np.float32)")
+        raise ValueError(
+            f"{what} has dtype {dtype}, which no device has; call .astype(np.float32)"
+        )
 
 
 def _not_numbers(what: str, array: np.ndarray) -> str:
@@ -81,12 +106,14 @@ def _not_numbers(what: str, array: np.ndarray) -> str:
     kinds = kinds_of(array.reshape(-1)) if array.dtype == object else ["str"]
     if set(kinds) <= {"str", "bytes"} and (kinds or array.dtype != object):
         return (
-            f"{what} holds text ({array.dtype}), expected numbers: tokenize it (models.tokenize), number labels "
-            "(np.unique(..., return_inverse=True)), or leave it out"
+            f"{what} holds text ({array.dtype}), expected numbers: tokenize it "
+            "(models.tokenize), number labels (np.unique(..., "
+            "return_inverse=True)), or leave it out"
         )
     return (
-        f"{what} holds Python objects ({', '.join(kinds) or 'none'}), expected numbers: pad lists to one length and "
-        "stack them, fill or drop what is missing, call .astype on numbers, or leave it out"
+        f"{what} holds Python objects ({', '.join(kinds) or 'none'}), expected "
+        "numbers: pad lists to one length and stack them, fill or drop what is "
+        "missing, call .astype on numbers, or leave it out"
     )
 
 
@@ -102,8 +129,9 @@ def _check_range(what: str, array: np.ndarray) -> None:
         if wrong is not None:
             cure = "renumber such values" if dtype.kind in "iu" else "scale them"
             raise ValueError(
-                f"{what} holds {wrong}, which a device's {target} cannot; {cure}, leave the array out, or enable "
-                "jax_enable_x64 before the population is made"
+                f"{what} holds {wrong}, which a device's {target} cannot; {cure}, "
+                "leave the array out, or enable jax_enable_x64 before the "
+                "population is made"
             )
 
 

@@ -1,14 +1,18 @@
 """Partitioners of vertical federated learning: each client has some columns of every row.
 
-Semantics of flwr-datasets 0.6, but `partition(table)` returns the names of each client's columns, a list of str per
-client; `{name: table[name] for name in names}` is its table. Deviations: a column that is to be dropped must be there
-(flwr-datasets overlooks a typing error), no column plays two parts, and evenly dealt clients each get a column.
+Semantics of flwr-datasets 0.6, but `partition(table)` returns the names of each
+client's columns, a list of str per client; `{name: table[name] for name in names}` is
+its table. Deviations: a column that is to be dropped must be there (flwr-datasets
+overlooks a typing error), no column plays two parts, and evenly dealt clients each get
+a column.
 
-In both a client's columns are its share of the columns that are left, in random order with `shuffle`; then the
-columns of the active party, who has the labels; then the shared columns. `active_party_columns_mode` says where the
-columns of the active party go:
+In both a client's columns are its share of the columns that are left, in random order
+with `shuffle`; then the columns of the active party, who has the labels; then the
+shared columns. `active_party_columns_mode` says where the columns of the active party
+go:
 
-- "add_to_first", "add_to_last", "add_to_all", or a number: to the first, the last, all, or that client.
+- "add_to_first", "add_to_last", "add_to_all", or a number: to the first, the last, all,
+or that client.
 - "create_as_first", "create_as_last": to a client of their own, before or after the others.
 """
 
@@ -25,14 +29,18 @@ from fedjax_fm import checks
 from fedjax_fm.population.columns import TableLike, column_names, count_rows
 from fedjax_fm.population.partition_checks import check_seed
 
-Mode = Literal["add_to_first", "add_to_last", "create_as_first", "create_as_last", "add_to_all"]
+Mode = Literal[
+    "add_to_first", "add_to_last", "create_as_first", "create_as_last", "add_to_all"
+]
 
 _PARTS = ("drop_columns", "shared_columns", "active_party_columns")
 
 
 @dataclass(frozen=True)
 class VerticalEvenPartitioner:
-    """Columns are dealt in parts of equal size; the first `columns % num_partitions` clients have one more.
+    """Columns are dealt in parts of equal size.
+
+    The first `columns % num_partitions` clients have one more.
 
     Attributes:
       num_partitions: number of parts, before a client is created for the active party.
@@ -44,8 +52,9 @@ class VerticalEvenPartitioner:
       seed: of the order.
 
     Raises:
-      TypeError, ValueError: a column named twice, an unknown mode or a client that is not there; at partition time
-        a column that is not in the table, or fewer columns than parts.
+      TypeError, ValueError: a column named twice, an unknown mode or a client that is
+        not there; at partition time a column that is not in the table, or fewer columns
+        than parts.
 
     Example:
       >>> columns = {name: np.zeros(3) for name in ("age", "sex", "work", "income")}
@@ -70,10 +79,14 @@ class VerticalEvenPartitioner:
         columns = _columns_to_deal(self, table)
         if self.num_partitions > len(columns):
             raise ValueError(
-                f"expected num_partitions <= number of columns to deal, got num_partitions={self.num_partitions} for "
-                f"{len(columns)} columns {columns}"
+                "expected num_partitions <= number of columns to deal, got "
+                f"num_partitions={self.num_partitions} for {len(columns)} columns "
+                f"{columns}"
             )
-        sizes = [len(part) for part in np.array_split(np.arange(len(columns)), self.num_partitions)]
+        sizes = [
+            len(part)
+            for part in np.array_split(np.arange(len(columns)), self.num_partitions)
+        ]
         return _with_parts(self, _cut(columns, sizes))
 
 
@@ -82,18 +95,22 @@ class VerticalSizePartitioner:
     """Columns are dealt in parts of given size.
 
     Attributes:
-      partition_sizes: numbers of columns, which add up to those to deal, 0 allowed; or shares of them, floats that
-        add up to one (within 0.01): client k gets floor(share_k columns), the last what is left.
-      active_party_columns, active_party_columns_mode, drop_columns, shared_columns, shuffle, seed: as in
-        `VerticalEvenPartitioner`; the columns named there do not count in the sizes.
+      partition_sizes: numbers of columns, which add up to those to deal, 0 allowed; or
+        shares of them, floats that add up to one (within 0.01): client k gets
+        floor(share_k columns), the last what is left.
+      active_party_columns, active_party_columns_mode, drop_columns, shared_columns,
+        shuffle, seed: as in `VerticalEvenPartitioner`; the columns named there do not
+        count in the sizes.
 
     Raises:
-      TypeError, ValueError: sizes that are neither counts nor shares, a column named twice, an unknown mode or a
-        client that is not there; at partition time a column that is not in the table, or counts that do not add up.
+      TypeError, ValueError: sizes that are neither counts nor shares, a column named
+        twice, an unknown mode or a client that is not there; at partition time a column
+        that is not in the table, or counts that do not add up.
 
     Example:
       >>> columns = {name: np.zeros(3) for name in ("age", "sex", "work", "income")}
-      >>> VerticalSizePartitioner([2, 1], "income", "create_as_first", shuffle=False).partition(columns)
+      >>> rule = VerticalSizePartitioner([2, 1], "income", "create_as_first", shuffle=False)
+      >>> rule.partition(columns)
       [['income'], ['age', 'sex'], ['work']]
     """
 
@@ -106,7 +123,9 @@ class VerticalSizePartitioner:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "partition_sizes", _counts_or_shares(self.partition_sizes))
+        object.__setattr__(
+            self, "partition_sizes", _counts_or_shares(self.partition_sizes)
+        )
         _check_parts(self, len(self.partition_sizes))
 
     def partition(self, table: TableLike) -> list[list[str]]:
@@ -118,8 +137,9 @@ class VerticalSizePartitioner:
             sizes.append(len(columns) - sum(sizes))
         if sum(sizes) != len(columns) or min(sizes) < 0:
             raise ValueError(
-                f"expected partition_sizes that add up to the columns to deal, got {self.partition_sizes} with a sum of "
-                f"{sum(sizes)} for {len(columns)} columns {columns}"
+                "expected partition_sizes that add up to the columns to deal, "
+                f"got {self.partition_sizes} with a sum of {sum(sizes)} for "
+                f"{len(columns)} columns {columns}"
             )
         return _with_parts(self, _cut(columns, sizes))
 
@@ -129,14 +149,21 @@ VerticalPartitioner = VerticalEvenPartitioner | VerticalSizePartitioner
 
 def _counts_or_shares(sizes: Any) -> tuple[int, ...] | tuple[float, ...]:
     """Counts of columns, or shares of them as floats that add up to one."""
-    if isinstance(sizes, (str, bytes)) or not isinstance(sizes, (Sequence, np.ndarray)) or len(sizes) == 0:
-        raise TypeError(f"expected a list of counts or of shares, got partition_sizes={sizes!r}")
+    if (
+        isinstance(sizes, (str, bytes))
+        or not isinstance(sizes, (Sequence, np.ndarray))
+        or len(sizes) == 0
+    ):
+        raise TypeError(
+            f"expected a list of counts or of shares, got partition_sizes={sizes!r}"
+        )
     if all(isinstance(size, (float, np.floating)) for size in sizes):
         for k, share in enumerate(sizes):
             checks.real(f"partition_sizes[{k}]", share, least=0, most=1)
         if not 0.99 < sum(sizes) < 1.01:
             raise ValueError(
-                f"expected shares that add up to 1, got partition_sizes={sizes!r} with a sum of {sum(sizes)}"
+                f"expected shares that add up to 1, got partition_sizes={sizes!r} "
+                f"with a sum of {sum(sizes)}"
             )
         return tuple(float(share) for share in sizes)
     for k, count in enumerate(sizes):
@@ -150,17 +177,29 @@ def _check_parts(partitioner: VerticalPartitioner, num_partitions: int) -> None:
     for part in _PARTS:
         given = getattr(partitioner, part)
         columns = [] if given is None else [given] if isinstance(given, str) else given
-        if not isinstance(columns, (list, tuple)) or not all(isinstance(column, str) for column in columns):
-            raise TypeError(f"expected {part} to be a column or a list of columns, got {part}={given!r}")
+        if not isinstance(columns, (list, tuple)) or not all(
+            isinstance(column, str) for column in columns
+        ):
+            raise TypeError(
+                f"expected {part} to be a column or a list of columns, got {part}={given!r}"
+            )
         for column in columns:
             if column in named:
-                where = f"in {part} twice" if named[column] == part else f"in {named[column]} and in {part}"
-                raise ValueError(f"expected each column in one part, got {[column]} {where} ({column!r} twice)")
+                where = (
+                    f"in {part} twice"
+                    if named[column] == part
+                    else f"in {named[column]} and in {part}"
+                )
+                raise ValueError(
+                    f"expected each column in one part, got {[column]} {where} ({column!r} twice)"
+                )
             named[column] = part
         object.__setattr__(partitioner, part, tuple(columns))
     mode = partitioner.active_party_columns_mode
     if isinstance(mode, (int, np.integer)) and not isinstance(mode, bool):
-        checks.whole("active_party_columns_mode", mode, least=0, most=num_partitions - 1)
+        checks.whole(
+            "active_party_columns_mode", mode, least=0, most=num_partitions - 1
+        )
     else:
         checks.choice("active_party_columns_mode", mode, get_args(Mode))
     checks.flag("shuffle", partitioner.shuffle)
@@ -175,9 +214,13 @@ def _columns_to_deal(partitioner: VerticalPartitioner, table: TableLike) -> list
     for part in _PARTS:
         for column in getattr(partitioner, part):
             if column not in known:
-                nearest = difflib.get_close_matches(column, map(str, known), n=1, cutoff=0.5)
+                nearest = difflib.get_close_matches(
+                    column, map(str, known), n=1, cutoff=0.5
+                )
                 hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-                raise ValueError(f"expected {part} to be of {known}, got {column!r}{hint}")
+                raise ValueError(
+                    f"expected {part} to be of {known}, got {column!r}{hint}"
+                )
             named.append(column)
     columns = [column for column in known if column not in named]
     if partitioner.shuffle:
@@ -190,15 +233,24 @@ def _cut(columns: list[str], sizes: list[int]) -> list[list[str]]:
     return [columns[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-def _with_parts(partitioner: VerticalPartitioner, clients: list[list[str]]) -> list[list[str]]:
+def _with_parts(
+    partitioner: VerticalPartitioner, clients: list[list[str]]
+) -> list[list[str]]:
     """The clients with the columns of the active party and the shared ones."""
-    active, mode = list(partitioner.active_party_columns or ()), partitioner.active_party_columns_mode
+    active, mode = (
+        list(partitioner.active_party_columns or ()),
+        partitioner.active_party_columns_mode,
+    )
     if mode == "create_as_first":
         clients = [active, *clients]
     elif mode == "create_as_last":
         clients = [*clients, active]
     else:
-        places = {"add_to_first": [0], "add_to_last": [len(clients) - 1], "add_to_all": range(len(clients))}
+        places = {
+            "add_to_first": [0],
+            "add_to_last": [len(clients) - 1],
+            "add_to_all": range(len(clients)),
+        }
         for place in places[mode] if isinstance(mode, str) else [mode]:
             clients[place] = clients[place] + active
     return [client + list(partitioner.shared_columns or ()) for client in clients]

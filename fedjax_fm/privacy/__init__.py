@@ -1,8 +1,21 @@
 """Differential privacy at the level of clients: clipping, noise over rounds, accounting."""
 
-from fedjax_fm.privacy.accounting import Accounted, Accounting, Multiplier, Spent, multiplier_for, spent
+from fedjax_fm.privacy.accounting import (
+    Accounted,
+    Accounting,
+    Multiplier,
+    Spent,
+    multiplier_for,
+    spent,
+)
 from fedjax_fm.privacy.clipping import clip, clipped_mean
-from fedjax_fm.privacy.noise import Noise, banded, binary_tree, independent, square_root_coefficients
+from fedjax_fm.privacy.noise import (
+    Noise,
+    banded,
+    binary_tree,
+    independent,
+    square_root_coefficients,
+)
 from fedjax_fm.privacy.sensitivity import sensitivity
 
 __all__ = [

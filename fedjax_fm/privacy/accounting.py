@@ -1,7 +1,8 @@
 """What a run has spent, by `dp_accounting`, for the sampler and the noise that were really used.
 
-The number of rounds is all that changes during a run, so a resumed run has spent what an unbroken one has. What noise was
-accounted for (`Accounted`) travels with it: in a `Multiplier`, in the method, to the simulator.
+The number of rounds is all that changes during a run, so a resumed run has spent what
+an unbroken one has. What noise was accounted for (`Accounted`) travels with it: in a
+`Multiplier`, in the method, to the simulator.
 """
 
 import functools
@@ -52,7 +53,10 @@ class Accounted(NamedTuple):
 
 
 class Multiplier(float):
-    """A noise multiplier that knows what it was made for; arithmetic with it gives plain numbers, which do not."""
+    """A noise multiplier that knows what it was made for.
+
+    Arithmetic with it gives plain numbers, which do not.
+    """
 
     accounted: Accounted
 
@@ -65,7 +69,9 @@ class Multiplier(float):
         return float(self), self.accounted
 
 
-def spent(sampler: Sampler, noise: Noise, noise_multiplier: float, rounds: int, delta: float) -> Spent:
+def spent(
+    sampler: Sampler, noise: Noise, noise_multiplier: float, rounds: int, delta: float
+) -> Spent:
     """Privacy of `rounds` rounds with z ~ N(0, noise_multiplier^2 clip^2).
 
     Args:
@@ -79,9 +85,10 @@ def spent(sampler: Sampler, noise: Noise, noise_multiplier: float, rounds: int, 
       epsilon at `delta`, which data sets are neighbours, and the mechanism in words.
 
     Formal guarantees:
-      For two neighbouring populations D and D', and every set A of outcomes of all rounds' releases together,
-      P[M(D) in A] <= exp(epsilon) P[M(D') in A] + delta, if each client's contribution to a sum is at most the clip
-      norm (`clipped_mean`), if noise of that deviation is added to the sum, and if clients are drawn by the law:
+      For two neighbouring populations D and D', and every set A of outcomes of all
+      rounds' releases together, P[M(D) in A] <= exp(epsilon) P[M(D') in A] + delta, if
+      each client's contribution to a sum is at most the clip norm (`clipped_mean`), if
+      noise of that deviation is added to the sum, and if clients are drawn by the law:
 
       | law | noise | amplified | D' is D with |
       |---|---|---|---|
@@ -90,30 +97,38 @@ def spent(sampler: Sampler, noise: Noise, noise_multiplier: float, rounds: int, 
       | `Spaced` | any | no | one client's contribution there or zero |
       | None | independent | no | one client's contribution there or zero |
 
-      One client replaced moves a sum by up to twice the norm, so the multiplier counts half. With limits on participation
-      the run is one Gaussian, rho = sens(C)^2 / (2 noise_multiplier^2). Law None counts as if everybody came each round.
-      A sampler that draws a fixed number of clients, or by who came before, draws others if a client is taken out: hence
-      "there or zero", where the client is drawn all the same and sends nothing.
+      One client replaced moves a sum by up to twice the norm, so the multiplier counts
+      half. With limits on participation the run is one Gaussian, rho = sens(C)^2 / (2
+      noise_multiplier^2). Law None counts as if everybody came each round. A sampler
+      that draws a fixed number of clients, or by who came before, draws others if a
+      client is taken out: hence "there or zero", where the client is drawn all the same
+      and sends nothing.
 
       Epsilon is an upper bound, by Renyi orders; exact arithmetic is assumed.
 
     Raises:
-      ValueError: numbers out of bounds; correlated noise with a sampler that does not limit participation, of which
-        nothing is known; ImportError: dp-accounting is not installed.
+      ValueError: numbers out of bounds; correlated noise with a sampler that does not
+        limit participation, of which nothing is known; ImportError: dp-accounting is
+        not installed.
 
     References:
-      Mironov, Talwar, Zhang 2019, arXiv 1908.10530 (Poisson); Wang, Balle, Kasiviswanathan 2019, arXiv 1808.00087
-      (without replacement); Denisov et al. 2022, arXiv 2202.08312 (matrix mechanisms, adaptive streams).
+      Mironov, Talwar, Zhang 2019, arXiv 1908.10530 (Poisson); Wang, Balle,
+      Kasiviswanathan 2019, arXiv 1808.00087 (without replacement); Denisov et al. 2022,
+      arXiv 2202.08312 (matrix mechanisms, adaptive streams).
     """
     law = _law_of(sampler)
     check_noise(noise)
     checks.real("noise_multiplier", noise_multiplier, least=0)
     checks.whole("rounds", rounds, least=0)
     checks.real("delta", delta, above=0, below=1)
-    return _spent(mechanism_of(law, noise, rounds), float(noise_multiplier), rounds, delta)
+    return _spent(
+        mechanism_of(law, noise, rounds), float(noise_multiplier), rounds, delta
+    )
 
 
-def multiplier_for(epsilon: float, sampler: Sampler, noise: Noise, rounds: int, delta: float) -> Multiplier:
+def multiplier_for(
+    epsilon: float, sampler: Sampler, noise: Noise, rounds: int, delta: float
+) -> Multiplier:
     """The least noise_multiplier with which `rounds` rounds spend at most epsilon, to 0.02 % of it.
 
     Args:
@@ -121,11 +136,12 @@ def multiplier_for(epsilon: float, sampler: Sampler, noise: Noise, rounds: int, 
       sampler, noise, rounds, delta: as for `spent`.
 
     Returns:
-      A float that carries what it is for: `dp_fedavg` takes that over, and a simulator refuses another sampler, more
-      rounds, or another size of cohort.
+      A float that carries what it is for: `dp_fedavg` takes that over, and a simulator
+      refuses another sampler, more rounds, or another size of cohort.
 
     Raises:
-      ValueError: what `spent` refuses; epsilon or rounds are not positive; no noise of at most 1e4 is enough.
+      ValueError: what `spent` refuses; epsilon or rounds are not positive; no noise of
+        at most 1e4 is enough.
     """
     law = _law_of(sampler)
     check_noise(noise)
@@ -135,45 +151,72 @@ def multiplier_for(epsilon: float, sampler: Sampler, noise: Noise, rounds: int, 
         checks.whole("rounds", rounds, least=1)
     except (TypeError, ValueError) as error:
         found = f"got epsilon={epsilon!r}, rounds={rounds!r}"
-        raise type(error)(f"expected a finite epsilon > 0 and rounds >= 1, {found}") from None
+        raise type(error)(
+            f"expected a finite epsilon > 0 and rounds >= 1, {found}"
+        ) from None
     mechanism = mechanism_of(law, noise, rounds)
     found = calibrated(mechanism, epsilon, rounds, delta, MOST_NOISE)
-    return Multiplier(found, Accounted(law=law, noise=noise, rounds=rounds, delta=delta))
+    return Multiplier(
+        found, Accounted(law=law, noise=noise, rounds=rounds, delta=delta)
+    )
 
 
-def accounted_for(noise: Noise, noise_multiplier: float, accounting: Accounting | None) -> Accounted | None:
+def accounted_for(
+    noise: Noise, noise_multiplier: float, accounting: Accounting | None
+) -> Accounted | None:
     """What a method with this noise was accounted for; None if nobody said.
 
     Raises:
-      ValueError: the multiplier was made for other noise, or for something else than `accounting` says; nothing is
-        known of this noise with this sampler; there is no noise.
+      ValueError: the multiplier was made for other noise, or for something else than
+        `accounting` says; nothing is known of this noise with this sampler; there is no
+        noise.
     """
     check_noise(noise)
-    carried = noise_multiplier.accounted if isinstance(noise_multiplier, Multiplier) else None
+    carried = (
+        noise_multiplier.accounted if isinstance(noise_multiplier, Multiplier) else None
+    )
     said = carried if accounting is None else _checked(accounting, noise)
     if said is None:
         return None
     if carried is not None and not _same(carried.noise, noise, carried.rounds):
         raise ValueError(
-            "this noise_multiplier was made for other noise than the one given here: pass the same noise to "
-            "privacy.multiplier_for and to the method"
+            "this noise_multiplier was made for other noise than the one given "
+            "here: pass the same noise to privacy.multiplier_for and to the "
+            "method"
         )
-    if carried is not None and (carried.rounds, carried.delta) != (said.rounds, said.delta):
+    if carried is not None and (carried.rounds, carried.delta) != (
+        said.rounds,
+        said.delta,
+    ):
         raise ValueError(
-            f"accounted for twice: the noise_multiplier for {_told(carried)}, accounting= says {_told(said)}"
+            f"accounted for twice: the noise_multiplier for {_told(carried)}, "
+            f"accounting= says {_told(said)}"
         )
     if carried is not None and not same_law(carried.law, said.law):
-        raise ValueError(f"accounted for twice: the noise_multiplier for {carried.law}, accounting= says {said.law}")
+        raise ValueError(
+            f"accounted for twice: the noise_multiplier for {carried.law}, "
+            f"accounting= says {said.law}"
+        )
     if noise_multiplier == 0:
-        raise ValueError("noise_multiplier=0 adds no noise, of which there is nothing to account: leave accounting out")
+        raise ValueError(
+            "noise_multiplier=0 adds no noise, of which there is nothing to "
+            "account: leave accounting out"
+        )
     mechanism_of(said.law, noise, said.rounds)  # refuses what nothing is known of
     return said._replace(noise=noise)
 
 
-def privacy_of(accounted: Accounted | None, noise_multiplier: float, released: tuple[str, ...]) -> Privacy:
-    """What a method says of itself; epsilons are computed when they are asked for, and only on the host."""
+def privacy_of(
+    accounted: Accounted | None, noise_multiplier: float, released: tuple[str, ...]
+) -> Privacy:
+    """What a method says of itself.
+
+    Epsilons are computed when they are asked for, and only on the host.
+    """
     if accounted is None:
-        return Privacy(mechanism="noise is added, but nothing is accounted", released=released)
+        return Privacy(
+            mechanism="noise is added, but nothing is accounted", released=released
+        )
     law, noise, rounds, delta = accounted
     mechanism = mechanism_of(law, noise, rounds)
     return Privacy(
@@ -192,7 +235,9 @@ def same_law(one: Any, other: Any) -> bool:
     return type(one) is type(other) and one == other
 
 
-def _epsilon_after(accounted: Accounted, noise_multiplier: float) -> Callable[[int], float]:
+def _epsilon_after(
+    accounted: Accounted, noise_multiplier: float
+) -> Callable[[int], float]:
     """`rounds done -> epsilon`, each computed once."""
     law, noise, rounds, delta = accounted
 
@@ -211,30 +256,45 @@ def _epsilon_after(accounted: Accounted, noise_multiplier: float) -> Callable[[i
     return epsilon
 
 
-def _spent(mechanism: Mechanism, noise_multiplier: float, rounds: int, delta: float) -> Spent:
+def _spent(
+    mechanism: Mechanism, noise_multiplier: float, rounds: int, delta: float
+) -> Spent:
     epsilon = epsilon_of(mechanism, noise_multiplier, rounds, delta)
-    return Spent(epsilon=epsilon, delta=delta, relation=mechanism.relation, mechanism=mechanism.words)
+    return Spent(
+        epsilon=epsilon,
+        delta=delta,
+        relation=mechanism.relation,
+        mechanism=mechanism.words,
+    )
 
 
 def _checked(accounting: Accounting, noise: Noise) -> Accounted:
     if not isinstance(accounting, Accounting):
-        raise TypeError(f"expected privacy.Accounting(sampler, rounds, delta), got accounting={accounting!r}")
+        raise TypeError(
+            f"expected privacy.Accounting(sampler, rounds, delta), got accounting={accounting!r}"
+        )
     law = _law_of(accounting.sampler)
     checks.whole("rounds", accounting.rounds, least=1)
     checks.real("delta", accounting.delta, above=0, below=1)
-    return Accounted(law=law, noise=noise, rounds=accounting.rounds, delta=accounting.delta)
+    return Accounted(
+        law=law, noise=noise, rounds=accounting.rounds, delta=accounting.delta
+    )
 
 
 def _law_of(sampler: Sampler) -> Any:
     if not isinstance(sampler, Sampler):
-        raise TypeError(f"expected a sampler of fedjax_fm.population.samplers, got sampler={sampler!r}")
+        raise TypeError(
+            f"expected a sampler of fedjax_fm.population.samplers, got sampler={sampler!r}"
+        )
     return sampler.law
 
 
 def check_noise(noise: Noise) -> None:
     """Refuses what is no `Noise`."""
     if not isinstance(noise, Noise):
-        expected = "privacy.independent(), privacy.binary_tree(...) or privacy.banded(...)"
+        expected = (
+            "privacy.independent(), privacy.binary_tree(...) or privacy.banded(...)"
+        )
         raise TypeError(f"expected {expected}, got noise={noise!r}")
 
 
@@ -242,7 +302,9 @@ def _same(one: Noise, other: Noise, rounds: int) -> bool:
     """Whether two kinds of noise have one strategy over so many rounds."""
     if one.is_independent != other.is_independent:
         return False
-    return one.is_independent or np.array_equal(one.strategy(rounds), other.strategy(rounds))
+    return one.is_independent or np.array_equal(
+        one.strategy(rounds), other.strategy(rounds)
+    )
 
 
 def _told(accounted: Accounted) -> str:

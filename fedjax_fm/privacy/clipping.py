@@ -1,4 +1,7 @@
-"""Sums of bounded contributions over a fixed denominator: what the sensitivity of DP-FedAvg and DP-FTRL rests on."""
+"""Sums of bounded contributions over a fixed denominator.
+
+What the sensitivity of DP-FedAvg and DP-FTRL rests on.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,7 +27,8 @@ def clip(tree: Tree, norm: jax.Array | float) -> tuple[Tree, jax.Array]:
       (tree of the same types, bool[]: was it within the norm).
 
     Formal guarantees:
-      The l2 norm of the result is at most `norm`, up to the rounding of each leaf's type, for every tree:
+      The l2 norm of the result is at most `norm`, up to the rounding of each leaf's
+      type, for every tree:
 
       | tree | norm | result | within |
       |---|---|---|---|
@@ -50,7 +54,9 @@ def clip(tree: Tree, norm: jax.Array | float) -> tuple[Tree, jax.Array]:
     # A power of two, so that the units cost no rounding; it and its inverse are normal numbers.
     _, exponent = jnp.frexp(jnp.where(jnp.isfinite(norm) & (norm > 0), norm, 1.0))
     units = jnp.ldexp(jnp.float32(1), -jnp.clip(exponent, -125, 126))
-    length = optax.tree.norm(jax.tree.map(lambda x: x.astype(jnp.float32) * units, tree))
+    length = optax.tree.norm(
+        jax.tree.map(lambda x: x.astype(jnp.float32) * units, tree)
+    )
     most, finite = norm * units, trees.all_finite(tree)
     within = finite & (length <= most)
     factor = jnp.where(within, 1.0, most / jnp.where(length > 0, length, 1.0))
@@ -68,7 +74,8 @@ def _refuse_other_types(tree: Tree) -> None:
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             found = f"{trees.path_of(path)} {jnp.result_type(leaf)}"
             raise TypeError(
-                f"expected floating leaves, which can be scaled to a norm, got {found}; leave it out of delta"
+                "expected floating leaves, which can be scaled to a norm, got "
+                f"{found}; leave it out of delta"
             )
 
 
@@ -76,18 +83,22 @@ class ClippedMean(NamedTuple):
     """What the server gets."""
 
     mean: Tree  # f32 leaves
-    within: jax.Array  # f32[], share of the planned cohort within the norm; those who did not come count a half
+    # f32[], share of the planned cohort within the norm; those who did not come count a
+    # half
+    within: jax.Array
     cohort_size: int
 
 
 def clipped_mean(norm_of: Callable[[Any], jax.Array | float]) -> Reduce:
-    """Means of clipped contributions over the planned cohort, in which every client counts the same.
+    """Means of clipped contributions over the planned cohort, in which every client
+    counts the same.
 
         mean   = sum_k clip(sent_k) / m
         within = sum_k (b_k - 1/2) / m + 1/2,  b_k: was k within the norm;  m = cohort_size
 
-    Clipping comes after decoding: a clip inside the client bounds nothing once a quantiser or error feedback follows.
-    The realised number of clients would be a data-dependent denominator: it is never used.
+    Clipping comes after decoding: a clip inside the client bounds nothing once a
+    quantiser or error feedback follows. The realised number of clients would be a
+    data-dependent denominator: it is never used.
 
     Args:
       norm_of: `server_state -> clip norm`.
@@ -95,26 +106,32 @@ def clipped_mean(norm_of: Callable[[Any], jax.Array | float]) -> Reduce:
     `finish` gives a `ClippedMean`.
 
     Formal guarantees:
-      A client, whatever it sends, what its weight is and what state it keeps, contributes a vector of norm at most S
-      and a count of -1/2 or 1/2; a client that does not come contributes zeros. So with one client more or less
+      A client, whatever it sends, what its weight is and what state it keeps,
+      contributes a vector of norm at most S and a count of -1/2 or 1/2; a client that
+      does not come contributes zeros. So with one client more or less
 
           ||change of mean|| <= S / m,  |change of within| <= 1 / (2 m),
 
-      and with one client's data replaced twice that. Contributions are float32 and so is their sum, also of a delta
-      in bfloat16. Both are exact: it is the server that adds noise.
+      and with one client's data replaced twice that. Contributions are float32 and so
+      is their sum, also of a delta in bfloat16. Both are exact: it is the server that
+      adds noise.
 
     References:
-      Andrew et al., Differentially Private Learning with Adaptive Clipping, 2021, arXiv 1905.03871, theorem 1, whose
-      count of sensitivity 1/2 is a centred one.
+      Andrew et al., Differentially Private Learning with Adaptive Clipping, 2021, arXiv
+      1905.03871, theorem 1, whose count of sensitivity 1/2 is a centred one.
     """
 
     def lift(server, sent, weight):
-        wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype.itemsize < 4 else x, sent)
+        wide = jax.tree.map(
+            lambda x: x.astype(jnp.float32) if x.dtype.itemsize < 4 else x, sent
+        )
         clipped, within = clip(wide, norm_of(server))
         return clipped, within.astype(jnp.float32) - 0.5
 
     def finish(total, setting: Setting):
         mean, centred = jax.tree.map(lambda x: x / setting.cohort_size, total)
-        return ClippedMean(mean=mean, within=centred + 0.5, cohort_size=setting.cohort_size)
+        return ClippedMean(
+            mean=mean, within=centred + 0.5, cohort_size=setting.cohort_size
+        )
 
-    return Reduce(lift, finish)
+    return Reduce(lift=lift, finish=finish)

@@ -42,7 +42,9 @@ class Mechanism(NamedTuple):
         return 1 if self.whole_run else rounds
 
 
-def mechanism_of(law: Any, noise: Noise, rounds: int, bound: float | None = None) -> Mechanism:
+def mechanism_of(
+    law: Any, noise: Noise, rounds: int, bound: float | None = None
+) -> Mechanism:
     """What `rounds` rounds are.
 
     Args:
@@ -52,25 +54,47 @@ def mechanism_of(law: Any, noise: Noise, rounds: int, bound: float | None = None
       ValueError: correlated noise with a law that does not limit participation.
     """
     if isinstance(law, Spaced):
-        bound = sensitivity(noise.strategy(max(rounds, 1)), law) if bound is None else float(bound)
-        words = f"participations at least {law.min_separation} rounds apart, sensitivity {bound:.4g}"
-        return Mechanism(sampling=None, sensitivity=bound, whole_run=True, relation=ZERO, words=words)
+        bound = (
+            sensitivity(noise.strategy(max(rounds, 1)), law)
+            if bound is None
+            else float(bound)
+        )
+        words = (
+            f"participations at least {law.min_separation} rounds apart, sensitivity "
+            f"{bound:.4g}"
+        )
+        return Mechanism(
+            sampling=None, sensitivity=bound, whole_run=True, relation=ZERO, words=words
+        )
     if not noise.is_independent:
         raise ValueError(
-            f"noise that is correlated over rounds needs a sampler that limits participation, and {law} does not: use "
-            "samplers.spaced, or independent noise"
+            "noise that is correlated over rounds needs a sampler that limits "
+            f"participation, and {law} does not: use samplers.spaced, or "
+            "independent noise"
         )
     if isinstance(law, Poisson):
         words = f"Poisson sampling, rate {law.rate:.4g}"
-        return Mechanism(sampling=law, sensitivity=1.0, whole_run=False, relation=LESS, words=words)
+        return Mechanism(
+            sampling=law, sensitivity=1.0, whole_run=False, relation=LESS, words=words
+        )
     if isinstance(law, WithoutReplacement):
         words = f"{law.cohort_size} of {law.n_clients} clients without replacement"
-        return Mechanism(sampling=law, sensitivity=2.0, whole_run=False, relation=REPLACED, words=words)
+        return Mechanism(
+            sampling=law,
+            sensitivity=2.0,
+            whole_run=False,
+            relation=REPLACED,
+            words=words,
+        )
     words = "no amplification by sampling"
-    return Mechanism(sampling=None, sensitivity=1.0, whole_run=False, relation=ZERO, words=words)
+    return Mechanism(
+        sampling=None, sensitivity=1.0, whole_run=False, relation=ZERO, words=words
+    )
 
 
-def epsilon_of(mechanism: Mechanism, noise_multiplier: float, rounds: int, delta: float) -> float:
+def epsilon_of(
+    mechanism: Mechanism, noise_multiplier: float, rounds: int, delta: float
+) -> float:
     """What so many rounds spend at delta."""
     if rounds == 0:
         return 0.0
@@ -78,14 +102,19 @@ def epsilon_of(mechanism: Mechanism, noise_multiplier: float, rounds: int, delta
         return float("inf")
     from dp_accounting import rdp
 
-    orders, divergences = _divergences(mechanism.event(noise_multiplier), mechanism.relation)
+    orders, divergences = _divergences(
+        mechanism.event(noise_multiplier), mechanism.relation
+    )
     spent = mechanism.times(rounds) * divergences
     epsilon, _ = rdp.compute_epsilon(list(orders), list(spent), delta)
     return float(epsilon)
 
 
-def calibrated(mechanism: Mechanism, epsilon: float, rounds: int, delta: float, most: float) -> float:
-    """The least noise multiplier that spends at most epsilon, by `dp_accounting.calibrate_dp_mechanism`.
+def calibrated(
+    mechanism: Mechanism, epsilon: float, rounds: int, delta: float, most: float
+) -> float:
+    """The least noise multiplier that spends at most epsilon, by
+    `dp_accounting.calibrate_dp_mechanism`.
 
     Raises:
       ValueError: none up to `most` does.
@@ -96,7 +125,9 @@ def calibrated(mechanism: Mechanism, epsilon: float, rounds: int, delta: float, 
         return high
 
     def whole(noise_multiplier: float) -> Any:
-        return dp.SelfComposedDpEvent(mechanism.event(noise_multiplier), mechanism.times(rounds))
+        return dp.SelfComposedDpEvent(
+            mechanism.event(noise_multiplier), mechanism.times(rounds)
+        )
 
     with _orders_left_out_in_silence():
         found = dp.calibrate_dp_mechanism(
@@ -110,13 +141,20 @@ def calibrated(mechanism: Mechanism, epsilon: float, rounds: int, delta: float, 
     return float(found)
 
 
-def _bracket(mechanism: Mechanism, epsilon: float, rounds: int, delta: float, most: float) -> tuple[float, float]:
-    """(too little noise, enough noise), a factor of two apart; 0 for the first where there is always enough."""
+def _bracket(
+    mechanism: Mechanism, epsilon: float, rounds: int, delta: float, most: float
+) -> tuple[float, float]:
+    """(too little noise, enough noise), a factor of two apart.
+
+    0 for the first where there is always enough.
+    """
     high = 1.0
     while epsilon_of(mechanism, high, rounds, delta) > epsilon:
         high *= 2
         if high > most:
-            raise ValueError(f"no noise_multiplier up to {most:g} spends as little as epsilon={epsilon}")
+            raise ValueError(
+                f"no noise_multiplier up to {most:g} spends as little as epsilon={epsilon}"
+            )
     while high > 1 / most:
         if epsilon_of(mechanism, high / 2, rounds, delta) > epsilon:
             return high / 2, high
@@ -132,7 +170,9 @@ def _divergences(event: Any, relation: str) -> tuple[np.ndarray, np.ndarray]:
     divergences = accountant.rdp
     if not (divergences >= 0).all():
         # The accountant would call such an epsilon zero.
-        raise ArithmeticError(f"the accountant finds no divergence of {event}: {divergences}")
+        raise ArithmeticError(
+            f"the accountant finds no divergence of {event}: {divergences}"
+        )
     return accountant.orders, divergences
 
 
@@ -141,7 +181,11 @@ def _accountant(relation: str) -> Any:
     from dp_accounting import rdp
 
     neighbours = dp.NeighboringRelation
-    of_words = {LESS: neighbours.ADD_OR_REMOVE_ONE, ZERO: neighbours.REPLACE_SPECIAL, REPLACED: neighbours.REPLACE_ONE}
+    of_words = {
+        LESS: neighbours.ADD_OR_REMOVE_ONE,
+        ZERO: neighbours.REPLACE_SPECIAL,
+        REPLACED: neighbours.REPLACE_ONE,
+    }
     return rdp.RdpAccountant(neighboring_relation=of_words[relation])
 
 
@@ -149,12 +193,15 @@ def _accountant(relation: str) -> Any:
 def _orders_left_out_in_silence() -> Iterator[None]:
     """Drops the accountant's message that a Renyi order did not converge and is left out.
 
-    There is one for each order and noise that is tried, dozens while a multiplier is looked for, and nothing to do: epsilon
-    is the least over the orders, so one that is left out can only make it larger.
+    There is one for each order and noise that is tried, dozens while a multiplier is
+    looked for, and nothing to do: epsilon is the least over the orders, so one that is
+    left out can only make it larger.
     """
 
     def is_heard(record: logging.LogRecord) -> bool:
-        return "Excluding this order from the epsilon computation" not in " ".join(record.getMessage().split())
+        return "Excluding this order from the epsilon computation" not in " ".join(
+            record.getMessage().split()
+        )
 
     logger = logging.getLogger("absl")
     logger.addFilter(is_heard)
@@ -168,5 +215,7 @@ def _dp_accounting() -> Any:
     try:
         import dp_accounting
     except ImportError as error:
-        raise ImportError("privacy accounting needs dp-accounting: pip install 'fedjax_fm[privacy]'") from error
+        raise ImportError(
+            "privacy accounting needs dp-accounting: pip install 'fedjax_fm[privacy]'"
+        ) from error
     return dp_accounting

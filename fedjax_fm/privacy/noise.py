@@ -1,8 +1,9 @@
 """Gaussian noise for sums over rounds: independent, by a binary tree, or by a banded matrix.
 
-All are matrix mechanisms (Denisov et al. 2022, arXiv 2202.08312): with prefix sums A = B C of the rounds' updates x, the
-release B (C x + z) = A (x + C^-1 z) has the sensitivity of the strategy C, and round t adds the increment (C^-1 z)_t to
-its update. C = I is DP-FedAvg's independent noise, whose prefix sums add up to t variances.
+All are matrix mechanisms (Denisov et al. 2022, arXiv 2202.08312): with prefix sums A =
+B C of the rounds' updates x, the release B (C x + z) = A (x + C^-1 z) has the
+sensitivity of the strategy C, and round t adds the increment (C^-1 z)_t to its update.
+C = I is DP-FedAvg's independent noise, whose prefix sums add up to t variances.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +20,15 @@ from fedjax_fm.types import Tree
 class Noise(NamedTuple):
     """Noise increments with z ~ N(0, I); whoever adds them scales by sigma times the clip norm.
 
-    `init(tree, key) -> state`, `draw(state) -> (increment like tree, f32, state)`; the state is part of the server's, so
-    that a resumed run goes on with the same noise. `strategy(rounds) -> f64[rows, rounds]` is C, for its sensitivity; row
-    i is released in the round of its last entry that is not zero.
+    `init(tree, key) -> state`, `draw(state) -> (increment like tree, f32, state)`; the
+    state is part of the server's, so that a resumed run goes on with the same noise.
+    `strategy(rounds) -> f64[rows, rounds]` is C, for its sensitivity; row i is released
+    in the round of its last entry that is not zero.
 
-    No two draws of a run share a key: every z is named by round (or node) and leaf under the key that `init` is given.
-    The noise is as good as its key: who knows the seed of a run can take it off, and two runs of one seed share it.
+    No two draws of a run share a key: every z is named by round (or node) and leaf
+      under the key that `init` is given.
+    The noise is as good as its key: who knows the seed of a run can take it off, and
+    two runs of one seed share it.
     """
 
     init: Callable[[Tree, jax.Array], Any]
@@ -37,7 +41,10 @@ def _normal(key: jax.Array, like: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(like)
     # jax.random, not a fast hash: the noise of a privacy guarantee must not be predictable.
     keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
-    drawn = [jax.random.normal(key, x.shape, jnp.float32) for key, x in zip(keys, leaves, strict=True)]
+    drawn = [
+        jax.random.normal(key, x.shape, jnp.float32)
+        for key, x in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(structure, drawn)
 
 
@@ -59,7 +66,7 @@ def independent() -> Noise:
         noise = _normal(jax.random.fold_in(state.key, state.round), state.like)
         return noise, state._replace(round=state.round + 1)
 
-    return Noise(init, draw, np.eye, is_independent=True)
+    return Noise(init=init, draw=draw, strategy=np.eye, is_independent=True)
 
 
 class TreeState(NamedTuple):
@@ -71,35 +78,45 @@ class TreeState(NamedTuple):
 
 
 def binary_tree(rounds_per_tree: int, *, completion: bool = False) -> Noise:
-    """Every node of a binary tree over the rounds has its own noise; a prefix sum has that of the nodes that cover it.
+    """Every node of a binary tree over the rounds has its own noise.
 
-    The prefix sum over t rounds has variance popcount(t), at most log2 of the rounds. A node's noise is drawn from its
-    name whenever it is needed, so the state is one tree of delta's size. After `rounds_per_tree` rounds, n, a new tree
-    begins; the noise of the last prefix of the one before stays in what is there.
+    A prefix sum has that of the nodes that cover it.
+
+    The prefix sum over t rounds has variance popcount(t), at most log2 of the rounds. A
+    node's noise is drawn from its name whenever it is needed, so the state is one tree
+    of delta's size. After `rounds_per_tree` rounds, n, a new tree begins; the noise of
+    the last prefix of the one before stays in what is there.
 
     Args:
       rounds_per_tree: n, at least 1.
-      completion: whether a tree is completed when it ends, as if rounds without data followed up to the next power of
-        two: its last prefix has the noise of the root alone. Of each tree stays
+      completion: whether a tree is completed when it ends, as if rounds without data
+        followed up to the next power of two: its last prefix has the noise of the root
+        alone. Of each tree stays
 
           without: variance popcount(n); a client pays for floor(log2 n) + 1 nodes at most
           with:    variance 1;           a client pays for ceil(log2 n) + 1 nodes at most
 
-        A power of two is complete by itself. For n = 7 the noise that stays is a third, for the price of 4 nodes instead of 3.
+        A power of two is complete by itself. For n = 7 the noise that stays is a third,
+        for the price of 4 nodes instead of 3.
 
     Formal guarantees:
-      `strategy` has a row for each node that is complete, also for right children, which no prefix reads: what is
-      accounted for is never less than what is released. Nodes that are not complete are not released.
+      `strategy` has a row for each node that is complete, also for right children,
+      which no prefix reads: what is accounted for is never less than what is released.
+      Nodes that are not complete are not released.
 
     References:
-      Kairouz et al., Practical and Private (Deep) Learning without Sampling or Shuffling, 2021, arXiv 2103.00039
-      (DP-FTRL, online tree aggregation without Honaker's refinement); restarts and completion: ibid., appendix D. The
-      authors' code completes every tree but the last; here the last one, too, if its rounds are all done.
+      Kairouz et al., Practical and Private (Deep) Learning without Sampling or
+      Shuffling, 2021, arXiv 2103.00039 (DP-FTRL, online tree aggregation without
+      Honaker's refinement); restarts and completion: ibid., appendix D. The authors'
+      code completes every tree but the last; here the last one, too, if its rounds are
+      all done.
     """
     checks.whole("rounds_per_tree", rounds_per_tree, least=1)
     checks.flag("completion", completion)
     n_levels = rounds_per_tree.bit_length()
-    root = (rounds_per_tree - 1).bit_length()  # its level; in a tree that needs no completion the last of n_levels
+    root = (
+        rounds_per_tree - 1
+    ).bit_length()  # its level; in a tree that needs no completion the last of n_levels
     completes = completion and root == n_levels
 
     def init(tree, key):
@@ -112,10 +129,18 @@ def binary_tree(rounds_per_tree: int, *, completion: bool = False) -> Noise:
         """Noise of the nodes that cover the first n rounds: level l where bit l of n is set."""
 
         def with_node(level, total):
-            return jax.tree.map(jnp.add, total, node(key, level, (n >> level) - 1, like))
+            return jax.tree.map(
+                jnp.add, total, node(key, level, (n >> level) - 1, like)
+            )
 
         def add(level, total):
-            return jax.lax.cond((n >> level) & 1 == 1, with_node, lambda level, total: total, level, total)
+            return jax.lax.cond(
+                (n >> level) & 1 == 1,
+                with_node,
+                lambda level, total: total,
+                level,
+                total,
+            )
 
         return jax.lax.fori_loop(0, n_levels, add, _zeros(like))
 
@@ -140,7 +165,10 @@ def binary_tree(rounds_per_tree: int, *, completion: bool = False) -> Noise:
         for start in range(0, rounds, rounds_per_tree):
             end = min(start + rounds_per_tree, rounds)
             for width in (2**level for level in range(n_levels)):
-                spans += [(first, first + width) for first in range(start, end - width + 1, width)]
+                spans += [
+                    (first, first + width)
+                    for first in range(start, end - width + 1, width)
+                ]
             if completes and end - start == rounds_per_tree:
                 spans.append((start, end))
         rows = np.zeros((len(spans), rounds))
@@ -148,7 +176,7 @@ def binary_tree(rounds_per_tree: int, *, completion: bool = False) -> Noise:
             row[first:last] = 1
         return rows
 
-    return Noise(init, draw, strategy)
+    return Noise(init=init, draw=draw, strategy=strategy)
 
 
 class BandedState(NamedTuple):
@@ -160,10 +188,14 @@ class BandedState(NamedTuple):
 
 
 def banded(coefficients: Sequence[float] | np.ndarray) -> Noise:
-    """A banded Toeplitz strategy: C[t, s] = coefficients[t - s], so the increment is y_t = (z_t - sum_j c_j y_{t-j}) / c_0.
+    """A banded Toeplitz strategy.
 
-    Memory: bands - 1 trees of delta's size. With no more bands than rounds between participations a client's own
-    contributions do not overlap, and the sensitivity is exact (`sensitivity`).
+    C[t, s] = coefficients[t - s], so the increment is y_t = (z_t - sum_j c_j y_{t-j}) /
+    c_0.
+
+    Memory: bands - 1 trees of delta's size. With no more bands than rounds between
+    participations a client's own contributions do not overlap, and the sensitivity is
+    exact (`sensitivity`).
 
     References:
       Choquette-Choo et al., (Amplified) Banded Matrix Factorization, 2023, arXiv 2306.08153.
@@ -171,7 +203,9 @@ def banded(coefficients: Sequence[float] | np.ndarray) -> Noise:
     c = _coefficients(coefficients)
 
     def init(tree, key):
-        recent = jax.tree.map(lambda x: jnp.zeros((len(c) - 1, *x.shape), jnp.float32), tree)
+        recent = jax.tree.map(
+            lambda x: jnp.zeros((len(c) - 1, *x.shape), jnp.float32), tree
+        )
         return BandedState(key, jnp.int32(0), recent)
 
     def draw(state):
@@ -180,12 +214,17 @@ def banded(coefficients: Sequence[float] | np.ndarray) -> Noise:
         later = jnp.asarray(c[1:], jnp.float32)
 
         def solve(z, recent):
-            # In full precision on accelerators too: what is not C^-1 z is not what was accounted for.
+            # In full precision on accelerators too: what is not C^-1 z is not what was
+            # accounted for.
             carried = jnp.tensordot(later, recent, axes=1, precision="highest")
             return (z - carried) / jnp.float32(c[0])
 
         y = jax.tree.map(solve, z, state.recent)
-        recent = jax.tree.map(lambda y, old: jnp.concatenate([y[None], old])[: len(c) - 1], y, state.recent)
+        recent = jax.tree.map(
+            lambda y, old: jnp.concatenate([y[None], old])[: len(c) - 1],
+            y,
+            state.recent,
+        )
         return y, BandedState(state.key, state.round + 1, recent)
 
     def strategy(rounds: int) -> np.ndarray:
@@ -193,18 +232,25 @@ def banded(coefficients: Sequence[float] | np.ndarray) -> Noise:
         within = (t >= s) & (t - s < len(c))
         return np.where(within, c[np.clip(t - s, 0, len(c) - 1)], 0.0)
 
-    return Noise(init, draw, strategy)
+    return Noise(init=init, draw=draw, strategy=strategy)
 
 
 def _coefficients(coefficients: Any) -> np.ndarray:
     """f64[bands], or ValueError naming them."""
     try:
-        c = np.array([checks.real(f"coefficients[{i}]", value) for i, value in enumerate(coefficients)], np.float64)
+        c = np.array(
+            [
+                checks.real(f"coefficients[{i}]", value)
+                for i, value in enumerate(coefficients)
+            ],
+            np.float64,
+        )
     except (TypeError, ValueError):
         c = np.zeros(0)
     if not len(c) or c[0] == 0:
         raise ValueError(
-            f"expected finite coefficients [c_0, c_1, ...] with c_0 != 0, got coefficients={coefficients!r}"
+            "expected finite coefficients [c_0, c_1, ...] with c_0 != 0, got "
+            f"coefficients={coefficients!r}"
         )
     return c
 
@@ -212,8 +258,9 @@ def _coefficients(coefficients: Any) -> np.ndarray:
 def square_root_coefficients(bands: int) -> np.ndarray:
     """f64[bands]: of the banded square root of the prefix-sum matrix, c_j = binom(2j, j) / 4^j.
 
-    Without truncation C C = A, the factorisation with the smallest known error for one participation (Fichtenberger et
-    al. 2022, arXiv 2202.11205); cut to `bands`: Kalinin and Lampert 2024, arXiv 2405.13763.
+    Without truncation C C = A, the factorisation with the smallest known error for one
+    participation (Fichtenberger et al. 2022, arXiv 2202.11205); cut to `bands`: Kalinin
+    and Lampert 2024, arXiv 2405.13763.
     """
     checks.whole("bands", bands, least=1)
     steps = np.arange(1, bands)

@@ -1,4 +1,7 @@
-"""What surrounds a run: its folder, progress, checkpoints, provenance and report. Imported when first used."""
+"""What surrounds a run: its folder, progress, checkpoints, provenance and report.
+
+Imported when first used.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

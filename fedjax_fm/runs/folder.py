@@ -1,10 +1,10 @@
 """The folder that a run leaves behind.
 
-config.json       the resolved configuration          metrics.jsonl   one row a round, flushed as it happens
-provenance.json   data, weights, seeds, versions      seconds.jsonl   how long each took
-plan.json         layout over devices and blocks      checkpoint/     the last states (Orbax)
-identity.json     what makes it this run              report.html     what was found, for people
-results.json      what was found
+config.json       the resolved configuration          metrics.jsonl   one row a round,
+flushed as it happens provenance.json   data, weights, seeds, versions
+seconds.jsonl   how long each took plan.json         layout over devices and blocks
+checkpoint/     the last states (Orbax) identity.json     what makes it this run
+report.html     what was found, for people results.json      what was found
 """
 
 import contextlib
@@ -22,30 +22,54 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Files that say what a run would be; a folder with no other ones holds nothing that was computed.
-BEFORE_THE_RUN = {"config.json", "provenance.json", "plan.json", "identity.json", "study.json"}
+BEFORE_THE_RUN = {
+    "config.json",
+    "provenance.json",
+    "plan.json",
+    "identity.json",
+    "study.json",
+}
 
 
 class RunFolder:
-    """Reads and writes one run's files; every file is complete or absent, metrics rows are appended and flushed."""
+    """Reads and writes one run's files.
+
+    Every file is complete or absent, metrics rows are appended and flushed.
+    """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], config: dict[str, Any], experiment: str) -> "RunFolder":
-        """Makes a new folder; refuses one that exists, and leaves nothing behind if it cannot be made."""
+    def create(
+        cls, path: str | os.PathLike[str], config: dict[str, Any], experiment: str
+    ) -> "RunFolder":
+        """Makes a new folder; refuses one that exists, and leaves nothing behind if it
+        cannot be made.
+        """
         folder = cls(path)
         left = {"config.json.part"}  # by a run that was killed before it had begun
         text = _as_json({"experiment": experiment, **config})
         missing = []
         try:
             # Not `exists`, which says no of what it may not see.
-            missing = [place for place in (folder.path, *folder.path.parents) if not os.path.lexists(place)]
+            missing = [
+                place
+                for place in (folder.path, *folder.path.parents)
+                if not os.path.lexists(place)
+            ]
             if not missing and (
-                not folder.path.is_dir() or any(child.name not in left for child in folder.path.iterdir())
+                not folder.path.is_dir()
+                or any(child.name not in left for child in folder.path.iterdir())
             ):
-                cure = "continue it with `fedjax-fm run --resume " + str(path) + "`, " if folder.is_run else ""
-                raise RunFolderError(f"{path} exists: {cure}choose another with --out, or remove it")
+                cure = (
+                    "continue it with `fedjax-fm run --resume " + str(path) + "`, "
+                    if folder.is_run
+                    else ""
+                )
+                raise RunFolderError(
+                    f"{path} exists: {cure}choose another with --out, or remove it"
+                )
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.write_text("config.json", text)
         except (OSError, RunFolderError, ValueError) as error:
@@ -55,7 +79,9 @@ class RunFolder:
             if isinstance(error, RunFolderError):
                 raise
             why = getattr(error, "strerror", None) or error
-            raise RunFolderError(f"cannot make the folder {path}: {why}; choose another place with --out") from error
+            raise RunFolderError(
+                f"cannot make the folder {path}: {why}; choose another place with --out"
+            ) from error
         return folder
 
     @classmethod
@@ -77,7 +103,8 @@ class RunFolder:
         found = self.read_json("config.json")
         if not isinstance(found, dict) or not isinstance(found.get("experiment"), str):
             raise RunFolderError(
-                f'{self.path / "config.json"} is not the configuration of a run: it does not say which "experiment"'
+                f"{self.path / 'config.json'} is not the configuration of a run: it does "
+                'not say which "experiment"'
             )
         return found
 
@@ -90,10 +117,19 @@ class RunFolder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing that was computed lies here, however far a run had got with its preparations."""
+        """Whether nothing that was computed lies here, however far a run had got with
+        its preparations.
+        """
         programs = self.path / "programs"  # what was compiled is no finding
-        files = [path for path in self.path.rglob("*") if path.is_file() and programs not in path.parents]
-        return all(path.name.removesuffix(".part") in BEFORE_THE_RUN or not path.stat().st_size for path in files)
+        files = [
+            path
+            for path in self.path.rglob("*")
+            if path.is_file() and programs not in path.parents
+        ]
+        return all(
+            path.name.removesuffix(".part") in BEFORE_THE_RUN or not path.stat().st_size
+            for path in files
+        )
 
     def remove(self) -> None:
         """Takes the folder away, with all that is in it."""
@@ -120,7 +156,9 @@ class RunFolder:
         """Reads what `write_json` wrote."""
         path = self.path / name
         if not path.is_file():
-            raise RunFolderError(f"{path} is missing: the run has not come that far, or the folder is damaged")
+            raise RunFolderError(
+                f"{path} is missing: the run has not come that far, or the folder is damaged"
+            )
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
@@ -143,7 +181,9 @@ class RunFolder:
             with np.load(self.path / name, allow_pickle=False) as arrays:
                 return dict(arrays)
         except (OSError, ValueError) as error:
-            raise RunFolderError(f"{self.path / name} is missing or damaged: {error}") from error
+            raise RunFolderError(
+                f"{self.path / name} is missing or damaged: {error}"
+            ) from error
 
     def made(self) -> "RunFolder":
         """Self, with the folder there."""
@@ -162,8 +202,14 @@ class RunFolder:
             file.write(text)
 
     def append_seconds(self, round_index: int, seconds: float) -> None:
-        """Adds one row to seconds.jsonl; a resumed run adds its own, the rounds done twice stand there twice."""
-        self.append("seconds.jsonl", json.dumps({"round": round_index, "seconds": round(seconds, 4)}) + "\n")
+        """Adds one row to seconds.jsonl.
+
+        A resumed run adds its own, the rounds done twice stand there twice.
+        """
+        self.append(
+            "seconds.jsonl",
+            json.dumps({"round": round_index, "seconds": round(seconds, 4)}) + "\n",
+        )
 
     def seconds(self) -> dict[int, float]:
         """Seconds of each row of metrics.jsonl by round, the last time it was done."""
@@ -184,7 +230,9 @@ class RunFolder:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 if number < len(lines) - 1:
-                    raise RunFolderError(f"{path}, line {number + 1}, is damaged: {error}") from error
+                    raise RunFolderError(
+                        f"{path}, line {number + 1}, is damaged: {error}"
+                    ) from error
         return rows
 
     def keep_metrics(self, rounds: int) -> None:
@@ -192,21 +240,36 @@ class RunFolder:
         rows = [row for row in self.metrics() if row["round"] <= rounds]
         if rounds and (not rows or rows[-1]["round"] != rounds):
             raise RunFolderError(
-                f"the checkpoint in {self.path} is of round {rounds}, but metrics.jsonl lacks that round"
+                f"the checkpoint in {self.path} is of round {rounds}, but "
+                "metrics.jsonl lacks that round"
             )
-        self.write_text("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self.write_text(
+            "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+        )
 
 
-def cannot_write(path: Path, error: BaseException, safe: str = "what was written before is safe") -> str:
+def cannot_write(
+    path: Path, error: BaseException, safe: str = "what was written before is safe"
+) -> str:
     """One line for a disk that took no more: which file, why, what is safe and what to do.
 
     Args:
       error: of any library; only its text tells what the system said.
     """
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-    why = "no space is left on the device" if full else getattr(error, "strerror", None) or str(error)
+    full = getattr(error, "errno", None) in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+    ) or "No space left on device" in str(error)
+    why = (
+        "no space is left on the device"
+        if full
+        else getattr(error, "strerror", None) or str(error)
+    )
     cure = "make room" if full else "make it writable"
-    return f"cannot write {path}: {' '.join(why.split())[:300]}; {safe}. {cure.capitalize()} and go on with --resume"
+    return (
+        f"cannot write {path}: {' '.join(why.split())[:300]}; {safe}. "
+        f"{cure.capitalize()} and go on with --resume"
+    )
 
 
 @contextlib.contextmanager

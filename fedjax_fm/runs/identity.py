@@ -2,10 +2,11 @@
 
 identity.json is written when a run begins and compared whenever it goes on:
 
-    settings   hyper-parameters, channels, sampler, cohort, seed, found by a walk through what they are made of
-    arrays     digests of data, backbone and the first delta (see `fingerprint.array_print` for large ones)
-    program    digest of the round as JAX has traced it: what only the code of a loss says is in there
-    code       versions; another one is a warning, and then programs are not compared
+    settings   hyper-parameters, channels, sampler, cohort, seed, found by a walk
+    through what they are made of arrays     digests of data, backbone and the first
+    delta (see `fingerprint.array_print` for large ones) program    digest of the round
+    as JAX has traced it: what only the code of a loss says is in there code
+    versions; another one is a warning, and then programs are not compared
 """
 
 import hashlib
@@ -37,7 +38,9 @@ class Comparison(NamedTuple):
     warnings: list[str]
 
 
-def identity_of(simulator: Simulator, delta: Tree, key: jax.Array | None = None) -> dict[str, Any]:
+def identity_of(
+    simulator: Simulator, delta: Tree, key: jax.Array | None = None
+) -> dict[str, Any]:
     """Everything but the program, which needs a layout.
 
     Args:
@@ -45,24 +48,38 @@ def identity_of(simulator: Simulator, delta: Tree, key: jax.Array | None = None)
       delta: the tree that training starts from.
       key: of the state; default: the simulator's.
     """
-    found = {"seed": _seed(simulator.key if key is None else key), "n_clients": repr(simulator.population.n_clients)}
+    found = {
+        "seed": _seed(simulator.key if key is None else key),
+        "n_clients": repr(simulator.population.n_clients),
+    }
     found |= describe("", simulator.defined_by)
-    arrays = {f"data.{name}": array for name, array in simulator.population.arrays.items()}
+    arrays = {
+        f"data.{name}": array for name, array in simulator.population.arrays.items()
+    }
     arrays["where clients' examples begin"] = simulator.population.offsets
     for name, tree in (("delta", delta), ("backbone", simulator.backbone)):
-        arrays |= {f"{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+        arrays |= {
+            f"{name}{jax.tree_util.keystr(path)}": leaf
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        }
     prints = {
-        name: array_print(jnp.asarray(leaf) if not hasattr(leaf, "dtype") else leaf) for name, leaf in arrays.items()
+        name: array_print(jnp.asarray(leaf) if not hasattr(leaf, "dtype") else leaf)
+        for name, leaf in arrays.items()
     }
     prints |= {path: entry for path, entry in found.items() if isinstance(entry, dict)}
-    settings = {path.removeprefix("."): entry for path, entry in found.items() if isinstance(entry, str)}
+    settings = {
+        path.removeprefix("."): entry
+        for path, entry in found.items()
+        if isinstance(entry, str)
+    }
     return {"settings": settings, "arrays": prints, "code": _code()}
 
 
 def program_of(simulator: Simulator, state: SimulationState, delta: Tree) -> str | None:
     """Digest of a round as it was traced; None under `pmap`, whose rounds are several programs.
 
-    Where whole rounds run on the device, the trace is the one that the run will use; else it is one more.
+    Where whole rounds run on the device, the trace is the one that the run will use;
+    else it is one more.
     """
     engine, programs = simulator.engine, simulator.programs
     if engine.parallel == "pmap":
@@ -71,20 +88,28 @@ def program_of(simulator: Simulator, state: SimulationState, delta: Tree) -> str
     if simulator.spills or data is None:
         first = trees.shapes(delta)
         rounds = jax.eval_shape(
-            lambda tree: first_state(engine, simulator.sampler, simulator.start, tree, simulator.key, False), first
+            lambda tree: first_state(
+                engine, simulator.sampler, simulator.start, tree, simulator.key, False
+            ),
+            first,
         )
         data = trees.shapes(shapes_of(simulator.population))
-    traced = programs.fused.trace(rounds, simulator.backbone, data, jnp.int32(1), simulator.key).jaxpr
+    traced = programs.fused.trace(
+        rounds, simulator.backbone, data, jnp.int32(1), simulator.key
+    ).jaxpr
     # Functions that are parameters of an operation are printed with their addresses.
     text = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))
-    constants = [array_print(jnp.asarray(constant))["sha256"] for constant in traced.consts]
+    constants = [
+        array_print(jnp.asarray(constant))["sha256"] for constant in traced.consts
+    ]
     return hashlib.sha256("\n".join([text, *constants]).encode()).hexdigest()
 
 
 def compare(before: dict[str, Any], now: dict[str, Any]) -> Comparison:
     """How two identities differ; programs are compared where both have one, made by the same code.
 
-    Weights may be computed anew, and on another machine differ by rounding: a warning. Data may not.
+    Weights may be computed anew, and on another machine differ by rounding: a warning.
+    Data may not.
     """
     refused, warnings = _of_settings(before["settings"], now["settings"]), []
     for name in sorted(before["arrays"].keys() | now["arrays"].keys()):
@@ -93,25 +118,39 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> Comparison:
             refused.append(f"{name}: {'new' if old is None else 'gone'}")
         elif old["type"] != new["type"]:
             refused.append(f"{name}: {old['type']} → {new['type']}")
-        elif old["sha256"] != new["sha256"] and not _is_data(name) and same_but_for_rounding(old, new):
-            warnings.append(f"{name} is not the same to the bit; the difference is of the size of rounding")
+        elif (
+            old["sha256"] != new["sha256"]
+            and not _is_data(name)
+            and same_but_for_rounding(old, new)
+        ):
+            warnings.append(
+                f"{name} is not the same to the bit; the difference is of the size of rounding"
+            )
         elif old["sha256"] != new["sha256"]:
             refused.append(f"{name}: other values")
-    code = [f"{name} {before['code'].get(name)} → {version}" for name, version in now["code"].items()
-            if before["code"].get(name) != version]  # fmt: skip
+    code = [
+        f"{name} {before['code'].get(name)} → {version}"
+        for name, version in now["code"].items()
+        if before["code"].get(name) != version
+    ]
     if code:
-        warnings.append(f"the code is another one ({', '.join(code)}), so the next rounds may be, too")
+        warnings.append(
+            f"the code is another one ({', '.join(code)}), so the next rounds may be, too"
+        )
     programs = (before.get("program"), now.get("program"))
     if not (refused or code or None in programs) and programs[0] != programs[1]:
         refused.append(
-            "the program of a round is another one, though all settings are the same: a loss, or a constant that it reads, "
-            "has changed"
+            "the program of a round is another one, though all settings are the "
+            "same: a loss, or a constant that it reads, has changed"
         )
     return Comparison(refused, warnings)
 
 
 def _is_data(name: str) -> bool:
-    """Whether the array is read and not computed: one changed value among millions is no rounding there."""
+    """Whether the array is read and not computed.
+
+    One changed value among millions is no rounding there.
+    """
     return name.startswith("data.")
 
 
@@ -127,14 +166,20 @@ def _of_settings(before: dict[str, str], now: dict[str, str]) -> list[str]:
     for name in [*before, *(name for name in now if name not in before)]:
         old, new = before.get(name, "absent"), now.get(name, "absent")
         if old != new:
-            old, new = (text if len(text) < 100 else text[:97] + "..." for text in (old, new))
-            changes.setdefault((name.rpartition(".")[2], old, new), f"{name}: {old} → {new}")
+            old, new = (
+                text if len(text) < 100 else text[:97] + "..." for text in (old, new)
+            )
+            changes.setdefault(
+                (name.rpartition(".")[2], old, new), f"{name}: {old} → {new}"
+            )
     # Numbers say more than functions that came or went with them.
     return sorted(changes.values(), key=lambda text: "absent" in text)
 
 
 def _seed(key: jax.Array) -> str:
-    """The number that `jax.random.key` was made of, for the default kind of keys and seeds of 32 bits."""
+    """The number that `jax.random.key` was made of, for the default kind of keys and
+    seeds of 32 bits.
+    """
     words = [int(word) for word in jax.random.key_data(key)]
     return str(words[1]) if len(words) == 2 and words[0] == 0 else str(words)
 

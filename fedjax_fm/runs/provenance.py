@@ -14,11 +14,22 @@ import jax
 def environment() -> dict[str, Any]:
     """Code, libraries and machine of this process."""
     devices = jax.devices()
-    libraries = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers", "safetensors")
+    libraries = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+        "tokenizers",
+        "safetensors",
+    )
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "versions": {name: importlib.metadata.version(name) for name in ("fedjax-fm", *libraries)},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("fedjax-fm", *libraries)
+        },
         "python": platform.python_version(),
         "processor": processor(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -27,18 +38,28 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """What the processor calls itself, with AVX-512 where it has it: speeds depend on it, and last digits."""
+    """What the processor calls itself, with AVX-512 where it has it.
+
+    Speeds depend on it, and last digits.
+    """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in text.splitlines()
+        if line.startswith("model name")
+    ]
     wide = ", AVX-512" if " avx512f " in text else ""
     return (names[0] if names else platform.machine()) + wide
 
 
 def commit() -> str:
-    """The commit of this source tree, "+changes" if it is not clean; "unknown" outside a checkout."""
+    """The commit of this source tree, "+changes" if it is not clean.
+
+    "unknown" outside a checkout.
+    """
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -55,6 +76,8 @@ def commit() -> str:
         # An installed copy may lie inside somebody else's checkout: only our own tree counts.
         if not git("ls-files", "--error-unmatch", Path(__file__).name):
             return "unknown"
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"

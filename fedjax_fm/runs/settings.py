@@ -1,4 +1,6 @@
-"""How settings are read from the command line and from a folder, and what is said of a wrong one."""
+"""How settings are read from the command line and from a folder, and what is said of a
+wrong one.
+"""
 
 import dataclasses
 import difflib
@@ -52,8 +54,12 @@ def restored(kind: type, fields: Mapping[str, Any], where: str) -> Any:
             raise UsageError(f"{where}: {nearest(name, hints, 'setting')}")
         if not _fits(value, hints[name]):
             raise UsageError(f"{where}: {name}={value!r} is no {_called(hints[name])}")
-    if missing := [field.name for field in dataclasses.fields(kind) if field.name not in fields]:
-        raise UsageError(f"{where} lacks {', '.join(missing)}: it is of another version, or was changed")
+    if missing := [
+        field.name for field in dataclasses.fields(kind) if field.name not in fields
+    ]:
+        raise UsageError(
+            f"{where} lacks {', '.join(missing)}: it is of another version, or was changed"
+        )
     return replace(kind(), **fields)
 
 
@@ -64,11 +70,17 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in typing.get_args(hint))
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return value is None if hint is type(None) else not isinstance(hint, type) or isinstance(value, hint)
+    return (
+        value is None
+        if hint is type(None)
+        else not isinstance(hint, type) or isinstance(value, hint)
+    )
 
 
 def _called(hint: Any) -> str:
-    return {int: "whole number", float: "number"}.get(hint) or getattr(hint, "__name__", str(hint))
+    return {int: "whole number", float: "number"}.get(hint) or getattr(
+        hint, "__name__", str(hint)
+    )
 
 
 def replace(config: Any, **changes: Any) -> Any:
@@ -90,7 +102,9 @@ def _read(key: str, text: str, kind: Any) -> Any:
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]
-        return tuple(_read(key, part.strip(), inner) for part in text.split(",") if part.strip())
+        return tuple(
+            _read(key, part.strip(), inner) for part in text.split(",") if part.strip()
+        )
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise UsageError(f"{key} takes true or false, got {text!r}")
@@ -98,7 +112,9 @@ def _read(key: str, text: str, kind: Any) -> Any:
     try:
         value = kind(text)
     except ValueError:
-        raise UsageError(f"{key} takes {'a number' if kind in (int, float) else kind.__name__}, got {text!r}") from None
+        raise UsageError(
+            f"{key} takes {'a number' if kind in (int, float) else kind.__name__}, got {text!r}"
+        ) from None
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{key} takes a finite number, got {text!r}")
     return value

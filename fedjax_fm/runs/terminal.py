@@ -1,4 +1,7 @@
-"""Printing for people, on any console: what it cannot show is written with the nearest ASCII signs, never an error."""
+"""Printing for people, on any console.
+
+What it cannot show is written with the nearest ASCII signs, never an error.
+"""
 
 import codecs
 import sys
@@ -9,14 +12,18 @@ if TYPE_CHECKING:
 
 PLAIN = "fedjax_fm.plain"  # the error handler's name
 _SIGNS = {
-    "×": "x", "…": "...", "·": "-", "→": "->", "≤": "<=", "≥": ">=", "±": "+-", "²": "^2", "³": "^3",
+    "×": "x", "…": "...", "·": "-", "→": "->", "≤": "<=", "≥": ">=", "±": "+-",
+    "²": "^2", "³": "^3",
     "–": "-", "—": "-", "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*",
 }  # fmt: skip
 _BOX = {"─": "-", "━": "-", "│": "|", "┃": "|", "═": "-", "║": "|", "╸": "-", "╺": "-"}
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What to write instead of the characters that an encoding lacks; bytes of a file's name go out as they came in."""
+    """What to write instead of the characters that an encoding lacks.
+
+    Bytes of a file's name go out as they came in.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     signs = error.object[error.start : error.end]
@@ -37,7 +44,10 @@ codecs.register_error(PLAIN, _plain)
 
 
 def never_fails(*streams: Any) -> None:
-    """Lets streams such as sys.stdout write every text; those that cannot be told (in tests) stay as they are."""
+    """Lets streams such as sys.stdout write every text.
+
+    Those that cannot be told (in tests) stay as they are.
+    """
     for stream in streams:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=PLAIN)
@@ -62,7 +72,9 @@ def showable(text: str, encoding: str | None) -> str:
 def say(console: "Console", text: object, **style: Any) -> None:
     """Prints a text as it is: no markup, no colours for numbers, no lines broken."""
     shown = showable(str(text), console.encoding)
-    console.print(shown, highlight=False, soft_wrap=True, markup=False, emoji=False, **style)
+    console.print(
+        shown, highlight=False, soft_wrap=True, markup=False, emoji=False, **style
+    )
 
 
 def say_error(text: object) -> None:

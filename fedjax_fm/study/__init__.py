@@ -1,7 +1,12 @@
-"""One shape for a study: a question, arms with equal budgets, controls that must fail, and a report from the results alone.
+"""One shape for a study.
 
-    STUDY = study.Study(question=..., expected=..., config=Config, data=data, primary=study.ACCURACY, arms=ARMS,
-                        comparisons=study.against("fedit", ARMS), controls=[study.Control("shuffled", "fedit")])
+A question, arms with equal budgets, controls that must fail, and a report from the
+results alone.
+
+    STUDY = study.Study(question=..., expected=..., config=Config, data=data,
+                        primary=study.ACCURACY, arms=ARMS,
+                        comparisons=study.against("fedit", ARMS),
+                        controls=[study.Control("shuffled", "fedit")])
 
 An arm is a function of one `Run`: it simulates, and returns its scores.
 """
@@ -9,12 +14,32 @@ An arm is a function of one `Run`: it simulates, and returns its scores.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fedjax_fm.study.shape import ACCURACY, LOSS, PERPLEXITY, Arm, Control, Score, Study, against
+from fedjax_fm.study.shape import (
+    ACCURACY,
+    LOSS,
+    PERPLEXITY,
+    Arm,
+    Control,
+    Score,
+    Study,
+    against,
+)
 
 if TYPE_CHECKING:
     from fedjax_fm.study.run import Run, Simulated
 
-__all__ = ["ACCURACY", "LOSS", "PERPLEXITY", "Arm", "Control", "Run", "Score", "Simulated", "Study", "against"]
+__all__ = [
+    "ACCURACY",
+    "LOSS",
+    "PERPLEXITY",
+    "Arm",
+    "Control",
+    "Run",
+    "Score",
+    "Simulated",
+    "Study",
+    "against",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 """Every arm with every seed, computed once: a study that was killed goes on with what is missing.
 
-FOLDER/config.json       the study and its settings       cells/ARM/tune-3.json   a point of the grid
-FOLDER/provenance.json   code, machine, when it began     cells/ARM/seed-0.json   a seed
-FOLDER/programs          compiled programs, kept on disk  work/                   checkpoints of what is being computed
+FOLDER/config.json       the study and its settings       cells/ARM/tune-3.json   a
+point of the grid FOLDER/provenance.json   code, machine, when it began
+cells/ARM/seed-0.json   a seed FOLDER/programs          compiled programs, kept on disk
+work/                   checkpoints of what is being computed
 """
 
 import dataclasses
@@ -51,12 +52,23 @@ class Cells:
     """
 
     def __init__(self, study: Study, config: Any, folder: RunFolder, console: Console):
-        self.study, self.config, self.folder, self.console = study, config, folder, console
-        self._data = functools.lru_cache(maxsize=MOST_KEPT)(functools.partial(study.data, config))
+        self.study, self.config, self.folder, self.console = (
+            study,
+            config,
+            folder,
+            console,
+        )
+        self._data = functools.lru_cache(maxsize=MOST_KEPT)(
+            functools.partial(study.data, config)
+        )
         self._shared: dict[tuple[int, str], dict[Any, Any]] = {}
         self._commit = commit()  # of the code that this process has read
-        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # seeds differ in operands only: one compile for an arm
-            jax.config.update("jax_compilation_cache_dir", str((folder.path / "programs").resolve()))
+        if (
+            "JAX_COMPILATION_CACHE_DIR" not in os.environ
+        ):  # seeds differ in operands only: one compile for an arm
+            jax.config.update(
+                "jax_compilation_cache_dir", str((folder.path / "programs").resolve())
+            )
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
     def tune(self) -> None:
@@ -64,18 +76,43 @@ class Cells:
         seed = self.study.tuning_seed
         for arm in self.study.arms:
             for number, hyper in enumerate(self._tried(arm)):
-                self._compute(Cell(arm, f"tune-{number}", seed, TUNING, hyper))
+                self._compute(
+                    Cell(
+                        arm=arm,
+                        name=f"tune-{number}",
+                        seed=seed,
+                        split=TUNING,
+                        hyper=hyper,
+                    )
+                )
 
     def run(self, seeds: Sequence[int]) -> None:
         """Computes every arm with every seed, seed by seed."""
         for arm in self.study.arms:
             if arm.at_once:
                 hyper = self.hyper_of(arm)
-                self._compute(Cell(arm, f"seed-{seeds[0]}", seeds[0], FINAL, hyper, tuple(seeds)))
+                self._compute(
+                    Cell(
+                        arm=arm,
+                        name=f"seed-{seeds[0]}",
+                        seed=seeds[0],
+                        split=FINAL,
+                        hyper=hyper,
+                        seeds=tuple(seeds),
+                    )
+                )
         for seed in seeds:
             for arm in self.study.arms:
                 if not arm.at_once:
-                    self._compute(Cell(arm, f"seed-{seed}", seed, FINAL, self.hyper_of(arm)))
+                    self._compute(
+                        Cell(
+                            arm=arm,
+                            name=f"seed-{seed}",
+                            seed=seed,
+                            split=FINAL,
+                            hyper=self.hyper_of(arm),
+                        )
+                    )
 
     def hyper_of(self, arm: Arm) -> dict[str, Any]:
         """The arm's tuned settings; those of another arm for one that is like it."""
@@ -86,7 +123,9 @@ class Cells:
         scores = [score for _, score in self.tuning_of(source)]
         best = best_of(scores, self.study.primary)
         if best is None:
-            raise UsageError(f"every point of the grid of {source.name!r} failed: {points}")
+            raise UsageError(
+                f"every point of the grid of {source.name!r} failed: {points}"
+            )
         return points[best]
 
     def tuning_of(self, arm: Arm) -> list[tuple[dict[str, Any], float | None]]:
@@ -94,7 +133,14 @@ class Cells:
         found = []
         for number, hyper in enumerate(self._tried(arm)):
             cell = self.read(arm, f"tune-{number}")
-            found.append((hyper, None if "failed" in cell else cell["scores"][self.study.primary.name]))
+            found.append(
+                (
+                    hyper,
+                    None
+                    if "failed" in cell
+                    else cell["scores"][self.study.primary.name],
+                )
+            )
         return found
 
     def _tried(self, arm: Arm) -> list[dict[str, Any]]:
@@ -152,7 +198,15 @@ class Cells:
             failed = {**base, "failed": " ".join(str(error).split())[:300]}
             return [{**failed, "seed": seed} for seed in run.seeds]
         return [
-            {**base, "seed": seed, "scores": one, "curve": run.curve, "clients": run.clients, **run.bytes, **run.notes}
+            {
+                **base,
+                "seed": seed,
+                "scores": one,
+                "curve": run.curve,
+                "clients": run.clients,
+                **run.bytes,
+                **run.notes,
+            }
             for seed, one in zip(run.seeds, self._scores_of(cell, scores), strict=True)
         ]
 
@@ -161,31 +215,53 @@ class Cells:
         who = f"the arm {cell.arm.name!r}"
         if not isinstance(scores, Mapping) or self.study.primary.name not in scores:
             raise TypeError(
-                f"{who} is to return {{score: number}} with {self.study.primary.name!r}, the primary score; "
-                f"got {scores!r:.200}"
+                f"{who} is to return {{score: number}} with "
+                f"{self.study.primary.name!r}, the primary score; got "
+                f"{scores!r:.200}"
             )
-        columns = {name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in scores.items()}
+        columns = {
+            name: np.atleast_1d(np.asarray(value, np.float64))
+            for name, value in scores.items()
+        }
         n = len(cell.seeds) or 1
         for name, column in columns.items():
             if column.shape != (n,):
-                raise ValueError(f"{who} returned {name} of shape {column.shape}, expected {n} numbers")
-        return [{name: float(column[k]) for name, column in columns.items()} for k in range(n)]
+                raise ValueError(
+                    f"{who} returned {name} of shape {column.shape}, expected {n} numbers"
+                )
+        return [
+            {name: float(column[k]) for name, column in columns.items()}
+            for k in range(n)
+        ]
 
 
 def best_of(scores: Sequence[float | None], score: Score) -> int | None:
     """The place of the best score, None where every run failed."""
-    known = [(value, -place) for place, value in enumerate(scores) if value is not None and value == value]
+    known = [
+        (value, -place)
+        for place, value in enumerate(scores)
+        if value is not None and value == value
+    ]
     if not known:
         return None
-    best = max(known) if score.highest else min(known, key=lambda pair: (pair[0], -pair[1]))
+    best = (
+        max(known)
+        if score.highest
+        else min(known, key=lambda pair: (pair[0], -pair[1]))
+    )
     return -best[1]
 
 
 def is_edge(points: Sequence[Mapping[str, Any]], best: int) -> list[str]:
-    """Settings whose chosen value is the smallest or the largest of three values or more: a better one may lie outside."""
+    """Settings whose chosen value is the smallest or the largest of three values or more.
+
+    A better one may lie outside.
+    """
     edges = []
     for name in points[0]:
-        values = sorted({point[name] for point in points if isinstance(point[name], (int, float))})
+        values = sorted(
+            {point[name] for point in points if isinstance(point[name], (int, float))}
+        )
         if len(values) > 1 and points[best][name] in (values[0], values[-1]):
             edges.append(name)
     return edges
@@ -197,13 +273,19 @@ def check(study: Study, config: Any) -> None:
     seeds = tuple(config.seeds)
     if not seeds or len(set(seeds)) != len(seeds) or study.tuning_seed in seeds:
         raise UsageError(
-            f"expected seeds without repetition, none of them {study.tuning_seed}, which tunes; got seeds={seeds}"
+            "expected seeds without repetition, none of them "
+            f"{study.tuning_seed}, which tunes; got seeds={seeds}"
         )
 
 
 def begin(name: str, config: Any, folder: RunFolder, command: str) -> None:
     """Writes what the study is."""
-    entry = {"name": name, "command": command, "seeds": list(config.seeds), "added_seeds": []}
+    entry = {
+        "name": name,
+        "command": command,
+        "seeds": list(config.seeds),
+        "added_seeds": [],
+    }
     folder.write_json("study.json", entry)
 
 
@@ -213,7 +295,9 @@ def add_seeds(folder: RunFolder, seeds: Sequence[int]) -> None:
     known = {*entry["seeds"], *entry["added_seeds"]}
     if again := sorted(set(seeds) & known):
         raise UsageError(f"seed {again[0]} is there already; there are {sorted(known)}")
-    folder.write_json("study.json", {**entry, "added_seeds": [*entry["added_seeds"], *seeds]})
+    folder.write_json(
+        "study.json", {**entry, "added_seeds": [*entry["added_seeds"], *seeds]}
+    )
 
 
 def all_seeds(folder: RunFolder) -> list[int]:
@@ -224,7 +308,9 @@ def all_seeds(folder: RunFolder) -> list[int]:
 
 def settings_of(config: Any) -> dict[str, Any]:
     """The configuration as JSON has it."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(config)
+    }
 
 
 def _shown(found: Mapping[str, Any], score: Score) -> str:

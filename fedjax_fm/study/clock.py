@@ -10,13 +10,22 @@ from fedjax_fm.systems import client_seconds, log_normal_profile, synchronous_se
 from fedjax_fm.types import Batches, Repeat
 
 PROFILE_SEED = 0
-IN_WORDS = "0.1 s a local step, 1 MB/s and 50 ms a transfer in the median, log-normal over clients; rounds wait for all"
+IN_WORDS = (
+    "0.1 s a local step, 1 MB/s and 50 ms a transfer in the median, log-normal over "
+    "clients; rounds wait for all"
+)
 
 
 def simulated_seconds(
-    simulator: Simulator, state: SimulationState, metrics: Metrics, seed: int, travels: bool = True
+    simulator: Simulator,
+    state: SimulationState,
+    metrics: Metrics,
+    seed: int,
+    travels: bool = True,
 ) -> np.ndarray:
-    """When each round ends, f64[rounds]: by the method's own clock, or waiting for the slowest of each cohort.
+    """When each round ends, f64[rounds].
+
+    By the method's own clock, or waiting for the slowest of each cohort.
 
     Args:
       simulator, state, metrics, seed: of the run.
@@ -49,4 +58,6 @@ def _local_steps(simulator: Simulator) -> np.ndarray:
 def _steps(batches: Batches, sizes: np.ndarray) -> np.ndarray:
     if batches.steps is not None:
         return np.where(sizes > 0, batches.steps, 0)
-    return np.array([(batches.epochs or 0) * math.ceil(size / batches.batch_size) for size in sizes])
+    return np.array(
+        [(batches.epochs or 0) * math.ceil(size / batches.batch_size) for size in sizes]
+    )

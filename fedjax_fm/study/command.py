@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def summaries() -> dict[str, str]:
-    """{name: first line of its docstring} of every study; nothing is imported, so it takes no time."""
+    """{name: first line of its docstring} of every study.
+
+    Nothing is imported, so it takes no time.
+    """
     package = importlib.import_module("fedjax_fm.experiments")
     found = {}
     for folder in package.__path__:
@@ -36,7 +39,9 @@ def summaries() -> dict[str, str]:
 
 def _defines_study(statement: ast.stmt) -> bool:
     targets = statement.targets if isinstance(statement, ast.Assign) else []
-    return any(isinstance(target, ast.Name) and target.id == "STUDY" for target in targets)
+    return any(
+        isinstance(target, ast.Name) and target.id == "STUDY" for target in targets
+    )
 
 
 def find(name: str) -> Study:
@@ -51,7 +56,9 @@ def find(name: str) -> Study:
     return importlib.import_module(f"fedjax_fm.experiments.{name}").STUDY
 
 
-def settings(study: Study, smoke: bool, full: bool, pairs: Sequence[str], file: Path | None) -> Any:
+def settings(
+    study: Study, smoke: bool, full: bool, pairs: Sequence[str], file: Path | None
+) -> Any:
     """The configuration as the command line has it: first the size, then the file, then --set.
 
     Args:
@@ -81,10 +88,15 @@ def _from_toml(kind: type, file: Path) -> dict[str, Any]:
     for name in fields:
         if name not in known:
             raise UsageError(f"{file}: {nearest(name, known, 'setting')}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+    }
 
 
-def begin(name: str, study: Study, config: Any, place: Path, command: str) -> "RunFolder":
+def begin(
+    name: str, study: Study, config: Any, place: Path, command: str
+) -> "RunFolder":
     """A new folder that says what it is to hold."""
     from fedjax_fm.runs.folder import RunFolder
     from fedjax_fm.runs.provenance import environment
@@ -101,7 +113,9 @@ def reopened(folder: "RunFolder") -> tuple[Study, Any]:
     """(study, configuration) of a folder that was begun before."""
     fields = dict(folder.config)
     study = find(fields.pop("experiment"))
-    return study, restored(study.config, _tuples(fields), str(folder.path / "config.json"))
+    return study, restored(
+        study.config, _tuples(fields), str(folder.path / "config.json")
+    )
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +127,14 @@ def _tuple(value: Any) -> Any:
     return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
-def go(folder: "RunFolder", study: Study, config: Any, console: "Console", *, only_tuning: bool = False) -> None:
+def go(
+    folder: "RunFolder",
+    study: Study,
+    config: Any,
+    console: "Console",
+    *,
+    only_tuning: bool = False,
+) -> None:
     """Computes what is missing, and writes the results and the pages."""
     from fedjax_fm.study.cells import Cells, all_seeds
     from fedjax_fm.study.results import assemble
@@ -148,7 +169,11 @@ def show_tuning(cells: Any, console: "Console") -> None:
         best = best_of([value for _, value in found], score)
         edges = is_edge([point for point, _ in found], best) if best is not None else []
         for number, (point, value) in enumerate(found):
-            shown = "failed" if value is None else f"{score.scale * value:.{score.digits}f} {score.unit}".strip()
+            shown = (
+                "failed"
+                if value is None
+                else f"{score.scale * value:.{score.digits}f} {score.unit}".strip()
+            )
             mark = " <- chosen" if number == best else ""
             if number == best and edges:
                 mark += f", at the edge of {', '.join(edges)}: a better value may lie outside"
@@ -169,12 +194,16 @@ def compare(first: "RunFolder", second: "RunFolder") -> list[str]:
 
     a, b = results.read(first), results.read(second)
     if a.raw["study"] != b.raw["study"]:
-        raise UsageError(f"these are of other studies: {a.raw['study']} and {b.raw['study']}")
+        raise UsageError(
+            f"these are of other studies: {a.raw['study']} and {b.raw['study']}"
+        )
     seeds = [[one["seed"] for one in found.runs(found.arms[0])] for found in (a, b)]
     common = [seed for seed in seeds[0] if seed in seeds[1]]
     arms = [arm for arm in a.arms if arm in b.arms]
     if not common or not arms:
-        raise UsageError(f"nothing to compare: seeds {seeds[0]} and {seeds[1]}, {len(arms)} arms in common")
+        raise UsageError(
+            f"nothing to compare: seeds {seeds[0]} and {seeds[1]}, {len(arms)} arms in common"
+        )
     score, found, lines = a.primary, {}, []
     sign = 1.0 if score.highest else -1.0
     for arm in arms:
@@ -186,8 +215,14 @@ def compare(first: "RunFolder", second: "RunFolder") -> list[str]:
             lines.append(f"{a.label(arm)}: a run failed")
         else:
             found[arm] = paired_seeds(sign * values[1], sign * values[0])
-    differing = {name for name in a.raw["config"] if a.raw["config"][name] != b.raw["config"].get(name)}
-    lines.append(f"settings that differ: {', '.join(sorted(differing)) or 'none'}; seeds in common: {common}")
+    differing = {
+        name
+        for name in a.raw["config"]
+        if a.raw["config"][name] != b.raw["config"].get(name)
+    }
+    lines.append(
+        f"settings that differ: {', '.join(sorted(differing)) or 'none'}; seeds in common: {common}"
+    )
     for arm, one in (holm(found) if found else {}).items():
         low, high = (one.low, one.high) if score.highest else (-one.high, -one.low)
         numbers = [score.scale * value for value in (sign * one.difference, low, high)]

@@ -1,4 +1,7 @@
-"""report.html, from results.json alone: one file, readable on a phone, in the light and in the dark."""
+"""report.html, from results.json alone.
+
+One file, readable on a phone, in the light and in the dark.
+"""
 
 import html
 import io
@@ -60,19 +63,26 @@ def write(results: Results) -> str:
         tag("h1", raw["question"]),
         tag("p", markdown.answer(results), "answer"),
         _soundness(results),
-        figure(plots.forest(results), f"{results.primary.title}: every seed a dot, means with 95 % intervals."),
+        figure(
+            plots.forest(results),
+            f"{results.primary.title}: every seed a dot, means with 95 % intervals.",
+        ),
         *_curves(results),
         tag("h2", "Arms"),
         _arms(results),
         tag(
-            "p", "Click on a column to sort by it. A ± is a 95 % half-width over seeds; MB are of all clients.", "note"
+            "p",
+            "Click on a column to sort by it. A ± is a 95 % half-width over "
+            "seeds; MB are of all clients.",
+            "note",
         ),
         tag("h2", "Comparisons"),
         _comparisons(results),
         tag(
             "p",
-            f"Paired over seeds; p and verdicts are corrected by Holm for {len(raw['comparisons'])} comparisons, each interval "
-            "is that of its comparison alone.",
+            "Paired over seeds; p and verdicts are corrected by Holm for "
+            f"{len(raw['comparisons'])} comparisons, each interval is that of its "
+            "comparison alone.",
             "note",
         ),
         *_clients(results),
@@ -85,8 +95,10 @@ def write(results: Results) -> str:
 def document(title: str, body: str) -> str:
     """A whole page around a body, which is HTML."""
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        "<meta name=viewport content='width=device-width,initial-scale=1'><meta name=color-scheme content='light dark'>"
+        "<!doctype html><html lang=en><meta "
+        f"charset=utf-8><title>{html.escape(title)}</title><meta name=viewport "
+        "content='width=device-width,initial-scale=1'><meta name=color-scheme "
+        "content='light dark'>"
         f"<style>{_STYLE}</style><body>{body}<script>{_SCRIPT}</script></body></html>"
     )
 
@@ -100,12 +112,20 @@ def _soundness(results: Results) -> str:
     """Green where all controls failed, red and loud where one did not."""
     lines = markdown.control_lines(results)
     if results.is_sound:
-        many = "Its control fails as it must" if len(lines) == 1 else f"All {len(lines)} controls fail as they must"
+        many = (
+            "Its control fails as it must"
+            if len(lines) == 1
+            else f"All {len(lines)} controls fail as they must"
+        )
         head = tag("span", f"✓ {many}", "'verdict sound'")
     else:
         n = sum(not has_failed(verdict) for _, verdict in results.controls())
         what = "A control did not fail" if n == 1 else f"{n} controls did not fail"
-        head = tag("span", f"✗ {what}: this study cannot tell what it asks", "'verdict unsound'")
+        head = tag(
+            "span",
+            f"✗ {what}: this study cannot tell what it asks",
+            "'verdict unsound'",
+        )
     return f"<div>{head}{_list(line.replace('**', '') for line in lines)}</div>"
 
 
@@ -117,7 +137,13 @@ def figure(drawn: Figure, caption: str) -> str:
     """A figure as part of the page, in its colours."""
     buffer = io.StringIO()
     with plots.style():  # its ids are the same in every process
-        drawn.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+        drawn.savefig(
+            buffer,
+            format="svg",
+            bbox_inches="tight",
+            transparent=True,
+            metadata={"Date": None},
+        )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -128,8 +154,9 @@ def _curves(results: Results) -> list[str]:
     if drawn is None:
         return []
     caption = (
-        "During the runs: means over seeds, bands are 95 % intervals. Bytes are up and down of all clients together; "
-        f"seconds are simulated ({results.raw['clock']})."
+        "During the runs: means over seeds, bands are 95 % intervals. Bytes are "
+        "up and down of all clients together; seconds are simulated "
+        f"({results.raw['clock']})."
     )
     return [tag("h2", "On the way"), figure(drawn, caption)]
 
@@ -145,14 +172,19 @@ def _comparisons(results: Results) -> str:
     return table(head, body, [""] * len(body))
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[str]], kinds: Sequence[str]) -> str:
+def table(
+    head: Sequence[str], body: Sequence[Sequence[str]], kinds: Sequence[str]
+) -> str:
     """A table that is sorted by a click; `kinds` are classes of its rows."""
     top = "".join(tag("th", cell) for cell in head)
     rows = "".join(
         f"<tr{f' class={kind}' if kind else ''}>{''.join(_cell(cell) for cell in row)}</tr>"
         for row, kind in zip(body, kinds, strict=True)
     )
-    return f"<div class=scroll><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>"
+    return (
+        "<div "
+        f"class=scroll><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _cell(text: str) -> str:
@@ -164,14 +196,18 @@ def _clients(results: Results) -> list[str]:
     if drawn is None:
         return []
     caption = (
-        f"{results.primary.title} of every client on its own examples, all seeds, from the worst to the best; the mark is the "
-        "mean of the worst tenth."
+        f"{results.primary.title} of every client on its own examples, all seeds, "
+        "from the worst to the best; the mark is the mean of the worst tenth."
     )
     return [tag("h2", "Client by client"), figure(drawn, caption)]
 
 
 def _failures(results: Results) -> list[str]:
-    found = [f"{results.label(arm)}, {text}" for arm in results.arms for text in results.failures(arm)]
+    found = [
+        f"{results.label(arm)}, {text}"
+        for arm in results.arms
+        for text in results.failures(arm)
+    ]
     tuned = [
         f"{results.label(arm)}, while tuning, {point['settings']}"
         for arm in results.arms
@@ -188,9 +224,14 @@ def _sources(results: Results) -> list[str]:
         f"Expected, written down before the run: {raw['expected']}",
         f"Command: {raw['command']}",
         f"Commit: {', '.join(markdown.commits(results))}",
-        f"Machine: {environment.get('machine', '')}, {environment.get('processor', '')}, {environment.get('devices', '')}",
-        f"Settings were chosen on validation clients of seed {raw['tuning_seed']}, each arm with the same number of tries.",
+        f"Machine: {environment.get('machine', '')}, "
+        f"{environment.get('processor', '')}, {environment.get('devices', '')}",
+        "Settings were chosen on validation clients of seed "
+        f"{raw['tuning_seed']}, each arm with the same number of tries.",
     )
     text = json.dumps({name: raw[name] for name in ("config", "provenance")}, indent=1)
-    folded = f"<details><summary>Settings and versions in full</summary><pre>{html.escape(text)}</pre></details>"
+    folded = (
+        "<details><summary>Settings and versions in "
+        f"full</summary><pre>{html.escape(text)}</pre></details>"
+    )
     return [tag("h2", "Where this comes from"), _list(lines), folded]

@@ -16,10 +16,26 @@ from fedjax_fm.study.results import Results
 INK = "#010203"  # of text and axes; the page puts its own colour there
 # Told apart on white and on black, and by people who do not see red or green.
 COLOURS = (
-    *("#3b7dd8", "#e08a1e", "#2fa37c", "#b565c7", "#d6455d", "#7f8c9b", "#17a2b8", "#c0a000", "#8a6d3b", "#5c6bc0"),
+    *(
+        "#3b7dd8",
+        "#e08a1e",
+        "#2fa37c",
+        "#b565c7",
+        "#d6455d",
+        "#7f8c9b",
+        "#17a2b8",
+        "#c0a000",
+        "#8a6d3b",
+        "#5c6bc0",
+    ),
     *("#e377c2", "#4caf50"),
 )
-_RC: Any = {"font.family": "sans-serif", "font.size": 10.5, "svg.fonttype": "none", "svg.hashsalt": "fedjax_fm"}
+_RC: Any = {
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedjax_fm",
+}
 
 
 def style() -> Any:
@@ -44,10 +60,23 @@ def forest(results: Results) -> Figure:
             values = values[~np.isnan(values)]
             if not len(values):
                 continue
-            axes.plot(values, np.full(len(values), place - 0.24), "o", ms=4, mew=0, alpha=0.55, color=colour[arm])
+            axes.plot(
+                values,
+                np.full(len(values), place - 0.24),
+                "o",
+                ms=4,
+                mew=0,
+                alpha=0.55,
+                color=colour[arm],
+            )
             if len(values) > 1:
                 half = half_width(values)
-                axes.plot([values.mean() - half, values.mean() + half], [place, place], lw=2.6, color=colour[arm])
+                axes.plot(
+                    [values.mean() - half, values.mean() + half],
+                    [place, place],
+                    lw=2.6,
+                    color=colour[arm],
+                )
             axes.plot(values.mean(), place, "D", ms=6.5, mew=0, color=colour[arm])
         axes.set_xlim(*_limits(results))
         axes.set_yticks(range(len(arms)), [results.label(arm) for arm in arms])
@@ -59,7 +88,10 @@ def forest(results: Results) -> Figure:
 
 
 def _limits(results: Results) -> tuple[float, float]:
-    """Where all seeds are, with some room: the intervals of two seeds may be wider than anything that can be."""
+    """Where all seeds are, with some room.
+
+    The intervals of two seeds may be wider than anything that can be.
+    """
     score = results.primary
     values = np.concatenate([score.scale * results.values(arm) for arm in results.arms])
     values = values[~np.isnan(values)]
@@ -71,10 +103,17 @@ def _limits(results: Results) -> tuple[float, float]:
 
 
 def curves(results: Results) -> Figure | None:
-    """The primary score, or the training loss where nobody looked, against rounds, bytes and simulated seconds."""
+    """The primary score, or the training loss where nobody looked, against rounds,
+    bytes and simulated seconds.
+    """
     score, colour = results.primary, colours(results)
     column = f"eval_{score.name}"
-    if not any(column in row for arm in results.arms for run in results.runs(arm) for row in run.get("curve", [])):
+    if not any(
+        column in row
+        for arm in results.arms
+        for run in results.runs(arm)
+        for row in run.get("curve", [])
+    ):
         column = "loss"
     panels = (
         ("round", "rounds", False),
@@ -95,7 +134,12 @@ def curves(results: Results) -> Figure | None:
                 scale = score.scale if column != "loss" else 1.0
                 (handle,) = axes.plot(x, scale * middle, "-", lw=1.9, color=colour[arm])
                 axes.fill_between(
-                    x, scale * (middle - half), scale * (middle + half), color=colour[arm], alpha=faint, lw=0
+                    x,
+                    scale * (middle - half),
+                    scale * (middle + half),
+                    color=colour[arm],
+                    alpha=faint,
+                    lw=0,
                 )
                 drawn[results.label(arm)] = handle
             if logarithmic:
@@ -123,16 +167,26 @@ def curves(results: Results) -> Figure | None:
 
 def _range_of_lines(places: Sequence[Axes]) -> tuple[float, float]:
     """Of the means, with some room; bands may go beyond."""
-    y = np.concatenate([np.asarray(line.get_ydata(), np.float64) for axes in places for line in axes.lines])
+    y = np.concatenate(
+        [
+            np.asarray(line.get_ydata(), np.float64)
+            for axes in places
+            for line in axes.lines
+        ]
+    )
     room = 0.25 * (y.max() - y.min()) or 0.1 * abs(y[0]) or 1.0
     return float(y.min() - room), float(y.max() + room)
 
 
-def _band(results: Results, arm: str, what: str, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _band(
+    results: Results, arm: str, what: str, column: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """(x, mean, half-width) over the seeds, at the rounds that all of them looked at."""
     runs = [run["curve"] for run in results.runs(arm) if run.get("curve")]
     tables = [{row["round"]: row for row in curve if column in row} for curve in runs]
-    rounds = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
+    rounds = (
+        sorted(set.intersection(*(set(table) for table in tables))) if tables else []
+    )
     if not rounds:
         return None
     y = np.array([[table[r][column] for r in rounds] for table in tables])
@@ -144,16 +198,25 @@ def _band(results: Results, arm: str, what: str, column: str) -> tuple[np.ndarra
 
 
 def _x(row: dict, what: str) -> float:
-    return (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6 if what == "bytes" else row[what]
+    return (
+        (row["uplink_bytes"] + row["downlink_bytes"]) / 1e6
+        if what == "bytes"
+        else row[what]
+    )
 
 
 def clients(results: Results) -> Figure | None:
     """Every client of every seed, sorted, for arms that were scored client by client."""
     score, colour = results.primary, colours(results)
     series = {
-        arm: _sorted([value for run in results.runs(arm) for value in run.get("clients", [])]) for arm in results.arms
+        arm: _sorted(
+            [value for run in results.runs(arm) for value in run.get("clients", [])]
+        )
+        for arm in results.arms
     }
-    series = {arm: score.scale * values for arm, values in series.items() if len(values)}
+    series = {
+        arm: score.scale * values for arm, values in series.items() if len(values)
+    }
     if not series:
         return None
     with style():
@@ -161,12 +224,26 @@ def clients(results: Results) -> Figure | None:
         axes = figure.subplots()
         for arm, values in series.items():
             worst = values if score.highest else values[::-1]
-            share = np.linspace(0, 100, len(worst)) if len(worst) > 1 else np.array([50.0])
-            axes.step(share, worst, where="mid", lw=1.8, color=colour[arm], label=results.label(arm))
+            share = (
+                np.linspace(0, 100, len(worst)) if len(worst) > 1 else np.array([50.0])
+            )
+            axes.step(
+                share,
+                worst,
+                where="mid",
+                lw=1.8,
+                color=colour[arm],
+                label=results.label(arm),
+            )
             tenth = worst[: max(1, len(worst) // 10)]
             axes.plot(5, tenth.mean(), "D", ms=6, mew=0, color=colour[arm])
         plain(axes, "clients, from the worst to the best (%)", score.title)
-        figure.legend(loc="outside lower center", ncols=min(len(series), 4), frameon=False, labelcolor=INK)
+        figure.legend(
+            loc="outside lower center",
+            ncols=min(len(series), 4),
+            frameon=False,
+            labelcolor=INK,
+        )
     return figure
 
 

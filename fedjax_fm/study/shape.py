@@ -1,4 +1,7 @@
-"""What a study consists of. Imports nothing that computes, so that studies can be listed at once."""
+"""What a study consists of.
+
+Imports nothing that computes, so that studies can be listed at once.
+"""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -51,12 +54,15 @@ class Arm:
 
     Attributes:
       name: by which it is called in comparisons and in files.
-      run: `run(run) -> {score: number}`, see `Run`; with `at_once` `{score: [number for each of run.seeds]}`.
+      run: `run(run) -> {score: number}`, see `Run`; with `at_once` `{score: [number for
+        each of run.seeds]}`.
       label: how pages call it.
-      grid: {setting: values}, tried on validation clients, each combination at the same budget; a text instead of
-        values names the field of the configuration that has them. `run["setting"]` is the value.
+      grid: {setting: values}, tried on validation clients, each combination at the same
+        budget; a text instead of values names the field of the configuration that has
+        them. `run["setting"]` is the value.
       like: another arm, whose tuned settings this one takes: a control, or an ablation.
-      at_once: all seeds are run by one call, for arms whose data do not change with the seed (`ffm.sweep`).
+      at_once: all seeds are run by one call, for arms whose data do not change with the
+        seed (`ffm.sweep`).
     """
 
     name: str
@@ -73,13 +79,21 @@ class Arm:
 
     def points(self, config: Any) -> list[dict[str, Any]]:
         """Every combination of the grid's values; [{}] without a grid."""
-        values = [getattr(config, given) if isinstance(given, str) else given for given in self.grid.values()]
-        return [dict(zip(self.grid, point, strict=True)) for point in itertools.product(*values)]
+        values = [
+            getattr(config, given) if isinstance(given, str) else given
+            for given in self.grid.values()
+        ]
+        return [
+            dict(zip(self.grid, point, strict=True))
+            for point in itertools.product(*values)
+        ]
 
 
 @dataclass(frozen=True)
 class Control:
-    """An arm that must be worse than another: if it is not, the study cannot tell what it claims to.
+    """An arm that must be worse than another.
+
+    If it is not, the study cannot tell what it claims to.
 
     Attributes:
       arm: trained on shuffled labels, or not at all.
@@ -99,9 +113,11 @@ class Study:
     Attributes:
       question: one sentence, ends with a question mark.
       expected: the order that is expected, written down before the first run.
-      config: frozen dataclass with `seeds`, fixed before the run, and `smoke()`; `full()` is the whole study.
-      data: `data(config, seed, split)`, split "tuning" or "final"; what an arm finds as `run.data`. Tuning data
-        are of clients and contents that no seed of the study uses.
+      config: frozen dataclass with `seeds`, fixed before the run, and `smoke()`;
+        `full()` is the whole study.
+      data: `data(config, seed, split)`, split "tuning" or "final"; what an arm finds as
+        `run.data`. Tuning data are of clients and contents that no seed of the study
+        uses.
       primary: the score that decides.
       arms: at least two, in the order of the table.
       comparisons: (arm, than) pairs of the primary score; their verdicts are one family.
@@ -124,22 +140,34 @@ class Study:
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UsageError(f"two arms are called {twice[0]!r}; give each a name of its own")
+            raise UsageError(
+                f"two arms are called {twice[0]!r}; give each a name of its own"
+            )
         if not self.controls:
             raise UsageError(
-                "a study needs a control that must fail: Control(arm, than), with an arm that is trained on "
-                "shuffled labels, or not at all"
+                "a study needs a control that must fail: Control(arm, than), "
+                "with an arm that is trained on shuffled labels, or not at all"
             )
-        pairs = [*self.comparisons, *((control.arm, control.than) for control in self.controls)]
-        asked = [name for pair in pairs for name in pair] + [arm.like for arm in self.arms if arm.like]
+        pairs = [
+            *self.comparisons,
+            *((control.arm, control.than) for control in self.controls),
+        ]
+        asked = [name for pair in pairs for name in pair] + [
+            arm.like for arm in self.arms if arm.like
+        ]
         for name in asked:
             if name not in names:
-                raise UsageError(f"there is no arm {name!r}; there are {', '.join(names)}")
+                raise UsageError(
+                    f"there is no arm {name!r}; there are {', '.join(names)}"
+                )
         if same := [a for a, b in pairs if a == b]:
             raise UsageError(f"the arm {same[0]!r} is compared with itself")
         for arm in self.arms:
             if arm.like and (arm.grid or self.arm(arm.like).like):
-                raise UsageError(f"the arm {arm.name!r} takes the settings of {arm.like!r}, which must be tuned itself")
+                raise UsageError(
+                    f"the arm {arm.name!r} takes the settings of {arm.like!r}, "
+                    "which must be tuned itself"
+                )
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -155,9 +183,17 @@ class Study:
         counts = {arm.name: len(arm.points(config)) for arm in self.arms if arm.grid}
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise UsageError(f"every arm gets the same tuning budget, but the grids have other sizes: {shown}")
+            raise UsageError(
+                f"every arm gets the same tuning budget, but the grids have other sizes: {shown}"
+            )
 
 
-def against(than: str, arms: Sequence[Arm], leave_out: Sequence[str] = ()) -> list[tuple[str, str]]:
+def against(
+    than: str, arms: Sequence[Arm], leave_out: Sequence[str] = ()
+) -> list[tuple[str, str]]:
     """(arm, than) of every arm but `than` and those left out."""
-    return [(arm.name, than) for arm in arms if arm.name != than and arm.name not in leave_out]
+    return [
+        (arm.name, than)
+        for arm in arms
+        if arm.name != than and arm.name not in leave_out
+    ]

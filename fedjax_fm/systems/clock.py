@@ -1,7 +1,9 @@
-"""A virtual clock: how long synchronous rounds take, and in which order asynchronous updates arrive.
+"""A virtual clock: how long synchronous rounds take, and in which order asynchronous
+updates arrive.
 
-When clients start and finish depends on their machines and on what they do, never on what was learned. So the whole
-course of an asynchronous run is an event log that is made beforehand, on the host; the engine then replays it.
+When clients start and finish depends on their machines and on what they do, never on
+what was learned. So the whole course of an asynchronous run is an event log that is
+made beforehand, on the host; the engine then replays it.
 """
 
 import bisect
@@ -18,16 +20,22 @@ from fedjax_fm.types import Sampler
 
 
 class Schedule(NamedTuple):
-    """The event log of an asynchronous run, one row for each server update, K arrivals a row in order of time."""
+    """The event log of an asynchronous run, one row for each server update, K arrivals
+    a row in order of time.
+    """
 
     ids: np.ndarray  # i32[rounds, K], who arrives
-    versions: np.ndarray  # i32[rounds, K], the server's version that each of them started from
+    versions: (
+        np.ndarray
+    )  # i32[rounds, K], the server's version that each of them started from
     started: np.ndarray  # f64[rounds, K], seconds
     arrived: np.ndarray  # f64[rounds, K], seconds
 
     @property
     def staleness(self) -> np.ndarray:
-        """i32[rounds, K]: server updates between a client's start and the one that its arrival is part of."""
+        """i32[rounds, K]: server updates between a client's start and the one that its
+        arrival is part of.
+        """
         return np.arange(len(self.ids), dtype=np.int32)[:, None] - self.versions
 
     @property
@@ -37,14 +45,22 @@ class Schedule(NamedTuple):
 
 
 def asynchronous(
-    profile: Profile, seconds: np.ndarray, *, rounds: int, buffer_size: int, concurrency: int, seed: int
+    profile: Profile,
+    seconds: np.ndarray,
+    *,
+    rounds: int,
+    buffer_size: int,
+    concurrency: int,
+    seed: int,
 ) -> Schedule:
-    """Runs the clock of FedBuff: `concurrency` clients are always at work; whoever arrives is replaced at once, and
+    """Runs the clock of FedBuff.
+
+    `concurrency` clients are always at work; whoever arrives is replaced at once, and
     every `buffer_size` arrivals the server makes a new version.
 
-    A client starts with the version that is current when it starts (when it comes online, where it has to wait for
-    that). It cannot be at work twice at a time, nor be twice
-    in one buffer.
+    A client starts with the version that is current when it starts (when it comes
+    online, where it has to wait for that). It cannot be at work twice at a time, nor be
+    twice in one buffer.
 
     Args:
       profile: who is online when.
@@ -53,7 +69,8 @@ def asynchronous(
       concurrency: clients at work, at most N - buffer_size.
 
     References:
-      Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, 2021, arXiv 2106.06639, algorithm 1.
+      Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, 2021,
+      arXiv 2106.06639, algorithm 1.
     """
     checks.whole("rounds", rounds, least=1)
     checks.whole("buffer_size", buffer_size, least=1)
@@ -63,8 +80,9 @@ def asynchronous(
     seconds = numbers_of_clients("seconds", seconds, n)
     if concurrency + buffer_size > n:
         raise ValueError(
-            f"expected concurrency + buffer_size <= {n} clients (nobody is at work or in a buffer twice), "
-            f"got concurrency={concurrency}, buffer_size={buffer_size}"
+            f"expected concurrency + buffer_size <= {n} clients (nobody is at "
+            f"work or in a buffer twice), got concurrency={concurrency}, "
+            f"buffer_size={buffer_size}"
         )
     rng = np.random.default_rng(seed)
     queue: list[tuple[float, int, float]] = []  # (arrival, client, start)
@@ -92,10 +110,17 @@ def asynchronous(
         start(updates[-1])
         log.append(row)
     table = np.array(log)
-    return Schedule(table[..., 0].astype(np.int32), table[..., 1].astype(np.int32), table[..., 2], table[..., 3])
+    return Schedule(
+        ids=table[..., 0].astype(np.int32),
+        versions=table[..., 1].astype(np.int32),
+        started=table[..., 2],
+        arrived=table[..., 3],
+    )
 
 
-def synchronous_seconds(sampler: Sampler, seed: int, rounds: int, seconds: np.ndarray) -> np.ndarray:
+def synchronous_seconds(
+    sampler: Sampler, seed: int, rounds: int, seconds: np.ndarray
+) -> np.ndarray:
     """f64[rounds]: when each round of a synchronous run ends, waiting for its slowest client.
 
     Args:
@@ -108,7 +133,9 @@ def synchronous_seconds(sampler: Sampler, seed: int, rounds: int, seconds: np.nd
     key, state, ends = jax.random.key(seed), sampler.init(), []
     draw = jax.jit(sampler.draw)
     for index in range(rounds):
-        ids, n_active, state = draw(state, derive(jax.random.fold_in(key, index), Purpose.COHORT))
+        ids, n_active, state = draw(
+            state, derive(jax.random.fold_in(key, index), Purpose.COHORT)
+        )
         cohort = np.asarray(ids)[: int(n_active)]
         ends.append(seconds[cohort].max(initial=0.0))
     return np.cumsum(ends)

@@ -14,7 +14,9 @@ from fedjax_fm.types import Task, Tree
 Logits = Callable[[Tree, Tree, dict[str, jax.Array], Any], jax.Array]
 
 
-def classification(adapted: Any, *, label: str = "label", inputs: Sequence[str] | None = None) -> Task:
+def classification(
+    adapted: Any, *, label: str = "label", inputs: Sequence[str] | None = None
+) -> Task:
     """Cross-entropy -log softmax(logits)[label] of an adapted model.
 
     Args:
@@ -23,8 +25,8 @@ def classification(adapted: Any, *, label: str = "label", inputs: Sequence[str] 
       inputs: columns that the model is called with, by name; default: all but the label.
 
     Returns:
-      A task with the loss and the metric `accuracy` of every example. A label outside of the classes makes
-      the loss NaN, which stops a run and names the client.
+      A task with the loss and the metric `accuracy` of every example. A label outside
+      of the classes makes the loss NaN, which stops a run and names the client.
 
     Raises:
       TypeError: `adapted` is no model, or a label is no whole number.
@@ -44,7 +46,9 @@ def classification(adapted: Any, *, label: str = "label", inputs: Sequence[str] 
     checks.text("label", label)
     check_names("inputs", inputs)
 
-    def logits(delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any) -> jax.Array:
+    def logits(
+        delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any
+    ) -> jax.Array:
         model = adapted.model(delta, backbone)
         return call_model(model, batch, (label,), inputs, key)
 
@@ -55,7 +59,8 @@ def from_logits(fn: Logits, *, label: str = "label") -> Task:
     """Cross-entropy of any function that gives logits: plain JAX, linen, haiku, equinox.
 
     Args:
-      fn: `(delta, backbone, batch, key) -> logits f32[B, K]`. `key` is None where the model is evaluated:
+      fn: `(delta, backbone, batch, key) -> logits f32[B, K]`. `key` is None where the
+        model is evaluated:
         `deterministic=key is None` switches dropout off.
       label: the column of class numbers, i32[B] in 0..K-1.
 
@@ -76,7 +81,9 @@ def from_logits(fn: Logits, *, label: str = "label") -> Task:
       [1.3863, 1.3863]
     """
     if not callable(fn):
-        raise TypeError(f"expected fn(delta, backbone, batch, key) -> logits, got fn={checks.shown(fn)}")
+        raise TypeError(
+            f"expected fn(delta, backbone, batch, key) -> logits, got fn={checks.shown(fn)}"
+        )
     checks.text("label", label)
 
     def loss(delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any):
@@ -101,17 +108,23 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     logits = logits.astype(jnp.float32)
     inside = (labels >= 0) & (labels < logits.shape[-1])
-    found = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(inside, labels, 0))
+    found = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.where(inside, labels, 0)
+    )
     return jnp.where(inside, found, jnp.nan)
 
 
 def _check_shapes(logits: Any, labels: Any, label: str) -> None:
     """Raises for shapes that would broadcast to something else."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"expected {label!r} as whole numbers, the classes, got {labels.dtype}")
+        raise TypeError(
+            f"expected {label!r} as whole numbers, the classes, got {labels.dtype}"
+        )
     shape = getattr(logits, "shape", None)
     if shape is None:
         kind = "a mapping" if isinstance(logits, Mapping) else type(logits).__name__
         raise TypeError(f"expected logits as one array [B, K], got {kind}")
     if labels.ndim != 1 or len(shape) != 2 or shape[0] != labels.shape[0]:
-        raise ValueError(f"expected logits [B, K] and {label!r} [B], got {list(shape)} and {list(labels.shape)}")
+        raise ValueError(
+            f"expected logits [B, K] and {label!r} [B], got {list(shape)} and {list(labels.shape)}"
+        )

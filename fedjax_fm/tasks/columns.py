@@ -25,7 +25,9 @@ def check_names(name: str, names: Any) -> None:
     if names is None:
         return
     if isinstance(names, str) or not all(isinstance(one, str) for one in names):
-        raise TypeError(f"expected {name} as a list of names of columns, got {name}={names!r}")
+        raise TypeError(
+            f"expected {name} as a list of names of columns, got {name}={names!r}"
+        )
 
 
 def need(batch: Mapping[str, Any], names: Sequence[str], who: str) -> None:
@@ -59,11 +61,17 @@ def call_model(
     Raises:
       ValueError: a column that the model does not take, or a parameter without a column.
     """
-    names = [name for name in batch if name not in targets] if inputs is None else list(inputs)
+    names = (
+        [name for name in batch if name not in targets]
+        if inputs is None
+        else list(inputs)
+    )
     who = f"the model {type(model).__name__}"
     need(batch, names, who)
     parameters = inspect.signature(model).parameters
-    takes = {name for name, one in parameters.items() if one.kind is not one.VAR_POSITIONAL}
+    takes = {
+        name for name, one in parameters.items() if one.kind is not one.VAR_POSITIONAL
+    }
     takes -= {KEY}
     more = {KEY: key} if KEY in parameters else {}
     with randomness(key):
@@ -79,13 +87,23 @@ def _takes_one(parameters: Mapping[str, inspect.Parameter]) -> bool:
     required = [
         one
         for one in parameters.values()
-        if one.kind is one.VAR_POSITIONAL or (one.default is one.empty and one.kind is not one.VAR_KEYWORD)
+        if one.kind is one.VAR_POSITIONAL
+        or (one.default is one.empty and one.kind is not one.VAR_KEYWORD)
     ]
     return len(required) == 1
 
 
-def _check_fit(names: Sequence[str], takes: set[str], parameters: Mapping[str, inspect.Parameter], who: str) -> None:
-    required = [name for name in parameters if name in takes and parameters[name].default is inspect.Parameter.empty]
+def _check_fit(
+    names: Sequence[str],
+    takes: set[str],
+    parameters: Mapping[str, inspect.Parameter],
+    who: str,
+) -> None:
+    required = [
+        name
+        for name in parameters
+        if name in takes and parameters[name].default is inspect.Parameter.empty
+    ]
     missing = [name for name in required if name not in names]
     if missing:
         raise ValueError(
@@ -95,6 +113,7 @@ def _check_fit(names: Sequence[str], takes: set[str], parameters: Mapping[str, i
     unknown = [name for name in names if name not in takes]
     if unknown:
         raise ValueError(
-            f"{who} takes {', '.join(sorted(takes))}, not {', '.join(unknown)}, a column of the batch: leave it "
-            "out of the data, or name the model's columns, inputs=[...]"
+            f"{who} takes {', '.join(sorted(takes))}, not {', '.join(unknown)}, a "
+            "column of the batch: leave it out of the data, or name the model's "
+            "columns, inputs=[...]"
         )

@@ -17,16 +17,19 @@ COLUMNS = ("input_ids", "attention_mask", "labels")
 def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
     """Mean -log p(token) over the tokens of a row that count, weighted by their number.
 
-    The batch has `input_ids`, `attention_mask` and `labels`, all i32[B, T], the labels unshifted as in Hugging
-    Face: -100 does not count. So is a token that is predicted from padding or from another text of a packed row.
-    An encoder-decoder (T5) is given `labels` [B, U] as its decoder's targets.
+    The batch has `input_ids`, `attention_mask` and `labels`, all i32[B, T], the labels
+    unshifted as in Hugging Face: -100 does not count. So is a token that is predicted
+    from padding or from another text of a packed row. An encoder-decoder (T5) is given
+    `labels` [B, U] as its decoder's targets.
 
     Args:
-      adapted: from `peft.apply`; its model has `hidden` and `head`, as all language models of `models`.
+      adapted: from `peft.apply`; its model has `hidden` and `head`, as all language
+        models of `models`.
       chunk: positions whose logits exist at one time, see `models.next_token_losses`.
 
     Returns:
-      A task that is token-weighted, in a batch as among clients: exp of its mean loss is the perplexity.
+      A task that is token-weighted, in a batch as among clients: exp of its mean loss
+      is the perplexity.
 
     Raises:
       TypeError: `adapted` is no model, or one without `hidden` and `head`.
@@ -59,7 +62,9 @@ def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
     return Task(loss, weight_of_targets if _has_decoder(adapted) else weight)
 
 
-def _losses(model: Any, batch: dict[str, jax.Array], chunk: int) -> tuple[jax.Array, jax.Array]:
+def _losses(
+    model: Any, batch: dict[str, jax.Array], chunk: int
+) -> tuple[jax.Array, jax.Array]:
     ids, mask, labels = (batch[name] for name in COLUMNS)
     if not hasattr(model, "shift_right"):
         return next_token_losses(model, ids, mask, labels, chunk)
@@ -76,8 +81,9 @@ def _has_decoder(adapted: Any) -> bool:
 def _check_model(model: Any) -> None:
     if not (hasattr(model, "hidden") and hasattr(model, "head")):
         raise TypeError(
-            f"expected a language model with hidden(input_ids, attention_mask) and head(hidden), got "
-            f"{type(model).__name__}; models.from_pretrained(...) without num_labels gives one"
+            "expected a language model with hidden(input_ids, attention_mask) "
+            f"and head(hidden), got {type(model).__name__}; "
+            "models.from_pretrained(...) without num_labels gives one"
         )
 
 

@@ -11,11 +11,16 @@ from fedjax_fm.tasks.columns import call_model, check_adapted, check_names, need
 from fedjax_fm.types import Task, Tree
 
 
-def regression(adapted: Any, *, label: str = "label", inputs: Sequence[str] | None = None) -> Task:
-    """Squared error (y - label)^2 of an adapted model; the mean over coordinates where there are several.
+def regression(
+    adapted: Any, *, label: str = "label", inputs: Sequence[str] | None = None
+) -> Task:
+    """Squared error (y - label)^2 of an adapted model.
+
+    The mean over coordinates where there are several.
 
     Args:
-      adapted: from `peft.apply`; its model returns f32[B], f32[B, 1] or, for labels [B, D], f32[B, D].
+      adapted: from `peft.apply`; its model returns f32[B], f32[B, 1] or, for labels [B,
+        D], f32[B, D].
       label: the column of targets, [B] or [B, D].
       inputs: columns that the model is called with, by name; default: all but the label.
 
@@ -24,8 +29,8 @@ def regression(adapted: Any, *, label: str = "label", inputs: Sequence[str] | No
 
     Raises:
       TypeError: `adapted` is no model.
-      ValueError: while a round is traced, for columns that do not fit the model (names both), and for shapes
-        of output and label that differ.
+      ValueError: while a round is traced, for columns that do not fit the model (names
+        both), and for shapes of output and label that differ.
 
     Example:
       >>> from flax import nnx
@@ -43,13 +48,20 @@ def regression(adapted: Any, *, label: str = "label", inputs: Sequence[str] | No
     def loss(delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any):
         need(batch, (label,), "the task")
         target = batch[label]
-        output = call_model(adapted.model(delta, backbone), batch, (label,), inputs, key)
+        output = call_model(
+            adapted.model(delta, backbone), batch, (label,), inputs, key
+        )
         if output.ndim == target.ndim + 1 and output.shape[-1] == 1:
             output = output[..., 0]
         if output.shape != target.shape:
-            raise ValueError(f"expected an output of the label's shape {list(target.shape)}, got {list(output.shape)}")
+            raise ValueError(
+                f"expected an output of the label's shape {list(target.shape)}, "
+                f"got {list(output.shape)}"
+            )
         error = output.astype(jnp.float32) - target.astype(jnp.float32)
         each = tuple(range(1, error.ndim))
-        return jnp.mean(error**2, axis=each), {"absolute_error": jnp.mean(jnp.abs(error), axis=each)}
+        return jnp.mean(error**2, axis=each), {
+            "absolute_error": jnp.mean(jnp.abs(error), axis=each)
+        }
 
     return Task(loss)

@@ -16,17 +16,30 @@ def _kernel(words_ref, scale_ref, x_ref, codes_ref, *, levels):
     shape = x_ref.shape
     # By the place in the whole vector: the numbers do not depend on how it is cut into blocks.
     first = pl.program_id(0) * (shape[0] * shape[1])
-    place = lax.broadcasted_iota(jnp.int32, shape, 0) * shape[1] + lax.broadcasted_iota(jnp.int32, shape, 1) + first
+    place = (
+        lax.broadcasted_iota(jnp.int32, shape, 0) * shape[1]
+        + lax.broadcasted_iota(jnp.int32, shape, 1)
+        + first
+    )
     low = lax.bitcast_convert_type(place, jnp.uint32)
     a, b = threefry2x32((words_ref[0, 0], words_ref[1, 0]), jnp.zeros_like(low), low)
     noise = noise_of((a ^ b) >> 16, words_ref[2, 0], low)
-    codes_ref[...] = signed_codes(x_ref[...], scale_ref[0, 0], noise, levels).astype(jnp.int8)
+    codes_ref[...] = signed_codes(x_ref[...], scale_ref[0, 0], noise, levels).astype(
+        jnp.int8
+    )
 
 
 def stochastic_quantize_blocks(
-    x: jax.Array, key: jax.Array, levels: int = 7, norm: str = "l2", block_rows: int = 512, interpret: bool = False
+    x: jax.Array,
+    key: jax.Array,
+    levels: int = 7,
+    norm: str = "l2",
+    block_rows: int = 512,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`kernels.stochastic_quantize` in blocks of block_rows * 128 entries: the same codes for every block size.
+    """`kernels.stochastic_quantize` in blocks of block_rows * 128 entries.
+
+    The same codes for every block size.
 
     The norm is plain XLA. Not yet compiled for a TPU or GPU: the tests run it in interpret mode.
 
@@ -43,14 +56,18 @@ def stochastic_quantize_blocks(
     """
     whole("levels", levels, least=1, most=127)
     if block_rows < 1 or block_rows % _SUBLANES:
-        raise ValueError(f"expected a positive multiple of {_SUBLANES}, got block_rows={block_rows}")
+        raise ValueError(
+            f"expected a positive multiple of {_SUBLANES}, got block_rows={block_rows}"
+        )
     x = jnp.asarray(x, jnp.float32)
     n = x.shape[0]
     scale = level_distance(x, norm, levels)
     n_blocks = max(1, -(-n // (block_rows * _LANES)))
     blocks = jnp.pad(x, (0, n_blocks * block_rows * _LANES - n)).reshape(-1, _LANES)
     tile = (_SUBLANES, _LANES)
-    words = jnp.broadcast_to(jnp.stack([*key_words(key), weyl_start(key)]).reshape(3, 1), (3, _LANES))
+    words = jnp.broadcast_to(
+        jnp.stack([*key_words(key), weyl_start(key)]).reshape(3, 1), (3, _LANES)
+    )
     codes = pl.pallas_call(
         lambda *refs: _kernel(*refs, levels=levels),
         grid=(n_blocks,),
@@ -62,5 +79,9 @@ def stochastic_quantize_blocks(
         out_specs=pl.BlockSpec((block_rows, _LANES), lambda i: (i, 0)),
         out_shape=jax.ShapeDtypeStruct(blocks.shape, jnp.int8),
         interpret=interpret,
-    )(jnp.pad(words, ((0, _SUBLANES - 3), (0, 0))), jnp.broadcast_to(scale, tile), blocks)
+    )(
+        jnp.pad(words, ((0, _SUBLANES - 3), (0, 0))),
+        jnp.broadcast_to(scale, tile),
+        blocks,
+    )
     return codes.reshape(-1)[:n], scale

@@ -14,15 +14,22 @@ LONGEST = 2**20  # entries of a row: 4 MB of VMEM
 def _kernel(k_ref, keys_ref, out_ref):
     keys = keys_ref[0]
     shape = keys.shape
-    index = lax.broadcasted_iota(jnp.int32, shape, 0) * _LANES + lax.broadcasted_iota(jnp.int32, shape, 1)
+    index = lax.broadcasted_iota(jnp.int32, shape, 0) * _LANES + lax.broadcasted_iota(
+        jnp.int32, shape, 1
+    )
     key, last = bisect_cut(keys, index, k_ref[0, 0, 0])
-    out_ref[0] = jnp.where(lax.broadcasted_iota(jnp.int32, (_SUBLANES, _LANES), 0) == 0, key, last)
+    out_ref[0] = jnp.where(
+        lax.broadcasted_iota(jnp.int32, (_SUBLANES, _LANES), 0) == 0, key, last
+    )
 
 
-def cut_of_rows(keys: jax.Array, k: jax.Array, interpret: bool = False) -> tuple[jax.Array, jax.Array]:
+def cut_of_rows(
+    keys: jax.Array, k: jax.Array, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """The cut of every row, one program of the grid each.
 
-    The idea of RTop-K: the row is read once, into VMEM, and the 62 counts of a bisection run there. Counts are sums
+    The idea of RTop-K: the row is read once, into VMEM, and the 62 counts of a
+    bisection run there. Counts are sums
     of f32, exact to 2**24. Not yet compiled for a TPU or GPU: the tests run it in interpret mode.
 
     Args:
@@ -40,7 +47,11 @@ def cut_of_rows(keys: jax.Array, k: jax.Array, interpret: bool = False) -> tuple
     if not 0 < n <= LONGEST:
         raise ValueError(f"expected rows of 1 to {LONGEST} entries, got {n}")
     tile = _SUBLANES * _LANES
-    padded = jnp.pad(lax.bitcast_convert_type(keys, jnp.int32), ((0, 0), (0, -n % tile)), constant_values=-1)
+    padded = jnp.pad(
+        lax.bitcast_convert_type(keys, jnp.int32),
+        ((0, 0), (0, -n % tile)),
+        constant_values=-1,
+    )
     tiles = padded.reshape(rows, -1, _LANES)
     found = pl.pallas_call(
         _kernel,
@@ -52,5 +63,8 @@ def cut_of_rows(keys: jax.Array, k: jax.Array, interpret: bool = False) -> tuple
         out_specs=pl.BlockSpec((1, _SUBLANES, _LANES), lambda row: (row, 0, 0)),
         out_shape=jax.ShapeDtypeStruct((rows, _SUBLANES, _LANES), jnp.int32),
         interpret=interpret,
-    )(jnp.broadcast_to(k.astype(jnp.int32)[:, None, None], (rows, _SUBLANES, _LANES)), tiles)
+    )(
+        jnp.broadcast_to(k.astype(jnp.int32)[:, None, None], (rows, _SUBLANES, _LANES)),
+        tiles,
+    )
     return lax.bitcast_convert_type(found[:, 0, 0], jnp.uint32), found[:, 1, 0]

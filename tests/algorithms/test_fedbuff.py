@@ -1,4 +1,6 @@
-"""FedBuff: FedAvg without staleness, the event log replayed by a plain loop, and the bytes of a version."""
+"""FedBuff: FedAvg without staleness, the event log replayed by a plain loop, and the
+bytes of a version.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +22,29 @@ HOW = {"local_steps": STEPS, "batch_size": 16}
 def run(algorithm, rounds, cohort_size, **how):
     delta, backbone = make_trees()
     population = ffm.Population.from_clients(make_clients())
-    one = ffm.Simulator(algorithm, population, backbone=backbone, cohort_size=cohort_size, **({"devices": 2} | how))
+    one = ffm.Simulator(
+        algorithm,
+        population,
+        backbone=backbone,
+        cohort_size=cohort_size,
+        **({"devices": 2} | how),
+    )
     return one.run(one.init(delta), rounds)
 
 
 def close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6), a, b
+    )
 
 
 def trained(delta, client):
     _, backbone = make_trees()
     batch = jax.tree.map(jnp.asarray, make_clients()[client])
-    loss = lambda d: jnp.mean(mlp_loss(d, backbone, batch, None)[0])
+
+    def loss(d):
+        return jnp.mean(mlp_loss(d, backbone, batch, None)[0])
+
     for _ in range(STEPS):
         delta = jax.tree.map(lambda w, g: w - RATE * g, delta, jax.grad(loss)(delta))
     return delta
@@ -40,7 +53,12 @@ def trained(delta, client):
 def test_without_staleness_it_is_fedavg():
     ids = np.array([[0, 3, 5], [2, 6, 7], [1, 0, 4]], np.int32)
     rounds = np.arange(3, dtype=np.int32)[:, None]
-    schedule = Schedule(ids, np.broadcast_to(rounds, (3, 3)), rounds + np.zeros((3, 3)), rounds + np.ones((3, 3)))
+    schedule = Schedule(
+        ids=ids,
+        versions=np.broadcast_to(rounds, (3, 3)),
+        started=rounds + np.zeros((3, 3)),
+        arrived=rounds + np.ones((3, 3)),
+    )
     assert not schedule.staleness.any()
     server = optax.sgd(0.8, momentum=0.5)
     algorithm = fedbuff(TASK, optax.sgd(RATE), server, schedule=schedule, **HOW)
@@ -48,9 +66,12 @@ def test_without_staleness_it_is_fedavg():
     (exchange,) = ffm.fedavg(TASK, optax.sgd(RATE), server, **HOW).exchanges
     inner = exchange.client
     uniform = exchange._replace(
-        client=lambda *a: lambda *b: inner(*a)(*b)._replace(weight=jnp.float32(1)), reduce=weighted_mean()
+        client=lambda *a: lambda *b: inner(*a)(*b)._replace(weight=jnp.float32(1)),
+        reduce=weighted_mean(),
     )
-    plain = ffm.fedavg(TASK, optax.sgd(RATE), server, **HOW)._replace(exchanges=(uniform,))
+    plain = ffm.fedavg(TASK, optax.sgd(RATE), server, **HOW)._replace(
+        exchanges=(uniform,)
+    )
     sampler = algorithm.sampler(None, ffm.Setting(N, 3))
     expected, _ = run(plain, 3, 3, sampler=sampler)
     close(found.delta, expected.delta)
@@ -61,11 +82,18 @@ def test_without_staleness_it_is_fedavg():
 def log():
     profile = log_normal_profile(N, 2, spread=1.0)
     return asynchronous(
-        profile, client_seconds(profile, np.full(N, 3), 64, 64), rounds=8, buffer_size=2, concurrency=4, seed=1
+        profile,
+        client_seconds(profile, np.full(N, 3), 64, 64),
+        rounds=8,
+        buffer_size=2,
+        concurrency=4,
+        seed=1,
     )
 
 
-@pytest.mark.parametrize("layout", [{}, {"devices": 1, "block_size": 1}], ids=["two devices", "one"])
+@pytest.mark.parametrize(
+    "layout", [{}, {"devices": 1, "block_size": 1}], ids=["two devices", "one"]
+)
 def test_the_event_log_replays(log, layout):
     assert log.staleness.max() >= 2
     algorithm = fedbuff(TASK, optax.sgd(RATE), optax.sgd(0.7), schedule=log, **HOW)
@@ -77,10 +105,14 @@ def test_the_event_log_replays(log, layout):
         for k, version, age in zip(ids, seen, late, strict=True):
             start = versions[version]
             update = jax.tree.map(lambda a, b: a - b, start, trained(start, k))
-            total = jax.tree.map(lambda t, u, age=age: t + u / np.sqrt(1 + age), total, update)
+            total = jax.tree.map(
+                lambda t, u, age=age: t + u / np.sqrt(1 + age), total, update
+            )
         versions.append(jax.tree.map(lambda w, t: w - 0.7 * t / 2, versions[-1], total))
     close(state.delta, versions[-1])
-    np.testing.assert_allclose(metrics["staleness"], log.staleness.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["staleness"], log.staleness.mean(axis=1), rtol=1e-6
+    )
     np.testing.assert_allclose(metrics["seconds"], log.seconds, rtol=1e-6)
     # A client fetches one version, not the server's history.
     assert (metrics["downlink_bytes"] == 2 * 4 * (12 + 4)).all()
@@ -96,7 +128,10 @@ def test_behind_the_end_of_the_log_nobody_arrives(log):
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [({"cohort_size": 3}, "expected cohort_size=2"), ({"sampler": samplers.uniform(N, 2)}, "expected no sampler")],
+    [
+        ({"cohort_size": 3}, "expected cohort_size=2"),
+        ({"sampler": samplers.uniform(N, 2)}, "expected no sampler"),
+    ],
 )
 def test_the_log_alone_says_who_takes_part(log, how, said):
     algorithm = fedbuff(TASK, optax.sgd(RATE), schedule=log, **HOW)

@@ -1,4 +1,6 @@
-"""FedDF's exact invariants (METHODS 39): what the groups are alone, what the ensemble says, and what students make of it."""
+"""FedDF's exact invariants (METHODS 39): what the groups are alone, what the ensemble
+says, and what students make of it.
+"""
 
 import dataclasses
 
@@ -8,7 +10,15 @@ import numpy as np
 import optax
 import pytest
 import torch
-from two_architectures import CLASSES, GROUPS, LOGITS, architectures, make_clients, make_public, make_trees
+from two_architectures import (
+    CLASSES,
+    GROUPS,
+    LOGITS,
+    architectures,
+    make_clients,
+    make_public,
+    make_trees,
+)
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import distillation
@@ -18,22 +28,39 @@ from fedjax_fm.types import Sampler
 RATE, STEPS = 0.3, 3
 CLIENTS, PUBLIC = make_clients(), make_public()
 DELTAS, BACKBONES = make_trees()
-LOCAL = {"local_steps": STEPS, "batch_size": 8}  # every batch is all of a client's examples
+LOCAL = {
+    "local_steps": STEPS,
+    "batch_size": 8,
+}  # every batch is all of a client's examples
 
 
 def make(server_steps=6, public=PUBLIC, groups=GROUPS, **how):
     how = {"backbones": BACKBONES, "server_optimizer": optax.sgd(0.5), **LOCAL} | how
-    return feddf(how.pop("architectures", architectures(RATE)), groups, public, server_steps=server_steps, **how)
+    return feddf(
+        how.pop("architectures", architectures(RATE)),
+        groups,
+        public,
+        server_steps=server_steps,
+        **how,
+    )
 
 
 def simulator(algorithm, clients=CLIENTS, backbone=BACKBONES, **how):
     """Whose cohort is in the sampler's state: all clients, unless a test puts others there."""
     cohort = (jnp.arange(len(clients), dtype=jnp.int32), jnp.int32(len(clients)))
     how = {
-        "sampler": Sampler(init=lambda: cohort, draw=lambda state, key: (*state, state), capacity=len(clients)),
-        "cohort_size": len(clients), "devices": 1, "seed": 3,
-    } | how  # fmt: skip
-    return ffm.Simulator(algorithm, ffm.Population.from_clients(clients), backbone=backbone, **how)
+        "sampler": Sampler(
+            init=lambda: cohort,
+            draw=lambda state, key: (*state, state),
+            capacity=len(clients),
+        ),
+        "cohort_size": len(clients),
+        "devices": 1,
+        "seed": 3,
+    } | how
+    return ffm.Simulator(
+        algorithm, ffm.Population.from_clients(clients), backbone=backbone, **how
+    )
 
 
 def run(one, rounds=1, delta=DELTAS):
@@ -54,7 +81,13 @@ def run_with(one, ids=None, public=None):
 
 
 def close(a, b, **how):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **({"rtol": 2e-5, "atol": 2e-6} | how)), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(
+            x, y, **({"rtol": 2e-5, "atol": 2e-6} | how)
+        ),
+        a,
+        b,
+    )
 
 
 def equal(a, b):
@@ -74,33 +107,62 @@ def fused():
     return one, *run(one)
 
 
-# Building blocks ------------------------------------------------------------------------------------------------------
+# Building blocks
 
 
 def test_kl_is_torchs_and_its_gradient_a_difference_of_probabilities():
     rng = np.random.default_rng(0)
     z, target = (rng.normal(size=(5, 4)).astype(np.float32) * 3 for _ in range(2))
-    log = lambda x: torch.log_softmax(torch.tensor(x), -1)
-    expected = torch.nn.functional.kl_div(log(z), log(target), log_target=True, reduction="none").sum(-1)
-    np.testing.assert_allclose(distillation.kl(jnp.array(z), jnp.array(target)), expected, rtol=1e-5)
+
+    def log(x):
+        return torch.log_softmax(torch.tensor(x), -1)
+
+    expected = torch.nn.functional.kl_div(
+        log(z), log(target), log_target=True, reduction="none"
+    ).sum(-1)
+    np.testing.assert_allclose(
+        distillation.kl(jnp.array(z), jnp.array(target)), expected, rtol=1e-5
+    )
     gradient = jax.grad(lambda z, t: distillation.kl(z, t).sum())
-    np.testing.assert_allclose(gradient(z, target), jax.nn.softmax(z) - jax.nn.softmax(target), atol=1e-6)
-    for distance in (distillation.kl, distillation.mean_absolute):  # who agrees learns nothing
-        same = jax.grad(lambda z, distance=distance: distance(z, jnp.array(z)).sum())(jnp.array(z))
+    np.testing.assert_allclose(
+        gradient(z, target), jax.nn.softmax(z) - jax.nn.softmax(target), atol=1e-6
+    )
+    for distance in (
+        distillation.kl,
+        distillation.mean_absolute,
+    ):  # who agrees learns nothing
+        same = jax.grad(lambda z, distance=distance: distance(z, jnp.array(z)).sum())(
+            jnp.array(z)
+        )
         np.testing.assert_allclose(same, 0, atol=1e-6)
-    np.testing.assert_allclose(distillation.kl(z, z + 5), 0, atol=1e-6)  # a constant says nothing
-    np.testing.assert_allclose(distillation.mean_absolute(z, target), np.abs(z - target).mean(-1), rtol=1e-6)
+    np.testing.assert_allclose(
+        distillation.kl(z, z + 5), 0, atol=1e-6
+    )  # a constant says nothing
+    np.testing.assert_allclose(
+        distillation.mean_absolute(z, target), np.abs(z - target).mean(-1), rtol=1e-6
+    )
 
 
 def test_means_of_logits_and_of_probabilities_differ():
-    """Two teachers, one sure and one not: the geometric and the arithmetic mean of what they say."""
+    """Two teachers, one sure and one not: the geometric and the arithmetic mean of what
+    they say.
+    """
     teachers = jnp.log(jnp.array([[[0.98, 0.01, 0.01]], [[0.2, 0.6, 0.2]]]))
-    said = {name: distillation.opinion(teachers, name).mean(0) for name in ("logits", "probabilities")}
-    geometric, arithmetic = (jax.nn.softmax(distillation.agreed(mean, name)) for name, mean in said.items())
+    said = {
+        name: distillation.opinion(teachers, name).mean(0)
+        for name in ("logits", "probabilities")
+    }
+    geometric, arithmetic = (
+        jax.nn.softmax(distillation.agreed(mean, name)) for name, mean in said.items()
+    )
     p = np.exp(np.array(teachers))
-    np.testing.assert_allclose(geometric, np.sqrt(p[0] * p[1]) / np.sqrt(p[0] * p[1]).sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        geometric, np.sqrt(p[0] * p[1]) / np.sqrt(p[0] * p[1]).sum(), rtol=1e-5
+    )
     np.testing.assert_allclose(arithmetic, p.mean(0), rtol=1e-5)
-    never = distillation.agreed(jnp.array([[1.0, 0.0]]), "probabilities")  # a class that no teacher believes in
+    never = distillation.agreed(
+        jnp.array([[1.0, 0.0]]), "probabilities"
+    )  # a class that no teacher believes in
     assert np.isfinite(distillation.kl(jnp.zeros((1, 2)), never)).all()
 
 
@@ -108,11 +170,20 @@ def test_means_of_logits_and_of_probabilities_differ():
 def test_an_epoch_of_distillation_sees_every_public_example_once(n):
     """Also in a last batch that is short: the student adds up the examples that count."""
     public = {"x": jnp.arange(1.0, n + 1)}
-    identity = lambda student, backbone, batch: student * jnp.ones_like(batch["x"]) * batch["x"]
+
+    def identity(student, backbone, batch):
+        return student * jnp.ones_like(batch["x"]) * batch["x"]
+
     step = distillation.distiller(
-        identity, (), public, public["x"], distance=lambda z, target: z * 4, optimizer=optax.sgd(1.0), batch_size=4,
+        identity,
+        (),
+        public,
+        public["x"],
+        distance=lambda z, target: z * 4,
+        optimizer=optax.sgd(1.0),
+        batch_size=4,
         key=jax.random.key(0),
-    )  # fmt: skip
+    )
     step = jax.jit(step)
     steps = -(-n // 4)
     student, total, firsts = jnp.float32(0), 0.0, []
@@ -123,33 +194,59 @@ def test_an_epoch_of_distillation_sees_every_public_example_once(n):
         firsts.append(mean)
     assert total == pytest.approx(n * (n + 1), rel=1e-5)
     assert firsts[:steps] != firsts[steps:]  # each epoch is shuffled by itself
-    whole = distillation.all_logits(identity, jnp.float32(2), (), {"x": public["x"][:, None]}, 4)
+    whole = distillation.all_logits(
+        identity, jnp.float32(2), (), {"x": public["x"][:, None]}, 4
+    )
     np.testing.assert_array_equal(whole[:, 0], 2 * public["x"])
 
 
 @pytest.mark.parametrize(
     ("scores", "most", "patience", "best"),
     [
-        ([0.1, 0.3, 0.2, 0.3, 0.9], 10, 4, 4),  # two looks without a better one: 0.9 is never seen
-        ([0.1, 0.3, 0.2, 0.4, 0.1], 9, 4, 8),  # the last look comes after a short stretch
+        (
+            [0.1, 0.3, 0.2, 0.3, 0.9],
+            10,
+            4,
+            4,
+        ),  # two looks without a better one: 0.9 is never seen
+        (
+            [0.1, 0.3, 0.2, 0.4, 0.1],
+            9,
+            4,
+            8,
+        ),  # the last look comes after a short stretch
         ([0.5, 0.1, 0.1, 0.1, 0.9], 10, 100, 10),
     ],
 )
-def test_distillation_stops_on_a_plateau_and_gives_the_best(scores, most, patience, best):
+def test_distillation_stops_on_a_plateau_and_gives_the_best(
+    scores, most, patience, best
+):
     table = jnp.array([0.0, *scores])
-    step = lambda i, carry: (carry[0] + 1, carry[1])
-    score = lambda student: table[-(-student // 2)]
-    student = distillation.until_plateau(step, (jnp.int32(0), ()), most, score, every=2, patience=patience)
+
+    def step(i, carry):
+        return (carry[0] + 1, carry[1])
+
+    def score(student):
+        return table[-(-student // 2)]
+
+    student = distillation.until_plateau(
+        step, (jnp.int32(0), ()), most, score, every=2, patience=patience
+    )
     assert student == best
 
 
-# The method -----------------------------------------------------------------------------------------------------------
+# The method
 
 
 def test_one_group_without_server_steps_is_fedavg():
     """Cohort by cohort."""
     (perceptron, _), how = architectures(RATE), {"cohort_size": 3, "sampler": None}
-    one = make(0, groups=np.zeros(len(CLIENTS), int), architectures=(perceptron,), backbones=BACKBONES[:1])
+    one = make(
+        0,
+        groups=np.zeros(len(CLIENTS), int),
+        architectures=(perceptron,),
+        backbones=BACKBONES[:1],
+    )
     state, metrics = run(simulator(one, backbone=BACKBONES[:1], **how), 2, DELTAS[:1])
     plain = ffm.fedavg(perceptron.task, perceptron.optimizer, **LOCAL)
     expected, seen = run(simulator(plain, backbone=BACKBONES[0], **how), 2, DELTAS[0])
@@ -159,12 +256,19 @@ def test_one_group_without_server_steps_is_fedavg():
 
 
 def torch_logits(g, w, backbone, x):
-    return torch.tanh(x @ (backbone["w"] + w["w"])) @ w["v"] if g == 0 else x @ w["u"] + w["b"]
+    return (
+        torch.tanh(x @ (backbone["w"] + w["w"])) @ w["v"]
+        if g == 0
+        else x @ w["u"] + w["b"]
+    )
 
 
 def torch_round(server_steps):
     """Algorithm 3 with torch's gradients, Adam and cosine: the students."""
-    tensor = lambda tree: {name: torch.tensor(np.asarray(x)) for name, x in tree.items()}
+
+    def tensor(tree):
+        return {name: torch.tensor(np.asarray(x)) for name, x in tree.items()}
+
     frozen = (tensor(BACKBONES[0]), None)
     public, parts, answers = torch.tensor(PUBLIC["x"]), ([], []), []
     for client, g in zip(CLIENTS, GROUPS, strict=True):
@@ -173,21 +277,29 @@ def torch_round(server_steps):
         for _ in range(STEPS):
             optimizer.zero_grad()
             z = torch_logits(g, w, frozen[g], torch.tensor(client["x"]))
-            torch.nn.functional.cross_entropy(z, torch.tensor(client["y"]).long()).backward()
+            torch.nn.functional.cross_entropy(
+                z, torch.tensor(client["y"]).long()
+            ).backward()
             optimizer.step()
         parts[g].append((len(client["y"]), {name: x.detach() for name, x in w.items()}))
         answers.append(torch_logits(g, w, frozen[g], public).detach())
     target, students = torch.stack(answers).mean(0), []
     for g, part in enumerate(parts):
         total = sum(n for n, _ in part)
-        student = {name: sum(n * w[name] for n, w in part) / total for name in DELTAS[g]}
+        student = {
+            name: sum(n * w[name] for n, w in part) / total for name in DELTAS[g]
+        }
         student = {name: x.requires_grad_() for name, x in student.items()}
         optimizer = torch.optim.Adam(student.values(), lr=1e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(server_steps, 1))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, max(server_steps, 1)
+        )
         for _ in range(server_steps):
             optimizer.zero_grad()
             log = torch.log_softmax(torch_logits(g, student, frozen[g], public), -1)
-            torch.nn.functional.kl_div(log, torch.softmax(target, -1), reduction="batchmean").backward()
+            torch.nn.functional.kl_div(
+                log, torch.softmax(target, -1), reduction="batchmean"
+            ).backward()
             optimizer.step()
             schedule.step()
         students.append({name: x.detach().numpy() for name, x in student.items()})
@@ -203,19 +315,29 @@ def test_a_round_with_the_papers_optimizer_is_torchs():
     state, _ = run(simulator(make(20, server_optimizer=None)))
     expected, first = torch_round(20), torch_round(1)
     close(state.delta, expected, rtol=1e-4, atol=1e-5)
-    moved = [np.abs(a[name] - b[name]).max() for a, b in zip(expected, first, strict=True) for name in a]
+    moved = [
+        np.abs(a[name] - b[name]).max()
+        for a, b in zip(expected, first, strict=True)
+        for name in a
+    ]
     assert min(moved) > 1e-3  # a hundred times what is tolerated
 
 
 def test_the_ensemble_is_the_mean_of_every_received_models_logits():
     """Whatever group it is of, and each counts once; against a loop over clients."""
     algorithm = make()
-    state = algorithm.init(DELTAS, jax.random.key(0), ffm.Setting(len(CLIENTS), len(CLIENTS)))
+    state = algorithm.init(
+        DELTAS, jax.random.key(0), ffm.Setting(len(CLIENTS), len(CLIENTS))
+    )
     rng = np.random.default_rng(4)
     total, loop = 0, 0
     for k, g in enumerate(GROUPS):
-        sent = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), DELTAS[g])
-        found = algorithm.exchanges[g].reduce.lift(state, sent, jnp.float32(len(CLIENTS[k]["y"])))
+        sent = jax.tree.map(
+            lambda x: rng.normal(size=x.shape).astype(np.float32), DELTAS[g]
+        )
+        found = algorithm.exchanges[g].reduce.lift(
+            state, sent, jnp.float32(len(CLIENTS[k]["y"]))
+        )
         model = jax.tree.map(np.subtract, DELTAS[g], sent)
         if g == 0:
             loop += np.tanh(PUBLIC["x"] @ (BACKBONES[0]["w"] + model["w"])) @ model["v"]
@@ -227,7 +349,9 @@ def test_the_ensemble_is_the_mean_of_every_received_models_logits():
 
 
 def test_students_that_are_their_own_teachers_stay():
-    """Both groups hold one and the same model and no client moves: KL's gradient is zero. Another start is moved."""
+    """Both groups hold one and the same model and no client moves: KL's gradient is
+    zero. Another start is moved.
+    """
     linear = (architectures(0.0)[1],) * 2
     one = simulator(make(architectures=linear, backbones=((), ())), backbone=((), ()))
     close(run(one, 2, (DELTAS[1],) * 2)[0].delta, (DELTAS[1],) * 2, atol=1e-6)
@@ -242,7 +366,9 @@ def test_the_order_of_public_examples_does_not_matter(fused, alone):
     close(run_with(one, public={"x": PUBLIC["x"][order]}), state.delta)
     others = run_with(one, public=make_public(seed=8))  # what they are does
     for tree in (others, alone[1].delta):
-        differs = jax.tree.map(lambda a, b: np.abs(a - b).max() > 1e-3, state.delta, tree)
+        differs = jax.tree.map(
+            lambda a, b: np.abs(a - b).max() > 1e-3, state.delta, tree
+        )
         assert all(jax.tree.leaves(differs))
 
 
@@ -253,7 +379,9 @@ def test_bytes_are_those_of_the_models_of_each_group(fused):
         np.testing.assert_array_equal(fused[2][name], sum(sizes[g] for g in GROUPS))
     more = simulator(make(public=make_public(n=40)))
     more.init(DELTAS)
-    assert [(bill.up, bill.down) for bill in more.messages.bills] == [(size, size) for size in sizes]
+    assert [(bill.up, bill.down) for bill in more.messages.bills] == [
+        (size, size) for size in sizes
+    ]
 
 
 def test_a_group_of_which_nobody_came_is_taught_by_the_others(fused, alone):
@@ -261,15 +389,26 @@ def test_a_group_of_which_nobody_came_is_taught_by_the_others(fused, alone):
     averaged = run_with(alone[0], ids)
     equal(averaged[1], DELTAS[1])
     taught = run_with(fused[0], ids)
-    said = lambda delta: np.asarray(jax.nn.log_softmax(LOGITS[1](delta, (), PUBLIC)))
+
+    def said(delta):
+        return np.asarray(jax.nn.log_softmax(LOGITS[1](delta, (), PUBLIC)))
+
     teachers = jax.nn.log_softmax(LOGITS[0](averaged[0], BACKBONES[0], PUBLIC))
-    assert np.abs(said(taught[1]) - teachers).mean() < 0.8 * np.abs(said(DELTAS[1]) - teachers).mean()
+    assert (
+        np.abs(said(taught[1]) - teachers).mean()
+        < 0.8 * np.abs(said(DELTAS[1]) - teachers).mean()
+    )
     equal(run_with(fused[0], []), DELTAS)  # nobody at all
 
 
 def test_validation_ends_distillation(fused):
     """Labels that nobody gives: no look is better than the first, after six steps."""
-    never = Validation({"x": PUBLIC["x"]}, np.full(len(PUBLIC["x"]), CLASSES), every=6, patience=6)
+    never = Validation(
+        examples={"x": PUBLIC["x"]},
+        labels=np.full(len(PUBLIC["x"]), CLASSES),
+        every=6,
+        patience=6,
+    )
     stopped, _ = run(simulator(make(server_steps=100, validation=never)))
     close(stopped.delta, fused[1].delta)
 
@@ -282,12 +421,17 @@ def test_what_cannot_be():
         ({"average": "votes"}, "average='votes'"),
         ({"public": {"x": np.zeros((3, 2)), "z": np.zeros(4)}}, "'z': 4"),
         ({"public": {}}, "public examples"),
-        ({"validation": Validation({}, [], every=10, patience=5)}, "every <= patience"),
+        (
+            {"validation": Validation(examples={}, labels=[], every=10, patience=5)},
+            "every <= patience",
+        ),
         ({"local_steps": None}, "local_steps=None"),
     ):
         with pytest.raises(ValueError, match=word):
             make(**how)
     with pytest.raises(ValueError, match="those of 7 clients, the population has 2"):
         run(simulator(make(), clients=CLIENTS[:2]))
-    with pytest.raises(ValueError, match="a tuple of 2, one for each architecture, got dict"):
+    with pytest.raises(
+        ValueError, match="a tuple of 2, one for each architecture, got dict"
+    ):
         run(simulator(make()), delta=DELTAS[0])

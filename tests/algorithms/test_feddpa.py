@@ -1,4 +1,6 @@
-"""FedDPA's exact invariants (METHODS 34): what is private, what is federated, and what they make of each other."""
+"""FedDPA's exact invariants (METHODS 34): what is private, what is federated, and what
+they make of each other.
+"""
 
 import jax
 import numpy as np
@@ -13,17 +15,29 @@ RATE, STEPS, ROUNDS = 0.05, 3, 3
 CLIENTS = make_clients(sizes=(6, 1, 4, 2))
 DELTA, BACKBONE = make_trees()
 TASK = ffm.Task(mlp_loss)
-LOCAL = {"local_steps": STEPS, "batch_size": 8}  # every batch is all of a client's examples
+LOCAL = {
+    "local_steps": STEPS,
+    "batch_size": 8,
+}  # every batch is all of a client's examples
 
 
 def both(adapters, backbone, batch, key):
-    mixed = jax.tree.map(lambda g, p: (1 - adapters.mix) * g + adapters.mix * p, adapters.shared, adapters.private)
+    mixed = jax.tree.map(
+        lambda g, p: (1 - adapters.mix) * g + adapters.mix * p,
+        adapters.shared,
+        adapters.private,
+    )
     return mlp_loss(mixed, backbone, batch, key)
 
 
 def simulator(algorithm):
     return ffm.Simulator(
-        algorithm, ffm.Population.from_clients(CLIENTS), backbone=BACKBONE, cohort_size=len(CLIENTS), devices=1, seed=3
+        algorithm,
+        ffm.Population.from_clients(CLIENTS),
+        backbone=BACKBONE,
+        cohort_size=len(CLIENTS),
+        devices=1,
+        seed=3,
     )
 
 
@@ -37,7 +51,9 @@ def equal(a, b):
 
 
 def close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b
+    )
 
 
 def loop(client, shared, private, mix, steps):
@@ -48,8 +64,13 @@ def loop(client, shared, private, mix, steps):
         w, v = ((1 - mix) * shared[name] + mix * private[name] for name in ("w", "v"))
         hidden = np.tanh(x @ (BACKBONE["w"] + w))
         slope = 2 * (hidden @ v - y) / len(y)
-        gradient = {"v": hidden.T @ slope, "w": x.T @ (slope[:, None] * v * (1 - hidden**2))}
-        private = {name: private[name] - RATE * mix * gradient[name] for name in private}
+        gradient = {
+            "v": hidden.T @ slope,
+            "w": x.T @ (slope[:, None] * v * (1 - hidden**2)),
+        }
+        private = {
+            name: private[name] - RATE * mix * gradient[name] for name in private
+        }
     return private
 
 
@@ -78,43 +99,66 @@ def test_shared_adapter_and_bytes_are_those_of_fedit(fedit, dual):
     for name in ("uplink_bytes", "downlink_bytes"):
         np.testing.assert_array_equal(metrics[name], alone_metrics[name])
         assert metrics[name][0] == len(CLIENTS) * ffm.trees.nbytes(DELTA)
-    assert ffm.trees.difference(one.messages.uploads[0], ffm.trees.shapes(DELTA)) is None
+    assert (
+        ffm.trees.difference(one.messages.uploads[0], ffm.trees.shapes(DELTA)) is None
+    )
 
 
 def test_private_adapters_never_leave(dual):
     """Whatever private adapters start from, the server's bits are the same."""
-    noisy = lambda delta, key: jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), delta)
-    state, metrics = run(feddpa_t(TASK, ffm.Task(both), optax.sgd(RATE), **LOCAL, private_init=noisy))
+
+    def noisy(delta, key):
+        return jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), delta)
+
+    state, metrics = run(
+        feddpa_t(TASK, ffm.Task(both), optax.sgd(RATE), **LOCAL, private_init=noisy)
+    )
     _, _, (expected, seen) = dual
     equal(state.delta, expected.delta)
     assert (metrics["private_loss"] != seen["private_loss"]).all()
     starts = [state.rounds.clients["w"][k] for k in range(len(CLIENTS))]
-    assert len({x.tobytes() for x in map(np.asarray, starts)}) == len(CLIENTS)  # the key is the client's
+    assert len({x.tobytes() for x in map(np.asarray, starts)}) == len(
+        CLIENTS
+    )  # the key is the client's
 
 
 def test_private_adapters_are_trained_beside_the_received_one(dual):
     _, first, (state, _) = dual
     for k, client in enumerate(CLIENTS):
-        close(of_client(first.rounds.clients, k), loop(client, DELTA, DELTA, 0.5, STEPS))
+        close(
+            of_client(first.rounds.clients, k), loop(client, DELTA, DELTA, 0.5, STEPS)
+        )
     # The second round goes on from there, beside the adapter that the first round ended with.
     again, _ = dual[0].run(first, 1)
     for k, client in enumerate(CLIENTS):
         mine = of_client(first.rounds.clients, k)
-        close(of_client(again.rounds.clients, k), loop(client, first.delta, mine, 0.5, STEPS))
+        close(
+            of_client(again.rounds.clients, k),
+            loop(client, first.delta, mine, 0.5, STEPS),
+        )
     assert state.round == ROUNDS
 
 
 @pytest.mark.parametrize("mix", [0.0, 1.0])
 def test_the_ends_of_the_mix(mix):
-    """a = 0: no gradient, not a bit moves. a = 1: the private adapter alone, as by local-only training."""
-    state, metrics = run(feddpa_t(TASK, ffm.Task(both), optax.sgd(RATE), **LOCAL, mix=mix), rounds=1)
+    """a = 0: no gradient, not a bit moves. a = 1: the private adapter alone, as by
+    local-only training.
+    """
+    state, metrics = run(
+        feddpa_t(TASK, ffm.Task(both), optax.sgd(RATE), **LOCAL, mix=mix), rounds=1
+    )
     for k, client in enumerate(CLIENTS):
         private = of_client(state.rounds.clients, k)
         if mix == 0:
             equal(private, DELTA)
-            np.testing.assert_allclose(metrics["private_loss"][0], _mean_loss(DELTA), rtol=1e-5)
+            np.testing.assert_allclose(
+                metrics["private_loss"][0], _mean_loss(DELTA), rtol=1e-5
+            )
         else:
-            close(private, loop(client, jax.tree.map(np.zeros_like, DELTA), DELTA, 1.0, STEPS))
+            close(
+                private,
+                loop(client, jax.tree.map(np.zeros_like, DELTA), DELTA, 1.0, STEPS),
+            )
 
 
 def _mean_loss(delta):
@@ -126,7 +170,13 @@ def start_of_private(delta, key):
     return jax.tree.map(lambda x: x + 0.1, delta)
 
 
-F = {**LOCAL, "rounds": ROUNDS, "private_steps": 5, "mix": 0.25, "private_init": start_of_private}
+F = {
+    **LOCAL,
+    "rounds": ROUNDS,
+    "private_steps": 5,
+    "mix": 0.25,
+    "private_init": start_of_private,
+}
 
 
 def test_f_is_fedit_and_then_a_private_adapter_beside_it(fedit):
@@ -168,13 +218,19 @@ def test_the_model_has_both_adapters_and_the_server_its_own_alone():
     arrays = CLIENTS[0]
     delta, backbone = one.model(state)
     alone = ffm.evaluate(TASK, state.delta, backbone, arrays)
-    np.testing.assert_allclose(ffm.evaluate(ffm.Task(both), delta, backbone, arrays)["loss"], alone["loss"], rtol=1e-6)
+    np.testing.assert_allclose(
+        ffm.evaluate(ffm.Task(both), delta, backbone, arrays)["loss"],
+        alone["loss"],
+        rtol=1e-6,
+    )
     mine, _ = one.model(state, 2)
     equal(mine.private, of_client(state.rounds.clients, 2))
     assert float(mine.mix) == 0.25
 
 
-@pytest.mark.parametrize(("make", "how"), [(feddpa_t, {}), (feddpa_f, {"private_steps": 1, "rounds": 2})])
+@pytest.mark.parametrize(
+    ("make", "how"), [(feddpa_t, {}), (feddpa_f, {"private_steps": 1, "rounds": 2})]
+)
 def test_impossible_mixes_are_refused(make, how):
     with pytest.raises(ValueError, match=r"mix=1\.5"):
         make(TASK, ffm.Task(both), optax.sgd(RATE), **LOCAL, **how, mix=1.5)

@@ -1,4 +1,6 @@
-"""No hyper-parameter of a factory is NaN, a text, a bool for a number or a number for a bool: factories x bad values."""
+"""No hyper-parameter of a factory is NaN, a text, a bool for a number or a number for a
+bool: factories x bad values.
+"""
 
 import inspect
 import math
@@ -42,21 +44,49 @@ SCORED = {
 WALK = {"local_steps": 2, "batch_size": 4}
 RULE = {"task": TASK, "client_optimizer": SGD, **WALK}
 MODEL = mlp()
-NARROW = {"task": ffm.Task(MODEL.loss), "client_optimizer": SGD, "prefixes": MODEL.prefixes, **WALK}
-SHARED = {"architectures": architectures(), "groups": GROUPS, "public": make_public(), **WALK}
+NARROW = {
+    "task": ffm.Task(MODEL.loss),
+    "client_optimizer": SGD,
+    "prefixes": MODEL.prefixes,
+    **WALK,
+}
+SHARED = {
+    "architectures": architectures(),
+    "groups": GROUPS,
+    "public": make_public(),
+    **WALK,
+}
 PERSONAL = {"task": TASK, "personal_task": TASK, "client_optimizer": SGD, **WALK}
 SECONDS = np.ones(9)
-LOG = systems.Schedule(np.zeros((2, 2), np.int32), np.zeros((2, 2), np.int32), np.zeros((2, 2)), np.ones((2, 2)))
+LOG = systems.Schedule(
+    ids=np.zeros((2, 2), np.int32),
+    versions=np.zeros((2, 2), np.int32),
+    started=np.zeros((2, 2)),
+    arrived=np.ones((2, 2)),
+)
 PROFILE = systems.log_normal_profile(9, 0)
 
 
 def fjord_taught(alpha=1.0, temperature=1.0, teacher_learns=True):
-    teacher = Distillation(lambda *rest: None, alpha, temperature, teacher_learns)
+    teacher = Distillation(
+        logits=lambda *rest: None,
+        alpha=alpha,
+        temperature=temperature,
+        teacher_learns=teacher_learns,
+    )
     return fjord(**NARROW, widths=(0.5, 1.0), caps=[1.0], distillation=teacher)
 
 
 def feddf_validated(every=1, patience=2):
-    return feddf(**SHARED, validation=Validation(make_public(), jnp.zeros(11, jnp.int32), every, patience))
+    return feddf(
+        **SHARED,
+        validation=Validation(
+            examples=make_public(),
+            labels=jnp.zeros(11, jnp.int32),
+            every=every,
+            patience=patience,
+        ),
+    )
 
 
 def groups_of(n=2):
@@ -186,26 +216,44 @@ def test_how_a_client_walks_its_data_is_checked(name):
 
 
 ELSEWHERE = {"dp_fedavg", "AdaptiveClip"}  # tests/algorithms/test_dp_fedavg.py
-RESULTS = {"Comparison", "Results", "Schedule", "TokenLosses"}  # made by functions, not by people
+RESULTS = {
+    "Comparison",
+    "Results",
+    "Schedule",
+    "TokenLosses",
+}  # made by functions, not by people
 
 
 def public(module):
     names = set(module.__all__) - ELSEWHERE - RESULTS
-    return [thing for thing in (getattr(module, name) for name in sorted(names)) if callable(thing)]
+    return [
+        thing
+        for thing in (getattr(module, name) for name in sorted(names))
+        if callable(thing)
+    ]
 
 
 def test_no_hyper_parameter_is_forgotten():
     """A factory or a number that is new here fails until the table has it."""
     modules = (ffm.algorithms, lora_rules, server_optimizers, systems, evaluation)
     factories = [thing for module in modules for thing in public(module)]
-    missing = unlisted(factories, [*ROWS, *(Row(factory(name), {}, dict.fromkeys(WALKED, "whole")) for name in WALKS)])
+    missing = unlisted(
+        factories,
+        [
+            *ROWS,
+            *(Row(factory(name), {}, dict.fromkeys(WALKED, "whole")) for name in WALKS),
+        ],
+    )
     by_wrappers = {  # rows of the table under a function that has the other arguments
-        "Profile(period: <class 'float'>)", "asynchronous(", "synchronous_seconds(", "client_seconds("
-    }  # fmt: skip
+        "Profile(period: <class 'float'>)",
+        "asynchronous(",
+        "synchronous_seconds(",
+        "client_seconds(",
+    }
     assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
 
 
-# Values with axes ---------------------------------------------------------------------------------------------------
+# Values with axes
 
 STRANGE_RANKS = {
     "a zero": [0, 2],
@@ -222,17 +270,34 @@ STRANGE_RANKS = {
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"staleness": 0.5}, {"staleness": "polynomial"}, {"schedule": None}, {"schedule": (LOG.ids, LOG.versions)}],
+    [
+        {"staleness": 0.5},
+        {"staleness": "polynomial"},
+        {"schedule": None},
+        {"schedule": (LOG.ids, LOG.versions)},
+    ],
 )
 def test_fedbuff_says_what_its_log_and_its_staleness_are(wrong):
     name, value = next(iter(wrong.items()))
-    with pytest.raises(TypeError, match=rf"expected {name} .*got {name}={re.escape(repr(value))[:9]}"):
+    with pytest.raises(
+        TypeError, match=rf"expected {name} .*got {name}={re.escape(repr(value))[:9]}"
+    ):
         factory("fedbuff")(**{**WALKS["fedbuff"], **wrong})
 
 
 @pytest.mark.parametrize("case", STRANGE_RANKS)
 @pytest.mark.parametrize(
-    "name", ["fedit", "ffa_lora", "fedsa_lora", "rolora", "flexlora", "fed_sb", "hetlora", "flora"]
+    "name",
+    [
+        "fedit",
+        "ffa_lora",
+        "fedsa_lora",
+        "rolora",
+        "flexlora",
+        "fed_sb",
+        "hetlora",
+        "flora",
+    ],
 )
 def test_strange_ranks_are_refused(name, case):
     with pytest.raises((TypeError, ValueError), match=r"ranks=.*"):
@@ -260,13 +325,19 @@ def test_strange_rates_are_refused(case):
         widths_of(STRANGE_RATES[case])
 
 
-@pytest.mark.parametrize("widths", [(math.nan, 1.0), (True,), ("1.0",), (), 1.0], ids=str)
+@pytest.mark.parametrize(
+    "widths", [(math.nan, 1.0), (True,), ("1.0",), (), 1.0], ids=str
+)
 def test_strange_widths_are_refused(widths):
     with pytest.raises((TypeError, ValueError), match="width"):
         fjord(**NARROW, widths=widths, caps=[1.0])
 
 
-@pytest.mark.parametrize("groups", [[0.0, 1.0], [True, False], ["0", "1"], [[0], [1, 1]], [2**32, 1], []], ids=str)
+@pytest.mark.parametrize(
+    "groups",
+    [[0.0, 1.0], [True, False], ["0", "1"], [[0], [1, 1]], [2**32, 1], []],
+    ids=str,
+)
 def test_strange_groups_are_refused(groups):
     with pytest.raises((TypeError, ValueError), match=r"groups|architecture"):
         distillation.checked_groups(groups, 2, make_public(), "logits")
@@ -287,7 +358,9 @@ BAD_SECONDS = {
 def test_strange_seconds_stop_the_clock(case):
     """With NaN the queue of events would have no order, without a word."""
     with pytest.raises((TypeError, ValueError), match="seconds"):
-        systems.asynchronous(PROFILE, BAD_SECONDS[case], rounds=2, buffer_size=2, concurrency=2, seed=0)
+        systems.asynchronous(
+            PROFILE, BAD_SECONDS[case], rounds=2, buffer_size=2, concurrency=2, seed=0
+        )
 
 
 @pytest.mark.parametrize("case", sorted(set(BAD_SECONDS) - {"of other clients"}))
@@ -296,7 +369,9 @@ def test_strange_seconds_do_not_add_up(case):
         systems.synchronous_seconds(samplers.uniform(9, 3), 0, 2, BAD_SECONDS[case])
 
 
-@pytest.mark.parametrize("n_steps", [np.full(9, math.nan), -np.ones(9), np.ones(8), ["1"] * 9], ids=str)
+@pytest.mark.parametrize(
+    "n_steps", [np.full(9, math.nan), -np.ones(9), np.ones(8), ["1"] * 9], ids=str
+)
 def test_strange_steps_take_no_time(n_steps):
     with pytest.raises((TypeError, ValueError), match="n_steps"):
         systems.client_seconds(PROFILE, n_steps, 1, 1)

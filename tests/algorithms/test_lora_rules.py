@@ -1,4 +1,6 @@
-"""What each LoRA aggregation rule promises (METHODS 22, 33, 48, 49), through the simulator, against loops by hand."""
+"""What each LoRA aggregation rule promises (METHODS 22, 33, 48, 49), through the
+simulator, against loops by hand.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +42,10 @@ FIXED = {  # leaves that stay in odd and even rounds
 def ends(delta, backbone, ranks=None, fixed=()):
     """What every client has after local training."""
     ranks = [None] * len(SIZES) if ranks is None else ranks
-    return [train(delta, backbone, c, r, fixed) for c, r in zip(make_clients(), ranks, strict=True)]
+    return [
+        train(delta, backbone, c, r, fixed)
+        for c, r in zip(make_clients(), ranks, strict=True)
+    ]
 
 
 def seen(state, backbone):
@@ -48,7 +53,9 @@ def seen(state, backbone):
     return backbone if model is None else model(state.rounds.server, None, backbone)[1]
 
 
-@pytest.mark.parametrize("name", ["ffa_lora", "rolora", "fedex_lora", "flora", "fed_sb"])
+@pytest.mark.parametrize(
+    "name", ["ffa_lora", "rolora", "fedex_lora", "flora", "fed_sb"]
+)
 def test_effective_weights_are_the_mean_of_the_clients(name):
     one, state, _ = simulated(name, MIXED)
     for fixed in FIXED.get(name, ((), ())):
@@ -57,7 +64,10 @@ def test_effective_weights_are_the_mean_of_the_clients(name):
         after, _ = one.run(state, 1)
         whole = effective(after.delta, seen(after, one.backbone))
         close(whole, mean([effective(end, before) for end in found]))
-        assert np.abs(whole["inner"] - effective(state.delta, before)["inner"]).max() > 1e-3  # and it moved
+        assert (
+            np.abs(whole["inner"] - effective(state.delta, before)["inner"]).max()
+            > 1e-3
+        )  # and it moved
         state = after
 
 
@@ -68,18 +78,26 @@ def test_fedit_averages_factors_and_misses_the_covariance():
     after, metrics = one.run(state, 1)
     average = mean(found)
     close(after.delta, average)
-    missed = mean([update(end, one.backbone, "outer") for end in found]) - update(average, one.backbone, "outer")
+    missed = mean([update(end, one.backbone, "outer") for end in found]) - update(
+        average, one.backbone, "outer"
+    )
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *found)["outer"]
     a, b = (stacked[kind] - average["outer"][kind] for kind in ("lora_a", "lora_b"))
-    covariance = SCALING * np.einsum("k,kir,kro->io", np.array(SIZES) / sum(SIZES), a, b)
+    covariance = SCALING * np.einsum(
+        "k,kir,kro->io", np.array(SIZES) / sum(SIZES), a, b
+    )
     np.testing.assert_allclose(missed, covariance, rtol=1e-9)
     assert np.abs(covariance).max() > 1e-4
     algorithm = ffm.fedavg(ffm.Task(loss), optax.sgd(RATE), **HOW)
     population = ffm.Population.from_clients(make_clients())
-    same = ffm.Simulator(algorithm, population, backbone=one.backbone, cohort_size=8, devices=1)
+    same = ffm.Simulator(
+        algorithm, population, backbone=one.backbone, cohort_size=8, devices=1
+    )
     expected, bill = same.run(same.init(state.delta), 1)
     close(after.delta, expected.delta)
-    assert [metrics[name][0] for name in ("uplink_bytes", "downlink_bytes")] == [bill["uplink_bytes"][0]] * 2
+    assert [metrics[name][0] for name in ("uplink_bytes", "downlink_bytes")] == [
+        bill["uplink_bytes"][0]
+    ] * 2
 
 
 def test_fedit_pads_small_ranks_with_zeros():
@@ -89,7 +107,10 @@ def test_fedit_pads_small_ranks_with_zeros():
 
 def matrices(tree):
     """The three products, without scaling."""
-    inner, outer = (np.asarray(tree[name]["lora_a"], np.float64) @ tree[name]["lora_b"] for name in LAYERS)
+    inner, outer = (
+        np.asarray(tree[name]["lora_a"], np.float64) @ tree[name]["lora_b"]
+        for name in LAYERS
+    )
     return [inner[0], inner[1], outer]
 
 
@@ -99,15 +120,23 @@ def test_flexlora_is_the_best_approximation_and_errs_by_the_tail():
         found = ends(state.delta, one.backbone, MIXED)
         state, metrics = one.run(state, 1)
         errors = 0.0
-        for whole, ours in zip(mean([matrices(end) for end in found]), matrices(state.delta), strict=True):
+        for whole, ours in zip(
+            mean([matrices(end) for end in found]), matrices(state.delta), strict=True
+        ):
             tail = np.linalg.svd(whole, compute_uv=False)[3:]
-            np.testing.assert_allclose(np.linalg.norm(whole - ours), np.linalg.norm(tail), rtol=1e-3, atol=1e-6)
+            np.testing.assert_allclose(
+                np.linalg.norm(whole - ours), np.linalg.norm(tail), rtol=1e-3, atol=1e-6
+            )
             errors += np.sum(tail**2)
         assert errors > 1e-7
-        np.testing.assert_allclose(metrics["truncation_error"], [np.sqrt(errors)], rtol=1e-3)
+        np.testing.assert_allclose(
+            metrics["truncation_error"], [np.sqrt(errors)], rtol=1e-3
+        )
 
 
-@pytest.mark.parametrize("shape", [(9, 6), (12, 14)], ids=["dense", "by QR"])  # eight rows
+@pytest.mark.parametrize(
+    "shape", [(9, 6), (12, 14)], ids=["dense", "by QR"]
+)  # eight rows
 def test_truncated_svd_is_numpys(shape):
     rng = np.random.default_rng(0)
     stack = Pair(*(rng.normal(size=(8, 2, n)).astype(np.float32) for n in shape))
@@ -117,36 +146,50 @@ def test_truncated_svd_is_numpys(shape):
     n = len(tail[0])
     np.testing.assert_allclose(tail, s[:, 3 : 3 + n], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(
-        product(cut_off), np.einsum("lir,lr,lro->lio", u[:, :, :3], s[:, :3], vt[:, :3]), atol=1e-4
+        product(cut_off),
+        np.einsum("lir,lr,lro->lio", u[:, :, :3], s[:, :3], vt[:, :3]),
+        atol=1e-4,
     )
     gram = np.einsum("rli,sli->lrs", cut_off.a, cut_off.a)
     np.testing.assert_allclose(gram, np.broadcast_to(np.eye(3), gram.shape), atol=1e-5)
     all_of_it, nothing = truncated_svd(stack, min(8, *shape))
     np.testing.assert_allclose(product(all_of_it), whole, atol=1e-4)
     np.testing.assert_allclose(nothing, np.zeros_like(nothing), atol=1e-4)
-    np.testing.assert_allclose(product_norm(stack), np.linalg.norm(whole, axis=(-2, -1)), rtol=1e-5)
+    np.testing.assert_allclose(
+        product_norm(stack), np.linalg.norm(whole, axis=(-2, -1)), rtol=1e-5
+    )
 
 
 def test_fedsa_shares_a_and_keeps_b():
     one, state, _ = simulated("fedsa_lora", MIXED)
     own = [cut(state.delta, rank) for rank in MIXED]
     for _ in range(2):
-        for mine in own:  # what a client starts from: the server's A and head, its own B
+        for (
+            mine
+        ) in own:  # what a client starts from: the server's A and head, its own B
             mine["head"] = np.asarray(state.delta["head"])
             for name in LAYERS:
                 mine[name]["lora_a"] = np.asarray(state.delta[name]["lora_a"])
-        own = [train(mine, one.backbone, c, r) for mine, c, r in zip(own, make_clients(), MIXED, strict=True)]
+        own = [
+            train(mine, one.backbone, c, r)
+            for mine, c, r in zip(own, make_clients(), MIXED, strict=True)
+        ]
         state, _ = one.run(state, 1)
         average = mean(own)
         for name in LAYERS:
             close(state.delta[name]["lora_a"], average[name]["lora_a"])
-            for client, mine in enumerate(own):  # the same A for all, each its own B, zero beyond its rank
+            for client, mine in enumerate(
+                own
+            ):  # the same A for all, each its own B, zero beyond its rank
                 kept = jax.tree.map(lambda x, k=client: x[k], state.rounds.clients)
                 found = lora_rules.fedsa_delta(state.delta, kept)[name]
                 close(found["lora_b"], mine[name]["lora_b"])
-                np.testing.assert_array_equal(found["lora_a"], state.delta[name]["lora_a"])
+                np.testing.assert_array_equal(
+                    found["lora_a"], state.delta[name]["lora_a"]
+                )
     np.testing.assert_array_equal(
-        state.delta["outer"]["lora_b"], simulated("fedsa_lora", MIXED)[1].delta["outer"]["lora_b"]
+        state.delta["outer"]["lora_b"],
+        simulated("fedsa_lora", MIXED)[1].delta["outer"]["lora_b"],
     )
 
 
@@ -156,7 +199,10 @@ def test_the_factor_that_is_fixed_stays_to_the_bit():
         for fixed in FIXED[name]:
             before, (state, _) = state.delta, one.run(state, 1)
             for layer in LAYERS:
-                same = {kind: np.array_equal(state.delta[layer][kind], before[layer][kind]) for kind in before[layer]}
+                same = {
+                    kind: np.array_equal(state.delta[layer][kind], before[layer][kind])
+                    for kind in before[layer]
+                }
                 assert same == {kind: kind in fixed for kind in same}
 
 
@@ -166,11 +212,21 @@ def test_hetlora_weighs_by_the_norm_of_the_product():
     state, _ = one.run(state, 1)
     close(state.delta["head"], mean(found)["head"])
     for name in LAYERS:
-        norms = np.stack([np.linalg.norm(end[name]["lora_a"] @ end[name]["lora_b"], axis=(-2, -1)) for end in found])
+        norms = np.stack(
+            [
+                np.linalg.norm(end[name]["lora_a"] @ end[name]["lora_b"], axis=(-2, -1))
+                for end in found
+            ]
+        )
         for kind in ("lora_a", "lora_b"):
             stacked = np.stack([end[name][kind] for end in found])
-            close(state.delta[name][kind], np.einsum("k...,k...ij->...ij", norms / norms.sum(0), stacked))
-    assert one.run(state, 2)[0].rounds.clients.tolist() == list(MIXED)  # gamma = 1 never prunes
+            close(
+                state.delta[name][kind],
+                np.einsum("k...,k...ij->...ij", norms / norms.sum(0), stacked),
+            )
+    assert one.run(state, 2)[0].rounds.clients.tolist() == list(
+        MIXED
+    )  # gamma = 1 never prunes
 
 
 def test_hetlora_with_equal_ranks_and_norms_is_uniform_fedit():
@@ -181,11 +237,19 @@ def test_hetlora_with_equal_ranks_and_norms_is_uniform_fedit():
 
     def turned():
         turn = np.linalg.qr(rng.normal(size=(5, 5)))[0].astype(np.float32)
-        whole = {name: {**delta[name], "lora_a": turn @ delta[name]["lora_a"]} for name in LAYERS}
-        return jax.tree.map(jnp.subtract, split({**whole, "head": delta["head"]}), split(delta))
+        whole = {
+            name: {**delta[name], "lora_a": turn @ delta[name]["lora_a"]}
+            for name in LAYERS
+        }
+        return jax.tree.map(
+            jnp.subtract, split({**whole, "head": delta["head"]}), split(delta)
+        )
 
     sent, results = [turned() for _ in range(5)], []
-    for rule, how in ((lora_rules.hetlora, {"tail_penalty": 0.1}), (lora_rules.fedit, {})):
+    for rule, how in (
+        (lora_rules.hetlora, {"tail_penalty": 0.1}),
+        (lora_rules.fedit, {}),
+    ):
         algorithm = rule(ffm.Task(loss), optax.sgd(RATE), **HOW, **how)
         exchange = algorithm.exchanges[0]
         server = algorithm.init(delta, jax.random.key(0), setting)
@@ -198,7 +262,7 @@ def test_hetlora_with_equal_ranks_and_norms_is_uniform_fedit():
     assert np.abs(results[0]["outer"]["lora_a"] - delta["outer"]["lora_a"]).max() > 0.01
 
 
-# Bytes --------------------------------------------------------------------------------------------------------------
+# Bytes
 
 D_IN, D_OUT, HEAD = 3 * 5, 2 * 5 + 7, 7  # over the three matrices, and the head
 DENSE = 2 * 25 + 35
@@ -207,7 +271,9 @@ CLOSED = {  # numbers: (up, down) of a client of rank r beside clients of ranks 
     "fedit": lambda r, R, t: (r * BOTH, r * BOTH),
     "ffa_lora": lambda r, R, t: (r * D_OUT, r * D_OUT),
     "fedsa_lora": lambda r, R, t: (r * D_IN, r * D_IN),
-    "rolora": lambda r, R, t: (r * D_OUT, r * D_IN) if t % 2 == 0 else (r * D_IN, r * D_OUT),
+    "rolora": lambda r, R, t: (
+        (r * D_OUT, r * D_IN) if t % 2 == 0 else (r * D_IN, r * D_OUT)
+    ),
     "flexlora": lambda r, R, t: (r * BOTH, r * BOTH),
     "hetlora": lambda r, R, t: (r * BOTH, r * BOTH),
     "fedex_lora": lambda r, R, t: (r * BOTH, r * BOTH + (t > 0) * DENSE),
@@ -227,11 +293,16 @@ def test_bytes_equal_closed_forms_in_one_program(name):
     for round_index in range(4):
         part = (metrics, more)[round_index // 2]
         found = [part[f"{way}link_bytes"][round_index % 2] for way in ("up", "down")]
-        numbers = np.array([CLOSED[name](r, MIXED, round_index) for r in MIXED]).sum(0) + HEAD * 8
+        numbers = (
+            np.array([CLOSED[name](r, MIXED, round_index) for r in MIXED]).sum(0)
+            + HEAD * 8
+        )
         assert found == (4 * numbers).tolist()
 
 
-@pytest.mark.parametrize("name", ["fedit", "ffa_lora", "fedsa_lora", "flexlora", "fed_sb"])
+@pytest.mark.parametrize(
+    "name", ["fedit", "ffa_lora", "fedsa_lora", "flexlora", "fed_sb"]
+)
 def test_with_equal_ranks_shapes_tell_the_bytes(name):
     one, state, _ = simulated(name)
     up, down = CLOSED[name](3, [3] * 8, 0)
@@ -247,13 +318,19 @@ def test_mixed_ranks_trace_the_loss_no_more_often_than_equal_ones():
 
 
 def test_noise_on_b_alone_enters_once():
-    """METHODS 48: with A fixed, noise of variance s^2 on B gives N_B A of energy s^2 d_out ||A||^2; with noise on both,
-    the term N_B N_A has energy s_A^2 s_B^2 d_out r d_in."""
+    """METHODS 48: with A fixed, noise of variance s^2 on B gives N_B A of energy s^2
+    d_out ||A||^2; with noise on both, the term N_B N_A has energy s_A^2 s_B^2 d_out r
+    d_in."""
     rng = np.random.default_rng(0)
     n, d_in, r, d_out, s = 4000, 4, 2, 3, 0.1
     a = rng.normal(size=(r, d_in))
-    noise_a, noise_b = (s * rng.normal(size=(r, n, d)).astype(np.float32) for d in (d_in, d_out))
+    noise_a, noise_b = (
+        s * rng.normal(size=(r, n, d)).astype(np.float32) for d in (d_in, d_out)
+    )
     whole = np.broadcast_to(a[:, None], noise_a.shape)
-    for factor, expected in ((whole, s**2 * d_out * np.sum(a**2)), (noise_a, s**4 * d_out * r * d_in)):
+    for factor, expected in (
+        (whole, s**2 * d_out * np.sum(a**2)),
+        (noise_a, s**4 * d_out * r * d_in),
+    ):
         energy = np.sum(np.asarray(product(Pair(factor, noise_b))) ** 2, axis=(1, 2))
         assert abs(energy.mean() - expected) < 4 * energy.std() / np.sqrt(n)

@@ -1,4 +1,6 @@
-"""LoRA rules off the beaten path: residuals as factors, missed rounds, pruning, channels, refusals."""
+"""LoRA rules off the beaten path: residuals as factors, missed rounds, pruning,
+channels, refusals.
+"""
 
 import re
 
@@ -39,21 +41,31 @@ def simulator(algorithm, clients=None, trees=None, **how):
     clients = clients or make_clients()
     delta, backbone = trees or make_trees()
     how = {"cohort_size": len(clients), "devices": 1} | how
-    one = ffm.Simulator(algorithm, ffm.Population.from_clients(clients), backbone=backbone, **how)
+    one = ffm.Simulator(
+        algorithm, ffm.Population.from_clients(clients), backbone=backbone, **how
+    )
     return one, one.init(delta)
 
 
-@pytest.mark.parametrize(("ranks", "height"), [(None, 2 * 2), ([2, 1], 3 + 1)], ids=["equal", "mixed"])
+@pytest.mark.parametrize(
+    ("ranks", "height"), [(None, 2 * 2), ([2, 1], 3 + 1)], ids=["equal", "mixed"]
+)
 def test_a_residual_travels_as_factors_where_they_are_smaller(ranks, height):
-    """Rank 2, two clients: 4 rows of 32 and 34 numbers against matrices of 256 and 288. With ranks 2 and 1 there are
-    three rows of clients and one for the row that the second lacks."""
+    """Rank 2, two clients: 4 rows of 32 and 34 numbers against matrices of 256 and 288.
+    With ranks 2 and 1 there are three rows of clients and one for the row that the
+    second lacks."""
     clients = make_clients(16, (4, 3))
-    algorithm = lora_rules.fedex_lora(TASK, OPTIMIZER, ranks=ranks, scaling=SCALING, **HOW)
+    algorithm = lora_rules.fedex_lora(
+        TASK, OPTIMIZER, ranks=ranks, scaling=SCALING, **HOW
+    )
     one, state = simulator(algorithm, clients, make_trees(16, rank=2))
     bills = []
     for _ in range(2):
         _, beside = one.model(state)
-        found = [train(state.delta, beside, c, r) for c, r in zip(clients, ranks or [None] * 2, strict=True)]
+        found = [
+            train(state.delta, beside, c, r)
+            for c, r in zip(clients, ranks or [None] * 2, strict=True)
+        ]
         state, metrics = one.run(state, 1)
         after = effective(*one.model(state))
         close(after, mean([effective(end, beside) for end in found], (4, 3)))
@@ -65,29 +77,45 @@ def test_a_residual_travels_as_factors_where_they_are_smaller(ranks, height):
 
 @pytest.mark.parametrize("name", ["rolora", "fedex_lora", "flora"])
 def test_clients_that_missed_rounds_fetch_what_they_lack(name):
-    """Rounds of one client each: 0, 0, 1, 0. In the last, client 0 has missed one; client 1 is new to the model."""
+    """Rounds of one client each: 0, 0, 1, 0. In the last, client 0 has missed one;
+    client 1 is new to the model.
+    """
     schedule = jnp.array([0, 0, 1, 0], jnp.int32)
-    draw = lambda i, key: (schedule[i][None], jnp.int32(1), i + 1)
+
+    def draw(i, key):
+        return (schedule[i][None], jnp.int32(1), i + 1)
+
     sampler = ffm.Sampler(init=lambda: jnp.int32(0), draw=draw, capacity=1)
     how = {} if name == "rolora" else {"scaling": SCALING}
     algorithm = getattr(lora_rules, name)(TASK, OPTIMIZER, **HOW, **how)
-    one, state = simulator(algorithm, make_clients()[:2], sampler=sampler, cohort_size=1)
+    one, state = simulator(
+        algorithm, make_clients()[:2], sampler=sampler, cohort_size=1
+    )
     _, metrics = one.run(state, 4)
     expected = {
         "rolora": [3 * D_IN, 3 * D_OUT, 3 * BOTH, 3 * BOTH],  # one factor, or both
         "fedex_lora": [3 * BOTH + residual for residual in (0, DENSE, 0, DENSE)],
         "flora": [0, 3 * BOTH, 0, DENSE],
     }[name]
-    assert metrics["downlink_bytes"].tolist() == [4 * (numbers + HEAD) for numbers in expected]
+    assert metrics["downlink_bytes"].tolist() == [
+        4 * (numbers + HEAD) for numbers in expected
+    ]
 
 
 def test_hetlora_prunes_a_rank_whose_tail_shrank():
-    """A penalty that outweighs the loss shrinks the last of three rows: every client goes from 3 to 2, then to 1."""
+    """A penalty that outweighs the loss shrinks the last of three rows: every client
+    goes from 3 to 2, then to 1.
+    """
     algorithm = lora_rules.hetlora(TASK, OPTIMIZER, gamma=0.7, tail_penalty=2.0, **HOW)
     one, start = simulator(algorithm)
 
-    penalty = lambda delta: tail_gradient(delta, 2, 2.0)
-    found = [train(start.delta, one.backbone, client, penalty=penalty) for client in make_clients()]
+    def penalty(delta):
+        return tail_gradient(delta, 2, 2.0)
+
+    found = [
+        train(start.delta, one.backbone, client, penalty=penalty)
+        for client in make_clients()
+    ]
     assert all(tail_size(end, 2) < tail_size(in_numpy(start.delta), 2) for end in found)
     state, metrics = one.run(start, 1)
     assert state.rounds.clients.tolist() == [2] * 8
@@ -95,7 +123,10 @@ def test_hetlora_prunes_a_rank_whose_tail_shrank():
     norms = np.array([np.linalg.norm(end["lora_a"] @ end["lora_b"]) for end in kept])
     for kind in ("lora_a", "lora_b"):
         stacked = np.stack([end[kind] for end in kept])
-        close(state.delta["outer"][kind], np.einsum("k,kij->ij", norms / norms.sum(), stacked))
+        close(
+            state.delta["outer"][kind],
+            np.einsum("k,kij->ij", norms / norms.sum(), stacked),
+        )
     assert metrics["uplink_bytes"][0] == 8 * 4 * (2 * BOTH + HEAD)
     assert metrics["downlink_bytes"][0] == 8 * 4 * (3 * BOTH + HEAD)
     after, metrics = one.run(state, 1)
@@ -107,20 +138,38 @@ def test_hetlora_prunes_a_rank_whose_tail_shrank():
 def test_lossy_channels_carry_mixed_ranks(name):
     """Four bits an entry: rows beyond every rank stay zero, the loss falls."""
     how = {"scaling": SCALING} if name == "flora" else {}
-    algorithm = getattr(lora_rules, name)(TASK, OPTIMIZER, ranks=[min(r, 2) for r in MIXED], **HOW, **how)
-    one, state = simulator(algorithm, uplink=channels.error_feedback(channels.quantize(4)))
+    algorithm = getattr(lora_rules, name)(
+        TASK, OPTIMIZER, ranks=[min(r, 2) for r in MIXED], **HOW, **how
+    )
+    one, state = simulator(
+        algorithm, uplink=channels.error_feedback(channels.quantize(4))
+    )
     state, metrics = one.run(state, 12)
     assert metrics["loss"][-1] < metrics["loss"][0]
-    assert metrics["uplink_bytes"][0] < 4 * sum(min(r, 2) * BOTH + HEAD for r in MIXED) / 5
+    assert (
+        metrics["uplink_bytes"][0] < 4 * sum(min(r, 2) * BOTH + HEAD for r in MIXED) / 5
+    )
     if name == "fedit":
         np.testing.assert_array_equal(state.delta["outer"]["lora_b"][2], np.zeros(7))
 
 
 @pytest.mark.parametrize(
-    "name", ["fedit", "ffa_lora", "fedsa_lora", "hetlora", "rolora", "flexlora", "fedex_lora", "flora"]
+    "name",
+    [
+        "fedit",
+        "ffa_lora",
+        "fedsa_lora",
+        "hetlora",
+        "rolora",
+        "flexlora",
+        "fedex_lora",
+        "flora",
+    ],
 )
 def test_a_round_to_which_nobody_came_changes_nothing(name):
-    """The server's step on a sum over nobody; FLoRA starts anew, from B = 0, so its delta adds nothing before either."""
+    """The server's step on a sum over nobody; FLoRA starts anew, from B = 0, so its
+    delta adds nothing before either.
+    """
     how = {"scaling": SCALING} if name in ("fedex_lora", "flora") else {}
     how |= {"tail_penalty": 0.1} if name == "hetlora" else {}
     algorithm = getattr(lora_rules, name)(TASK, OPTIMIZER, ranks=MIXED, **HOW, **how)
@@ -136,8 +185,12 @@ def test_a_round_to_which_nobody_came_changes_nothing(name):
         message = jax.tree.map(lambda x: x, exchange.broadcast(server))
         factors = lora_rules.factors.split(server.delta)
         part = {"ffa_lora": "b", "rolora": "b", "fedsa_lora": "a"}.get(name, "ab")
-        sent = lora_rules.factors.cut_pairs(lora_rules.factors.only(factors, part), jnp.int32(0))
-        lifted = jax.tree.map(jnp.zeros_like, exchange.reduce.lift(server, sent, jnp.float32(0)))
+        sent = lora_rules.factors.cut_pairs(
+            lora_rules.factors.only(factors, part), jnp.int32(0)
+        )
+        lifted = jax.tree.map(
+            jnp.zeros_like, exchange.reduce.lift(server, sent, jnp.float32(0))
+        )
         if exchange.reduce.keep:
             rows = jax.tree.map(lambda x: jnp.zeros((8, *x.shape), x.dtype), lifted)
             lifted = ffm.Stack(rows, jnp.zeros(8, bool), jnp.arange(8))
@@ -145,12 +198,18 @@ def test_a_round_to_which_nobody_came_changes_nothing(name):
         return message, exchange.server(server, aggregate, key)[0]
 
     _, after = jax.jit(of_nobody)(server)
-    learned = (after.delta, backbone) if algorithm.model is None else algorithm.model(after, None, backbone)
+    learned = (
+        (after.delta, backbone)
+        if algorithm.model is None
+        else algorithm.model(after, None, backbone)
+    )
     close(effective(*learned), effective(delta, backbone))
 
 
 def test_a_cohort_beyond_the_room_stops_the_run():
-    algorithm = lora_rules.flora(TASK, OPTIMIZER, scaling=SCALING, most_clients=4, **HOW)
+    algorithm = lora_rules.flora(
+        TASK, OPTIMIZER, scaling=SCALING, most_clients=4, **HOW
+    )
     one, state = simulator(algorithm)
     with pytest.raises(ffm.NonFiniteClient):
         one.run(state, 2)
@@ -163,8 +222,13 @@ def test_impossible_arguments_are_refused():
         lora_rules.hetlora(TASK, OPTIMIZER, gamma=1.5, tail_penalty=0.1, **HOW)
     with pytest.raises(ValueError, match="tail_penalty=-1"):
         lora_rules.hetlora(TASK, OPTIMIZER, tail_penalty=-1, **HOW)
-    init = lambda rule, delta, n, **how: rule(TASK, OPTIMIZER, **HOW, **how).init(delta, None, ffm.Setting(n, n))
-    with pytest.raises(ValueError, match="rank 4, but the largest pair of the delta has rank 3"):
+
+    def init(rule, delta, n, **how):
+        return rule(TASK, OPTIMIZER, **HOW, **how).init(delta, None, ffm.Setting(n, n))
+
+    with pytest.raises(
+        ValueError, match="rank 4, but the largest pair of the delta has rank 3"
+    ):
         init(lora_rules.fedit, make_trees()[0], 8, ranks=[4] * 8)
     with pytest.raises(ValueError, match="each of 8 clients, got 2"):
         init(lora_rules.ffa_lora, make_trees()[0], 8, ranks=[1, 2])
@@ -179,7 +243,9 @@ def test_hetlora_does_not_run_without_its_regulariser_unless_told_so():
         lora_rules.hetlora(TASK, OPTIMIZER, **HOW)
 
 
-@pytest.mark.parametrize("name", ["fedit", "ffa_lora", "fedsa_lora", "rolora", "fedex_lora", "fed_sb"])
+@pytest.mark.parametrize(
+    "name", ["fedit", "ffa_lora", "fedsa_lora", "rolora", "fedex_lora", "fed_sb"]
+)
 def test_rules_say_where_ranks_that_differ_are_not_the_papers(name):
     """FedIT pads them, a baseline of later papers; the others are defined for one rank only."""
     said = " ".join((getattr(lora_rules, name).__doc__ or "").split())
@@ -190,5 +256,7 @@ def test_quantised_layers_cannot_take_a_residual_in():
     delta, backbone = make_trees()
     backbone["inner"]["base"] = {"codes": jnp.zeros((2, 5, 5), jnp.uint8)}
     algorithm = lora_rules.flora(TASK, OPTIMIZER, scaling=SCALING, **HOW)
-    with pytest.raises(ValueError, match=r"inner\.base\.kernel.*inner\.base\.codes.*frozen='dense'"):
+    with pytest.raises(
+        ValueError, match=r"inner\.base\.kernel.*inner\.base\.codes.*frozen='dense'"
+    ):
         simulator(algorithm, trees=(delta, backbone))

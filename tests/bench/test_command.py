@@ -11,7 +11,16 @@ from fedjax_fm.experiments.bench.environments import PeerError, python_of
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.study import command as studies
 
-REQUIRED = {"name", "seconds", "peer", "peer_seconds", "ratio", "floor_seconds", "compile_seconds", "peak_rss_bytes"}
+REQUIRED = {
+    "name",
+    "seconds",
+    "peer",
+    "peer_seconds",
+    "ratio",
+    "floor_seconds",
+    "compile_seconds",
+    "peak_rss_bytes",
+}
 
 
 def bench(*words):
@@ -31,7 +40,12 @@ def stubbed(monkeypatch):
             return mine
         if theirs == ["torch"]:
             raise PeerError("ended with code 1: [no] torch")
-        return mine | {"peer_seconds": 1.0, "ratio": 2.0, "peer_compile_seconds": 3.0, "relative_distance": 1e-6}
+        return mine | {
+            "peer_seconds": 1.0,
+            "ratio": 2.0,
+            "peer_compile_seconds": 3.0,
+            "relative_distance": 1e-6,
+        }
 
     monkeypatch.setattr(command, "measure", measure)
     monkeypatch.setattr(command, "theirs", lambda peer, cache: [peer])
@@ -39,7 +53,18 @@ def stubbed(monkeypatch):
 
 
 def test_a_failing_peer_has_a_row_and_the_command_goes_on(stubbed, capsys):
-    assert bench("--peers", "--json", "--smoke", "--only", "cifar-cnn", "tiny-round", "ragged") == 1
+    assert (
+        bench(
+            "--peers",
+            "--json",
+            "--smoke",
+            "--only",
+            "cifar-cnn",
+            "tiny-round",
+            "ragged",
+        )
+        == 1
+    )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(set(row) >= REQUIRED for row in rows)
     assert [(row["name"], row["peer"], row["ratio"]) for row in rows] == [
@@ -48,7 +73,12 @@ def test_a_failing_peer_has_a_row_and_the_command_goes_on(stubbed, capsys):
         ("tiny-round", "FedJAX jit 0.0.17", 2.0),
         ("ragged", None, None),
     ]
-    assert [row["peer_error"] for row in rows] == [None, "ended with code 1: [no] torch", None, None]
+    assert [row["peer_error"] for row in rows] == [
+        None,
+        "ended with code 1: [no] torch",
+        None,
+        None,
+    ]
     assert all(row["floor_seconds"] > 0 for row in rows)
 
 
@@ -77,14 +107,18 @@ def test_wrong_words(capsys):
     assert "repeats=0" in capsys.readouterr().err
 
 
-def test_peers_are_refused_at_once_where_their_scripts_are_not(stubbed, monkeypatch, tmp_path, capsys):
+def test_peers_are_refused_at_once_where_their_scripts_are_not(
+    stubbed, monkeypatch, tmp_path, capsys
+):
     """A wheel goes without them."""
     monkeypatch.setattr(environments, "ADAPTERS", tmp_path / "peers")
     assert bench("--peers", "--smoke", "--only", "cifar-cnn") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "in the repository only" in said
     assert "leave out --peers" in said
-    assert bench("--peers", "--smoke", "--json", "--only", "ragged") == 0  # has no peers
+    assert (
+        bench("--peers", "--smoke", "--json", "--only", "ragged") == 0
+    )  # has no peers
     assert bench("--smoke", "--json", "--only", "cifar-cnn") == 0
 
 
@@ -97,20 +131,34 @@ def test_bench_is_no_study():
 
 def test_an_environment_is_made_once_and_again_for_other_pins(tmp_path, monkeypatch):
     installed = []
-    monkeypatch.setattr(environments, "_pip", lambda python, requirements: installed.append(requirements))
-    monkeypatch.setattr(environments.venv, "create", lambda folder, **how: make_python(folder))
+    monkeypatch.setattr(
+        environments,
+        "_pip",
+        lambda python, requirements: installed.append(requirements),
+    )
+    monkeypatch.setattr(
+        environments.venv, "create", lambda folder, **how: make_python(folder)
+    )
     for _ in range(2):
         assert python_of("torch", tmp_path).is_file()
     assert len(installed) == 1
-    monkeypatch.setitem(environments.PEERS, "torch", environments.PEERS["torch"]._replace(requirements=("torch==9",)))
+    monkeypatch.setitem(
+        environments.PEERS,
+        "torch",
+        environments.PEERS["torch"]._replace(requirements=("torch==9",)),
+    )
     python_of("torch", tmp_path)
     assert installed[1:] == [("torch==9",)]
 
 
 def test_what_cannot_be_installed_is_the_peers_error(tmp_path, monkeypatch):
-    missing = environments.Peer("nobody", "with_torch.py", ("./no-such-folder-or-package",))
+    missing = environments.Peer(
+        "nobody", "with_torch.py", ("./no-such-folder-or-package",)
+    )
     monkeypatch.setitem(environments.PEERS, "nobody", missing)
-    with pytest.raises(PeerError, match=r"pip install \./no-such-folder-or-package failed"):
+    with pytest.raises(
+        PeerError, match=r"pip install \./no-such-folder-or-package failed"
+    ):
         python_of("nobody", tmp_path)
     assert not (tmp_path / "nobody" / "requirements.txt").exists()
 

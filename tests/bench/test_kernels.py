@@ -1,4 +1,6 @@
-"""`fedjax-fm bench kernels`: for real at the smoke size, and its table and errors with measurements stubbed out."""
+"""`fedjax-fm bench kernels`: for real at the smoke size, and its table and errors with
+measurements stubbed out.
+"""
 
 import json
 import sys
@@ -45,9 +47,17 @@ def test_every_name_has_a_case():
 def test_a_peer_that_computes_something_else_is_an_error(monkeypatch):
     case = kernels_cases.top_k((1000,), False)
     wrong = case.peers[0]._replace(call=lambda: (None, np.arange(10)))
-    monkeypatch.setitem(kernels_cases.CASES, "topk-1e6", lambda part, torch: case._replace(peers=(wrong,)))
+    monkeypatch.setitem(
+        kernels_cases.CASES,
+        "topk-1e6",
+        lambda part, torch: case._replace(peers=(wrong,)),
+    )
     (row,) = kernels_side.answers(["topk-1e6"], 1, False, 1)
-    assert row == {"name": "topk-1e6", "peer": "lax.top_k", "peer_error": "gives another result"}
+    assert row == {
+        "name": "topk-1e6",
+        "peer": "lax.top_k",
+        "peer_error": "gives another result",
+    }
 
 
 def test_torch_has_a_row_or_the_reason_why_not(monkeypatch):
@@ -64,10 +74,24 @@ def test_torch_has_a_row_or_the_reason_why_not(monkeypatch):
 
 
 def test_table_and_exit_code(monkeypatch, capsys):
-    good = {"name": "topk-1e6", "seconds": 1e-3, "peer": "lax.top_k", "peer_seconds": 8e-3, "ratio": 8.0}
-    bad = {"name": "topk-1e6", "peer": "torch.topk", "peer_error": "gives another result"}
+    good = {
+        "name": "topk-1e6",
+        "seconds": 1e-3,
+        "peer": "lax.top_k",
+        "peer_seconds": 8e-3,
+        "ratio": 8.0,
+    }
+    bad = {
+        "name": "topk-1e6",
+        "peer": "torch.topk",
+        "peer_error": "gives another result",
+    }
     monkeypatch.setattr(
-        kernels, "rows", lambda names, **options: [dict.fromkeys(kernels.FIELDS) | r for r in (good, bad)]
+        kernels,
+        "rows",
+        lambda names, **options: [
+            dict.fromkeys(kernels.FIELDS) | r for r in (good, bad)
+        ],
     )
     assert bench() == 1
     printed = " ".join(capsys.readouterr().out.split())

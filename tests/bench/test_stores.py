@@ -6,12 +6,20 @@ from fedjax_fm.models import BertConfig
 
 def test_stateful_stores_agree():
     config = BertConfig(
-        vocab_size=100, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        vocab_size=100,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
         max_position_embeddings=32,
-    )  # fmt: skip
+    )
     rows = list(stateful(24, (6,), config, rounds=2))
     assert [row.get("states") for row in rows] == ["device", "host", None]
-    assert rows[0]["bytes_of_states"] == rows[1]["bytes_of_states"] > 24 * 2 * 4 * 2 * 2 * 2 * 16 * 8
+    assert (
+        rows[0]["bytes_of_states"]
+        == rows[1]["bytes_of_states"]
+        > 24 * 2 * 4 * 2 * 2 * 2 * 16 * 8
+    )
     assert rows[2]["largest_difference"] < 1e-5
     assert 6 < rows[2]["clients_seen"] <= 18  # three cohorts of six
 

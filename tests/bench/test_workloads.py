@@ -34,13 +34,21 @@ def test_every_workload_trains(name):
         run(1)
         results.append({key: np.array(value) for key, value in parameters().items()})
     for before, after in itertools.pairwise(results):
-        assert all(after[key].shape == data.start[key].shape and np.isfinite(after[key]).all() for key in data.start)
+        assert all(
+            after[key].shape == data.start[key].shape and np.isfinite(after[key]).all()
+            for key in data.start
+        )
         assert any((after[key] != before[key]).any() for key in data.start)
 
 
 # Rows times 2 FLOP a weight times products, written out.
 MLP = 2 * 2 * 784 * 128 + 3 * 2 * 128 * 10
-CNN = 900 * 2 * 2 * 27 * 32 + 784 * 3 * 2 * 288 * 64 + 3 * 2 * 12544 * 128 + 3 * 2 * 128 * 10
+CNN = (
+    900 * 2 * 2 * 27 * 32
+    + 784 * 3 * 2 * 288 * 64
+    + 3 * 2 * 12544 * 128
+    + 3 * 2 * 128 * 10
+)
 D, T, V, R = 256, 32, 1024, 8
 LAYER = 2 * 2 * 12 * D * D + 3 * 2 * (D * R + R * 3 * D) + 2 * 3 * 2 * T * D
 D_M = 384
@@ -66,7 +74,9 @@ def test_floor_in_closed_form(name):
 
 
 def test_floor_is_what_the_compiler_counts():
-    """XLA's own count of one step's FLOP is the products' and a little for what is not a product."""
+    """XLA's own count of one step's FLOP is the products' and a little for what is not
+    a product.
+    """
     from fedjax_fm.experiments.bench.workload import cross_entropy, mlp
 
     data = WORKLOADS["mlp-1000"].make(True)._replace(epochs=1).full_batch(1)
@@ -123,7 +133,9 @@ def test_our_gpt_is_hugging_faces(peer_modules):
     ids = data.examples["x"]
     logits = lora_gpt.pretrained(data.frozen)(ids)
     with torch.no_grad():
-        expected = gpt2.pretrained(data.frozen)(input_ids=torch.from_numpy(ids).long()).logits.numpy()
+        expected = gpt2.pretrained(data.frozen)(
+            input_ids=torch.from_numpy(ids).long()
+        ).logits.numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
@@ -138,7 +150,9 @@ def test_our_bert_is_hugging_faces_and_peft_trains_the_same(peer_modules):
     model = lora_minilm.pretrained(data)
     model.classifier.kernel[...] = data.start["classifier.kernel"]
     with torch.no_grad():
-        expected = bert.pretrained(data)(torch.from_numpy(ids).long(), torch.from_numpy(mask).long()).logits.numpy()
+        expected = bert.pretrained(data)(
+            torch.from_numpy(ids).long(), torch.from_numpy(mask).long()
+        ).logits.numpy()
     np.testing.assert_allclose(model(ids, mask), expected, atol=1e-5)
 
     results = []
@@ -150,7 +164,9 @@ def test_our_bert_is_hugging_faces_and_peft_trains_the_same(peer_modules):
 
 
 def test_every_peer_has_its_script_and_exact_pins():
-    assert {peer for workload in WORKLOADS.values() for peer in workload.peers} == set(PEERS)
+    assert {peer for workload in WORKLOADS.values() for peer in workload.peers} == set(
+        PEERS
+    )
     for peer in PEERS.values():
         assert (PEERS_FOLDER / peer.script).is_file()
         assert "==" in peer.requirements[0]

@@ -1,4 +1,6 @@
-"""Callbacks: when they are called, what becomes of what they return, and what an error leaves behind."""
+"""Callbacks: when they are called, what becomes of what they return, and what an error
+leaves behind.
+"""
 
 import io
 import json
@@ -25,12 +27,21 @@ CLIENTS = make_clients(sizes=(6, 1, 4, 2))
 DELTA, BACKBONE = make_trees()
 TASK = ffm.Task(mlp_loss)
 POPULATION = ffm.Population.from_clients(CLIENTS)
-ALL = {name: np.concatenate([client[name] for client in CLIENTS]) for name in CLIENTS[0]}
+ALL = {
+    name: np.concatenate([client[name] for client in CLIENTS]) for name in CLIENTS[0]
+}
 
 
 def simulator(algorithm=None, **how):
-    algorithm = algorithm or ffm.fedavg(TASK, optax.sgd(0.02), local_steps=1, batch_size=8)
-    return ffm.Simulator(algorithm, POPULATION, backbone=BACKBONE, **({"cohort_size": 2, "devices": 1} | how))
+    algorithm = algorithm or ffm.fedavg(
+        TASK, optax.sgd(0.02), local_steps=1, batch_size=8
+    )
+    return ffm.Simulator(
+        algorithm,
+        POPULATION,
+        backbone=BACKBONE,
+        **({"cohort_size": 2, "devices": 1} | how),
+    )
 
 
 ONE = simulator()
@@ -41,7 +52,10 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize(("rounds", "every", "expected"), [(7, 3, [3, 6, 7]), (4, 1, [1, 2, 3, 4]), (2, 5, [2])])
+@pytest.mark.parametrize(
+    ("rounds", "every", "expected"),
+    [(7, 3, [3, 6, 7]), (4, 1, [1, 2, 3, 4]), (2, 5, [2])],
+)
 def test_it_is_called_every_so_many_rounds_and_at_the_end(rounds, every, expected):
     seen = []
 
@@ -58,7 +72,12 @@ def test_it_is_called_every_so_many_rounds_and_at_the_end(rounds, every, expecte
 
 
 def test_what_it_returns_are_columns_of_a_table():
-    _, metrics = ONE.run(START, 5, every=2, callbacks=[lambda round, state, metrics: {"twice": 2 * round}])
+    _, metrics = ONE.run(
+        START,
+        5,
+        every=2,
+        callbacks=[lambda round, state, metrics: {"twice": 2 * round}],
+    )
     table = pandas.DataFrame(metrics)
     assert len(table) == 5
     np.testing.assert_array_equal(table["twice"], [np.nan, 4, np.nan, 8, 10])
@@ -80,7 +99,9 @@ def broken(round, state, metrics):
 
 
 def test_a_callback_that_raises_is_named_and_the_state_survives():
-    with pytest.raises(callbacks.CallbackError, match="the callback broken failed after round 3") as caught:
+    with pytest.raises(
+        callbacks.CallbackError, match="the callback broken failed after round 3"
+    ) as caught:
         ONE.run(START, 5, callbacks=[broken])
     assert isinstance(caught.value.__cause__, KeyError)
     expected, metrics = ONE.run(START, 5)
@@ -92,7 +113,10 @@ def test_a_callback_that_raises_is_named_and_the_state_survives():
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"loss": 1.0}, "'loss', a column of the callback bad, is a metric of the rounds"),
+        (
+            {"loss": 1.0},
+            "'loss', a column of the callback bad, is a metric of the rounds",
+        ),
         ({"x": [1, 2]}, "expected a number as 'x' of the callback bad"),
         (3, "expected {name: number} or None from the callback bad"),
     ],
@@ -120,8 +144,14 @@ def test_what_is_no_callback_is_refused_before_any_round():
 
 def test_a_state_that_a_function_keeps_is_not_taken_over():
     kept = []
-    private = simulator(ffm.algorithms.local_only(TASK, optax.sgd(0.02), local_steps=1, batch_size=8))
-    private.run(private.init(DELTA), 4, callbacks=[lambda round, state, metrics: kept.append(state)])
+    private = simulator(
+        ffm.algorithms.local_only(TASK, optax.sgd(0.02), local_steps=1, batch_size=8)
+    )
+    private.run(
+        private.init(DELTA),
+        4,
+        callbacks=[lambda round, state, metrics: kept.append(state)],
+    )
     for round, state in enumerate(kept, 1):
         expected, _ = private.run(private.init(DELTA), round)
         equal(state.rounds.clients, expected.rounds.clients)
@@ -129,18 +159,25 @@ def test_a_state_that_a_function_keeps_is_not_taken_over():
 
 def test_a_round_that_fails_keeps_the_columns_so_far():
     wild = simulator(ffm.fedavg(TASK, optax.sgd(1e18), local_steps=2, batch_size=8))
-    seen = lambda round, state, metrics: {"seen": round}
+
+    def seen(round, state, metrics):
+        return {"seen": round}
+
     with pytest.raises(ffm.NonFiniteClient) as caught:
         wild.run(wild.init(DELTA), 30, callbacks=[seen])
     assert len(caught.value.metrics["loss"]) == caught.value.round
-    assert caught.value.metrics.get("seen", np.zeros(0)).tolist() == list(range(1, caught.value.round + 1))
+    assert caught.value.metrics.get("seen", np.zeros(0)).tolist() == list(
+        range(1, caught.value.round + 1)
+    )
 
 
-# Looks ------------------------------------------------------------------------------------------------------------
+# Looks
 
 
 def test_evaluate_scores_the_servers_model():
-    state, metrics = ONE.run(START, 3, every=3, callbacks=[callbacks.evaluate(TASK, ALL, batch_size=4)])
+    state, metrics = ONE.run(
+        START, 3, every=3, callbacks=[callbacks.evaluate(TASK, ALL, batch_size=4)]
+    )
     expected = float(np.mean(mlp_loss(state.delta, BACKBONE, ALL, None)[0]))
     np.testing.assert_allclose(metrics["eval_loss"][-1], expected, rtol=1e-5)
 
@@ -148,12 +185,31 @@ def test_evaluate_scores_the_servers_model():
 @pytest.mark.parametrize("personal", [False, True])
 def test_evaluate_clients_scores_each_clients_own_model(personal):
     method = ffm.algorithms.local_only if personal else ffm.fedavg
-    one = simulator(method(TASK, optax.sgd(0.02), local_steps=1, batch_size=8), cohort_size=4)
-    state, metrics = one.run(one.init(DELTA), 2, every=2, callbacks=[callbacks.evaluate_clients(TASK, POPULATION)])
-    delta_of = lambda k: jax.tree.map(lambda x: x[k], state.rounds.clients) if personal else state.delta
-    losses = [np.mean(mlp_loss(delta_of(k), BACKBONE, client, None)[0]) for k, client in enumerate(CLIENTS)]
+    one = simulator(
+        method(TASK, optax.sgd(0.02), local_steps=1, batch_size=8), cohort_size=4
+    )
+    state, metrics = one.run(
+        one.init(DELTA),
+        2,
+        every=2,
+        callbacks=[callbacks.evaluate_clients(TASK, POPULATION)],
+    )
+
+    def delta_of(k):
+        return (
+            jax.tree.map(lambda x: x[k], state.rounds.clients)
+            if personal
+            else state.delta
+        )
+
+    losses = [
+        np.mean(mlp_loss(delta_of(k), BACKBONE, client, None)[0])
+        for k, client in enumerate(CLIENTS)
+    ]
     np.testing.assert_allclose(metrics["clients_loss"][-1], np.mean(losses), rtol=1e-5)
-    np.testing.assert_allclose(metrics["clients_loss_worst_decile"][-1], max(losses), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["clients_loss_worst_decile"][-1], max(losses), rtol=1e-5
+    )
 
 
 def test_a_personal_model_is_not_scored_on_batches_of_padding():
@@ -163,7 +219,9 @@ def test_a_personal_model_is_not_scored_on_batches_of_padding():
         seen.append(len(batch["x"]))
         return mlp_loss(delta, backbone, batch, key)
 
-    method = ffm.algorithms.local_only(TASK, optax.sgd(0.02), local_steps=1, batch_size=8)
+    method = ffm.algorithms.local_only(
+        TASK, optax.sgd(0.02), local_steps=1, batch_size=8
+    )
     one = simulator(method, cohort_size=4)
     look = callbacks.evaluate_clients(ffm.Task(loss), POPULATION)
     one.run(one.init(DELTA), 1, callbacks=[look])
@@ -173,8 +231,13 @@ def test_a_personal_model_is_not_scored_on_batches_of_padding():
 def test_a_client_without_test_examples_is_left_out():
     nobody = {name: array[:0] for name, array in CLIENTS[0].items()}
     population = ffm.Population.from_clients([nobody, *CLIENTS[1:]])
-    state, metrics = ONE.run(START, 1, callbacks=[callbacks.evaluate_clients(TASK, population)])
-    losses = [np.mean(mlp_loss(state.delta, BACKBONE, client, None)[0]) for client in CLIENTS[1:]]
+    state, metrics = ONE.run(
+        START, 1, callbacks=[callbacks.evaluate_clients(TASK, population)]
+    )
+    losses = [
+        np.mean(mlp_loss(state.delta, BACKBONE, client, None)[0])
+        for client in CLIENTS[1:]
+    ]
     np.testing.assert_allclose(metrics["clients_loss"][-1], np.mean(losses), rtol=1e-5)
 
 
@@ -188,13 +251,16 @@ def test_empty_test_sets_and_other_clients_are_refused():
     with pytest.raises(ValueError, match="nothing to evaluate"):
         callbacks.evaluate(TASK, {"x": np.zeros((0, 3))})
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        callbacks.evaluate_clients(TASK, ffm.Population.from_clients([{k: v[:0] for k, v in CLIENTS[0].items()}]))
+        callbacks.evaluate_clients(
+            TASK,
+            ffm.Population.from_clients([{k: v[:0] for k, v in CLIENTS[0].items()}]),
+        )
     fewer = callbacks.evaluate_clients(TASK, ffm.Population.from_clients(CLIENTS[:3]))
     with pytest.raises(ValueError, match="expected test examples of 4 clients"):
         ONE.run(START, 1, callbacks=[fewer])
 
 
-# An early end -----------------------------------------------------------------------------------------------------
+# An early end
 
 
 def score(values):
@@ -214,13 +280,19 @@ def score(values):
     ],
 )
 def test_early_stopping(values, how, rounds):
-    state, metrics = ONE.run(START, 6, callbacks=[score(values), callbacks.early_stopping("score", **how)])
+    state, metrics = ONE.run(
+        START, 6, callbacks=[score(values), callbacks.early_stopping("score", **how)]
+    )
     assert state.round == rounds == len(metrics["loss"])
 
 
 def test_accuracy_is_better_when_it_is_higher():
     stop = callbacks.early_stopping("eval_accuracy", patience=1)
-    state, _ = ONE.run(START, 3, callbacks=[lambda round, state, metrics: {"eval_accuracy": round}, stop])
+    state, _ = ONE.run(
+        START,
+        3,
+        callbacks=[lambda round, state, metrics: {"eval_accuracy": round}, stop],
+    )
     assert state.round == 3
 
 
@@ -237,16 +309,23 @@ def test_a_function_may_stop_and_the_others_are_still_called():
         if round == 2:
             raise callbacks.Stop
 
-    state, _ = ONE.run(START, 9, callbacks=[enough, lambda round, state, metrics: seen.append(round)])
+    state, _ = ONE.run(
+        START, 9, callbacks=[enough, lambda round, state, metrics: seen.append(round)]
+    )
     assert state.round == 2
     assert seen == [1, 2]
 
 
-# Going on ---------------------------------------------------------------------------------------------------------
+# Going on
 
 
 def watched(folder, *more):
-    return [callbacks.evaluate(TASK, ALL), *more, callbacks.checkpoint(folder), callbacks.track(folder / "tracked")]
+    return [
+        callbacks.evaluate(TASK, ALL),
+        *more,
+        callbacks.checkpoint(folder),
+        callbacks.track(folder / "tracked"),
+    ]
 
 
 def read(folder):
@@ -267,7 +346,9 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(tmp_path, at):
     with pytest.raises(callbacks.CallbackError):
         ONE.run(START, 7, every=2, callbacks=watched(tmp_path / "cut", interrupt(at)))
     other = simulator()
-    state, again = other.run(other.init(DELTA), 7, every=2, callbacks=watched(tmp_path / "cut"))
+    state, again = other.run(
+        other.init(DELTA), 7, every=2, callbacks=watched(tmp_path / "cut")
+    )
     equal(state.rounds, whole.rounds)
     assert list(again)
     assert sorted(again) == sorted(metrics)
@@ -292,12 +373,22 @@ def test_a_finished_run_is_read_and_a_longer_one_goes_on(tmp_path):
         ONE.run(START, 4, every=2, callbacks=watched(tmp_path))
 
 
-def test_a_state_that_the_folder_does_not_know_is_refused_and_an_older_one_goes_on(tmp_path):
+def test_a_state_that_the_folder_does_not_know_is_refused_and_an_older_one_goes_on(
+    tmp_path,
+):
     two, _ = ONE.run(START, 2)
     five, _ = ONE.run(START, 5)
-    looks = lambda: [callbacks.checkpoint(tmp_path, delta=DELTA), callbacks.track(tmp_path / "tracked")]
+
+    def looks():
+        return [
+            callbacks.checkpoint(tmp_path, delta=DELTA),
+            callbacks.track(tmp_path / "tracked"),
+        ]
+
     ONE.run(START, 4, callbacks=looks())
-    with pytest.raises(RunFolderError, match="has 4 rounds done, but this state is of round 5"):
+    with pytest.raises(
+        RunFolderError, match="has 4 rounds done, but this state is of round 5"
+    ):
         ONE.run(five, 2, callbacks=looks())
     state, metrics = ONE.run(two, 4, callbacks=looks())
     assert state.round == 6
@@ -307,7 +398,13 @@ def test_a_state_that_the_folder_does_not_know_is_refused_and_an_older_one_goes_
 
 
 def test_a_run_that_stopped_early_stays_stopped(tmp_path):
-    looks = lambda: [score([3, 4, 5, 6]), callbacks.early_stopping("score", patience=2), callbacks.checkpoint(tmp_path)]
+    def looks():
+        return [
+            score([3, 4, 5, 6]),
+            callbacks.early_stopping("score", patience=2),
+            callbacks.checkpoint(tmp_path),
+        ]
+
     state, _ = ONE.run(START, 4, callbacks=looks())
     assert state.round == 3
     again, metrics = ONE.run(START, 4, callbacks=looks())
@@ -337,7 +434,7 @@ def test_ctrl_c_ends_the_run_after_the_round(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-# Showing ----------------------------------------------------------------------------------------------------------
+# Showing
 
 
 def test_progress_is_silent_where_nobody_looks(capsys):
@@ -349,7 +446,10 @@ def test_progress_is_silent_where_nobody_looks(capsys):
 def test_progress_says_what_there_is_to_see():
     text = io.StringIO()
     console = Console(file=text, width=200)
-    looks = [callbacks.progress("mine", console=console, lines_every=1), callbacks.evaluate(TASK, ALL)]
+    looks = [
+        callbacks.progress("mine", console=console, lines_every=1),
+        callbacks.evaluate(TASK, ALL),
+    ]
     ONE.run(START, 3, callbacks=looks)
     last = text.getvalue().splitlines()[-1]
     assert last.startswith("mine 3/3 · loss ")
@@ -358,7 +458,9 @@ def test_progress_says_what_there_is_to_see():
 
 
 def test_an_unknown_tracker_is_named(tmp_path):
-    with pytest.raises(UsageError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"):
+    with pytest.raises(
+        UsageError, match="unknown tracker 'tensorbord'; did you mean 'tensorboard'"
+    ):
         callbacks.track(tmp_path, to=["tensorbord"])
     with pytest.raises(UsageError, match="expected to as a list"):
         callbacks.track(tmp_path, to="jsonl")
@@ -370,7 +472,12 @@ class Writer:
     made: ClassVar[list] = []
 
     def __init__(self, folder, purge_step=None):
-        self.folder, self.purge_step, self.scalars, self.closed = folder, purge_step, [], False
+        self.folder, self.purge_step, self.scalars, self.closed = (
+            folder,
+            purge_step,
+            [],
+            False,
+        )
         Writer.made.append(self)
 
     def add_scalar(self, name, value, step):
@@ -381,9 +488,17 @@ class Writer:
 
 
 def test_tensorboard_is_told_each_round_once(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(
+        sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Writer)
+    )
     monkeypatch.setattr(Writer, "made", [])
-    looks = lambda: [callbacks.checkpoint(tmp_path / "run"), callbacks.track(tmp_path, to=["tensorboard"])]
+
+    def looks():
+        return [
+            callbacks.checkpoint(tmp_path / "run"),
+            callbacks.track(tmp_path, to=["tensorboard"]),
+        ]
+
     ONE.run(START, 2, callbacks=looks())
     ONE.run(START, 3, callbacks=looks())
     first, second = Writer.made
@@ -401,7 +516,12 @@ def test_a_tracker_whose_package_is_missing_says_how_to_get_it(tmp_path, monkeyp
 
 
 def test_rows_are_json_that_anybody_reads(tmp_path):
-    ONE.run(START, 3, every=2, callbacks=[callbacks.evaluate(TASK, ALL), callbacks.track(tmp_path)])
+    ONE.run(
+        START,
+        3,
+        every=2,
+        callbacks=[callbacks.evaluate(TASK, ALL), callbacks.track(tmp_path)],
+    )
     rows = [json.loads(line) for line in read(tmp_path).splitlines()]
     assert [row["round"] for row in rows] == [1, 2, 3]
     assert ["eval_loss" in row for row in rows] == [False, True, True]

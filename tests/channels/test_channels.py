@@ -1,4 +1,6 @@
-"""What single channels promise: contraction, no bias, feedback that telescopes, and errors that name the value."""
+"""What single channels promise: contraction, no bias, feedback that telescopes, and
+errors that name the value.
+"""
 
 import functools
 from collections.abc import Callable
@@ -42,13 +44,19 @@ def normal(n: int, seed: int = 0) -> np.ndarray:
 
 def flat(tree: Any) -> np.ndarray:
     """All leaves as one vector, f64."""
-    return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+    return np.concatenate(
+        [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)]
+    )
 
 
 @functools.cache
 def compiled(channel: Channel) -> Callable[[Any, jax.Array], Any]:
     """tree, key -> what the server decodes of a first message."""
-    return jax.jit(lambda tree, key: channel.decode(channel.encode(channel.init(tree), tree, key)[0]))
+    return jax.jit(
+        lambda tree, key: channel.decode(
+            channel.encode(channel.init(tree), tree, key)[0]
+        )
+    )
 
 
 def send(channel: Channel, tree: Any) -> Any:
@@ -85,14 +93,22 @@ def test_top_k_contracts(fraction: float) -> None:
         error, square = np.sum((sent - x) ** 2), np.sum(x.astype(np.float64) ** 2)
         assert error <= (1 - k / 60) * square + 1e-12
         largest = np.sort(np.abs(x.astype(np.float64)))[::-1]
-        assert error == pytest.approx(np.sum(largest[k:] ** 2), rel=1e-12)  # no k entries are better
+        assert error == pytest.approx(
+            np.sum(largest[k:] ** 2), rel=1e-12
+        )  # no k entries are better
         assert np.all((sent == x) | (sent == 0))
     x = VECTORS["constant"]  # equality: delta = k / n is sharp
-    assert np.sum((np.asarray(send(channel, x)) - x) ** 2) == pytest.approx((1 - k / 60) * np.sum(x**2))
+    assert np.sum((np.asarray(send(channel, x)) - x) ** 2) == pytest.approx(
+        (1 - k / 60) * np.sum(x**2)
+    )
 
 
 def test_top_k_ranks_all_leaves_together() -> None:
-    tree = {"large": jnp.array([[5.0, -6.0], [7.0, 0.5]]), "scalar": jnp.array(-8.0), "small": jnp.full(5, 0.1)}
+    tree = {
+        "large": jnp.array([[5.0, -6.0], [7.0, 0.5]]),
+        "scalar": jnp.array(-8.0),
+        "small": jnp.full(5, 0.1),
+    }
     sent = send(top_k(0.4), tree)
     assert sent["large"].tolist() == [[5.0, -6.0], [7.0, 0.0]]
     assert float(sent["scalar"]) == -8.0
@@ -142,12 +158,16 @@ def quantizer(name: str) -> Channel:
 def test_quantize_is_unbiased_with_the_closed_variance(name: str) -> None:
     bits, norm, bucket = QUANTIZERS[name]
     n, levels = 40, 2 ** (bits - 1) - 1
-    x = normal(n) * np.repeat(np.float32([1, 100, 0.01]), [16, 16, 8])  # buckets of three sizes
+    x = normal(n) * np.repeat(
+        np.float32([1, 100, 0.01]), [16, 16, 8]
+    )  # buckets of three sizes
     step, p = np.zeros(n), np.zeros(n)
     for start in range(0, n, bucket or n):
         part = slice(start, start + (bucket or n))
         entries = np.abs(x[part].astype(np.float64))
-        step[part] = (np.linalg.norm(entries) if norm == "l2" else entries.max()) / levels
+        step[part] = (
+            np.linalg.norm(entries) if norm == "l2" else entries.max()
+        ) / levels
         p[part] = np.modf(entries / step[part])[0]
     variance = step**2 * p * (1 - p)
     error = draws(quantizer(name), x) - x
@@ -170,8 +190,12 @@ def test_quantize_rounds_buckets_independently() -> None:
 
 
 def test_the_scale_of_a_bucket_is_its_own() -> None:
-    x = np.concatenate([np.full(10, 1e-3), np.full(10, 1e3), np.zeros(10), np.full(3, -5.0)]).astype(np.float32)
-    np.testing.assert_allclose(send(quantize(4, "max", 10), x), x, rtol=1e-6)  # every entry is its bucket's norm
+    x = np.concatenate(
+        [np.full(10, 1e-3), np.full(10, 1e3), np.zeros(10), np.full(3, -5.0)]
+    ).astype(np.float32)
+    np.testing.assert_allclose(
+        send(quantize(4, "max", 10), x), x, rtol=1e-6
+    )  # every entry is its bucket's norm
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -179,7 +203,9 @@ def test_the_scale_of_a_bucket_is_its_own() -> None:
 def test_quantize_takes_the_bits_of_the_table(bits: int, n: int) -> None:
     """METHODS, section 0.2: 32 + d (1 + ceil(log2(s + 1))) with one scale."""
     levels, channel = 2 ** (bits - 1) - 1, quantize(bits, "l2", None)
-    payload, _ = jax.eval_shape(channel.encode, (), jax.ShapeDtypeStruct((n,), jnp.float32), KEY)
+    payload, _ = jax.eval_shape(
+        channel.encode, (), jax.ShapeDtypeStruct((n,), jnp.float32), KEY
+    )
     assert channel.bits(payload) == 32 + n * (1 + ceil(log2(levels + 1)))
 
 
@@ -194,13 +220,24 @@ def test_a_chain_sends_the_positions_of_its_first_and_the_values_of_its_last() -
     p = np.modf(np.abs(kept) / step)[0]
     assert np.all(error[:, kept == 0] == 0)
     random = p * (1 - p) > 1e-3
-    assert np.all(np.abs(error.mean(axis=0)[random]) < 5 * step * np.sqrt((p * (1 - p))[random] / N_DRAWS))
-    assert np.mean(np.sum(error**2, axis=1)) == pytest.approx(step**2 * np.sum(p * (1 - p)), rel=0.05)
+    assert np.all(
+        np.abs(error.mean(axis=0)[random])
+        < 5 * step * np.sqrt((p * (1 - p))[random] / N_DRAWS)
+    )
+    assert np.mean(np.sum(error**2, axis=1)) == pytest.approx(
+        step**2 * np.sum(p * (1 - p)), rel=0.05
+    )
 
 
 SHORTER = {
-    "identity first": (lambda: chain(identity(), top_k(0.6), top_k(0.5)), lambda: top_k(0.3)),
-    "identity last": (lambda: chain(top_k(0.3), error_feedback(identity())), lambda: top_k(0.3)),
+    "identity first": (
+        lambda: chain(identity(), top_k(0.6), top_k(0.5)),
+        lambda: top_k(0.3),
+    ),
+    "identity last": (
+        lambda: chain(top_k(0.3), error_feedback(identity())),
+        lambda: top_k(0.3),
+    ),
     "chain of chains": (
         lambda: chain(chain(top_k(0.6), top_k(0.5)), cast("bfloat16")),
         lambda: chain(top_k(0.3), cast()),
@@ -241,11 +278,17 @@ def test_all_that_was_sent_and_the_residual_are_all_messages(name: str) -> None:
         payload, state = encode(state, x, jax.random.fold_in(KEY, r))
         sent += flat(decode(payload))
         sizes.append(np.linalg.norm(flat(state[0])))
-        np.testing.assert_allclose(sent + flat(state[0]), sum(flat(y) for y in xs[: r + 1]), atol=2e-5)
+        np.testing.assert_allclose(
+            sent + flat(state[0]), sum(flat(y) for y in xs[: r + 1]), atol=2e-5
+        )
     assert (max(sizes) == 0) == (name == "identity")
-    if name == "top_k":  # Karimireddy et al. 2019, Lemma 3: ||e||^2 <= 4 (1 - delta) / delta^2 max ||x||^2
+    if (
+        name == "top_k"
+    ):  # Karimireddy et al. 2019, Lemma 3: ||e||^2 <= 4 (1 - delta) / delta^2 max ||x||^2
         delta = 7 / 61
-        assert max(sizes) <= 2 * sqrt(1 - delta) / delta * max(np.linalg.norm(flat(x)) for x in xs)
+        assert max(sizes) <= 2 * sqrt(1 - delta) / delta * max(
+            np.linalg.norm(flat(x)) for x in xs
+        )
 
 
 def test_feedback_sends_in_the_end_what_top_k_never_would() -> None:
@@ -263,7 +306,9 @@ def test_each_sender_has_its_own_residual() -> None:
     channel = error_feedback(top_k(0.5))
     xs = jnp.array([[4.0, 1.0], [0.0, 0.0], [2.0, 3.0]])
     states = jax.tree.map(lambda s: jnp.stack([s] * 3), channel.init(xs[0]))
-    _, (residuals, _) = jax.jit(jax.vmap(channel.encode, in_axes=(0, 0, None)))(states, xs, KEY)
+    _, (residuals, _) = jax.jit(jax.vmap(channel.encode, in_axes=(0, 0, None)))(
+        states, xs, KEY
+    )
     assert residuals.tolist() == [[0.0, 1.0], [0.0, 0.0], [2.0, 0.0]]
 
 
@@ -272,10 +317,13 @@ def test_a_residual_has_the_dtype_of_its_leaf() -> None:
     channel = error_feedback(top_k(0.3))
     payload, (residual, _) = jax.jit(channel.encode)(channel.init(x), x, KEY)
     assert (residual["a"].dtype, residual["b"].dtype) == (jnp.bfloat16, jnp.float32)
-    np.testing.assert_array_equal(flat(jax.jit(channel.decode)(payload)) + flat(residual), flat(x))
+    np.testing.assert_array_equal(
+        flat(jax.jit(channel.decode)(payload)) + flat(residual), flat(x)
+    )
 
 
-# ---- values that are not finite. The engine looks at the raw upload as well: a channel may drop what is bad.
+# ---- values that are not finite. The engine looks at the raw upload as well: a channel
+# may drop what is bad.
 
 
 def test_nan_spoils_its_bucket_of_quantize_and_no_other() -> None:
@@ -295,7 +343,12 @@ SELECTED = chain(top_k(0.5), quantize(4))
 
 @pytest.mark.parametrize("name", ["top_k", "random_k", "threshold", "chain"])
 def test_selections_make_all_they_send_nan_for_one_nan_anywhere(name: str) -> None:
-    channel = {"top_k": top_k(0.5), "random_k": random_k(0.5), "threshold": threshold(0.5), "chain": SELECTED}[name]
+    channel = {
+        "top_k": top_k(0.5),
+        "random_k": random_k(0.5),
+        "threshold": threshold(0.5),
+        "chain": SELECTED,
+    }[name]
     x = normal(10)
     x[3] = np.nan
     sent = np.asarray(send(channel, x))
@@ -321,23 +374,33 @@ def test_feedback_keeps_a_nan_in_its_residual() -> None:
 # ---- errors
 
 
-@pytest.mark.parametrize("fraction", [0, 0.0, -0.1, 1.0001, 10, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "fraction", [0, 0.0, -0.1, 1.0001, 10, float("nan"), float("inf")]
+)
 def test_a_fraction_outside_0_to_1(fraction: float) -> None:
-    with pytest.raises(ValueError, match=rf"expected 0 < fraction <= 1, got fraction={fraction}"):
+    with pytest.raises(
+        ValueError, match=rf"expected 0 < fraction <= 1, got fraction={fraction}"
+    ):
         top_k(fraction)
 
 
 @pytest.mark.parametrize("bits", [-4, 0, 1, 9, 32])
 def test_bits_outside_2_to_8(bits: int) -> None:
-    with pytest.raises(ValueError, match=rf"expected a whole number 2 <= bits <= 8, got bits={bits}"):
+    with pytest.raises(
+        ValueError, match=rf"expected a whole number 2 <= bits <= 8, got bits={bits}"
+    ):
         quantize(bits)
 
 
 def test_other_arguments_of_quantize() -> None:
-    with pytest.raises(ValueError, match=r"expected norm to be one of 'l2', 'max', got norm='l1'"):
+    with pytest.raises(
+        ValueError, match=r"expected norm to be one of 'l2', 'max', got norm='l1'"
+    ):
         quantize(4, "l1")
     for size in (0, -512):
-        with pytest.raises(ValueError, match=rf"bucket_size >= 1, got bucket_size={size}; or None"):
+        with pytest.raises(
+            ValueError, match=rf"bucket_size >= 1, got bucket_size={size}; or None"
+        ):
             quantize(4, bucket_size=size)
 
 
@@ -359,19 +422,33 @@ def encode(channel: Channel, tree: Any) -> Any:
 @pytest.mark.parametrize("name", LOSSY)
 def test_lossy_channels_refuse_what_they_cannot_carry(name: str) -> None:
     channel = LOSSY[name]()
-    with pytest.raises(TypeError, match=r"floating leaves only \(and packs bool ones\), but blocks\.1\.ids is int32"):
+    with pytest.raises(
+        TypeError,
+        match=r"floating leaves only \(and packs bool ones\), but blocks\.1\.ids is int32",
+    ):
         encode(channel, {"blocks": [{"w": jnp.ones(2)}, {"ids": jnp.arange(3)}]})
-    with pytest.raises(ValueError, match=r"the message has bool leaves only; `identity` packs them"):
+    with pytest.raises(
+        ValueError, match=r"the message has bool leaves only; `identity` packs them"
+    ):
         encode(channel, {"blocks": {"mask": jnp.ones(3, bool)}})
-    with pytest.raises(ValueError, match=r"the leaf blocks\.0\.w of shape \(0, 3\) is empty"):
+    with pytest.raises(
+        ValueError, match=r"the leaf blocks\.0\.w of shape \(0, 3\) is empty"
+    ):
         encode(channel, {"blocks": [{"w": jnp.ones((0, 3))}], "head": jnp.ones(2)})
     for tree in ({}, (), {"blocks": []}):
-        with pytest.raises(ValueError, match=r"the message has no leaves, there is nothing to send"):
+        with pytest.raises(
+            ValueError, match=r"the message has no leaves, there is nothing to send"
+        ):
             encode(channel, tree)
 
 
 def test_identity_carries_everything() -> None:
-    tree = {"ids": jnp.arange(3), "empty": jnp.ones((0, 3)), "mask": jnp.arange(9).reshape(3, 3) % 2 == 0, "none": []}
+    tree = {
+        "ids": jnp.arange(3),
+        "empty": jnp.ones((0, 3)),
+        "mask": jnp.arange(9).reshape(3, 3) % 2 == 0,
+        "none": [],
+    }
     payload = encode(identity(), tree)
     received = identity().decode(payload)
     assert jax.tree.structure(received) == jax.tree.structure(tree)
@@ -380,7 +457,9 @@ def test_identity_carries_everything() -> None:
         np.testing.assert_array_equal(x, y)
     assert payload["ids"] is tree["ids"]
     assert identity().bits(payload) == 8 * (3 * 4 + 0 + 2)
-    assert identity().bits(tree) == 8 * (3 * 4 + 0 + 2)  # of a message that is not encoded yet
+    assert identity().bits(tree) == 8 * (
+        3 * 4 + 0 + 2
+    )  # of a message that is not encoded yet
     assert identity().bits(encode(identity(), {})) == 0
 
 
@@ -419,7 +498,9 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_truncated_payload_is_an_error_with_the_numbers(name: str) -> None:
     channel = SETTINGS[name]()
-    shapes, _ = jax.eval_shape(channel.encode, channel.init(normal(100)), normal(100), KEY)
+    shapes, _ = jax.eval_shape(
+        channel.encode, channel.init(normal(100)), normal(100), KEY
+    )
     payload = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     channel.decode(payload)  # whole, it is none
     cut = jax.tree.map(lambda x: x[..., :-1] if x.dtype == jnp.uint8 else x, payload)
@@ -430,14 +511,21 @@ def test_a_truncated_payload_is_an_error_with_the_numbers(name: str) -> None:
 def test_a_payload_of_another_channel_or_setting_is_an_error() -> None:
     x = normal(100)
     with pytest.raises(
-        ValueError, match=r"quantize with \(8, 'max', 512\) cannot read a payload of quantize with \(4,"
+        ValueError,
+        match=r"quantize with \(8, 'max', 512\) cannot read a payload of quantize with \(4,",
     ):
         quantize(8).decode(encode(quantize(4), x))
-    with pytest.raises(ValueError, match=r"sign with None cannot read a payload of nf4 with 64"):
+    with pytest.raises(
+        ValueError, match=r"sign with None cannot read a payload of nf4 with 64"
+    ):
         sign().decode(encode(nf4(), x))
-    with pytest.raises(ValueError, match=r"chain cannot read a payload of another channel"):
+    with pytest.raises(
+        ValueError, match=r"chain cannot read a payload of another channel"
+    ):
         chain(top_k(0.1), quantize(4)).decode(encode(sign(), x))
-    with pytest.raises(ValueError, match=r"top_k with 0\.1 cannot read a payload of ArrayImpl"):
+    with pytest.raises(
+        ValueError, match=r"top_k with 0\.1 cannot read a payload of ArrayImpl"
+    ):
         top_k(0.1).decode(jnp.zeros(3))
 
 
@@ -445,20 +533,35 @@ ARGUMENTS = [
     (lambda: random_k(0), r"expected 0 < fraction <= 1, got fraction=0"),
     (lambda: threshold(0.0), r"expected least > 0, got least=0\.0"),
     (lambda: threshold(float("nan")), r"expected least > 0, got least=nan"),
-    (lambda: threshold(1.0, "mean"), r"expected relative_to to be one of None, 'max', 'rms', got relative_to='mean'"),
+    (
+        lambda: threshold(1.0, "mean"),
+        r"expected relative_to to be one of None, 'max', 'rms', got relative_to='mean'",
+    ),
     (lambda: sign(0), r"block_size >= 1, got block_size=0; or None"),
     (lambda: ternary(-1), r"block_size >= 1, got block_size=-1; or None"),
-    (lambda: ternary(64, "l1"), r"expected norm to be one of 'l2', 'max', got norm='l1'"),
+    (
+        lambda: ternary(64, "l1"),
+        r"expected norm to be one of 'l2', 'max', got norm='l1'",
+    ),
     (lambda: eden(0), r"expected a whole number 1 <= bits <= 6, got bits=0"),
     (lambda: eden(7), r"expected a whole number 1 <= bits <= 6, got bits=7"),
-    (lambda: eden(2, "best"), r"expected scale to be one of 'unbiased', 'mse', got scale='best'"),
-    (lambda: eden(2, block_size=1000), r"expected a power of two >= 128, got block_size=1000"),
+    (
+        lambda: eden(2, "best"),
+        r"expected scale to be one of 'unbiased', 'mse', got scale='best'",
+    ),
+    (
+        lambda: eden(2, block_size=1000),
+        r"expected a power of two >= 128, got block_size=1000",
+    ),
     (lambda: eden(2, block_size=64), r"block_size >= 128, got block_size=64"),
     (lambda: eden(2, turns=0), r"turns >= 1, got turns=0"),
     (lambda: int_blocks(1), r"expected a whole number 2 <= bits <= 8, got bits=1"),
     (lambda: int_blocks(9), r"expected a whole number 2 <= bits <= 8, got bits=9"),
     (lambda: nf4(0), r"block_size >= 1, got block_size=0; or None"),
-    (lambda: cast("float32"), r"expected dtype to be one of 'bfloat16', .*, got dtype='float32'"),
+    (
+        lambda: cast("float32"),
+        r"expected dtype to be one of 'bfloat16', .*, got dtype='float32'",
+    ),
     (lambda: nnadq(0), r"expected weight > 0, got weight=0"),
     (lambda: anchored(identity(), identity(), 0), r"every >= 1, got every=0"),
     (lambda: per_leaf(), r"per_leaf needs at least one rule or `otherwise`, got none"),

@@ -1,4 +1,6 @@
-"""Host coders: what is written is read, as long as the closed forms and the in-graph lengths say."""
+"""Host coders: what is written is read, as long as the closed forms and the in-graph
+lengths say.
+"""
 
 import math
 
@@ -60,7 +62,10 @@ def test_a_mask_takes_its_entropy_and_two_bits(share: float) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 20), max_size=300), st.lists(st.integers(1, 10**6), min_size=21, max_size=21))
+@given(
+    st.lists(st.integers(0, 20), max_size=300),
+    st.lists(st.integers(1, 10**6), min_size=21, max_size=21),
+)
 def test_any_symbols_under_any_law(symbols: list[int], counts: list[int]) -> None:
     law = np.array(counts)
     coded = range_encode(np.array(symbols, int), law)
@@ -70,22 +75,31 @@ def test_any_symbols_under_any_law(symbols: list[int], counts: list[int]) -> Non
 
 
 def test_carries_run_through_many_words() -> None:
-    """The most probable symbol at the top of the interval makes long runs of ones, which a late symbol overturns."""
+    """The most probable symbol at the top of the interval makes long runs of ones,
+    which a late symbol overturns.
+    """
     for last in range(3):
         symbols = np.array([1] * 3000 + [2] * 3000 + [last] * 5)
         counts = np.array([1, 2**20, 2**31])
-        assert range_decode(range_encode(symbols, counts), counts, symbols.size).tolist() == symbols.tolist()
+        assert (
+            range_decode(range_encode(symbols, counts), counts, symbols.size).tolist()
+            == symbols.tolist()
+        )
 
 
 def test_the_range_coder_is_as_short_as_constriction_s() -> None:
     constriction = pytest.importorskip("constriction")
     symbols = np.minimum(RNG.geometric(0.3, 100_000) - 1, 15).astype(np.int32)
     counts = np.bincount(symbols, minlength=16)
-    model = constriction.stream.model.Categorical(counts.astype(np.float32) / counts.sum(), perfect=False)
+    model = constriction.stream.model.Categorical(
+        counts.astype(np.float32) / counts.sum(), perfect=False
+    )
     encoder = constriction.stream.queue.RangeEncoder()
     encoder.encode(symbols, model)
     assert range_encode(symbols, counts).n_bits <= encoder.num_bits() + 2
-    assert range_encode(symbols, counts).n_bits == pytest.approx(encoder.num_bits(), rel=1e-3)
+    assert range_encode(symbols, counts).n_bits == pytest.approx(
+        encoder.num_bits(), rel=1e-3
+    )
 
 
 def test_errors_of_the_range_coder() -> None:
@@ -106,7 +120,15 @@ def test_errors_of_the_range_coder() -> None:
 ELIAS = {  # Elias 1975; Wikipedia's tables of the three codes
     "gamma": {1: "1", 2: "010", 3: "011", 4: "00100", 8: "0001000", 17: "000010001"},
     "delta": {1: "1", 2: "0100", 3: "0101", 4: "01100", 8: "00100000", 17: "001010001"},
-    "omega": {1: "0", 2: "100", 3: "110", 4: "101000", 8: "1110000", 16: "10100100000", 100: "1011011001000"},
+    "omega": {
+        1: "0",
+        2: "100",
+        3: "110",
+        4: "101000",
+        8: "1110000",
+        16: "10100100000",
+        100: "1011011001000",
+    },
 }
 
 
@@ -118,32 +140,60 @@ def test_elias_codes_of_the_tables(code: str) -> None:
 
 @pytest.mark.parametrize("code", ELIAS)
 def test_elias_lengths_in_graph_are_the_encoder_s(code: str) -> None:
-    numbers = np.concatenate([np.arange(1, 10_001), 2 ** np.arange(32), 2 ** np.arange(1, 33) - 1])
-    lengths = np.asarray(jax.jit(kernels.code_lengths.LENGTHS[code])(jnp.asarray(numbers, jnp.uint32)))
+    numbers = np.concatenate(
+        [np.arange(1, 10_001), 2 ** np.arange(32), 2 ** np.arange(1, 33) - 1]
+    )
+    lengths = np.asarray(
+        jax.jit(kernels.code_lengths.LENGTHS[code])(jnp.asarray(numbers, jnp.uint32))
+    )
     assert elias_encode(numbers, code).n_bits == lengths.sum()
     for k in (1, 2, 3, 15, 16, 9_999, 2**32 - 1):
-        assert elias_encode(np.array([k]), code).n_bits == lengths[np.flatnonzero(numbers == k)[0]]
+        assert (
+            elias_encode(np.array([k]), code).n_bits
+            == lengths[np.flatnonzero(numbers == k)[0]]
+        )
     if code == "gamma":
-        np.testing.assert_array_equal(lengths[:10_000], [2 * (k.bit_length() - 1) + 1 for k in range(1, 10_001)])
+        np.testing.assert_array_equal(
+            lengths[:10_000], [2 * (k.bit_length() - 1) + 1 for k in range(1, 10_001)]
+        )
 
 
 @pytest.mark.parametrize("code", ELIAS)
 @settings(max_examples=100, deadline=None)
-@given(numbers=st.lists(st.one_of(st.integers(1, 9), st.integers(1, 2**32 - 1)), max_size=50))
+@given(
+    numbers=st.lists(
+        st.one_of(st.integers(1, 9), st.integers(1, 2**32 - 1)), max_size=50
+    )
+)
 def test_elias_codes_are_read_back(code: str, numbers: list[int]) -> None:
-    assert elias_decode(elias_encode(np.array(numbers, np.int64), code), len(numbers), code).tolist() == numbers
+    assert (
+        elias_decode(
+            elias_encode(np.array(numbers, np.int64), code), len(numbers), code
+        ).tolist()
+        == numbers
+    )
 
 
 @settings(max_examples=100, deadline=None)
-@given(mask=st.lists(st.booleans(), min_size=1, max_size=200), low_bits=st.one_of(st.none(), st.integers(0, 9)))
+@given(
+    mask=st.lists(st.booleans(), min_size=1, max_size=200),
+    low_bits=st.one_of(st.none(), st.integers(0, 9)),
+)
 def test_rice_codes_are_read_back(mask: list[bool], low_bits: int | None) -> None:
     flags = np.array(mask)
     if flags.any():
-        decoded = rice_decode(rice_encode(flags, low_bits), flags.size, int(flags.sum()), low_bits)
+        decoded = rice_decode(
+            rice_encode(flags, low_bits), flags.size, int(flags.sum()), low_bits
+        )
         np.testing.assert_array_equal(decoded, flags)
 
 
-RICE = {1e-3: (11.49, 9), 1e-2: (8.11, 6), 0.1: (4.76, 3), 0.25: (3.29, 1)}  # KERNELS, section 7: bits an entry, b
+RICE = {
+    1e-3: (11.49, 9),
+    1e-2: (8.11, 6),
+    0.1: (4.76, 3),
+    0.25: (3.29, 1),
+}  # KERNELS, section 7: bits an entry, b
 
 
 @pytest.mark.parametrize("share", RICE)
@@ -162,16 +212,22 @@ def test_rice_codes_of_random_masks(share: float) -> None:
 @pytest.mark.parametrize("code", ELIAS)
 def test_the_sparse_code_of_qsgd(code: str) -> None:
     x = RNG.normal(size=20_000).astype(np.float32)
-    codes, _ = jax.jit(kernels.stochastic_quantize_buckets, static_argnums=(2, 3, 4))(x, KEY, 16, "l2", 512)
+    codes, _ = jax.jit(kernels.stochastic_quantize_buckets, static_argnums=(2, 3, 4))(
+        x, KEY, 16, "l2", 512
+    )
     codes = np.asarray(codes)
     bits = run_level_encode(codes, code)
     assert bits.n_bits == int(kernels.run_level_length(codes, code))
-    np.testing.assert_array_equal(run_level_decode(bits, codes.size, np.count_nonzero(codes), code), codes)
+    np.testing.assert_array_equal(
+        run_level_decode(bits, codes.size, np.count_nonzero(codes), code), codes
+    )
     if code == "gamma":  # KERNELS, section 7: 2.33 bits an entry with the norms
         assert (bits.n_bits + 32 * 40) / codes.size == pytest.approx(2.33, rel=0.02)
 
 
-@pytest.mark.parametrize("decode", [lambda b: rice_decode(b, 90, 30), lambda b: elias_decode(b, 40, "delta")])
+@pytest.mark.parametrize(
+    "decode", [lambda b: rice_decode(b, 90, 30), lambda b: elias_decode(b, 40, "delta")]
+)
 def test_codes_that_end_too_early_or_too_late(decode) -> None:
     bits = rice_encode(np.arange(90) % 3 == 0)
     short = Bits(bits.data[:2], 16)
@@ -187,7 +243,9 @@ def test_numbers_that_elias_has_no_code_for() -> None:
     for numbers in ([0], [1, 2**32]):
         with pytest.raises(ValueError, match="Elias codes take 1 to 2"):
             elias_encode(np.array(numbers))
-    with pytest.raises(ValueError, match="expected code 'gamma', 'delta' or 'omega', got 'beta'"):
+    with pytest.raises(
+        ValueError, match="expected code 'gamma', 'delta' or 'omega', got 'beta'"
+    ):
         elias_encode(np.array([1]), "beta")
 
 
@@ -205,16 +263,22 @@ def lengths_of(channel, tree):
 
 def test_lengths_of_a_mask() -> None:
     mask = RNG.random(N) < 0.05
-    lengths, _ = lengths_of(bernoulli_mask(), {"a": mask[:300].reshape(3, 100), "b": mask[300:]})
+    lengths, _ = lengths_of(
+        bernoulli_mask(), {"a": mask[:300].reshape(3, 100), "b": mask[300:]}
+    )
     p = mask.mean()
     entropy_bits = N * (-p * np.log2(p) - (1 - p) * np.log2(1 - p))
     assert lengths.fixed == N
     assert lengths.entropy == pytest.approx(entropy_bits, rel=1e-9)
     assert lengths.coded <= math.ceil(entropy_bits) + 2 + 32
-    assert float(kernels.mask_entropy_bits(jnp.asarray(mask))) == pytest.approx(entropy_bits, rel=1e-5)
+    assert float(kernels.mask_entropy_bits(jnp.asarray(mask))) == pytest.approx(
+        entropy_bits, rel=1e-5
+    )
 
 
-@pytest.mark.parametrize("make", [lambda: quantize(4), ternary, lambda: eden(3), lambda: nnadq(0.01)])
+@pytest.mark.parametrize(
+    "make", [lambda: quantize(4), ternary, lambda: eden(3), lambda: nnadq(0.01)]
+)
 def test_lengths_of_codes(make) -> None:
     x = RNG.normal(size=N).astype(np.float32)
     lengths, payload = lengths_of(make(), x)
@@ -222,9 +286,13 @@ def test_lengths_of_codes(make) -> None:
     assert lengths.coded < lengths.fixed
     if make is ternary:  # symbols counted by other means; the scales travel as they are
         codes = np.asarray(payload.side[0].unpack())
-        assert lengths.entropy == pytest.approx(entropy(np.bincount(codes)) + 8 * payload.side[1].nbytes, rel=1e-9)
+        assert lengths.entropy == pytest.approx(
+            entropy(np.bincount(codes)) + 8 * payload.side[1].nbytes, rel=1e-9
+        )
         counts = kernels.symbol_counts(jnp.asarray(codes), 3)
-        assert float(kernels.entropy_bits(counts)) == pytest.approx(entropy(np.bincount(codes)), rel=1e-5)
+        assert float(kernels.entropy_bits(counts)) == pytest.approx(
+            entropy(np.bincount(codes)), rel=1e-5
+        )
 
 
 def test_lengths_of_positions() -> None:
@@ -244,6 +312,8 @@ def test_lengths_of_positions() -> None:
 def test_lengths_of_what_has_no_codes() -> None:
     x = {"w": np.ones((3, 5), np.float32), "ids": np.arange(4, dtype=np.int32)}
     assert lengths_of(identity(), x)[0] == (19 * 32, 19 * 32.0, 19 * 32)
-    few, _ = lengths_of(sign(), np.ones(3, np.float32))  # the model costs more than the codes
+    few, _ = lengths_of(
+        sign(), np.ones(3, np.float32)
+    )  # the model costs more than the codes
     assert few.fixed == 40
     assert 64 <= few.coded <= 66

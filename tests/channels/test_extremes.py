@@ -1,7 +1,8 @@
-"""Tiny, huge and lonely entries in every floating type: what is finite arrives finite and near, or as infinity, loudly.
+"""Tiny, huge and lonely entries in every floating type: what is finite arrives finite
+and near, or as infinity, loudly.
 
-Never zeros for huge entries, and never NaN for a message whose estimate is a number of the leaf's type.
-"""
+Never zeros for huge entries, and never NaN for a message whose estimate is a number of
+the leaf's type."""
 
 import functools
 from collections.abc import Callable
@@ -45,8 +46,9 @@ class Row(NamedTuple):
 
     Attributes:
       error: bound of ||C(x) - x|| / ||x|| of an ordinary message.
-      gain: bound of the largest |C(x)_i| / max |x| of any message; times the largest entry it must be a number of the
-        leaf's type, else infinity is what the docstring promises.
+      gain: bound of the largest |C(x)_i| / max |x| of any message; times the largest
+        entry it must be a number of the leaf's type, else infinity is what the
+        docstring promises.
       floor: largest magnitude that may arrive as zero, or be zero and arrive as that.
       range: largest entry of the channel's own number format.
     """
@@ -59,42 +61,42 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "identity": Row(identity, 0.0),
-    "top_k": Row(lambda: top_k(0.3), 1.0),
-    "random_k": Row(lambda: random_k(0.3), 4.0, gain=4),
-    "random_k, unscaled": Row(lambda: random_k(0.3, False), 1.0),
-    "threshold": Row(lambda: threshold(0.5), 1.0, floor=0.5),
-    "threshold, max": Row(lambda: threshold(0.5, "max"), 0.95),
-    "threshold, rms": Row(lambda: threshold(0.5, "rms"), 0.5),
-    "quantize(4)": Row(lambda: quantize(4), 0.3, floor=7 * 2.0**-126),
-    "quantize(8), one bucket": Row(lambda: quantize(8, bucket_size=None), 0.02, floor=127 * 2.0**-126),
-    "quantize(6), l2": Row(lambda: quantize(6, "l2", 32), 0.2, gain=6, floor=32 * 2.0**-126),
-    "quantize(2), l2": Row(lambda: quantize(2, "l2", None), 6.0, gain=17.4),
-    "ternary": Row(lambda: ternary(64), 1.6),
-    "ternary, l2": Row(lambda: ternary(None, "l2"), 6.0, gain=17.4),
-    "sign": Row(sign, 1.0, floor=N * 2.0**-126),
-    "sign(64)": Row(lambda: sign(64), 1.0, floor=64 * 2.0**-126),
-    "natural": Row(natural, 0.5, gain=2),
-    "drive": Row(drive, 1.0, gain=6, floor=2.0**-124),
-    "eden(2)": Row(lambda: eden(2), 0.5, gain=4, floor=2.0**-124),
-    "eden(2), one turn": Row(lambda: eden(2, turns=1), 0.6, gain=4, floor=2.0**-124),
-    "eden(4), mse": Row(lambda: eden(4, "mse", 128), 0.15, gain=2, floor=2.0**-122),
-    "int_blocks(4)": Row(lambda: int_blocks(4), 0.2, floor=7 * 2.0**-126),
-    "int_blocks(6)": Row(lambda: int_blocks(6), 0.04, floor=31 * 2.0**-126),
-    "int_blocks(8)": Row(int_blocks, 0.01, floor=127 * 2.0**-126),
-    "nf4": Row(nf4, 0.15),
-    "cast(bf16)": Row(cast, 2**-8, range=3.3895e38),
-    "cast(f16)": Row(lambda: cast("float16"), 2**-11, floor=2.0**-25, range=65504),
-    "cast(f16, 32)": Row(lambda: cast("float16", 32), 2**-11),
-    "cast(e4m3, 32)": Row(lambda: cast("float8_e4m3fn", 32), 2**-4),
-    "cast(e5m2)": Row(lambda: cast("float8_e5m2"), 2**-3, floor=2.0**-14, range=57344),
-    "cast(e5m2, 32)": Row(lambda: cast("float8_e5m2", 32), 2**-3),
-    "nnadq": Row(nnadq, 0.05, floor=1e-2),  # one level for ranges that are not worth a bit
-    "chain": Row(lambda: chain(top_k(0.3), quantize(4)), 1.0, floor=7 * 2.0**-126),
-    "error_feedback": Row(lambda: error_feedback(chain(top_k(0.3), quantize(4))), 1.0, floor=7 * 2.0**-126),
-    "per_leaf": Row(lambda: per_leaf(otherwise=quantize(4)), 0.3, floor=7 * 2.0**-126),
+    "identity": Row(make=identity, error=0.0),
+    "top_k": Row(make=lambda: top_k(0.3), error=1.0),
+    "random_k": Row(make=lambda: random_k(0.3), error=4.0, gain=4),
+    "random_k, unscaled": Row(make=lambda: random_k(0.3, False), error=1.0),
+    "threshold": Row(make=lambda: threshold(0.5), error=1.0, floor=0.5),
+    "threshold, max": Row(make=lambda: threshold(0.5, "max"), error=0.95),
+    "threshold, rms": Row(make=lambda: threshold(0.5, "rms"), error=0.5),
+    "quantize(4)": Row(make=lambda: quantize(4), error=0.3, floor=7 * 2.0**-126),
+    "quantize(8), one bucket": Row(make=lambda: quantize(8, bucket_size=None), error=0.02, floor=127 * 2.0**-126),
+    "quantize(6), l2": Row(make=lambda: quantize(6, "l2", 32), error=0.2, gain=6, floor=32 * 2.0**-126),
+    "quantize(2), l2": Row(make=lambda: quantize(2, "l2", None), error=6.0, gain=17.4),
+    "ternary": Row(make=lambda: ternary(64), error=1.6),
+    "ternary, l2": Row(make=lambda: ternary(None, "l2"), error=6.0, gain=17.4),
+    "sign": Row(make=sign, error=1.0, floor=N * 2.0**-126),
+    "sign(64)": Row(make=lambda: sign(64), error=1.0, floor=64 * 2.0**-126),
+    "natural": Row(make=natural, error=0.5, gain=2),
+    "drive": Row(make=drive, error=1.0, gain=6, floor=2.0**-124),
+    "eden(2)": Row(make=lambda: eden(2), error=0.5, gain=4, floor=2.0**-124),
+    "eden(2), one turn": Row(make=lambda: eden(2, turns=1), error=0.6, gain=4, floor=2.0**-124),
+    "eden(4), mse": Row(make=lambda: eden(4, "mse", 128), error=0.15, gain=2, floor=2.0**-122),
+    "int_blocks(4)": Row(make=lambda: int_blocks(4), error=0.2, floor=7 * 2.0**-126),
+    "int_blocks(6)": Row(make=lambda: int_blocks(6), error=0.04, floor=31 * 2.0**-126),
+    "int_blocks(8)": Row(make=int_blocks, error=0.01, floor=127 * 2.0**-126),
+    "nf4": Row(make=nf4, error=0.15),
+    "cast(bf16)": Row(make=cast, error=2**-8, range=3.3895e38),
+    "cast(f16)": Row(make=lambda: cast("float16"), error=2**-11, floor=2.0**-25, range=65504),
+    "cast(f16, 32)": Row(make=lambda: cast("float16", 32), error=2**-11),
+    "cast(e4m3, 32)": Row(make=lambda: cast("float8_e4m3fn", 32), error=2**-4),
+    "cast(e5m2)": Row(make=lambda: cast("float8_e5m2"), error=2**-3, floor=2.0**-14, range=57344),
+    "cast(e5m2, 32)": Row(make=lambda: cast("float8_e5m2", 32), error=2**-3),
+    "nnadq": Row(make=nnadq, error=0.05, floor=1e-2),  # one level for ranges that are not worth a bit
+    "chain": Row(make=lambda: chain(top_k(0.3), quantize(4)), error=1.0, floor=7 * 2.0**-126),
+    "error_feedback": Row(make=lambda: error_feedback(chain(top_k(0.3), quantize(4))), error=1.0, floor=7 * 2.0**-126),
+    "per_leaf": Row(make=lambda: per_leaf(otherwise=quantize(4)), error=0.3, floor=7 * 2.0**-126),
     "anchored": Row(
-        lambda: anchored(int_blocks(8), int_blocks(8), 2), 0.01, gain=1.001, floor=127 * 2.0**-126
+        make=lambda: anchored(int_blocks(8), int_blocks(8), 2), error=0.01, gain=1.001, floor=127 * 2.0**-126
     ),
 }  # fmt: skip
 
@@ -135,8 +137,13 @@ def arrived(name: str) -> dict[tuple[str, str], np.ndarray]:
         tree = {"w": x}
         return channel.decode(channel.encode(channel.init(tree), tree, KEY)[0])["w"]
 
-    stacks = {dtype: jnp.stack([jnp.asarray(x) for x in messages(dtype).values()]) for dtype in DTYPES}
-    sent = jax.jit(lambda stacks: jax.tree.map(lambda x: jax.lax.map(send, x), stacks))(stacks)
+    stacks = {
+        dtype: jnp.stack([jnp.asarray(x) for x in messages(dtype).values()])
+        for dtype in DTYPES
+    }
+    sent = jax.jit(lambda stacks: jax.tree.map(lambda x: jax.lax.map(send, x), stacks))(
+        stacks
+    )
     assert all(str(sent[dtype].dtype) == dtype for dtype in DTYPES)
     return {
         (dtype, message): np.asarray(row).astype(np.float64)
@@ -162,20 +169,30 @@ def test_finite_messages_arrive_near_or_as_infinity(name, dtype):
             wrong.append(f"{message}: not finite")
             continue
         error = np.linalg.norm(sent - x)
-        spread = 1.0 if message.startswith("one") else 0.0  # a lonely entry that is not drawn, or shared by its block
+        spread = (
+            1.0 if message.startswith("one") else 0.0
+        )  # a lonely entry that is not drawn, or shared by its block
         bound = max(row.error, spread if row.error else 0) + resolution
-        bound = bound * np.linalg.norm(x) + np.sqrt(N) * (row.floor + float(jnp.finfo(dtype).smallest_normal))
+        bound = bound * np.linalg.norm(x) + np.sqrt(N) * (
+            row.floor + float(jnp.finfo(dtype).smallest_normal)
+        )
         if error > bound:
             wrong.append(f"{message}: error {error:.3g} above {bound:.3g}")
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["random_k", "natural", "quantize(2), l2", "cast(f16)", "cast(e5m2)"])
+@pytest.mark.parametrize(
+    "name", ["random_k", "natural", "quantize(2), l2", "cast(f16)", "cast(e5m2)"]
+)
 def test_an_estimate_beyond_the_type_is_infinity_and_no_number(name):
-    """Of an unbiased channel a number in its place would be a bias that nobody sees; of `cast` it is the format's."""
+    """Of an unbiased channel a number in its place would be a bias that nobody sees; of
+    `cast` it is the format's.
+    """
     for dtype in DTYPES:
         sent = arrived(name)[dtype, "all the largest"]
-        assert not np.isfinite(sent).all() or (name.startswith("cast") and dtype == "float16")
+        assert not np.isfinite(sent).all() or (
+            name.startswith("cast") and dtype == "float16"
+        )
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-15, 1e15, 1e30])

@@ -1,4 +1,6 @@
-"""Messages that are more than floats: flags, `Rows`, mixed trees; channels by leaf and by anchor; any shape and value."""
+"""Messages that are more than floats: flags, `Rows`, mixed trees; channels by leaf and
+by anchor; any shape and value.
+"""
 
 import functools
 from collections.abc import Callable
@@ -85,13 +87,18 @@ def test_flags_beside_floats_arrive_at_one_bit_each(name: str) -> None:
 
 
 def test_a_mask_takes_one_bit_a_flag() -> None:
-    tree = {"a": jnp.arange(13) % 2 == 0, "b": [jnp.ones((2, 3), bool), jnp.bool_(False)]}
+    tree = {
+        "a": jnp.arange(13) % 2 == 0,
+        "b": [jnp.ones((2, 3), bool), jnp.bool_(False)],
+    }
     sent, bits = whole_way(bernoulli_mask(), tree)
     for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(sent), strict=True):
         assert x.shape == y.shape
         np.testing.assert_array_equal(x, y)
     assert bits == 8 * 3  # 20 flags
-    with pytest.raises(TypeError, match=r"bernoulli_mask carries bool leaves only, but a is float32"):
+    with pytest.raises(
+        TypeError, match=r"bernoulli_mask carries bool leaves only, but a is float32"
+    ):
         whole_way(bernoulli_mask(), {"a": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"the leaf a of shape \(0,\) is empty"):
         whole_way(bernoulli_mask(), {"a": jnp.ones(0, bool)})
@@ -118,10 +125,14 @@ def rows(count: int, seed: int = 0) -> Rows:
     return Rows(jnp.where(jnp.arange(6)[:, None] < count, values, 0), jnp.int32(count))
 
 
-@pytest.mark.parametrize("name", [name for name in CHANNELS if name not in FIXED_LENGTH])
+@pytest.mark.parametrize(
+    "name", [name for name in CHANNELS if name not in FIXED_LENGTH]
+)
 @pytest.mark.parametrize("count", [0, 2])
 def test_rows_are_coded_and_billed_as_if_they_were_all(name: str, count: int) -> None:
-    """The same message, cut to its rows, makes the same bits and the same values (random channels: near ones)."""
+    """The same message, cut to its rows, makes the same bits and the same values
+    (random channels: near ones).
+    """
     tree = {"B": rows(count), "A": normal(4), "C": rows(3, seed=1)}
     sent, bits = compiled(name)(tree)
     assert bits.dtype == jnp.uint32
@@ -137,22 +148,31 @@ def test_rows_are_coded_and_billed_as_if_they_were_all(name: str, count: int) ->
         assert int(sent[leaf].count) == height
         assert not np.any(sent[leaf].values[height:])
         if name not in ("chain", "eden", "quantize", "ternary", "natural"):
-            np.testing.assert_allclose(sent[leaf].values[:height], alone[leaf], rtol=1e-6)
+            np.testing.assert_allclose(
+                sent[leaf].values[:height], alone[leaf], rtol=1e-6
+            )
     if name not in ("chain", "eden"):
         np.testing.assert_allclose(sent["A"], alone["A"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", FIXED_LENGTH)
 def test_channels_that_need_a_length_refuse_rows(name: str) -> None:
-    with pytest.raises(TypeError, match=r"needs to know how many entries a message has, but B is `Rows`"):
+    with pytest.raises(
+        TypeError,
+        match=r"needs to know how many entries a message has, but B is `Rows`",
+    ):
         whole_way(CHANNELS[name], {"B": rows(2)})
 
 
 def test_rows_without_a_channel_are_billed_by_count() -> None:
-    bits = lambda tree: identity().bits(tree)
+    def bits(tree):
+        return identity().bits(tree)
+
     assert int(bits({"B": rows(2), "A": normal(4)})) == 32 * (2 * 5 + 4)
     assert int(jax.jit(lambda count: bits(Rows(normal(6, 5), count)))(4)) == 32 * 20
-    many = jax.jit(jax.vmap(lambda count: bits({"B": Rows(normal(6, 5), count)})))(jnp.arange(7))
+    many = jax.jit(jax.vmap(lambda count: bits({"B": Rows(normal(6, 5), count)})))(
+        jnp.arange(7)
+    )
     assert many.tolist() == [160 * k for k in range(7)]
 
 
@@ -166,7 +186,9 @@ def test_feedback_of_rows_keeps_what_does_not_travel() -> None:
     payload, state = channel.encode(state, second, KEY)
     sent = channel.decode(payload)
     np.testing.assert_array_equal(state[0][2:], before[2:])
-    np.testing.assert_allclose(sent.values[:2] + state[0][:2], second.values[:2] + before[:2], atol=1e-6)
+    np.testing.assert_allclose(
+        sent.values[:2] + state[0][:2], second.values[:2] + before[:2], atol=1e-6
+    )
     assert not np.any(sent.values[2:])
 
 
@@ -175,7 +197,9 @@ def test_feedback_of_rows_keeps_what_does_not_travel() -> None:
 
 def test_rules_choose_by_path_and_by_leaf_in_order() -> None:
     channel = per_leaf(
-        (r"lora_A$", top_k(0.5)), (lambda path, leaf: leaf.ndim == 1 and path != "x", identity()), otherwise=sign()
+        (r"lora_A$", top_k(0.5)),
+        (lambda path, leaf: leaf.ndim == 1 and path != "x", identity()),
+        otherwise=sign(),
     )
     tree = {"q": {"lora_A": normal(4, 4), "b": normal(4)}, "x": normal(8)}
     payload, _ = channel.encode(channel.init(tree), tree, KEY)
@@ -192,7 +216,9 @@ def test_leaves_are_messages_of_their_own_or_together() -> None:
     joined, _ = whole_way(per_leaf(otherwise=top_k(0.25), together=True), tree)
     assert np.count_nonzero(apart["large"]) == np.count_nonzero(apart["small"]) == 2
     assert np.count_nonzero(joined["large"]) == 4
-    np.testing.assert_array_equal(joined["large"], whole_way(top_k(0.25), tree)[0]["large"])
+    np.testing.assert_array_equal(
+        joined["large"], whole_way(top_k(0.25), tree)[0]["large"]
+    )
 
 
 def test_per_leaf_sums_fixed_and_counted_bits_and_keeps_a_state_a_leaf() -> None:
@@ -200,14 +226,20 @@ def test_per_leaf_sums_fixed_and_counted_bits_and_keeps_a_state_a_leaf() -> None
     channel = per_leaf(("a", error_feedback(threshold(1.0))), otherwise=identity())
     payload, state = channel.encode(channel.init(tree), tree, KEY)
     k = int(np.sum(np.abs(tree["a"]) >= 1))
-    assert int(channel.bits(payload)) == 3 * 32 + 32 + 32 * k + min(64, 8 * -(-6 * k // 8))
-    np.testing.assert_array_equal(state[0][0][0], jnp.where(jnp.abs(tree["a"]) >= 1, 0, tree["a"]))
+    assert int(channel.bits(payload)) == 3 * 32 + 32 + 32 * k + min(
+        64, 8 * -(-6 * k // 8)
+    )
+    np.testing.assert_array_equal(
+        state[0][0][0], jnp.where(jnp.abs(tree["a"]) >= 1, 0, tree["a"])
+    )
 
 
 def test_errors_of_rules() -> None:
     with pytest.raises(ValueError, match=r"no rule takes the leaf 'q\.w'"):
         per_leaf(("bias", sign())).init({"q": {"w": normal(3)}})
-    with pytest.raises(TypeError, match=r"expected a regular expression or a function as rule, got 3"):
+    with pytest.raises(
+        TypeError, match=r"expected a regular expression or a function as rule, got 3"
+    ):
         per_leaf((3, sign()))
     with pytest.raises(TypeError, match=r"rule 'a': expected a channel"):
         per_leaf(("a", sign))
@@ -229,7 +261,9 @@ def test_an_anchor_is_sent_again_until_it_is_renewed() -> None:
         anchors.append(np.asarray(old))
         ages.append(int(payload.age.value))
         sent = channel.decode(payload)["w"]
-        np.testing.assert_allclose(sent, old + parts[1].decode(payload.correction)["w"], rtol=1e-6)
+        np.testing.assert_allclose(
+            sent, old + parts[1].decode(payload.correction)["w"], rtol=1e-6
+        )
         assert np.linalg.norm(sent - tree["w"]) < np.linalg.norm(old - tree["w"]) + 1e-6
     assert ages == [0, 1, 2, 0, 1, 2, 0]
     for i, j in ((0, 1), (1, 2), (3, 4), (4, 5)):
@@ -254,7 +288,11 @@ def test_an_unbiased_correction_makes_an_unbiased_downlink() -> None:
     _, state = channel.encode(channel.init(normal(20)), normal(20), KEY)
     x = normal(20, seed=5)
     keys = jax.random.split(KEY, 4000)
-    sent = np.float64(jax.jit(jax.vmap(lambda key: channel.decode(channel.encode(state, x, key)[0])))(keys))
+    sent = np.float64(
+        jax.jit(jax.vmap(lambda key: channel.decode(channel.encode(state, x, key)[0])))(
+            keys
+        )
+    )
     z = (sent.mean(axis=0) - x) / (sent.std(axis=0) / np.sqrt(4000))
     assert np.abs(z).max() < 4.5
 
@@ -267,21 +305,29 @@ def test_anchors_refuse_rows() -> None:
 
 # ---- any shape, dtype and value
 
-SHAPES = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=4)
+SHAPES = st.lists(
+    st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=4
+)
 DTYPES = st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16])
 
 
 @pytest.mark.parametrize("name", CHANNELS)
 @settings(max_examples=4, deadline=None)
 @given(shapes=SHAPES, dtype=DTYPES)
-def test_any_tree_comes_back_in_shape(name: str, shapes: list[tuple[int, ...]], dtype: Any) -> None:
-    tree = {str(i): [jax.ShapeDtypeStruct(shape, dtype)] for i, shape in enumerate(shapes)}
+def test_any_tree_comes_back_in_shape(
+    name: str, shapes: list[tuple[int, ...]], dtype: Any
+) -> None:
+    tree = {
+        str(i): [jax.ShapeDtypeStruct(shape, dtype)] for i, shape in enumerate(shapes)
+    }
     received, _ = jax.eval_shape(lambda tree: whole_way(CHANNELS[name], tree), tree)
     assert received == tree
 
 
 VALUE = st.one_of(
-    st.sampled_from([0.0, -0.0, 1e-45, -1e-40, 2.0**-126, 1e-30, 1.0, -1.0, 1e30, -1e37, 2.0**126]),
+    st.sampled_from(
+        [0.0, -0.0, 1e-45, -1e-40, 2.0**-126, 1e-30, 1.0, -1.0, 1e30, -1e37, 2.0**126]
+    ),
     st.floats(-10, 10, width=32),
 )
 BAD = st.sampled_from([float("nan"), float("inf"), float("-inf")])
@@ -298,7 +344,9 @@ def test_finite_values_stay_finite_and_near(name: str, values: list[float]) -> N
     sent = np.asarray(compiled(name)({"w": x})[0]["w"], np.float64)
     assert np.isfinite(sent).all()
     largest = np.abs(x).max()
-    bound = {"random_k": 40 / 12, "eden": 7.0, "nnadq": 2.0}.get(name, 1.0 + 1 / 3 * (name == "cast"))
+    bound = {"random_k": 40 / 12, "eden": 7.0, "nnadq": 2.0}.get(
+        name, 1.0 + 1 / 3 * (name == "cast")
+    )
     room = 2.0 if name == "natural" else bound
     assert np.all(np.abs(sent) <= room * largest * (1 + 1e-5) + 2e-38)
 
@@ -306,8 +354,12 @@ def test_finite_values_stay_finite_and_near(name: str, values: list[float]) -> N
 @pytest.mark.parametrize("name", CHANNELS)
 @settings(max_examples=20, deadline=None)
 @given(place=st.integers(0, N - 1), bad=BAD, other=BAD)
-def test_bad_values_are_seen_wherever_they_are(name: str, place: int, bad: float, other: float) -> None:
+def test_bad_values_are_seen_wherever_they_are(
+    name: str, place: int, bad: float, other: float
+) -> None:
     x = np.array(normal(N))
     x[place], x[(place + 7) % N] = bad, other
     sent = np.asarray(compiled(name)({"w": x})[0]["w"])
-    assert not np.isfinite(sent).all() or (name == "random_k" and np.isinf(bad) and np.isinf(other))
+    assert not np.isfinite(sent).all() or (
+        name == "random_k" and np.isinf(bad) and np.isinf(other)
+    )

@@ -1,4 +1,6 @@
-"""No bad value passes in silence where XLA optimises, which it does not in the other tests; see conftest.py."""
+"""No bad value passes in silence where XLA optimises, which it does not in the other
+tests; see conftest.py.
+"""
 
 import os
 import subprocess
@@ -51,9 +53,16 @@ for name, way in {name: through(channel) for name, channel in CHANNELS.items()}.
 
 
 def test_no_bad_value_passes_in_silence():
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
+    }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", PROGRAM],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

@@ -51,7 +51,11 @@ def run(problem, rounds=ROUNDS, **how):
 
 
 def close(row, a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=row.rtol, atol=row.atol), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=row.rtol, atol=row.atol),
+        a,
+        b,
+    )
 
 
 def equal(a, b):
@@ -59,8 +63,12 @@ def equal(a, b):
 
 
 def _plain(tree):
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)
+    def is_key(x):
+        return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+    return jax.tree.map(
+        lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree
+    )
 
 
 def test_state_is_stable(method):
@@ -84,12 +92,19 @@ def test_one_client_is_centralised_training(method):
 
 def places(ids, capacity):
     """What the sampler below draws; places beyond the ids hold some that must not be read."""
-    return jnp.array([*ids, *[10_000] * (capacity - len(ids))], jnp.int32), jnp.int32(len(ids))
+    return jnp.array([*ids, *[10_000] * (capacity - len(ids))], jnp.int32), jnp.int32(
+        len(ids)
+    )
 
 
 def fixed(ids, capacity):
-    """These clients every round, in this order; they are its state, so that others need no other program."""
-    draw = lambda state, key: (*state, state)
+    """These clients every round, in this order; they are its state, so that others need
+    no other program.
+    """
+
+    def draw(state, key):
+        return (*state, state)
+
     return Sampler(init=lambda: places(ids, capacity), draw=draw, capacity=capacity)
 
 
@@ -105,25 +120,39 @@ def test_padded_empty_and_permuted_clients_change_nothing(method):
     close(method.row, state.delta, expected.delta)
     np.testing.assert_array_equal(also["uplink_bytes"], seen["uplink_bytes"])
     permuted = places([len(more) - 1, 5, 3, 0], 6)  # one without examples among them
-    if method.problem.algorithm.sampler is not None:  # it keeps the state of the one above in front of its own
+    if (
+        method.problem.algorithm.sampler is not None
+    ):  # it keeps the state of the one above in front of its own
         permuted = (permuted, *start.rounds.sampler[1:])
-    state, _ = padded.run(replace(start, rounds=start.rounds._replace(sampler=permuted)), ROUNDS)
+    state, _ = padded.run(
+        replace(start, rounds=start.rounds._replace(sampler=permuted)), ROUNDS
+    )
     close(method.row, state.delta, expected.delta)
 
 
 LAYOUTS = [
     {"devices": 2, "block_size": 2},
-    {"devices": 4, "uplink": channels.identity(), "downlink": channels.identity()},  # as good as no channels
+    {
+        "devices": 4,
+        "uplink": channels.identity(),
+        "downlink": channels.identity(),
+    },  # as good as no channels
 ]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["two devices, blocks of two", "four devices, identity channels"])
+@pytest.mark.parametrize(
+    "layout",
+    LAYOUTS,
+    ids=["two devices, blocks of two", "four devices, identity channels"],
+)
 def test_blocks_devices_and_identity_channels_agree(method, layout):
     other, same = run(method.problem, **layout)
     close(method.row, other.delta, method.state.delta)
     close(method.row, other.rounds.clients, method.state.rounds.clients)
     np.testing.assert_array_equal(same["uplink_bytes"], method.metrics["uplink_bytes"])
-    np.testing.assert_array_equal(same["downlink_bytes"], method.metrics["downlink_bytes"])
+    np.testing.assert_array_equal(
+        same["downlink_bytes"], method.metrics["downlink_bytes"]
+    )
 
 
 def test_checkpoint_goes_on_bit_for_bit(method, tmp_path):
@@ -131,7 +160,9 @@ def test_checkpoint_goes_on_bit_for_bit(method, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(method.state.round, method.state)
     checkpoints.close()
-    again, _ = method.simulator.run(Checkpoints(tmp_path).restore(method.state.round, method.start), 1)
+    again, _ = method.simulator.run(
+        Checkpoints(tmp_path).restore(method.state.round, method.start), 1
+    )
     equal(again.rounds, onward.rounds)
 
 
@@ -155,9 +186,14 @@ def test_another_seed_and_other_data_cost_no_compile(method):
     one = method.simulator
     count = one.programs.fused._cache_size()
     one.run(one.init(method.problem.delta, seed=11), 1)
-    turned = [jax.tree.map(lambda x: np.asarray(x)[::-1], client) for client in method.problem.clients]
+    turned = [
+        jax.tree.map(lambda x: np.asarray(x)[::-1], client)
+        for client in method.problem.clients
+    ]
     other = one.with_population(ffm.Population.from_clients(turned))
     state, _ = other.run(other.init(method.problem.delta), 1)
-    assert one.programs.fused._cache_size() == other.programs.fused._cache_size() == count
+    assert (
+        one.programs.fused._cache_size() == other.programs.fused._cache_size() == count
+    )
     fresh, _ = run(method.problem, rounds=1, clients=turned)
     equal(state.rounds, fresh.rounds)

@@ -1,4 +1,6 @@
-"""What every method promises about the task that it is given: its losses are looked at, and its weights count."""
+"""What every method promises about the task that it is given: its losses are looked at,
+and its weights count.
+"""
 
 import importlib
 import pkgutil
@@ -21,7 +23,9 @@ ROUNDS = 2
 
 
 def problem_of(name: str, monkeypatch, change, weight=None):
-    """The row's problem, its losses changed by `change(losses)` and its examples weighed by `weight(batch)`."""
+    """The row's problem, its losses changed by `change(losses)` and its examples
+    weighed by `weight(batch)`.
+    """
     plain = split_problem.split(0.0)  # noise would differ from row to row
 
     def make_task(loss):
@@ -45,7 +49,9 @@ def problem_of(name: str, monkeypatch, change, weight=None):
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_losses_of_another_shape_are_refused(name, monkeypatch):
-    """A column would broadcast to a square against the mask; other shapes are in tests/engine/test_losses.py."""
+    """A column would broadcast to a square against the mask; other shapes are in
+    tests/engine/test_losses.py.
+    """
     problem = problem_of(name, monkeypatch, lambda losses: losses[:, None])
     one = simulator(problem)
 
@@ -68,12 +74,23 @@ def test_there_are_weights_to_be_seen():
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_an_example_of_weight_w_counts_as_one_held_w_times(name, monkeypatch):
-    """Full batches: the weighted population and the one that repeats its rows train the same delta. The methods' own
-    training loops, the LoRA rules', the two of nested widths and FedKSeed's, FedBERT's heads and distillation's."""
-    weighted = problem_of(name, monkeypatch, lambda losses: losses, lambda batch: batch["times"])
-    clients = [{name: array[:2] for name, array in client.items()} for client in weighted.clients]
-    counts = [times(k, len(next(iter(client.values())))) for k, client in enumerate(clients)]
-    by_weight = [client | {"times": count.astype(np.float32)} for client, count in zip(clients, counts, strict=True)]
+    """Full batches: the weighted population and the one that repeats its rows train the
+    same delta. The methods' own training loops, the LoRA rules', the two of nested
+    widths and FedKSeed's, FedBERT's heads and distillation's."""
+    weighted = problem_of(
+        name, monkeypatch, lambda losses: losses, lambda batch: batch["times"]
+    )
+    clients = [
+        {name: array[:2] for name, array in client.items()}
+        for client in weighted.clients
+    ]
+    counts = [
+        times(k, len(next(iter(client.values())))) for k, client in enumerate(clients)
+    ]
+    by_weight = [
+        client | {"times": count.astype(np.float32)}
+        for client, count in zip(clients, counts, strict=True)
+    ]
     repeated = [
         {name: np.repeat(array, count, axis=0) for name, array in client.items()}
         for client, count in zip(clients, counts, strict=True)
@@ -82,7 +99,10 @@ def test_an_example_of_weight_w_counts_as_one_held_w_times(name, monkeypatch):
     monkeypatch.undo()
     plain = problem_of(name, monkeypatch, lambda losses: losses)
     row = ROWS[name]
-    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=row.rtol, atol=row.atol)
+
+    def close(x, y):
+        return np.testing.assert_allclose(x, y, rtol=row.rtol, atol=row.atol)
+
     jax.tree.map(close, found, trained(plain, repeated))
 
 

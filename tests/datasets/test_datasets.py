@@ -48,8 +48,13 @@ def test_a_domain_before_dropping_has_the_counts_of_the_readme(domain: str) -> N
     n_rows, n_groups, share = README[domain]
     assert len(sentences) == n_rows
     assert len({sentence.group for sentence in sentences}) == n_groups
-    assert np.mean([sentence.rating > 0 for sentence in sentences]) == pytest.approx(share, abs=0.01)
-    assert all(-4.0 <= sentence.rating <= 4.0 and sentence.text.strip() for sentence in sentences)
+    assert np.mean([sentence.rating > 0 for sentence in sentences]) == pytest.approx(
+        share, abs=0.01
+    )
+    assert all(
+        -4.0 <= sentence.rating <= 4.0 and sentence.text.strip()
+        for sentence in sentences
+    )
 
 
 def test_an_unknown_domain_is_an_error() -> None:
@@ -69,7 +74,9 @@ def test_every_dropped_sentence_is_counted(sentiment: Table) -> None:
 
 
 def test_kept_rows_are_the_first_of_each_text_in_file_order(sentiment: Table) -> None:
-    signed = [s for domain in SOURCES for s in read_sentences(domain) if s.rating != 0.0]
+    signed = [
+        s for domain in SOURCES for s in read_sentences(domain) if s.rating != 0.0
+    ]
     labels: dict[str, set[bool]] = {}
     for sentence in signed:
         labels.setdefault(duplicate_key(sentence.text), set()).add(sentence.rating > 0)
@@ -88,7 +95,9 @@ def test_sentiment_columns_have_the_promised_types(sentiment: Table) -> None:
     assert sentiment["label"].dtype == np.int32
     assert sentiment["rating"].dtype == np.float32
     assert set(sentiment["domain"].tolist()) == set(README)
-    np.testing.assert_array_equal(sentiment["label"], (sentiment["rating"] > 0).astype(np.int32))
+    np.testing.assert_array_equal(
+        sentiment["label"], (sentiment["rating"] > 0).astype(np.int32)
+    )
     assert (sentiment["rating"] != 0).all()
 
 
@@ -100,8 +109,14 @@ def test_a_group_lies_in_one_domain(sentiment: Table) -> None:
 def test_entities_are_decoded_and_none_is_left(sentiment: Table) -> None:
     texts = sentiment["text"].tolist()
     assert any("last night & the love was so strong" in text for text in texts)
-    assert any("conveniently, lying on bed & phone" in text for text in texts)  # escaped twice in the file
-    assert not any(entity in text for text in texts for entity in ("&amp;", "&lt;", "&gt;", "&#38;"))
+    assert any(
+        "conveniently, lying on bed & phone" in text for text in texts
+    )  # escaped twice in the file
+    assert not any(
+        entity in text
+        for text in texts
+        for entity in ("&amp;", "&lt;", "&gt;", "&#38;")
+    )
 
 
 def test_no_text_occurs_in_two_splits(sentiment: Table) -> None:
@@ -112,14 +127,20 @@ def test_no_text_occurs_in_two_splits(sentiment: Table) -> None:
         strata=sentiment["domain"],
     )
     assert_disjoint(**splits)
-    keys = [{duplicate_key(text) for text in sentiment["text"][rows]} for rows in splits.values()]
+    keys = [
+        {duplicate_key(text) for text in sentiment["text"][rows]}
+        for rows in splits.values()
+    ]
     groups = [set(sentiment["group"][rows].tolist()) for rows in splits.values()]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert not keys[first] & keys[second]
         assert not groups[first] & groups[second]
     for domain in README:
         n_rows = np.sum(sentiment["domain"] == domain)
-        shares = [np.sum(sentiment["domain"][rows] == domain) / n_rows for rows in splits.values()]
+        shares = [
+            np.sum(sentiment["domain"][rows] == domain) / n_rows
+            for rows in splits.values()
+        ]
         assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
 
 
@@ -132,7 +153,9 @@ def test_shakespeare_has_the_counts_of_the_readme(shakespeare: Table) -> None:
     assert speeches.min() == 2
 
 
-def test_shakespeare_restores_line_breaks_and_keeps_the_order(shakespeare: Table) -> None:
+def test_shakespeare_restores_line_breaks_and_keeps_the_order(
+    shakespeare: Table,
+) -> None:
     assert shakespeare["client"][:3].tolist() == [
         f"alls_well_that_ends_well/{role}" for role in ("COUNTESS", "BERTRAM", "LAFEU")
     ]
@@ -146,25 +169,42 @@ def test_shakespeare_restores_line_breaks_and_keeps_the_order(shakespeare: Table
     assert sum(first != second for first, second in itertools.pairwise(plays)) == 35
 
 
-def test_provenance_says_where_the_rows_come_from(sentiment: Table, shakespeare: Table) -> None:
+def test_provenance_says_where_the_rows_come_from(
+    sentiment: Table, shakespeare: Table
+) -> None:
     for table, licence in ((sentiment, "MIT"), (shakespeare, "CC BY 2.5")):
         provenance = table.provenance
-        assert {"name", "kind", "citation", "licence", "sha256", "rows", "dropped"} == set(provenance)
+        assert {
+            "name",
+            "kind",
+            "citation",
+            "licence",
+            "sha256",
+            "rows",
+            "dropped",
+        } == set(provenance)
         assert provenance["kind"] == "real"
         assert licence in provenance["licence"]
         folder = table_module.FILES_ROOT / provenance["name"]
         assert (folder / "README.md").is_file()
-    assert "Permission is hereby granted" in (table_module.FILES_ROOT / "vader_icwsm2014" / "LICENSE").read_text(
-        encoding="utf-8"
-    )
+    assert "Permission is hereby granted" in (
+        table_module.FILES_ROOT / "vader_icwsm2014" / "LICENSE"
+    ).read_text(encoding="utf-8")
 
 
 def test_combined_hash_is_that_of_the_sha256sum_listing(sentiment: Table) -> None:
     lines = []
     for source in SOURCES.values():
-        packed = (table_module.FILES_ROOT / source.folder / f"{source.name}.xz").read_bytes()
-        lines.append(f"{hashlib.sha256(lzma.decompress(packed)).hexdigest()}  {source.name}\n")
-    assert sentiment.provenance["sha256"] == hashlib.sha256("".join(lines).encode()).hexdigest()
+        packed = (
+            table_module.FILES_ROOT / source.folder / f"{source.name}.xz"
+        ).read_bytes()
+        lines.append(
+            f"{hashlib.sha256(lzma.decompress(packed)).hexdigest()}  {source.name}\n"
+        )
+    assert (
+        sentiment.provenance["sha256"]
+        == hashlib.sha256("".join(lines).encode()).hexdigest()
+    )
 
 
 def test_a_changed_file_is_refused(files_copy: Path) -> None:
@@ -193,7 +233,10 @@ def test_a_damaged_or_missing_file_is_refused(files_copy: Path, damage: str) -> 
         path.write_bytes(packed)
     else:
         path.write_bytes(packed[: len(packed) // 2] if damage == "cut" else b"")
-    with pytest.raises(DataFileError, match=r"speeches\.tsv\.xz: expected sha256 552ec1.*reinstall fedjax_fm"):
+    with pytest.raises(
+        DataFileError,
+        match=r"speeches\.tsv\.xz: expected sha256 552ec1.*reinstall fedjax_fm",
+    ):
         load_shakespeare()
 
 
@@ -205,7 +248,9 @@ def make_table() -> Table:
 
 
 def test_an_unknown_column_names_the_columns_and_the_nearest() -> None:
-    with pytest.raises(KeyError, match=r"'lable'.*\['text', 'label'\].*did you mean 'label'"):
+    with pytest.raises(
+        KeyError, match=r"'lable'.*\['text', 'label'\].*did you mean 'label'"
+    ):
         make_table()["lable"]
     with pytest.raises(KeyError) as error:
         make_table()["zzz"]
@@ -237,7 +282,13 @@ def test_a_table_cannot_be_edited_and_leaves_the_callers_array_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "columns", [{}, {"a": np.zeros(2), "b": np.zeros(3)}, {"a": np.zeros((2, 2))}, {"a": np.array(1.0)}]
+    "columns",
+    [
+        {},
+        {"a": np.zeros(2), "b": np.zeros(3)},
+        {"a": np.zeros((2, 2))},
+        {"a": np.array(1.0)},
+    ],
 )
 def test_columns_of_other_shapes_are_refused(columns: dict[str, np.ndarray]) -> None:
     with pytest.raises(ValueError, match="expected"):

@@ -1,4 +1,6 @@
-"""Rounds of several exchanges: some clients only, a part for each, again and again; and bytes that the data decide."""
+"""Rounds of several exchanges: some clients only, a part for each, again and again; and
+bytes that the data decide.
+"""
 
 from typing import NamedTuple
 
@@ -12,7 +14,15 @@ import fedjax_fm as ffm
 from fedjax_fm import channels
 from fedjax_fm.algorithms import weighted_mean
 from fedjax_fm.engine.parts import digits, of_digits
-from fedjax_fm.types import Algorithm, Batches, Channel, ClientOutput, Exchange, Free, Repeat
+from fedjax_fm.types import (
+    Algorithm,
+    Batches,
+    Channel,
+    ClientOutput,
+    Exchange,
+    Free,
+    Repeat,
+)
 
 N = len(SIZES)
 LAYOUTS = [
@@ -31,9 +41,12 @@ class State(NamedTuple):
 def whole_gradient(delta, backbone, data):
     """Of a client whose data fit one batch."""
     batch, mask = data.batch(data.repeat)
-    return jax.grad(lambda d: jnp.sum(jnp.where(mask, mlp_loss(d, backbone, batch, None)[0], 0)) / data.n_examples)(
-        delta
-    )
+    return jax.grad(
+        lambda d: (
+            jnp.sum(jnp.where(mask, mlp_loss(d, backbone, batch, None)[0], 0))
+            / data.n_examples
+        )
+    )(delta)
 
 
 def descent(rate, takes=None, seen=None):
@@ -42,22 +55,41 @@ def descent(rate, takes=None, seen=None):
     def client(backbone, message):
         def one(delta, state, data, key):
             count = jnp.float32(data.n_examples)
-            metrics = {"count": (count, jnp.float32(1)), **({"seen": seen(data, key)} if seen else {})}
-            return ClientOutput(whole_gradient(delta, backbone, data), count, state + 1, metrics)
+            metrics = {
+                "count": (count, jnp.float32(1)),
+                **({"seen": seen(data, key)} if seen else {}),
+            }
+            return ClientOutput(
+                upload=whole_gradient(delta, backbone, data),
+                weight=count,
+                state=state + 1,
+                metrics=metrics,
+            )
 
         return one
 
     def server(state, aggregate, key):
-        return State(jax.tree.map(lambda w, g: w - rate * g, state.delta, aggregate.value)), {}
+        return State(
+            jax.tree.map(lambda w, g: w - rate * g, state.delta, aggregate.value)
+        ), {}
 
     return Exchange(
-        lambda state: state.delta, client, server, weighted_mean(), Batches(max(SIZES), steps=1), takes=takes
+        broadcast=lambda state: state.delta,
+        client=client,
+        server=server,
+        reduce=weighted_mean(),
+        batches=Batches(max(SIZES), steps=1),
+        takes=takes,
     )
 
 
 def simulator(exchanges, uplink=None, **how):
     delta, backbone = make_trees()
-    algorithm = Algorithm(lambda delta, key, setting: State(delta), tuple(exchanges), lambda delta, key: jnp.int32(0))
+    algorithm = Algorithm(
+        init=lambda delta, key, setting: State(delta),
+        exchanges=tuple(exchanges),
+        client_init=lambda delta, key: jnp.int32(0),
+    )
     population = ffm.Population.from_clients(make_clients())
     how = {"cohort_size": N, "sampler": everyone(N), "uplink": uplink} | how
     return ffm.Simulator(algorithm, population, backbone=backbone, **how), delta
@@ -76,7 +108,9 @@ def by_hand(delta, groups, rate):
         total = jax.tree.map(jnp.zeros_like, delta)
         for k in group:
             batch = jax.tree.map(jnp.asarray, clients[k])
-            gradient = jax.grad(lambda d, batch=batch: jnp.sum(mlp_loss(d, backbone, batch, None)[0]))(delta)
+            gradient = jax.grad(
+                lambda d, batch=batch: jnp.sum(mlp_loss(d, backbone, batch, None)[0])
+            )(delta)
             total = jax.tree.map(jnp.add, total, gradient)
         n = sum(SIZES[k] for k in group)
         delta = jax.tree.map(lambda w, g, n=n: w - rate * g / n, delta, total)
@@ -84,16 +118,24 @@ def by_hand(delta, groups, rate):
 
 
 def close(a, b, rtol=2e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), a, b
+    )
 
 
-ODD = lambda message, client, key: client % 2 == 1
-LARGE = lambda message, client, key: client >= 6
+def odd(message, client, key):
+    return client % 2 == 1
+
+
+def large(message, client, key):
+    return client >= 6
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_only_those_who_take_an_exchange_are_computed(layout):
-    state, metrics = run([descent(0.1, ODD), descent(0.2, LARGE), descent(0.05)], **layout)
+    state, metrics = run(
+        [descent(0.1, odd), descent(0.2, large), descent(0.05)], **layout
+    )
     groups = [[1, 3, 5, 7], [6, 7], range(N)]
     delta, _ = make_trees()
     for group, rate in zip(groups, (0.1, 0.2, 0.05), strict=True):
@@ -106,11 +148,15 @@ def test_only_those_who_take_an_exchange_are_computed(layout):
     assert metrics["clients"] == N
     assert metrics["examples"] == sum(SIZES)
     # A metric that several exchanges report is the mean over all reports.
-    assert metrics["count"] == pytest.approx(sum(SIZES[k] for g in groups for k in g) / 14)
+    assert metrics["count"] == pytest.approx(
+        sum(SIZES[k] for g in groups for k in g) / 14
+    )
 
 
 def test_those_who_take_nothing_do_not_count():
-    state, metrics = run([descent(0.1, ODD), descent(0.2, LARGE)], devices=2, block_size=2)
+    state, metrics = run(
+        [descent(0.1, odd), descent(0.2, large)], devices=2, block_size=2
+    )
     assert metrics["clients"] == 5
     assert metrics["examples"] == sum(SIZES[k] for k in (1, 3, 5, 6, 7))
     assert state.rounds.clients.tolist() == [0, 1, 0, 1, 0, 1, 1, 2]
@@ -124,7 +170,7 @@ def test_blocks_of_others_cost_nothing():
         jax.debug.callback(lambda k: calls.append(int(k)), data.id)
         return jnp.float32(0), jnp.float32(1)
 
-    state, _ = run([descent(0.1, LARGE, seen)], devices=2, block_size=1)
+    state, _ = run([descent(0.1, large, seen)], devices=2, block_size=1)
     jax.block_until_ready(state.delta)
     jax.effects_barrier()
     assert sorted(set(calls)) == [6, 7]
@@ -132,7 +178,7 @@ def test_blocks_of_others_cost_nothing():
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
 def test_repeat_is_as_many_rounds(layout):
-    state, metrics = run([Repeat(3, (descent(0.1), descent(0.2, ODD)))], **layout)
+    state, metrics = run([Repeat(3, (descent(0.1), descent(0.2, odd)))], **layout)
     delta, _ = make_trees()
     for _ in range(3):
         delta = by_hand(by_hand(delta, [range(N)], 0.1), [[1, 3, 5, 7]], 0.2)
@@ -169,22 +215,33 @@ def test_each_passage_draws_anew_and_shuffles_stay():
     def one_batch(backbone, message):
         def one(delta, state, data, key):
             batch, mask = data.batch(data.repeat)
-            return ClientOutput({"seen": jnp.sum(jnp.where(mask, batch["y"], 0))}, jnp.float32(1))
+            return ClientOutput(
+                upload={"seen": jnp.sum(jnp.where(mask, batch["y"], 0))},
+                weight=jnp.float32(1),
+            )
 
         return one
 
     exchange = Exchange(
         broadcast=lambda state: Free(()),
         client=one_batch,
-        server=lambda state, aggregate, key: (State({"seen": state.delta["seen"] + aggregate.value["seen"]}), {}),
+        server=lambda state, aggregate, key: (
+            State({"seen": state.delta["seen"] + aggregate.value["seen"]}),
+            {},
+        ),
         reduce=weighted_mean(),
         batches=Batches(batch_size, steps=1),
     )
-    algorithm = Algorithm(lambda delta, key, setting: State(delta), (Repeat(4, (exchange,)),))
+    algorithm = Algorithm(
+        init=lambda delta, key, setting: State(delta),
+        exchanges=(Repeat(4, (exchange,)),),
+    )
     clients = make_clients(sizes=sizes)
     one = ffm.Simulator(algorithm, ffm.Population.from_clients(clients), cohort_size=4)
     state, metrics = one.run(one.init({"seen": jnp.float32(0)}), 1)
-    assert state.delta["seen"] == pytest.approx(np.mean([c["y"].sum() for c in clients]), rel=1e-5)
+    assert state.delta["seen"] == pytest.approx(
+        np.mean([c["y"].sum() for c in clients]), rel=1e-5
+    )
     assert metrics["downlink_bytes"] == 0
 
 
@@ -195,7 +252,10 @@ class Versions(NamedTuple):
 def versions(address):
     def client(backbone, message):
         def one(mine, state, data, key):
-            return ClientOutput({"got": mine["row"].sum() + 0.0 * mine["number"]}, jnp.float32(1))
+            return ClientOutput(
+                upload={"got": mine["row"].sum() + 0.0 * mine["number"]},
+                weight=jnp.float32(1),
+            )
 
         return one
 
@@ -207,25 +267,40 @@ def versions(address):
         batches=Batches(4, steps=1),
         address=address,
     )
-    return Algorithm(lambda delta, key, setting: Versions(delta), (exchange,))
+    return Algorithm(
+        init=lambda delta, key, setting: Versions(delta), exchanges=(exchange,)
+    )
 
 
 def test_an_address_is_what_its_client_gets_and_pays_for():
-    address = lambda message, state, client: {"row": message["rows"][client % 3], "number": Free(jnp.float32(client))}
+    def address(message, state, client):
+        return {"row": message["rows"][client % 3], "number": Free(jnp.float32(client))}
+
     table = jnp.arange(15.0).reshape(3, 5)
     population = ffm.Population.from_clients(make_clients())
-    one = ffm.Simulator(versions(address), population, cohort_size=N, sampler=everyone(N))
+    one = ffm.Simulator(
+        versions(address), population, cohort_size=N, sampler=everyone(N)
+    )
     _, metrics = one.run(one.init(table), 1)
     assert metrics["downlink_bytes"] == N * 5 * 4
-    assert metrics["got"] == pytest.approx(np.mean([table[k % 3].sum() for k in range(N)]))
+    assert metrics["got"] == pytest.approx(
+        np.mean([table[k % 3].sum() for k in range(N)])
+    )
     with pytest.raises(ValueError, match="give downlink=None"):
-        ffm.Simulator(versions(address), population, cohort_size=N, downlink=channels.quantize(4)).init(table)
+        ffm.Simulator(
+            versions(address), population, cohort_size=N, downlink=channels.quantize(4)
+        ).init(table)
 
 
 def by_the_data() -> Channel:
     """Sends the positive entries only, as if they had been packed."""
     plain = channels.identity()
-    bits = lambda payload: sum(32 * jnp.sum(x > 0, dtype=jnp.uint32) for x in jax.tree.leaves(payload))
+
+    def bits(payload):
+        return sum(
+            32 * jnp.sum(x > 0, dtype=jnp.uint32) for x in jax.tree.leaves(payload)
+        )
+
     return plain._replace(bits=bits)
 
 
@@ -235,24 +310,45 @@ def test_bytes_that_the_data_decide_are_counted(layout):
     expected = 0
     for client in make_clients():
         batch = jax.tree.map(jnp.asarray, client)
-        gradient = jax.grad(lambda d, batch=batch: jnp.mean(mlp_loss(d, backbone, batch, None)[0]))(delta)
+        gradient = jax.grad(
+            lambda d, batch=batch: jnp.mean(mlp_loss(d, backbone, batch, None)[0])
+        )(delta)
         expected += 4 * sum(int((x > 0).sum()) for x in jax.tree.leaves(gradient))
-    one, delta = simulator([descent(0.1)], by_the_data(), downlink=by_the_data(), **layout)
+    one, delta = simulator(
+        [descent(0.1)], by_the_data(), downlink=by_the_data(), **layout
+    )
     _, metrics = one.run(one.init(delta), 1)
     assert metrics["uplink_bytes"] == expected
-    assert metrics["downlink_bytes"] == N * 4 * sum(int((x > 0).sum()) for x in jax.tree.leaves(delta))
+    assert metrics["downlink_bytes"] == N * 4 * sum(
+        int((x > 0).sum()) for x in jax.tree.leaves(delta)
+    )
     assert "at most" in repr(one)
 
 
 def silence():
     """An exchange in which nothing travels."""
-    client = lambda backbone, message: lambda mine, state, data, key: ClientOutput((), jnp.float32(1), state)
-    server = lambda state, aggregate, key: (state, {})
-    return Exchange(lambda state: Free(state.delta), client, server, weighted_mean(), Batches(max(SIZES), steps=1))
+
+    def client(backbone, message):
+        return lambda mine, state, data, key: ClientOutput(
+            upload=(), weight=jnp.float32(1), state=state
+        )
+
+    def server(state, aggregate, key):
+        return (state, {})
+
+    return Exchange(
+        broadcast=lambda state: Free(state.delta),
+        client=client,
+        server=server,
+        reduce=weighted_mean(),
+        batches=Batches(max(SIZES), steps=1),
+    )
 
 
 @pytest.mark.parametrize(
-    "channel", [lambda: channels.error_feedback(channels.top_k(0.5)), by_the_data], ids=["lossy", "by the data"]
+    "channel",
+    [lambda: channels.error_feedback(channels.top_k(0.5)), by_the_data],
+    ids=["lossy", "by the data"],
 )
 def test_what_sends_nothing_passes_no_channel(channel):
     """A lossy channel has nothing to select from; the other exchange goes as it goes by itself."""
@@ -277,11 +373,17 @@ def test_a_round_that_goes_wrong_in_a_later_exchange_leaves_no_trace():
     def broken(backbone, message):
         def one(delta, state, data, key):
             bad = jnp.where(data.id == 3, jnp.nan, 1.0)
-            return ClientOutput(jax.tree.map(lambda x: x * bad, delta), jnp.float32(1), state + 10)
+            return ClientOutput(
+                upload=jax.tree.map(lambda x: x * bad, delta),
+                weight=jnp.float32(1),
+                state=state + 10,
+            )
 
         return one
 
-    one, delta = simulator([descent(0.1), descent(0.1)._replace(client=broken)], devices=2, block_size=2)
+    one, delta = simulator(
+        [descent(0.1), descent(0.1)._replace(client=broken)], devices=2, block_size=2
+    )
     start = one.init(delta)
     with pytest.raises(ffm.NonFiniteClient, match="client 3") as error:
         one.run(start, 2)
@@ -289,8 +391,10 @@ def test_a_round_that_goes_wrong_in_a_later_exchange_leaves_no_trace():
 
 
 def test_spilled_states_pass_through_several_exchanges():
-    exchanges = [descent(0.1, ODD), Repeat(2, (descent(0.2),))]
+    exchanges = [descent(0.1, odd), Repeat(2, (descent(0.2),))]
     expected, _ = run(exchanges, rounds=2, devices=1)
     spilled, _ = run(exchanges, rounds=2, states="host", data="host", devices=2)
     close(spilled.delta, expected.delta)
-    np.testing.assert_array_equal(spilled.rounds.clients.rows[0], expected.rounds.clients)
+    np.testing.assert_array_equal(
+        spilled.rounds.clients.rows[0], expected.rounds.clients
+    )

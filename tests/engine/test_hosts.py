@@ -1,4 +1,6 @@
-"""Two processes that talk over gloo, as two hosts of a pod would: the same program, the same numbers."""
+"""Two processes that talk over gloo, as two hosts of a pod would: the same program, the
+same numbers.
+"""
 
 import json
 import os
@@ -38,11 +40,15 @@ def hosts(n_hosts: int) -> list[dict]:
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(HELPERS)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", HOST, str(number), str(n_hosts), str(port)], env=environment, cwd=HELPERS,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", HOST, str(number), str(n_hosts), str(port)],
+            env=environment,
+            cwd=HELPERS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for number in range(n_hosts)
-    ]  # fmt: skip
+    ]
     try:
         answers = [process.communicate(timeout=240) for process in started]
     finally:

@@ -21,19 +21,33 @@ def analysis(block_size: int, cohort: int = CLIENTS):
             w, a, b = weights
             return jnp.tanh(x @ w + (x @ a) @ b), None
 
-        out, _ = jax.lax.scan(layer, batch["x"], (backbone["w"], delta["a"], delta["b"]))
+        out, _ = jax.lax.scan(
+            layer, batch["x"], (backbone["w"], delta["a"], delta["b"])
+        )
         return jnp.mean((out - batch["y"]) ** 2, axis=1), {}
 
     x = np.zeros((CLIENTS * 2, WIDTH), np.float32)
-    population = ffm.Population.from_arrays({"x": x, "y": x}, 2 * np.arange(CLIENTS + 1))
+    population = ffm.Population.from_arrays(
+        {"x": x, "y": x}, 2 * np.arange(CLIENTS + 1)
+    )
     algorithm = ffm.fedavg(ffm.Task(loss), optax.sgd(0.1), local_steps=2, batch_size=2)
     backbone = {"w": np.zeros((LAYERS, WIDTH, WIDTH), np.float32)}
-    delta = {"a": jnp.ones((LAYERS, WIDTH, RANK)), "b": jnp.zeros((LAYERS, RANK, WIDTH))}
+    delta = {
+        "a": jnp.ones((LAYERS, WIDTH, RANK)),
+        "b": jnp.zeros((LAYERS, RANK, WIDTH)),
+    }
     simulator = ffm.Simulator(
-        algorithm, population, backbone=backbone, cohort_size=cohort, devices=1, block_size=block_size
+        algorithm,
+        population,
+        backbone=backbone,
+        cohort_size=cohort,
+        devices=1,
+        block_size=block_size,
     )
     state = simulator.init(delta)
-    step = simulator.programs.fused.lower(state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
+    step = simulator.programs.fused.lower(
+        state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key
+    )
     return step.compile().memory_analysis()
 
 
@@ -43,9 +57,13 @@ def test_the_backbone_once_plus_a_block_of_deltas(block_size):
     data = 2 * 4 * CLIENTS * 2 * WIDTH
     # Operands: the backbone once, the data once, a server state.
     assert found.argument_size_in_bytes < BACKBONE + data + 3 * DELTA
-    # Scratch: some copies of a block's deltas and activations and of the sums, no second backbone, no 256 deltas.
+    # Scratch: some copies of a block's deltas and activations and of the sums, no
+    # second backbone, no 256 deltas.
     activations = 4 * LAYERS * 2 * WIDTH
-    assert found.temp_size_in_bytes < 6 * block_size * (DELTA + activations) + 6 * DELTA + BACKBONE // LAYERS
+    assert (
+        found.temp_size_in_bytes
+        < 6 * block_size * (DELTA + activations) + 6 * DELTA + BACKBONE // LAYERS
+    )
     assert found.temp_size_in_bytes < CLIENTS * DELTA / 2
 
 
@@ -58,18 +76,33 @@ def wide_activations(memory):
     """A tiny delta, so that the rule takes many clients at once, and large activations."""
 
     def loss(delta, backbone, batch, key):
-        hidden = jnp.tanh(batch["x"][:, :, None] * backbone["w"] + delta["b"])  # [B, 64, 256]
+        hidden = jnp.tanh(
+            batch["x"][:, :, None] * backbone["w"] + delta["b"]
+        )  # [B, 64, 256]
         return jnp.mean(hidden, axis=(1, 2)), {}
 
-    population = ffm.Population.from_arrays({"x": np.ones((256, 64), np.float32)}, 4 * np.arange(65))
+    population = ffm.Population.from_arrays(
+        {"x": np.ones((256, 64), np.float32)}, 4 * np.arange(65)
+    )
     algorithm = ffm.fedavg(ffm.Task(loss), optax.sgd(0.1), local_steps=1, batch_size=4)
     simulator = ffm.Simulator(
-        algorithm, population, backbone={"w": np.ones((64, 256), np.float32)}, cohort_size=64, devices=1, memory=memory
+        algorithm,
+        population,
+        backbone={"w": np.ones((64, 256), np.float32)},
+        cohort_size=64,
+        devices=1,
+        memory=memory,
     )
     state = simulator.init({"b": jnp.zeros(256)})
-    step = simulator.programs.fused.lower(state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
+    step = simulator.programs.fused.lower(
+        state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key
+    )
     found = step.compile().memory_analysis()
-    return simulator.plan, found.argument_size_in_bytes + found.temp_size_in_bytes, simulator.run(state, 1)[0].delta
+    return (
+        simulator.plan,
+        found.argument_size_in_bytes + found.temp_size_in_bytes,
+        simulator.run(state, 1)[0].delta,
+    )
 
 
 def test_a_block_is_halved_until_it_fits_the_memory():
@@ -86,10 +119,22 @@ def test_a_block_is_halved_until_it_fits_the_memory():
 def test_cpu_devices_read_one_copy_of_backbone_and_data(given):
     x = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
     population = ffm.Population.from_arrays({"x": x}, 4 * np.arange(17))
-    task = ffm.Task(lambda delta, backbone, batch, key: (((batch["x"] @ backbone["w"] + delta["b"]) ** 2).mean(1), {}))
+    task = ffm.Task(
+        lambda delta, backbone, batch, key: (
+            ((batch["x"] @ backbone["w"] + delta["b"]) ** 2).mean(1),
+            {},
+        )
+    )
     algorithm = ffm.fedavg(task, optax.sgd(0.1), local_steps=1, batch_size=4)
     backbone = {"w": given(np.ones((32, 32), np.float32))}
-    simulator = ffm.Simulator(algorithm, population, backbone=backbone, cohort_size=16, devices=8, block_size=1)
+    simulator = ffm.Simulator(
+        algorithm,
+        population,
+        backbone=backbone,
+        cohort_size=16,
+        devices=8,
+        block_size=1,
+    )
     state = simulator.init({"b": jnp.zeros(32)})
     for leaf in jax.tree.leaves((simulator.backbone, simulator.data)):
         shards = leaf.addressable_shards
@@ -105,12 +150,23 @@ def test_a_client_of_a_large_cohort_costs_a_few_bytes_of_scratch():
     """Its id and its slot; here of all clients at once, alike in size."""
 
     def scratch(n):
-        population = ffm.Population.from_arrays({"x": np.ones((2 * n, 4), np.float32)}, 2 * np.arange(n + 1))
-        task = ffm.Task(lambda delta, backbone, batch, key: ((batch["x"] @ delta["w"]) ** 2, {}))
+        population = ffm.Population.from_arrays(
+            {"x": np.ones((2 * n, 4), np.float32)}, 2 * np.arange(n + 1)
+        )
+        task = ffm.Task(
+            lambda delta, backbone, batch, key: ((batch["x"] @ delta["w"]) ** 2, {})
+        )
         algorithm = ffm.fedavg(task, optax.sgd(0.1), local_steps=1, batch_size=2)
-        simulator = ffm.Simulator(algorithm, population, cohort_size=n, devices=2, block_size=1000)
+        simulator = ffm.Simulator(
+            algorithm, population, cohort_size=n, devices=2, block_size=1000
+        )
         state = simulator.init({"w": jnp.zeros(4)})
         arguments = (simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
-        return simulator.programs.fused.lower(state.rounds, *arguments).compile().memory_analysis().temp_size_in_bytes
+        return (
+            simulator.programs.fused.lower(state.rounds, *arguments)
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
     assert (scratch(100_000) - scratch(20_000)) / 80_000 < 16

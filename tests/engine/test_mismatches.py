@@ -1,4 +1,6 @@
-"""Methods whose trees do not fit together are refused before a round runs, by the name of the leaf."""
+"""Methods whose trees do not fit together are refused before a round runs, by the name
+of the leaf.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,13 @@ def simulator_of(upload_of, server=None, **how):
     changed = exchange._replace(client=client, server=server or exchange.server)
     _, backbone = make_trees()
     population = ffm.Population.from_clients(make_clients())
-    return ffm.Simulator(plain._replace(exchanges=(changed,)), population, backbone=backbone, cohort_size=3, **how)
+    return ffm.Simulator(
+        plain._replace(exchanges=(changed,)),
+        population,
+        backbone=backbone,
+        cohort_size=3,
+        **how,
+    )
 
 
 MODES = [{}, {"data": "host"}, {"devices": 2, "parallel": "pmap"}]
@@ -35,7 +43,9 @@ MODES = [{}, {"data": "host"}, {"devices": 2, "parallel": "pmap"}]
 
 @pytest.mark.parametrize("how", MODES, ids=str)
 def test_an_upload_that_broadcasts_to_another_shape(how):
-    wrong = lambda upload: {**upload, "v": upload["v"][None]}
+    def wrong(upload):
+        return {**upload, "v": upload["v"][None]}
+
     simulator = simulator_of(wrong, **how)
     state = simulator.init(make_trees()[0])
     message = r"the server's state after a round is not like .*: delta\.v: expected float32\[4\], got float32\[1, 4\]"
@@ -45,10 +55,14 @@ def test_an_upload_that_broadcasts_to_another_shape(how):
 
 def test_an_upload_of_another_type():
     def server(state, aggregate: Aggregate, key):
-        return state._replace(delta=jax.tree.map(lambda x: x.astype(jnp.bfloat16), aggregate.value)), {}
+        return state._replace(
+            delta=jax.tree.map(lambda x: x.astype(jnp.bfloat16), aggregate.value)
+        ), {}
 
     simulator = simulator_of(lambda upload: upload, server)
-    with pytest.raises(ValueError, match=r"delta\.v: expected float32\[4\], got bfloat16\[4\]"):
+    with pytest.raises(
+        ValueError, match=r"delta\.v: expected float32\[4\], got bfloat16\[4\]"
+    ):
         simulator.run(simulator.init(make_trees()[0]), 1)
 
 
@@ -58,7 +72,10 @@ def test_an_upload_with_a_leaf_more_says_what_the_server_was_given(how):
     state = simulator.init(make_trees()[0])
     with pytest.raises(ValueError) as caught:
         simulator.run(state, 1)
-    note = "fedjax_fm: in the server of exchange 0, which was given extra float32[2], v float32[4], w float32[3, 4]"
+    note = (
+        "fedjax_fm: in the server of exchange 0, which was given extra float32[2], v "
+        "float32[4], w float32[3, 4]"
+    )
     assert note in caught.value.__notes__
 
 

@@ -37,7 +37,11 @@ def test_a_clients_state_wherever_it_lies(states, shared, monkeypatch):
     assert other.engine.shares_states == (shared and states == "device")
     for k in range(len(CLIENTS)):
         mine = jax.tree.map(lambda x, k=k: x[k], expected.rounds.clients)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), other.client_state(state, k), mine)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+            other.client_state(state, k),
+            mine,
+        )
         equal(other.model(state, k)[0], other.client_state(state, k))
 
 
@@ -70,7 +74,12 @@ def test_the_seed_of_a_state_is_the_seed_of_its_rounds():
     equal(first.rounds, second.rounds)
     np.testing.assert_array_equal(metrics["loss"], same["loss"])
     zero, _ = one.run(one.init(DELTA), 2)
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(zero.rounds), jax.tree.leaves(first.rounds), strict=True))
+    assert any(
+        (a != b).any()
+        for a, b in zip(
+            jax.tree.leaves(zero.rounds), jax.tree.leaves(first.rounds), strict=True
+        )
+    )
 
 
 @pytest.mark.parametrize("how", [{}, {"states": "host"}, {"data": "host"}])
@@ -104,10 +113,14 @@ def test_other_data_of_the_same_shapes(how):
     one = simulator(**how)
     start = one.init(DELTA)
     one.run(start, 1)
-    turned = ffm.Population.from_clients([{k: v[::-1].copy() for k, v in client.items()} for client in CLIENTS])
+    turned = ffm.Population.from_clients(
+        [{k: v[::-1].copy() for k, v in client.items()} for client in CLIENTS]
+    )
     other = one.with_population(turned)
     state, metrics = other.run(other.init(DELTA), 2)
-    fresh = ffm.Simulator(one.algorithm, turned, backbone=BACKBONE, cohort_size=2, devices=1, **how)
+    fresh = ffm.Simulator(
+        one.algorithm, turned, backbone=BACKBONE, cohort_size=2, devices=1, **how
+    )
     expected, same = fresh.run(fresh.init(DELTA), 2)
     np.testing.assert_array_equal(metrics["loss"], same["loss"])
     for k in range(len(CLIENTS)):
@@ -123,6 +136,8 @@ def test_other_data_of_other_shapes_and_of_other_clients():
     state, _ = other.run(other.init(DELTA), 1)
     assert other.engine.n_max == 9
     assert one.engine.n_max == 6
-    with pytest.raises(ValueError, match="expected a population of 5 clients, as before, got 4"):
+    with pytest.raises(
+        ValueError, match="expected a population of 5 clients, as before, got 4"
+    ):
         one.with_population(ffm.Population.from_clients(CLIENTS[:4]))
     assert state.round == 1

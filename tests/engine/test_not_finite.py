@@ -19,16 +19,24 @@ MODES = {
 
 
 def slopes(delta, backbone, batch, key):
-    """Loss w x, whose gradient is x: at w = 0 the loss is 0 whatever x is, and only the upload shows how large that is."""
-    return jnp.where(batch["x"] == 0, jnp.nan, 0.0) + delta["w"] * jnp.where(batch["x"] == 0, 1, batch["x"]), {}
+    """Loss w x, whose gradient is x: at w = 0 the loss is 0 whatever x is, and only the
+    upload shows how large that is.
+    """
+    return jnp.where(batch["x"] == 0, jnp.nan, 0.0) + delta["w"] * jnp.where(
+        batch["x"] == 0, 1, batch["x"]
+    ), {}
 
 
 def run(values, *, rate=1.0, rounds=1, reduce=None, **how):
     """A round of clients that hold one number each; 0 stands for a client whose loss is NaN."""
     clients = [{"x": np.array([value], np.float32)} for value in values]
-    algorithm = ffm.fedavg(ffm.Task(slopes), optax.sgd(rate), local_steps=1, batch_size=1)
+    algorithm = ffm.fedavg(
+        ffm.Task(slopes), optax.sgd(rate), local_steps=1, batch_size=1
+    )
     if reduce is not None:
-        algorithm = algorithm._replace(exchanges=(algorithm.exchanges[0]._replace(reduce=reduce),))
+        algorithm = algorithm._replace(
+            exchanges=(algorithm.exchanges[0]._replace(reduce=reduce),)
+        )
     how = {"cohort_size": len(values), "sampler": everyone(len(values))} | how
     simulator = ffm.Simulator(algorithm, ffm.Population.from_clients(clients), **how)
     return simulator.run(simulator.init({"w": jnp.float32(0)}), rounds)
@@ -36,7 +44,9 @@ def run(values, *, rate=1.0, rounds=1, reduce=None, **how):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_upload_that_overflows_under_a_finite_loss_names_its_client(mode):
-    with pytest.raises(ffm.NonFiniteClient, match="round 0: client 2 produced NaN") as caught:
+    with pytest.raises(
+        ffm.NonFiniteClient, match="round 0: client 2 produced NaN"
+    ) as caught:
         run([1, 2, 3e38, 4], rate=10.0, **MODES[mode])
     assert float(caught.value.state.delta["w"]) == 0
 
@@ -51,7 +61,10 @@ def test_of_several_the_smallest_is_named_whether_loss_or_upload_was_wrong(mode)
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_sum_beyond_f32_blames_nobody(mode):
-    with pytest.raises(ffm.SumOverflow, match="round 0: every upload is finite, but their weighted sum is beyond f32"):
+    with pytest.raises(
+        ffm.SumOverflow,
+        match="round 0: every upload is finite, but their weighted sum is beyond f32",
+    ):
         run([3e38, 3e38, 1], **MODES[mode])
     state, _ = run([1e38, 1e38, 1], **MODES[mode])
     np.testing.assert_allclose(state.delta["w"], -2e38 / 3, rtol=1e-6)
@@ -59,9 +72,11 @@ def test_a_sum_beyond_f32_blames_nobody(mode):
 
 def test_reductions_and_channels_that_hide_nan_have_every_upload_searched():
     def lift(server, sent, weight):
-        return jnp.where(jnp.isfinite(sent["w"]), sent["w"], 0.0)  # rejects, so the sum is finite
+        return jnp.where(
+            jnp.isfinite(sent["w"]), sent["w"], 0.0
+        )  # rejects, so the sum is finite
 
-    rejecting = Reduce(lift, lambda total, setting: {"w": total})
+    rejecting = Reduce(lift=lift, finish=lambda total, setting: {"w": total})
     keeping = stack(lambda kept, setting: {"w": jnp.nanmedian(kept.values[0]["w"])})
     for how in ({"reduce": rejecting}, {"reduce": keeping}, {"uplink": lossy()}):
         with pytest.raises(ffm.NonFiniteClient, match="client 1 produced NaN"):
@@ -71,9 +86,14 @@ def test_reductions_and_channels_that_hide_nan_have_every_upload_searched():
 def test_a_run_goes_on_from_the_state_before_it():
     values = [1.0, 2.0]
     clients = [{"x": np.array([value], np.float32)} for value in values]
-    rate = lambda round_index: optax.sgd(jnp.where(round_index == 3, jnp.inf, 0.5))
+
+    def rate(round_index):
+        return optax.sgd(jnp.where(round_index == 3, jnp.inf, 0.5))
+
     algorithm = ffm.fedavg(ffm.Task(slopes), rate, local_steps=1, batch_size=1)
-    simulator = ffm.Simulator(algorithm, ffm.Population.from_clients(clients), cohort_size=2)
+    simulator = ffm.Simulator(
+        algorithm, ffm.Population.from_clients(clients), cohort_size=2
+    )
     with pytest.raises(ffm.NonFiniteClient, match="round 3: client 0") as caught:
         simulator.run(simulator.init({"w": jnp.float32(0)}), 10)
     assert caught.value.state.round == 3
@@ -88,10 +108,13 @@ def test_a_sum_beyond_f32_leaves_spilled_states_as_they_were():
 
     def client(backbone, message):
         one = exchange.client(backbone, message)
-        return lambda message, count, data, key: one(message, (), data, key)._replace(state=count + 1)
+        return lambda message, count, data, key: one(message, (), data, key)._replace(
+            state=count + 1
+        )
 
     algorithm = plain._replace(
-        exchanges=(exchange._replace(client=client),), client_init=lambda delta, key: jnp.int32(0)
+        exchanges=(exchange._replace(client=client),),
+        client_init=lambda delta, key: jnp.int32(0),
     )
     how = {"cohort_size": 3, "sampler": everyone(3), "states": "host"}
     simulator = ffm.Simulator(algorithm, ffm.Population.from_clients(clients), **how)

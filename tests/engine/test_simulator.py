@@ -18,39 +18,65 @@ def quadratic(delta, backbone, batch, key):
 
 def quadratic_clients(h, a, n):
     return [
-        {"h": np.full(k, hk, np.float32), "a": np.full(k, ak, np.float32)} for hk, ak, k in zip(h, a, n, strict=True)
+        {"h": np.full(k, hk, np.float32), "a": np.full(k, ak, np.float32)}
+        for hk, ak, k in zip(h, a, n, strict=True)
     ]
 
 
 def test_client_drift_reaches_the_biased_fixed_point():
-    """METHODS 1: w* = sum p c a / sum p c with c = 1 - (1 - eta h)^tau, which is not the optimum."""
-    h, a, n, eta, tau = np.array([0.5, 2.0, 1.0]), np.array([1.0, -1.0, 4.0]), np.array([4, 2, 6]), 0.2, 5
-    algorithm = ffm.fedavg(ffm.Task(quadratic), optax.sgd(eta), local_steps=tau, batch_size=8)
+    """METHODS 1: w* = sum p c a / sum p c with c = 1 - (1 - eta h)^tau, which is not
+    the optimum.
+    """
+    h, a, n, eta, tau = (
+        np.array([0.5, 2.0, 1.0]),
+        np.array([1.0, -1.0, 4.0]),
+        np.array([4, 2, 6]),
+        0.2,
+        5,
+    )
+    algorithm = ffm.fedavg(
+        ffm.Task(quadratic), optax.sgd(eta), local_steps=tau, batch_size=8
+    )
     simulator = ffm.Simulator(
-        algorithm, ffm.Population.from_clients(quadratic_clients(h, a, n)), cohort_size=3, devices=1
+        algorithm,
+        ffm.Population.from_clients(quadratic_clients(h, a, n)),
+        cohort_size=3,
+        devices=1,
     )
     state, _ = simulator.run(simulator.init({"w": jnp.float32(0.0)}), 60)
     c, p = 1 - (1 - eta * h) ** tau, n / n.sum()
-    assert float(state.delta["w"]) == pytest.approx(np.sum(p * c * a) / np.sum(p * c), abs=2e-6)
+    assert float(state.delta["w"]) == pytest.approx(
+        np.sum(p * c * a) / np.sum(p * c), abs=2e-6
+    )
     assert abs(float(state.delta["w"]) - np.sum(p * h * a) / np.sum(p * h)) > 0.05
 
 
 def test_equal_curvature_contracts_in_closed_form():
     """METHODS 1: w_{t+1} - mean(a) = (1 - eta)^tau (w_t - mean(a))."""
     a, n = np.array([1.0, -2.0, 0.5]), np.array([3, 1, 4])
-    algorithm = ffm.fedavg(ffm.Task(quadratic), optax.sgd(0.1), local_steps=4, batch_size=4)
+    algorithm = ffm.fedavg(
+        ffm.Task(quadratic), optax.sgd(0.1), local_steps=4, batch_size=4
+    )
     simulator = ffm.Simulator(
-        algorithm, ffm.Population.from_clients(quadratic_clients(np.ones(3), a, n)), cohort_size=3, devices=1
+        algorithm,
+        ffm.Population.from_clients(quadratic_clients(np.ones(3), a, n)),
+        cohort_size=3,
+        devices=1,
     )
     state, _ = simulator.run(simulator.init({"w": jnp.float32(5.0)}), 3)
     mean = np.sum(n * a) / n.sum()
-    assert float(state.delta["w"]) == pytest.approx(mean + 0.9**12 * (5.0 - mean), rel=1e-5)
+    assert float(state.delta["w"]) == pytest.approx(
+        mean + 0.9**12 * (5.0 - mean), rel=1e-5
+    )
 
 
 def linear_problem(n_clients=12, uplink=None, **how):
     rng = np.random.default_rng(0)
     clients = [
-        {"x": rng.normal(size=(5, 64)).astype(np.float32), "y": rng.normal(size=5).astype(np.float32)}
+        {
+            "x": rng.normal(size=(5, 64)).astype(np.float32),
+            "y": rng.normal(size=5).astype(np.float32),
+        }
         for _ in range(n_clients)
     ]
     traces = []
@@ -78,7 +104,9 @@ def test_bytes_are_the_lengths_of_real_buffers():
     simulator, delta, _, _ = linear_problem(uplink=channel)
     _, metrics = simulator.run(simulator.init(delta), 2)
     payload, _ = channel.encode(
-        channel.init(delta), {"w": jax.random.normal(jax.random.key(0), (64,))}, jax.random.key(1)
+        channel.init(delta),
+        {"w": jax.random.normal(jax.random.key(0), (64,))},
+        jax.random.key(1),
     )
     real = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(payload))
     assert real == 8 + 8 + 4  # bitmap of 64, sixteen 4-bit codes, one scale
@@ -114,7 +142,13 @@ def test_the_backbone_is_an_operand_not_a_constant():
     text = simulator.programs.fused.lower(
         state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key
     ).as_text()
-    assert max((len(line) for line in text.splitlines() if "stablehlo.constant" in line), default=0) < 400
+    assert (
+        max(
+            (len(line) for line in text.splitlines() if "stablehlo.constant" in line),
+            default=0,
+        )
+        < 400
+    )
 
 
 def test_run_keeps_the_callers_trees():
@@ -130,7 +164,11 @@ def test_a_client_with_nan_stops_the_run_with_the_last_good_state():
     simulator, delta, clients, _ = linear_problem()
     clients[7]["x"][3] = np.nan
     broken = ffm.Simulator(
-        simulator.algorithm, ffm.Population.from_clients(clients), backbone=simulator.backbone, cohort_size=4, devices=2
+        simulator.algorithm,
+        ffm.Population.from_clients(clients),
+        backbone=simulator.backbone,
+        cohort_size=4,
+        devices=2,
     )
     with pytest.raises(ffm.NonFiniteClient, match=r"client 7 produced NaN") as caught:
         broken.run(broken.init(delta), 30)
@@ -162,7 +200,12 @@ def test_impossible_layouts_are_refused(change, message):
     simulator, _, clients, _ = linear_problem()
     how = {"cohort_size": 4} | change
     with pytest.raises(ValueError, match=message):
-        ffm.Simulator(simulator.algorithm, ffm.Population.from_clients(clients), backbone=simulator.backbone, **how)
+        ffm.Simulator(
+            simulator.algorithm,
+            ffm.Population.from_clients(clients),
+            backbone=simulator.backbone,
+            **how,
+        )
 
 
 def test_impossible_work_is_refused():
@@ -182,6 +225,9 @@ def test_importing_starts_no_backend():
     import subprocess
     import sys
 
-    code = "import fedjax_fm, jax; from jax._src import xla_bridge as b; assert not b.backends_are_initialized()"
+    code = (
+        "import fedjax_fm, jax; from jax._src import xla_bridge as b; assert not "
+        "b.backends_are_initialized()"
+    )
     with warnings.catch_warnings():
         subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,4 +1,6 @@
-"""Clients' states on the devices: shared among them, taken over by the rounds, the same numbers either way."""
+"""Clients' states on the devices: shared among them, taken over by the rounds, the same
+numbers either way.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,12 @@ from fedjax_fm.engine.devices import CLIENTS
 
 
 def private_beside_shared():
-    """FedAvg, beside which every client keeps two deltas of its own: where it ended last, and where the time before."""
-    plain = ffm.fedavg(ffm.Task(mlp_loss), optax.sgd(0.05, momentum=0.9), epochs=1, batch_size=4)
+    """FedAvg, beside which every client keeps two deltas of its own: where it ended
+    last, and where the time before.
+    """
+    plain = ffm.fedavg(
+        ffm.Task(mlp_loss), optax.sgd(0.05, momentum=0.9), epochs=1, batch_size=4
+    )
     (exchange,) = plain.exchanges
 
     def client(backbone, message):
@@ -24,21 +30,35 @@ def private_beside_shared():
 
         def one(message, mine, data, key):
             output = shared(message, (), data, key)
-            return output._replace(state={"last": ffm.trees.subtract(message, output.upload), "before": mine["last"]})
+            return output._replace(
+                state={
+                    "last": ffm.trees.subtract(message, output.upload),
+                    "before": mine["last"],
+                }
+            )
 
         return one
 
-    both = lambda delta, key: {"last": delta, "before": delta}
-    return plain._replace(exchanges=(exchange._replace(client=client),), client_init=both)
+    def both(delta, key):
+        return {"last": delta, "before": delta}
+
+    return plain._replace(
+        exchanges=(exchange._replace(client=client),), client_init=both
+    )
 
 
 def run(n_clients=8, rounds=4, *, donate=False, at_once=True, **how):
     delta, backbone = make_trees()
     sizes = [3 + k % 5 for k in range(n_clients)]
     simulator = ffm.Simulator(
-        private_beside_shared(), ffm.Population.from_clients(make_clients(sizes=sizes)), backbone=backbone,
-        cohort_size=5, uplink=lossy(), seed=2, **how,
-    )  # fmt: skip
+        private_beside_shared(),
+        ffm.Population.from_clients(make_clients(sizes=sizes)),
+        backbone=backbone,
+        cohort_size=5,
+        uplink=lossy(),
+        seed=2,
+        **how,
+    )
     state = simulator.init(delta)
     for n in [rounds] if at_once else [1] * rounds:
         state, _ = simulator.run(state, n, donate=donate)
@@ -46,11 +66,15 @@ def run(n_clients=8, rounds=4, *, donate=False, at_once=True, **how):
 
 
 def rows(state, n):
-    return jax.tree.map(lambda x: np.asarray(x)[:n], (state.rounds.clients, state.rounds.uplinks))
+    return jax.tree.map(
+        lambda x: np.asarray(x)[:n], (state.rounds.clients, state.rounds.uplinks)
+    )
 
 
 def close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b
+    )
 
 
 @pytest.mark.parametrize(("n_clients", "devices"), [(8, 2), (8, 5), (11, 4)])
@@ -72,20 +96,33 @@ def test_a_device_holds_its_part_and_little_else(monkeypatch):
     """The compiled rounds neither gather the store nor copy it."""
     monkeypatch.setattr(simulator_module, "SHARED_FROM", 0)
     n, width = 4096, 256
-    population = ffm.Population.from_arrays({"x": np.ones((n, width), np.float32)}, np.arange(n + 1))
-    task = ffm.Task(lambda delta, backbone, batch, key: (jnp.sum((batch["x"] - delta["w"]) ** 2, axis=1), {}))
+    population = ffm.Population.from_arrays(
+        {"x": np.ones((n, width), np.float32)}, np.arange(n + 1)
+    )
+    task = ffm.Task(
+        lambda delta, backbone, batch, key: (
+            jnp.sum((batch["x"] - delta["w"]) ** 2, axis=1),
+            {},
+        )
+    )
     algorithm = local_only(task, optax.sgd(0.1), local_steps=1, batch_size=1)
     simulator = ffm.Simulator(algorithm, population, cohort_size=8, devices=4)
     state = simulator.init({"w": jnp.zeros(width)})
     arguments = (simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
-    found = simulator.programs.fused.lower(state.rounds, *arguments).compile().memory_analysis()
+    found = (
+        simulator.programs.fused.lower(state.rounds, *arguments)
+        .compile()
+        .memory_analysis()
+    )
     store, data = 4 * n * width, 4 * n * width
     assert simulator.start.bytes_of_states == store
     assert found.argument_size_in_bytes < data + store / 4 + 100_000
     assert found.temp_size_in_bytes < store / 16
 
 
-@pytest.mark.parametrize("how", [{"devices": 1}, {"devices": 2}, {"data": "host"}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"devices": 1}, {"devices": 2}, {"data": "host"}], ids=str
+)
 def test_rounds_that_take_over_the_states_give_the_same_bits(how):
     _, kept = run(at_once=False, **how)
     _, donated = run(at_once=False, donate=True, **how)
@@ -96,13 +133,19 @@ def test_what_is_taken_over_and_what_stays_the_callers():
     delta, backbone = make_trees()
     delta = jax.tree.map(jnp.asarray, delta)
     simulator = ffm.Simulator(
-        private_beside_shared(), ffm.Population.from_clients(make_clients()), backbone=backbone, cohort_size=5
+        private_beside_shared(),
+        ffm.Population.from_clients(make_clients()),
+        backbone=backbone,
+        cohort_size=5,
     )
     state = simulator.init(delta)
     simulator.run(state, 1)
     first, _ = simulator.run(state, 1)
     simulator.run(state, 1, donate=True)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((delta, state.delta, first.rounds.clients)))
+    assert all(
+        np.isfinite(leaf).all()
+        for leaf in jax.tree.leaves((delta, state.delta, first.rounds.clients))
+    )
     with pytest.raises(RuntimeError, match="given away by run"):
         simulator.run(state, 1)
 
@@ -123,13 +166,17 @@ def test_a_round_that_fails_gives_donated_states_back():
         with pytest.raises(ffm.NonFiniteClient, match="client 5") as caught:
             simulator.run(simulator.init(delta), 50, donate=True)
         kept, _ = simulator.run(simulator.init(delta), caught.value.round)
-        jax.tree.map(np.testing.assert_array_equal, caught.value.state.rounds, kept.rounds)
+        jax.tree.map(
+            np.testing.assert_array_equal, caught.value.state.rounds, kept.rounds
+        )
 
 
 def test_spilled_states_are_not_shared_and_another_layout_shares_again(monkeypatch):
     _, whole = run(8, devices=1)
     monkeypatch.setattr(simulator_module, "SHARED_FROM", 0)
-    simulator, spilled = run(8, devices=2, states="host")  # a cohort of five does not divide
+    simulator, spilled = run(
+        8, devices=2, states="host"
+    )  # a cohort of five does not divide
     assert not simulator.engine.shares_states
     assert "on the host" in repr(simulator)
     close(spilled.delta, whole.delta)
@@ -145,6 +192,13 @@ def test_states_spill_only_if_a_devices_part_does_not_fit(monkeypatch):
     simulator, _ = run(8, 1)
     bytes_of_states = simulator.start.bytes_of_states
     for devices, spills in ((1, True), (4, False)):
-        simulator, _ = run(8, 1, devices=devices, block_size=1, memory=2 * bytes_of_states, data="device")
+        simulator, _ = run(
+            8,
+            1,
+            devices=devices,
+            block_size=1,
+            memory=2 * bytes_of_states,
+            data="device",
+        )
         assert simulator.spills == spills
         assert simulator.engine.shares_states != spills

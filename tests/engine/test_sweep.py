@@ -12,28 +12,38 @@ LOCAL = {"epochs": 2, "batch_size": 4}
 
 
 def make(lr=0.05, momentum=0.9):
-    return ffm.fedavg(ffm.Task(mlp_loss), optax.sgd(lr, momentum=momentum), optax.sgd(0.7), **LOCAL)
+    return ffm.fedavg(
+        ffm.Task(mlp_loss), optax.sgd(lr, momentum=momentum), optax.sgd(0.7), **LOCAL
+    )
 
 
 def simulator(algorithm=None, seed=0, **how):
     delta, backbone = make_trees()
     how = {"cohort_size": 6, "devices": 2, "block_size": 2, "uplink": lossy()} | how
     population = ffm.Population.from_clients(make_clients())
-    return delta, ffm.Simulator(algorithm or make(), population, backbone=backbone, seed=seed, **how)
+    return delta, ffm.Simulator(
+        algorithm or make(), population, backbone=backbone, seed=seed, **how
+    )
 
 
 def close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b
+    )
 
 
 def test_lanes_equal_single_runs():
     delta, swept = simulator()
-    result = ffm.sweep(swept, delta, 3, seeds=(3, 8), hyper={"lr": (0.02, 0.1)}, algorithm=make)
+    result = ffm.sweep(
+        swept, delta, 3, seeds=(3, 8), hyper={"lr": (0.02, 0.1)}, algorithm=make
+    )
     assert result.seeds.tolist() == [3, 8, 3, 8]
     assert result.hyper["lr"].tolist() == [0.02, 0.02, 0.1, 0.1]
     assert result.metrics["loss"].shape == (4, 3)
     for lane in range(4):
-        _, alone = simulator(make(result.hyper["lr"][lane]), seed=int(result.seeds[lane]))
+        _, alone = simulator(
+            make(result.hyper["lr"][lane]), seed=int(result.seeds[lane])
+        )
         state, metrics = alone.run(alone.init(delta), 3)
         close(jax.tree.map(lambda x, k=lane: x[k], result.delta), state.delta)
         for name, values in metrics.items():

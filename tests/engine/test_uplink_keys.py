@@ -1,8 +1,9 @@
-"""Random channels draw anew for every client, round, exchange, passage of a loop and leaf: errors of a cohort average out.
+"""Random channels draw anew for every client, round, exchange, passage of a loop and
+leaf: errors of a cohort average out.
 
-Equal messages from m clients through an unbiased channel have a mean whose variance is 1/m of one message's. Where
-clients share a key the mean is as bad as one message, and nothing else in a run would tell.
-"""
+Equal messages from m clients through an unbiased channel have a mean whose variance is
+1/m of one message's. Where clients share a key the mean is as bad as one message, and
+nothing else in a run would tell."""
 
 import functools
 from typing import NamedTuple
@@ -15,18 +16,33 @@ import pytest
 import fedjax_fm as ffm
 from fedjax_fm import channels
 from fedjax_fm.algorithms import weighted_mean
-from fedjax_fm.channels import chain, drive, eden, natural, per_leaf, quantize, random_k, ternary, top_k
+from fedjax_fm.channels import (
+    chain,
+    drive,
+    eden,
+    natural,
+    per_leaf,
+    quantize,
+    random_k,
+    ternary,
+    top_k,
+)
 from fedjax_fm.engine import client as client_of_engine
 from fedjax_fm.engine import round as round_of_engine
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.types import Algorithm, Batches, Channel, ClientOutput, Exchange, Repeat
 
 N_CLIENTS, ROUNDS, N_ENTRIES = 16, 30, 48
-SLOTS = ("first", "second", "passage 0", "passage 1")  # exchanges of a round: two, and one that is passed twice
+SLOTS = (
+    "first",
+    "second",
+    "passage 0",
+    "passage 1",
+)  # exchanges of a round: two, and one that is passed twice
 ALONE = SLOTS[:1]  # a round of one exchange
-MESSAGE = np.random.default_rng(0).uniform(0.5, 1.5, N_ENTRIES).astype(np.float32) * np.float32(
-    np.where(np.arange(N_ENTRIES) % 3, 1, -1)
-)
+MESSAGE = np.random.default_rng(0).uniform(0.5, 1.5, N_ENTRIES).astype(
+    np.float32
+) * np.float32(np.where(np.arange(N_ENTRIES) % 3, 1, -1))
 
 RANDOM = {
     "random_k": lambda: random_k(0.4),
@@ -57,12 +73,14 @@ class Seen(NamedTuple):
 
 
 def watch(slots: tuple[str, ...], echo: bool) -> Algorithm:
-    """Every client sends MESSAGE in two leaves, or with `echo` what it was sent; exchanges as `slots` says."""
+    """Every client sends MESSAGE in two leaves, or with `echo` what it was sent;
+    exchanges as `slots` says.
+    """
     fixed = {"a": jnp.asarray(MESSAGE), "b": jnp.asarray(MESSAGE)}
 
     def client(backbone, message):
         def one(mine, state, data, key):
-            return ClientOutput(mine if echo else fixed, jnp.float32(1))
+            return ClientOutput(upload=mine if echo else fixed, weight=jnp.float32(1))
 
         return one
 
@@ -74,17 +92,36 @@ def watch(slots: tuple[str, ...], echo: bool) -> Algorithm:
     def init(delta, key, setting):
         return Seen(fixed, jnp.zeros((ROUNDS * len(slots), 2, N_ENTRIES)), jnp.int32(0))
 
-    exchange = Exchange(lambda state: state.delta, client, server, weighted_mean(), Batches(1, steps=1))
-    return Algorithm(init, (exchange,) if slots == ALONE else (exchange, exchange, Repeat(2, (exchange,))))
+    exchange = Exchange(
+        broadcast=lambda state: state.delta,
+        client=client,
+        server=server,
+        reduce=weighted_mean(),
+        batches=Batches(1, steps=1),
+    )
+    return Algorithm(
+        init=init,
+        exchanges=(exchange,)
+        if slots == ALONE
+        else (exchange, exchange, Repeat(2, (exchange,))),
+    )
 
 
-def history_of(uplink: Channel | None = None, downlink: Channel | None = None, slots=SLOTS, **how) -> np.ndarray:
+def history_of(
+    uplink: Channel | None = None, downlink: Channel | None = None, slots=SLOTS, **how
+) -> np.ndarray:
     """f64[ROUNDS, slots, leaves, entries]: the means that the server was given."""
-    population = ffm.Population.from_clients([{"x": np.zeros((1, 1), np.float32)}] * N_CLIENTS)
+    population = ffm.Population.from_clients(
+        [{"x": np.zeros((1, 1), np.float32)}] * N_CLIENTS
+    )
     simulator = ffm.Simulator(
-        watch(slots, echo=uplink is None), population, cohort_size=N_CLIENTS, uplink=uplink, downlink=downlink,
+        watch(slots, echo=uplink is None),
+        population,
+        cohort_size=N_CLIENTS,
+        uplink=uplink,
+        downlink=downlink,
         **({"devices": 1} | how),
-    )  # fmt: skip
+    )
     state, _ = simulator.run(simulator.init({"a": MESSAGE, "b": MESSAGE}), ROUNDS)
     means = np.asarray(state.rounds.server.history, np.float64)
     return means.reshape(ROUNDS, len(slots), 2, N_ENTRIES)
@@ -98,7 +135,12 @@ def variance_of_one(channel: Channel, draws: int = 3000) -> float:
         return channel.decode(channel.encode(channel.init(tree), tree, key)[0])
 
     sent = jax.jit(jax.vmap(send))(jax.random.split(jax.random.key(99), draws))
-    return float(sum(np.asarray(leaf, np.float64).var(axis=0, ddof=1).sum() for leaf in sent.values()))
+    return float(
+        sum(
+            np.asarray(leaf, np.float64).var(axis=0, ddof=1).sum()
+            for leaf in sent.values()
+        )
+    )
 
 
 @functools.cache
@@ -134,7 +176,12 @@ def dependences(means: np.ndarray, of_one: float, n_averaged: int) -> list[str]:
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_errors_of_a_cohort_average_out(name):
     channel = RANDOM[name]()
-    assert dependences(history_of(channel, slots=ALONE), variance_of_one(channel), N_CLIENTS) == []
+    assert (
+        dependences(
+            history_of(channel, slots=ALONE), variance_of_one(channel), N_CLIENTS
+        )
+        == []
+    )
 
 
 LAYOUTS = {
@@ -158,14 +205,23 @@ def test_in_every_exchange_and_passage():
 
 @pytest.mark.parametrize("name", ["quantize", "natural"])
 def test_the_server_draws_once_an_exchange(name):
-    """All clients of an exchange are sent the same, so the mean of what they got varies as one message does."""
+    """All clients of an exchange are sent the same, so the mean of what they got varies
+    as one message does.
+    """
     channel = RANDOM[name]()
     assert dependences(history_of(None, channel), variance_of_one(channel), 1) == []
 
 
 def test_every_channel_is_in_the_table_or_said_not_to_be_random():
-    factories = {name for name in channels.__all__ if name.islower() and not name.endswith(("bits", "lengths"))}
-    in_table = {make.__name__ for make in (chain, drive, eden, natural, per_leaf, quantize, random_k, ternary)}
+    factories = {
+        name
+        for name in channels.__all__
+        if name.islower() and not name.endswith(("bits", "lengths"))
+    }
+    in_table = {
+        make.__name__
+        for make in (chain, drive, eden, natural, per_leaf, quantize, random_k, ternary)
+    }
     assert factories == in_table | NOT_RANDOM
     assert {name.split(",")[0].split(" ")[0] for name in RANDOM} == in_table
 
@@ -175,11 +231,17 @@ def one_key_for_all(key, purpose, *names):
 
 
 def one_key_for_two(key, purpose, *names):
-    return derive(key, purpose, *((names[0] // 2, *names[1:]) if purpose == Purpose.UPLINK else names))
+    return derive(
+        key,
+        purpose,
+        *((names[0] // 2, *names[1:]) if purpose == Purpose.UPLINK else names),
+    )
 
 
 def one_key_for_all_rounds(key, purpose, *names):
-    return derive(jax.random.key(0) if purpose == Purpose.UPLINK else key, purpose, *names)
+    return derive(
+        jax.random.key(0) if purpose == Purpose.UPLINK else key, purpose, *names
+    )
 
 
 def one_key_for_both_exchanges(key, purpose, *names):
@@ -202,7 +264,12 @@ def one_key_for_leaves(channel: Channel) -> Channel:
     def decode(payload):
         return {name: channel.decode(part) for name, part in payload.items()}
 
-    return Channel(init, encode, decode, lambda payload: sum(channel.bits(part) for part in payload.values()))
+    return Channel(
+        init=init,
+        encode=encode,
+        decode=decode,
+        bits=lambda payload: sum(channel.bits(part) for part in payload.values()),
+    )
 
 
 PLANTED = {
@@ -220,7 +287,9 @@ def test_a_shared_key_would_be_seen(bug, monkeypatch):
     planted, expected = PLANTED[bug]
     monkeypatch.setattr(client_of_engine, "derive", planted)
     monkeypatch.setattr(round_of_engine, "derive", planted)
-    assert expected in dependences(history_of(quantize(3)), of_one_quantised(), N_CLIENTS)
+    assert expected in dependences(
+        history_of(quantize(3)), of_one_quantised(), N_CLIENTS
+    )
 
 
 def test_a_key_that_leaves_share_would_be_seen():

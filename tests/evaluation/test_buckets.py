@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from fedjax_fm.evaluation.buckets import length_batches
 
 
-@given(st.lists(st.integers(0, 17), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 20))
+@given(
+    st.lists(st.integers(0, 17), min_size=1, max_size=40),
+    st.integers(1, 9),
+    st.integers(1, 20),
+)
 def test_every_row_once_and_whole(lengths, batch_size, bucket):
     mask = (np.arange(17) < np.array(lengths)[:, None]).astype(int)
     seen, widths = [], []

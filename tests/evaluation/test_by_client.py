@@ -1,4 +1,6 @@
-"""Scores client by client: sizes that fit, clients without rows, and arrays that belong together."""
+"""Scores client by client: sizes that fit, clients without rows, and arrays that belong
+together.
+"""
 
 import warnings
 
@@ -31,18 +33,27 @@ def _no_warning():
 def test_a_client_without_rows_has_no_accuracy_and_no_perplexity(sizes):
     starts = np.cumsum([0, *sizes])
     for k, (start, size) in enumerate(zip(starts[:-1], sizes, strict=True)):
-        accuracy, perplexity = by_client(RESULTS, sizes)[k], perplexity_by_client(LOSSES, sizes)[k]
+        accuracy, perplexity = (
+            by_client(RESULTS, sizes)[k],
+            perplexity_by_client(LOSSES, sizes)[k],
+        )
         if size == 0:
             assert np.isnan(accuracy)
             assert np.isnan(perplexity)
         else:
             part = slice(start, start + size)
             assert accuracy == sum(RESULTS.correct[part].tolist()) / size
-            assert perplexity == pytest.approx(np.exp(sum(LOSSES.nll[part]) / sum(LOSSES.tokens[part])))
+            assert perplexity == pytest.approx(
+                np.exp(sum(LOSSES.nll[part]) / sum(LOSSES.tokens[part]))
+            )
 
 
 def test_a_client_without_tokens_has_no_perplexity():
-    assert np.isnan(perplexity_by_client(LOSSES, [3, 1, 1])).tolist() == [False, True, False]
+    assert np.isnan(perplexity_by_client(LOSSES, [3, 1, 1])).tolist() == [
+        False,
+        True,
+        False,
+    ]
     assert np.isnan(TokenLosses(np.zeros(2), np.zeros(2, int)).perplexity)
     assert np.isnan(Results(np.zeros(0, bool), np.zeros(0)).accuracy)
 
@@ -56,7 +67,19 @@ def test_a_perplexity_too_large_for_a_float_is_infinite():
 @pytest.mark.parametrize("score", [by_client, perplexity_by_client])
 @pytest.mark.parametrize(
     "sizes",
-    [[6, -1], [2.0, 3.0], [2.5, 2.5], [True, 4], ["2", "3"], [np.nan, 5], [None, 5], [], [[2, 3]], 5, "5"],
+    [
+        [6, -1],
+        [2.0, 3.0],
+        [2.5, 2.5],
+        [True, 4],
+        ["2", "3"],
+        [np.nan, 5],
+        [None, 5],
+        [],
+        [[2, 3]],
+        5,
+        "5",
+    ],
     ids=repr,
 )
 def test_sizes_are_whole_numbers_of_rows(score, sizes):
@@ -93,11 +116,16 @@ def test_scores_do_not_depend_on_the_side_of_the_padding(form):
     ids = np.arange(12).reshape(2, 6)
 
     def logits(params, ids, mask):
-        return jnp.stack([(ids * mask).sum(1), jnp.full(len(ids), 9)], axis=1).astype(jnp.float32)
+        return jnp.stack([(ids * mask).sum(1), jnp.full(len(ids), 9)], axis=1).astype(
+            jnp.float32
+        )
 
     arrays = {"input_ids": ids, "attention_mask": mask, "label": np.zeros(2, np.int32)}
     expected = (ids * mask).sum(1) >= 9
-    assert Evaluator(logits, batch_size=1, bucket=2)(None, arrays).correct.tolist() == expected.tolist()
+    assert (
+        Evaluator(logits, batch_size=1, bucket=2)(None, arrays).correct.tolist()
+        == expected.tolist()
+    )
 
 
 def scores(params, ids, mask):
@@ -108,7 +136,11 @@ def losses(params, batch):
     return jnp.ones(batch["input_ids"].shape), batch["attention_mask"] == 1
 
 
-GOOD = {"input_ids": np.ones((4, 3), np.int32), "attention_mask": np.ones((4, 3), np.int32), "label": np.arange(4) % 3}
+GOOD = {
+    "input_ids": np.ones((4, 3), np.int32),
+    "attention_mask": np.ones((4, 3), np.int32),
+    "label": np.arange(4) % 3,
+}
 
 
 @pytest.mark.parametrize(
@@ -131,14 +163,24 @@ def test_arrays_that_do_not_belong_together_are_refused(name, array, message):
 
 @pytest.mark.parametrize("name", ["input_ids", "labels"])
 def test_rows_that_are_too_few_for_a_perplexity_are_refused(name):
-    arrays = {"input_ids": GOOD["input_ids"], "attention_mask": GOOD["attention_mask"], "labels": GOOD["input_ids"]}
+    arrays = {
+        "input_ids": GOOD["input_ids"],
+        "attention_mask": GOOD["attention_mask"],
+        "labels": GOOD["input_ids"],
+    }
     for rows in (3, 5):
         with pytest.raises(ValueError, match="lengths"):
-            PerplexityEvaluator(losses)(None, {**arrays, name: np.ones((rows, 3), np.int32)})
+            PerplexityEvaluator(losses)(
+                None, {**arrays, name: np.ones((rows, 3), np.int32)}
+            )
 
 
 @pytest.mark.parametrize(
-    "make", [lambda **how: Evaluator(scores, **how), lambda **how: PerplexityEvaluator(losses, **how)]
+    "make",
+    [
+        lambda **how: Evaluator(scores, **how),
+        lambda **how: PerplexityEvaluator(losses, **how),
+    ],
 )
 @pytest.mark.parametrize("name", ["batch_size", "bucket"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "8", None, np.nan])

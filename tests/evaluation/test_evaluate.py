@@ -18,7 +18,9 @@ CONFIG = BertConfig(
     vocab_size=31, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
     max_position_embeddings=32,
 )  # fmt: skip
-BERT = peft.apply(BertForSequenceClassification(CONFIG, 3, "mean", nnx.Rngs(0)), peft.full())
+BERT = peft.apply(
+    BertForSequenceClassification(CONFIG, 3, "mean", nnx.Rngs(0)), peft.full()
+)
 TASK = tasks.classification(BERT)
 
 
@@ -35,8 +37,12 @@ def ragged(n, longest=20):
 def loop(arrays):
     """One row at a time, cut to its length."""
     model, losses, correct = BERT.model(), [], []
-    for ids, mask, label in zip(arrays["input_ids"], arrays["attention_mask"], arrays["label"], strict=True):
-        logits = np.asarray(model(ids[None, : mask.sum()], mask[None, : mask.sum()]))[0].astype(np.float64)
+    for ids, mask, label in zip(
+        arrays["input_ids"], arrays["attention_mask"], arrays["label"], strict=True
+    ):
+        logits = np.asarray(model(ids[None, : mask.sum()], mask[None, : mask.sum()]))[
+            0
+        ].astype(np.float64)
         losses.append(np.log(np.exp(logits).sum()) - logits[label])
         correct.append(logits.argmax() == label)
     return np.array(losses), np.array(correct)
@@ -47,7 +53,9 @@ def loop(arrays):
 def test_it_equals_a_plain_loop_on_ragged_arrays(n, batch_size, bucket):
     arrays = ragged(n)
     losses, correct = loop(arrays)
-    found = evaluate(TASK, BERT.delta, BERT.backbone, arrays, batch_size=batch_size, bucket=bucket)
+    found = evaluate(
+        TASK, BERT.delta, BERT.backbone, arrays, batch_size=batch_size, bucket=bucket
+    )
     np.testing.assert_allclose(found["loss"], losses, rtol=2e-4)
     np.testing.assert_array_equal(found["accuracy"], correct)
 
@@ -66,14 +74,26 @@ def test_several_devices_each_compute_their_rows():
     found = evaluate(TASK, delta, backbone, arrays, batch_size=6)
     expected = evaluate(TASK, BERT.delta, BERT.backbone, arrays)
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
-    text = _scores.lower(TASK, mesh, delta, backbone, {k: v[:8] for k, v in arrays.items()}, None).compile().as_text()
+    text = (
+        _scores.lower(
+            TASK, mesh, delta, backbone, {k: v[:8] for k, v in arrays.items()}, None
+        )
+        .compile()
+        .as_text()
+    )
     assert "all-reduce" not in text
     assert "all-gather" not in text
 
 
 def test_means_are_weighted_where_the_task_weighs():
-    task = ffm.Task(lambda delta, backbone, batch, key: (batch["x"], {"double": 2 * batch["x"]}), lambda b: b["w"])
-    arrays = {"x": np.array([1.0, 2, 6], np.float32), "w": np.array([1.0, 0, 3], np.float32)}
+    task = ffm.Task(
+        lambda delta, backbone, batch, key: (batch["x"], {"double": 2 * batch["x"]}),
+        lambda b: b["w"],
+    )
+    arrays = {
+        "x": np.array([1.0, 2, 6], np.float32),
+        "w": np.array([1.0, 0, 3], np.float32),
+    }
     scores = evaluate(task, (), (), arrays)
     assert sorted(scores) == ["double", "loss", "weight"]
     assert means(scores) == {"loss": 19 / 4, "double": 19 / 2}
@@ -97,12 +117,36 @@ X = {"x": np.ones(3, np.float32)}
         (drawing, X, {}, TypeError, "the loss draws from its key"),
         (plain, {"x": np.ones(0, np.float32)}, {}, ValueError, "nothing to evaluate"),
         (plain, {}, {}, ValueError, "nothing to evaluate"),
-        (plain, {**X, "label": np.ones(2)}, {}, ValueError, "expected arrays of equal length"),
+        (
+            plain,
+            {**X, "label": np.ones(2)},
+            {},
+            ValueError,
+            "expected arrays of equal length",
+        ),
         (plain, X, {"batch_size": 0}, ValueError, "batch_size=0"),
         (plain, X, {"bucket": 8}, ValueError, "needs the column attention_mask"),
-        (plain, {"x": np.array([1, np.inf, np.nan], np.float32)}, {}, FloatingPointError, "example 1 is not finite"),
-        (lambda d, b, batch, k: (batch["x"].mean(), {}), X, {}, ValueError, r"expected loss as one number an example"),
-        (lambda d, b, batch, k: (batch["x"], {"loss": batch["x"]}), X, {}, ValueError, "evaluate's own"),
+        (
+            plain,
+            {"x": np.array([1, np.inf, np.nan], np.float32)},
+            {},
+            FloatingPointError,
+            "example 1 is not finite",
+        ),
+        (
+            lambda d, b, batch, k: (batch["x"].mean(), {}),
+            X,
+            {},
+            ValueError,
+            r"expected loss as one number an example",
+        ),
+        (
+            lambda d, b, batch, k: (batch["x"], {"loss": batch["x"]}),
+            X,
+            {},
+            ValueError,
+            "evaluate's own",
+        ),
     ],
 )
 def test_bad_input_is_named(loss, arrays, how, error, said):

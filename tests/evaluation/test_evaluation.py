@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedjax_fm.evaluation import Evaluator, by_client, holm, paired_examples, paired_seeds
+from fedjax_fm.evaluation import (
+    Evaluator,
+    by_client,
+    holm,
+    paired_examples,
+    paired_seeds,
+)
 from fedjax_fm.evaluation.intervals import half_width, student_t975
 
 
@@ -35,7 +41,11 @@ def test_buckets_and_padding_change_no_score():
 
 def test_non_finite_losses_are_named():
     evaluate = Evaluator(lambda p, ids, mask: jnp.full((ids.shape[0], 2), jnp.nan))
-    arrays = {"input_ids": np.ones((3, 4), int), "attention_mask": np.ones((3, 4), int), "label": np.zeros(3, int)}
+    arrays = {
+        "input_ids": np.ones((3, 4), int),
+        "attention_mask": np.ones((3, 4), int),
+        "label": np.zeros(3, int),
+    }
     with pytest.raises(FloatingPointError, match="example 0"):
         evaluate(None, arrays)
     with pytest.raises(ValueError, match="no rows"):
@@ -43,16 +53,37 @@ def test_non_finite_losses_are_named():
 
 
 def test_student_t_equals_the_table():
-    for freedom, value in ((1, 12.706), (2, 4.303), (10, 2.228), (12, 2.179), (30, 2.042), (120, 1.980)):
+    for freedom, value in (
+        (1, 12.706),
+        (2, 4.303),
+        (10, 2.228),
+        (12, 2.179),
+        (30, 2.042),
+        (120, 1.980),
+    ):
         assert student_t975(freedom) == pytest.approx(value, abs=2e-3)
 
 
 def test_words_need_three_seeds_and_an_interval_without_zero():
-    assert paired_seeds(np.array([0.9, 0.91, 0.92]), np.array([0.8, 0.812, 0.819])).verdict == "better"
-    assert paired_seeds(np.array([0.8, 0.812, 0.819]), np.array([0.9, 0.91, 0.92])).verdict == "worse"
-    assert paired_seeds(np.array([0.9, 0.91]), np.array([0.8, 0.81001])).verdict != "better"
-    assert paired_seeds(np.array([0.9]), np.array([0.1])).verdict == "no difference seen"
-    assert paired_seeds(np.array([0.9, 0.7, 0.8]), np.array([0.8, 0.8, 0.8])).verdict == "no difference seen"
+    assert (
+        paired_seeds(np.array([0.9, 0.91, 0.92]), np.array([0.8, 0.812, 0.819])).verdict
+        == "better"
+    )
+    assert (
+        paired_seeds(np.array([0.8, 0.812, 0.819]), np.array([0.9, 0.91, 0.92])).verdict
+        == "worse"
+    )
+    assert (
+        paired_seeds(np.array([0.9, 0.91]), np.array([0.8, 0.81001])).verdict
+        != "better"
+    )
+    assert (
+        paired_seeds(np.array([0.9]), np.array([0.1])).verdict == "no difference seen"
+    )
+    assert (
+        paired_seeds(np.array([0.9, 0.7, 0.8]), np.array([0.8, 0.8, 0.8])).verdict
+        == "no difference seen"
+    )
     one_sided = paired_examples(np.ones(50), np.arange(50) % 2)
     assert "three paired seeds are needed" in one_sided.verdict
 
@@ -61,12 +92,16 @@ def test_the_p_value_is_that_of_scipys_paired_test():
     rng = np.random.default_rng(3)
     for n in (2, 3, 7):
         a, b = rng.normal(size=(2, n))
-        assert paired_seeds(a, b).p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+        assert paired_seeds(a, b).p == pytest.approx(
+            stats.ttest_rel(a, b).pvalue, rel=1e-9
+        )
     assert paired_seeds(np.array([0.5, 0.6]), np.array([0.5, 0.6])).p == 1
 
 
 def test_holm_equals_the_definition():
-    """Reject the i-th smallest of m while all before it and itself are at most 0.05 / (m - i + 1), by brute force."""
+    """Reject the i-th smallest of m while all before it and itself are at most 0.05 /
+    (m - i + 1), by brute force.
+    """
     rng = np.random.default_rng(1)
     for _ in range(200):
         ps = rng.uniform(size=6) ** 4
@@ -81,17 +116,24 @@ def test_holm_equals_the_definition():
 
 
 def comparison_of(p):
-    return paired_seeds(np.array([1.0, 2.0, 3.1]), np.array([0.0, 1.0, 2.0]))._replace(p=float(p))
+    return paired_seeds(np.array([1.0, 2.0, 3.1]), np.array([0.0, 1.0, 2.0]))._replace(
+        p=float(p)
+    )
 
 
 def test_verdicts_of_several_comparisons_hold_together():
-    """Nine comparisons of equal methods: without correction a third of the studies find a difference, with it 5 %."""
+    """Nine comparisons of equal methods: without correction a third of the studies find
+    a difference, with it 5 %.
+    """
     rng = np.random.default_rng(0)
     alone = together = 0
     for _ in range(400):
         base = rng.normal(size=4)
         some = {str(i): paired_seeds(base + rng.normal(size=4), base) for i in range(9)}
-        seen = lambda found: any(one.verdict != "no difference seen" for one in found.values())
+
+        def seen(found):
+            return any(one.verdict != "no difference seen" for one in found.values())
+
         alone += seen(some)
         together += seen(holm(some))
     assert alone / 400 > 0.25
@@ -102,7 +144,10 @@ def test_a_family_is_corrected_once():
     some = holm({"a": comparison_of(0.01), "b": comparison_of(0.2)})
     assert some["a"].p == pytest.approx(0.02)
     assert str(some["a"]).endswith("better (Holm, 2 comparisons)")
-    with pytest.raises(ValueError, match=r"corrected before: \['a', 'b'\]; give all of a family at once"):
+    with pytest.raises(
+        ValueError,
+        match=r"corrected before: \['a', 'b'\]; give all of a family at once",
+    ):
         holm(some)
 
 

@@ -24,7 +24,9 @@ MEANS = {
 }
 
 
-@pytest.mark.parametrize("sizes", [[2.0, 1.0], [4, -1], [True, 2], ["2", "1"], [2, np.nan]], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [[2.0, 1.0], [4, -1], [True, 2], ["2", "1"], [2, np.nan]], ids=str
+)
 @pytest.mark.parametrize("name", MEANS)
 def test_sizes_are_whole_numbers(name, sizes):
     with pytest.raises((TypeError, ValueError), match=r"sizes\["):
@@ -50,25 +52,48 @@ def test_a_half_width_of_nan_is_refused():
     assert half_width([0.5]) == np.inf
 
 
-# Arrays -------------------------------------------------------------------------------------------------------------
+# Arrays
 
 MASKS = {
-    "right": [[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]],
-    "left": [[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1]],
-    "holes": [[1, 0, 0, 0, 0, 0, 1, 0], [0, 1, 0, 1, 1, 0, 0, 1], [1, 1, 1, 0, 1, 1, 1, 1]],
-    "nothing": [[0, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]],
+    "right": [
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+    ],
+    "left": [
+        [0, 0, 0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+    ],
+    "holes": [
+        [1, 0, 0, 0, 0, 0, 1, 0],
+        [0, 1, 0, 1, 1, 0, 0, 1],
+        [1, 1, 1, 0, 1, 1, 1, 1],
+    ],
+    "nothing": [
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0, 0, 0],
+    ],
 }
 
 
 def rows(kind="right", n=3):
     mask = np.array(MASKS[kind])[:n]
     ids = np.random.default_rng(0).integers(1, 9, mask.shape)
-    return {"input_ids": ids, "attention_mask": mask, "labels": np.where(mask, ids, -100), "label": ids[:, 0] % 2}
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": np.where(mask, ids, -100),
+        "label": ids[:, 0] % 2,
+    }
 
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_no_real_token_is_cut_off_wherever_the_padding_is(kind):
-    """Rows are cut to the width of their bucket: counting ones would cut a row that is padded on the left."""
+    """Rows are cut to the width of their bucket: counting ones would cut a row that is
+    padded on the left.
+    """
     arrays = rows(kind)
     real = arrays["attention_mask"] == 1
 
@@ -77,7 +102,9 @@ def test_no_real_token_is_cut_off_wherever_the_padding_is(kind):
 
     tokens = {name: array for name, array in arrays.items() if name != "label"}
     found = PerplexityEvaluator(losses, batch_size=2, bucket=2)(1.5, tokens)
-    np.testing.assert_allclose(found.nll, 1.5 * np.where(real, arrays["input_ids"], 0).sum(axis=1))
+    np.testing.assert_allclose(
+        found.nll, 1.5 * np.where(real, arrays["input_ids"], 0).sum(axis=1)
+    )
     np.testing.assert_array_equal(found.tokens, real.sum(axis=1))
 
     def logits(params, ids, mask):

@@ -13,7 +13,9 @@ from fedjax_fm.evaluation import (
 
 
 def losses_fn(params, batch):
-    return jnp.ones(batch["input_ids"][:, 1:].shape), batch["attention_mask"][:, 1:] == 1
+    return jnp.ones(batch["input_ids"][:, 1:].shape), batch["attention_mask"][
+        :, 1:
+    ] == 1
 
 
 def rows(mask):
@@ -23,7 +25,13 @@ def rows(mask):
 
 
 RIGHT = [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
-TABLE = [Row(PerplexityEvaluator, {"losses_fn": losses_fn}, {"batch_size": "whole", "bucket": "whole"})]
+TABLE = [
+    Row(
+        PerplexityEvaluator,
+        {"losses_fn": losses_fn},
+        {"batch_size": "whole", "bucket": "whole"},
+    )
+]
 
 
 @pytest.mark.parametrize(("row", "parameter", "value"), cases(TABLE))
@@ -52,16 +60,30 @@ def test_packed_rows_are_counted_by_their_tokens():
 @pytest.mark.parametrize(
     ("losses", "mask", "words"),
     [
-        (lambda b: jnp.ones((2, 1)), lambda b: b["attention_mask"] == 1, r"one shape.*\[2, 1\].*\[2, 6\]"),
-        (lambda b: jnp.ones(2), lambda b: b["attention_mask"] == 1, r"one shape.*\[2\].*\[2, 6\]"),
+        (
+            lambda b: jnp.ones((2, 1)),
+            lambda b: b["attention_mask"] == 1,
+            r"one shape.*\[2, 1\].*\[2, 6\]",
+        ),
+        (
+            lambda b: jnp.ones(2),
+            lambda b: b["attention_mask"] == 1,
+            r"one shape.*\[2\].*\[2, 6\]",
+        ),
         (lambda b: jnp.float32(1), lambda b: b["attention_mask"] == 1, r"one shape"),
         (lambda b: jnp.ones((1, 6)), lambda b: b["attention_mask"][:1] == 1, r"2 rows"),
-        (lambda b: jnp.ones((2, 6)), lambda b: b["attention_mask"].astype(jnp.float32), r"bool.*float32"),
+        (
+            lambda b: jnp.ones((2, 6)),
+            lambda b: b["attention_mask"].astype(jnp.float32),
+            r"bool.*float32",
+        ),
         (lambda b: jnp.ones((2, 6)), lambda b: b["attention_mask"], r"bool.*int32"),
     ],
 )
 def test_losses_and_masks_of_another_shape_are_refused(losses, mask, words):
-    evaluator = PerplexityEvaluator(lambda params, batch: (losses(batch), mask(batch)), batch_size=2, bucket=6)
+    evaluator = PerplexityEvaluator(
+        lambda params, batch: (losses(batch), mask(batch)), batch_size=2, bucket=6
+    )
     with pytest.raises((TypeError, ValueError), match=words):
         evaluator(0.0, rows([[1] * 6, [1] * 6]))
 
@@ -79,8 +101,13 @@ def test_arrays_without_a_column_and_of_unequal_length():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, None])
 def test_pairs_are_finite(compare, bad):
     """A NaN would be called no difference."""
-    for a, b in (([0.5, bad, 0.7], [0.1, 0.2, 0.3]), ([0.5, 0.6, 0.7], [0.1, bad, 0.3])):
-        with pytest.raises((TypeError, ValueError), match=r"not finite at \[1\]|as numbers"):
+    for a, b in (
+        ([0.5, bad, 0.7], [0.1, 0.2, 0.3]),
+        ([0.5, 0.6, 0.7], [0.1, bad, 0.3]),
+    ):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"not finite at \[1\]|as numbers"
+        ):
             compare(a, b)
     with pytest.raises(TypeError, match="numbers"):
         compare([b"x", b"y"], [b"x", b"y"])

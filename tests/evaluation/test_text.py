@@ -19,13 +19,22 @@ def brute_force(a, b):
         rest = iter(b)
         return all(word in rest for word in part)
 
-    return max(n for n in range(len(a) + 1) for part in itertools.combinations(a, n) if is_in(part))
+    return max(
+        n
+        for n in range(len(a) + 1)
+        for part in itertools.combinations(a, n)
+        if is_in(part)
+    )
 
 
 @settings(deadline=None)
 @given(WORDS, WORDS)
 def test_longest_common_subsequence(a, b):
-    assert longest_common_subsequence(a, b) == brute_force(a, b) == longest_common_subsequence(b, a)
+    assert (
+        longest_common_subsequence(a, b)
+        == brute_force(a, b)
+        == longest_common_subsequence(b, a)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*give rouge_l a tokenizer")
@@ -41,8 +50,12 @@ def test_longest_common_subsequence(a, b):
     ],
 )
 def test_equals_rouge_score(prediction, reference):
-    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
-    assert rouge_l(prediction, reference) == pytest.approx(scorer.score(reference, prediction)["rougeL"].fmeasure)
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(
+        ["rougeL"], use_stemmer=False
+    )
+    assert rouge_l(prediction, reference) == pytest.approx(
+        scorer.score(reference, prediction)["rougeL"].fmeasure
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*give rouge_l a tokenizer")

@@ -19,16 +19,29 @@ def by_hand(a: list, b: list) -> float:
 
 
 @pytest.mark.parametrize(
-    ("a", "b"), [(CHINESE, CHINESE), (CHINESE, "今天天气不好"), ("Привет мир", "мир, привет"), ("a b", "b a")]
+    ("a", "b"),
+    [
+        (CHINESE, CHINESE),
+        (CHINESE, "今天天气不好"),
+        ("Привет мир", "мир, привет"),
+        ("a b", "b a"),
+    ],
 )
 def test_a_tokenizer_scores_what_it_gives(a, b):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert rouge_l(a, b, tokenizer=list) == pytest.approx(by_hand(list(a), list(b)))
-        assert rouge_l(a, b, tokenizer=str.split) == pytest.approx(by_hand(a.split(), b.split()))
+        assert rouge_l(a, b, tokenizer=str.split) == pytest.approx(
+            by_hand(a.split(), b.split())
+        )
         ids = families.new_tokenizer()
-        encode = lambda text: ids.encode(text).tokens
-        assert rouge_l(a, b, tokenizer=encode) == pytest.approx(by_hand(encode(a), encode(b)))
+
+        def encode(text):
+            return ids.encode(text).tokens
+
+        assert rouge_l(a, b, tokenizer=encode) == pytest.approx(
+            by_hand(encode(a), encode(b))
+        )
         assert rouge_l(CHINESE, CHINESE, tokenizer=list) == 1
 
 
@@ -52,12 +65,17 @@ def test_equals_rouge_score_with_the_same_tokenizer():
         (CHINESE, "no tokens"),
         ("...", "no tokens"),
         ("Привет", "no tokens"),
-        ("2024年今天天气很好", "less than half"),  # equal to every text with that number
+        (
+            "2024年今天天气很好",
+            "less than half",
+        ),  # equal to every text with that number
         ("Всё хорошо, ok", "less than half"),
     ],
 )
 def test_texts_of_which_nothing_is_compared_are_told(text, words):
-    with pytest.warns(UserWarning, match=rf"prediction.*{words}.*|{words}.*prediction.*") as seen:
+    with pytest.warns(
+        UserWarning, match=rf"prediction.*{words}.*|{words}.*prediction.*"
+    ) as seen:
         score = rouge_l(text, "2024 ok")
     assert "tokenizer" in str(seen[0].message)
     assert seen[0].filename == __file__
@@ -67,14 +85,18 @@ def test_texts_of_which_nothing_is_compared_are_told(text, words):
         rouge_l("2024 ok", text)
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "the cat", "Größe des Feldes", "naïve café", "a"])
+@pytest.mark.parametrize(
+    "text", ["", "  \n", "the cat", "Größe des Feldes", "naïve café", "a"]
+)
 def test_other_texts_are_not_told(text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rouge_l(text, "the cat")
 
 
-@pytest.mark.parametrize("bad", [None, b"the cat", math.nan, 3, ["the", "cat"], np.array("the cat")])
+@pytest.mark.parametrize(
+    "bad", [None, b"the cat", math.nan, 3, ["the", "cat"], np.array("the cat")]
+)
 def test_what_is_no_text(bad):
     with pytest.raises(TypeError, match="prediction: expected text"):
         rouge_l(bad, "the cat")
@@ -83,12 +105,19 @@ def test_what_is_no_text(bad):
 
 
 def test_what_is_no_tokenizer():
-    with pytest.raises(TypeError, match=r"expected tokenizer as a function.*got a Tokenizer"):
+    with pytest.raises(
+        TypeError, match=r"expected tokenizer as a function.*got a Tokenizer"
+    ):
         rouge_l("a", "a", tokenizer=families.new_tokenizer())
     for function in (str.upper, len, iter, lambda text: {"input_ids": [1]}):
-        with pytest.raises(TypeError, match="expected a list of tokens from the tokenizer, got a"):
+        with pytest.raises(
+            TypeError, match="expected a list of tokens from the tokenizer, got a"
+        ):
             rouge_l("a", "b", tokenizer=function)
     theirs = families.reference("x")
-    with pytest.raises(TypeError, match="expected a list of tokens from the tokenizer, got a BatchEncoding"):
+    with pytest.raises(
+        TypeError,
+        match="expected a list of tokens from the tokenizer, got a BatchEncoding",
+    ):
         rouge_l("a", "b", tokenizer=theirs)
     assert rouge_l("a b", "a b", tokenizer=theirs.tokenize) == 1

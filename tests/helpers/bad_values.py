@@ -36,7 +36,11 @@ def cases(rows: Iterable[Row]) -> list[Any]:
             for value in BAD[kind.rstrip("?")]:
                 if value is None and kind.endswith("?"):
                     continue
-                found.append(pytest.param(row, parameter, value, id=f"{name_of(row)}-{parameter}-{value}"))
+                found.append(
+                    pytest.param(
+                        row, parameter, value, id=f"{name_of(row)}-{parameter}-{value}"
+                    )
+                )
     return found
 
 
@@ -45,21 +49,33 @@ def name_of(row: Row) -> str:
 
 
 def is_refused(row: Row, parameter: str, value: Any) -> None:
-    """Asserts that the good arguments work and that with this one value the error names the parameter and the value."""
+    """Asserts that the good arguments work and that with this one value the error names
+    the parameter and the value.
+    """
     row.make(**row.good)
     with pytest.raises((TypeError, ValueError)) as raised:
         row.make(**{**row.good, parameter: value})
-    assert f"{parameter}={value!r}" in str(raised.value) or f"{parameter}={value}" in str(raised.value)
+    assert f"{parameter}={value!r}" in str(
+        raised.value
+    ) or f"{parameter}={value}" in str(raised.value)
 
 
 def unlisted(factories: Iterable[Callable[..., Any]], rows: Iterable[Row]) -> list[str]:
-    """Parameters annotated as numbers, flags or literals of `factories` that no row of the table has."""
+    """Parameters annotated as numbers, flags or literals of `factories` that no row of
+    the table has.
+    """
     listed = {(row.make, parameter) for row in rows for parameter in row.kinds}
     missing = []
     for make in factories:
         for parameter, spec in inspect.signature(make).parameters.items():
             annotation = str(spec.annotation)
-            countable = any(word in annotation for word in ("int", "float", "bool", "Literal"))
-            if countable and "[" not in annotation.replace("Literal[", "") and (make, parameter) not in listed:
+            countable = any(
+                word in annotation for word in ("int", "float", "bool", "Literal")
+            )
+            if (
+                countable
+                and "[" not in annotation.replace("Literal[", "")
+                and (make, parameter) not in listed
+            ):
                 missing.append(f"{make.__name__}({parameter}: {annotation})")
     return missing

@@ -1,11 +1,12 @@
-"""What the page docs/compatibility.md is made of: tests say what they saw, and a run of them writes it down.
+"""What the page docs/compatibility.md is made of: tests say what they saw, and a run of
+them writes it down.
 
     pytest -m compatibility --compatibility-page docs/compatibility.md
 
 A test asks for the fixture `compatibility` and calls, after its own assertions,
 
-    compatibility.works("PEFT fields", "rank_pattern")
-    compatibility.refused("PEFT fields", "layer_replication", raised)      # raised: of pytest.raises
+    compatibility.works("PEFT fields", "rank_pattern") compatibility.refused("PEFT
+    fields", "layer_replication", raised)      # raised: of pytest.raises
 
 Rows of a table that no test has are in NOT_TRIED.
 """
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 TABLES = {
-    "Architectures": "Checkpoints in Hugging Face's format, logits or hidden states against transformers",
+    "Architectures": "Checkpoints in Hugging Face's format, logits or hidden states against "
+    "transformers",
     "Adapters": "Folders in PEFT's format, opened by the other side with equal logits",
     "Checkpoint forms": "How published files differ from the plain form of their architecture",
-    "GGUF types": "Blocks of a GGUF file, against the gguf package; architectures, against transformers",
+    "GGUF types": "Blocks of a GGUF file, against the gguf package; architectures, against "
+    "transformers",
     "PEFT fields": "Fields of PEFT's LoraConfig, read and written, against PEFT",
     "Template constructs": "Chat templates, rendered beside transformers' apply_chat_template",
     "Table types": "What partitioners and `Population.from_table` take",
@@ -35,7 +38,9 @@ FIRST = {
     "Partitioners": "partitioner",
 }
 # What a run leaves in a message: its own folders, and addresses in memory.
-TRACES = re.compile(r"\S*/pytest-of-[^/]+/pytest-\d+/(popen-gw\d+/)?[^/]+/| at 0x[0-9a-f]+")
+TRACES = re.compile(
+    r"\S*/pytest-of-[^/]+/pytest-\d+/(popen-gw\d+/)?[^/]+/| at 0x[0-9a-f]+"
+)
 # table: {row: why}
 NOT_TRIED: dict[str, dict[str, str]] = {}
 
@@ -54,10 +59,14 @@ class Compatibility:
         """The test saw `row` refused; `raised` is what pytest.raises gave."""
         self._add(table, row, column, "refused", str(getattr(raised, "value", raised)))
 
-    def _add(self, table: str, row: str, column: str, outcome: str, message: str) -> None:
+    def _add(
+        self, table: str, row: str, column: str, outcome: str, message: str
+    ) -> None:
         if table not in TABLES:
             raise KeyError(f"expected a table of {sorted(TABLES)}, got {table!r}")
-        self._properties.append(("compatibility", (table, row, column, outcome, message)))
+        self._properties.append(
+            ("compatibility", (table, row, column, outcome, message))
+        )
 
 
 class PageWriter:
@@ -68,7 +77,11 @@ class PageWriter:
 
     def pytest_runtest_logreport(self, report) -> None:
         if report.when == "call" and report.passed:
-            self.seen += [tuple(value) for name, value in report.user_properties if name == "compatibility"]
+            self.seen += [
+                tuple(value)
+                for name, value in report.user_properties
+                if name == "compatibility"
+            ]
 
     def pytest_sessionfinish(self) -> None:
         self.path.write_text(page(self.seen), encoding="utf-8")
@@ -79,12 +92,17 @@ def page(seen: list[tuple[str, str, str, str, str]]) -> str:
     lines = [
         "# Compatibility",
         "",
-        "Made by `make compatibility` from the tests that passed; do not edit. *works* means that a test compared the",
-        "result with an independent reference; *refused* means an error that names what was found, quoted here.",
+        "Made by `make compatibility` from the tests that passed; do not edit. "
+        "*works* means that a test compared the",
+        "result with an independent reference; *refused* means an error that "
+        "names what was found, quoted here.",
     ]
     for table, title in TABLES.items():
         rows = sorted({entry[1:] for entry in seen if entry[0] == table})
-        rows += [(row, "", "not tried", why) for row, why in sorted(NOT_TRIED.get(table, {}).items())]
+        rows += [
+            (row, "", "not tried", why)
+            for row, why in sorted(NOT_TRIED.get(table, {}).items())
+        ]
         if rows:
             lines += [
                 "",
@@ -96,7 +114,8 @@ def page(seen: list[tuple[str, str, str, str, str]]) -> str:
                 "|---|---|---|---|",
             ]
             lines += [
-                f"| {_cell(row)} | {_cell(column)} | {outcome} | {_cell(why)} |" for row, column, outcome, why in rows
+                f"| {_cell(row)} | {_cell(column)} | {outcome} | {_cell(why)} |"
+                for row, column, outcome, why in rows
             ]
     return "\n".join(lines) + "\n"
 

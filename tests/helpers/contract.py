@@ -1,4 +1,6 @@
-"""A row of the table of contracts: a federated method on a problem so small that all its promises can be checked."""
+"""A row of the table of contracts: a federated method on a problem so small that all
+its promises can be checked.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ class Problem(NamedTuple):
     cohort_size: int
 
 
-def shared_model(problem: Problem, state: ffm.SimulationState, client: int | None) -> Any:
+def shared_model(
+    problem: Problem, state: ffm.SimulationState, client: int | None
+) -> Any:
     """The server's for everybody."""
     return state.delta, problem.backbone
 
@@ -37,10 +41,12 @@ class Row:
 
     Attributes:
       make: the problem, the same at every call.
-      centralised: `(problem, client, key) -> delta` after one round in which that client (id 0) is the whole
-        population, by a plain loop without the engine; `key` is the round's.
-      model: `(problem, state, client) -> (delta, backbone)`, what `Simulator.model` is to give, client None for the
-        server's; default: what the server trains, beside the backbone as it came.
+      centralised: `(problem, client, key) -> delta` after one round in which that
+        client (id 0) is the whole population, by a plain loop without the engine; `key`
+        is the round's.
+      model: `(problem, state, client) -> (delta, backbone)`, what `Simulator.model` is
+        to give, client None for the server's; default: what the server trains, beside
+        the backbone as it came.
       rtol, atol: of comparisons up to the order of float sums.
     """
 

@@ -1,4 +1,6 @@
-"""A small network with low-rank adapters on stacked and on single layers, and its training by hand in numpy."""
+"""A small network with low-rank adapters on stacked and on single layers, and its
+training by hand in numpy.
+"""
 
 import copy
 import functools
@@ -20,9 +22,14 @@ LAYERS = ("inner", "outer")
 
 
 def make_trees(d=5, rank=3, seed=1, squares=False):
-    """(delta, backbone): an `inner` stack of two layers d x d, an `outer` one d x (d + 2), a head that is trained."""
+    """(delta, backbone): an `inner` stack of two layers d x d, an `outer` one d x (d +
+    2), a head that is trained.
+    """
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: (rng.normal(size=shape) / np.sqrt(d)).astype(np.float32)
+
+    def draw(*shape):
+        return (rng.normal(size=shape) / np.sqrt(d)).astype(np.float32)
+
     delta, backbone = {"head": draw(d + 2)}, {}
     for name, stacked, n_out in (("inner", (2,), d), ("outer", (), d + 2)):
         a, b = draw(*stacked, d, rank), draw(*stacked, rank, n_out)
@@ -37,23 +44,33 @@ def make_trees(d=5, rank=3, seed=1, squares=False):
 
 def make_clients(d=5, sizes=SIZES, seed=0):
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
     return [{"x": draw(n, d), "y": draw(n)} for n in sizes]
 
 
-# With jax -----------------------------------------------------------------------------------------------------------
+# With jax
 
 
 def update(delta, backbone, name):
     """s A B, or s A R B."""
     factors = {**backbone[name], **delta[name]}
-    middle = factors["lora_r"] @ factors["lora_b"] if "lora_r" in factors else factors["lora_b"]
+    middle = (
+        factors["lora_r"] @ factors["lora_b"]
+        if "lora_r" in factors
+        else factors["lora_b"]
+    )
     return SCALING * (factors["lora_a"] @ middle)
 
 
 def kernels(delta, backbone):
     """[three matrices], what the layers' inputs are multiplied by."""
-    inner, outer = (backbone[name]["base"]["kernel"] + update(delta, backbone, name) for name in LAYERS)
+    inner, outer = (
+        backbone[name]["base"]["kernel"] + update(delta, backbone, name)
+        for name in LAYERS
+    )
     return [inner[0], inner[1], outer]
 
 
@@ -67,7 +84,9 @@ def loss(delta, backbone, batch, key):
 
 @functools.cache
 def simulated(name, ranks=None, devices=1, **how):
-    """(simulator, first state, list that grows with every trace of the loss), of all eight clients every round."""
+    """(simulator, first state, list that grows with every trace of the loss), of all
+    eight clients every round.
+    """
     rule, traces = getattr(lora_rules, name), []
 
     def counted(*operands):
@@ -79,11 +98,13 @@ def simulated(name, ranks=None, devices=1, **how):
     delta, backbone = make_trees(squares=name == "fed_sb")
     algorithm = rule(ffm.Task(counted), optax.sgd(RATE), ranks=ranks, **HOW, **how)
     population = ffm.Population.from_clients(make_clients())
-    one = ffm.Simulator(algorithm, population, backbone=backbone, cohort_size=8, devices=devices)
+    one = ffm.Simulator(
+        algorithm, population, backbone=backbone, cohort_size=8, devices=devices
+    )
     return one, one.init(delta), traces
 
 
-# By hand ------------------------------------------------------------------------------------------------------------
+# By hand
 
 
 def in_numpy(tree):
@@ -110,7 +131,9 @@ def gradients(delta, backbone, x, y):
         hidden.append(np.tanh(hidden[-1] @ matrix))
     error = 2 * (hidden[-1] @ delta["head"] - y) / len(y)
     back, by_kernel = np.outer(error, delta["head"]), []
-    for matrix, before, after in zip(matrices[::-1], hidden[-2::-1], hidden[:0:-1], strict=True):
+    for matrix, before, after in zip(
+        matrices[::-1], hidden[-2::-1], hidden[:0:-1], strict=True
+    ):
         back = back * (1 - after**2)
         by_kernel.append(before.T @ back)
         back = back @ matrix.T
@@ -118,16 +141,18 @@ def gradients(delta, backbone, x, y):
     for name, g in zip(LAYERS, (np.stack(by_kernel[:0:-1]), by_kernel[0]), strict=True):
         factors = {**backbone[name], **delta[name]}
         a, b = (factors[kind].swapaxes(-1, -2) for kind in ("lora_a", "lora_b"))
-        chain = {"lora_r": lambda g, a, b: a @ g @ b} if "lora_r" in factors else {
-            "lora_a": lambda g, a, b: g @ b, "lora_b": lambda g, a, b: a @ g
-        }  # fmt: skip
+        chain = (
+            {"lora_r": lambda g, a, b: a @ g @ b}
+            if "lora_r" in factors
+            else {"lora_a": lambda g, a, b: g @ b, "lora_b": lambda g, a, b: a @ g}
+        )
         found[name] = {kind: SCALING * f(g, a, b) for kind, f in chain.items()}
     return found
 
 
 def train(delta, backbone, client, rank=None, fixed=(), penalty=None):
-    """Full-batch gradient descent on what lies within the rank; factors named in `fixed` stay; `penalty(delta)` is a
-    gradient to be added."""
+    """Full-batch gradient descent on what lies within the rank; factors named in
+    `fixed` stay; `penalty(delta)` is a gradient to be added."""
     delta, backbone, client = cut(delta, rank), in_numpy(backbone), in_numpy(client)
     for _ in range(STEPS):
         step = cut(gradients(delta, backbone, client["x"], client["y"]), rank)
@@ -149,7 +174,10 @@ def tails(delta, name, kept):
 
 def tail_size(delta, kept):
     """sum over layers of ||a|| ||b|| of the tails."""
-    return sum(np.sum(of_a * of_b) for _, _, of_a, of_b in (tails(delta, name, kept) for name in LAYERS))
+    return sum(
+        np.sum(of_a * of_b)
+        for _, _, of_a, of_b in (tails(delta, name, kept) for name in LAYERS)
+    )
 
 
 def tail_gradient(delta, kept, factor):
@@ -165,7 +193,10 @@ def tail_gradient(delta, kept, factor):
 def effective(delta, backbone):
     """{layer: kernel and update, "head"}, in f64."""
     delta, backbone = in_numpy(delta), in_numpy(backbone)
-    whole = {name: backbone[name]["base"]["kernel"] + update(delta, backbone, name) for name in LAYERS}
+    whole = {
+        name: backbone[name]["base"]["kernel"] + update(delta, backbone, name)
+        for name in LAYERS
+    }
     return {**whole, "head": delta["head"]}
 
 
@@ -176,4 +207,6 @@ def mean(trees, sizes=SIZES):
 
 
 def close(a, b, rtol=2e-5, atol=2e-6):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b
+    )

@@ -14,7 +14,11 @@ SIZES = (7, 1, 12, 5, 3, 9, 12, 4)
 def make_clients(seed=0, sizes=SIZES):
     rng = np.random.default_rng(seed)
     return [
-        {"x": rng.normal(size=(n, 3)).astype(np.float32), "y": rng.normal(size=n).astype(np.float32)} for n in sizes
+        {
+            "x": rng.normal(size=(n, 3)).astype(np.float32),
+            "y": rng.normal(size=n).astype(np.float32),
+        }
+        for n in sizes
     ]
 
 
@@ -25,24 +29,39 @@ def mlp_loss(delta, backbone, batch, key):
 
 def make_trees(seed=1):
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
     return {"w": draw(3, 4), "v": draw(4)}, {"w": draw(3, 4)}
 
 
 def everyone(n):
     ids = jnp.arange(n, dtype=jnp.int32)
-    return Sampler(init=tuple, draw=lambda state, key: (ids, jnp.int32(n), state), capacity=n)
+    return Sampler(
+        init=tuple, draw=lambda state, key: (ids, jnp.int32(n), state), capacity=n
+    )
 
 
 def simulate(rounds=3, *, clients=None, uplink=None, local=None, **how):
     clients = clients or make_clients()
     delta, backbone = make_trees()
     local = local or {"epochs": 2, "batch_size": 4}
-    algorithm = ffm.fedavg(ffm.Task(mlp_loss), optax.sgd(0.05, momentum=0.9), optax.sgd(0.7), **local)
+    algorithm = ffm.fedavg(
+        ffm.Task(mlp_loss), optax.sgd(0.05, momentum=0.9), optax.sgd(0.7), **local
+    )
     how = {"cohort_size": 6, "seed": 3, "devices": 1} | how
-    simulator = ffm.Simulator(algorithm, ffm.Population.from_clients(clients), backbone=backbone, uplink=uplink, **how)
+    simulator = ffm.Simulator(
+        algorithm,
+        ffm.Population.from_clients(clients),
+        backbone=backbone,
+        uplink=uplink,
+        **how,
+    )
     return simulator.run(simulator.init(delta), rounds)
 
 
 def lossy():
-    return channels.error_feedback(channels.chain(channels.top_k(0.3), channels.quantize(4)))
+    return channels.error_feedback(
+        channels.chain(channels.top_k(0.3), channels.quantize(4))
+    )

@@ -1,4 +1,6 @@
-"""Small random models in two forms, transformers' and ours, with equal weights, and their logits side by side."""
+"""Small random models in two forms, transformers' and ours, with equal weights, and
+their logits side by side.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -33,11 +35,23 @@ _VIT = dict(
 _T5 = dict(vocab_size=31, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4)
 # family: (name of transformers' model, of its configuration, fields)
 FAMILIES = {
-    "llama": ("LlamaForCausalLM", "LlamaConfig", {**_LLAMA, "tie_word_embeddings": False}),
-    "tied": ("LlamaForCausalLM", "LlamaConfig", {**_LLAMA, "tie_word_embeddings": True}),
+    "llama": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {**_LLAMA, "tie_word_embeddings": False},
+    ),
+    "tied": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {**_LLAMA, "tie_word_embeddings": True},
+    ),
     "bert": ("BertForSequenceClassification", "BertConfig", _BERT),
     "roberta": ("RobertaForSequenceClassification", "RobertaConfig", _BERT),
-    "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig", _DISTILBERT),
+    "distilbert": (
+        "DistilBertForSequenceClassification",
+        "DistilBertConfig",
+        _DISTILBERT,
+    ),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", _GPT2),
     "vit": ("ViTForImageClassification", "ViTConfig", _VIT),
     "t5": ("T5ForConditionalGeneration", "T5Config", _T5),
@@ -94,13 +108,17 @@ def ours(parts: tuple | nnx.Module) -> np.ndarray:
 
     @jax.jit
     def forward(state):
-        return nnx.merge(graphdef, *state)(jnp.asarray(IDS), jnp.ones(IDS.shape, jnp.int32))
+        return nnx.merge(graphdef, *state)(
+            jnp.asarray(IDS), jnp.ones(IDS.shape, jnp.int32)
+        )
 
     return np.asarray(forward(state))
 
 
 def peft_adapter(pair: Pair, config: Any, folder: Path, seed: int = 1) -> Any:
-    """An adapter that PEFT has made, moved away from its start and saved: its model, as PEFT reads it again."""
+    """An adapter that PEFT has made, moved away from its start and saved: its model, as
+    PEFT reads it again.
+    """
     import peft
     import torch
 

@@ -1,4 +1,6 @@
-"""Folders as people publish them: a tiny random model of transformers, its tensors and its configuration changed."""
+"""Folders as people publish them: a tiny random model of transformers, its tensors and
+its configuration changed.
+"""
 
 import json
 from collections.abc import Callable
@@ -11,11 +13,27 @@ import reference_models as reference
 
 Tensors = dict[str, np.ndarray]
 
-SMALL = {"vocab_size": 101, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL = {
+    "vocab_size": 101,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 SMALL |= {"intermediate_size": 24, "max_position_embeddings": 24}
-DECODER = {**SMALL, "hidden_size": 32, "num_key_value_heads": 2, "max_position_embeddings": 64}
+DECODER = {
+    **SMALL,
+    "hidden_size": 32,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 TIED = {**DECODER, "tie_word_embeddings": True}
-DISTILBERT = {"vocab_size": 101, "dim": 16, "n_heads": 4, "n_layers": 2, "hidden_dim": 24}
+DISTILBERT = {
+    "vocab_size": 101,
+    "dim": 16,
+    "n_heads": 4,
+    "n_layers": 2,
+    "hidden_dim": 24,
+}
 DISTILBERT |= {"max_position_embeddings": 24}
 # The smallest configuration of every family, by the beginning of its classes' names.
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -36,7 +54,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def family_of(kind: str) -> str:
     """ "Llama" of "LlamaForCausalLM"."""
-    return next(name for name in sorted(CONFIGS, key=len, reverse=True) if kind.startswith(name))
+    return next(
+        name for name in sorted(CONFIGS, key=len, reverse=True) if kind.startswith(name)
+    )
 
 
 def made(kind: str, **changes: Any) -> Any:
@@ -47,7 +67,9 @@ def made(kind: str, **changes: Any) -> Any:
 
 def inputs() -> dict[str, np.ndarray]:
     """Two rows without padding: what published forms change does not depend on it."""
-    return {"input_ids": np.random.default_rng(0).integers(5, 99, (2, 9)).astype(np.int32)}
+    return {
+        "input_ids": np.random.default_rng(0).integers(5, 99, (2, 9)).astype(np.int32)
+    }
 
 
 def inputs_of(kind: str) -> dict[str, np.ndarray]:
@@ -67,14 +89,21 @@ def saved(
     config: dict[str, Any] | None = None,
     without: tuple[str, ...] = (),
 ) -> Path:
-    """The folder with `model`, its tensors changed by a function, keys of config.json set or left out."""
+    """The folder with `model`, its tensors changed by a function, keys of config.json
+    set or left out.
+    """
     from safetensors.numpy import load_file, save_file
 
     model.save_pretrained(folder)
     if tensors is not None:
         changed = tensors(load_file(folder / "model.safetensors"))
-        save_file({name: np.ascontiguousarray(array) for name, array in changed.items()}, folder / "model.safetensors")
-    fields = json.loads((folder / "config.json").read_text(encoding="utf-8")) | (config or {})
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in changed.items()},
+            folder / "model.safetensors",
+        )
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8")) | (
+        config or {}
+    )
     fields = {name: value for name, value in fields.items() if name not in without}
     (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     return folder
@@ -85,7 +114,9 @@ def theirs(folder: Path, kind: str, given: dict[str, np.ndarray]) -> np.ndarray:
     import torch
     import transformers
 
-    model = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
+    model = (
+        getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
+    )
     with torch.no_grad():
         return reference.logits_of(reference.run(model, given)).numpy()
 
@@ -95,5 +126,7 @@ def ours(model: Any, given: dict[str, np.ndarray]) -> np.ndarray:
     from flax import nnx
 
     graphdef, state = nnx.split(model)
-    forward = reference.quick_jit(lambda state, given: reference.logits_of(nnx.merge(graphdef, state)(**given)))
+    forward = reference.quick_jit(
+        lambda state, given: reference.logits_of(nnx.merge(graphdef, state)(**given))
+    )
     return np.asarray(jax.device_get(forward(state, given)))

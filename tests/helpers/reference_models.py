@@ -1,4 +1,6 @@
-"""Tiny random models of transformers, saved and read by us, with the inputs on which both are compared."""
+"""Tiny random models of transformers, saved and read by us, with the inputs on which
+both are compared.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,16 +9,57 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-TEXT = {"vocab_size": 101, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+TEXT = {
+    "vocab_size": 101,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 TEXT |= {"intermediate_size": 24, "max_position_embeddings": 24}
-LLAMA = {**TEXT, "hidden_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA = {
+    **TEXT,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 LLAMA3 |= {"original_max_position_embeddings": 16}
-T5 = {"vocab_size": 101, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
-T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 9, "decoder_start_token_id": 0}
-GPT2 = {"vocab_size": 101, "n_embd": 16, "n_head": 4, "n_layer": 3, "n_positions": 32, "eos_token_id": 0}
+T5 = {
+    "vocab_size": 101,
+    "d_model": 16,
+    "d_kv": 6,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+}
+T5 |= {
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 9,
+    "decoder_start_token_id": 0,
+}
+GPT2 = {
+    "vocab_size": 101,
+    "n_embd": 16,
+    "n_head": 4,
+    "n_layer": 3,
+    "n_positions": 32,
+    "eos_token_id": 0,
+}
 GPT2 |= {"bos_token_id": 0, "pad_token_id": 0, "activation_function": "gelu_new"}
-IMAGE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24}
+IMAGE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+}
 IMAGE |= {"image_size": 12, "patch_size": 4}
 TOWERS = {
     "text_config": {**TEXT, "num_hidden_layers": 2, "eos_token_id": 100},
@@ -35,10 +78,17 @@ class Case(NamedTuple):
     hidden: str | None = None  # module of both that gives hidden states
 
 
-def text(length: int = 11, left: bool = False, pad: int | None = None, end: int | None = None) -> dict[str, np.ndarray]:
-    """Three rows, two of them padded; `pad` is put where there is none, `end` as each row's last real token."""
+def text(
+    length: int = 11, left: bool = False, pad: int | None = None, end: int | None = None
+) -> dict[str, np.ndarray]:
+    """Three rows, two of them padded; `pad` is put where there is none, `end` as each
+    row's last real token.
+    """
     rng = np.random.default_rng(0)
-    ids, mask = rng.integers(5, 99, (3, length)).astype(np.int32), np.ones((3, length), np.int32)
+    ids, mask = (
+        rng.integers(5, 99, (3, length)).astype(np.int32),
+        np.ones((3, length), np.int32),
+    )
     for row, n_real in enumerate((length, length - 4, 2)):
         mask[row, : length - n_real] = not left
         mask[row, n_real:] = left or n_real == length
@@ -46,11 +96,20 @@ def text(length: int = 11, left: bool = False, pad: int | None = None, end: int 
             mask[row, : length - n_real] = 0
         if end is not None:
             ids[row, -1 if left else n_real - 1] = end
-    return {"input_ids": ids if pad is None else np.where(mask == 1, ids, pad).astype(np.int32), "attention_mask": mask}
+    return {
+        "input_ids": ids
+        if pad is None
+        else np.where(mask == 1, ids, pad).astype(np.int32),
+        "attention_mask": mask,
+    }
 
 
 def pixels() -> dict[str, np.ndarray]:
-    return {"pixel_values": np.random.default_rng(1).normal(size=(2, 3, 12, 12)).astype(np.float32)}
+    return {
+        "pixel_values": np.random.default_rng(1)
+        .normal(size=(2, 3, 12, 12))
+        .astype(np.float32)
+    }
 
 
 def translation(**how: Any) -> dict[str, np.ndarray]:
@@ -61,49 +120,154 @@ def translation(**how: Any) -> dict[str, np.ndarray]:
 
 ENCODERS = {
     "roberta": Case(
-        "RobertaForSequenceClassification", {**TEXT, "type_vocab_size": 1}, lambda: text(pad=1), 3, "roberta"
+        model="RobertaForSequenceClassification",
+        config={**TEXT, "type_vocab_size": 1},
+        inputs=lambda: text(pad=1),
+        num_labels=3,
+        hidden="roberta",
     ),
-    "roberta-left": Case("RobertaModel", {**TEXT, "type_vocab_size": 1}, lambda: text(left=True, pad=1)),
+    "roberta-left": Case(
+        model="RobertaModel",
+        config={**TEXT, "type_vocab_size": 1},
+        inputs=lambda: text(left=True, pad=1),
+    ),
     "distilbert": Case(
-        "DistilBertForSequenceClassification",
-        {"vocab_size": 101, "dim": 16, "n_heads": 4, "n_layers": 3, "hidden_dim": 24, "max_position_embeddings": 24},
-        lambda: text(length=24),
-        3,
-        "distilbert",
+        model="DistilBertForSequenceClassification",
+        config={
+            "vocab_size": 101,
+            "dim": 16,
+            "n_heads": 4,
+            "n_layers": 3,
+            "hidden_dim": 24,
+            "max_position_embeddings": 24,
+        },
+        inputs=lambda: text(length=24),
+        num_labels=3,
+        hidden="distilbert",
     ),
-    "albert": Case("AlbertForSequenceClassification", {**TEXT, "embedding_size": 8}, lambda: text(), 3, "albert"),
-    "vit": Case("ViTForImageClassification", IMAGE, pixels, 3, "vit"),
-    "clip": Case("CLIPModel", TOWERS, lambda: text(end=100) | pixels()),
-    "clip-classifier": Case("CLIPForImageClassification", TOWERS, pixels, 3, "vision_model"),
+    "albert": Case(
+        model="AlbertForSequenceClassification",
+        config={**TEXT, "embedding_size": 8},
+        inputs=lambda: text(),
+        num_labels=3,
+        hidden="albert",
+    ),
+    "vit": Case(
+        model="ViTForImageClassification",
+        config=IMAGE,
+        inputs=pixels,
+        num_labels=3,
+        hidden="vit",
+    ),
+    "clip": Case(
+        model="CLIPModel", config=TOWERS, inputs=lambda: text(end=100) | pixels()
+    ),
+    "clip-classifier": Case(
+        model="CLIPForImageClassification",
+        config=TOWERS,
+        inputs=pixels,
+        num_labels=3,
+        hidden="vision_model",
+    ),
 }
 DECODERS = {
-    "gpt2": Case("GPT2LMHeadModel", GPT2, lambda: text(left=True), None, "transformer"),
-    "gpt2-classifier": Case("GPT2ForSequenceClassification", GPT2, lambda: text(pad=0), 3, "transformer"),
-    "llama-3": Case("LlamaForCausalLM", {**LLAMA, "rope_parameters": LLAMA3}, lambda: text(length=40), None, "model"),
+    "gpt2": Case(
+        model="GPT2LMHeadModel",
+        config=GPT2,
+        inputs=lambda: text(left=True),
+        num_labels=None,
+        hidden="transformer",
+    ),
+    "gpt2-classifier": Case(
+        model="GPT2ForSequenceClassification",
+        config=GPT2,
+        inputs=lambda: text(pad=0),
+        num_labels=3,
+        hidden="transformer",
+    ),
+    "llama-3": Case(
+        model="LlamaForCausalLM",
+        config={**LLAMA, "rope_parameters": LLAMA3},
+        inputs=lambda: text(length=40),
+        num_labels=None,
+        hidden="model",
+    ),
     "llama-classifier": Case(
-        "LlamaForSequenceClassification", {**LLAMA, "pad_token_id": 0}, lambda: text(pad=0), 3, "model"
+        model="LlamaForSequenceClassification",
+        config={**LLAMA, "pad_token_id": 0},
+        inputs=lambda: text(pad=0),
+        num_labels=3,
+        hidden="model",
     ),
-    "mistral": Case("MistralForCausalLM", {**LLAMA, "sliding_window": None}, lambda: text(), None, "model"),
-    "qwen2": Case("Qwen2ForCausalLM", LLAMA, lambda: text(), None, "model"),
-    "qwen3": Case("Qwen3ForCausalLM", {**LLAMA, "head_dim": 6}, lambda: text(), None, "model"),
-    "t5": Case("T5ForConditionalGeneration", T5, lambda: translation(left=True)),
+    "mistral": Case(
+        model="MistralForCausalLM",
+        config={**LLAMA, "sliding_window": None},
+        inputs=lambda: text(),
+        num_labels=None,
+        hidden="model",
+    ),
+    "qwen2": Case(
+        model="Qwen2ForCausalLM",
+        config=LLAMA,
+        inputs=lambda: text(),
+        num_labels=None,
+        hidden="model",
+    ),
+    "qwen3": Case(
+        model="Qwen3ForCausalLM",
+        config={**LLAMA, "head_dim": 6},
+        inputs=lambda: text(),
+        num_labels=None,
+        hidden="model",
+    ),
+    "t5": Case(
+        model="T5ForConditionalGeneration",
+        config=T5,
+        inputs=lambda: translation(left=True),
+    ),
     "t5-v1.1": Case(
-        "T5ForConditionalGeneration",
-        # The factor, because scores, which T5 does not scale, and their gradients are large without it.
-        {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "initializer_factor": 0.3},
-        lambda: translation(),
+        model="T5ForConditionalGeneration",
+        # The factor, because scores, which T5 does not scale, and their gradients are
+        # large without it.
+        config={
+            **T5,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+            "initializer_factor": 0.3,
+        },
+        inputs=lambda: translation(),
     ),
-    "t5-classifier": Case("T5ForSequenceClassification", T5, lambda: text(end=1), 3),
+    "t5-classifier": Case(
+        model="T5ForSequenceClassification",
+        config=T5,
+        inputs=lambda: text(end=1),
+        num_labels=3,
+    ),
 }
 CASES = ENCODERS | DECODERS
 # Of the others the layers are the same.
-GRADIENTS = ("roberta", "distilbert", "albert", "vit", "clip", "gpt2", "llama-3", "qwen3", "t5", "t5-v1.1")
+GRADIENTS = (
+    "roberta",
+    "distilbert",
+    "albert",
+    "vit",
+    "clip",
+    "gpt2",
+    "llama-3",
+    "qwen3",
+    "t5",
+    "t5-v1.1",
+)
 # Programs that run once: LLVM's work on them costs more than it saves.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def make(case: Case) -> Any:
-    """The model of transformers, every parameter noisy: norms of ones and biases of zeros would hide mistakes."""
+    """The model of transformers, every parameter noisy: norms of ones and biases of
+    zeros would hide mistakes.
+    """
     import torch
     import transformers
 
@@ -124,14 +288,23 @@ def make(case: Case) -> Any:
 
 
 def run(model: Any, inputs: dict[str, np.ndarray], **more: Any) -> Any:
-    """The reference's output; positions count real tokens where padding is on the left and the model numbers them."""
+    """The reference's output; positions count real tokens where padding is on the left
+    and the model numbers them.
+    """
     import torch
 
     inputs = dict(inputs)
     mask = inputs.get("attention_mask")
-    if mask is not None and not mask[:, 0].all() and model.config.model_type in ("gpt2", "llama"):
+    if (
+        mask is not None
+        and not mask[:, 0].all()
+        and model.config.model_type in ("gpt2", "llama")
+    ):
         inputs["position_ids"] = np.maximum(mask.cumsum(-1) - 1, 0)
-    tensors = {k: torch.tensor(v).long() if v.dtype == np.int32 else torch.tensor(v) for k, v in inputs.items()}
+    tensors = {
+        k: torch.tensor(v).long() if v.dtype == np.int32 else torch.tensor(v)
+        for k, v in inputs.items()
+    }
     return model(**tensors, **more)
 
 
@@ -148,7 +321,9 @@ def folder_of(name: str) -> tuple[Any, Any]:
 
 
 def logits_of(output: Any) -> Any:
-    """Of a model of either side; similarities of images and texts for CLIP, hidden states where there is no head."""
+    """Of a model of either side; similarities of images and texts for CLIP, hidden
+    states where there is no head.
+    """
     for name in ("logits_per_image", "logits", "last_hidden_state"):
         if hasattr(output, name):
             return getattr(output, name)

@@ -1,11 +1,12 @@
 """A run with every kind of state, in processes that end by a real SIGKILL at a chosen moment.
 
-    python resumable.py FOLDER DATA STATES          speaks JSON lines: a moment in, what became of that session out
+    python resumable.py FOLDER DATA STATES          speaks JSON lines: a moment in, what
+    became of that session out
 
-State: a server optimizer, private adapters and residuals of error feedback (on the device or spilled), a downlink with a
-state of its own, a sampler with a state, drop-outs, data on the device or streamed. Each session is a process of its own,
-forked before JAX has started a backend, so that it need not import everything again.
-"""
+State: a server optimizer, private adapters and residuals of error feedback (on the
+device or spilled), a downlink with a state of its own, a sampler with a state,
+drop-outs, data on the device or streamed. Each session is a process of its own, forked
+before JAX has started a backend, so that it need not import everything again."""
 
 import json
 import os
@@ -35,11 +36,12 @@ def die() -> None:
 
 
 class Fuse:
-    """Ends the process at the `count`-th event `event` of round `round` (any, for "work"); None lets it live.
+    """Ends the process at the `count`-th event `event` of round `round` (any, for
+    "work"); None lets it live.
 
-    Events: "work" (a client's local step, while the compiled round runs), "row" (before a row of metrics is written), "half a
-    row", "row written", "disk" (a file of the checkpoint is about to be opened, renamed or removed), "saved".
-    """
+    Events: "work" (a client's local step, while the compiled round runs), "row" (before
+    a row of metrics is written), "half a row", "row written", "disk" (a file of the
+    checkpoint is about to be opened, renamed or removed), "saved"."""
 
     def __init__(self, moment: dict | None):
         self.moment, self.seen = moment, 0
@@ -47,7 +49,11 @@ class Fuse:
 
     def wants(self, event: str, round_index: int | None = None) -> bool:
         moment = self.moment
-        if moment is None or event != moment["event"] or round_index not in (None, moment["round"]):
+        if (
+            moment is None
+            or event != moment["event"]
+            or round_index not in (None, moment["round"])
+        ):
             return False
         self.seen += 1
         return self.seen == moment["count"]
@@ -58,7 +64,9 @@ class Fuse:
 
 
 def watch(fuse: Fuse) -> None:
-    """Puts the fuse where rows and checkpoints are written; the code under test does not know of it."""
+    """Puts the fuse where rows and checkpoints are written; the code under test does
+    not know of it.
+    """
     append, save = RunFolder.append_metrics, Checkpoints.save
 
     def append_metrics(self, row):
@@ -77,7 +85,13 @@ def watch(fuse: Fuse) -> None:
         fuse("saved", round_index)
 
     def audit(event, arguments):
-        if fuse.saving is not None and event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+        if fuse.saving is not None and event in (
+            "open",
+            "os.mkdir",
+            "os.rename",
+            "os.remove",
+            "os.rmdir",
+        ):
             fuse("disk", fuse.saving)
 
     RunFolder.append_metrics, Checkpoints.save = append_metrics, watched_save
@@ -85,17 +99,25 @@ def watch(fuse: Fuse) -> None:
 
 
 def algorithm(fuse: Fuse) -> ffm.Algorithm:
-    """FedAvg with momentum at the server; each client also trains a delta of its own, which it keeps."""
+    """FedAvg with momentum at the server; each client also trains a delta of its own,
+    which it keeps.
+    """
 
     def ticking(delta, backbone, batch, key):
         jax.debug.callback(lambda: fuse("work"))
         return mlp_loss(delta, backbone, batch, key)
 
-    # A program with a callback cannot be kept on disk. A session that dies at work leaves nothing behind that it computed, so
-    # its program need not be that of the others.
+    # A program with a callback cannot be kept on disk. A session that dies at work
+    # leaves nothing behind that it computed, so its program need not be that of the
+    # others.
     dies_at_work = fuse.moment is not None and fuse.moment["event"] == "work"
-    task, optimizer = ffm.Task(ticking if dies_at_work else mlp_loss), optax.sgd(0.05, momentum=0.9)
-    plain = ffm.fedavg(task, optimizer, optax.sgd(0.7, momentum=0.5), local_steps=2, batch_size=4)
+    task, optimizer = (
+        ffm.Task(ticking if dies_at_work else mlp_loss),
+        optax.sgd(0.05, momentum=0.9),
+    )
+    plain = ffm.fedavg(
+        task, optimizer, optax.sgd(0.7, momentum=0.5), local_steps=2, batch_size=4
+    )
     (exchange,) = plain.exchanges
 
     def client(backbone, message):
@@ -108,7 +130,10 @@ def algorithm(fuse: Fuse) -> ffm.Algorithm:
 
         return one
 
-    return plain._replace(exchanges=(exchange._replace(client=client),), client_init=lambda delta, key: delta)
+    return plain._replace(
+        exchanges=(exchange._replace(client=client),),
+        client_init=lambda delta, key: delta,
+    )
 
 
 def in_turn() -> ffm.Sampler:
@@ -118,7 +143,7 @@ def in_turn() -> ffm.Sampler:
         ids = (state + jnp.arange(3) + jax.random.randint(key, (), 0, 2)) % N_CLIENTS
         return ids.astype(jnp.int32), jnp.int32(3), (state + 3) % N_CLIENTS
 
-    return ffm.Sampler(lambda: jnp.int32(0), draw, 3)
+    return ffm.Sampler(init=lambda: jnp.int32(0), draw=draw, capacity=3)
 
 
 def session(folder: Path, data: str, states: str, moment: dict | None) -> None:
@@ -128,18 +153,45 @@ def session(folder: Path, data: str, states: str, moment: dict | None) -> None:
     delta, backbone = make_trees()
     lossy = channels.chain(channels.top_k(0.3), channels.quantize(4))
     simulator = ffm.Simulator(
-        algorithm(fuse), ffm.Population.from_clients(make_clients()), backbone=backbone, cohort_size=3, seed=5, devices=2,
-        uplink=channels.error_feedback(lossy), downlink=channels.anchored(channels.identity(), lossy, every=3),
-        sampler=in_turn(), data=data, states=states,
-        behaviour=ffm.Behaviour(drops=lambda client, round, key: jax.random.bernoulli(key, 0.2)),
-    )  # fmt: skip
+        algorithm(fuse),
+        ffm.Population.from_clients(make_clients()),
+        backbone=backbone,
+        cohort_size=3,
+        seed=5,
+        devices=2,
+        uplink=channels.error_feedback(lossy),
+        downlink=channels.anchored(channels.identity(), lossy, every=3),
+        sampler=in_turn(),
+        data=data,
+        states=states,
+        behaviour=ffm.Behaviour(
+            drops=lambda client, round, key: jax.random.bernoulli(key, 0.2)
+        ),
+    )
     path = Path(folder)
-    run = RunFolder.open(path) if (path / "config.json").exists() else RunFolder.create(path, {}, "resumable")
+    run = (
+        RunFolder.open(path)
+        if (path / "config.json").exists()
+        else RunFolder.create(path, {}, "resumable")
+    )
     if moment is not None and moment["event"] == "work":
-        identity.FILE = "identity-with-callback.json"  # the program with a callback in it is another one
-    evaluate = lambda state: {"eval_norm": float(jnp.linalg.norm(state.delta["w"]))}
+        # the program with a callback in it is another one
+        identity.FILE = "identity-with-callback.json"
+
+    def evaluate(state):
+        return {"eval_norm": float(jnp.linalg.norm(state.delta["w"]))}
+
     quiet = Console(file=open(os.devnull, "w"))  # noqa: SIM115
-    run_rounds(simulator, delta, ROUNDS, run, label="run", console=quiet, evaluate=evaluate, evaluate_every=1)
+    run_rounds(
+        simulator,
+        delta,
+        ROUNDS,
+        run,
+        label="run",
+        console=quiet,
+        evaluate=evaluate,
+        evaluate_every=1,
+    )
 
 
 def main() -> None:

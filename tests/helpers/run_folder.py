@@ -41,7 +41,9 @@ def run_rounds(
     Raises: as `callbacks.checkpoint`.
     """
     state = simulator.init(delta)
-    looks: list[Any] = [callbacks.progress(label, console=console, lines_every=evaluate_every)]
+    looks: list[Any] = [
+        callbacks.progress(label, console=console, lines_every=evaluate_every)
+    ]
     if evaluate is not None:
         looks.append(lambda round, state, metrics: evaluate(state))
     looks.append(callbacks.checkpoint(folder, delta=delta, console=console))

@@ -4,7 +4,9 @@ import numpy as np
 
 
 def small_digits(n: int = 480) -> dict[str, np.ndarray]:
-    """Noise with a bright stripe where the label says; the first pixel is the image's own number."""
+    """Noise with a bright stripe where the label says; the first pixel is the image's
+    own number.
+    """
     rng = np.random.default_rng(0)
     label = np.arange(n, dtype=np.int32) % 10
     x = rng.uniform(0, 0.5, (n, 64)).astype(np.float32)

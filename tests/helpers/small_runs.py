@@ -16,13 +16,17 @@ class Ran(NamedTuple):
     run: Run
 
 
-def run_arms(study: Study, config: Any, seed: int = 0, leave_out: Sequence[str] = ()) -> dict[str, Ran]:
+def run_arms(
+    study: Study, config: Any, seed: int = 0, leave_out: Sequence[str] = ()
+) -> dict[str, Ran]:
     """Every arm at the first point of its grid, all of them on the data of one seed."""
     data, shared, found = study.data(config, seed, "final"), {}, {}
     for arm in study.arms:
         if arm.name not in leave_out:
             hyper = (study.arm(arm.like) if arm.like else arm).points(config)[0]
-            run = Run(arm.name, config, seed, "final", hyper, lambda: data, shared=shared)
+            run = Run(
+                arm.name, config, seed, "final", hyper, lambda: data, shared=shared
+            )
             found[arm.name] = Ran(scores=dict(arm.run(run)), run=run)
     return found
 

@@ -1,4 +1,6 @@
-"""An MLP, a CNN and a transformer whose layers get narrower, ragged clients for them, and slices by lists of indices."""
+"""An MLP, a CNN and a transformer whose layers get narrower, ragged clients for them,
+and slices by lists of indices.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +21,9 @@ SIZES = (6, 1, 4, 2, 6, 3, 5)
 
 
 class Model(NamedTuple):
-    """`logits(delta, batch, width)`: the width is 1 on slices, and that of the mask on masked full trees."""
+    """`logits(delta, batch, width)`: the width is 1 on slices, and that of the mask on
+    masked full trees.
+    """
 
     delta: Any
     prefixes: Prefixes
@@ -28,7 +32,9 @@ class Model(NamedTuple):
 
     def loss(self, delta, backbone, batch, key):
         labels = batch["y"]
-        losses = optax.softmax_cross_entropy_with_integer_labels(self.logits(delta, batch, 1.0), labels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            self.logits(delta, batch, 1.0), labels
+        )
         return losses if losses.ndim == 1 else losses.mean(axis=1), {}
 
     def clients(self, sizes=SIZES):
@@ -45,24 +51,42 @@ def _floats(*shape):
 
 def mlp(hidden=(7, 10)) -> Model:
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.normal(0, 0.5, shape).astype(np.float32)
+
+    def draw(*shape):
+        return rng.normal(0, 0.5, shape).astype(np.float32)
+
     one, two = hidden
-    delta = {"w1": draw(3, one), "b1": draw(one), "w2": draw(one, two), "out": draw(two, LABELS), "bias": draw(LABELS)}
+    delta = {
+        "w1": draw(3, one),
+        "b1": draw(one),
+        "w2": draw(one, two),
+        "out": draw(two, LABELS),
+        "bias": draw(LABELS),
+    }
     rules = {
-        "w1": (None, "width"), "b1": ("width",), "w2": ("width", "width"), "out": ("width", "labels"), "bias": ("labels",)
-    }  # fmt: skip
+        "w1": (None, "width"),
+        "b1": ("width",),
+        "w2": ("width", "width"),
+        "out": ("width", "labels"),
+        "bias": ("labels",),
+    }
 
     def logits(p, batch, width):
         x = jax.nn.relu(batch["x"] @ p["w1"] + p["b1"][None])
         return jax.nn.relu(x @ p["w2"]) @ p["out"] + p["bias"][None]
 
-    return Model(delta, nest(delta, rules), logits, _floats(3))
+    return Model(
+        delta=delta, prefixes=nest(delta, rules), logits=logits, example=_floats(3)
+    )
 
 
 def cnn() -> Model:
     """8 x 8 pictures of two colours -> 6 x 6 -> 4 x 4, flattened pixel by pixel."""
     rng = np.random.default_rng(1)
-    draw = lambda *shape: rng.normal(0, 0.3, shape).astype(np.float32)
+
+    def draw(*shape):
+        return rng.normal(0, 0.3, shape).astype(np.float32)
+
     delta = {
         "c1": draw(3, 3, 2, 5),
         "c2": draw(3, 3, 5, 6),
@@ -71,16 +95,24 @@ def cnn() -> Model:
         "out": draw(7, LABELS),
     }
     rules = {
-        "c1": (None, None, None, "width"), "c2": (None, None, "width", "width"), "b2": ("width",),
-        "^w": (Groups(16), "width"), "out": ("width", "labels"),
-    }  # fmt: skip
+        "c1": (None, None, None, "width"),
+        "c2": (None, None, "width", "width"),
+        "b2": ("width",),
+        "^w": (Groups(16), "width"),
+        "out": ("width", "labels"),
+    }
 
     def logits(p, batch, width):
         x = jax.nn.relu(conv_as_matmul(batch["x"], p["c1"]))
         x = jax.nn.relu(conv_as_matmul(x, p["c2"]) + p["b2"][None, None, None])
         return jax.nn.relu(x.reshape(len(x), -1) @ p["w"]) @ p["out"]
 
-    return Model(delta, nest(delta, rules), logits, _floats(8, 8, 2))
+    return Model(
+        delta=delta,
+        prefixes=nest(delta, rules),
+        logits=logits,
+        example=_floats(8, 8, 2),
+    )
 
 
 def gpt() -> Model:
@@ -92,8 +124,12 @@ def gpt() -> Model:
         ids = rng.integers(0, words, (n, length + 1)).astype(np.int32)
         return {"x": ids[:, :-1], "y": ids[:, 1:]}
 
-    logits = lambda p, batch, width: transformer(p, batch["x"], heads, width)
-    return Model(delta, prefixes_of(delta, heads), logits, example)
+    def logits(p, batch, width):
+        return transformer(p, batch["x"], heads, width)
+
+    return Model(
+        delta=delta, prefixes=prefixes_of(delta, heads), logits=logits, example=example
+    )
 
 
 MODELS = {"mlp": mlp, "cnn": cnn, "transformer": gpt}
@@ -111,25 +147,38 @@ def indices(size: int, axis, width: float) -> np.ndarray:
 
 def where(prefixes: Prefixes, width: float) -> Any:
     """Like the tree: index arrays that pick the slice out of a numpy array."""
-    one = lambda leaf, axes: np.ix_(*(indices(n, axis, width) for n, axis in zip(leaf.shape, axes, strict=True)))
+
+    def one(leaf, axes):
+        return np.ix_(
+            *(indices(n, axis, width) for n, axis in zip(leaf.shape, axes, strict=True))
+        )
+
     return jax.tree.map(one, prefixes.full, prefixes.axes)
 
 
 def descent(loss, rate: float, steps: int, rows: int = 8):
-    """`f(delta, client) -> delta`: full-batch gradient descent, by a loop. Clients are filled up to `rows` examples
-    that count nothing, so that all of one width share one compilation."""
+    """`f(delta, client) -> delta`: full-batch gradient descent, by a loop. Clients are
+    filled up to `rows` examples that count nothing, so that all of one width share one
+    compilation."""
 
     def mean(delta, batch, mask):
-        return jnp.sum(jnp.where(mask, loss(delta, (), batch, None)[0], 0)) / jnp.sum(mask)
+        return jnp.sum(jnp.where(mask, loss(delta, (), batch, None)[0], 0)) / jnp.sum(
+            mask
+        )
 
     gradient = jax.jit(jax.grad(mean))
 
     def f(delta, client):
         n = len(next(iter(client.values())))
-        batch = {name: jnp.asarray(np.concatenate([x, np.repeat(x[:1], rows - n, 0)])) for name, x in client.items()}
+        batch = {
+            name: jnp.asarray(np.concatenate([x, np.repeat(x[:1], rows - n, 0)]))
+            for name, x in client.items()
+        }
         for _ in range(steps):
             delta = jax.tree.map(
-                lambda w, g: w - np.float32(rate) * g, delta, gradient(delta, batch, np.arange(rows) < n)
+                lambda w, g: w - np.float32(rate) * g,
+                delta,
+                gradient(delta, batch, np.arange(rows) < n),
             )
         return jax.tree.map(np.asarray, delta)
 
@@ -137,14 +186,23 @@ def descent(loss, rate: float, steps: int, rows: int = 8):
 
 
 def ordered_descent(model: Model, widths, rate: float, steps: int):
-    """`f(slice, client, cap, key) -> slice`: each step one of `descent` on the prefix that FjORD draws from `key`. For
-    models without groups, whose prefixes lie in a slice where they lie in the whole."""
+    """`f(slice, client, cap, key) -> slice`: each step one of `descent` on the prefix
+    that FjORD draws from `key`. For models without groups, whose prefixes lie in a
+    slice where they lie in the whole."""
     one = descent(model.loss, rate, 1)
 
     def f(part, client, cap, key):
-        part, inside = jax.tree.map(np.array, part), [width for width in sorted(widths) if width <= cap]
+        part, inside = (
+            jax.tree.map(np.array, part),
+            [width for width in sorted(widths) if width <= cap],
+        )
         for i in range(steps):
-            drawn = jax.random.randint(jax.random.fold_in(jax.random.fold_in(key, i), WIDTH), (), 0, len(inside))
+            drawn = jax.random.randint(
+                jax.random.fold_in(jax.random.fold_in(key, i), WIDTH),
+                (),
+                0,
+                len(inside),
+            )
             at = where(model.prefixes, inside[int(drawn)])
             new = one(jax.tree.map(lambda x, at: x[at], part, at), client)
             jax.tree.map(lambda x, at, values: x.__setitem__(at, values), part, at, new)
@@ -157,4 +215,10 @@ def first_width(shares: dict[float, float], seed: int) -> float:
     """Of a population of one client, the width that is drawn when the run begins."""
     widths = sorted(shares, reverse=True)
     logits = jnp.log(jnp.array([shares[width] for width in widths]))
-    return widths[int(jax.random.categorical(derive(jax.random.key(seed), Purpose.INIT), logits, shape=(1,))[0])]
+    return widths[
+        int(
+            jax.random.categorical(
+                derive(jax.random.key(seed), Purpose.INIT), logits, shape=(1,)
+            )[0]
+        )
+    ]

@@ -56,10 +56,19 @@ def rotated_back(block, turns):
 ROWS = [
     named("stochastic_quantize", kernels.stochastic_quantize, X, KEY, levels="whole"),
     named(
-        "stochastic_quantize_buckets", kernels.stochastic_quantize_buckets, X, KEY, levels="whole", bucket_size="whole"
+        "stochastic_quantize_buckets",
+        kernels.stochastic_quantize_buckets,
+        X,
+        KEY,
+        levels="whole",
+        bucket_size="whole",
     ),
     named("uniform_quantize", kernels.uniform_quantize, X, KEY, bits="whole"),
-    Row(sparse, {"k": 3, "bits": 4, "bucket_size": 4}, {"k": "whole", "bits": "whole", "bucket_size": "whole"}),
+    Row(
+        sparse,
+        {"k": 3, "bits": 4, "bucket_size": 4},
+        {"k": "whole", "bits": "whole", "bucket_size": "whole"},
+    ),
     named("int_block_encode", kernels.int_block_encode, X, bits="whole"),
     named("lloyd_max_encode", kernels.lloyd_max_encode, X, bits="whole"),
     named("lloyd_max_values", kernels.lloyd_max_values, CODES, bits="whole"),
@@ -73,8 +82,18 @@ ROWS = [
     named("block_mask", kernels.block_mask, X, k="whole", block_size="whole"),
     Row(packed, {"bits": 4}, {"bits": "whole"}, "unpack_bits"),
     Row(symbols, {"base": 3}, {"base": "whole"}, "unpack_symbols"),
-    Row(rotated, {"block": 128, "turns": 1}, {"block": "whole", "turns": "whole"}, "rotate"),
-    Row(rotated_back, {"block": 128, "turns": 1}, {"block": "whole", "turns": "whole"}, "rotate_back"),
+    Row(
+        rotated,
+        {"block": 128, "turns": 1},
+        {"block": "whole", "turns": "whole"},
+        "rotate",
+    ),
+    Row(
+        rotated_back,
+        {"block": 128, "turns": 1},
+        {"block": "whole", "turns": "whole"},
+        "rotate_back",
+    ),
 ]
 
 
@@ -83,14 +102,21 @@ def test_no_number_is_a_value_of_another_kind(row, parameter, value):
     is_refused(row, parameter, value)
 
 
-@pytest.mark.parametrize("k", [2, np.int64(2), np.array(2), jnp.int32(2), jnp.uint32(2)])
+@pytest.mark.parametrize(
+    "k", [2, np.int64(2), np.array(2), jnp.int32(2), jnp.uint32(2)]
+)
 def test_how_many_to_select_may_be_of_any_integer_type_and_traced(k):
     expected = np.arange(8) >= 6
     np.testing.assert_array_equal(kernels.top_k_mask(X, k), expected)
-    np.testing.assert_array_equal(jax.jit(kernels.top_k_mask)(X, jnp.asarray(k)), expected)
+    np.testing.assert_array_equal(
+        jax.jit(kernels.top_k_mask)(X, jnp.asarray(k)), expected
+    )
 
 
-@pytest.mark.parametrize("k", [jnp.float32(2), np.float64(2), jnp.bool_(True), np.bool_(True), jnp.ones(1, int)])
+@pytest.mark.parametrize(
+    "k",
+    [jnp.float32(2), np.float64(2), jnp.bool_(True), np.bool_(True), jnp.ones(1, int)],
+)
 def test_and_of_no_other(k):
     for select in (kernels.top_k_mask, lambda x, k: kernels.block_mask(x, k, 2)):
         with pytest.raises(TypeError, match="k="):
@@ -102,7 +128,9 @@ def test_blocks_are_ranked_alike_at_every_scale(factor):
     """Their squares would all be zero, or infinite."""
     x = np.array([1, 1, 3, 3, 2, 2, 0, 2.5]) * factor
     marks = kernels.block_mask(jnp.asarray(x, jnp.float32), 1, 2)
-    np.testing.assert_array_equal(marks, [False, False, True, True, False, False, False, False])
+    np.testing.assert_array_equal(
+        marks, [False, False, True, True, False, False, False, False]
+    )
 
 
 @pytest.mark.parametrize("norm", ["l2", "max"])
@@ -111,7 +139,9 @@ def test_codes_times_scale_are_finite_up_to_the_largest_float(norm, levels):
     """With the l2 norm where norm / levels, the value of a code, is a number at all."""
     most = np.finfo(np.float32).max
     x = np.full(9, most, np.float32) * np.float32([1, -1, 0.5, 1, 0, 1, -1, 1, 0.9])
-    codes, scale = jax.jit(kernels.stochastic_quantize, static_argnums=(2, 3))(x, KEY, levels, norm)
+    codes, scale = jax.jit(kernels.stochastic_quantize, static_argnums=(2, 3))(
+        x, KEY, levels, norm
+    )
     exact = (np.linalg.norm(x.astype(np.float64)) if norm == "l2" else most) / levels
     if exact > most:
         assert np.isinf(scale)
@@ -123,8 +153,19 @@ def test_codes_times_scale_are_finite_up_to_the_largest_float(norm, levels):
 
 def test_the_range_of_a_tensor_may_be_that_of_f32():
     most = float(np.finfo(np.float32).max)
-    for x in ([most] * 4, [-most, most, 0.0, most / 2], [1e38, 2e38, 1.5e38], [-1e-37, 1e-37, 3e-38]):
+    for x in (
+        [most] * 4,
+        [-most, most, 0.0, most / 2],
+        [1e38, 2e38, 1.5e38],
+        [-1e-37, 1e-37, 3e-38],
+    ):
         x = np.float32(x)
         weight = 1e-12 * np.abs(x).max()
-        sent = jax.jit(lambda x, weight=weight: kernels.nnadq_decode(*kernels.nnadq_encode(x, weight)))(x)
-        np.testing.assert_allclose(np.float64(sent), np.float64(x), atol=2e-6 * float(np.abs(x).max()))
+        sent = jax.jit(
+            lambda x, weight=weight: kernels.nnadq_decode(
+                *kernels.nnadq_encode(x, weight)
+            )
+        )(x)
+        np.testing.assert_allclose(
+            np.float64(sent), np.float64(x), atol=2e-6 * float(np.abs(x).max())
+        )

@@ -1,4 +1,6 @@
-"""Rotation, Lloyd-Max, powers of two, block formats, NNADQ, signs: against scipy, numpy and brute force."""
+"""Rotation, Lloyd-Max, powers of two, block formats, NNADQ, signs: against scipy, numpy
+and brute force.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +40,18 @@ def test_rotations_keep_norms_and_can_be_undone(n: int) -> None:
     assert rotated.shape == (kernels.rotated_length(n, 1024),)
     assert n <= rotated.shape[0] <= n + max(127, n % 1024)
     np.testing.assert_allclose(np.linalg.norm(rotated), np.linalg.norm(x), rtol=1e-5)
-    np.testing.assert_allclose(kernels.rotate_back(rotated, seed, n, 1024, 2), x, atol=3e-6)
-    assert not np.allclose(kernels.rotate_back(rotated, seed + 1, n, 1024, 2), x, atol=0.1)
+    np.testing.assert_allclose(
+        kernels.rotate_back(rotated, seed, n, 1024, 2), x, atol=3e-6
+    )
+    assert not np.allclose(
+        kernels.rotate_back(rotated, seed + 1, n, 1024, 2), x, atol=0.1
+    )
 
 
 def test_signs_are_fair_and_independent_of_each_other() -> None:
-    signs = np.stack([random_signs(jnp.uint32(seed), 4096) for seed in range(64)]) * 2.0 - 1
+    signs = (
+        np.stack([random_signs(jnp.uint32(seed), 4096) for seed in range(64)]) * 2.0 - 1
+    )
     assert abs(signs.mean()) < 4 / np.sqrt(signs.size)
     for lag in (1, 2, 64):
         assert abs(np.mean(signs[:, lag:] * signs[:, :-lag])) < 4 / np.sqrt(signs.size)
@@ -51,14 +59,24 @@ def test_signs_are_fair_and_independent_of_each_other() -> None:
 
 
 def test_a_rotation_makes_a_ramp_gaussian() -> None:
-    y = np.asarray(kernels.rotate(np.linspace(0, np.sqrt(3), 1 << 16, dtype=np.float32), jnp.uint32(1), 1 << 16))
+    y = np.asarray(
+        kernels.rotate(
+            np.linspace(0, np.sqrt(3), 1 << 16, dtype=np.float32),
+            jnp.uint32(1),
+            1 << 16,
+        )
+    )
     assert scipy.stats.kstest(y, "norm").pvalue > 1e-3
 
 
 def test_sizes_that_make_no_sense() -> None:
-    with pytest.raises(ValueError, match="expected a power of two, got a last axis of 12"):
+    with pytest.raises(
+        ValueError, match="expected a power of two, got a last axis of 12"
+    ):
         kernels.walsh_hadamard(jnp.zeros(12))
-    with pytest.raises(ValueError, match="100 entries rotate to 128 in blocks of 1024, got shape"):
+    with pytest.raises(
+        ValueError, match="100 entries rotate to 128 in blocks of 1024, got shape"
+    ):
         kernels.rotate_back(jnp.zeros(100), jnp.uint32(0), 100, 1024)
 
 
@@ -85,11 +103,19 @@ def test_centroids_are_the_means_of_their_cells(bits: int) -> None:
 @pytest.mark.parametrize("bits", [1, 3, 6])
 def test_codes_are_the_nearest_centroids(bits: int) -> None:
     y = normal(2, 500) * np.float32([[1e-3], [1e30]])
-    codes, scales = jax.jit(kernels.lloyd_max_encode, static_argnums=(1, 2))(y, bits, "mse")
+    codes, scales = jax.jit(kernels.lloyd_max_encode, static_argnums=(1, 2))(
+        y, bits, "mse"
+    )
     table = np.concatenate([CENTROIDS[bits], -np.array(CENTROIDS[bits])])
-    standard = y.astype(np.float64) / np.linalg.norm(y.astype(np.float64), axis=1, keepdims=True) * np.sqrt(500)
+    standard = (
+        y.astype(np.float64)
+        / np.linalg.norm(y.astype(np.float64), axis=1, keepdims=True)
+        * np.sqrt(500)
+    )
     distance = np.abs(standard[..., None] - table)
-    chosen = np.take_along_axis(distance, np.asarray(codes)[..., None].astype(int), -1)[..., 0]
+    chosen = np.take_along_axis(distance, np.asarray(codes)[..., None].astype(int), -1)[
+        ..., 0
+    ]
     np.testing.assert_allclose(chosen, distance.min(axis=-1), atol=1e-6)
     q = table[codes]
     best = np.sum(q * y, axis=1, dtype=np.float64) / np.sum(q * q, axis=1)
@@ -98,7 +124,15 @@ def test_codes_are_the_nearest_centroids(bits: int) -> None:
 
 
 def test_scales_of_blocks_that_are_zero_or_not_finite() -> None:
-    y = jnp.asarray(normal(4, 16)).at[0].set(0).at[1, 3].set(jnp.nan).at[2, 3].set(-jnp.inf)
+    y = (
+        jnp.asarray(normal(4, 16))
+        .at[0]
+        .set(0)
+        .at[1, 3]
+        .set(jnp.nan)
+        .at[2, 3]
+        .set(-jnp.inf)
+    )
     for scale in ("unbiased", "mse"):
         _, scales = kernels.lloyd_max_encode(y, 2, scale)
         assert scales[0] == 0
@@ -118,7 +152,9 @@ def test_natural_rounds_to_a_neighbour_with_the_right_odds(x: float) -> None:
     # numpy keeps the denormals that XLA's arithmetic on CPU flushes.
     words = (np.asarray(codes) >> 8 << 31) | ((np.asarray(codes) & 255) << 23)
     values = words.astype(np.uint32).view(np.float32).astype(np.float64)
-    np.testing.assert_array_equal(np.asarray(kernels.natural_decode(codes)), values.astype(np.float32))
+    np.testing.assert_array_equal(
+        np.asarray(kernels.natural_decode(codes)), values.astype(np.float32)
+    )
     x = float(np.float32(x))
     low = np.sign(x) * 2.0 ** np.floor(np.log2(abs(x))) if abs(x) >= 2.0**-126 else 0.0
     high = 2 * low if low else np.sign(x) * 2.0**-126
@@ -143,7 +179,11 @@ def test_nf4_levels_are_the_quantiles_of_qlora() -> None:
     """Dettmers et al. 2023, equation (4), with the offset of the authors' code."""
     quantile, offset = scipy.stats.norm.ppf, 0.9677083
     levels = np.concatenate(
-        [quantile(np.linspace(offset, 0.5, 9)[:-1]), [0], -quantile(np.linspace(offset, 0.5, 8)[:-1])]
+        [
+            quantile(np.linspace(offset, 0.5, 9)[:-1]),
+            [0],
+            -quantile(np.linspace(offset, 0.5, 8)[:-1]),
+        ]
     )
     np.testing.assert_allclose(NF4, np.sort(levels / levels.max()), atol=1e-6)
 
@@ -153,8 +193,12 @@ def test_block_formats_choose_the_nearest_level() -> None:
     largest = np.abs(x).max(axis=1).astype(np.float64)
     codes, scales = jax.jit(kernels.nf4_encode)(x)
     np.testing.assert_array_equal(scales, largest.astype(np.float32))
-    distance = np.abs(x[..., None] / np.where(largest > 0, largest, 1)[:, None, None] - np.array(NF4))
-    chosen = np.take_along_axis(distance, np.asarray(codes)[..., None].astype(int), -1)[..., 0]
+    distance = np.abs(
+        x[..., None] / np.where(largest > 0, largest, 1)[:, None, None] - np.array(NF4)
+    )
+    chosen = np.take_along_axis(distance, np.asarray(codes)[..., None].astype(int), -1)[
+        ..., 0
+    ]
     np.testing.assert_allclose(chosen, distance.min(axis=-1), atol=1e-6)
     for bits in (2, 4, 8):
         codes, scales = jax.jit(kernels.int_block_encode, static_argnums=1)(x, bits)
@@ -177,10 +221,14 @@ def test_integers_on_a_level_are_exact(top: int) -> None:
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=8, max_size=8))
 def test_nnadq_stays_within_half_a_level(values: list[float]) -> None:
     x = np.array(values, np.float32)
-    codes, norm, offset, level = jax.jit(kernels.nnadq_encode, static_argnums=(1, 2))(x, 1e-3, 32)
+    codes, norm, offset, level = jax.jit(kernels.nnadq_encode, static_argnums=(1, 2))(
+        x, 1e-3, 32
+    )
     decoded = np.float64(kernels.nnadq_decode(codes, norm, offset, level))
     half = np.float64(norm) / (2 * np.float64(level))
-    assert np.all(np.abs(decoded - x) <= half * (1 + 1e-3) + 2e-7 * np.abs(x).max() + 1e-37)
+    assert np.all(
+        np.abs(decoded - x) <= half * (1 + 1e-3) + 2e-7 * np.abs(x).max() + 1e-37
+    )
     assert int(codes.max()) < 2 ** int(kernels.nnadq_width(level))
     assert int(kernels.nnadq_width(level)) == 1 + int(level).bit_length()
 
@@ -190,7 +238,9 @@ def test_bit_planes_are_read_back(n: int) -> None:
     codes = np.random.default_rng(n).integers(0, 2**11, n).astype(np.uint32)
     planes = kernels.to_planes(jnp.asarray(codes), 23)
     assert planes.shape == (23, -(-n // 8))
-    np.testing.assert_array_equal(planes[3], np.packbits((codes >> 3) & 1, bitorder="little"))
+    np.testing.assert_array_equal(
+        planes[3], np.packbits((codes >> 3) & 1, bitorder="little")
+    )
     np.testing.assert_array_equal(kernels.from_planes(planes, n), codes)
     assert not np.any(planes[11:])
 

@@ -11,7 +11,12 @@ import pytest
 
 import fedjax_fm.kernels
 
-MODULES = [module.name for module in pkgutil.walk_packages(fedjax_fm.kernels.__path__, "fedjax_fm.kernels.")]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(
+        fedjax_fm.kernels.__path__, "fedjax_fm.kernels."
+    )
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -22,7 +27,11 @@ def test_examples_in_docstrings(name):
 def test_a_second_copy_under_the_name_kernels_is_refused():
     root = Path(fedjax_fm.kernels.__file__).resolve().parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", "from kernels import rotate"], cwd=root, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", "from kernels import rotate"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode != 0
     assert "imported as fedjax_fm.kernels" in done.stderr
@@ -31,8 +40,12 @@ def test_a_second_copy_under_the_name_kernels_is_refused():
 def test_kernels_import_jax_only():
     """Beside the standard library and each other."""
     for name in MODULES:
-        for line in Path(importlib.import_module(name).__file__).read_text().splitlines():
+        for line in (
+            Path(importlib.import_module(name).__file__).read_text().splitlines()
+        ):
             if line.startswith(("import ", "from ")):
                 module = line.split()[1]
                 root = module.split(".")[0]
-                assert root in {"jax", *sys.stdlib_module_names} or module.startswith("fedjax_fm.kernels"), (name, line)
+                assert root in {"jax", *sys.stdlib_module_names} or module.startswith(
+                    "fedjax_fm.kernels"
+                ), (name, line)

@@ -57,7 +57,9 @@ def test_every_filling_of_the_last_group(n: int) -> None:
 
 @pytest.fixture
 def on_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same source with numpy's functions: a length and a width cost microseconds, not a compilation."""
+    """The same source with numpy's functions: a length and a width cost microseconds,
+    not a compilation.
+    """
     monkeypatch.setattr(packing, "jnp", np)
 
 
@@ -69,7 +71,11 @@ def test_every_width_and_length(bits: int) -> None:
 
 
 @pytest.mark.usefixtures("on_numpy")
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(bits=st.integers(1, 32), codes=st.lists(st.integers(0, 2**32 - 1), max_size=100))
 def test_any_codes(bits: int, codes: list[int]) -> None:
     check(np.array(codes, np.uint32), bits, pack_bits, unpack_bits)
@@ -84,13 +90,17 @@ def test_eager_is_jit() -> None:
 
 def test_one_bit_is_packbits() -> None:
     flags = np.random.default_rng(0).random(4099) < 0.3
-    np.testing.assert_array_equal(np.asarray(pack(flags, 1)), np.packbits(flags, bitorder="little"))
+    np.testing.assert_array_equal(
+        np.asarray(pack(flags, 1)), np.packbits(flags, bitorder="little")
+    )
 
 
 def test_whole_bytes_are_the_memory_of_the_codes() -> None:
     codes = random_codes(17, 0)
     for bits, dtype in ((8, "u1"), (16, "<u2"), (32, "<u4")):
-        np.testing.assert_array_equal(np.asarray(pack(codes, bits)), codes.astype(dtype).view("u1"))
+        np.testing.assert_array_equal(
+            np.asarray(pack(codes, bits)), codes.astype(dtype).view("u1")
+        )
 
 
 def test_negative_codes_are_cut_as_two_complement() -> None:
@@ -103,14 +113,22 @@ def test_vmap_is_the_loop(bits: int) -> None:
     codes = jnp.asarray(random_codes(4 * 21, bits).reshape(4, 21))
     packed = jax.jit(jax.vmap(lambda row: pack_bits(row, bits)))(codes)
     again = jax.jit(jax.vmap(lambda row: unpack_bits(row, bits, 21)))(packed)
-    for row, packed_row, row_again in zip(np.asarray(codes), np.asarray(packed), np.asarray(again), strict=True):
+    for row, packed_row, row_again in zip(
+        np.asarray(codes), np.asarray(packed), np.asarray(again), strict=True
+    ):
         np.testing.assert_array_equal(packed_row, reference(row, bits))
         np.testing.assert_array_equal(row_again, cut(row, bits))
 
 
 @pytest.mark.parametrize("shape", [(4,), (6,), (0,), (5, 1)])
-def test_a_buffer_of_another_length_is_an_error_with_the_numbers(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"13 codes of 3 bits take 5 bytes, got a buffer of shape \(" + str(shape[0])):
+def test_a_buffer_of_another_length_is_an_error_with_the_numbers(
+    shape: tuple[int, ...],
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"13 codes of 3 bits take 5 bytes, got a buffer of shape \("
+        + str(shape[0]),
+    ):
         unpack_bits(jnp.zeros(shape, jnp.uint8), 3, 13)
 
 

@@ -28,7 +28,11 @@ def quantizer(levels: int, norm: str):
 
 @functools.cache
 def batch_quantizer(levels: int, norm: str):
-    return jax.jit(jax.vmap(lambda x, key: stochastic_quantize(x, key, levels, norm), in_axes=(None, 0)))
+    return jax.jit(
+        jax.vmap(
+            lambda x, key: stochastic_quantize(x, key, levels, norm), in_axes=(None, 0)
+        )
+    )
 
 
 @functools.cache
@@ -57,7 +61,9 @@ def noise_by_hand(key: jax.Array, n: int) -> np.ndarray:
     """The upper bits of jax.random's words above those of a Weyl sequence, in 64-bit integers."""
     start = int(rounding_start(key))
     weyl = (start + np.arange(n, dtype=np.uint64) * 0x9E3779B9) % 2**32
-    words = (np.asarray(jax.random.bits(key, (n,)), np.uint64) >> 16 << 16) + (weyl >> 16)
+    words = (np.asarray(jax.random.bits(key, (n,)), np.uint64) >> 16 << 16) + (
+        weyl >> 16
+    )
     return ((words >> 9) / 2.0**23).astype(np.float32)
 
 
@@ -73,10 +79,18 @@ def test_every_entry_is_unbiased(norm: str, levels: int) -> None:
     x = np.array(VECTOR)
     step, _, p = law(x, levels, norm)
     random = p * (1 - p) > 1e-3  # the largest entry under the max norm is not random
-    z = (draws(VECTOR, levels, norm).mean(axis=0) - x)[random] / np.sqrt(step**2 * (p * (1 - p))[random] / N_DRAWS)
+    z = (draws(VECTOR, levels, norm).mean(axis=0) - x)[random] / np.sqrt(
+        step**2 * (p * (1 - p))[random] / N_DRAWS
+    )
     assert np.abs(z).max() < 5
-    assert abs(np.sum(z**2) - len(z)) < 5 * np.sqrt(2 * len(z))  # chi-squared: the spread is right too
-    np.testing.assert_allclose(draws(VECTOR, levels, norm)[:, ~random].mean(axis=0), x[~random], atol=1e-3 * step)
+    assert abs(np.sum(z**2) - len(z)) < 5 * np.sqrt(
+        2 * len(z)
+    )  # chi-squared: the spread is right too
+    np.testing.assert_allclose(
+        draws(VECTOR, levels, norm)[:, ~random].mean(axis=0),
+        x[~random],
+        atol=1e-3 * step,
+    )
 
 
 @pytest.mark.parametrize(("norm", "levels"), CASES)
@@ -85,7 +99,8 @@ def test_the_variance_is_the_closed_form(norm: str, levels: int) -> None:
     step, _, p = law(x, levels, norm)
     error = draws(VECTOR, levels, norm) - x
     assert abs(z_of_mean(np.sum(error**2, axis=1), step**2 * np.sum(p * (1 - p)))) < 4
-    # Entries are rounded independently of each other: the variance of the sum is the sum of the variances.
+    # Entries are rounded independently of each other: the variance of the sum is the
+    # sum of the variances.
     assert abs(z_of_mean(np.sum(error, axis=1) ** 2, step**2 * np.sum(p * (1 - p)))) < 4
 
 
@@ -93,24 +108,35 @@ def test_the_variance_is_the_closed_form(norm: str, levels: int) -> None:
 def test_an_entry_takes_the_two_levels_around_it_only(norm: str, levels: int) -> None:
     step, floor, _ = law(np.array(VECTOR), levels, norm)
     codes = np.rint(draws(VECTOR, levels, norm) / step)
-    assert np.all(np.abs(codes) >= floor - (floor == levels))  # x = norm may be divided to one ulp below the top
+    assert np.all(
+        np.abs(codes) >= floor - (floor == levels)
+    )  # x = norm may be divided to one ulp below the top
     assert np.all(np.abs(codes) <= np.minimum(floor + 1, levels))
     assert np.all((codes == 0) | (np.sign(codes) == np.sign(np.array(VECTOR))))
 
 
 @pytest.mark.parametrize("levels", [1, 7, 127])
 @pytest.mark.parametrize("shape", ["normal", "constant", "one", "skewed"])
-def test_variance_and_sparsity_keep_the_bounds_of_the_paper(levels: int, shape: str) -> None:
+def test_variance_and_sparsity_keep_the_bounds_of_the_paper(
+    levels: int, shape: str
+) -> None:
     n = 48
     one = np.eye(1, n, dtype=np.float32)[0]
-    x = {"normal": normal(n), "constant": np.full(n, 0.3), "one": one, "skewed": normal(n) ** 5}[shape]
+    x = {
+        "normal": normal(n),
+        "constant": np.full(n, 0.3),
+        "one": one,
+        "skewed": normal(n) ** 5,
+    }[shape]
     x = np.asarray(x, np.float32)
     q = draws(tuple(x.tolist()), levels, "l2")
     x = x.astype(np.float64)
     errors, non_zero = np.sum((q - x) ** 2, axis=1), np.sum(q != 0, axis=1)
     bound = min(n / levels**2, np.sqrt(n) / levels) * np.sum(x**2)
     assert errors.mean() <= bound + 4 * errors.std() / np.sqrt(N_DRAWS)
-    assert non_zero.mean() <= levels * (levels + np.sqrt(n)) + 4 * non_zero.std() / np.sqrt(N_DRAWS)
+    assert non_zero.mean() <= levels * (
+        levels + np.sqrt(n)
+    ) + 4 * non_zero.std() / np.sqrt(N_DRAWS)
 
 
 def test_one_level_is_a_coin_of_probability_x_over_norm() -> None:
@@ -123,10 +149,17 @@ def test_one_level_is_a_coin_of_probability_x_over_norm() -> None:
     assert abs(z) < 4
 
 
-@pytest.mark.parametrize(("levels", "dtype"), [(1, np.int8), (127, np.int8), (128, np.int32), (1000, np.int32)])
-def test_codes_have_the_smallest_dtype_that_holds_the_levels(levels: int, dtype: type) -> None:
+@pytest.mark.parametrize(
+    ("levels", "dtype"),
+    [(1, np.int8), (127, np.int8), (128, np.int32), (1000, np.int32)],
+)
+def test_codes_have_the_smallest_dtype_that_holds_the_levels(
+    levels: int, dtype: type
+) -> None:
     x, key = jnp.ones(5, jnp.bfloat16), jax.random.key(0)
-    codes, scale = jax.eval_shape(lambda x, key: stochastic_quantize(x, key, levels), x, key)
+    codes, scale = jax.eval_shape(
+        lambda x, key: stochastic_quantize(x, key, levels), x, key
+    )
     assert (codes.dtype, codes.shape) == (dtype, (5,))
     assert (scale.dtype, scale.shape) == (jnp.float32, ())
 
@@ -134,7 +167,10 @@ def test_codes_have_the_smallest_dtype_that_holds_the_levels(levels: int, dtype:
 @pytest.mark.parametrize("levels", [127, 128])
 def test_codes_reach_the_last_level_and_stop_there(levels: int) -> None:
     x = np.array([-3.0, 3.0, 0.0, 1e-3, -0.7, 2.9999998, 0.1, -0.1], np.float32)
-    codes = [quantizer(levels, "max")(x, key)[0] for key in jax.random.split(jax.random.key(0), 20)]
+    codes = [
+        quantizer(levels, "max")(x, key)[0]
+        for key in jax.random.split(jax.random.key(0), 20)
+    ]
     assert np.min(codes) == -levels
     assert np.max(codes) == levels
 
@@ -149,16 +185,27 @@ def test_a_division_that_rounds_above_the_last_level_stays_there() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    x=st.lists(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False), min_size=8, max_size=8),
+    x=st.lists(
+        st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False),
+        min_size=8,
+        max_size=8,
+    ),
     case=st.sampled_from(CASES),
     seed=st.integers(0, 2**20),
 )
-def test_no_entry_moves_by_a_whole_step(x: list[float], case: tuple[str, int], seed: int) -> None:
+def test_no_entry_moves_by_a_whole_step(
+    x: list[float], case: tuple[str, int], seed: int
+) -> None:
     norm, levels = case
-    codes, scale = (np.asarray(y, np.float64) for y in quantizer(levels, norm)(np.float32(x), jax.random.key(seed)))
+    codes, scale = (
+        np.asarray(y, np.float64)
+        for y in quantizer(levels, norm)(np.float32(x), jax.random.key(seed))
+    )
     largest = np.abs(x).max()
     assert np.abs(codes).max() <= levels
-    if largest > 1e-34:  # else scale may be below the normal floats, which count as zero
+    if (
+        largest > 1e-34
+    ):  # else scale may be below the normal floats, which count as zero
         assert scale > 0
     np.testing.assert_array_less(np.abs(codes * scale - x), scale * (1 + 1e-4) + 1e-36)
 
@@ -174,9 +221,15 @@ def test_zero_gives_zero_codes_and_scale_zero(n: int, norm: str) -> None:
 @pytest.mark.parametrize("step", [0.25, 3.0, 10.0])
 @pytest.mark.parametrize("levels", [1, 7, 127, 32767])
 def test_entries_on_a_level_are_not_random(levels: int, step: float) -> None:
-    """Also when u is next to 1: 40,000 draws an entry would show a sum floor(a + u) that rounds up."""
-    wanted = np.repeat(np.array([levels, 0, 1, levels // 2, levels - 1, -levels]), 40_000)
-    codes, scale = quantizer(levels, "max")(jnp.asarray(wanted * step, jnp.float32), jax.random.key(3))
+    """Also when u is next to 1: 40,000 draws an entry would show a sum floor(a + u)
+    that rounds up.
+    """
+    wanted = np.repeat(
+        np.array([levels, 0, 1, levels // 2, levels - 1, -levels]), 40_000
+    )
+    codes, scale = quantizer(levels, "max")(
+        jnp.asarray(wanted * step, jnp.float32), jax.random.key(3)
+    )
     assert float(scale) == step
     np.testing.assert_array_equal(np.asarray(codes), wanted)
 
@@ -190,8 +243,14 @@ def test_entries_on_a_level_of_the_l2_norm_are_not_random() -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(case=st.sampled_from(CASES), exponent=st.integers(-90, 90), seed=st.integers(0, 2**20))
-def test_powers_of_two_scale_the_scale_only(case: tuple[str, int], exponent: int, seed: int) -> None:
+@given(
+    case=st.sampled_from(CASES),
+    exponent=st.integers(-90, 90),
+    seed=st.integers(0, 2**20),
+)
+def test_powers_of_two_scale_the_scale_only(
+    case: tuple[str, int], exponent: int, seed: int
+) -> None:
     norm, levels = case
     x, key, factor = normal(8, seed), jax.random.key(seed), np.float32(2.0**exponent)
     codes, scale = quantizer(levels, norm)(x, key)
@@ -211,7 +270,9 @@ def test_the_sign_passes_through(norm: str, levels: int) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("norm", ["l2", "max"])
-def test_what_is_not_finite_spoils_the_scale_and_every_decoded_entry(bad: float, norm: str) -> None:
+def test_what_is_not_finite_spoils_the_scale_and_every_decoded_entry(
+    bad: float, norm: str
+) -> None:
     for place in (0, 7):
         x = normal(8)
         x[place] = bad
@@ -223,7 +284,9 @@ def test_what_is_not_finite_spoils_the_scale_and_every_decoded_entry(bad: float,
 
 @pytest.mark.parametrize(("norm", "levels"), CASES)
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
-def test_tiny_and_huge_norms_are_as_good_as_any(size: float, norm: str, levels: int) -> None:
+def test_tiny_and_huge_norms_are_as_good_as_any(
+    size: float, norm: str, levels: int
+) -> None:
     x = normal(8) * np.float32(size)
     step, floor, _ = law(x, levels, norm)
     codes, scale = quantizer(levels, norm)(x, jax.random.key(0))
@@ -249,15 +312,22 @@ def test_a_norm_beyond_f32_is_flagged_and_one_below_it_is_zero() -> None:
     assert float(scale) == pytest.approx(3e38 * np.sqrt(8) / 7, rel=1e-6)
     assert set(np.asarray(codes).tolist()) == {2, 3}  # 2.47 levels
     assert np.isinf(quantizer(1, "l2")(x, jax.random.key(0))[1])
-    for levels, size in ((127, 2e-38), (7, 1e-42)):  # the step, or the entries too, are below the normal floats
-        codes, scale = quantizer(levels, "max")(np.full(8, size, np.float32), jax.random.key(0))
+    for levels, size in (
+        (127, 2e-38),
+        (7, 1e-42),
+    ):  # the step, or the entries too, are below the normal floats
+        codes, scale = quantizer(levels, "max")(
+            np.full(8, size, np.float32), jax.random.key(0)
+        )
         np.testing.assert_allclose(np.asarray(codes * scale), np.zeros(8), atol=1e-37)
 
 
 def test_jit_is_eager_vmap_is_the_loop_and_keys_matter() -> None:
     x = np.stack([normal(8, seed) for seed in range(5)])
     keys = jax.random.split(jax.random.key(0), 5)
-    batch = jax.jit(jax.vmap(lambda x, key: stochastic_quantize(x, key, 7, "max")))(x, keys)
+    batch = jax.jit(jax.vmap(lambda x, key: stochastic_quantize(x, key, 7, "max")))(
+        x, keys
+    )
     for i in range(5):
         for codes, scale in (
             stochastic_quantize(jnp.asarray(x[i]), keys[i], 7, "max"),
@@ -281,11 +351,15 @@ def test_the_noise_is_within_one_in_65536_of_jax_random(n: int) -> None:
     codes, scale = quantizer(7, "max")(x, key)
     steps = np.abs(x) / np.float32(scale)
     up = noise >= 1 - (steps - np.floor(steps))
-    np.testing.assert_array_equal(np.asarray(codes), np.sign(x) * np.minimum(np.floor(steps) + up, 7))
+    np.testing.assert_array_equal(
+        np.asarray(codes), np.sign(x) * np.minimum(np.floor(steps) + up, 7)
+    )
 
 
 def test_small_probabilities_are_exact_too() -> None:
-    """p = 2^-18 is below the threefry bits of the noise; over many keys the Weyl sequence makes up for them."""
+    """p = 2^-18 is below the threefry bits of the noise; over many keys the Weyl
+    sequence makes up for them.
+    """
     keys, n = jax.random.split(jax.random.key(0), 2000), 4096
     p = 2.0**-18
 
@@ -299,9 +373,13 @@ def test_small_probabilities_are_exact_too() -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 30, 90, 100])
 @pytest.mark.parametrize("norm", ["l2", "max"])
-def test_buckets_have_scales_of_their_own_and_share_the_noise(n: int, norm: str) -> None:
+def test_buckets_have_scales_of_their_own_and_share_the_noise(
+    n: int, norm: str
+) -> None:
     x, key = normal(n, 3), jax.random.key(n)
-    codes, scales = jax.jit(lambda x, key: stochastic_quantize_buckets(x, key, 7, norm, 30))(x, key)
+    codes, scales = jax.jit(
+        lambda x, key: stochastic_quantize_buckets(x, key, 7, norm, 30)
+    )(x, key)
     assert codes.shape == (n,)
     assert scales.shape == (max(1, -(-n // 30)),)
     noise = noise_by_hand(key, n)
@@ -321,7 +399,9 @@ def uniform_quantizer(bits: int):
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
-def test_the_uniform_quantiser_is_unbiased_with_the_variance_of_its_grid(bits: int) -> None:
+def test_the_uniform_quantiser_is_unbiased_with_the_variance_of_its_grid(
+    bits: int,
+) -> None:
     x = normal(48, 2) + 3.0
     keys = jax.random.split(jax.random.key(bits), N_DRAWS)
 
@@ -332,9 +412,13 @@ def test_the_uniform_quantiser_is_unbiased_with_the_variance_of_its_grid(bits: i
     step = (x.max().astype(np.float64) - x.min()) / (2**bits - 1)
     p = (x - x.min().astype(np.float64)) / step % 1
     random = p * (1 - p) > 1e-3
-    z = (q.mean(axis=0) - x)[random] / np.sqrt(step**2 * (p * (1 - p))[random] / N_DRAWS)
+    z = (q.mean(axis=0) - x)[random] / np.sqrt(
+        step**2 * (p * (1 - p))[random] / N_DRAWS
+    )
     assert np.abs(z).max() < 5
-    assert abs(z_of_mean(np.sum((q - x) ** 2, axis=1), step**2 * np.sum(p * (1 - p)))) < 4
+    assert (
+        abs(z_of_mean(np.sum((q - x) ** 2, axis=1), step**2 * np.sum(p * (1 - p)))) < 4
+    )
     assert np.abs(q - x).max() < step * (1 + 1e-4)
 
 
@@ -344,12 +428,18 @@ def test_the_ends_of_the_range_and_constant_vectors_are_exact() -> None:
         codes, low, step = uniform_quantizer(bits)(x, jax.random.key(bits))
         assert codes.dtype == dtype
         assert codes.tolist() == [0, 2**bits - 1] * 2
-        np.testing.assert_allclose(np.asarray(uniform_dequantize(codes, low, step)), x, rtol=1e-6)
+        np.testing.assert_allclose(
+            np.asarray(uniform_dequantize(codes, low, step)), x, rtol=1e-6
+        )
     for value in (0.0, -7.25, 3e38):
-        codes, low, step = uniform_quantizer(4)(np.full(5, value, np.float32), jax.random.key(0))
+        codes, low, step = uniform_quantizer(4)(
+            np.full(5, value, np.float32), jax.random.key(0)
+        )
         assert uniform_dequantize(codes, low, step).tolist() == [np.float32(value)] * 5
         assert float(step) == 0
-    wide = np.array([-3e38, 3e38, 0.0], np.float32)  # the range itself is beyond the floats
+    wide = np.array(
+        [-3e38, 3e38, 0.0], np.float32
+    )  # the range itself is beyond the floats
     codes, low, step = uniform_quantizer(8)(wide, jax.random.key(0))
     assert np.isfinite(step)
     assert codes.tolist()[:2] == [0, 255]
@@ -369,8 +459,12 @@ def test_errors_name_the_value() -> None:
         stochastic_quantize(jnp.ones(3), jax.random.key(0), 0)
     with pytest.raises(ValueError, match=r"expected norm 'l2' or 'max', got 'l1'"):
         stochastic_quantize(jnp.ones(3), jax.random.key(0), 7, "l1")
-    with pytest.raises(ValueError, match=r"expected bucket_size >= 1, got bucket_size=0"):
+    with pytest.raises(
+        ValueError, match=r"expected bucket_size >= 1, got bucket_size=0"
+    ):
         stochastic_quantize_buckets(jnp.ones(3), jax.random.key(0), bucket_size=0)
     for bits in (0, 17):
-        with pytest.raises(ValueError, match=f"expected 1 <= bits <= 16, got bits={bits}"):
+        with pytest.raises(
+            ValueError, match=f"expected 1 <= bits <= 16, got bits={bits}"
+        ):
             uniform_quantize(jnp.ones(3), jax.random.key(0), bits)

@@ -5,12 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_fm.kernels import rounding_noise, sparse_codes, sparse_quantize, stochastic_quantize
+from fedjax_fm.kernels import (
+    rounding_noise,
+    sparse_codes,
+    sparse_quantize,
+    stochastic_quantize,
+)
 
 uplink = jax.jit(sparse_quantize, static_argnames=("k", "bits", "norm", "bucket_size"))
 
 
-def by_hand(x: np.ndarray, k: int, bits: int, key: jax.Array, norm: str, width: int) -> np.ndarray:
+def by_hand(
+    x: np.ndarray, k: int, bits: int, key: jax.Array, norm: str, width: int
+) -> np.ndarray:
     """Sort, gather, round bucket by bucket with the stretch of noise that is its own, scatter."""
     levels = 2 ** (bits - 1) - 1
     places = np.sort(np.argsort(-np.abs(x), kind="stable")[:k])
@@ -19,24 +26,46 @@ def by_hand(x: np.ndarray, k: int, bits: int, key: jax.Array, norm: str, width: 
     for start in range(0, len(places), width):
         here = places[start : start + width]
         values = x[here]
-        size = np.abs(values).max() if norm == "max" else np.float32(np.linalg.norm(values.astype(np.float64)))
+        size = (
+            np.abs(values).max()
+            if norm == "max"
+            else np.float32(np.linalg.norm(values.astype(np.float64)))
+        )
         scale = np.float32(size / np.float32(levels))
         steps = np.abs(values) / scale
         up = noise[start : start + width] >= 1 - (steps - np.floor(steps))
-        decoded[here] = np.sign(values) * np.minimum(np.floor(steps) + up, levels).astype(np.float32) * scale
+        decoded[here] = (
+            np.sign(values)
+            * np.minimum(np.floor(steps) + up, levels).astype(np.float32)
+            * scale
+        )
     return decoded
 
 
 @pytest.mark.parametrize(
-    ("bits", "k", "width"), [(4, 1, 512), (4, 1000, 512), (4, 100, 30), (2, 600, 512), (8, 1500, 1), (8, 3000, 4000)]
+    ("bits", "k", "width"),
+    [
+        (4, 1, 512),
+        (4, 1000, 512),
+        (4, 100, 30),
+        (2, 600, 512),
+        (8, 1500, 1),
+        (8, 3000, 4000),
+    ],
 )
-def test_the_message_is_that_of_the_steps_and_the_residual_is_the_rest(k: int, width: int, bits: int) -> None:
+def test_the_message_is_that_of_the_steps_and_the_residual_is_the_rest(
+    k: int, width: int, bits: int
+) -> None:
     rng = np.random.default_rng(bits)
     x, residual = rng.normal(size=(2, 3000)).astype(np.float32)
     key = jax.random.key(k)
-    decoded, rest = (np.asarray(y) for y in uplink(x, residual, k, bits, key, bucket_size=width))
+    decoded, rest = (
+        np.asarray(y) for y in uplink(x, residual, k, bits, key, bucket_size=width)
+    )
     corrected = x + residual
-    np.testing.assert_array_equal(decoded, by_hand(corrected, k, bits, key, "max", width))
+    np.testing.assert_array_equal(
+        decoded, by_hand(corrected, k, bits, key, "max", width)
+    )
     np.testing.assert_array_equal(rest, corrected - decoded)
 
 
@@ -44,7 +73,9 @@ def test_the_l2_norm_of_a_bucket() -> None:
     x = np.random.default_rng(0).normal(size=500).astype(np.float32)
     key = jax.random.key(1)
     decoded, _ = uplink(x, np.zeros(500, np.float32), 120, 6, key, "l2", 50)
-    np.testing.assert_allclose(np.asarray(decoded), by_hand(x, 120, 6, key, "l2", 50), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(decoded), by_hand(x, 120, 6, key, "l2", 50), rtol=1e-6
+    )
 
 
 def test_one_bucket_of_everything_is_stochastic_quantize() -> None:
@@ -59,9 +90,13 @@ def test_one_bucket_of_everything_is_stochastic_quantize() -> None:
 def test_vmap_is_the_loop() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 3, 700))
     keys = jax.random.split(jax.random.key(1), 3)
-    both = jax.jit(jax.vmap(lambda x, e, key: sparse_quantize(x, e, 60, 4, key)))(x[0], x[1], keys)
+    both = jax.jit(jax.vmap(lambda x, e, key: sparse_quantize(x, e, 60, 4, key)))(
+        x[0], x[1], keys
+    )
     for i in range(3):
-        for one, rows in zip(uplink(x[0, i], x[1, i], 60, 4, keys[i]), both, strict=True):
+        for one, rows in zip(
+            uplink(x[0, i], x[1, i], 60, 4, keys[i]), both, strict=True
+        ):
             np.testing.assert_array_equal(np.asarray(one), np.asarray(rows[i]))
 
 
@@ -77,5 +112,7 @@ def test_nan_and_infinity_do_not_pass_in_silence() -> None:
 
 def test_errors_name_the_value() -> None:
     for bits in (1, 9):
-        with pytest.raises(ValueError, match=f"expected 2 <= bits <= 8, got bits={bits}"):
+        with pytest.raises(
+            ValueError, match=f"expected 2 <= bits <= 8, got bits={bits}"
+        ):
             sparse_quantize(jnp.ones(3), jnp.zeros(3), 1, bits, jax.random.key(0))

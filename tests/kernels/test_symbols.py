@@ -16,7 +16,10 @@ def test_bytes_and_round_trip(base: int) -> None:
         codes = np.random.default_rng(n).integers(0, base, n)
         codes[-m:] = base - 1  # the largest byte there is
         packed = jax.jit(pack_symbols, static_argnums=1)(codes, base)
-        wanted = [sum(int(c) * base**i for i, c in enumerate(codes[j : j + m])) for j in range(0, n, m)]
+        wanted = [
+            sum(int(c) * base**i for i, c in enumerate(codes[j : j + m]))
+            for j in range(0, n, m)
+        ]
         assert packed.dtype == np.uint8
         assert packed.tolist() == wanted
         again = jax.jit(unpack_symbols, static_argnums=(1, 2))(packed, base, n)
@@ -30,7 +33,12 @@ def test_trits_take_eight_fifths_of_a_bit() -> None:
 
 def test_errors_name_the_value() -> None:
     for base in (1, 257):
-        with pytest.raises(ValueError, match=f"expected 2 <= base <= 256, got base={base}"):
+        with pytest.raises(
+            ValueError, match=f"expected 2 <= base <= 256, got base={base}"
+        ):
             pack_symbols(jnp.zeros(3, jnp.uint32), base)
-    with pytest.raises(ValueError, match=r"13 codes of base 3 take 3 bytes, got a buffer of shape \(4,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"13 codes of base 3 take 3 bytes, got a buffer of shape \(4,\)",
+    ):
         unpack_symbols(jnp.zeros(4, jnp.uint8), 3, 13)

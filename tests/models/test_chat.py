@@ -1,4 +1,6 @@
-"""Chat templates against transformers, what they may not do, and which tokens are the assistant's."""
+"""Chat templates against transformers, what they may not do, and which tokens are the
+assistant's.
+"""
 
 import json
 
@@ -43,13 +45,17 @@ assistant:
 
 
 @pytest.mark.parametrize("prompt", [False, True])
-def test_smollm2_renders_as_transformers_does(smollm2_chat, smollm2_reference_tokenizer, prompt):
+def test_smollm2_renders_as_transformers_does(
+    smollm2_chat, smollm2_reference_tokenizer, prompt
+):
     for messages in CONVERSATIONS:
         text = smollm2_chat.text(messages, add_generation_prompt=prompt)
         theirs = smollm2_reference_tokenizer.apply_chat_template
         assert text == theirs(messages, tokenize=False, add_generation_prompt=prompt)
         if prompt:
-            ids = theirs(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+            ids = theirs(
+                messages, tokenize=True, add_generation_prompt=True, return_dict=False
+            )
             assert smollm2_chat.prompt_ids(messages) == ids
     assert "named SmolLM" in smollm2_chat.text(CONVERSATIONS[0])
     assert "named SmolLM" not in smollm2_chat.text(CONVERSATIONS[2])
@@ -64,9 +70,17 @@ def test_blocks_breaks_and_filters_render_as_in_transformers():
     for messages in (*CONVERSATIONS[:2], stopped):
         for prompt in (False, True):
             expected = render_jinja_template(
-                [messages], chat_template=BLOCKS, add_generation_prompt=prompt, **variables
+                [messages],
+                chat_template=BLOCKS,
+                add_generation_prompt=prompt,
+                **variables,
             )[0][0]
-            assert models.render(BLOCKS, messages, add_generation_prompt=prompt, **variables) == expected
+            assert (
+                models.render(
+                    BLOCKS, messages, add_generation_prompt=prompt, **variables
+                )
+                == expected
+            )
 
 
 def test_what_a_template_refuses_or_may_not_do():
@@ -77,16 +91,26 @@ def test_what_a_template_refuses_or_may_not_do():
         models.render("{% for m in messages %}", messages)
     with pytest.raises(ValueError, match="at least one message, got none"):
         models.render("{{ 1 }}", [])
-    for attack in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ cycler.__init__.__globals__ }}"):
-        with pytest.raises(ValueError, match=r"refuses.*unsafe|refuses.*not safely callable"):
+    for attack in (
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__ }}",
+    ):
+        with pytest.raises(
+            ValueError, match=r"refuses.*unsafe|refuses.*not safely callable"
+        ):
             models.render(attack, messages)
 
 
 def test_segments_add_up_and_answers_are_found(smollm2_chat):
     for messages in CONVERSATIONS:
         segments = smollm2_chat.segments(messages)
-        assert "".join(segment.text for segment in segments) == smollm2_chat.text(messages)
-        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        assert "".join(segment.text for segment in segments) == smollm2_chat.text(
+            messages
+        )
+        answers = [
+            message["content"] for message in messages if message["role"] == "assistant"
+        ]
         spoken = [segment.text for segment in segments if segment.response]
         assert spoken == [f"{answer}<|im_end|>\n" for answer in answers]
 
@@ -94,23 +118,33 @@ def test_segments_add_up_and_answers_are_found(smollm2_chat):
 def test_labels_are_the_assistants_tokens(smollm2_chat, smollm2_reference_tokenizer):
     conversations = CONVERSATIONS[1:]
     batch = smollm2_chat.encode(conversations, max_length=96)
-    assert all(array.shape == (2, 96) and array.dtype == np.int32 for array in batch.values())
+    assert all(
+        array.shape == (2, 96) and array.dtype == np.int32 for array in batch.values()
+    )
     for row, messages in enumerate(conversations):
         n = batch["attention_mask"][row].sum()
-        ids = smollm2_reference_tokenizer.apply_chat_template(messages, return_dict=False)
+        ids = smollm2_reference_tokenizer.apply_chat_template(
+            messages, return_dict=False
+        )
         assert batch["input_ids"][row, :n].tolist() == ids
         assert (batch["attention_mask"][row, n:] == 0).all()
         assert (batch["input_ids"][row, n:] == 2).all()
         labels = batch["labels"][row]
         spoken = labels != -100
         np.testing.assert_array_equal(labels[spoken], batch["input_ids"][row][spoken])
-        text = smollm2_chat.tokenizer.decode(labels[spoken].tolist(), skip_special_tokens=False)
-        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        text = smollm2_chat.tokenizer.decode(
+            labels[spoken].tolist(), skip_special_tokens=False
+        )
+        answers = [
+            message["content"] for message in messages if message["role"] == "assistant"
+        ]
         assert text == "".join(f"{answer}<|im_end|>\n" for answer in answers)
 
 
 def test_conversations_that_do_not_fit(smollm2_chat):
-    with pytest.raises(ValueError, match=r"conversation 1 has \d+ tokens, more than max_length=70"):
+    with pytest.raises(
+        ValueError, match=r"conversation 1 has \d+ tokens, more than max_length=70"
+    ):
         smollm2_chat.encode(CONVERSATIONS[2:0:-1], max_length=70)
     cut = smollm2_chat.encode(CONVERSATIONS[1:2], max_length=60, truncate=True)
     whole = smollm2_chat.encode(CONVERSATIONS[1:2], max_length=96)
@@ -126,17 +160,27 @@ def test_conversations_that_do_not_fit(smollm2_chat):
 
 def small_tokenizer() -> Tokenizer:
     words = ["[end]", "[pad]", *"abcdefgh: "]
-    tokenizer = Tokenizer(token_models.BPE({word: i for i, word in enumerate(words)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = Tokenizer(
+        token_models.BPE({word: i for i, word in enumerate(words)}, [])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(embed="", body="isolated")
     tokenizer.add_special_tokens(["[end]", "[pad]"])
     return tokenizer
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
     only_last = "{{ messages[-1].content }}{% if add_generation_prompt %}:{% endif %}"
-    chat = models.Chat(small_tokenizer(), only_last, {}, 0, 1)
+    chat = models.Chat(
+        tokenizer=small_tokenizer(),
+        template=only_last,
+        variables={},
+        eos_token_id=0,
+        pad_token_id=1,
+    )
     with pytest.raises(ValueError, match="rewrites what comes before message 1"):
-        chat.segments([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        chat.segments(
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        )
 
 
 def test_a_folder_of_hugging_face_is_read(tmp_path):
@@ -152,14 +196,21 @@ def test_a_folder_of_hugging_face_is_read(tmp_path):
     with pytest.raises(WeightError, match="has no chat template; it is a base model"):
         models.load_chat(tmp_path)
     template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
-    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}]
+    named = [
+        {"name": "tool_use", "template": "x"},
+        {"name": "default", "template": template},
+    ]
     for value in (template, named):
         settings.write_text(json.dumps({**fields, "chat_template": value}))
         chat = models.load_chat(tmp_path)
         assert (chat.eos_token_id, chat.pad_token_id) == (0, 1)
         assert chat.text([{"role": "user", "content": "abc"}]) == "abc[end]"
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")  # the newer place wins
-    assert models.load_chat(tmp_path).prompt_ids([{"role": "user", "content": "ab"}]) == [2, 3]
+    (tmp_path / "chat_template.jinja").write_text(
+        "{{ messages[0].content }}"
+    )  # the newer place wins
+    assert models.load_chat(tmp_path).prompt_ids(
+        [{"role": "user", "content": "ab"}]
+    ) == [2, 3]
     settings.write_text("{}")
     with pytest.raises(WeightError, match="neither a padding nor an end token"):
         models.load_chat(tmp_path)

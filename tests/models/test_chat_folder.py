@@ -1,4 +1,6 @@
-"""Tokenizer, special tokens, templates and ends as published folders hold them, against transformers."""
+"""Tokenizer, special tokens, templates and ends as published folders hold them, against
+transformers.
+"""
 
 import json
 
@@ -9,26 +11,44 @@ from fedjax_fm import models
 from fedjax_fm.models.weights import WeightError
 
 CHATML = families.untagged("chatml")
-ALL = "{{ bos_token }}{{ eos_token }}{{ sep_token }}{{ unk_token }}{{ image_token }}{{ messages[0].content }}"
+ALL = (
+    "{{ bos_token }}{{ eos_token }}{{ sep_token }}{{ unk_token }}{{ image_token }}{{ "
+    "messages[0].content }}"
+)
 MESSAGES = families.said("Grüße <|im_end|> x</s>y", "Hello!")
 
 
 def write(folder, config, **files):
-    """A folder with tokenizer.json, tokenizer_config.json and other files by name ('a__b' is a/b)."""
+    """A folder with tokenizer.json, tokenizer_config.json and other files by name
+    ('a__b' is a/b).
+    """
     families.new_tokenizer().save(str(folder / "tokenizer.json"))
     names = {"PreTrainedTokenizerFast": {"tokenizer_class": "PreTrainedTokenizerFast"}}
     config = {**names["PreTrainedTokenizerFast"], **config}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config, ensure_ascii=False), encoding="utf-8"
+    )
     for name, content in files.items():
         path = folder / name.replace("__", "/")
         path.parent.mkdir(exist_ok=True)
-        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        text = (
+            content
+            if isinstance(content, str)
+            else json.dumps(content, ensure_ascii=False)
+        )
         path.write_text(text, encoding="utf-8")
     return folder
 
 
 # The longest word of the vocabulary that is no added token.
-WORD = max((word for word in families.new_tokenizer().get_vocab() if word.isascii() and word.isalpha()), key=len)
+WORD = max(
+    (
+        word
+        for word in families.new_tokenizer().get_vocab()
+        if word.isascii() and word.isalpha()
+    ),
+    key=len,
+)
 TOKENS = {"eos_token": "</s>", "pad_token": "<pad>"}
 FORMS = {
     "words": ({**TOKENS, "bos_token": "<s>", "unk_token": "<unk>", "chat_template": ALL}, {}),
@@ -77,20 +97,39 @@ def test_folders_read_as_by_transformers(tmp_path, form, compatibility):
     files = dict(files)
     if files.pop("more", False):
         n = families.new_tokenizer().get_vocab_size()
-        fields = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-        config = {**config, "added_tokens_decoder": {str(n): {"content": "<|more|>", **fields}}}
+        fields = {
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+        config = {
+            **config,
+            "added_tokens_decoder": {str(n): {"content": "<|more|>", **fields}},
+        }
     write(tmp_path, config, **files)
-    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), models.load_chat(tmp_path)
+    theirs, ours = (
+        transformers.AutoTokenizer.from_pretrained(tmp_path),
+        models.load_chat(tmp_path),
+    )
     for tools in (None, [families.WEATHER]):
         if tools and not isinstance(theirs.chat_template, dict):
             continue
         for prompt in (False, True):
             options = {"add_generation_prompt": prompt, "tools": tools}
-            assert ours.text(MESSAGES, **options) == theirs.apply_chat_template(MESSAGES, tokenize=False, **options)
-        ids = theirs.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False, tools=tools)
+            assert ours.text(MESSAGES, **options) == theirs.apply_chat_template(
+                MESSAGES, tokenize=False, **options
+            )
+        ids = theirs.apply_chat_template(
+            MESSAGES, add_generation_prompt=True, return_dict=False, tools=tools
+        )
         assert ours.prompt_ids(MESSAGES, tools=tools) == ids
     assert dict(ours.variables) == theirs.special_tokens_map
-    assert (ours.eos_token_id, ours.pad_token_id) == (theirs.eos_token_id, theirs.pad_token_id)
+    assert (ours.eos_token_id, ours.pad_token_id) == (
+        theirs.eos_token_id,
+        theirs.pad_token_id,
+    )
     compatibility.works("Template constructs", form, "folder")
 
 
@@ -101,7 +140,9 @@ def test_chat_template_json_is_read_where_nothing_else_is(tmp_path, compatibilit
     chat = models.load_chat(tmp_path)
     assert chat.template == CHATML
     theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
-    expected = theirs.apply_chat_template(MESSAGES, tokenize=False, chat_template=CHATML)
+    expected = theirs.apply_chat_template(
+        MESSAGES, tokenize=False, chat_template=CHATML
+    )
     assert chat.text(MESSAGES) == expected
     write(tmp_path, {**TOKENS, "chat_template": "{{ messages[0].content }}"})
     assert models.load_chat(tmp_path).text(MESSAGES) == MESSAGES[0]["content"]
@@ -112,19 +153,39 @@ def test_chat_template_json_is_read_where_nothing_else_is(tmp_path, compatibilit
     ("config", "files", "words"),
     [
         ({**TOKENS}, {}, "has no chat template; it is a base model"),
-        ({**TOKENS, "chat_template": {"tool_use": "x"}}, {}, r"templates \['tool_use'\] and no default"),
+        (
+            {**TOKENS, "chat_template": {"tool_use": "x"}},
+            {},
+            r"templates \['tool_use'\] and no default",
+        ),
         ({**TOKENS, "chat_template": 3}, {}, "chat_template"),
         (
             {**TOKENS, "eos_token": "<|none|>", "chat_template": "x"},
             {},
             r"eos_token '<\|none\|>'.*tokenizer.json does not",
         ),
-        ({**TOKENS, "sep_token": "<|none|>", "chat_template": "{{ sep_token }}"}, {}, r"sep_token '<\|none\|>'"),
+        (
+            {**TOKENS, "sep_token": "<|none|>", "chat_template": "{{ sep_token }}"},
+            {},
+            r"sep_token '<\|none\|>'",
+        ),
         ({**TOKENS, "eos_token": 5, "chat_template": "x"}, {}, "eos_token"),
         ({"chat_template": "x"}, {}, "neither a padding nor an end token"),
         ({**TOKENS}, {"chat_template.json": "[1]"}, "chat_template.json"),
-        ({**TOKENS}, {"special_tokens_map.json": "["}, r"special_tokens_map.json is not JSON"),
-        ({**TOKENS, "chat_template": "x", "added_tokens_decoder": {"9999": {"content": "<|more|>"}}}, {}, "9999"),
+        (
+            {**TOKENS},
+            {"special_tokens_map.json": "["},
+            r"special_tokens_map.json is not JSON",
+        ),
+        (
+            {
+                **TOKENS,
+                "chat_template": "x",
+                "added_tokens_decoder": {"9999": {"content": "<|more|>"}},
+            },
+            {},
+            "9999",
+        ),
     ],
 )
 def test_folders_that_are_refused(tmp_path, config, files, words):
@@ -136,16 +197,28 @@ def test_folders_that_are_refused(tmp_path, config, files, words):
 ENDS = {
     "several": ({"generation_config.json": {"eos_token_id": [1, 7, 9]}}, (1, 7, 9)),
     "one": ({"generation_config.json": {"eos_token_id": 7}}, (7,)),
-    "the configuration's": ({"config.json": {"model_type": "llama", "eos_token_id": [5, 6]}}, (5, 6)),
+    "the configuration's": (
+        {"config.json": {"model_type": "llama", "eos_token_id": [5, 6]}},
+        (5, 6),
+    ),
     "both": (
-        {"config.json": {"model_type": "llama", "eos_token_id": 5}, "generation_config.json": {"eos_token_id": [8, 9]}},
+        {
+            "config.json": {"model_type": "llama", "eos_token_id": 5},
+            "generation_config.json": {"eos_token_id": [8, 9]},
+        },
         (8, 9),
     ),
     "a generation configuration without": (
-        {"config.json": {"model_type": "llama", "eos_token_id": 5}, "generation_config.json": {"temperature": 0.7}},
+        {
+            "config.json": {"model_type": "llama", "eos_token_id": 5},
+            "generation_config.json": {"temperature": 0.7},
+        },
         (5,),
     ),
-    "the text model's": ({"config.json": {"model_type": "llama", "text_config": {"eos_token_id": 4}}}, (4,)),
+    "the text model's": (
+        {"config.json": {"model_type": "llama", "text_config": {"eos_token_id": 4}}},
+        (4,),
+    ),
     "none": ({}, (families.new_tokenizer().token_to_id("</s>"),)),
 }
 
@@ -160,7 +233,11 @@ def test_ends_are_those_that_generation_knows(tmp_path, name):
 
 @pytest.mark.parametrize("bad", ["</s>", True, -1, 1.5, [1, None], {"a": 1}])
 def test_bad_ends(tmp_path, bad):
-    write(tmp_path, {**TOKENS, "chat_template": CHATML}, **{"generation_config.json": {"eos_token_id": bad}})
+    write(
+        tmp_path,
+        {**TOKENS, "chat_template": CHATML},
+        **{"generation_config.json": {"eos_token_id": bad}},
+    )
     with pytest.raises(WeightError, match="eos_token_id"):
         models.load_chat(tmp_path)
 
@@ -170,9 +247,20 @@ def test_a_gguf_file_names_its_templates_tokens_and_ends(tmp_path, compatibility
     gguf = pytest.importorskip("gguf")
     from tokenizers import pre_tokenizers
 
-    words = ["<s>", "</s>", "<|eot|>", "<|eom|>", "<unk>", "ab", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = [
+        "<s>",
+        "</s>",
+        "<|eot|>",
+        "<|eom|>",
+        "<unk>",
+        "ab",
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+    ]
     named = [
-        {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{{ unk_token }}"},
+        {
+            "name": "default",
+            "template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{{ unk_token }}",
+        },
         {"name": "tool_use", "template": "{{ tools | length }}"},
     ]
     for ends, expected in (((2, 3), (1, 2, 3)), ((), (1,)), ((1, None), (1,))):

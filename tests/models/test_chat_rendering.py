@@ -1,4 +1,6 @@
-"""Rendered conversations against transformers, on templates with the constructs of current families."""
+"""Rendered conversations against transformers, on templates with the constructs of
+current families.
+"""
 
 import importlib
 from datetime import datetime
@@ -24,7 +26,13 @@ def both():
 
     def make(template):
         if template not in made:
-            chat = models.Chat(families.new_tokenizer(), template, families.SPECIAL, 1, 3)
+            chat = models.Chat(
+                tokenizer=families.new_tokenizer(),
+                template=template,
+                variables=families.SPECIAL,
+                eos_token_id=1,
+                pad_token_id=3,
+            )
             made[template] = chat, families.reference(template)
         return made[template]
 
@@ -52,7 +60,12 @@ def test_renders_as_apply_chat_template(both, family, name, compatibility):
         chat, theirs = both(template)
         for prompt in (False, True):
             options = {"add_generation_prompt": prompt, **conversation.variables}
-            expected = outcome(theirs.apply_chat_template, conversation.messages, tokenize=False, **options)
+            expected = outcome(
+                theirs.apply_chat_template,
+                conversation.messages,
+                tokenize=False,
+                **options,
+            )
             found = outcome(chat.text, conversation.messages, **options)
             if expected[0] == "refused" or prints_a_list(expected[1]):
                 assert found[0] == "refused", found[1]
@@ -60,8 +73,13 @@ def test_renders_as_apply_chat_template(both, family, name, compatibility):
                 continue
             assert found == expected
             if prompt:
-                ids = theirs.apply_chat_template(conversation.messages, return_dict=False, **options)
-                assert chat.prompt_ids(conversation.messages, **conversation.variables) == ids
+                ids = theirs.apply_chat_template(
+                    conversation.messages, return_dict=False, **options
+                )
+                assert (
+                    chat.prompt_ids(conversation.messages, **conversation.variables)
+                    == ids
+                )
     if expected[0] == "text" and found[0] == "refused":
         compatibility.refused("Template constructs", family, found[1], name)
     elif expected[0] == "text":
@@ -69,7 +87,8 @@ def test_renders_as_apply_chat_template(both, family, name, compatibility):
 
 
 CONSTRUCTS = {
-    "tools is none": "{% if tools is none %}none{% elif tools is defined %}defined{% else %}undefined{% endif %}",
+    "tools is none": "{% if tools is none %}none{% elif tools is defined %}defined{% else "
+    "%}undefined{% endif %}",
     "documents is none": "{{ 'none' if documents is none else 'else' }}",
     "tojson(false)": "{{ {'é': ['<&>', 1.5, none, true]} | tojson(false) }}",
     "tojson(ensure_ascii=true)": "{{ {'é': '日'} | tojson(ensure_ascii=true) }}",
@@ -77,17 +96,21 @@ CONSTRUCTS = {
     "tojson(separators, sort_keys)": "{{ {'b': [1, 2], 'a': 2} | tojson(separators=(',', ':'), sort_keys=true) }}",
     "tojson(false, 1, none, true)": "{{ {'b': 'é', 'a': [2]} | tojson(false, 1, none, true) }}",
     "tojson of messages": "{{ messages | tojson }}",
-    "special tokens": "{{ bos_token }}|{{ eos_token }}|{{ unk_token }}|{{ pad_token }}|{{ sep_token is defined }}",
-    "break and continue": "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}"
-    "{% if loop.index == 2 %}{% break %}{% endif %}{% endfor %}",
+    "special tokens": "{{ bos_token }}|{{ eos_token }}|{{ unk_token }}|{{ pad_token }}|{{ "
+    "sep_token is defined }}",
+    "break and continue": "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif "
+    "%}{{ m.content }}{% if loop.index == 2 %}{% break %}{% endif %}{% endfor %}",
     "trim_blocks, lstrip_blocks": "a\n   {% if true %}\n b\n   {% endif %}\n   {# c #}\n d {{ 1 }}\n",
     "a trailing line break": "{{ messages[0].content }}\n\n",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 "
+    "%}{% endfor %}{{ ns.n }}",
     "dict": "{{ dict(a=1, **{'b': 2}) | tojson }}{{ dict.fromkeys([1]) | tojson }}",
     "macro": "{% macro m(x, y='<&>') %}{{ x ~ y }}{% endmacro %}{{ m(messages[0].content) }}",
-    "call block": "{% macro m() %}[{{ caller() }}]{% endmacro %}{% call m() %}{{ messages[0].content }}{% endcall %}",
+    "call block": "{% macro m() %}[{{ caller() }}]{% endmacro %}{% call m() %}{{ "
+    "messages[0].content }}{% endcall %}",
     "strftime_now": "{{ strftime_now('%d %b %Y') }}",
-    "filters": "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join('; ') | upper }}",
+    "filters": "{{ messages | selectattr('role', 'equalto', 'user') | "
+    "map(attribute='content') | join('; ') | upper }}",
     "slices": "{{ messages[::-1] | map(attribute='role') | join(' ') }}{{ messages[1:] | length }}",
     "strings": "{{ messages[0].content.strip().split(' ')[0].replace('H', 'J') }}",
     "a missing key": "{{ messages[0].name }}{{ messages[0]['name'] }}{{ 'name' in messages[0] }}",
@@ -105,7 +128,8 @@ CONSTRUCTS = {
     "a namespace with an underscore": "{% set ns = namespace() %}{% set ns._x = 1 %}{{ ns._x }}",
     "a long range": "{{ range(10000000) | length }}",
     "generation": "{% generation %}{{ messages[1].content }}{% endgeneration %}",
-    "generation with set": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
+    "generation with set": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ "
+    "x }}",
     "generation, unclosed": "{% generation %}{{ 1 }}",
 }
 
@@ -117,7 +141,12 @@ def test_constructs(both, name, compatibility):
     messages = families.said(" Hi you <&> ", "Hé", "Bye", system="Sys")
     messages[1]["tool_calls"] = None
     for prompt in (False, True):
-        expected = outcome(theirs.apply_chat_template, messages, tokenize=False, add_generation_prompt=prompt)
+        expected = outcome(
+            theirs.apply_chat_template,
+            messages,
+            tokenize=False,
+            add_generation_prompt=prompt,
+        )
         found = outcome(chat.text, messages, add_generation_prompt=prompt)
         if expected[0] == "text":
             assert found == expected
@@ -137,12 +166,17 @@ def test_dates_are_those_of_the_day(both, monkeypatch):
         def now(cls, tz=None):
             return cls(2031, 12, 24, 18, 5)
 
-    for name in ("fedjax_fm.models.chat_template", "transformers.utils.chat_template_utils"):
+    for name in (
+        "fedjax_fm.models.chat_template",
+        "transformers.utils.chat_template_utils",
+    ):
         monkeypatch.setattr(importlib.import_module(name), "datetime", Frozen)
     for family in ("llama3", "granite", "smollm3", "gpt_oss"):
         chat, theirs = both(families.tagged(family))
         messages = families.said("Hi", "Hello!")
-        assert chat.text(messages) == theirs.apply_chat_template(messages, tokenize=False)
+        assert chat.text(messages) == theirs.apply_chat_template(
+            messages, tokenize=False
+        )
         assert "2031" in chat.text(messages)
 
 
@@ -150,15 +184,26 @@ def test_a_variable_that_the_template_does_not_read_is_refused(both):
     messages = families.said("Hi", "Hello!")
     chat, _ = both(families.tagged("qwen3"))
     assert chat.text(messages, enable_thinking=False) == chat.text(messages)
-    for name, value in (("enable_thinkng", False), ("documents", families.DOCUMENTS), ("continue_final_message", True)):
-        with pytest.raises(ValueError, match=rf"does not read {name!r}.*'enable_thinking'"):
+    for name, value in (
+        ("enable_thinkng", False),
+        ("documents", families.DOCUMENTS),
+        ("continue_final_message", True),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"does not read {name!r}.*'enable_thinking'"
+        ):
             chat.text(messages, **{name: value})
     assert chat.text(messages, documents=None) == chat.text(messages)
     with pytest.raises(ValueError, match="does not read 'tools'"):
-        both(families.tagged("zephyr"))[0].prompt_ids(messages, tools=[families.WEATHER])
+        both(families.tagged("zephyr"))[0].prompt_ids(
+            messages, tools=[families.WEATHER]
+        )
 
 
-@pytest.mark.parametrize("tools", [{"name": "weather"}, "weather", [len], [lambda city: city], ["weather"], 3])
+@pytest.mark.parametrize(
+    "tools",
+    [{"name": "weather"}, "weather", [len], [lambda city: city], ["weather"], 3],
+)
 def test_tools_are_descriptions(both, tools):
     chat, _ = both(families.tagged("qwen25"))
     with pytest.raises(TypeError, match="expected tools as a list of JSON schemas"):

@@ -1,4 +1,6 @@
-"""What a key means that config.json lacks, and which keys are read at all: every family against transformers' classes."""
+"""What a key means that config.json lacks, and which keys are read at all: every family
+against transformers' classes.
+"""
 
 import dataclasses
 import functools
@@ -11,11 +13,24 @@ from fedjax_fm.models.activations import ACTIVATIONS
 
 transformers = pytest.importorskip("transformers")
 
-FAMILIES = ["albert", "bert", "distilbert", "gpt2", "llama", "mistral", "qwen2", "qwen3", "roberta", "t5", "vit"]
+FAMILIES = [
+    "albert",
+    "bert",
+    "distilbert",
+    "gpt2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "roberta",
+    "t5",
+    "vit",
+]
 TOWERS = {"clip_text_model": "text_config", "clip_vision_model": "vision_config"}
 # Ours alone: what a family always has, or a place to which transformers moved a key.
 OURS = {"attention_output_bias", "qk_norm", "rope_theta", "rope_scaling"}
-# Keys that do not change what is computed here: training, initial values, generation, output format, other tasks' heads.
+# Keys that do not change what is computed here: training, initial values, generation,
+# output format, other tasks' heads.
 INERT = set(transformers.PretrainedConfig().to_dict()) | {
     "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "bos_token_id", "classifier_dropout",
     "classifier_dropout_prob", "dropout", "dropout_rate", "embd_pdrop", "encoder_stride", "eos_token_id",
@@ -23,12 +38,16 @@ INERT = set(transformers.PretrainedConfig().to_dict()) | {
     "pooler_output_size", "pretraining_tp", "qa_dropout", "resid_pdrop", "seq_classif_dropout", "summary_activation",
     "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj", "use_cache",
 }  # fmt: skip
-# Keys that are read, honoured or refused in another way than by a field of ours of that name; each has a test.
+# Keys that are read, honoured or refused in another way than by a field of ours of that
+# name; each has a test.
 ELSEWHERE = {
     "bert": {"tie_word_embeddings"},  # of its masked-language head
     "roberta": {"tie_word_embeddings"},
     "albert": {"tie_word_embeddings"},
-    "distilbert": {"tie_word_embeddings", "sinusoidal_pos_embds"},  # the table is stored all the same
+    "distilbert": {
+        "tie_word_embeddings",
+        "sinusoidal_pos_embds",
+    },  # the table is stored all the same
     "gpt2": {"reorder_and_upcast_attn"},  # the order of a product; softmax is f32 here
     "llama": {"rope_parameters"},
     "mistral": {"rope_parameters"},
@@ -62,7 +81,9 @@ def keys():
 
 
 @pytest.mark.parametrize(("family", "key"), keys())
-def test_a_key_that_is_not_there_means_what_it_means_in_transformers(family: str, key: str):
+def test_a_key_that_is_not_there_means_what_it_means_in_transformers(
+    family: str, key: str
+):
     found = getattr(ours(family), key)
     if key in TOWERS.values():
         return  # compared key by key above
@@ -77,13 +98,18 @@ def test_a_key_that_is_not_there_means_what_it_means_in_transformers(family: str
     elif key == "head_dim" and not hasattr(theirs(family), key):
         assert found == theirs(family).hidden_size // theirs(family).num_attention_heads
     elif not hasattr(theirs(family), key):
-        assert found in (None, False)  # a key of another family of decoders, not read for this one
+        assert found in (
+            None,
+            False,
+        )  # a key of another family of decoders, not read for this one
     elif key == "n_inner":
         assert (found, theirs(family).n_inner) == (4 * ours(family).n_embd, None)
     elif key == "layer_types":
         assert found is None or list(found) == theirs(family).layer_types
     elif key == "decoder_start_token_id":
-        assert found == theirs(family).pad_token_id  # there it has no default, and T5's is the padding
+        assert (
+            found == theirs(family).pad_token_id
+        )  # there it has no default, and T5's is the padding
     else:
         assert found == getattr(theirs(family), key)
 
@@ -91,7 +117,13 @@ def test_a_key_that_is_not_there_means_what_it_means_in_transformers(family: str
 @pytest.mark.parametrize("family", [*FAMILIES, *TOWERS])
 def test_every_key_of_transformers_is_read_or_changes_nothing(family: str):
     known = {field.name for field in dataclasses.fields(ours(family))}
-    unknown = set(theirs(family).to_dict()) - known - INERT - ELSEWHERE.get(family, set()) - {"model_type"}
+    unknown = (
+        set(theirs(family).to_dict())
+        - known
+        - INERT
+        - ELSEWHERE.get(family, set())
+        - {"model_type"}
+    )
     assert not unknown
 
 
@@ -99,7 +131,10 @@ def test_every_key_of_transformers_is_read_or_changes_nothing(family: str):
     ("sizes", "expected"),
     [
         ({"num_attention_heads": 16}, {"head_dim": 256, "num_key_value_heads": 16}),
-        ({"num_attention_heads": 16, "num_key_value_heads": None, "head_dim": None}, {"num_key_value_heads": 16}),
+        (
+            {"num_attention_heads": 16, "num_key_value_heads": None, "head_dim": None},
+            {"num_key_value_heads": 16},
+        ),
         ({"num_attention_heads": 16, "hidden_size": 1024}, {"head_dim": 64}),
     ],
 )
@@ -107,16 +142,28 @@ def test_every_key_of_transformers_is_read_or_changes_nothing(family: str):
 def test_sizes_that_follow_from_others(family: str, sizes: dict, expected: dict):
     # What transformers refuses as null is left out.
     never_null = {"qwen3": "head_dim", "mistral": "num_key_value_heads"}.get(family)
-    sizes = {name: value for name, value in sizes.items() if value is not None or name != never_null}
+    sizes = {
+        name: value
+        for name, value in sizes.items()
+        if value is not None or name != never_null
+    }
     theirs = transformers.CONFIG_MAPPING[family](**sizes)
     fields = {"model_type": family, "num_hidden_layers": 2, **sizes}
-    if theirs.num_attention_heads % theirs.num_key_value_heads:  # Qwen's default of 32 where there are 16 heads
-        with pytest.raises(ValueError, match="is not a multiple of num_key_value_heads=32"):
+    if (
+        theirs.num_attention_heads % theirs.num_key_value_heads
+    ):  # Qwen's default of 32 where there are 16 heads
+        with pytest.raises(
+            ValueError, match="is not a multiple of num_key_value_heads=32"
+        ):
             models.from_config(fields)
         return
     found = nnx.eval_shape(lambda: models.from_config(fields)).config
     for name in expected:
-        default = theirs.hidden_size // theirs.num_attention_heads if name == "head_dim" else None
+        default = (
+            theirs.hidden_size // theirs.num_attention_heads
+            if name == "head_dim"
+            else None
+        )
         assert getattr(found, name) == getattr(theirs, name, default)
 
 
@@ -127,15 +174,30 @@ def test_activations_are_those_of_transformers(name: str):
     from transformers.activations import ACT2FN
 
     x = np.linspace(-8, 8, 101).astype(np.float32)
-    np.testing.assert_allclose(ACTIVATIONS[name](x), ACT2FN[name](torch.tensor(x)).numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        ACTIVATIONS[name](x), ACT2FN[name](torch.tensor(x)).numpy(), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
 def test_keys_of_other_families_are_not_read(family: str):
-    """transformers does not read these for that family, so a file with them computes the same as without."""
-    unread = {"qk_norm": True, "mlp_bias": True, "layer_types": None, "attention_output_bias": True}
+    """transformers does not read these for that family, so a file with them computes
+    the same as without.
+    """
+    unread = {
+        "qk_norm": True,
+        "mlp_bias": True,
+        "layer_types": None,
+        "attention_output_bias": True,
+    }
     if family == "llama":
         unread = {"qk_norm": True, "sliding_window": 16, "attention_output_bias": True}
-    config = nnx.eval_shape(lambda: models.from_config({"model_type": family, "num_hidden_layers": 2, **unread})).config
-    plain = nnx.eval_shape(lambda: models.from_config({"model_type": family, "num_hidden_layers": 2})).config
+    config = nnx.eval_shape(
+        lambda: models.from_config(
+            {"model_type": family, "num_hidden_layers": 2, **unread}
+        )
+    ).config
+    plain = nnx.eval_shape(
+        lambda: models.from_config({"model_type": family, "num_hidden_layers": 2})
+    ).config
     assert config == plain

@@ -1,4 +1,6 @@
-"""What people write first: names of models, of dtypes, padding; and settings that are honoured or refused."""
+"""What people write first: names of models, of dtypes, padding; and settings that are
+honoured or refused.
+"""
 
 import math
 
@@ -44,7 +46,19 @@ def test_dtypes_as_people_spell_them(tiny_bert, dtype, expected: str):
         assert model.pooler.dense.kernel.dtype == jnp.dtype(expected)
 
 
-OTHERS = ["float16", "fp16", jnp.float16, torch.float16, "int8", "auto", None, 32, "bfloat", True, np.float64]
+OTHERS = [
+    "float16",
+    "fp16",
+    jnp.float16,
+    torch.float16,
+    "int8",
+    "auto",
+    None,
+    32,
+    "bfloat",
+    True,
+    np.float64,
+]
 
 
 @pytest.mark.parametrize("dtype", OTHERS, ids=lambda value: str(value))
@@ -58,7 +72,9 @@ def test_other_dtypes_are_refused_by_name(tiny_bert, dtype):
 
 @pytest.mark.parametrize("num_labels", [True, 2.0, "2", 0, -1])
 def test_numbers_of_labels_that_are_none(tiny_bert, num_labels):
-    with pytest.raises((TypeError, ValueError), match=f"num_labels >= 1, got num_labels={num_labels!r}"):
+    with pytest.raises(
+        (TypeError, ValueError), match=f"num_labels >= 1, got num_labels={num_labels!r}"
+    ):
         models.from_pretrained(tiny_bert, num_labels=num_labels)
 
 
@@ -80,7 +96,9 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("cached_as", ["roberta-base", "FacebookAI/roberta-base"])
-def test_the_hub_s_first_models_have_no_owner_in_their_names(hub, tmp_path, cached_as: str):
+def test_the_hub_s_first_models_have_no_owner_in_their_names(
+    hub, tmp_path, cached_as: str
+):
     hub[cached_as] = published.saved(tmp_path / "there", published.made("RobertaModel"))
     assert isinstance(models.from_pretrained("roberta-base"), models.RobertaModel)
     assert models.provenance("roberta-base")["source"] == "hub cache"
@@ -90,11 +108,18 @@ def test_names_without_an_owner_are_a_closed_list(hub):
     assert WITHOUT_OWNER["gpt2"] == "openai-community/gpt2"
     assert WITHOUT_OWNER["t5-small"] == "google-t5/t5-small"
     assert WITHOUT_OWNER["bert-base-uncased"] == "google-bert/bert-base-uncased"
-    assert WITHOUT_OWNER["distilbert-base-uncased"] == "distilbert/distilbert-base-uncased"
+    assert (
+        WITHOUT_OWNER["distilbert-base-uncased"] == "distilbert/distilbert-base-uncased"
+    )
     assert WITHOUT_OWNER["albert-base-v2"] == "albert/albert-base-v2"
-    with pytest.raises(FileNotFoundError, match=r"cannot find the model 'gpt2': no folder 'gpt2'; .*HF_HUB_OFFLINE"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"cannot find the model 'gpt2': no folder 'gpt2'; .*HF_HUB_OFFLINE",
+    ):
         models.locate("gpt2")
-    with pytest.raises(FileNotFoundError, match="'my-model' is neither a folder nor a hub id"):
+    with pytest.raises(
+        FileNotFoundError, match="'my-model' is neither a folder nor a hub id"
+    ):
         models.locate("my-model")
 
 
@@ -104,7 +129,10 @@ def test_a_repository_without_safetensors_says_what_to_do(hub, tmp_path, monkeyp
     (folder / "config.json").write_text("{}", encoding="utf-8")
     hub["somebody/something"] = folder
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    with pytest.raises(FileNotFoundError, match=r"the hub has no safetensors of it \(if it has pytorch_model\.bin"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"the hub has no safetensors of it \(if it has pytorch_model\.bin",
+    ):
         models.from_pretrained("somebody/something")
 
 
@@ -115,31 +143,47 @@ def test_a_folder_of_that_name_comes_first(hub, tmp_path):
 
 @pytest.mark.parametrize("left", [False, True])
 def test_roberta_reads_text_that_was_padded_with_another_id(tmp_path, left: bool):
-    """`tokenize` pads with 0 unless told otherwise; with the attention mask the hidden states are right all the same."""
+    """`tokenize` pads with 0 unless told otherwise; with the attention mask the hidden
+    states are right all the same.
+    """
     folder = published.saved(tmp_path, published.made("RobertaModel"))
     model = models.from_pretrained(folder)
     given = published.reference.text(left=left, pad=1)
     expected = published.theirs(folder, "RobertaModel", given)
     real = given["attention_mask"] == 1
-    zeros = {**given, "input_ids": np.where(real, given["input_ids"], 0).astype(np.int32)}
+    zeros = {
+        **given,
+        "input_ids": np.where(real, given["input_ids"], 0).astype(np.int32),
+    }
     assert (zeros["input_ids"] != given["input_ids"]).any()
     for inputs in (given, zeros):
-        np.testing.assert_allclose(published.ours(model, inputs)[real], expected[real], atol=2e-4)
+        np.testing.assert_allclose(
+            published.ours(model, inputs)[real], expected[real], atol=2e-4
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "published_size"),
-    [("mistralai/Mistral-7B-v0.1", 7_241_732_096), ("mistralai/Mistral-7B-v0.3", 7_248_023_552)],
+    [
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+        ("mistralai/Mistral-7B-v0.3", 7_248_023_552),
+    ],
 )
-def test_versions_of_mistral_have_vocabularies_of_their_own(name: str, published_size: int):
+def test_versions_of_mistral_have_vocabularies_of_their_own(
+    name: str, published_size: int
+):
     fields = architecture(name)
     assert fields is not None
     model = nnx.eval_shape(lambda: models.from_config(fields))
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model))) == published_size
+    assert (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model)))
+        == published_size
+    )
     assert model.config.sliding_window == (4096 if "v0.1" in name else None)
 
 
-# (class, what is changed): honoured, so that logits equal transformers', or refused with a message that has these words.
+# (class, what is changed): honoured, so that logits equal transformers', or refused
+# with a message that has these words.
 SETTINGS = [
     ("BertModel", {"hidden_act": "relu"}, None),
     ("BertModel", {"hidden_act": "gelu_new"}, None),
@@ -157,7 +201,11 @@ SETTINGS = [
     ("GPT2LMHeadModel", {"reorder_and_upcast_attn": True}, None),
     ("GPT2LMHeadModel", {"n_inner": 20}, None),
     ("GPT2LMHeadModel", {"scale_attn_weights": False}, "scale_attn_weights=False"),
-    ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+    (
+        "GPT2LMHeadModel",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx=True",
+    ),
     ("GPT2LMHeadModel", {"layer_norm_epsilon": 1e-3}, None),
     ("LlamaForCausalLM", {"attention_bias": True}, None),
     ("LlamaForCausalLM", {"mlp_bias": True}, None),
@@ -169,14 +217,20 @@ SETTINGS = [
     ("MistralForCausalLM", {"head_dim": 12, "sliding_window": 4}, None),
     ("Qwen2ForCausalLM", {"head_dim": 12}, None),
     ("Qwen3ForCausalLM", {"attention_bias": True}, None),
-    ("T5ForConditionalGeneration", {"feed_forward_proj": "gated-silu", "initializer_factor": 0.3}, None),
+    (
+        "T5ForConditionalGeneration",
+        {"feed_forward_proj": "gated-silu", "initializer_factor": 0.3},
+        None,
+    ),
     ("T5ForConditionalGeneration", {"feed_forward_proj": "gelu"}, None),
     ("T5ForConditionalGeneration", {"relative_attention_max_distance": 20}, None),
 ]
 
 
 @pytest.mark.compatibility
-@pytest.mark.parametrize(("kind", "change", "refused"), SETTINGS, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("kind", "change", "refused"), SETTINGS, ids=lambda value: str(value)
+)
 def test_settings_are_honoured_or_refused_by_name(
     tmp_path, kind: str, change: dict, refused: str | None, compatibility
 ):

@@ -1,4 +1,6 @@
-"""Generation: cache against full forward, greedy against transformers, sampling rules, vmap against the loop."""
+"""Generation: cache against full forward, greedy against transformers, sampling rules,
+vmap against the loop.
+"""
 
 import functools
 
@@ -36,18 +38,26 @@ def model(random_llama) -> models.LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def prompts() -> dict[str, np.ndarray]:
-    return models.pad_prompts([[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8, 9]], pad_token_id=0)
+    return models.pad_prompts(
+        [[3, 1, 4, 1, 5, 9, 2], [6, 5], [3, 5, 8, 9]], pad_token_id=0
+    )
 
 
 def answer(model, input_ids, attention_mask, n: int, **options) -> models.Generated:
     batch, length = input_ids.shape
     cache = model.empty_cache(batch, length + n)
-    return models.generate(model.next_logits, input_ids, attention_mask, cache, max_new_tokens=n, **options)
+    return models.generate(
+        model.next_logits, input_ids, attention_mask, cache, max_new_tokens=n, **options
+    )
 
 
 @functools.cache
 def compiled(graphdef, n: int, **options):
-    return jax.jit(lambda state, prompts, key: answer(nnx.merge(graphdef, state), **prompts, n=n, key=key, **options))
+    return jax.jit(
+        lambda state, prompts, key: answer(
+            nnx.merge(graphdef, state), **prompts, n=n, key=key, **options
+        )
+    )
 
 
 def run(model, prompts, n: int, key=None, **options) -> models.Generated:
@@ -58,7 +68,9 @@ def greedy_by_full_forward(model, ids: list[int], n: int) -> list[int]:
     graphdef, state = nnx.split(model)
     forward = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids))
     for _ in range(n):  # padded on the right to one shape; the mask is causal
-        logits = np.asarray(forward(state, np.array([ids + [0] * (20 - len(ids))], np.int32)))
+        logits = np.asarray(
+            forward(state, np.array([ids + [0] * (20 - len(ids))], np.int32))
+        )
         ids = [*ids, int(logits[0, len(ids) - 1].argmax())]
     return ids[-n:]
 
@@ -68,12 +80,22 @@ def test_reading_through_the_cache_equals_one_forward_pass(model, prompts):
     whole = np.asarray(jax.jit(model)(ids, mask))
     cache, parts = model.empty_cache(3, 20), []
     graphdef, state = nnx.split(model)
-    read = jax.jit(lambda state, ids, mask, cache: nnx.merge(graphdef, state)(ids, mask, cache=cache))
-    for piece in (slice(0, 3), slice(3, 4), slice(4, 7)):  # several tokens, one token, several behind others
+    read = jax.jit(
+        lambda state, ids, mask, cache: nnx.merge(graphdef, state)(
+            ids, mask, cache=cache
+        )
+    )
+    for piece in (
+        slice(0, 3),
+        slice(3, 4),
+        slice(4, 7),
+    ):  # several tokens, one token, several behind others
         logits, cache = read(state, ids[:, piece], mask[:, piece], cache)
         parts.append(np.asarray(logits))
     real = mask.astype(bool)
-    np.testing.assert_allclose(np.concatenate(parts, axis=1)[real], whole[real], atol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate(parts, axis=1)[real], whole[real], atol=1e-5
+    )
     assert int(cache.length) == 7
     np.testing.assert_array_equal(np.asarray(cache.valid[:, :7]), real)
     last, _ = jax.jit(model.next_logits)(ids, mask, model.empty_cache(3, 7))
@@ -83,9 +105,13 @@ def test_reading_through_the_cache_equals_one_forward_pass(model, prompts):
 def test_greedy_equals_repeated_full_forward_for_every_row(model, prompts):
     found = run(model, prompts, 12)
     for row, (ids, mask) in enumerate(zip(*prompts.values(), strict=True)):
-        assert np.asarray(found.tokens[row]).tolist() == greedy_by_full_forward(model, ids[mask == 1].tolist(), 12)
+        assert np.asarray(found.tokens[row]).tolist() == greedy_by_full_forward(
+            model, ids[mask == 1].tolist(), 12
+        )
     assert np.asarray(found.lengths).tolist() == [12, 12, 12]
-    assert min(len(set(row)) for row in np.asarray(found.tokens).tolist()) > 2  # no row repeats one token
+    assert (
+        min(len(set(row)) for row in np.asarray(found.tokens).tolist()) > 2
+    )  # no row repeats one token
 
 
 def test_a_row_stops_at_its_end_and_is_padded(model, prompts):
@@ -109,9 +135,17 @@ def test_a_batch_that_has_ended_is_not_computed_further(model, prompts):
 
     first = int(run(model, prompts, 12).tokens[1, 0])
     one = {name: value[1:2] for name, value in prompts.items()}
-    begin = lambda ids, mask: models.generate(
-        counted, ids, mask, model.empty_cache(1, 30), max_new_tokens=20, eos_token_id=first
-    )
+
+    def begin(ids, mask):
+        return models.generate(
+            counted,
+            ids,
+            mask,
+            model.empty_cache(1, 30),
+            max_new_tokens=20,
+            eos_token_id=first,
+        )
+
     found = jax.jit(begin)(*one.values())
     jax.effects_barrier()
     assert len(calls) == 1
@@ -120,19 +154,36 @@ def test_a_batch_that_has_ended_is_not_computed_further(model, prompts):
 
 def test_vmap_over_adapters_and_prompts_equals_the_loop(model, prompts, noisy_copies):
     options = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "key": jax.random.key(5)}
-    graphdef, delta, backbone = peft.apply(model, peft.lora(rank=4, targets=["q_proj", "v_proj"]))
+    graphdef, delta, backbone = peft.apply(
+        model, peft.lora(rank=4, targets=["q_proj", "v_proj"])
+    )
     deltas = noisy_copies(delta, 3, 1.0)
 
     def one(delta, ids, mask):
-        return answer(nnx.merge(graphdef, delta, backbone), ids, mask, 10, eos_token_id=7, **options)
+        return answer(
+            nnx.merge(graphdef, delta, backbone),
+            ids,
+            mask,
+            10,
+            eos_token_id=7,
+            **options,
+        )
 
-    ids, mask = (np.stack([prompts[name]] * 3) for name in ("input_ids", "attention_mask"))
+    ids, mask = (
+        np.stack([prompts[name]] * 3) for name in ("input_ids", "attention_mask")
+    )
     together, loop = jax.jit(jax.vmap(one))(deltas, ids, mask), jax.jit(one)
     for client in range(3):
-        alone = loop(jax.tree.map(lambda x: x[client], deltas), ids[client], mask[client])  # noqa: B023
+        alone = loop(
+            jax.tree.map(lambda x: x[client], deltas),
+            ids[client],
+            mask[client],
+        )
         np.testing.assert_array_equal(together.tokens[client], alone.tokens)
         np.testing.assert_array_equal(together.lengths[client], alone.lengths)
-    assert len({np.asarray(row).tobytes() for row in together.tokens}) == 3  # the adapters do differ
+    assert (
+        len({np.asarray(row).tobytes() for row in together.tokens}) == 3
+    )  # the adapters do differ
 
 
 def test_restricted_logits_equal_those_of_transformers():
@@ -149,18 +200,32 @@ def test_restricted_logits_equal_those_of_transformers():
         (0.9, 7, 0.6),
         (1, 99, 1e-6),
     ]:
-        expected = warpers.TemperatureLogitsWarper(float(temperature))(None, torch.tensor(logits))
-        expected = warpers.TopKLogitsWarper(top_k)(None, expected) if top_k else expected
-        expected = warpers.TopPLogitsWarper(top_p)(None, expected) if top_p else expected
+        expected = warpers.TemperatureLogitsWarper(float(temperature))(
+            None, torch.tensor(logits)
+        )
+        expected = (
+            warpers.TopKLogitsWarper(top_k)(None, expected) if top_k else expected
+        )
+        expected = (
+            warpers.TopPLogitsWarper(top_p)(None, expected) if top_p else expected
+        )
         found = np.asarray(restrict(jnp.asarray(logits), temperature, top_k, top_p))
-        np.testing.assert_array_equal(np.isfinite(found).sum(-1), torch.isfinite(expected).sum(-1).numpy())
-        np.testing.assert_allclose(np.sort(found, -1), np.sort(expected.numpy(), -1), rtol=1e-5)
-        np.testing.assert_allclose(found[1:], expected.numpy()[1:], rtol=1e-5)  # without ties, the same places
+        np.testing.assert_array_equal(
+            np.isfinite(found).sum(-1), torch.isfinite(expected).sum(-1).numpy()
+        )
+        np.testing.assert_allclose(
+            np.sort(found, -1), np.sort(expected.numpy(), -1), rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            found[1:], expected.numpy()[1:], rtol=1e-5
+        )  # without ties, the same places
 
 
 def test_samples_follow_the_distribution(model):
     prompts = models.pad_prompts([[5, 6, 7]] * 4000, pad_token_id=0)
-    tokens = np.asarray(run(model, prompts, 1, temperature=1.5, top_k=4, key=jax.random.key(0)).tokens)[:, 0]
+    tokens = np.asarray(
+        run(model, prompts, 1, temperature=1.5, top_k=4, key=jax.random.key(0)).tokens
+    )[:, 0]
     allowed = restrict(jax.jit(model)(prompts["input_ids"][:1])[0, -1], 1.5, 4)
     expected = np.asarray(jax.nn.softmax(allowed))
     frequencies = np.bincount(tokens, minlength=53) / 4000
@@ -177,7 +242,9 @@ def test_what_a_row_draws_depends_on_its_own_key_only(model, prompts):
         np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
     again = run(model, prompts, 8, temperature=1.0, key=keys)
     np.testing.assert_array_equal(together.tokens, again.tokens)
-    other = run(model, prompts, 8, temperature=1.0, key=jax.random.split(jax.random.key(3), 3))
+    other = run(
+        model, prompts, 8, temperature=1.0, key=jax.random.split(jax.random.key(3), 3)
+    )
     assert (np.asarray(together.tokens) != np.asarray(other.tokens)).any()
 
 
@@ -185,27 +252,49 @@ def test_the_most_likely_token_alone_is_greedy():
     logits = jax.random.normal(jax.random.key(0), (5, 40))
     for options in ({"top_k": 1}, {"top_p": 1e-9}):
         left = np.isfinite(restrict(logits, 2.0, **options))
-        np.testing.assert_array_equal(left, np.arange(40) == np.argmax(logits, -1)[:, None])
+        np.testing.assert_array_equal(
+            left, np.arange(40) == np.argmax(logits, -1)[:, None]
+        )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens >= 1, got max_new_tokens=0"),
-        ({"max_new_tokens": 14}, "7 prompt tokens and max_new_tokens=14 need 21 cache slots, got 20"),
+        (
+            {"max_new_tokens": 14},
+            "7 prompt tokens and max_new_tokens=14 need 21 cache slots, got 20",
+        ),
         ({"temperature": -1.0}, "temperature >= 0, got temperature=-1.0"),
         ({"temperature": 1.0}, "needs a key"),
         ({"top_k": 5}, "do nothing at temperature=0"),
-        ({"temperature": 1.0, "key": jax.random.key(0), "top_k": 0}, "top_k >= 1, got top_k=0"),
-        ({"temperature": 1.0, "key": jax.random.key(0), "top_p": 1.5}, "top_p <= 1, got top_p=1.5"),
-        ({"temperature": 1.0, "key": jax.random.split(jax.random.key(0), 2)}, "3 keys, one per row"),
-        ({"temperature": 1.0, "key": jnp.zeros(2, jnp.uint32)}, "a key of jax.random.key"),
+        (
+            {"temperature": 1.0, "key": jax.random.key(0), "top_k": 0},
+            "top_k >= 1, got top_k=0",
+        ),
+        (
+            {"temperature": 1.0, "key": jax.random.key(0), "top_p": 1.5},
+            "top_p <= 1, got top_p=1.5",
+        ),
+        (
+            {"temperature": 1.0, "key": jax.random.split(jax.random.key(0), 2)},
+            "3 keys, one per row",
+        ),
+        (
+            {"temperature": 1.0, "key": jnp.zeros(2, jnp.uint32)},
+            "a key of jax.random.key",
+        ),
         ({"attention_mask": np.ones((3, 6), np.int32)}, "do not fit each other"),
         ({"attention_mask": np.tri(3, 7, 4, dtype=np.int32)}, "padded on the left"),
     ],
 )
 def test_arguments_that_make_no_sense(model, prompts, options, message):
-    arguments = {**prompts, "cache": model.empty_cache(3, 20), "max_new_tokens": 4, **options}
+    arguments = {
+        **prompts,
+        "cache": model.empty_cache(3, 20),
+        "max_new_tokens": 4,
+        **options,
+    }
     with pytest.raises(ValueError, match=message):
         models.generate(model.next_logits, **arguments)
 
@@ -220,11 +309,16 @@ def test_prompts_are_padded_on_the_left():
         models.pad_prompts([[1, 2, 3]], pad_token_id=0, length=2)
 
 
-def test_greedy_answers_of_the_real_model_equal_transformers(smollm2, smollm2_chat, smollm2_reference):
+def test_greedy_answers_of_the_real_model_equal_transformers(
+    smollm2, smollm2_chat, smollm2_reference
+):
     import torch
 
     n = 32
-    rows = [smollm2_chat.prompt_ids([{"role": "user", "content": question}]) for question in QUESTIONS]
+    rows = [
+        smollm2_chat.prompt_ids([{"role": "user", "content": question}])
+        for question in QUESTIONS
+    ]
     prompts = models.pad_prompts(rows, smollm2_chat.pad_token_id)
     found = run(smollm2, prompts, n, eos_token_id=2, pad_token_id=2)
     with torch.no_grad():

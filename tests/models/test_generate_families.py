@@ -1,4 +1,6 @@
-"""Greedy generation of GPT-2, T5 and Qwen against transformers, token for token, and caches against whole passes."""
+"""Greedy generation of GPT-2, T5 and Qwen against transformers, token for token, and
+caches against whole passes.
+"""
 
 import numpy as np
 import pytest
@@ -27,7 +29,8 @@ def generated(theirs, inputs: dict, eos: int | None) -> np.ndarray:
             max_new_tokens=N,
             eos_token_id=eos,
             pad_token_id=0,
-            use_cache=theirs.config.model_type != "t5",  # whose cache must have as many layers as the encoder
+            use_cache=theirs.config.model_type
+            != "t5",  # whose cache must have as many layers as the encoder
         ).numpy()
 
 
@@ -41,9 +44,9 @@ def test_greedy_decoding_equals_transformers(name: str, compatibility):
     def run(eos):
         cache = ours.empty_cache(3, length + N)
         options = {"max_new_tokens": N, "eos_token_id": eos, "pad_token_id": 0}
-        return reference.quick_jit(lambda i, m: models.generate(ours.next_logits, i, m, cache, **options))(
-            *prompts.values()
-        )
+        return reference.quick_jit(
+            lambda i, m: models.generate(ours.next_logits, i, m, cache, **options)
+        )(*prompts.values())
 
     free = np.asarray(run(None).tokens)
     np.testing.assert_array_equal(free, generated(theirs, prompts, None)[:, length:])
@@ -51,8 +54,13 @@ def test_greedy_decoding_equals_transformers(name: str, compatibility):
     if name == "gpt2":
         eos = int(free[1, 3])
         expected = generated(theirs, prompts, eos)[:, length:]
-        np.testing.assert_array_equal(np.asarray(run(eos).tokens)[:, : expected.shape[1]], expected)
-        whole, (logits, cache) = np.asarray(reference.quick_jit(ours)(**prompts)), read_in_pieces(ours, prompts, length)
+        np.testing.assert_array_equal(
+            np.asarray(run(eos).tokens)[:, : expected.shape[1]], expected
+        )
+        whole, (logits, cache) = (
+            np.asarray(reference.quick_jit(ours)(**prompts)),
+            read_in_pieces(ours, prompts, length),
+        )
         real = prompts["attention_mask"].astype(bool)
         np.testing.assert_allclose(logits[real], whole[real], atol=1e-5)
         assert int(cache.length) == length
@@ -63,10 +71,16 @@ def test_greedy_decoding_equals_transformers(name: str, compatibility):
 
 def read_in_pieces(model, prompts: dict, length: int):
     graphdef, state = nnx.split(model)
-    read = reference.quick_jit(lambda state, ids, mask, cache: nnx.merge(graphdef, state)(ids, mask, cache=cache))
+    read = reference.quick_jit(
+        lambda state, ids, mask, cache: nnx.merge(graphdef, state)(
+            ids, mask, cache=cache
+        )
+    )
     cache, parts = model.empty_cache(3, length), []
     for piece in (slice(0, 4), slice(4, 5), slice(5, length)):
-        logits, cache = read(state, *(array[:, piece] for array in prompts.values()), cache)
+        logits, cache = read(
+            state, *(array[:, piece] for array in prompts.values()), cache
+        )
         parts.append(np.asarray(logits))
     return np.concatenate(parts, axis=1), cache
 
@@ -79,9 +93,11 @@ def test_greedy_translation_equals_transformers(name: str, compatibility):
 
     def run(eos):
         options = {"max_new_tokens": N, "eos_token_id": eos, "pad_token_id": 0}
-        return reference.quick_jit(lambda i, m: models.generate(ours.next_logits, *ours.start(i, m, N), **options))(
-            *inputs.values()
-        )
+        return reference.quick_jit(
+            lambda i, m: models.generate(
+                ours.next_logits, *ours.start(i, m, N), **options
+            )
+        )(*inputs.values())
 
     free = np.asarray(run(None).tokens)
     np.testing.assert_array_equal(free, generated(theirs, inputs, None)[:, 1:])
@@ -89,5 +105,7 @@ def test_greedy_translation_equals_transformers(name: str, compatibility):
     if name == "t5-v1.1":
         eos = int(free[1, 3])
         expected = generated(theirs, inputs, eos)[:, 1:]
-        np.testing.assert_array_equal(np.asarray(run(eos).tokens)[:, : expected.shape[1]], expected)
+        np.testing.assert_array_equal(
+            np.asarray(run(eos).tokens)[:, : expected.shape[1]], expected
+        )
     compatibility.works("Architectures", name, "greedy decoding")

@@ -1,4 +1,6 @@
-"""GGUF files of Llama 3, Qwen 2 and 3 and with biases or windows, against transformers; their tokenizers."""
+"""GGUF files of Llama 3, Qwen 2 and 3 and with biases or windows, against transformers;
+their tokenizers.
+"""
 
 import math
 import re
@@ -25,7 +27,11 @@ IN_LAYER = {
     **{f"self_attn.{word}_norm": f"attn_{word}_norm" for word in "qk"},
     **{f"mlp.{word}_proj": f"ffn_{word}" for word in ("gate", "up", "down")},
 }
-OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+OUTSIDE = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
 
 
 def permute(rows: np.ndarray, n_heads: int) -> np.ndarray:
@@ -43,8 +49,12 @@ def name_of(tensor: str) -> str:
     return f"blk.{layer[1]}.{IN_LAYER[layer[2]]}.{word}"
 
 
-def converted(path, model, architecture: str, *, factors=None, fields=None, quantisation="F32"):
-    """What llama.cpp's converter makes of a model of transformers; `fields` are more {key: (adder, value)}."""
+def converted(
+    path, model, architecture: str, *, factors=None, fields=None, quantisation="F32"
+):
+    """What llama.cpp's converter makes of a model of transformers; `fields` are more
+    {key: (adder, value)}.
+    """
     config, writer = model.config, gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -85,7 +95,9 @@ def converted(path, model, architecture: str, *, factors=None, fields=None, quan
 
 def logits_of(model, given=IDS) -> np.ndarray:
     with torch.no_grad():
-        return published.reference.logits_of(published.reference.run(model, given)).numpy()
+        return published.reference.logits_of(
+            published.reference.run(model, given)
+        ).numpy()
 
 
 def llama3_factors(rope: dict, head_dim: int) -> np.ndarray:
@@ -106,7 +118,8 @@ def llama3_factors(rope: dict, head_dim: int) -> np.ndarray:
     return np.array(found)
 
 
-# (class, architecture, changes of the configuration, whether transformers' own reader of the file agrees, too)
+# (class, architecture, changes of the configuration, whether transformers' own reader
+# of the file agrees, too)
 ARCHITECTURES = [
     ("LlamaForCausalLM", "llama", {}, True),
     ("LlamaForCausalLM", "llama", {"tie_word_embeddings": False}, True),
@@ -121,7 +134,9 @@ ARCHITECTURES = [
 
 @pytest.mark.compatibility
 @pytest.mark.parametrize(("kind", "architecture", "changes", "both"), ARCHITECTURES)
-def test_files_of_every_architecture(tmp_path, kind, architecture, changes, both, compatibility):
+def test_files_of_every_architecture(
+    tmp_path, kind, architecture, changes, both, compatibility
+):
     import transformers
 
     model = published.made(kind, **changes)
@@ -129,9 +144,15 @@ def test_files_of_every_architecture(tmp_path, kind, architecture, changes, both
     found = published.ours(models.from_pretrained(path), IDS)
     np.testing.assert_allclose(found, logits_of(model), atol=2e-4)
     if both:
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf").eval()
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path, gguf_file="a.gguf"
+        ).eval()
         np.testing.assert_allclose(found, logits_of(theirs), atol=2e-4)
-    compatibility.works(TYPES, f"architecture {architecture}", f"{published.family_of(kind)} {changes or ''}".strip())
+    compatibility.works(
+        TYPES,
+        f"architecture {architecture}",
+        f"{published.family_of(kind)} {changes or ''}".strip(),
+    )
 
 
 @pytest.mark.compatibility
@@ -141,7 +162,9 @@ def test_quantised_qwen2(tmp_path, quantisation: str, compatibility):
 
     model = published.made("Qwen2ForCausalLM", intermediate_size=64)
     converted(tmp_path / "a.gguf", model, "qwen2", quantisation=quantisation)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="a.gguf", dtype=torch.float32
+    )
     found = published.ours(models.from_pretrained(tmp_path / "a.gguf"), IDS)
     np.testing.assert_allclose(found, logits_of(theirs.eval()), atol=2e-4)
     compatibility.works(TYPES, quantisation, "qwen2")
@@ -150,7 +173,9 @@ def test_quantised_qwen2(tmp_path, quantisation: str, compatibility):
 def test_blocks_that_are_kept_have_no_place_for_biases(tmp_path):
     model = published.made("Qwen2ForCausalLM", intermediate_size=64)
     path = converted(tmp_path / "a.gguf", model, "qwen2", quantisation="Q4_1")
-    with pytest.raises(WeightError, match=r"frozen='q4_1' has no biases.*use frozen='dense'"):
+    with pytest.raises(
+        WeightError, match=r"frozen='q4_1' has no biases.*use frozen='dense'"
+    ):
         models.from_pretrained(path, frozen="q4_1")
 
 
@@ -171,22 +196,37 @@ def test_frequencies_of_llama_3_lie_in_a_tensor(tmp_path, compatibility):
 @pytest.mark.compatibility
 def test_frequencies_that_are_scaled_alike(tmp_path, compatibility):
     model = published.made(
-        "LlamaForCausalLM", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+        "LlamaForCausalLM",
+        rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
     )
-    scaled = {"rope.scaling.type": ("add_string", "linear"), "rope.scaling.factor": ("add_float32", 4.0)}
+    scaled = {
+        "rope.scaling.type": ("add_string", "linear"),
+        "rope.scaling.factor": ("add_float32", 4.0),
+    }
     for fields in (
         scaled,
         {"rope.scaling.factor": scaled["rope.scaling.factor"]},
         {"rope.scale_linear": ("add_float32", 4.0)},
     ):
         path = converted(tmp_path / "a.gguf", model, "llama", fields=fields)
-        np.testing.assert_allclose(published.ours(models.from_pretrained(path), IDS), logits_of(model), atol=2e-4)
+        np.testing.assert_allclose(
+            published.ours(models.from_pretrained(path), IDS),
+            logits_of(model),
+            atol=2e-4,
+        )
     compatibility.works(TYPES, "rope.scaling.type linear")
 
 
 def test_factors_that_do_not_fit(tmp_path):
-    path = converted(tmp_path / "a.gguf", published.made("LlamaForCausalLM"), "llama", factors=np.ones(3))
-    with pytest.raises(WeightError, match=r"rope_freqs\.weight: expected shape \(4,\), got \(3,\)"):
+    path = converted(
+        tmp_path / "a.gguf",
+        published.made("LlamaForCausalLM"),
+        "llama",
+        factors=np.ones(3),
+    )
+    with pytest.raises(
+        WeightError, match=r"rope_freqs\.weight: expected shape \(4,\), got \(3,\)"
+    ):
         models.from_pretrained(path)
 
 
@@ -195,20 +235,26 @@ def test_a_window_in_the_metadata(tmp_path, compatibility):
     model = published.made("MistralForCausalLM", sliding_window=7)
     window = {"attention.sliding_window": ("add_uint32", 7)}
     path = converted(tmp_path / "a.gguf", model, "llama", fields=window)
-    np.testing.assert_allclose(published.ours(models.from_pretrained(path), IDS), logits_of(model), atol=2e-4)
+    np.testing.assert_allclose(
+        published.ours(models.from_pretrained(path), IDS), logits_of(model), atol=2e-4
+    )
     compatibility.works(TYPES, "attention.sliding_window")
 
 
 @pytest.mark.compatibility
 @pytest.mark.parametrize("architecture", ["gemma2", "phi3", "qwen2moe", "gpt2"])
-def test_other_architectures_are_refused_by_name(tmp_path, architecture: str, compatibility):
+def test_other_architectures_are_refused_by_name(
+    tmp_path, architecture: str, compatibility
+):
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", architecture)
     writer.add_tensor("token_embd.weight", np.ones((2, 2), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    expected = f"architecture '{architecture}'; this version reads 'llama', 'qwen2', 'qwen3'"
+    expected = (
+        f"architecture '{architecture}'; this version reads 'llama', 'qwen2', 'qwen3'"
+    )
     with pytest.raises(WeightError, match=expected) as raised:
         GGUFFile(tmp_path / "a.gguf")
     compatibility.refused(TYPES, f"architecture {architecture}", raised)
@@ -217,7 +263,8 @@ def test_other_architectures_are_refused_by_name(tmp_path, architecture: str, co
 # --- tokenizers ---
 
 TEXTS = [
-    "Hello, world! It's 2026-11-22, 12:34:56; I've paid $1,234.50 (10% off) for 3 apples & 42 pears.",
+    "Hello, world! It's 2026-11-22, 12:34:56; I've paid $1,234.50 (10% off) for "
+    "3 apples & 42 pears.",
     "def f(x):\n    if x > 10:\n\treturn x ** 2  # square\n    return [x, 1, 2]\n",
     "Ünïcödé: naïve café, 東京 2020, Привет мир, مرحبا, 🙂🚀, e\u0301 \u1e0b\u0323",
     "Steps:\n\n1. Wash.\n\n2. Boil.\r\n \n x",
@@ -231,17 +278,24 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(tokens, merges) of a byte-level BPE trained on a few texts, whose words are cut as Qwen 2 cuts them."""
+    """(tokens, merges) of a byte-level BPE trained on a few texts, whose words are cut
+    as Qwen 2 cuts them.
+    """
     from tokenizers import Regex, Tokenizer, pre_tokenizers, trainers
     from tokenizers import models as kinds
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
     tokenizer = Tokenizer(kinds.BPE())
-    words = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX.replace(r"\p{N}|", r"\p{N}{1,3}|")), "isolated")
+    words = pre_tokenizers.Split(
+        embed=Regex(PRETOKENIZE_REGEX.replace(r"\p{N}|", r"\p{N}{1,3}|")),
+        body="isolated",
+    )
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS * 3, trainer)
     import json
 
@@ -250,7 +304,9 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def file_with_tokenizer(path, vocabulary, pre: str, **fields):
-    """A GGUF file of a tokenizer alone, with two control tokens; `fields` are flags of the tokenizer."""
+    """A GGUF file of a tokenizer alone, with two control tokens; `fields` are flags of
+    the tokenizer.
+    """
     tokens, merges = vocabulary
     names = [*sorted(tokens, key=tokens.__getitem__), "<|begin|>", "<|end|>"]
     writer = gguf.GGUFWriter(path, "llama")
@@ -308,13 +364,19 @@ def _without_added(text: str) -> str:
 
 @pytest.mark.compatibility
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2"])
-def test_ids_are_those_of_the_models_own_tokenizers(tmp_path, vocabulary, pre: str, compatibility):
-    ours = file_with_tokenizer(tmp_path / "a.gguf", vocabulary, pre, add_bos_token=False)
+def test_ids_are_those_of_the_models_own_tokenizers(
+    tmp_path, vocabulary, pre: str, compatibility
+):
+    ours = file_with_tokenizer(
+        tmp_path / "a.gguf", vocabulary, pre, add_bos_token=False
+    )
     theirs = reference_of(pre, vocabulary)
     for text in TEXTS:
         expected = theirs.encode(text, add_special_tokens=False).ids
         assert ours.encode(text).ids == expected, text
-        assert ours.decode(expected, skip_special_tokens=False) == theirs.decode(expected, skip_special_tokens=False)
+        assert ours.decode(expected, skip_special_tokens=False) == theirs.decode(
+            expected, skip_special_tokens=False
+        )
     compatibility.works(TYPES, f"tokenizer gpt2, pre-tokenizer {pre}")
 
 
@@ -324,7 +386,9 @@ def test_digits_and_words_are_cut_as_the_rules_say(tmp_path, vocabulary):
     word = "Zebra"  # a token that no merge leads to
     more = {**tokens, word: len(tokens), "123": len(tokens) + 1, "12": len(tokens) + 2}
     given = (more, [*merges, ("1", "2"), ("12", "3")])
-    llama = file_with_tokenizer(tmp_path / "a.gguf", given, "llama-bpe", add_bos_token=False)
+    llama = file_with_tokenizer(
+        tmp_path / "a.gguf", given, "llama-bpe", add_bos_token=False
+    )
     qwen = file_with_tokenizer(tmp_path / "b.gguf", given, "qwen2")
     assert llama.encode("Zebra1231").tokens == ["Zebra", "123", "1"]
     assert qwen.encode("1231").tokens == ["1", "2", "3", "1"]
@@ -334,18 +398,32 @@ def test_digits_and_words_are_cut_as_the_rules_say(tmp_path, vocabulary):
 
 
 def test_special_tokens_around_a_text(tmp_path, vocabulary):
-    make = lambda name, pre, **fields: file_with_tokenizer(tmp_path / f"{name}.gguf", vocabulary, pre, **fields)
-    ends = lambda tokenizer: [t for t in tokenizer.encode("the").tokens if t.startswith("<|")]
-    assert ends(make("a", "llama-bpe")) == ["<|begin|>"]  # Llama 3 begins every text with it
+    def make(name, pre, **fields):
+        return file_with_tokenizer(tmp_path / f"{name}.gguf", vocabulary, pre, **fields)
+
+    def ends(tokenizer):
+        return [t for t in tokenizer.encode("the").tokens if t.startswith("<|")]
+
+    assert ends(make("a", "llama-bpe")) == [
+        "<|begin|>"
+    ]  # Llama 3 begins every text with it
     assert ends(make("b", "llama-bpe", add_bos_token=False)) == []
     assert ends(make("c", "qwen2")) == []
-    assert ends(make("d", "qwen2", add_bos_token=True, add_eos_token=True)) == ["<|begin|>", "<|end|>"]
+    assert ends(make("d", "qwen2", add_bos_token=True, add_eos_token=True)) == [
+        "<|begin|>",
+        "<|end|>",
+    ]
     assert ends(make("e", "smollm", add_eos_token=True)) == ["<|end|>"]
 
 
 @pytest.mark.compatibility
 @pytest.mark.parametrize("pre", ["deepseek-llm", "tekken", "gpt-4o", "default"])
-def test_other_pre_tokenizers_are_refused_by_name(tmp_path, vocabulary, pre: str, compatibility):
-    with pytest.raises(WeightError, match=rf"pre-tokenizer '{pre}' is not supported; expected .*'llama-bpe'") as raised:
+def test_other_pre_tokenizers_are_refused_by_name(
+    tmp_path, vocabulary, pre: str, compatibility
+):
+    with pytest.raises(
+        WeightError,
+        match=rf"pre-tokenizer '{pre}' is not supported; expected .*'llama-bpe'",
+    ) as raised:
         file_with_tokenizer(tmp_path / "a.gguf", vocabulary, pre)
     compatibility.refused(TYPES, f"pre-tokenizer {pre}", raised)

@@ -1,4 +1,6 @@
-"""GGUF: weights in every quantisation, the rotary permutation, the tokenizer, and files that must be refused."""
+"""GGUF: weights in every quantisation, the rotary permutation, the tokenizer, and files
+that must be refused.
+"""
 
 import hashlib
 import sys
@@ -16,7 +18,16 @@ from fedjax_fm.models.weights import WeightError
 
 gguf = pytest.importorskip("gguf")
 
-VOCABULARY = ["<|end|>", "<|user|>", *(chr(c) for c in range(33, 127)), "Ġ", "Ċ", "th", "the", "Ġthe"]
+VOCABULARY = [
+    "<|end|>",
+    "<|user|>",
+    *(chr(c) for c in range(33, 127)),
+    "Ġ",
+    "Ċ",
+    "th",
+    "the",
+    "Ġthe",
+]
 MERGES = ["t h", "th e", "Ġ the"]
 CONFIG = models.LlamaConfig(
     vocab_size=len(VOCABULARY),
@@ -29,7 +40,8 @@ CONFIG = models.LlamaConfig(
     tie_word_embeddings=True,
 )
 TEXTS = [
-    "Hello, world! It's 2026-11-22, 12:34:56; I've paid $1,234.50 (10% off) for 3 apples & 42 pears.",
+    "Hello, world! It's 2026-11-22, 12:34:56; I've paid $1,234.50 (10% off) for "
+    "3 apples & 42 pears.",
     "def f(x):\n    if x > 10:\n\treturn x ** 2  # square\n    return [x, 1, 2]\n",
     "Ünïcödé: naïve café, 東京 2020, Привет мир, مرحبا, 🙂🚀, e\u0301",
     "<|im_start|>user\nWhat is 7+5?<|im_end|>\n<|im_start|>assistant\n",
@@ -42,8 +54,9 @@ TEXTS = [
     "<|endoftext|><repo_name>a<|not_special|>",
 ]
 TEXT = (
-    "The old man walked slowly along the beach, watching the waves roll in. He had lived in the village all his life, "
-    "and he knew every stone on the path that led down to the sea."
+    "The old man walked slowly along the beach, watching the waves roll in. He "
+    "had lived in the village all his life, and he knew every stone on the path "
+    "that led down to the sea."
 )
 
 
@@ -71,18 +84,40 @@ def tensors_of(model: models.LlamaForCausalLM) -> dict[str, np.ndarray]:
             "ffn_up": mlp.up_proj,
             "ffn_down": mlp.down_proj,
         }
-        found |= {f"blk.{i}.{name}.weight": linear.kernel[i].T for name, linear in matrices.items()}
+        found |= {
+            f"blk.{i}.{name}.weight": linear.kernel[i].T
+            for name, linear in matrices.items()
+        }
         found[f"blk.{i}.attn_norm.weight"] = layers.input_layernorm.scale[i]
         found[f"blk.{i}.ffn_norm.weight"] = layers.post_attention_layernorm.scale[i]
-    arrays = {name: np.ascontiguousarray(np.asarray(array, np.float32)) for name, array in found.items()}
+    arrays = {
+        name: np.ascontiguousarray(np.asarray(array, np.float32))
+        for name, array in found.items()
+    }
     for i in range(config.num_hidden_layers):
-        for name, heads in (("attn_q", config.num_attention_heads), ("attn_k", config.num_key_value_heads)):
-            arrays[f"blk.{i}.{name}.weight"] = permute(arrays[f"blk.{i}.{name}.weight"], heads)
+        for name, heads in (
+            ("attn_q", config.num_attention_heads),
+            ("attn_k", config.num_key_value_heads),
+        ):
+            arrays[f"blk.{i}.{name}.weight"] = permute(
+                arrays[f"blk.{i}.{name}.weight"], heads
+            )
     return arrays
 
 
-def write(path, tensors, *, architecture="llama", quantisation="F32", fields=None, without=(), template="{{ 1 }}"):
-    """A GGUF file; `quantisation` is of the matrices, norms stay F32; `fields` are more {name: (adder, value)}."""
+def write(
+    path,
+    tensors,
+    *,
+    architecture="llama",
+    quantisation="F32",
+    fields=None,
+    without=(),
+    template="{{ 1 }}",
+):
+    """A GGUF file; `quantisation` is of the matrices, norms stay F32; `fields` are more
+    {name: (adder, value)}.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     values = {
         "add_block_count": CONFIG.num_hidden_layers,
@@ -131,20 +166,27 @@ def tensors(tiny) -> dict[str, np.ndarray]:
 
 
 def parameters(model) -> dict[str, np.ndarray]:
-    return {".".join(map(str, p)): np.asarray(v[...], np.float32) for p, v in nnx.to_flat_state(nnx.state(model))}
+    return {
+        ".".join(map(str, p)): np.asarray(v[...], np.float32)
+        for p, v in nnx.to_flat_state(nnx.state(model))
+    }
 
 
 def test_unpermute_undoes_the_converter():
     rows = np.arange(2 * 8 * 3).reshape(16, 3)
     np.testing.assert_array_equal(unpermute(permute(rows, 2), 2), rows)
     # a head's rows 0 1 2 3 | 4 5 6 7 lie in the file as 0 4 1 5 2 6 3 7
-    np.testing.assert_array_equal(permute(np.arange(8)[:, None], 1)[:, 0], [0, 4, 1, 5, 2, 6, 3, 7])
+    np.testing.assert_array_equal(
+        permute(np.arange(8)[:, None], 1)[:, 0], [0, 4, 1, 5, 2, 6, 3, 7]
+    )
     assert not (unpermute(rows, 2) == rows).all()
 
 
 @pytest.mark.parametrize("untied", [False, True])
 def test_a_written_model_is_read_back(tmp_path, tiny, tensors, untied):
-    more = {"output.weight": np.asarray(tiny.head(jnp.eye(32))).T.copy()} if untied else {}
+    more = (
+        {"output.weight": np.asarray(tiny.head(jnp.eye(32))).T.copy()} if untied else {}
+    )
     path = write(tmp_path / "a.gguf", {**tensors, **more})
     model = models.from_pretrained(path)
     assert model.config.tie_word_embeddings is not untied
@@ -156,20 +198,33 @@ def test_a_written_model_is_read_back(tmp_path, tiny, tensors, untied):
     np.testing.assert_allclose(jax.jit(model)(ids), jax.jit(tiny)(ids), atol=1e-5)
 
 
-@pytest.mark.parametrize("quantisation", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0"])
-def test_every_quantisation_is_read_as_the_library_dequantises_it(tmp_path, tensors, quantisation):
+@pytest.mark.parametrize(
+    "quantisation", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0"]
+)
+def test_every_quantisation_is_read_as_the_library_dequantises_it(
+    tmp_path, tensors, quantisation
+):
     kind = gguf.GGMLQuantizationType[quantisation]
     path = write(tmp_path / "a.gguf", tensors, quantisation=quantisation)
     model = models.from_pretrained(path)
-    rounded = gguf.quants.dequantize(gguf.quants.quantize(tensors["blk.1.attn_q.weight"], kind), kind)
-    np.testing.assert_array_equal(model.model.layers.self_attn.q_proj.kernel[1].T, unpermute(rounded, 4))
-    embedded = gguf.quants.dequantize(gguf.quants.quantize(tensors["token_embd.weight"], kind), kind)
+    rounded = gguf.quants.dequantize(
+        gguf.quants.quantize(tensors["blk.1.attn_q.weight"], kind), kind
+    )
+    np.testing.assert_array_equal(
+        model.model.layers.self_attn.q_proj.kernel[1].T, unpermute(rounded, 4)
+    )
+    embedded = gguf.quants.dequantize(
+        gguf.quants.quantize(tensors["token_embd.weight"], kind), kind
+    )
     np.testing.assert_array_equal(model.model.embed_tokens.embedding[...], embedded)
 
 
 def test_four_bit_blocks_are_kept_and_equal_the_dense_weights(tmp_path, tensors):
     path = write(tmp_path / "a.gguf", tensors, quantisation="Q4_1")
-    dense, blocks = models.from_pretrained(path), models.from_pretrained(path, frozen="q4_1")
+    dense, blocks = (
+        models.from_pretrained(path),
+        models.from_pretrained(path, frozen="q4_1"),
+    )
     ids = np.arange(2, 12, dtype=np.int32)[None]
     np.testing.assert_allclose(jax.jit(blocks)(ids), jax.jit(dense)(ids), atol=1e-5)
     assert blocks.model.layers.self_attn.q_proj.linear_shape == (2, 32, 32)
@@ -185,7 +240,9 @@ def test_places_a_gguf_file_may_be_in(tmp_path, tensors):
     assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert record["source"] == "file"
     write(tmp_path / "b.gguf", tensors)
-    with pytest.raises(FileNotFoundError, match=r"\['a.gguf', 'b.gguf'\]; give the path of one"):
+    with pytest.raises(
+        FileNotFoundError, match=r"\['a.gguf', 'b.gguf'\]; give the path of one"
+    ):
         models.locate(tmp_path)
     (tmp_path / "model.safetensors").touch()
     assert models.locate(tmp_path).weights.name == "model.safetensors"
@@ -219,7 +276,10 @@ def test_files_that_are_no_gguf_or_not_whole(tmp_path, tensors):
     cut = tmp_path / "cut.gguf"
     for size in (6, 20, 300, 2000, len(whole) // 2, len(whole) - 40):
         cut.write_bytes(whole[:size])
-        with pytest.raises(WeightError, match=rf"\({size} bytes\) is truncated or corrupt.*Fetch it again"):
+        with pytest.raises(
+            WeightError,
+            match=rf"\({size} bytes\) is truncated or corrupt.*Fetch it again",
+        ):
             models.from_pretrained(cut)
 
 
@@ -234,14 +294,26 @@ def test_the_real_file_cut_short_is_refused(tmp_path, smollm2_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"architecture": "gemma2"}, "architecture 'gemma2'; this version reads 'llama', 'qwen2', 'qwen3'"),
-        ({"without": ["add_block_count"]}, "lacks the metadata field 'llama.block_count'"),
+        (
+            {"architecture": "gemma2"},
+            "architecture 'gemma2'; this version reads 'llama', 'qwen2', 'qwen3'",
+        ),
+        (
+            {"without": ["add_block_count"]},
+            "lacks the metadata field 'llama.block_count'",
+        ),
         (
             {"fields": {"llama.rope.scaling.type": ("add_string", "yarn")}},
             "llama.rope.scaling.type = 'none' or 'linear', got 'yarn'",
         ),
-        ({"fields": {"llama.rope.dimension_count": ("add_uint32", 4)}}, "dimension_count = 8, got 4"),
-        ({"fields": {"llama.expert_count": ("add_uint32", 8)}}, "expert_count = 0, got 8"),
+        (
+            {"fields": {"llama.rope.dimension_count": ("add_uint32", 4)}},
+            "dimension_count = 8, got 4",
+        ),
+        (
+            {"fields": {"llama.expert_count": ("add_uint32", 8)}},
+            "expert_count = 0, got 8",
+        ),
     ],
 )
 def test_models_that_the_decoder_cannot_compute(tmp_path, tensors, options, message):
@@ -256,13 +328,27 @@ def test_tensors_that_do_not_fit(tmp_path, tensors):
         with pytest.raises(WeightError, match=message):
             models.from_pretrained(path, **options)
 
-    refused({k: v for k, v in tensors.items() if k != "blk.1.ffn_up.weight"}, "missing blk.1.ffn_up.weight")
-    refused({**tensors, "rope_freqs.bias": np.ones(4, np.float32)}, "left over rope_freqs.bias")
-    refused({**tensors, "output_norm.weight": np.ones(31, np.float32)}, r"norm.scale: expected \(32,\), got \(31,\)")
-    codes = np.ones((64, 32), np.int8)
-    refused({**tensors, "blk.0.ffn_up.weight": codes}, "blk.0.ffn_up.weight .* quantised as I8, which the gguf library")
     refused(
-        tensors, "frozen='q4_1' keeps Q4_1 blocks, but blk.0.attn_q.weight is F32 .*use frozen='dense'", frozen="q4_1"
+        {k: v for k, v in tensors.items() if k != "blk.1.ffn_up.weight"},
+        "missing blk.1.ffn_up.weight",
+    )
+    refused(
+        {**tensors, "rope_freqs.bias": np.ones(4, np.float32)},
+        "left over rope_freqs.bias",
+    )
+    refused(
+        {**tensors, "output_norm.weight": np.ones(31, np.float32)},
+        r"norm.scale: expected \(32,\), got \(31,\)",
+    )
+    codes = np.ones((64, 32), np.int8)
+    refused(
+        {**tensors, "blk.0.ffn_up.weight": codes},
+        "blk.0.ffn_up.weight .* quantised as I8, which the gguf library",
+    )
+    refused(
+        tensors,
+        "frozen='q4_1' keeps Q4_1 blocks, but blk.0.attn_q.weight is F32 .*use frozen='dense'",
+        frozen="q4_1",
     )
 
 
@@ -270,11 +356,16 @@ def test_arguments_of_a_language_model(tmp_path, tensors):
     path = write(tmp_path / "a.gguf", tensors)
     with pytest.raises(ValueError, match="expected frozen 'dense' or 'q4_1', got 'q8'"):
         GGUFFile(path).model(frozen="q8")
-    with pytest.raises(ValueError, match=r"num_labels=None for a \.gguf file, got 3: it has no classifier"):
+    with pytest.raises(
+        ValueError,
+        match=r"num_labels=None for a \.gguf file, got 3: it has no classifier",
+    ):
         models.from_pretrained(path, num_labels=3)
 
 
-def test_without_the_library_the_error_says_what_to_install(tmp_path, tensors, monkeypatch):
+def test_without_the_library_the_error_says_what_to_install(
+    tmp_path, tensors, monkeypatch
+):
     path = write(tmp_path / "a.gguf", tensors)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError, match="pip install gguf"):
@@ -284,7 +375,13 @@ def test_without_the_library_the_error_says_what_to_install(tmp_path, tensors, m
 def test_a_written_tokenizer_is_read_back(tmp_path, tensors):
     opened = GGUFFile(write(tmp_path / "a.gguf", tensors))
     tokenizer = opened.tokenizer()
-    assert tokenizer.encode("<|user|>the the12").tokens == ["<|user|>", "the", "Ġthe", "1", "2"]
+    assert tokenizer.encode("<|user|>the the12").tokens == [
+        "<|user|>",
+        "the",
+        "Ġthe",
+        "1",
+        "2",
+    ]
     assert opened.special_tokens() == (None, 0, None)
     with_bos = {
         "tokenizer.ggml.add_bos_token": ("add_bool", True),
@@ -298,9 +395,14 @@ def test_other_tokenizers_and_missing_templates_are_refused(tmp_path, tensors):
     path = write(tmp_path / "a.gguf", tensors, template=None)
     with pytest.raises(WeightError, match="has no chat template; it is a base model"):
         GGUFFile(path).chat_template()
-    for without, name, value in (("add_tokenizer_pre", "pre", "tekken"), ("add_tokenizer_model", "model", "llama")):
+    for without, name, value in (
+        ("add_tokenizer_pre", "pre", "tekken"),
+        ("add_tokenizer_model", "model", "llama"),
+    ):
         fields = {f"tokenizer.ggml.{name}": ("add_string", value)}
-        path = write(tmp_path / f"{name}.gguf", tensors, without=[without], fields=fields)
+        path = write(
+            tmp_path / f"{name}.gguf", tensors, without=[without], fields=fields
+        )
         with pytest.raises(WeightError, match=f"{value}.* is not supported"):
             GGUFFile(path).tokenizer()
 
@@ -309,28 +411,45 @@ def test_real_weights_equal_those_of_transformers(smollm2, smollm2_reference):
     """Every number, to the bit: the permutation, the names and the dequantisation agree."""
     from fedjax_fm.models.weights import checkpoint_name
 
-    expected = {name: tensor.detach().numpy() for name, tensor in smollm2_reference.named_parameters()}
+    expected = {
+        name: tensor.detach().numpy()
+        for name, tensor in smollm2_reference.named_parameters()
+    }
     for name, array in parameters(smollm2).items():
         layers = range(30) if name.startswith("model.layers.") else (None,)
         for layer in layers:
-            key, transposed = checkpoint_name(tuple(name.split(".")), "model.layers", layer)
+            key, transposed = checkpoint_name(
+                tuple(name.split(".")), "model.layers", layer
+            )
             found = array if layer is None else array[layer]
-            np.testing.assert_array_equal(found.T if transposed else found, expected.pop(key))
+            np.testing.assert_array_equal(
+                found.T if transposed else found, expected.pop(key)
+            )
     assert not expected
 
 
-def test_real_text_read_without_undoing_the_permutation_is_far_less_likely(smollm2, smollm2_file, monkeypatch):
+def test_real_text_read_without_undoing_the_permutation_is_far_less_likely(
+    smollm2, smollm2_file, monkeypatch
+):
     ids = np.array([[0, *smollm2_file.tokenizer().encode(TEXT).ids]], np.int32)
-    mean = lambda model: float(np.mean(models.next_token_losses(model, ids)[0]))
+
+    def mean(model):
+        return float(np.mean(models.next_token_losses(model, ids)[0]))
+
     right = mean(smollm2)
     monkeypatch.setattr(gguf_file, "unpermute", lambda rows, n_heads: rows)
     wrong = mean(smollm2_file.model())
-    print(f"nats a token: {right:.2f} as it should be, {wrong:.2f} with q and k as they lie in the file")
+    print(
+        f"nats a token: {right:.2f} as it should be, {wrong:.2f} with q and k as "
+        "they lie in the file"
+    )
     assert right < 3.0
     assert wrong > right + 1.0
 
 
-def test_real_token_ids_equal_those_of_transformers(smollm2_file, smollm2_reference_tokenizer):
+def test_real_token_ids_equal_those_of_transformers(
+    smollm2_file, smollm2_reference_tokenizer
+):
     ours = smollm2_file.tokenizer()
     from tokenizers import pre_tokenizers
 
@@ -338,14 +457,25 @@ def test_real_token_ids_equal_those_of_transformers(smollm2_file, smollm2_refere
     for text in TEXTS:
         assert ours.encode(text).ids == theirs(text).input_ids, text
         assert ours.decode(ours.encode(text).ids, skip_special_tokens=False) == text
-    # transformers 5.23 ignores the field `tokenizer.ggml.pre`. With SmolLM2's own rule put back, all texts agree.
+    # transformers 5.23 ignores the field `tokenizer.ggml.pre`. With SmolLM2's own rule
+    # put back, all texts agree.
     backend = theirs.backend_tokenizer
     kept = backend.pre_tokenizer
-    ruled = ["Steps:\n\n1. Wash.\n\n2. Boil.", "x = [\n    1,\n    2,\n]", "Year    2001", "a ½ and m²"]
+    ruled = [
+        "Steps:\n\n1. Wash.\n\n2. Boil.",
+        "x = [\n    1,\n    2,\n]",
+        "Year    2001",
+        "a ½ and m²",
+    ]
     try:
-        different = sum(ours.encode(text).ids != theirs(text).input_ids for text in ruled)
+        different = sum(
+            ours.encode(text).ids != theirs(text).input_ids for text in ruled
+        )
         backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
         )
         for text in TEXTS + ruled:
             assert ours.encode(text).ids == theirs(text).input_ids, text
@@ -354,8 +484,12 @@ def test_real_token_ids_equal_those_of_transformers(smollm2_file, smollm2_refere
     assert different in (0, 4)  # 0 once transformers reads the field
 
 
-def test_the_model_itself_prefers_our_ids_where_transformers_differ(smollm2, smollm2_file):
-    """Blanks before a digit as one token, as it was trained, not split into two as GPT-2's rule alone would."""
+def test_the_model_itself_prefers_our_ids_where_transformers_differ(
+    smollm2, smollm2_file
+):
+    """Blanks before a digit as one token, as it was trained, not split into two as
+    GPT-2's rule alone would.
+    """
     from tokenizers import pre_tokenizers
 
     text = "Steps to follow:\n\n1. Wash the rice.\n\n2. Boil the water.\n\n3. Cook for 20 minutes."

@@ -33,9 +33,14 @@ SENTENCES = [
 ]
 
 
-def random_batch(seed: int = 0, batch: int = 3, length: int = 11, left: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def random_batch(
+    seed: int = 0, batch: int = 3, length: int = 11, left: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    ids, mask = rng.integers(0, 101, (batch, length)).astype(np.int32), np.ones((batch, length), np.int32)
+    ids, mask = (
+        rng.integers(0, 101, (batch, length)).astype(np.int32),
+        np.ones((batch, length), np.int32),
+    )
     for row in range(1, batch):
         mask[row, slice(0, 2 * row) if left else slice(length - 2 * row, length)] = 0
     return ids, mask
@@ -43,7 +48,9 @@ def random_batch(seed: int = 0, batch: int = 3, length: int = 11, left: bool = T
 
 @functools.cache
 def compiled(graphdef, method: str):
-    return jax.jit(lambda state, ids, mask: getattr(nnx.merge(graphdef, state), method)(ids, mask))
+    return jax.jit(
+        lambda state, ids, mask: getattr(nnx.merge(graphdef, state), method)(ids, mask)
+    )
 
 
 def forward(model, ids, mask=None, method: str = "__call__") -> np.ndarray:
@@ -54,13 +61,20 @@ def forward(model, ids, mask=None, method: str = "__call__") -> np.ndarray:
 
 def saved_tiny(folder, **changes):
     """A random model of transformers with its folder."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch, transformers = (
+        pytest.importorskip("torch"),
+        pytest.importorskip("transformers"),
+    )
     torch.manual_seed(0)
     fields = {**TINY, **changes}
     theta = fields.pop("rope_theta")
-    config = transformers.LlamaConfig(**fields, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    config = transformers.LlamaConfig(
+        **fields, rope_parameters={"rope_type": "default", "rope_theta": theta}
+    )
     reference = transformers.LlamaForCausalLM(config).eval()
-    with torch.no_grad():  # default norms are ones and biases zeros, which would hide a mistake
+    with (
+        torch.no_grad()
+    ):  # default norms are ones and biases zeros, which would hide a mistake
         for name, parameter in reference.named_parameters():
             if "norm" in name or "bias" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -123,26 +137,47 @@ def test_gradients_of_every_parameter_equal_torch(pair):
     ours, reference = pair
     ids, mask = random_batch(seed=1)
     labels = np.where(mask == 1, ids, -100)
-    labels[np.arange(3), mask.argmax(-1)] = -100  # the first real token of a row has no real predecessor
+    labels[
+        np.arange(3), mask.argmax(-1)
+    ] = -100  # the first real token of a row has no real predecessor
     reference.zero_grad()
     positions = torch.tensor(np.maximum(mask.cumsum(-1) - 1, 0)).long()
-    logits = reference(torch.tensor(ids).long(), attention_mask=torch.tensor(mask), position_ids=positions).logits
+    logits = reference(
+        torch.tensor(ids).long(),
+        attention_mask=torch.tensor(mask),
+        position_ids=positions,
+    ).logits
     torch.nn.functional.cross_entropy(
-        logits[:, :-1].reshape(-1, 101), torch.tensor(labels[:, 1:]).long().reshape(-1), reduction="sum"
+        logits[:, :-1].reshape(-1, 101),
+        torch.tensor(labels[:, 1:]).long().reshape(-1),
+        reduction="sum",
     ).backward()
-    expected = {name: parameter.grad.numpy() for name, parameter in reference.named_parameters()}
+    expected = {
+        name: parameter.grad.numpy() for name, parameter in reference.named_parameters()
+    }
 
     graphdef, state = nnx.split(ours)
-    total = lambda state: models.next_token_losses(nnx.merge(graphdef, state), ids, mask, labels, chunk=4)[0].sum()
+
+    def total(state):
+        return models.next_token_losses(
+            nnx.merge(graphdef, state), ids, mask, labels, chunk=4
+        )[0].sum()
+
     gradient = jax.jit(jax.grad(total))(state)
     compared = 0
     for path, variable in nnx.to_flat_state(gradient):
         path = tuple(map(str, path))
-        layers = range(TINY["num_hidden_layers"]) if path[:2] == ("model", "layers") else (None,)
+        layers = (
+            range(TINY["num_hidden_layers"])
+            if path[:2] == ("model", "layers")
+            else (None,)
+        )
         for layer in layers:
             name, transposed = checkpoint_name(path, "model.layers", layer)
             found = np.asarray(variable[...] if layer is None else variable[...][layer])
-            assert np.abs((found.T if transposed else found) - expected[name]).max() < 1e-3, name
+            assert (
+                np.abs((found.T if transposed else found) - expected[name]).max() < 1e-3
+            ), name
             compared += 1
     assert compared == len(expected)
 
@@ -157,12 +192,20 @@ def test_padding_changes_nothing(tiny):
     alone = forward(tiny, ids)
     for before, after in [(5, 0), (0, 5), (3, 2)]:
         widths = ((0, 0), (before, after))
-        padded = forward(tiny, np.pad(ids, widths, constant_values=7), np.pad(np.ones_like(ids), widths))
-        np.testing.assert_allclose(padded[:, before : before + ids.shape[1]], alone, atol=2e-5)
+        padded = forward(
+            tiny,
+            np.pad(ids, widths, constant_values=7),
+            np.pad(np.ones_like(ids), widths),
+        )
+        np.testing.assert_allclose(
+            padded[:, before : before + ids.shape[1]], alone, atol=2e-5
+        )
 
 
 def test_lora_starts_at_the_base_model_and_names_modules_as_hugging_face_does(tiny):
-    graphdef, delta, backbone = peft.apply(tiny, peft.lora(rank=4, targets=["q_proj", "v_proj"]))
+    graphdef, delta, backbone = peft.apply(
+        tiny, peft.lora(rank=4, targets=["q_proj", "v_proj"])
+    )
     paths = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(delta)}
     stem = "model.layers.self_attn"
     assert paths == {f"{stem}.{p}_proj.lora_{ab}" for p in "qv" for ab in "ab"}
@@ -174,19 +217,32 @@ def test_lora_starts_at_the_base_model_and_names_modules_as_hugging_face_does(ti
     assert len(jax.tree.leaves(every)) == 2 * 8
 
 
-def test_vmap_over_deltas_equals_the_loop_and_a_row_of_padding_is_harmless(tiny, noisy_copies):
-    graphdef, delta, backbone = peft.apply(tiny, peft.lora(rank=4, targets="q_proj|v_proj"))
+def test_vmap_over_deltas_equals_the_loop_and_a_row_of_padding_is_harmless(
+    tiny, noisy_copies
+):
+    graphdef, delta, backbone = peft.apply(
+        tiny, peft.lora(rank=4, targets="q_proj|v_proj")
+    )
     deltas, (ids, mask) = noisy_copies(delta, 3, 0.3), random_batch()
     mask[1] = 0
 
     def loss(delta, backbone, ids, mask):
-        losses, counted = models.next_token_losses(nnx.merge(graphdef, delta, backbone), ids, mask, chunk=4)
+        losses, counted = models.next_token_losses(
+            nnx.merge(graphdef, delta, backbone), ids, mask, chunk=4
+        )
         return losses.sum() / jnp.maximum(counted.sum(), 1)
 
     step = jax.jit(jax.value_and_grad(loss))
-    together = jax.jit(jax.vmap(step, (0, None, 0, 0)))(deltas, backbone, ids[:, None], mask[:, None])
+    together = jax.jit(jax.vmap(step, (0, None, 0, 0)))(
+        deltas, backbone, ids[:, None], mask[:, None]
+    )
     for client in range(3):
-        alone = step(jax.tree.map(lambda x: x[client], deltas), backbone, ids[client, None], mask[client, None])  # noqa: B023
+        alone = step(
+            jax.tree.map(lambda x: x[client], deltas),  # noqa: B023
+            backbone,
+            ids[client, None],
+            mask[client, None],
+        )
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(a[client], b, atol=1e-5, rtol=1e-5)
             largest = np.abs(b).max()
@@ -195,14 +251,24 @@ def test_vmap_over_deltas_equals_the_loop_and_a_row_of_padding_is_harmless(tiny,
 
 def test_bfloat16_keeps_its_dtype_through_the_layers(random_llama):
     model = random_llama(models.LlamaConfig(**TINY), "bfloat16")
-    dtypes = lambda tree: {jnp.dtype(leaf.dtype).name for leaf in jax.tree.leaves(tree)}
+
+    def dtypes(tree):
+        return {jnp.dtype(leaf.dtype).name for leaf in jax.tree.leaves(tree)}
+
     assert dtypes(nnx.state(model)) == {"bfloat16"}
     ids, mask = random_batch()
     graphdef, delta, backbone = peft.apply(model, peft.lora(rank=2, targets="q_proj"))
     adapted = nnx.merge(graphdef, delta, backbone)
     assert dtypes(jax.eval_shape(adapted.hidden, ids, mask)) == {"bfloat16"}
-    total = lambda delta: models.next_token_losses(nnx.merge(graphdef, delta, backbone), ids, mask)[0].sum()
-    assert dtypes(delta) == dtypes(jax.eval_shape(jax.grad(total), delta)) == {"float32"}
+
+    def total(delta):
+        return models.next_token_losses(
+            nnx.merge(graphdef, delta, backbone), ids, mask
+        )[0].sum()
+
+    assert (
+        dtypes(delta) == dtypes(jax.eval_shape(jax.grad(total), delta)) == {"float32"}
+    )
     found, expected = forward(adapted, ids, mask), forward(model, ids, mask)
     assert found.dtype == expected.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
@@ -216,13 +282,18 @@ def test_bfloat16_checkpoint_and_bfloat16_model(tmp_path):
     for dtype in ("float32", "bfloat16"):
         model = models.from_pretrained(tmp_path, dtype=dtype)
         assert model.model.norm.scale.dtype == jnp.dtype(dtype)
-        np.testing.assert_array_equal(np.asarray(model.model.norm.scale[...], np.float32), expected)
+        np.testing.assert_array_equal(
+            np.asarray(model.model.norm.scale[...], np.float32), expected
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_key_value_heads": 3}, "num_attention_heads=4 is not a multiple of num_key_value_heads=3"),
+        (
+            {"num_key_value_heads": 3},
+            "num_attention_heads=4 is not a multiple of num_key_value_heads=3",
+        ),
         ({"hidden_size": 34}, "hidden_size=34 is not a multiple"),
         ({"head_dim": 7}, "even head_dim, got 7"),
         ({"hidden_act": "gelu"}, "must be 'silu', got 'gelu'"),
@@ -235,35 +306,70 @@ def test_configurations_that_cannot_be_computed(changes, message):
 
 def test_what_from_pretrained_refuses(tmp_path):
     saved_tiny(tmp_path)
-    with pytest.raises(ValueError, match="expected a whole number num_labels >= 1, got num_labels=0"):
+    with pytest.raises(
+        ValueError, match="expected a whole number num_labels >= 1, got num_labels=0"
+    ):
         models.from_pretrained(tmp_path, num_labels=0)
-    with pytest.raises(ValueError, match="expected pooling 'cls' for a model of type 'llama', got 'mean'"):
+    with pytest.raises(
+        ValueError,
+        match="expected pooling 'cls' for a model of type 'llama', got 'mean'",
+    ):
         models.from_pretrained(tmp_path, num_labels=2, pooling="mean")
     with pytest.raises(ValueError, match=r"'q4_1' keeps the blocks of a \.gguf file"):
         models.from_pretrained(tmp_path, frozen="q4_1")
-    with pytest.raises(ValueError, match=r"expected frozen to be one of 'dense', .*'nf4_double', got frozen='int3'"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected frozen to be one of 'dense', .*'nf4_double', got frozen='int3'",
+    ):
         models.from_pretrained(tmp_path, frozen="int3")
     with pytest.raises(ValueError, match="got 'float16'"):
         models.from_pretrained(tmp_path, dtype="float16")
     path = tmp_path / "config.json"
     fields = json.loads(path.read_text())
     for change, message in [
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 2}}, "'llama3' needs low_freq_factor, high_freq_factor"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope type 'yarn' is not supported"),
-        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window >= 1, got sliding_window=0"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 2}},
+            "'llama3' needs low_freq_factor, high_freq_factor",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+            "rope type 'yarn' is not supported",
+        ),
+        (
+            {"model_type": "mistral", "sliding_window": 0},
+            "sliding_window >= 1, got sliding_window=0",
+        ),
         (
             {"model_type": "mistral", "layer_types": ["full_attention"] * 3},
             "layer_types with .'full_attention'. is not",
         ),
-        ({"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3}, "there is no sliding_window"),
-        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "expected layer_types of num_hidden_layers=3"),
-        ({"model_type": "qwen2", "layer_types": ["chunked_attention"] * 3}, "got layer_types='chunked_attention'"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope type 'linear' needs factor"),
+        (
+            {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 3},
+            "there is no sliding_window",
+        ),
+        (
+            {"model_type": "qwen2", "layer_types": ["full_attention"]},
+            "expected layer_types of num_hidden_layers=3",
+        ),
+        (
+            {"model_type": "qwen2", "layer_types": ["chunked_attention"] * 3},
+            "got layer_types='chunked_attention'",
+        ),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "linear"}},
+            "rope type 'linear' needs factor",
+        ),
         ({"rope_interleaved": True}, "interleaved"),
         ({"hidden_act": "relu"}, "got 'relu'"),
-        ({"tie_word_embeddings": False, "num_hidden_layers": 4}, "missing model.layers.3"),
+        (
+            {"tie_word_embeddings": False, "num_hidden_layers": 4},
+            "missing model.layers.3",
+        ),
         ({"model_type": "qwen2"}, "missing model.layers.0.self_attn.q_proj.bias"),
-        ({"model_type": "gpt_neox"}, "type 'gpt_neox'; this version reads albert, bert, clip"),
+        (
+            {"model_type": "gpt_neox"},
+            "type 'gpt_neox'; this version reads albert, bert, clip",
+        ),
     ]:
         path.write_text(json.dumps({**fields, **change}))
         with pytest.raises(models.WeightError, match=message):
@@ -293,7 +399,11 @@ def test_depth_does_not_grow_the_program():
         model = nnx.eval_shape(lambda: models.LlamaForCausalLM(config, nnx.Rngs(0)))
         graphdef, state = nnx.split(model)
         ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-        text = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids)).lower(state, ids).as_text()
+        text = (
+            jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids))
+            .lower(state, ids)
+            .as_text()
+        )
         return len(text.splitlines())
 
     assert lines(2) == lines(9)
@@ -305,12 +415,19 @@ def test_real_logits_equal_transformers(smollm2, smollm2_reference, sentences):
     ids, mask = sentences["input_ids"], sentences["attention_mask"]
     assert mask[:, 0].min() == 0  # some rows are padded on the left
     with torch.no_grad():
-        expected = smollm2_reference(torch.tensor(ids).long(), attention_mask=torch.tensor(mask)).logits.numpy()
-        alone = smollm2_reference(torch.tensor(ids[2:3, -2:]).long()).logits.numpy()  # a short row, without padding
+        expected = smollm2_reference(
+            torch.tensor(ids).long(), attention_mask=torch.tensor(mask)
+        ).logits.numpy()
+        alone = smollm2_reference(
+            torch.tensor(ids[2:3, -2:]).long()
+        ).logits.numpy()  # a short row, without padding
     real = mask.astype(bool)
     found = forward(smollm2, ids, mask)
     difference = np.abs(found - expected)[real].max()
-    print(f"largest logit difference {difference:.1e}, largest logit {np.abs(expected[real]).max():.1f}")
+    print(
+        f"largest logit difference {difference:.1e}, largest logit "
+        f"{np.abs(expected[real]).max():.1f}"
+    )
     assert difference < 1e-3
     assert np.abs(forward(smollm2, ids[2:3, -2:], mask[2:3, -2:]) - alone).max() < 1e-3
 
@@ -318,20 +435,42 @@ def test_real_logits_equal_transformers(smollm2, smollm2_reference, sentences):
 def test_real_model_has_the_published_size(smollm2):
     assert size(nnx.state(smollm2)) == 134_515_008
     found = dataclasses.asdict(smollm2.config)
-    expected = dict(num_hidden_layers=30, hidden_size=576, num_attention_heads=9, num_key_value_heads=3, head_dim=64)
-    expected |= dict(intermediate_size=1536, vocab_size=49152, rope_theta=1e5, tie_word_embeddings=True)
+    expected = dict(
+        num_hidden_layers=30,
+        hidden_size=576,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+    )
+    expected |= dict(
+        intermediate_size=1536,
+        vocab_size=49152,
+        rope_theta=1e5,
+        tie_word_embeddings=True,
+    )
     assert {name: found[name] for name in expected} == expected
     delta = peft.apply(smollm2, peft.lora(rank=8, targets=["q_proj", "v_proj"]))[1]
     assert size(delta) == 30 * 8 * ((576 + 576) + (576 + 192))
 
 
-def test_real_model_in_bfloat16_reads_text_nearly_as_well(smollm2, smollm2_file, sentences):
+def test_real_model_in_bfloat16_reads_text_nearly_as_well(
+    smollm2, smollm2_file, sentences
+):
     losses = []
     for model in (smollm2, smollm2_file.model(jnp.bfloat16)):
         graphdef, state = nnx.split(model)
-        mean = lambda state: jnp.divide(
-            *(x.sum() for x in models.next_token_losses(nnx.merge(graphdef, state), **sentences))  # noqa: B023
-        )
+
+        def mean(state):
+            return jnp.divide(
+                *(
+                    x.sum()
+                    for x in models.next_token_losses(
+                        nnx.merge(graphdef, state),
+                        **sentences,
+                    )
+                )
+            )
+
         losses.append(float(jax.jit(mean)(state)))
     assert losses[0] < 3.0  # real English: a uniform guess costs 10.8 nats
     assert abs(losses[0] - losses[1]) < 0.05

@@ -1,4 +1,6 @@
-"""int8 and NF4 blocks: numpy's and torch's numbers, bytes, rounds over them, and what is refused."""
+"""int8 and NF4 blocks: numpy's and torch's numbers, bytes, rounds over them, and what
+is refused.
+"""
 
 from statistics import NormalDist
 
@@ -67,19 +69,30 @@ def test_dense_again_they_are_what_numpy_and_torch_compute(holder, kind):
     torch = pytest.importorskip("torch")
     layer = models.quantize(holder, kind).layers[0]
     assert layer.linear_shape == (IN, OUT)
-    assert layer.stored["codes"].shape == ((OUT, 2, 64) if kind == "int8" else (OUT, 2, 32))
+    assert layer.stored["codes"].shape == (
+        (OUT, 2, 64) if kind == "int8" else (OUT, 2, 32)
+    )
     kernel = np.asarray(layer.kernel())
-    np.testing.assert_allclose(kernel, in_numpy(np.asarray(holder.layers[0].kernel[...]), kind), rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        kernel,
+        in_numpy(np.asarray(holder.layers[0].kernel[...]), kind),
+        rtol=2e-6,
+        atol=1e-7,
+    )
     x = np.random.default_rng(0).normal(size=(3, 5, IN)).astype(np.float32)
     theirs = torch.tensor(x, requires_grad=True)
-    y = torch.nn.functional.linear(theirs, torch.tensor(kernel.T), torch.tensor(np.asarray(layer.bias[...])))
+    y = torch.nn.functional.linear(
+        theirs, torch.tensor(kernel.T), torch.tensor(np.asarray(layer.bias[...]))
+    )
     torch.sin(y).sum().backward()
     np.testing.assert_allclose(layer(x), y.detach().numpy(), atol=1e-5)
     gradient = jax.jit(jax.grad(lambda x: jnp.sin(layer(x)).sum()))(x)
     np.testing.assert_allclose(gradient, theirs.grad.numpy(), atol=1e-5)
     half = layer(jnp.asarray(x, jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(half, np.float32), y.detach().numpy(), atol=0.1)
+    np.testing.assert_allclose(
+        np.asarray(half, np.float32), y.detach().numpy(), atol=0.1
+    )
 
 
 def test_a_weight_errs_by_half_a_step_at_most(holder):
@@ -98,8 +111,12 @@ def test_a_weight_errs_by_half_a_step_at_most(holder):
 def test_bytes_of_a_backbone(kind, dtype):
     """SmolLM2-135M by shapes alone: 106,168,320 weights in the layers, 28,346,688 outside."""
     fields = dict(ARCHITECTURES["smollm2-135m"])
-    shapes = nnx.eval_shape(lambda: models.quantize(from_config(fields, dtype=dtype), kind))
-    backbone = nnx.eval_shape(lambda: peft.apply(shapes, peft.lora(8, targets=["q_proj", "v_proj"]))[2])
+    shapes = nnx.eval_shape(
+        lambda: models.quantize(from_config(fields, dtype=dtype), kind)
+    )
+    backbone = nnx.eval_shape(
+        lambda: peft.apply(shapes, peft.lora(8, targets=["q_proj", "v_proj"]))[2]
+    )
     layers, others = 106_168_320, 28_346_688
     n_scales = layers // 64  # 55,296 a layer: whole blocks of 256, matrix by matrix
     per_scale = {"int8": 4, "nf4": 4, "nf4_double": 1}[kind] * n_scales
@@ -122,7 +139,9 @@ def tree_of(model, targets=("q_proj", "v_proj")):
 
 def loss_of(graphdef):
     def loss(delta, backbone, ids):
-        losses, mask = models.next_token_losses(nnx.merge(graphdef, delta, backbone), ids)
+        losses, mask = models.next_token_losses(
+            nnx.merge(graphdef, delta, backbone), ids
+        )
         return losses.sum(-1) / mask.sum(-1)
 
     return loss
@@ -133,25 +152,47 @@ def test_a_gradient_holds_no_dense_copy_of_the_layers(random_llama, kind):
     graphdef, delta, backbone = tree_of(models.quantize(random_llama(CONFIG), kind))
     loss = loss_of(graphdef)
     step = jax.jit(jax.grad(lambda *args: loss(*args).sum()))
-    temporary = step.lower(delta, backbone, np.zeros((1, 4), np.int32)).compile().memory_analysis().temp_size_in_bytes
+    temporary = (
+        step.lower(delta, backbone, np.zeros((1, 4), np.int32))
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
     dense = 24 * 4 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256)
-    print(f"{kind}: temporary {temporary} bytes; all layers dense {dense}, stored {nbytes(backbone)}")
+    print(
+        f"{kind}: temporary {temporary} bytes; all layers dense {dense}, stored {nbytes(backbone)}"
+    )
     assert temporary < dense / 8
 
 
-def test_rounds_over_nf4_train_lora_and_leave_the_blocks_alone(random_llama, noisy_copies):
+def test_rounds_over_nf4_train_lora_and_leave_the_blocks_alone(
+    random_llama, noisy_copies
+):
     config = models.LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=32, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        tie_word_embeddings=True,
+    )
     model = models.quantize(random_llama(config), "nf4")
     graphdef, delta, backbone = tree_of(model)
     before = jax.tree.map(np.array, backbone)
     rng, loss = np.random.default_rng(0), loss_of(graphdef)
-    clients = [{"ids": np.tile(rng.integers(0, 64, (n, 3)), 3).astype(np.int32)} for n in (4, 2, 3, 4)]
+    clients = [
+        {"ids": np.tile(rng.integers(0, 64, (n, 3)), 3).astype(np.int32)}
+        for n in (4, 2, 3, 4)
+    ]
     simulator = ffm.Simulator(
         ffm.fedavg(
-            ffm.Task(lambda delta, backbone, batch, key: (loss(delta, backbone, batch["ids"]), {})),
+            ffm.Task(
+                lambda delta, backbone, batch, key: (
+                    loss(delta, backbone, batch["ids"]),
+                    {},
+                )
+            ),
             optax.adam(3e-2),
             local_steps=2,
             batch_size=4,
@@ -165,14 +206,19 @@ def test_rounds_over_nf4_train_lora_and_leave_the_blocks_alone(random_llama, noi
     state, metrics = simulator.run(simulator.init(delta), 8)
     assert metrics["loss"][-1] < 0.9 * metrics["loss"][0]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.delta))
-    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(simulator.backbone), strict=True):
+    for old, new in zip(
+        jax.tree.leaves(before), jax.tree.leaves(simulator.backbone), strict=True
+    ):
         np.testing.assert_array_equal(old, new)
 
-    # Each client with adapters of its own, over the blocks and over dense weights of the same values.
+    # Each client with adapters of its own, over the blocks and over dense weights of
+    # the same values.
     deltas = noisy_copies(state.delta, 3, 0.1)
     ids = rng.integers(0, 64, (3, 2, 9)).astype(np.int32)
     found, expected = (
-        reference.quick_jit(jax.vmap(loss_of(parts[0]), (0, None, 0)))(deltas, parts[2], ids)
+        reference.quick_jit(jax.vmap(loss_of(parts[0]), (0, None, 0)))(
+            deltas, parts[2], ids
+        )
         for parts in (tree_of(model), tree_of(models.dequantize(model)))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -192,30 +238,69 @@ FAMILIES = {
         hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=4
     ),
 }  # fmt: skip
-INSIDE = {"albert": 6, "bert": 6, "distilbert": 6, "gpt2": 4, "t5": 16, "vit": 6}  # linear layers of a layer
+INSIDE = {
+    "albert": 6,
+    "bert": 6,
+    "distilbert": 6,
+    "gpt2": 4,
+    "t5": 16,
+    "vit": 6,
+}  # linear layers of a layer
 
 
 def random_model(fields):
     """A classifier with numpy's random numbers: drawing by jax.random compiles for every shape."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: from_config(fields, num_labels=2)))
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: from_config(fields, num_labels=2))
+    )
     rng = np.random.default_rng(0)
-    draw = lambda path, v: v.replace(jnp.asarray((path[-1] == "scale") + 0.1 * rng.normal(size=v.shape), v.dtype))
-    return nnx.merge(graphdef, nnx.from_flat_state([(path, draw(path, v)) for path, v in nnx.to_flat_state(state)]))
+
+    def draw(path, v):
+        return v.replace(
+            jnp.asarray((path[-1] == "scale") + 0.1 * rng.normal(size=v.shape), v.dtype)
+        )
+
+    return nnx.merge(
+        graphdef,
+        nnx.from_flat_state(
+            [(path, draw(path, v)) for path, v in nnx.to_flat_state(state)]
+        ),
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_of_every_family_and_nothing_outside_of_them(family):
     model = random_model({"model_type": family, **FAMILIES[family]})
     found = models.quantize(model, "nf4")
-    blocks = [path for path, _ in nnx.to_flat_state(nnx.state(found, Frozen)) if path[-1] == "codes"]
+    blocks = [
+        path
+        for path, _ in nnx.to_flat_state(nnx.state(found, Frozen))
+        if path[-1] == "codes"
+    ]
     assert len(blocks) == INSIDE[family]
-    heads = {"pooler", "classifier", "pre_classifier", "classification_head", "score", "projection", "embeddings"}
+    heads = {
+        "pooler",
+        "classifier",
+        "pre_classifier",
+        "classification_head",
+        "score",
+        "projection",
+        "embeddings",
+    }
     assert not any(set(map(str, path)) & heads for path in blocks)
-    inputs = np.ones((2, 3, 8, 8), np.float32) if family == "vit" else np.array([[3, 9, 4, 1], [5, 8, 2, 1]])
+    inputs = (
+        np.ones((2, 3, 8, 8), np.float32)
+        if family == "vit"
+        else np.array([[3, 9, 4, 1], [5, 8, 2, 1]])
+    )
     dense = models.dequantize(found)
     assert jax.tree.structure(nnx.state(dense)) == jax.tree.structure(nnx.state(model))
-    forward = reference.quick_jit(lambda graphdef, state: nnx.merge(graphdef, state)(inputs), static_argnums=0)
-    np.testing.assert_allclose(forward(*nnx.split(found)), forward(*nnx.split(dense)), atol=1e-5)
+    forward = reference.quick_jit(
+        lambda graphdef, state: nnx.merge(graphdef, state)(inputs), static_argnums=0
+    )
+    np.testing.assert_allclose(
+        forward(*nnx.split(found)), forward(*nnx.split(dense)), atol=1e-5
+    )
 
 
 def test_what_would_train_blocks_is_refused(holder):
@@ -226,7 +311,10 @@ def test_what_would_train_blocks_is_refused(holder):
         peft.by_path(lambda path: path.startswith("layers")),
         peft.lora(2, targets="out", modules_to_save=["layers.0"]),
     ):
-        with pytest.raises(ValueError, match=r"train quantised weights, which have no gradient \(.*codes"):
+        with pytest.raises(
+            ValueError,
+            match=r"train quantised weights, which have no gradient \(.*codes",
+        ):
             peft.apply(model, method)
     with pytest.raises(ValueError, match="dense kernel, got LowBitLinear"):
         peft.apply(model, peft.dora(2, targets="layers"))
@@ -235,17 +323,25 @@ def test_what_would_train_blocks_is_refused(holder):
 
 
 def test_unknown_kinds_and_odd_widths(holder, tiny_bert):
-    with pytest.raises(ValueError, match="expected kind 'int8', 'nf4', 'nf4_double', got 'fp4'"):
+    with pytest.raises(
+        ValueError, match="expected kind 'int8', 'nf4', 'nf4_double', got 'fp4'"
+    ):
         models.quantize(holder, "fp4")
-    with pytest.raises(ValueError, match="no dense linear layer to quantise, targets='query'"):
+    with pytest.raises(
+        ValueError, match="no dense linear layer to quantise, targets='query'"
+    ):
         models.quantize(holder, "nf4", targets="query")
-    with pytest.raises(ValueError, match=r"layers\.0 has 128 inputs, no multiple of block_size=48"):
+    with pytest.raises(
+        ValueError, match=r"layers\.0 has 128 inputs, no multiple of block_size=48"
+    ):
         models.quantize(holder, "nf4", block_size=48)
     with pytest.raises(ValueError, match="even block_size >= 2, got 7"):
         models.quantize(holder, "nf4", block_size=7)
     with pytest.raises(ValueError, match="has 16 inputs, no multiple of block_size=64"):
         models.from_pretrained(tiny_bert, frozen="nf4")
-    assert models.quantize(holder, "nf4", targets="^out$", block_size=8).out.linear_shape == (OUT, 2)
+    assert models.quantize(
+        holder, "nf4", targets="^out$", block_size=8
+    ).out.linear_shape == (OUT, 2)
 
 
 def test_merged_and_saved_from_dense_weights_only(tmp_path):
@@ -256,7 +352,9 @@ def test_merged_and_saved_from_dense_weights_only(tmp_path):
     graphdef, delta, backbone = peft.apply(found, peft.lora(2, targets="query|value"))
     delta = jax.tree.map(lambda leaf: leaf + 0.05, delta)
     adapted = nnx.merge(graphdef, delta, backbone)
-    with pytest.raises(ValueError, match="LowBitLinear has quantised weights, which hold no sums"):
+    with pytest.raises(
+        ValueError, match="LowBitLinear has quantised weights, which hold no sums"
+    ):
         peft.merge(adapted)
     with pytest.raises(ValueError, match="this model's are quantised"):
         peft.save_merged(tmp_path / "no", found, fields)

@@ -23,7 +23,10 @@ def unpacked(packed, name):
     """The texts' stretches, in the order of rows."""
     found = []
     for row, segments in enumerate(packed["attention_mask"]):
-        found += [tuple(packed[name][row][segments == text]) for text in range(1, segments.max() + 1)]
+        found += [
+            tuple(packed[name][row][segments == text])
+            for text in range(1, segments.max() + 1)
+        ]
     return found
 
 
@@ -37,15 +40,21 @@ def test_every_text_is_there_once_and_rows_are_not_overfull(sizes, length):
             tuple(row[:n]) for row, n in zip(arrays[name], sizes, strict=True)
         )
     used = (packed["attention_mask"] > 0).sum(axis=1)
-    # First fit: no two rows are less than half full, else the later one's texts would lie in the earlier.
+    # First fit: no two rows are less than half full, else the later one's texts would
+    # lie in the earlier.
     assert (used <= length / 2).sum() <= 1
 
 
 def test_losses_and_gradients_of_packed_texts_equal_those_of_single_ones(random_llama):
     config = models.LlamaConfig(
-        vocab_size=37, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=37,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     model = random_llama(config)
     arrays = texts([9, 4, 16, 7, 3, 11])
     packed = models.pack(arrays, 24)
@@ -53,14 +62,26 @@ def test_losses_and_gradients_of_packed_texts_equal_those_of_single_ones(random_
     score = jax.jit(lambda batch: models.next_token_losses(model, **batch, chunk=5))
     alone, counted = map(np.asarray, score(arrays))
     together, packed_counted = map(np.asarray, score(packed))
-    expected = sorted(tuple(np.round(row[mask], 4)) for row, mask in zip(alone, counted, strict=True))
-    found = unpacked({"x": np.pad(together, ((0, 0), (1, 0))), "attention_mask": packed["attention_mask"]}, "x")
+    expected = sorted(
+        tuple(np.round(row[mask], 4)) for row, mask in zip(alone, counted, strict=True)
+    )
+    found = unpacked(
+        {
+            "x": np.pad(together, ((0, 0), (1, 0))),
+            "attention_mask": packed["attention_mask"],
+        },
+        "x",
+    )
     np.testing.assert_allclose(
-        np.concatenate(sorted(tuple(np.round(row[2:], 4)) for row in found)), np.concatenate(expected), atol=2e-4
+        np.concatenate(sorted(tuple(np.round(row[2:], 4)) for row in found)),
+        np.concatenate(expected),
+        atol=2e-4,
     )
     assert packed_counted.sum() == counted.sum()
     # The same without masks between texts is another number: the check can fail.
-    leaking = score({**packed, "attention_mask": (packed["attention_mask"] > 0).astype(np.int32)})[0]
+    leaking = score(
+        {**packed, "attention_mask": (packed["attention_mask"] > 0).astype(np.int32)}
+    )[0]
     assert abs(float(leaking.sum()) - float(alone.sum())) > 0.05
 
 
@@ -68,12 +89,16 @@ def test_mean_over_texts_weighs_texts_alike():
     losses = np.array([[2.0, 4.0, 9.0, 0.0, 5.0]], np.float32)
     mask = np.array([[True, True, True, False, True]])
     segments = np.array([[1, 1, 2, 2, 3]])
-    assert float(models.mean_over_texts(losses, mask, segments)[0]) == pytest.approx((3 + 9 + 5) / 3)
+    assert float(models.mean_over_texts(losses, mask, segments)[0]) == pytest.approx(
+        (3 + 9 + 5) / 3
+    )
     assert float(models.mean_over_texts(losses, np.zeros_like(mask), segments)[0]) == 0
 
 
 def test_positions_restart_at_every_text_and_skip_padding():
-    rows = np.array([[0, 0, 1, 1, 1, 0, 0], [1, 1, 2, 2, 2, 3, 0], [1, 0, 1, 1, 0, 1, 1]])
+    rows = np.array(
+        [[0, 0, 1, 1, 1, 0, 0], [1, 1, 2, 2, 2, 3, 0], [1, 0, 1, 1, 0, 1, 1]]
+    )
     expected = [[0, 1, 2], [0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4]]
     found = np.asarray(count_positions(rows))
     for row, segments, positions in zip(found, rows, expected, strict=True):

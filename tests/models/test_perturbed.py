@@ -1,4 +1,6 @@
-"""Forward passes at w + c z that draw z where a parameter is read: the same numbers, and no second model in memory."""
+"""Forward passes at w + c z that draw z where a parameter is read: the same numbers,
+and no second model in memory.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,9 @@ def test_an_encoder_reads_the_shifted_parameters(tiny_bert):
 
     @jax.jit
     def logits(delta, key):
-        of = lambda graphdef, delta: nnx.merge(graphdef, delta)(IDS, MASK)
+        def of(graphdef, delta):
+            return nnx.merge(graphdef, delta)(IDS, MASK)
+
         lazily = perturb(delta, key, SCALE)
         return (
             of(as_it_came, shift(delta, key, SCALE)),
@@ -49,7 +53,10 @@ def test_a_decoder_and_its_tied_head_likewise(tiny_llama, monkeypatch):
     """The head draws 30 rows of the vocabulary at a time, the last block being smaller."""
     model = models.from_pretrained(tiny_llama)
     graphdef, delta = nnx.split(read_by_rows(model))
-    embed = lambda delta: nnx.merge(graphdef, delta).model.embed_tokens
+
+    def embed(delta):
+        return nnx.merge(graphdef, delta).model.embed_tokens
+
     n, width = embed(delta).embedding.shape
     monkeypatch.setattr(perturbed, "BLOCK", 30 * width + 1)
     assert n % 30
@@ -60,7 +67,11 @@ def test_a_decoder_and_its_tied_head_likewise(tiny_llama, monkeypatch):
             model = nnx.merge(graphdef, delta)
             return model.model.embed_tokens.attend(model.hidden(IDS, MASK))
 
-        return nnx.merge(graphdef, shift(delta, key, SCALE))(IDS, MASK), of(perturb(delta, key, SCALE)), of(delta)
+        return (
+            nnx.merge(graphdef, shift(delta, key, SCALE))(IDS, MASK),
+            of(perturb(delta, key, SCALE)),
+            of(delta),
+        )
 
     expected, found, unmoved = logits(delta, KEY)
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -77,9 +88,19 @@ def test_an_id_past_the_end_is_nan_as_in_flax():
 
 @pytest.fixture(scope="module")
 def large():
-    """(graphdef, delta, loss) of an encoder of 6 layers, d = 128, with an embedding of the same size as the layers."""
-    config = BertConfig(9000, hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512)
-    graphdef, delta = nnx.split(read_by_rows(BertForSequenceClassification(config, 2, "mean", nnx.Rngs(0))))
+    """(graphdef, delta, loss) of an encoder of 6 layers, d = 128, with an embedding of
+    the same size as the layers.
+    """
+    config = BertConfig(
+        9000,
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=512,
+    )
+    graphdef, delta = nnx.split(
+        read_by_rows(BertForSequenceClassification(config, 2, "mean", nnx.Rngs(0)))
+    )
 
     def loss(delta, backbone, batch, key):
         logits = nnx.merge(graphdef, delta)(batch["ids"])
@@ -96,10 +117,17 @@ def temporary(f, *arguments) -> int:
 def test_no_perturbed_copy_exists(large):
     delta, loss = large
     model, layer = nbytes(delta), nbytes(delta["bert"]["encoder"]) / 6
-    mean = lambda delta: jnp.mean(loss(delta, (), {"ids": IDS}, None)[0])
+
+    def mean(delta):
+        return jnp.mean(loss(delta, (), {"ids": IDS}, None)[0])
+
     forward = temporary(mean, delta)
-    lazily = temporary(lambda delta, key, scale: mean(perturb(delta, key, scale)), delta, KEY, SCALE)
-    copied = temporary(lambda delta, key, scale: mean(shift(delta, key, scale)), delta, KEY, SCALE)
+    lazily = temporary(
+        lambda delta, key, scale: mean(perturb(delta, key, scale)), delta, KEY, SCALE
+    )
+    copied = temporary(
+        lambda delta, key, scale: mean(shift(delta, key, scale)), delta, KEY, SCALE
+    )
     assert forward < model / 4
     assert lazily < forward + 1.1 * layer
     assert copied > forward + 3 * layer
@@ -110,25 +138,36 @@ def test_a_client_at_work_holds_its_own_model_and_one_forward_pass(large):
     model, batch = nbytes(delta), {"ids": jnp.asarray(IDS)}
 
     def step(lazy):
-        algorithm = fedkseed(ffm.Task(loss), 1e-3, n_seeds=64, local_steps=2, batch_size=3, lazy=lazy)
+        algorithm = fedkseed(
+            ffm.Task(loss), 1e-3, n_seeds=64, local_steps=2, batch_size=3, lazy=lazy
+        )
         (exchange,) = algorithm.exchanges
 
         def work(delta, key):
             master = jnp.zeros(2, jnp.uint32)
             message = {"delta": delta, "master": master, "accumulators": jnp.zeros(64)}
             mask = jnp.ones(3, bool)
-            data = ClientData(*(jnp.int32(i) for i in (0, 0, 3, 2)), lambda i: (batch, mask), jnp.int32(0))
+            data = ClientData(
+                *(jnp.int32(i) for i in (0, 0, 3, 2)),
+                lambda i: (batch, mask),
+                jnp.int32(0),
+            )
             return exchange.client((), message)(message, (), data, key).upload
 
         return jax.jit(work).lower(delta, KEY).compile()
 
     lazy, dense = step(True), step(False)
     forward = temporary(lambda delta: jnp.mean(loss(delta, (), batch, None)[0]), delta)
-    needs = lambda program: program.memory_analysis().temp_size_in_bytes
+
+    def needs(program):
+        return program.memory_analysis().temp_size_in_bytes
+
     layer = nbytes(delta["bert"]["encoder"]) / 6
     assert needs(lazy) < model + forward + 1.1 * layer
     assert needs(dense) > model + forward + 3 * layer
     sent, expected = lazy(delta, KEY), dense(delta, KEY)
     np.testing.assert_array_equal(sent["seed"], expected["seed"])
-    np.testing.assert_allclose(sent["scalar"], expected["scalar"], atol=5e-3)  # (f - f) / 1e-3, f rounded to 1e-7
+    np.testing.assert_allclose(
+        sent["scalar"], expected["scalar"], atol=5e-3
+    )  # (f - f) / 1e-3, f rounded to 1e-7
     assert np.abs(expected["scalar"]).min() > 0.05

@@ -11,7 +11,12 @@ from fedjax_fm import models
 
 def word_tokenizer(**words) -> Tokenizer:
     """[CLS] and [SEP] around words."""
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film"])}
+    vocabulary = {
+        word: i
+        for i, word in enumerate(
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film"]
+        )
+    }
     tokenizer = Tokenizer(token_models.WordLevel(vocabulary, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -42,9 +47,13 @@ def test_what_is_no_text_is_refused_by_row(name):
         models.tokenize(word_tokenizer(), ["good", "bad", value, None], 8)
 
 
-@pytest.mark.parametrize("bad", ["good film", b"good", None, 3, {"text": ["good"]}, np.str_("good")])
+@pytest.mark.parametrize(
+    "bad", ["good film", b"good", None, 3, {"text": ["good"]}, np.str_("good")]
+)
 def test_what_is_no_list_of_texts(bad):
-    with pytest.raises(TypeError, match=rf"expected a list of texts, got .*{type(bad).__name__}"):
+    with pytest.raises(
+        TypeError, match=rf"expected a list of texts, got .*{type(bad).__name__}"
+    ):
         models.tokenize(word_tokenizer(), bad, 8)
 
 
@@ -69,12 +78,20 @@ def test_padding_ids(value):
 
 
 def test_padding_is_the_tokenizers_own():
-    assert models.tokenize(word_tokenizer(), ["good"], 6)["input_ids"].tolist() == [[2, 4, 3, 0, 0, 0]]
+    assert models.tokenize(word_tokenizer(), ["good"], 6)["input_ids"].tolist() == [
+        [2, 4, 3, 0, 0, 0]
+    ]
     roberta = word_tokenizer()
     roberta.enable_padding(pad_id=1, pad_token="<pad>")
-    assert models.tokenize(roberta, ["good"], 6)["input_ids"].tolist() == [[2, 4, 3, 1, 1, 1]]
-    assert models.tokenize(roberta, ["good"], 5, pad_id=6)["input_ids"].tolist() == [[2, 4, 3, 6, 6]]
-    names = Tokenizer(token_models.WordLevel({"good": 0, "<unk>": 1, "<pad>": 2}, "<unk>"))
+    assert models.tokenize(roberta, ["good"], 6)["input_ids"].tolist() == [
+        [2, 4, 3, 1, 1, 1]
+    ]
+    assert models.tokenize(roberta, ["good"], 5, pad_id=6)["input_ids"].tolist() == [
+        [2, 4, 3, 6, 6]
+    ]
+    names = Tokenizer(
+        token_models.WordLevel({"good": 0, "<unk>": 1, "<pad>": 2}, "<unk>")
+    )
     names.add_special_tokens(["<pad>"])
     assert models.tokenize(names, ["good"], 4)["input_ids"].tolist() == [[0, 2, 2, 2]]
 
@@ -92,7 +109,13 @@ def test_the_tokenizer_is_left_as_it_was():
         models.tokenize(tokenizer, ["\ud800"], 4)
     assert (tokenizer.truncation, tokenizer.padding) == before
     assert tokenizer.encode("good").ids == expected
-    chat = models.Chat(tokenizer, "{{ messages[0].content }}", {}, 3, 0)
+    chat = models.Chat(
+        tokenizer=tokenizer,
+        template="{{ messages[0].content }}",
+        variables={},
+        eos_token_id=3,
+        pad_token_id=0,
+    )
     assert len(chat.prompt_ids([{"role": "user", "content": "bad " * 9}])) == 9
     assert (tokenizer.truncation, tokenizer.padding) == before
 
@@ -100,7 +123,11 @@ def test_the_tokenizer_is_left_as_it_was():
 def test_a_tokenizer_of_transformers_is_taken():
     transformers = pytest.importorskip("transformers")
     theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=word_tokenizer(), pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=word_tokenizer(),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
     )
     expected = theirs(TEXTS, padding="max_length", truncation=True, max_length=6)
     found = models.tokenize(theirs, TEXTS, 6)
@@ -108,7 +135,9 @@ def test_a_tokenizer_of_transformers_is_taken():
         assert found[name].tolist() == expected[name]
     again = theirs(TEXTS)  # its own settings are untouched
     assert max(map(len, again["input_ids"])) == 11
-    with pytest.raises(TypeError, match=r"expected a tokenizer of `tokenizers`.*CharacterTokenizer"):
+    with pytest.raises(
+        TypeError, match=r"expected a tokenizer of `tokenizers`.*CharacterTokenizer"
+    ):
         models.tokenize(type("CharacterTokenizer", (), {})(), TEXTS, 6)
     for bad in ("bert-base-uncased", None, families.WEATHER):
         with pytest.raises(TypeError, match="expected a tokenizer of `tokenizers`"):

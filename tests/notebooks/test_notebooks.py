@@ -27,14 +27,24 @@ def test_new_algorithm(monkeypatch):
 
 
 def test_the_algorithm_is_about_thirty_lines():
-    (source,) = [text for cell in cells("new_algorithm.ipynb") if "def scaffold" in (text := "".join(cell["source"]))]
+    (source,) = [
+        text
+        for cell in cells("new_algorithm.ipynb")
+        if "def scaffold" in (text := "".join(cell["source"]))
+    ]
     lines = [line for line in source.splitlines() if line.strip()]
     assert len(lines) <= 33
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.name
+)
 def test_notebooks_are_stored_executed_and_without_errors(path):
     code = [cell for cell in cells(path.name) if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] for cell in code)
-    assert not [out for cell in code for out in cell["outputs"] if out["output_type"] == "error"]
-    assert any("image/png" in out.get("data", {}) for cell in code for out in cell["outputs"])
+    assert not [
+        out for cell in code for out in cell["outputs"] if out["output_type"] == "error"
+    ]
+    assert any(
+        "image/png" in out.get("data", {}) for cell in code for out in cell["outputs"]
+    )

@@ -35,19 +35,27 @@ def small(family, num_labels=None):
 def test_what_is_saved_is_read_back_bit_for_bit(family, tmp_path, by_path):
     model, fields = small(family)
     peft.save_merged(tmp_path, model, fields)
-    before, after = (by_path(nnx.state(m)) for m in (model, models.from_pretrained(tmp_path)))
+    before, after = (
+        by_path(nnx.state(m)) for m in (model, models.from_pretrained(tmp_path))
+    )
     assert before.keys() == after.keys()
     for path, leaf in before.items():
         np.testing.assert_array_equal(leaf, after[path], err_msg=path)
 
 
-@pytest.mark.parametrize(("family", "kind"), [("bert", "BertModel"), ("llama", "LlamaForCausalLM")])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("bert", "BertModel"), ("llama", "LlamaForCausalLM")]
+)
 def test_transformers_reads_a_tuned_model(family, kind, tmp_path, shaken, run):
-    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    transformers, torch = (
+        pytest.importorskip("transformers"),
+        pytest.importorskip("torch"),
+    )
     model, fields = small(family)
     targets = ["query"] if family == "bert" else ["q_proj"]
     method = peft.combine(
-        peft.lora(2, targets=targets), peft.on_layers(peft.by_path(lambda p: "orm" in p), [1], modules_to_save=())
+        peft.lora(2, targets=targets),
+        peft.on_layers(peft.by_path(lambda p: "orm" in p), [1], modules_to_save=()),
     )
     graphdef, delta, backbone = peft.apply(model, method)
     parts = graphdef, shaken(delta, 0.5), backbone
@@ -60,8 +68,13 @@ def test_transformers_reads_a_tuned_model(family, kind, tmp_path, shaken, run):
 
 def test_adapters_of_other_kinds_are_refused(tmp_path):
     model, fields = small("llama")
-    for method, where in ((peft.prefix_tuning(2), "self_attn.prefix"), (peft.houlsby(2), "o_proj")):
-        with pytest.raises(ValueError, match=f"no place in a model's own files: .*{where}"):
+    for method, where in (
+        (peft.prefix_tuning(2), "self_attn.prefix"),
+        (peft.houlsby(2), "o_proj"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"no place in a model's own files: .*{where}"
+        ):
             peft.save_merged(tmp_path, nnx.merge(*peft.apply(model, method)), fields)
     with pytest.raises(ValueError, match="Linear has no counterpart"):
         peft.save_merged(tmp_path, nnx.Linear(2, 2, rngs=nnx.Rngs(0)), {})

@@ -23,11 +23,23 @@ ROWS = [
             "share_a": "flag",
         },
     ),
-    Row(peft.dora, LORA, {"rank": "whole", "alpha": "real?", "use_rslora": "flag", "dropout": "real"}),
-    Row(lora_sb, {**LORA, "updates": {}}, {"rank": "whole", "alpha": "real?", "start": "choice"}),
+    Row(
+        peft.dora,
+        LORA,
+        {"rank": "whole", "alpha": "real?", "use_rslora": "flag", "dropout": "real"},
+    ),
+    Row(
+        lora_sb,
+        {**LORA, "updates": {}},
+        {"rank": "whole", "alpha": "real?", "start": "choice"},
+    ),
     Row(lora_xs, LORA, {"rank": "whole", "alpha": "real?"}),
     Row(peft.bitfit, {}, {"which": "choice"}),
-    Row(peft.houlsby, {"bottleneck": 2}, {"bottleneck": "whole", "act": "choice", "std": "real", "norms": "flag"}),
+    Row(
+        peft.houlsby,
+        {"bottleneck": 2},
+        {"bottleneck": "whole", "act": "choice", "std": "real", "norms": "flag"},
+    ),
     Row(
         peft.parallel_adapter,
         {"bottleneck": 2},
@@ -38,14 +50,23 @@ ROWS = [
         {"n_tokens": 2},
         {"n_tokens": "whole", "hidden": "whole?", "std": "real?", "init": "choice"},
     ),
-    Row(peft.prefix_tuning, {"n_tokens": 2, "hidden": 3}, {"width": "whole?"}, "prefix_tuning with a network"),
+    Row(
+        peft.prefix_tuning,
+        {"n_tokens": 2, "hidden": 3},
+        {"width": "whole?"},
+        "prefix_tuning with a network",
+    ),
     Row(
         peft.p_tuning_v2,
         {"n_tokens": 2},
         {"n_tokens": "whole", "encoder": "choice", "hidden": "whole", "init": "choice"},
     ),
     Row(peft.prompt_tuning, {"n_tokens": 2}, {"n_tokens": "whole"}),
-    Row(peft.vpt, {"n_tokens": 2}, {"n_tokens": "whole", "mode": "choice", "dropout": "real"}),
+    Row(
+        peft.vpt,
+        {"n_tokens": 2},
+        {"n_tokens": "whole", "mode": "choice", "dropout": "real"},
+    ),
     Row(instance_mix, FEATURES, {"omega_max": "real", "omega_weighs": "choice"}),
     Row(
         pooled,
@@ -53,7 +74,14 @@ ROWS = [
         {"by": "choice"},
     ),
 ]
-FACTORIES = [row.make for row in ROWS] + [peft.ia3, peft.head, peft.full, peft.on_layers, peft.combine, peft.by_path]
+FACTORIES = [row.make for row in ROWS] + [
+    peft.ia3,
+    peft.head,
+    peft.full,
+    peft.on_layers,
+    peft.combine,
+    peft.by_path,
+]
 
 
 @pytest.mark.parametrize(("row", "parameter", "value"), cases(ROWS))
@@ -80,9 +108,18 @@ def test_the_table_has_every_number_flag_and_choice():
         (lambda: peft.on_layers(peft.full(), ["1"]), "layers='1'"),
         (lambda: peft.prompt_tuning(1, init_ids=[1.5]), "init_ids=1.5"),
         (lambda: peft.prompt_tuning(1, init_ids=[True]), "init_ids=True"),
-        (lambda: peft.prefix_tuning(2, width=4), "width=4 is that of a network's tokens"),
-        (lambda: peft.prefix_tuning(2, hidden=4, std=0.1), "std=0.1 is of keys and values that start small"),
-        (lambda: peft.prefix_tuning(2, init="torch", std=0.1), "std=0.1 is of keys and values"),
+        (
+            lambda: peft.prefix_tuning(2, width=4),
+            "width=4 is that of a network's tokens",
+        ),
+        (
+            lambda: peft.prefix_tuning(2, hidden=4, std=0.1),
+            "std=0.1 is of keys and values that start small",
+        ),
+        (
+            lambda: peft.prefix_tuning(2, init="torch", std=0.1),
+            "std=0.1 is of keys and values",
+        ),
         (lambda: instance_mix(**FEATURES, omega_max=1.5), "omega_max=1.5"),
     ],
 )

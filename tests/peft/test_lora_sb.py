@@ -11,7 +11,13 @@ import pytest
 from flax import nnx
 
 from fedjax_fm import peft, trees
-from fedjax_fm.peft.lora_sb import LoRASBLinear, first_gradients, first_updates, lora_sb, lora_xs
+from fedjax_fm.peft.lora_sb import (
+    LoRASBLinear,
+    first_gradients,
+    first_updates,
+    lora_sb,
+    lora_xs,
+)
 
 SIZES, N = (6, 5, 3), 7  # of a network of two layers, rows of a batch
 RATE = 0.03
@@ -35,20 +41,30 @@ def net():
 
 def batch(seed):
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(N, SIZES[0])).astype(np.float32), rng.integers(0, SIZES[2], N)
+    return rng.normal(size=(N, SIZES[0])).astype(np.float32), rng.integers(
+        0, SIZES[2], N
+    )
 
 
 def cross_entropy(model, seed=0):
     x, y = batch(seed)
-    return optax.softmax_cross_entropy_with_integer_labels(model(jnp.asarray(x)), jnp.asarray(y)).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(
+        model(jnp.asarray(x)), jnp.asarray(y)
+    ).mean()
 
 
 def numbers(tree):
-    return {trees.path_of(path): np.asarray(leaf, np.float64) for path, leaf in jax.tree.leaves_with_path(tree)}
+    return {
+        trees.path_of(path): np.asarray(leaf, np.float64)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
 
 
 def kernels(model):
-    return {name: np.asarray(getattr(model, name).kernel[...], np.float64) for name in ("up", "down")}
+    return {
+        name: np.asarray(getattr(model, name).kernel[...], np.float64)
+        for name in ("up", "down")
+    }
 
 
 def adapted_kernels(parts):
@@ -78,7 +94,12 @@ def torch_gradient_sums(net, seeds):
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_the_start_is_the_best_approximation_of_the_authors_update(net, rank, alpha):
     """-rate * sign(sum of gradients), its truncated SVD, R the singular values over the scaling."""
-    ours = [first_gradients(net, lambda m, seed=s: cross_entropy(m, seed), targets="up|down") for s in (0, 1)]
+    ours = [
+        first_gradients(
+            net, lambda m, seed=s: cross_entropy(m, seed), targets="up|down"
+        )
+        for s in (0, 1)
+    ]
     summed = jax.tree.map(jnp.add, *ours)
     theirs = torch_gradient_sums(net, (0, 1))
     updates = first_updates(summed, RATE)
@@ -88,10 +109,14 @@ def test_the_start_is_the_best_approximation_of_the_authors_update(net, rank, al
     for name, gradient in theirs.items():
         np.testing.assert_allclose(summed[name], gradient, rtol=1e-4, atol=1e-6)
         step = -RATE * np.sign(gradient)
-        np.testing.assert_allclose(found[name] - before[name], truncated(step, rank), atol=2e-6)
+        np.testing.assert_allclose(
+            found[name] - before[name], truncated(step, rank), atol=2e-6
+        )
         singular = np.linalg.svd(step, compute_uv=False)[:rank]
         scaling = 1.0 if alpha is None else alpha / rank
-        np.testing.assert_allclose(trained[f"{name}.lora_r"], np.diag(singular) / scaling, atol=2e-6)
+        np.testing.assert_allclose(
+            trained[f"{name}.lora_r"], np.diag(singular) / scaling, atol=2e-6
+        )
         a, b = frozen[f"{name}.lora_a"], frozen[f"{name}.lora_b"]
         np.testing.assert_allclose(a.T @ a, np.eye(rank), atol=1e-5)
         np.testing.assert_allclose(b @ b.T, np.eye(rank), atol=1e-5)
@@ -99,7 +124,9 @@ def test_the_start_is_the_best_approximation_of_the_authors_update(net, rank, al
 
 def test_at_full_rank_the_start_is_the_first_step_of_adam(net):
     gradients = first_gradients(net, cross_entropy, targets=["down"])
-    parts = peft.apply(net, lora_sb(3, targets=["down"], updates=first_updates(gradients, RATE)))
+    parts = peft.apply(
+        net, lora_sb(3, targets=["down"], updates=first_updates(gradients, RATE))
+    )
     adam = optax.adam(RATE, eps=0.0)
     kernel = net.down.kernel[...]
     step, _ = adam.update(gradients["down"], adam.init(kernel))
@@ -107,10 +134,16 @@ def test_at_full_rank_the_start_is_the_first_step_of_adam(net):
 
 
 def test_the_first_gradient_of_r_is_the_full_gradient_between_the_directions(net):
-    """With orthonormal A and B, A g_R B is the projection of the kernel's gradient: no scaling is needed."""
+    """With orthonormal A and B, A g_R B is the projection of the kernel's gradient: no
+    scaling is needed.
+    """
     updates = first_updates(first_gradients(net, cross_entropy, targets=["up"]), RATE)
-    graphdef, delta, backbone = peft.apply(net, lora_sb(2, targets=["up"], updates=updates))
-    of_r = jax.grad(lambda delta: cross_entropy(nnx.merge(graphdef, delta, backbone)))(delta)
+    graphdef, delta, backbone = peft.apply(
+        net, lora_sb(2, targets=["up"], updates=updates)
+    )
+    of_r = jax.grad(lambda delta: cross_entropy(nnx.merge(graphdef, delta, backbone)))(
+        delta
+    )
     merged = peft.merge(nnx.merge(graphdef, delta, backbone))
     full = np.asarray(first_gradients(merged, cross_entropy, targets=["up"])["up"])
     a, b = (numbers(backbone)[f"up.lora_{kind}"] for kind in "ab")
@@ -119,7 +152,9 @@ def test_the_first_gradient_of_r_is_the_full_gradient_between_the_directions(net
 
 def test_the_start_at_zero_is_the_base_model_and_takes_updates_of_any_size(net):
     gradients = first_gradients(net, cross_entropy, targets="up|down")
-    parts = peft.apply(net, lora_sb(2, 6.0, targets="up|down", updates=gradients, start="zero"))
+    parts = peft.apply(
+        net, lora_sb(2, 6.0, targets="up|down", updates=gradients, start="zero")
+    )
     x = jnp.asarray(batch(0)[0])
     np.testing.assert_array_equal(nnx.merge(*parts)(x), net(x))
     frozen = numbers(parts[2])
@@ -127,19 +162,37 @@ def test_the_start_at_zero_is_the_base_model_and_takes_updates_of_any_size(net):
         a, b = frozen[f"{name}.lora_a"], frozen[f"{name}.lora_b"]
         projected = a @ (a.T @ np.asarray(matrix, np.float64) @ b.T) @ b
         np.testing.assert_allclose(projected, truncated(matrix, 2), atol=1e-5)
-    loss = lambda delta: cross_entropy(nnx.merge(parts[0], delta, parts[2]))
-    assert np.abs(numbers(jax.grad(loss)(parts[1]))["up.lora_r"]).max() > 1e-4  # it can start at zero
+
+    def loss(delta):
+        return cross_entropy(nnx.merge(parts[0], delta, parts[2]))
+
+    assert (
+        np.abs(numbers(jax.grad(loss)(parts[1]))["up.lora_r"]).max() > 1e-4
+    )  # it can start at zero
 
 
 def test_stacked_layers_start_each_from_their_own_update(bert, text, by_path):
     ids, mask = text
-    loss = lambda model: optax.softmax_cross_entropy_with_integer_labels(model(ids, mask), jnp.array([0, 1, 0])).mean()
+
+    def loss(model):
+        return optax.softmax_cross_entropy_with_integer_labels(
+            model(ids, mask), jnp.array([0, 1, 0])
+        ).mean()
+
     updates = first_updates(first_gradients(bert, loss, targets="query|value"), RATE)
-    _, delta, backbone = peft.apply(bert, lora_sb(2, 5.0, targets="query|value", updates=updates))
-    assert trees.size(delta) == 2 * 2 * 2**2 + 8 * 2 + 2  # layers x matrices x r^2, head
+    _, delta, backbone = peft.apply(
+        bert, lora_sb(2, 5.0, targets="query|value", updates=updates)
+    )
+    assert (
+        trees.size(delta) == 2 * 2 * 2**2 + 8 * 2 + 2
+    )  # layers x matrices x r^2, head
     trained, frozen = by_path(delta), by_path(backbone)
     for path, step in updates.items():
-        a, r, b = frozen[f"{path}.lora_a"], trained[f"{path}.lora_r"], frozen[f"{path}.lora_b"]
+        a, r, b = (
+            frozen[f"{path}.lora_a"],
+            trained[f"{path}.lora_r"],
+            frozen[f"{path}.lora_b"],
+        )
         np.testing.assert_allclose(2.5 * a @ r @ b, truncated(step, 2), atol=2e-6)
 
 
@@ -162,7 +215,11 @@ def test_lora_xs_starts_from_the_kernels_principal_part(net):
     for name, kernel in kernels(net).items():
         a, b = (numbers(parts[2])[f"{name}.lora_{kind}"] for kind in "ab")
         np.testing.assert_allclose(a @ b, truncated(kernel, 2), atol=2e-6)
-        np.testing.assert_allclose(a.T @ a, np.diag(np.linalg.svd(kernel, compute_uv=False)[:2] ** 2), atol=1e-5)
+        np.testing.assert_allclose(
+            a.T @ a,
+            np.diag(np.linalg.svd(kernel, compute_uv=False)[:2] ** 2),
+            atol=1e-5,
+        )
         assert 0 < np.abs(drawn[f"{name}.lora_r"]).max() < 5e-5
         assert not np.array_equal(drawn[f"{name}.lora_r"], again[f"{name}.lora_r"])
     assert not np.array_equal(drawn["up.lora_r"], drawn["down.lora_r"])
@@ -176,11 +233,16 @@ def test_lora_xs_draws_r_of_the_papers_deviation():
 
 def test_the_layer_is_x_w_plus_x_a_r_b():
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     base = nnx.Linear(5, 4, rngs=nnx.Rngs(0))
     layer = LoRASBLinear(base, draw(5, 2), draw(2, 2), draw(2, 4), scaling=1.5)
     x = draw(3, 5)
-    expected = base(x) + 1.5 * x @ (layer.lora_a[...] @ layer.lora_r[...] @ layer.lora_b[...])
+    expected = base(x) + 1.5 * x @ (
+        layer.lora_a[...] @ layer.lora_r[...] @ layer.lora_b[...]
+    )
     np.testing.assert_allclose(layer(x), expected, rtol=1e-5)
     holder: Any = peft.merge(nnx.Dict(layer=layer))
     merged = holder.layer
@@ -202,12 +264,24 @@ REFUSED = {
     "alpha NaN": (given(alpha=np.nan), "alpha=nan"),
     "a start that there is not": (given(start="raw"), "start='raw'"),
     "no updates": (given(updates=None), r"give updates=first_updates\(.*lora_xs"),
-    "updates of other layers": (given(updates={"down": jnp.ones((5, 3))}), "updates hold nothing for 'up'"),
-    "updates as torch has them": (given(updates={"up": jnp.ones((5, 6))}), r"\(6, 5\).*\(5, 6\)"),
-    "updates with NaN": (given(updates={"up": jnp.full((6, 5), jnp.nan)}), "'up'.*not finite"),
+    "updates of other layers": (
+        given(updates={"down": jnp.ones((5, 3))}),
+        "updates hold nothing for 'up'",
+    ),
+    "updates as torch has them": (
+        given(updates={"up": jnp.ones((5, 6))}),
+        r"\(6, 5\).*\(5, 6\)",
+    ),
+    "updates with NaN": (
+        given(updates={"up": jnp.full((6, 5), jnp.nan)}),
+        "'up'.*not finite",
+    ),
     "updates of zero": (given(updates={"up": jnp.zeros((6, 5))}), "'up'.*zero"),
     "XS rank 0": (lambda net: lora_xs(0, targets=["up"]), "rank=0"),
-    "XS rank too large": (lambda net: peft.apply(net, lora_xs(6, targets=["up"])), "rank=6 exceeds"),
+    "XS rank too large": (
+        lambda net: peft.apply(net, lora_xs(6, targets=["up"])),
+        "rank=6 exceeds",
+    ),
     "a rate of zero": (lambda net: first_updates({}, 0.0), "learning_rate=0.0"),
     "a rate of NaN": (lambda net: first_updates({}, np.nan), "learning_rate=nan"),
     "nothing to start from": (lambda net: first_updates({}, 0.1), "gradients"),

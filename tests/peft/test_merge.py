@@ -17,15 +17,21 @@ METHODS = {
     "dora": peft.dora(2, targets=["query", "intermediate.dense"]),
     "lora-xs": lora_xs(2, targets=["query"]),
     "ia3": peft.ia3(),
-    "ia3 of lora": peft.combine(peft.ia3(), peft.lora(2, targets=["key", "output.dense"])),
+    "ia3 of lora": peft.combine(
+        peft.ia3(), peft.lora(2, targets=["key", "output.dense"])
+    ),
     "lora beside ia3": peft.combine(peft.lora(2, targets=["key"]), peft.ia3()),
     "lora on a layer": peft.on_layers(peft.lora(2, targets=["query"]), [1]),
-    "lora and prefix": peft.combine(peft.lora(2, targets=["query"]), peft.prefix_tuning(2), peft.bitfit()),
+    "lora and prefix": peft.combine(
+        peft.lora(2, targets=["query"]), peft.prefix_tuning(2), peft.bitfit()
+    ),
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_merged_computes_the_same_and_unmerged_has_the_weights_back(name, bert, text, run, shaken, by_path):
+def test_merged_computes_the_same_and_unmerged_has_the_weights_back(
+    name, bert, text, run, shaken, by_path
+):
     graphdef, delta, backbone = peft.apply(bert, METHODS[name])
     adapted = nnx.merge(graphdef, shaken(delta, 0.2), backbone)
     merged = peft.merge(adapted)
@@ -51,18 +57,31 @@ def test_unmerging_carries_over_what_was_trained_after_merging(net, shaken):
     merged.blocks[0].kernel[...] += 0.5
     merged.norm.bias[...] += 0.25
     back = peft.unmerge(merged, adapted)
-    np.testing.assert_allclose(back.blocks[0].base.kernel[...], net.blocks[0].kernel[...] + 0.5, atol=1e-6)
-    np.testing.assert_allclose(back.norm.bias[...], net.norm.bias[...] + 0.25, atol=1e-6)
+    np.testing.assert_allclose(
+        back.blocks[0].base.kernel[...], net.blocks[0].kernel[...] + 0.5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        back.norm.bias[...], net.norm.bias[...] + 0.25, atol=1e-6
+    )
 
 
 def test_quantised_weights_cannot_be_merged():
     config = models.LlamaConfig(
-        vocab_size=11, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+        vocab_size=11,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
     )
-    linear = lambda n_in, n_out, bias, rngs: Q4Linear(n_in, n_out)
+
+    def linear(n_in, n_out, bias, rngs):
+        return Q4Linear(n_in, n_out)
+
     model = models.LlamaForCausalLM(config, nnx.Rngs(0), linear=linear)
     adapted = nnx.merge(*peft.apply(model, peft.lora(2, targets=["q_proj"])))
-    with pytest.raises(ValueError, match=r"q_proj.base: Q4Linear has quantised weights"):
+    with pytest.raises(
+        ValueError, match=r"q_proj.base: Q4Linear has quantised weights"
+    ):
         peft.merge(adapted)
     with pytest.raises(ValueError, match="dense kernel, got Q4Linear"):
         peft.apply(model, peft.dora(2, targets=["q_proj"]))
@@ -87,4 +106,6 @@ def test_merging_in_half_precision_rounds_once(net):
     merged = peft.merge(adapted)
     exact = half.blocks[0].kernel[...].astype(jnp.float32) + adapted.blocks[0].product()
     assert merged.blocks[0].kernel.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(merged.blocks[0].kernel[...], exact.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(
+        merged.blocks[0].kernel[...], exact.astype(jnp.bfloat16)
+    )

@@ -1,4 +1,6 @@
-"""Adapters to and from Hugging Face PEFT: equal logits on the same weights, both ways; strict loading."""
+"""Adapters to and from Hugging Face PEFT: equal logits on the same weights, both ways;
+strict loading.
+"""
 
 import json
 
@@ -34,7 +36,9 @@ def families(tmp_path_factory):
     references = {
         "llama": transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
         "gpt2": transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)),
-        "bert": transformers.BertForSequenceClassification(transformers.BertConfig(**BERT)),
+        "bert": transformers.BertForSequenceClassification(
+            transformers.BertConfig(**BERT)
+        ),
     }
     found = {}
     for family, reference in references.items():
@@ -45,7 +49,10 @@ def families(tmp_path_factory):
         reference.save_pretrained(folder)
         kind = type(reference)
         labels = {"num_labels": 3} if family == "bert" else {}
-        found[family] = (lambda k=kind, f=folder: k.from_pretrained(f).eval(), models.from_pretrained(folder, **labels))
+        found[family] = (
+            lambda k=kind, f=folder: k.from_pretrained(f).eval(),
+            models.from_pretrained(folder, **labels),
+        )
     return found
 
 
@@ -56,11 +63,16 @@ def ids():
 
 def theirs(model, ids) -> np.ndarray:
     with torch.no_grad():
-        return model(input_ids=torch.tensor(ids), attention_mask=torch.ones(ids.shape, dtype=torch.long)).logits.numpy()
+        return model(
+            input_ids=torch.tensor(ids),
+            attention_mask=torch.ones(ids.shape, dtype=torch.long),
+        ).logits.numpy()
 
 
 def ours(parts, ids) -> np.ndarray:
-    return np.asarray(nnx.merge(*parts)(jnp.asarray(ids), jnp.ones(ids.shape, jnp.int32)))
+    return np.asarray(
+        nnx.merge(*parts)(jnp.asarray(ids), jnp.ones(ids.shape, jnp.int32))
+    )
 
 
 Q_V = ["q_proj", "v_proj"]
@@ -96,7 +108,9 @@ CASES = {
 
 @pytest.mark.compatibility
 @pytest.mark.parametrize("name", CASES)
-def test_what_we_save_opens_in_peft_with_equal_logits(name, families, ids, shaken, tmp_path, compatibility):
+def test_what_we_save_opens_in_peft_with_equal_logits(
+    name, families, ids, shaken, tmp_path, compatibility
+):
     family, method, _, start = CASES[name]
     reference, model = families[family]
     graphdef, delta, backbone = peft.apply(model, method)
@@ -114,7 +128,9 @@ def test_what_we_save_opens_in_peft_with_equal_logits(name, families, ids, shake
 
 @pytest.mark.compatibility
 @pytest.mark.parametrize("name", CASES)
-def test_what_peft_saves_opens_here_with_equal_logits(name, families, ids, tmp_path, compatibility):
+def test_what_peft_saves_opens_here_with_equal_logits(
+    name, families, ids, tmp_path, compatibility
+):
     family, _, config, start = CASES[name]
     reference, model = families[family]
     torch.manual_seed(1)
@@ -132,17 +148,25 @@ def test_what_peft_saves_opens_here_with_equal_logits(name, families, ids, tmp_p
     compatibility.works("Adapters", name, "written by PEFT, opened here")
 
 
-def test_a_prompt_before_an_encoder_equals_pefts_hidden_states(families, ids, shaken, tmp_path):
+def test_a_prompt_before_an_encoder_equals_pefts_hidden_states(
+    families, ids, shaken, tmp_path
+):
     reference, model = families["bert"]
     graphdef, delta, backbone = peft.apply(model.bert, peft.prompt_tuning(3))
     delta = shaken(delta, 0.3)
-    peft.save_pretrained(tmp_path, graphdef, delta, backbone, task_type="FEATURE_EXTRACTION")
+    peft.save_pretrained(
+        tmp_path, graphdef, delta, backbone, task_type="FEATURE_EXTRACTION"
+    )
     opened = hugging_face.PeftModel.from_pretrained(reference().bert, tmp_path).eval()
     mask = np.array([[1] * 7, [1] * 4 + [0] * 3])
     with torch.no_grad():
-        expected = opened(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+        expected = opened(
+            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)
+        ).last_hidden_state.numpy()
     found = nnx.merge(graphdef, delta, backbone)(jnp.asarray(ids), jnp.asarray(mask))
-    np.testing.assert_allclose(np.asarray(found)[mask > 0], expected[:, 3:][mask > 0], atol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(found)[mask > 0], expected[:, 3:][mask > 0], atol=1e-4
+    )
 
 
 def test_a_reparameterised_prefix_is_saved_collapsed(families, ids, tmp_path):
@@ -154,12 +178,18 @@ def test_a_reparameterised_prefix_is_saved_collapsed(families, ids, tmp_path):
 
 
 def test_the_folder_is_as_peft_documents_it(families, tmp_path):
-    parts = peft.apply(families["bert"][1], peft.lora(2, 4, targets=["query", "output.dense"]))
+    parts = peft.apply(
+        families["bert"][1], peft.lora(2, 4, targets=["query", "output.dense"])
+    )
     peft.save_pretrained(tmp_path / "a", *parts, base_model_name_or_path="tiny")
     peft.save_pretrained(tmp_path / "b", *parts, base_model_name_or_path="tiny")
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert config["target_modules"] == ["output.dense", "query"]
-    assert (config["modules_to_save"], config["task_type"], config["r"]) == (["classifier"], "SEQ_CLS", 2)
+    assert (config["modules_to_save"], config["task_type"], config["r"]) == (
+        ["classifier"],
+        "SEQ_CLS",
+        2,
+    )
     tensors = load_file(tmp_path / "a/adapter_model.safetensors")
     at = "base_model.model.bert.encoder.layer.1"
     assert tensors[f"{at}.attention.self.query.lora_A.weight"].shape == (2, 16)
@@ -168,7 +198,9 @@ def test_the_folder_is_as_peft_documents_it(families, tmp_path):
     assert tensors["base_model.model.classifier.weight"].shape == (3, 16)
     assert len(tensors) == 2 * 2 * 3 + 2
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert (tmp_path / "a" / name).read_bytes() == (
+            tmp_path / "b" / name
+        ).read_bytes()
 
 
 def test_loading_is_strict_and_lists_every_problem(families, tmp_path):
@@ -183,21 +215,38 @@ def test_loading_is_strict_and_lists_every_problem(families, tmp_path):
     with pytest.raises(peft.AdapterError) as error:
         peft.load_pretrained(tmp_path, model)
     message = str(error.value)
-    assert "missing base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight" in message
-    assert "extra base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight" in message
-    assert "layers.2.self_attn.q_proj.lora_A.weight: expected shape [2, 16], got [3, 16]" in message
+    assert (
+        "missing base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+        in message
+    )
+    assert (
+        "extra base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"
+        in message
+    )
+    assert (
+        "layers.2.self_attn.q_proj.lora_A.weight: expected shape [2, 16], got [3, 16]"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rank_pattern": {"q_proj": 4}}, r"q_proj.lora_A.weight: expected shape \[4, 16\], got \[2, 16\]"),
+        (
+            {"rank_pattern": {"q_proj": 4}},
+            r"q_proj.lora_A.weight: expected shape \[4, 16\], got \[2, 16\]",
+        ),
         ({"bias": "all"}, r"'bias': 'all'"),
         ({"peft_type": "VERA"}, "'VERA' is not supported"),
-        ({"target_modules": ["layers.1.self_attn.q_proj"]}, "extra base_model.model.model.layers.0.self_attn.q_proj"),
+        (
+            {"target_modules": ["layers.1.self_attn.q_proj"]},
+            "extra base_model.model.model.layers.0.self_attn.q_proj",
+        ),
     ],
 )
-def test_options_that_would_change_the_outputs_are_refused(families, tmp_path, change, message):
+def test_options_that_would_change_the_outputs_are_refused(
+    families, tmp_path, change, message
+):
     model = families["llama"][1]
     peft.save_pretrained(tmp_path, *peft.apply(model, peft.lora(2, targets=["q_proj"])))
     path = tmp_path / "adapter_config.json"
@@ -211,12 +260,25 @@ def test_what_has_no_place_in_the_format_is_refused(families, tmp_path):
     with pytest.raises(ValueError, match=r"holds one of .* the model has none"):
         peft.save_pretrained(tmp_path, *peft.apply(model, peft.houlsby(2)))
     both = peft.combine(peft.lora(2, targets=["query"]), peft.bitfit())
-    with pytest.raises(ValueError, match=r"trained too: \['bert.embeddings.LayerNorm.bias'"):
+    with pytest.raises(
+        ValueError, match=r"trained too: \['bert.embeddings.LayerNorm.bias'"
+    ):
         peft.save_pretrained(tmp_path, *peft.apply(model, both))
     vit = from_config(
-        {"model_type": "vit", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2}, num_labels=2
+        {
+            "model_type": "vit",
+            "hidden_size": 8,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+        },
+        num_labels=2,
     )
-    with pytest.raises(ValueError, match="ViTForImageClassification's task to place a prompt: give task_type="):
+    with pytest.raises(
+        ValueError,
+        match="ViTForImageClassification's task to place a prompt: give task_type=",
+    ):
         peft.save_pretrained(tmp_path, *peft.apply(vit, peft.prefix_tuning(2)))
-    with pytest.raises(FileNotFoundError, match=r"has no adapter_config.json; found \[\]"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no adapter_config.json; found \[\]"
+    ):
         peft.load_pretrained(tmp_path, model)

@@ -27,14 +27,26 @@ def refused_savings(model):
     """(what is tried, its error)."""
     adapters = peft.apply(model, peft.houlsby(2))
     two_dropouts = peft.apply(
-        model, peft.combine(peft.lora(2, targets=["q_proj"]), peft.lora(2, targets=["k_proj"], dropout=0.5))
+        model,
+        peft.combine(
+            peft.lora(2, targets=["q_proj"]),
+            peft.lora(2, targets=["k_proj"], dropout=0.5),
+        ),
     )
     return {
-        "a method without a place in the format": lambda to: peft.save_pretrained(to, *adapters),
+        "a method without a place in the format": lambda to: peft.save_pretrained(
+            to, *adapters
+        ),
         "two dropouts": lambda to: peft.save_pretrained(to, *two_dropouts),
-        "adapters that cannot be merged": lambda to: peft.save_merged(to, nnx.merge(*adapters), FIELDS),
-        "a base without a tokenizer": lambda to: peft.save_merged(to, model, FIELDS, base=to.parent),
-        "fields that are no JSON": lambda to: peft.save_merged(to, model, {**FIELDS, "a": object()}),
+        "adapters that cannot be merged": lambda to: peft.save_merged(
+            to, nnx.merge(*adapters), FIELDS
+        ),
+        "a base without a tokenizer": lambda to: peft.save_merged(
+            to, model, FIELDS, base=to.parent
+        ),
+        "fields that are no JSON": lambda to: peft.save_merged(
+            to, model, {**FIELDS, "a": object()}
+        ),
     }
 
 
@@ -57,7 +69,9 @@ def test_a_refused_saving_leaves_nothing(name, model, tmp_path):
 SAVINGS = {
     "adapter": (
         folder,
-        lambda to, model: peft.save_pretrained(to, *peft.apply(model, peft.lora(2, targets=["q_proj"]))),
+        lambda to, model: peft.save_pretrained(
+            to, *peft.apply(model, peft.lora(2, targets=["q_proj"]))
+        ),
     ),
     "model": (export, lambda to, model: peft.save_merged(to, model, FIELDS)),
 }
@@ -78,7 +92,9 @@ def test_a_disk_that_is_full_leaves_what_was_there(name, model, tmp_path, monkey
         with pytest.raises(OSError, match="No space left"):
             save(tmp_path / to, model)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()
+    } == before
 
 
 @pytest.mark.parametrize("name", SAVINGS)
@@ -86,12 +102,16 @@ def test_a_folder_is_written_anew_and_keeps_its_other_files(name, model, tmp_pat
     _, save = SAVINGS[name]
     os.umask(umask := os.umask(0))
     save(tmp_path / "deep" / "er", model)
-    first = {path.name: path.read_bytes() for path in (tmp_path / "deep" / "er").iterdir()}
+    first = {
+        path.name: path.read_bytes() for path in (tmp_path / "deep" / "er").iterdir()
+    }
     (tmp_path / "deep" / "er" / "README.md").write_text("mine")
     for file in first:
         (tmp_path / "deep" / "er" / file).write_text("old")
     save(tmp_path / "deep" / "er", model)
-    again = {path.name: path.read_bytes() for path in (tmp_path / "deep" / "er").iterdir()}
+    again = {
+        path.name: path.read_bytes() for path in (tmp_path / "deep" / "er").iterdir()
+    }
     assert again == {**first, "README.md": b"mine"}
     assert stat.S_IMODE((tmp_path / "deep" / "er").stat().st_mode) == 0o777 & ~umask
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["er"]
@@ -106,11 +126,18 @@ def test_a_file_is_no_folder(name, model, tmp_path):
 
 
 def test_a_merged_model_takes_its_tokenizer_along(model, tmp_path):
-    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    tokenizers, transformers = (
+        pytest.importorskip("tokenizers"),
+        pytest.importorskip("transformers"),
+    )
     words = {"[UNK]": 0, "a": 1, "b": 2}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(words, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]"
+    )
     fast.chat_template = "{{ messages }}"
     base = tmp_path / "base"
     fast.save_pretrained(base)
@@ -121,7 +148,9 @@ def test_a_merged_model_takes_its_tokenizer_along(model, tmp_path):
     read = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert read("b a c")["input_ids"] == fast("b a c")["input_ids"] == [2, 1, 0]
     assert read.chat_template == "{{ messages }}"
-    assert json.loads((tmp_path / "merged/generation_config.json").read_text()) == {"eos_token_id": [2, 1]}
+    assert json.loads((tmp_path / "merged/generation_config.json").read_text()) == {
+        "eos_token_id": [2, 1]
+    }
     assert not (tmp_path / "merged/training_args.bin").exists()
     again = models.from_pretrained(tmp_path / "merged")
     ids = np.array([[1, 2]])

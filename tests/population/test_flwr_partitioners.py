@@ -1,7 +1,7 @@
 """Partitioners that deal by size, by mixtures of labels, by a measured property or by columns.
 
-The rows beside `GOLDENS` and `VERTICAL` are what flwr-datasets 0.6.1 itself returns for these columns and arguments.
-"""
+The rows beside `GOLDENS` and `VERTICAL` are what flwr-datasets 0.6.1 itself returns for
+these columns and arguments."""
 
 import warnings
 
@@ -81,7 +81,9 @@ COUNTS = np.array([[2, 3], [1.9, 2], [0, 4]])
 
 def runs(*sizes: int) -> list[list[int]]:
     """Row numbers one after the other, in runs of these sizes."""
-    return [rows.tolist() for rows in np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])]
+    return [
+        rows.tolist() for rows in np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    ]
 
 
 GOLDENS = [
@@ -95,7 +97,9 @@ GOLDENS = [
         [[9, 16, 19, 13, 18, 17], [5, 6, 2, 1, 4, 7, 3, 14, 8], [0, 10, 11, 12, 15]],
     ),
     (
-        InnerDirichletPartitioner([4, 0, 7], "label", [0.1, 1.0, 10.0], shuffle=False, seed=1),
+        InnerDirichletPartitioner(
+            [4, 0, 7], "label", [0.1, 1.0, 10.0], shuffle=False, seed=1
+        ),
         [[6, 10, 11, 19], [], [5, 9, 13, 16, 18, 2, 15]],
     ),
     (
@@ -156,7 +160,9 @@ def lists(clients: list[np.ndarray]) -> list[list[int]]:
 
 @pytest.mark.compatibility
 @pytest.mark.filterwarnings("ignore:.*dropped")
-@pytest.mark.parametrize(("partitioner", "expected"), GOLDENS, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("partitioner", "expected"), GOLDENS, ids=lambda value: type(value).__name__
+)
 def test_rows_equal_those_of_flwr_datasets(partitioner, expected, compatibility):
     for _ in range(2):
         clients = partitioner.partition(COLUMNS)
@@ -166,11 +172,17 @@ def test_rows_equal_those_of_flwr_datasets(partitioner, expected, compatibility)
 
 
 def test_a_distribution_with_rows_set_aside_equals_flwr_datasets():
-    clients = DistributionPartitioner(SHARES, 6, 2, "label", 1).partition({"label": np.array(LONG)})
+    clients = DistributionPartitioner(SHARES, 6, 2, "label", 1).partition(
+        {"label": np.array(LONG)}
+    )
     assert lists(clients) == [
-        [7, 1, 14, 19, 25, 4, 23], [28, 5, 22, 0, 27, 2, 3], [9, 6, 12, 8, 11, 15], [10, 30, 29, 13],
-        [32, 31, 20, 17, 39, 24, 26, 37, 38], [18, 34, 35, 21, 36, 33, 16],
-    ]  # fmt: skip
+        [7, 1, 14, 19, 25, 4, 23],
+        [28, 5, 22, 0, 27, 2, 3],
+        [9, 6, 12, 8, 11, 15],
+        [10, 30, 29, 13],
+        [32, 31, 20, 17, 39, 24, 26, 37, 38],
+        [18, 34, 35, 21, 36, 33, 16],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,8 +203,14 @@ def test_sizes_equal_those_of_flwr_datasets(make, n, sizes):
 NAMES = [*"abcdefg", "y"]
 EVEN = {"drop_columns": "c", "shared_columns": ["a"]}
 VERTICAL = [
-    (VerticalEvenPartitioner(3, "y", "add_to_first", **EVEN), [["g", "e", "y", "a"], ["f", "d", "a"], ["b", "a"]]),
-    (VerticalEvenPartitioner(3, "y", "add_to_last", **EVEN), [["g", "e", "a"], ["f", "d", "a"], ["b", "y", "a"]]),
+    (
+        VerticalEvenPartitioner(3, "y", "add_to_first", **EVEN),
+        [["g", "e", "y", "a"], ["f", "d", "a"], ["b", "a"]],
+    ),
+    (
+        VerticalEvenPartitioner(3, "y", "add_to_last", **EVEN),
+        [["g", "e", "a"], ["f", "d", "a"], ["b", "y", "a"]],
+    ),
     (
         VerticalEvenPartitioner(3, "y", "create_as_first", **EVEN),
         [["y", "a"], ["g", "e", "a"], ["f", "d", "a"], ["b", "a"]],
@@ -205,8 +223,14 @@ VERTICAL = [
         VerticalEvenPartitioner(3, "y", "add_to_all", **EVEN),
         [["g", "e", "y", "a"], ["f", "d", "y", "a"], ["b", "y", "a"]],
     ),
-    (VerticalEvenPartitioner(3, "y", 1, **EVEN), [["g", "e", "a"], ["f", "d", "y", "a"], ["b", "a"]]),
-    (VerticalEvenPartitioner(3, shuffle=False), [["a", "b", "c"], ["d", "e", "f"], ["g", "y"]]),
+    (
+        VerticalEvenPartitioner(3, "y", 1, **EVEN),
+        [["g", "e", "a"], ["f", "d", "y", "a"], ["b", "a"]],
+    ),
+    (
+        VerticalEvenPartitioner(3, shuffle=False),
+        [["a", "b", "c"], ["d", "e", "f"], ["g", "y"]],
+    ),
     (
         VerticalSizePartitioner([4, 0, 2], "y", "create_as_first", drop_columns=["c"]),
         [["y"], ["e", "d", "g", "f"], [], ["b", "a"]],
@@ -220,7 +244,9 @@ VERTICAL = [
 
 
 @pytest.mark.compatibility
-@pytest.mark.parametrize(("partitioner", "expected"), VERTICAL, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("partitioner", "expected"), VERTICAL, ids=lambda value: type(value).__name__
+)
 def test_columns_equal_those_of_flwr_datasets(partitioner, expected, compatibility):
     for _ in range(2):
         assert partitioner.partition({name: np.zeros(2) for name in NAMES}) == expected
@@ -229,13 +255,24 @@ def test_columns_equal_those_of_flwr_datasets(partitioner, expected, compatibili
 
 @settings(max_examples=25, deadline=None)
 @given(
-    data=st.data(), n_classes=st.integers(1, 5), seed=st.integers(0, 99), alpha=st.sampled_from([1e-4, 0.1, 1.0, 100.0])
+    data=st.data(),
+    n_classes=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    alpha=st.sampled_from([1e-4, 0.1, 1.0, 100.0]),
 )
-def test_inner_dirichlet_keeps_the_sizes_and_repeats_no_row(data, n_classes, seed, alpha):
-    labels = np.array(data.draw(st.lists(st.integers(0, n_classes - 1), min_size=5, max_size=60)))
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(labels)), min_size=1, max_size=4)))
+def test_inner_dirichlet_keeps_the_sizes_and_repeats_no_row(
+    data, n_classes, seed, alpha
+):
+    labels = np.array(
+        data.draw(st.lists(st.integers(0, n_classes - 1), min_size=5, max_size=60))
+    )
+    cuts = sorted(
+        data.draw(st.lists(st.integers(0, len(labels)), min_size=1, max_size=4))
+    )
     sizes = np.diff([0, *cuts, len(labels)]).tolist()
-    clients = InnerDirichletPartitioner(sizes, "label", alpha, seed=seed).partition({"label": labels})
+    clients = InnerDirichletPartitioner(sizes, "label", alpha, seed=seed).partition(
+        {"label": labels}
+    )
     assert [len(rows) for rows in clients] == sizes
     assert sorted(np.concatenate(clients).tolist()) == list(range(len(labels)))
 
@@ -248,7 +285,10 @@ def test_inner_dirichlet_mixes_classes_by_alpha():
     for seed in range(60):
         clients = InnerDirichletPartitioner([40] * 10, "y", alpha, seed=seed)
         with pytest.warns(UserWarning, match="400 of 12000 rows; 11600 are dropped"):
-            shares += [np.bincount(labels[rows], minlength=3) / 40 for rows in clients.partition({"y": labels})]
+            shares += [
+                np.bincount(labels[rows], minlength=3) / 40
+                for rows in clients.partition({"y": labels})
+            ]
     np.testing.assert_allclose(np.mean(shares, axis=0), alpha / alpha.sum(), atol=0.04)
 
 
@@ -256,8 +296,12 @@ def test_inner_dirichlet_takes_labels_of_any_kind():
     """flwr-datasets takes labels 0, 1, ... only."""
     words = np.array(["no", "so", "yes"])[LABELS]
     for labels in (words, words.astype(object), np.array(LABELS) * 7 - 3):
-        clients = InnerDirichletPartitioner([6, 9, 5], "label", 0.5).partition({"label": labels})
-        assert lists(clients) == lists(InnerDirichletPartitioner([6, 9, 5], "label", 0.5).partition(COLUMNS))
+        clients = InnerDirichletPartitioner([6, 9, 5], "label", 0.5).partition(
+            {"label": labels}
+        )
+        assert lists(clients) == lists(
+            InnerDirichletPartitioner([6, 9, 5], "label", 0.5).partition(COLUMNS)
+        )
 
 
 @settings(max_examples=25, deadline=None)
@@ -265,22 +309,35 @@ def test_inner_dirichlet_takes_labels_of_any_kind():
     counts=st.lists(st.integers(16, 40), min_size=1, max_size=4), times=st.integers(1, 2), kinds=st.integers(1, 4),
     seed=st.integers(0, 99),
 )  # fmt: skip
-def test_a_distribution_deals_every_row_and_each_client_its_labels(counts, times, kinds, seed):
+def test_a_distribution_deals_every_row_and_each_client_its_labels(
+    counts, times, kinds, seed
+):
     n_labels, rng = len(counts), np.random.default_rng(seed)
     kinds = min(kinds, n_labels)
     labels = rng.permutation(np.repeat(np.arange(n_labels), counts))
     shares = rng.lognormal(0, 1, (n_labels, kinds * times))
-    clients = DistributionPartitioner(shares, n_labels * times, kinds, "y", 1, seed=seed).partition({"y": labels})
+    clients = DistributionPartitioner(
+        shares, n_labels * times, kinds, "y", 1, seed=seed
+    ).partition({"y": labels})
     assert sorted(np.concatenate(clients).tolist()) == list(range(len(labels)))
     for k, rows in enumerate(clients):
         assert set(labels[rows].tolist()) == {(k + j) % n_labels for j in range(kinds)}
 
 
 @settings(max_examples=25, deadline=None)
-@given(n=st.integers(10, 200), clients=st.integers(1, 10), strictness=st.floats(0, 1), seed=st.integers(0, 99))
-def test_a_continuous_partition_covers_every_row_in_equal_parts(n, clients, strictness, seed):
+@given(
+    n=st.integers(10, 200),
+    clients=st.integers(1, 10),
+    strictness=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_a_continuous_partition_covers_every_row_in_equal_parts(
+    n, clients, strictness, seed
+):
     x = np.random.default_rng(seed).normal(size=n)
-    parts = ContinuousPartitioner(clients, "x", strictness, seed=seed).partition({"x": x})
+    parts = ContinuousPartitioner(clients, "x", strictness, seed=seed).partition(
+        {"x": x}
+    )
     assert sorted(np.concatenate(parts).tolist()) == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -315,27 +372,61 @@ IMPOSSIBLE = [
     (ExponentialPartitioner(1000), 20, "partition_id_to_size_fn.*inf"),
     (IdToSizeFncPartitioner(3, lambda ids: -ids), 20, "partition_id_to_size_fn.*-1"),
     (IdToSizeFncPartitioner(3, lambda ids: 0 * ids), 20, "partition_id_to_size_fn.*0"),
-    (IdToSizeFncPartitioner(3, lambda ids: ids[:2]), 20, r"partition_id_to_size_fn.*\(3,\).*\(2,\)"),
+    (
+        IdToSizeFncPartitioner(3, lambda ids: ids[:2]),
+        20,
+        r"partition_id_to_size_fn.*\(3,\).*\(2,\)",
+    ),
     (IdToSizeFncPartitioner(3, lambda ids: "abc"), 20, "partition_id_to_size_fn"),
     (InnerDirichletPartitioner([11, 10], "label", 1.0), 20, "20 rows.*21"),
-    (InnerDirichletPartitioner([5, 5], "label", [1.0, 2.0]), 20, r"3 classes.*alpha.*\(2,\)"),
-    (DistributionPartitioner(SHARES, 6, 2, "x", 0), 20, r"20 classes.*\(3, 4\)|num_partitions=6.*20"),
+    (
+        InnerDirichletPartitioner([5, 5], "label", [1.0, 2.0]),
+        20,
+        r"3 classes.*alpha.*\(2,\)",
+    ),
+    (
+        DistributionPartitioner(SHARES, 6, 2, "x", 0),
+        20,
+        r"20 classes.*\(3, 4\)|num_partitions=6.*20",
+    ),
     (DistributionPartitioner(SHARES, 4, 2, "label", 0), 20, "num_partitions=4.*3"),
     (DistributionPartitioner(SHARES, 3, 2, "label", 0), 20, r"\(3, 2\).*\(3, 4\)"),
-    (DistributionPartitioner(SHARES, 3, 4, "label", 0), 20, "num_unique_labels_per_partition=4.*3"),
-    (DistributionPartitioner(SHARES, 6, 2, "label", 1), 20, "preassigned_num_samples_per_label=1"),
-    (DistributionPartitioner(10 * COUNTS, 3, 2, "label", 0, rescale=False), 20, r"distribution_array.*50.*7"),
+    (
+        DistributionPartitioner(SHARES, 3, 4, "label", 0),
+        20,
+        "num_unique_labels_per_partition=4.*3",
+    ),
+    (
+        DistributionPartitioner(SHARES, 6, 2, "label", 1),
+        20,
+        "preassigned_num_samples_per_label=1",
+    ),
+    (
+        DistributionPartitioner(10 * COUNTS, 3, 2, "label", 0, rescale=False),
+        20,
+        r"distribution_array.*50.*7",
+    ),
     (ContinuousPartitioner(21, "x", 1.0), 20, "num_partitions=21 for 20 rows"),
     (VerticalEvenPartitioner(3), 20, "num_partitions=3.*2 columns"),
-    (VerticalEvenPartitioner(1, drop_columns="lable"), 20, "drop_columns.*'lable'.*did you mean 'label'"),
+    (
+        VerticalEvenPartitioner(1, drop_columns="lable"),
+        20,
+        "drop_columns.*'lable'.*did you mean 'label'",
+    ),
     (VerticalEvenPartitioner(1, "z"), 20, "active_party_columns.*'z'"),
     (VerticalSizePartitioner([1], shared_columns="z"), 20, "shared_columns.*'z'"),
-    (VerticalSizePartitioner([0.5, 0.505, 0.0], shuffle=False), 0, r"partition_sizes.*0\.505"),
+    (
+        VerticalSizePartitioner([0.5, 0.505, 0.0], shuffle=False),
+        0,
+        r"partition_sizes.*0\.505",
+    ),
     (VerticalSizePartitioner([1, 2]), 20, r"partition_sizes.*3.*2 columns"),
 ]
 
 
-@pytest.mark.parametrize(("partitioner", "n", "message"), IMPOSSIBLE, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("partitioner", "n", "message"), IMPOSSIBLE, ids=lambda value: type(value).__name__
+)
 def test_what_cannot_be_dealt_names_the_numbers(partitioner, n, message):
     wide = {f"c{k}": np.zeros(0) for k in range(1000)}
     table = {name: column[:n] for name, column in COLUMNS.items()} if n else wide
@@ -385,7 +476,17 @@ def test_columns_have_one_part_to_play(how, message):
 
 
 @pytest.mark.parametrize(
-    "sizes", [[], [0.5, 0.6], [0.5, 1], [-0.5, 1.5], [0.5, float("nan")], [True, 2], ["1"], [-1, 2]]
+    "sizes",
+    [
+        [],
+        [0.5, 0.6],
+        [0.5, 1],
+        [-0.5, 1.5],
+        [0.5, float("nan")],
+        [True, 2],
+        ["1"],
+        [-1, 2],
+    ],
 )
 def test_sizes_of_vertical_partitions_are_counts_or_shares(sizes):
     with pytest.raises((TypeError, ValueError), match="partition_sizes"):
@@ -394,7 +495,9 @@ def test_sizes_of_vertical_partitions_are_counts_or_shares(sizes):
 
 def test_counts_that_are_not_rescaled_may_drop_rows_and_say_so():
     with pytest.warns(UserWarning, match="12 of 20 rows; 8 are dropped"):
-        DistributionPartitioner(COUNTS, 3, 2, "label", 0, rescale=False).partition(COLUMNS)
+        DistributionPartitioner(COUNTS, 3, 2, "label", 0, rescale=False).partition(
+            COLUMNS
+        )
 
 
 def test_sizes_that_leave_nothing_warn_of_nothing():

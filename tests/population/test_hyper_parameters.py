@@ -1,4 +1,6 @@
-"""No hyper-parameter of a partitioner, a split or a trace may be NaN, a flag for a number, or text."""
+"""No hyper-parameter of a partitioner, a split or a trace may be NaN, a flag for a
+number, or text.
+"""
 
 import numpy as np
 import pytest
@@ -77,12 +79,20 @@ ROWS = [
         {"n_clients": "whole", "n_rounds": "whole", "mean_on": "real", "mean_off": "real", "seed": "whole"},
     ),
 ]  # fmt: skip
-FACTORIES = [getattr(P, name) for name in P.__all__ if name.endswith("Partitioner") and name != "Partitioner"]
+FACTORIES = [
+    getattr(P, name)
+    for name in P.__all__
+    if name.endswith("Partitioner") and name != "Partitioner"
+]
 
 
 # One number for each client or class is a value of these.
 LISTS = ("mean", "amplitude", "mean_on", "mean_off", "alpha")
-CASES = [case for case in cases(ROWS) if not (case.values[1] in LISTS and case.values[2] == [0.1])]
+CASES = [
+    case
+    for case in cases(ROWS)
+    if not (case.values[1] in LISTS and case.values[2] == [0.1])
+]
 
 
 @pytest.mark.parametrize(("row", "parameter", "value"), CASES)
@@ -92,7 +102,13 @@ def test_a_bad_value_is_refused_by_name(row, parameter, value):
 
 def test_every_number_flag_and_choice_is_in_the_table():
     assert len(FACTORIES) == 16
-    functions = [splits.split_clients, splits.split_within, splits.split_by_group, traces.diurnal, traces.markov]
+    functions = [
+        splits.split_clients,
+        splits.split_within,
+        splits.split_by_group,
+        traces.diurnal,
+        traces.markov,
+    ]
     assert unlisted([*FACTORIES, *functions], ROWS) == []
 
 
@@ -114,7 +130,10 @@ def test_one_bad_number_of_many_is_refused_by_name(row, parameter, good, value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), 2.5, True, "3", None, -1])
-@pytest.mark.parametrize("make", [P.SizePartitioner, lambda sizes: P.InnerDirichletPartitioner(sizes, "label", 1.0)])
+@pytest.mark.parametrize(
+    "make",
+    [P.SizePartitioner, lambda sizes: P.InnerDirichletPartitioner(sizes, "label", 1.0)],
+)
 def test_one_bad_size_of_many_is_refused_by_name(make, value):
     make([3, 4])
     with pytest.raises((TypeError, ValueError), match=r"partition_sizes\[1\]"):
@@ -129,7 +148,11 @@ def test_sizes_are_a_sequence(make, value):
 
 
 @pytest.mark.parametrize("value", [None, 3, ["label"], ("a", "b"), ""])
-@pytest.mark.parametrize("row", [row for row in ROWS if "partition_by" in row.good], ids=lambda row: row.make.__name__)
+@pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS if "partition_by" in row.good],
+    ids=lambda row: row.make.__name__,
+)
 def test_the_column_to_partition_by_is_named_by_text(row, value):
     with pytest.raises(TypeError, match="partition_by"):
         row.make(**{**row.good, "partition_by": value})
@@ -148,13 +171,18 @@ def test_a_distribution_is_a_matrix_of_numbers_that_are_not_negative(array):
         P.DistributionPartitioner(array, 2, 1, "label", 0)
 
 
-@pytest.mark.parametrize("fractions", [{"a": True}, {"a": "1"}, {"a": np.nan}, {"a": 0.5, "b": None}, {}])
+@pytest.mark.parametrize(
+    "fractions", [{"a": True}, {"a": "1"}, {"a": np.nan}, {"a": 0.5, "b": None}, {}]
+)
 def test_fractions_are_numbers(fractions):
     with pytest.raises((TypeError, ValueError), match="fraction"):
         splits.split_by_group(list("abab"), fractions, seed=0)
 
 
-@pytest.mark.parametrize("indices", [[True, False, True], [0.0, 1.5], ["1", "2"], [-1, 2], [[1, 2]], [None, 1]])
+@pytest.mark.parametrize(
+    "indices",
+    [[True, False, True], [0.0, 1.5], ["1", "2"], [-1, 2], [[1, 2]], [None, 1]],
+)
 def test_row_numbers_are_whole(indices):
     with pytest.raises((TypeError, ValueError), match=r"indices|row"):
         splits.split_within(indices, 0.5, seed=0)

@@ -15,24 +15,35 @@ from fedjax_fm.population.partitioners import (
     SizePartitioner,
 )
 
-# Factories seed -> partitioner; the seedless ones ignore it. All fit a table of 60 rows or more, 3 labels.
+# Factories seed -> partitioner; the seedless ones ignore it. All fit a table of 60 rows
+# or more, 3 labels.
 SEEDED = {
     "iid": lambda seed: IidPartitioner(5, seed=seed),
-    "dirichlet": lambda seed: DirichletPartitioner(5, "label", 1.0, min_partition_size=1, seed=seed),
+    "dirichlet": lambda seed: DirichletPartitioner(
+        5, "label", 1.0, min_partition_size=1, seed=seed
+    ),
     "dirichlet_balanced": lambda seed: DirichletPartitioner(
         5, "label", 5.0, min_partition_size=1, self_balancing=True, seed=seed
     ),
     "dirichlet_alpha_per_client": lambda seed: DirichletPartitioner(
         3, "label", [0.5, 1.0, 5.0], min_partition_size=0, seed=seed
     ),
-    "pathological": lambda seed: PathologicalPartitioner(5, "label", 2, "first-deterministic", seed=seed),
-    "shard": lambda seed: ShardPartitioner(4, "label", shard_size=7, keep_incomplete_shard=True, seed=seed),
+    "pathological": lambda seed: PathologicalPartitioner(
+        5, "label", 2, "first-deterministic", seed=seed
+    ),
+    "shard": lambda seed: ShardPartitioner(
+        4, "label", shard_size=7, keep_incomplete_shard=True, seed=seed
+    ),
 }
 SEEDLESS = {
     "natural": lambda seed: NaturalIdPartitioner("user"),
     "grouped_smaller": lambda seed: GroupedNaturalIdPartitioner("user", 2),
-    "grouped_bigger": lambda seed: GroupedNaturalIdPartitioner("user", 2, "allow-bigger"),
-    "grouped_sorted": lambda seed: GroupedNaturalIdPartitioner("user", 2, sort_unique_ids=True),
+    "grouped_bigger": lambda seed: GroupedNaturalIdPartitioner(
+        "user", 2, "allow-bigger"
+    ),
+    "grouped_sorted": lambda seed: GroupedNaturalIdPartitioner(
+        "user", 2, sort_unique_ids=True
+    ),
     "iid_unshuffled": lambda seed: IidPartitioner(5, shuffle=False),
 }
 ALL = SEEDED | SEEDLESS
@@ -52,7 +63,9 @@ def lists(clients: list[np.ndarray]) -> list[list[int]]:
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=15, deadline=None)
 @given(n_rows=st.integers(60, 200), seed=st.integers(0, 1000))
-def test_clients_are_disjoint_cover_all_rows_and_repeat(name: str, n_rows: int, seed: int) -> None:
+def test_clients_are_disjoint_cover_all_rows_and_repeat(
+    name: str, n_rows: int, seed: int
+) -> None:
     columns = make_columns(n_rows, seed)
     clients = ALL[name](seed).partition(columns)
     assert all(rows.dtype == np.int64 and rows.ndim == 1 for rows in clients)
@@ -63,13 +76,17 @@ def test_clients_are_disjoint_cover_all_rows_and_repeat(name: str, n_rows: int, 
 @pytest.mark.parametrize("name", ALL)
 def test_one_partitioner_called_twice_gives_the_same(name: str) -> None:
     partitioner, columns = ALL[name](3), make_columns(90, 0)
-    assert lists(partitioner.partition(columns)) == lists(partitioner.partition(columns))
+    assert lists(partitioner.partition(columns)) == lists(
+        partitioner.partition(columns)
+    )
 
 
 @pytest.mark.parametrize("name", SEEDED)
 def test_another_seed_gives_another_partition(name: str) -> None:
     columns = make_columns(120, 0)
-    assert lists(SEEDED[name](1).partition(columns)) != lists(SEEDED[name](2).partition(columns))
+    assert lists(SEEDED[name](1).partition(columns)) != lists(
+        SEEDED[name](2).partition(columns)
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -90,7 +107,13 @@ GOLDENS = [
     ),
     (
         DirichletPartitioner(
-            3, "label", [0.1, 1.0, 10.0], min_partition_size=1, self_balancing=True, shuffle=False, seed=1
+            3,
+            "label",
+            [0.1, 1.0, 10.0],
+            min_partition_size=1,
+            self_balancing=True,
+            shuffle=False,
+            seed=1,
         ),
         [[2, 6, 10, 11, 15], [1, 4, 5, 9, 13, 16, 18, 19], [0, 3, 7, 8, 12, 14, 17]],
     ),
@@ -99,7 +122,9 @@ GOLDENS = [
         [[0, 7, 2, 3, 6, 10], [5, 19, 1, 16, 9, 12, 13, 18, 4, 8], [14, 15, 11, 17]],
     ),
     (
-        PathologicalPartitioner(4, "label", 2, "first-deterministic", shuffle=False, seed=3),
+        PathologicalPartitioner(
+            4, "label", 2, "first-deterministic", shuffle=False, seed=3
+        ),
         [[0, 3, 2, 6], [7, 8, 1, 4, 5, 9, 13, 16, 18, 19], [12, 14, 10, 11], [17, 15]],
     ),
     (
@@ -107,7 +132,9 @@ GOLDENS = [
         [[13, 1, 5, 9, 17, 4], [19, 18, 10, 16, 2, 6], [3, 8, 14, 0, 7, 12]],
     ),
     (
-        ShardPartitioner(3, "label", shard_size=3, keep_incomplete_shard=True, shuffle=False, seed=5),
+        ShardPartitioner(
+            3, "label", shard_size=3, keep_incomplete_shard=True, shuffle=False, seed=5
+        ),
         [[8, 12, 14, 16, 18, 19, 17, 1, 4], [5, 9, 13, 11, 15], [2, 6, 10, 0, 3, 7]],
     ),
     (
@@ -117,8 +144,12 @@ GOLDENS = [
 ]
 
 
-@pytest.mark.parametrize(("partitioner", "expected"), GOLDENS, ids=lambda value: type(value).__name__)
-def test_rows_equal_those_of_flwr_datasets(partitioner, expected: list[list[int]]) -> None:
+@pytest.mark.parametrize(
+    ("partitioner", "expected"), GOLDENS, ids=lambda value: type(value).__name__
+)
+def test_rows_equal_those_of_flwr_datasets(
+    partitioner, expected: list[list[int]]
+) -> None:
     assert lists(partitioner.partition({"label": GOLDEN_LABELS})) == expected
 
 
@@ -132,12 +163,24 @@ def test_rows_equal_those_of_flwr_datasets(partitioner, expected: list[list[int]
         (lambda: DirichletPartitioner(2, "y", float("inf")), "alpha=inf"),
         (lambda: DirichletPartitioner(2, "y", float("nan")), "alpha=nan"),
         (lambda: DirichletPartitioner(2, "y", [1.0, -1.0]), r"alpha=\[1.0, -1.0\]"),
-        (lambda: DirichletPartitioner(2, "y", [1.0] * 3), r"num_partitions=2.*shape \(3,\)"),
-        (lambda: DirichletPartitioner(2, "y", 1.0, min_partition_size=-1), "min_partition_size=-1"),
+        (
+            lambda: DirichletPartitioner(2, "y", [1.0] * 3),
+            r"num_partitions=2.*shape \(3,\)",
+        ),
+        (
+            lambda: DirichletPartitioner(2, "y", 1.0, min_partition_size=-1),
+            "min_partition_size=-1",
+        ),
         (lambda: GroupedNaturalIdPartitioner("y", 0), "group_size=0"),
-        (lambda: GroupedNaturalIdPartitioner("y", 1, "drop-remainder"), "mode='drop-remainder'"),
+        (
+            lambda: GroupedNaturalIdPartitioner("y", 1, "drop-remainder"),
+            "mode='drop-remainder'",
+        ),
         (lambda: PathologicalPartitioner(2, "y", 0), "num_classes_per_partition=0"),
-        (lambda: PathologicalPartitioner(2, "y", 1, "rand"), "class_assignment_mode='rand'"),
+        (
+            lambda: PathologicalPartitioner(2, "y", 1, "rand"),
+            "class_assignment_mode='rand'",
+        ),
         (lambda: ShardPartitioner(2, "y", shard_size=0), "shard_size=0"),
         (lambda: SizePartitioner([]), r"partition_sizes=\[\]"),
         (lambda: SizePartitioner([3, 0]), r"partition_sizes\[1\]=0"),
@@ -161,9 +204,15 @@ LABEL_RULES = [
 ]
 
 
-@pytest.mark.parametrize("rule", [*LABEL_RULES, NaturalIdPartitioner("label")], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize(
+    "rule",
+    [*LABEL_RULES, NaturalIdPartitioner("label")],
+    ids=lambda r: type(r).__name__,
+)
 def test_bad_columns_are_named(rule) -> None:
-    with pytest.raises(KeyError, match=r"'label'.*\['labels', 'text'\].*did you mean 'labels'"):
+    with pytest.raises(
+        KeyError, match=r"'label'.*\['labels', 'text'\].*did you mean 'labels'"
+    ):
         rule.partition({"labels": np.zeros(9), "text": np.zeros(9)})
     with pytest.raises(ValueError, match=r"lengths \{'label': 9, 'text': 8\}"):
         rule.partition({"label": np.zeros(9), "text": np.zeros(8)})
@@ -175,7 +224,9 @@ def test_bad_columns_are_named(rule) -> None:
         rule.partition({"label": np.zeros((4, 2))})
 
 
-@pytest.mark.parametrize("rule", [*LABEL_RULES, IidPartitioner(4)], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize(
+    "rule", [*LABEL_RULES, IidPartitioner(4)], ids=lambda r: type(r).__name__
+)
 def test_more_clients_than_rows_is_an_error(rule) -> None:
     with pytest.raises(ValueError, match="num_partitions=4 for 3 rows"):
         rule.partition({"label": np.array([0, 1, 0])})

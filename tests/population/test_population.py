@@ -57,7 +57,9 @@ def test_an_epoch_visits_every_example_once_and_the_next_in_another_order():
         seen = []
         for step in range(3):
             batch, mask = view.batch(jnp.int32(3 * epoch + step))
-            assert mask.tolist() == [True] * 4 if step < 2 else [True, True, True, False]
+            assert (
+                mask.tolist() == [True] * 4 if step < 2 else [True, True, True, False]
+            )
             seen += np.asarray(batch["i"])[np.asarray(mask)].tolist()
             assert set(np.asarray(batch["i"]).tolist()) <= set(
                 range(100 + n, 100 + 2 * n)
@@ -70,7 +72,14 @@ def test_an_epoch_visits_every_example_once_and_the_next_in_another_order():
 def test_inactive_clients_have_nothing():
     data = DeviceData({"i": jnp.arange(3)}, jnp.array([0, 3]))
     view = client_data(
-        data, jnp.int32(9), jnp.int32(9), jnp.bool_(False), jnp.int32(0), Batches(2, steps=5), jax.random.key(0), 3
+        data,
+        jnp.int32(9),
+        jnp.int32(9),
+        jnp.bool_(False),
+        jnp.int32(0),
+        Batches(2, steps=5),
+        jax.random.key(0),
+        3,
     )
     assert int(view.n_examples) == 0
     assert int(view.n_steps) == 0
@@ -105,11 +114,28 @@ def test_from_clients_and_from_arrays_agree():
     ("make", "message"),
     [
         (lambda: Population.from_clients([]), "at least one client"),
-        (lambda: Population.from_clients([{"x": np.ones(2)}, {"z": np.ones(2)}]), r"client 1 has arrays \['z'\]"),
-        (lambda: Population.from_clients([{"x": np.ones(2), "y": np.ones(3)}]), "client 0: arrays must share"),
-        (lambda: Population.from_clients([{"x": np.ones((2, 3))}, {"x": np.ones((2, 4))}]), r"client 1: 'x'.*\(4,\)"),
-        (lambda: Population.from_arrays({"x": np.ones(4)}, [0, 3]), "rise from 0 to the number of examples 4"),
-        (lambda: Population.from_arrays({"x": np.ones(4)}, [0, 3, 2, 4]), "a fall in between"),
+        (
+            lambda: Population.from_clients([{"x": np.ones(2)}, {"z": np.ones(2)}]),
+            r"client 1 has arrays \['z'\]",
+        ),
+        (
+            lambda: Population.from_clients([{"x": np.ones(2), "y": np.ones(3)}]),
+            "client 0: arrays must share",
+        ),
+        (
+            lambda: Population.from_clients(
+                [{"x": np.ones((2, 3))}, {"x": np.ones((2, 4))}]
+            ),
+            r"client 1: 'x'.*\(4,\)",
+        ),
+        (
+            lambda: Population.from_arrays({"x": np.ones(4)}, [0, 3]),
+            "rise from 0 to the number of examples 4",
+        ),
+        (
+            lambda: Population.from_arrays({"x": np.ones(4)}, [0, 3, 2, 4]),
+            "a fall in between",
+        ),
         (lambda: Population.from_arrays({}, [0, 1]), "at least one array"),
     ],
 )

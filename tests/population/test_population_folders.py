@@ -7,7 +7,22 @@ import pytest
 
 from fedjax_fm import Population
 
-NAMES = ["offsets", "a/b", "../up", ".", "..", "a.b", "ümlaut", "%41", "A", "a b", "a\\b", "a:b*?", "arrays", "0"]
+NAMES = [
+    "offsets",
+    "a/b",
+    "../up",
+    ".",
+    "..",
+    "a.b",
+    "ümlaut",
+    "%41",
+    "A",
+    "a b",
+    "a\\b",
+    "a:b*?",
+    "arrays",
+    "0",
+]
 
 
 def population(names=("x", "y")) -> Population:
@@ -64,7 +79,11 @@ def test_what_is_there_is_left_as_it_is(is_file, tmp_path):
 
 def test_a_folder_of_plain_files_opens(tmp_path):
     """As `save` wrote it before there was a list of arrays, or as people write it themselves."""
-    for name, array in {"x": np.arange(3), "%41": np.ones(3), "offsets": np.array([0, 3])}.items():
+    for name, array in {
+        "x": np.arange(3),
+        "%41": np.ones(3),
+        "offsets": np.array([0, 3]),
+    }.items():
         np.save(tmp_path / f"{name}.npy", array)
     assert set(Population.open(tmp_path).arrays) == {"x", "%41"}
 
@@ -89,7 +108,9 @@ def test_a_damaged_file_is_named(damage, name, tmp_path):
     if damage == "pickle":
         np.save(path, np.array([{}, None, None]), allow_pickle=True)
     else:
-        path.write_bytes({"short": path.read_bytes()[:-4], "text": b"hello", "empty": b""}[damage])
+        path.write_bytes(
+            {"short": path.read_bytes()[:-4], "text": b"hello", "empty": b""}[damage]
+        )
     with pytest.raises(ValueError, match=rf"{name}\.npy"):
         Population.open(tmp_path / "folder")
 

@@ -1,4 +1,6 @@
-"""What a population may hold: values that reach a device as they are, or an error that names the array."""
+"""What a population may hold: values that reach a device as they are, or an error that
+names the array.
+"""
 
 import tracemalloc
 
@@ -12,14 +14,26 @@ from fedjax_fm import Population
 OBJECTS = np.empty(2, object)
 OBJECTS[:] = [[1, 2], [3]]
 REFUSED = {
-    "text": (np.array(["yes", "no"]), r"array 'x' holds text.*tokenize.*np\.unique.*leave it out"),
+    "text": (
+        np.array(["yes", "no"]),
+        r"array 'x' holds text.*tokenize.*np\.unique.*leave it out",
+    ),
     "text as objects": (np.array(["yes", "no"], object), "array 'x' holds text"),
     "bytes": (np.array([b"yes", b"no"]), "array 'x' holds text"),
     "ragged objects": (OBJECTS, r"array 'x' holds Python objects.*list.*pad"),
-    "none": (np.array([1, None], object), "array 'x' has 1 missing value, the first in row 1"),
-    "dates": (np.array(["2026-01-01", "2026-01-02"], "datetime64[D]"), r"array 'x' holds dates.*astype"),
+    "none": (
+        np.array([1, None], object),
+        "array 'x' has 1 missing value, the first in row 1",
+    ),
+    "dates": (
+        np.array(["2026-01-01", "2026-01-02"], "datetime64[D]"),
+        r"array 'x' holds dates.*astype",
+    ),
     "durations": (np.array([1, 2], "timedelta64[s]"), "array 'x' holds dates"),
-    "records": (np.array([(1, 2.0)] * 2, [("a", int), ("b", float)]), r"array 'x' is structured.*\['a', 'b'\]"),
+    "records": (
+        np.array([(1, 2.0)] * 2, [("a", int), ("b", float)]),
+        r"array 'x' is structured.*\['a', 'b'\]",
+    ),
     "long double": (np.ones(2, np.longdouble), "array 'x' has dtype float128"),
     "foreign byte order": (np.ones(2, ">i4"), r"array 'x'.*byte order.*astype"),
     "int64 above": (np.array([1, 2**32 + 1]), r"array 'x'.*4294967297.*int32"),
@@ -28,7 +42,10 @@ REFUSED = {
     "float64 above": (np.array([0.0, 1e39]), r"array 'x'.*1e\+39.*float32"),
     "float64 below": (np.array([np.nan, -1e300]), r"array 'x'.*-1e\+300.*float32"),
     "complex128 above": (np.array([0, 1e39j]), r"array 'x'.*complex64"),
-    "masked": (np.ma.masked_array([1, 2], [False, True]), r"array 'x' is masked.*filled"),
+    "masked": (
+        np.ma.masked_array([1, 2], [False, True]),
+        r"array 'x' is masked.*filled",
+    ),
     "one number": (np.float32(3), r"array 'x'.*one row an example.*shape \(\)"),
 }
 LIMITS = {
@@ -56,7 +73,12 @@ def test_what_no_device_holds_is_refused_by_name(case):
 
 
 @pytest.mark.parametrize(
-    "case", [case for case, (array, _) in REFUSED.items() if array.dtype != object and case != "masked"]
+    "case",
+    [
+        case
+        for case, (array, _) in REFUSED.items()
+        if array.dtype != object and case != "masked"
+    ],
 )
 def test_what_no_device_holds_is_refused_when_a_folder_is_opened(case, tmp_path):
     array, message = REFUSED[case]
@@ -130,22 +152,34 @@ OFFSETS = {
 @pytest.mark.parametrize("case", OFFSETS)
 def test_offsets_are_whole_numbers(case):
     n = 1 if case == "flags" else 4
-    with pytest.raises((TypeError, ValueError), match=r"offsets.*(integers|rise from 0)"):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"offsets.*(integers|rise from 0)"
+    ):
         Population.from_arrays({"x": np.ones(n)}, OFFSETS[case])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint64, ">i8"])
 def test_offsets_of_any_integers_are_taken(dtype):
-    population = Population.from_arrays({"x": np.ones(4)}, np.array([0, 1, 1, 4], dtype))
+    population = Population.from_arrays(
+        {"x": np.ones(4)}, np.array([0, 1, 1, 4], dtype)
+    )
     assert population.offsets.dtype == np.dtype(np.int64)
     assert population.sizes.tolist() == [1, 0, 3]
 
 
-FULL = {"label": np.array([1, 2], np.int32), "tokens": np.ones((2, 3), np.int16), "x": np.ones((2, 2), np.float32)}
+FULL = {
+    "label": np.array([1, 2], np.int32),
+    "tokens": np.ones((2, 3), np.int16),
+    "x": np.ones((2, 2), np.float32),
+}
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-@pytest.mark.parametrize("empty", [np.array([]), [], np.zeros((0, 3), np.int8), np.array([], object)], ids=repr)
+@pytest.mark.parametrize(
+    "empty",
+    [np.array([]), [], np.zeros((0, 3), np.int8), np.array([], object)],
+    ids=repr,
+)
 def test_an_empty_client_takes_the_dtypes_and_shapes_of_the_others(place, empty):
     clients = [FULL, FULL]
     clients.insert(place, dict.fromkeys(FULL, empty))
@@ -153,7 +187,9 @@ def test_an_empty_client_takes_the_dtypes_and_shapes_of_the_others(place, empty)
     assert population.sizes.tolist() == [0 if k == place else 2 for k in range(3)]
     for name, array in FULL.items():
         assert population.arrays[name].dtype == array.dtype
-        np.testing.assert_array_equal(population.arrays[name], np.concatenate([array, array]))
+        np.testing.assert_array_equal(
+            population.arrays[name], np.concatenate([array, array])
+        )
 
 
 def test_a_client_that_is_empty_in_one_array_only_is_refused():
@@ -164,10 +200,19 @@ def test_a_client_that_is_empty_in_one_array_only_is_refused():
 DTYPES = ["bool", "int32", "int64", "uint64", "float32", "float64", "complex64"]
 
 
-@pytest.mark.parametrize(("first", "second"), [(a, b) for a in DTYPES for b in DTYPES if a != b])
+@pytest.mark.parametrize(
+    ("first", "second"), [(a, b) for a in DTYPES for b in DTYPES if a != b]
+)
 def test_clients_of_other_dtypes_are_refused_by_name(first, second):
-    clients = [{"label": np.ones(2, first)}, {"label": np.array([])}, {"label": np.ones(3, second)}]
-    with pytest.raises(ValueError, match=rf"client 2: 'label' has dtype {second}, client 0 {first}.*astype"):
+    clients = [
+        {"label": np.ones(2, first)},
+        {"label": np.array([])},
+        {"label": np.ones(3, second)},
+    ]
+    with pytest.raises(
+        ValueError,
+        match=rf"client 2: 'label' has dtype {second}, client 0 {first}.*astype",
+    ):
         Population.from_clients(clients)
 
 

@@ -25,8 +25,14 @@ def markov(n_clients: int, n_rounds: int, seed: int):
 
 ROWS = [
     Row(samplers.uniform, {"n_clients": 5, "cohort_size": 2}, SIZES),
-    Row(samplers.poisson, {"n_clients": 5, "rate": 0.5}, {"n_clients": "whole", "rate": "real", "capacity": "whole?"}),
-    Row(samplers.cyclic, {"n_clients": 5, "cohort_size": 2}, SIZES | {"shuffle": "flag"}),
+    Row(
+        samplers.poisson,
+        {"n_clients": 5, "rate": 0.5},
+        {"n_clients": "whole", "rate": "real", "capacity": "whole?"},
+    ),
+    Row(
+        samplers.cyclic, {"n_clients": 5, "cohort_size": 2}, SIZES | {"shuffle": "flag"}
+    ),
     Row(
         samplers.spaced,
         {"n_clients": 5, "cohort_size": 2, "min_separation": 2},
@@ -37,10 +43,18 @@ ROWS = [
     Row(
         traces.diurnal,
         {"n_clients": 5, "n_rounds": 4},
-        {"n_clients": "whole", "n_rounds": "whole", "period": "real", "spread": "real", "seed": "whole"},
+        {
+            "n_clients": "whole",
+            "n_rounds": "whole",
+            "period": "real",
+            "spread": "real",
+            "seed": "whole",
+        },
     ),
     Row(
-        markov, {"n_clients": 5, "n_rounds": 4, "seed": 0}, {"n_clients": "whole", "n_rounds": "whole", "seed": "whole"}
+        markov,
+        {"n_clients": 5, "n_rounds": 4, "seed": 0},
+        {"n_clients": "whole", "n_rounds": "whole", "seed": "whole"},
     ),
 ]
 
@@ -51,32 +65,53 @@ def test_no_hyper_parameter_is_a_value_of_another_kind(row, parameter, value):
 
 
 def test_every_hyper_parameter_is_in_the_table():
-    factories = [getattr(samplers, name) for name in samplers.__all__] + [traces.diurnal, traces.markov]
+    factories = [getattr(samplers, name) for name in samplers.__all__] + [
+        traces.diurnal,
+        traces.markov,
+    ]
     missing = {entry.split(":")[0] for entry in unlisted(factories, ROWS)}
     of_wrapped = {f"markov({name}" for name in ("n_clients", "n_rounds", "seed")}
-    of_wrapped |= {"weighted(cohort_size", "available(n_clients", "available(cohort_size"}
+    of_wrapped |= {
+        "weighted(cohort_size",
+        "available(n_clients",
+        "available(cohort_size",
+    }
     assert missing == of_wrapped
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "0.1", None, 0.1j])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, True, "0.1", None, 0.1j]
+)
 @pytest.mark.parametrize("parameter", ["mean", "amplitude", "mean_on", "mean_off"])
 def test_a_number_or_one_a_client(parameter, value):
-    others = {"mean": {"amplitude": 0.1}, "amplitude": {}, "mean_on": {"mean_off": 2.0}, "mean_off": {"mean_on": 2.0}}
+    others = {
+        "mean": {"amplitude": 0.1},
+        "amplitude": {},
+        "mean_on": {"mean_off": 2.0},
+        "mean_off": {"mean_on": 2.0},
+    }
     make = traces.markov if parameter.startswith("mean_") else traces.diurnal
     with pytest.raises((TypeError, ValueError)) as raised:
         make(3, 4, **others[parameter], **{parameter: value})
     assert f"{parameter}={value!r}" in str(raised.value)
-    with pytest.raises((TypeError, ValueError), match=rf"{parameter}(\[0\]=| as one number or \[3\])"):
+    with pytest.raises(
+        (TypeError, ValueError), match=rf"{parameter}(\[0\]=| as one number or \[3\])"
+    ):
         make(3, 4, **others[parameter], **{parameter: [value] * 3})
 
 
-@pytest.mark.parametrize("weights", [["1", "2"], [b"1", b"2"], [1j, 2], [None, 1.0], [math.nan, 1], "12", None, 3.0])
+@pytest.mark.parametrize(
+    "weights",
+    [["1", "2"], [b"1", b"2"], [1j, 2], [None, 1.0], [math.nan, 1], "12", None, 3.0],
+)
 def test_weights_that_are_no_numbers(weights):
     with pytest.raises(ValueError, match="weights"):
         samplers.weighted(weights, 1)
 
 
-@pytest.mark.parametrize("ids", [[True, False], ["1"], [1.0, 2.0], [math.nan], [None], "12", 3, [[1, 2]]])
+@pytest.mark.parametrize(
+    "ids", [[True, False], ["1"], [1.0, 2.0], [math.nan], [None], "12", 3, [[1, 2]]]
+)
 def test_ids_that_are_no_integers(ids):
     with pytest.raises(ValueError, match="ids"):
         samplers.fixed(ids)

@@ -18,8 +18,14 @@ from fedjax_fm.population.samplers import binomial
 
 def draw_many(sampler, times, seed=0):
     """(ids i32[times, capacity], n_active i32[times]), each from the first state."""
-    draw = lambda key: sampler.draw(sampler.init(), key)[:2]
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(seed), times)))
+
+    def draw(key):
+        return sampler.draw(sampler.init(), key)[:2]
+
+    return jax.tree.map(
+        np.asarray,
+        jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(seed), times)),
+    )
 
 
 def inclusion(ids, n_active, n):
@@ -31,10 +37,16 @@ def inclusion(ids, n_active, n):
 
 
 def assert_z(counts, times, probability, most=5.5):
-    """Counts of events of known probability: no standard score beyond `most`, and their squares one on average."""
-    scores = (counts - times * probability) / np.sqrt(times * probability * (1 - probability))
+    """Counts of events of known probability: no standard score beyond `most`, and their
+    squares one on average.
+    """
+    scores = (counts - times * probability) / np.sqrt(
+        times * probability * (1 - probability)
+    )
     assert np.abs(scores).max() < most
-    assert abs(np.mean(scores**2) - 1) < 6 * np.sqrt(2 / scores.size) + 2 / np.sqrt(len(counts))
+    assert abs(np.mean(scores**2) - 1) < 6 * np.sqrt(2 / scores.size) + 2 / np.sqrt(
+        len(counts)
+    )
 
 
 def assert_chi_square(counts, probabilities, most=5.0):
@@ -45,7 +57,10 @@ def assert_chi_square(counts, probabilities, most=5.0):
     expected = np.append(probabilities[~rare], 1 - probabilities[~rare].sum()) * times
     counts, expected = counts[expected > 1e-6], expected[expected > 1e-6]
     freedom = len(counts) - 1
-    assert np.sum((counts - expected) ** 2 / expected) < freedom + most * np.sqrt(2 * freedom) + most
+    assert (
+        np.sum((counts - expected) ** 2 / expected)
+        < freedom + most * np.sqrt(2 * freedom) + most
+    )
 
 
 def pairs(rows):
@@ -70,17 +85,29 @@ def test_poisson_clients_decide_alone(n):
     rows = inclusion(ids, n_active, n)
     assert_z(rows.sum(axis=0), times, rate)
     assert_z(pairs(rows), times, rate**2)  # with the marginals: pairwise independence
-    assert_chi_square(np.bincount(n_active, minlength=n + 1), stats.binom.pmf(np.arange(n + 1), n, rate))
+    assert_chi_square(
+        np.bincount(n_active, minlength=n + 1),
+        stats.binom.pmf(np.arange(n + 1), n, rate),
+    )
 
 
 @pytest.mark.parametrize(
-    ("n", "rate"), [(1_000_000, 1e-6), (1_000_000, 1e-4), (1_000_000, 1e-2), (1000, 0.5), (20, 0.9)]
+    ("n", "rate"),
+    [(1_000_000, 1e-6), (1_000_000, 1e-4), (1_000_000, 1e-2), (1000, 0.5), (20, 0.9)],
 )
 def test_sizes_of_poisson_cohorts_are_binomial(n, rate):
-    """200,000 draws, which tell jax.random.binomial at n = 1e6, rate = 1e-4 from the law by 13 standard deviations."""
+    """200,000 draws, which tell jax.random.binomial at n = 1e6, rate = 1e-4 from the
+    law by 13 standard deviations.
+    """
     source = binomial.table(binomial.binomial(n, rate))
     keys = jax.random.split(jax.random.key(2), 200_000)
-    sizes = np.asarray(jax.jit(lambda: jax.lax.map(lambda key: binomial.draw(source, key), keys, batch_size=2000))())
+    sizes = np.asarray(
+        jax.jit(
+            lambda: jax.lax.map(
+                lambda key: binomial.draw(source, key), keys, batch_size=2000
+            )
+        )()
+    )
     low, high = sizes.min(), sizes.max()
     probabilities = stats.binom.pmf(np.arange(low, high + 1), n, rate)
     assert_chi_square(np.bincount(sizes - low), probabilities)
@@ -97,16 +124,25 @@ def test_the_table_is_the_binomial_law(n, rate):
     for k in range(n + 1):
         exact = math.comb(n, k) * q**k * (1 - q) ** (n - k)
         # The outcome that takes what rounding leaves may be off by a step for each of the others.
-        assert abs(Fraction(widths.get(k, 0), 2**64) - exact) <= exact * Fraction(1, 10**11) + Fraction(n + 1, 2**64)
+        assert abs(Fraction(widths.get(k, 0), 2**64) - exact) <= exact * Fraction(
+            1, 10**11
+        ) + Fraction(n + 1, 2**64)
 
 
-@pytest.mark.parametrize(("n", "rate"), [(10**6, 1e-6), (10**6, 1e-3), (10**6, 0.3), (10**8, 1e-5), (10**4, 0.999)])
+@pytest.mark.parametrize(
+    ("n", "rate"),
+    [(10**6, 1e-6), (10**6, 1e-3), (10**6, 0.3), (10**8, 1e-5), (10**4, 0.999)],
+)
 def test_large_laws_agree_with_scipy(n, rate):
     law = binomial.binomial(n, rate)
     k = law.first + np.arange(law.pmf.size)
     expected = stats.binom.pmf(k, n, rate)
-    np.testing.assert_allclose(law.pmf, expected, rtol=1e-7, atol=1e-30)  # scipy's error, checked by fractions above
-    assert stats.binom.cdf(law.first - 1, n, rate) + stats.binom.sf(k[-1], n, rate) < 1e-24
+    np.testing.assert_allclose(
+        law.pmf, expected, rtol=1e-7, atol=1e-30
+    )  # scipy's error, checked by fractions above
+    assert (
+        stats.binom.cdf(law.first - 1, n, rate) + stats.binom.sf(k[-1], n, rate) < 1e-24
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -119,12 +155,18 @@ def test_the_default_capacity_overflows_with_probability_below_1e_12(n, rate):
 
 
 def test_capacities_of_the_docstring():
-    assert [samplers.poisson(10**6, rate).capacity for rate in (1e-5, 1e-4, 1e-3)] == [39, 178, 1230]
+    assert [samplers.poisson(10**6, rate).capacity for rate in (1e-5, 1e-4, 1e-3)] == [
+        39,
+        178,
+        1230,
+    ]
     assert samplers.poisson(10**6, 1.0).capacity == 10**6
 
 
 def ordered_law(weights, size):
-    """{(i_1, ..., i_size): probability} of draws without replacement, each proportional to the weights left."""
+    """{(i_1, ..., i_size): probability} of draws without replacement, each proportional
+    to the weights left.
+    """
     law = {}
     for order in itertools.permutations(np.flatnonzero(weights).tolist(), size):
         law[order], left = 1.0, list(weights)
@@ -151,13 +193,20 @@ def test_weighted_draws_follow_the_law_of_successive_sampling(weights, size):
     assert (n_active == size).all()
     seen = {order: 0 for order in law}
     for order, times in zip(*np.unique(ids, axis=0, return_counts=True), strict=True):
-        seen[tuple(order.tolist())] = int(times)  # a KeyError is a client of weight zero, or a repeat
+        seen[tuple(order.tolist())] = int(
+            times
+        )  # a KeyError is a client of weight zero, or a repeat
     assert set(seen) == set(law)
     assert_chi_square(np.array(list(seen.values())), np.array(list(law.values())))
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(weights=st.lists(st.sampled_from([0.0, 0.1, 1.0, 2.5, 7.0]), min_size=3, max_size=6), size=st.integers(1, 3))
+@given(
+    weights=st.lists(
+        st.sampled_from([0.0, 0.1, 1.0, 2.5, 7.0]), min_size=3, max_size=6
+    ),
+    size=st.integers(1, 3),
+)
 def test_weighted_inclusion_probabilities(weights, size):
     weights = np.array(weights)
     size = min(size, int(np.count_nonzero(weights)))
@@ -167,14 +216,19 @@ def test_weighted_inclusion_probabilities(weights, size):
     for order, probability in ordered_law(weights, size).items():
         expected[list(order)] += probability
     times = 4000
-    counts = inclusion(*draw_many(samplers.weighted(weights, size), times), len(weights)).sum(axis=0)
+    counts = inclusion(
+        *draw_many(samplers.weighted(weights, size), times), len(weights)
+    ).sum(axis=0)
     deviation = np.sqrt(times * expected * np.maximum(1 - expected, 0))
     assert (np.abs(counts - times * expected) <= 5.5 * deviation + 1e-3).all()
 
 
 def test_weights_have_no_unit_and_equal_ones_are_uniform():
     weights = np.arange(1.0, 51.0)
-    a, b = (draw_many(samplers.weighted(scale * weights, 5), 200)[0] for scale in (1.0, 1024.0))
+    a, b = (
+        draw_many(samplers.weighted(scale * weights, 5), 200)[0]
+        for scale in (1.0, 1024.0)
+    )
     np.testing.assert_array_equal(a, b)
     rows = inclusion(*draw_many(samplers.weighted(np.ones(50), 5), 20_000), 50)
     assert_z(pairs(rows), 20_000, 5 * 4 / (50 * 49))
@@ -185,10 +239,14 @@ def test_shuffled_passes_take_every_order_equally_often():
 
     def one_pass(key):
         first, _, state = sampler.draw(sampler.init(), key)
-        second, _, state = sampler.draw(state, jax.random.key(0))  # the order was fixed with the first block
+        second, _, state = sampler.draw(
+            state, jax.random.key(0)
+        )  # the order was fixed with the first block
         return jnp.concatenate([first, second])
 
-    orders = np.asarray(jax.jit(jax.vmap(one_pass))(jax.random.split(jax.random.key(3), 24_000)))
+    orders = np.asarray(
+        jax.jit(jax.vmap(one_pass))(jax.random.split(jax.random.key(3), 24_000))
+    )
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert_chi_square(counts, np.full(24, 1 / 24))
 
@@ -203,4 +261,8 @@ def test_available_is_uniform_among_those_who_are_there(n_available, form):
     rows = inclusion(*draw_many(samplers.available(n, size, trace), times), n)
     assert rows[:, ~there].sum() == 0
     assert_z(rows[:, there].sum(axis=0), times, size / n_available)
-    assert_z(pairs(rows[:, there]), times, size * (size - 1) / (n_available * (n_available - 1)))
+    assert_z(
+        pairs(rows[:, there]),
+        times,
+        size * (size - 1) / (n_available * (n_available - 1)),
+    )

@@ -22,13 +22,17 @@ def test_diurnal_clients_over_the_globe_have_their_own_windows():
     by_hour = trace.reshape(10, 24, 2000).mean(axis=0)
     shifted = np.roll(by_hour, 12, axis=0)
     for k in range(5):
-        assert np.corrcoef(by_hour[:, k], shifted[:, k])[0, 1] < -0.5  # half a day later it is the other way round
+        assert (
+            np.corrcoef(by_hour[:, k], shifted[:, k])[0, 1] < -0.5
+        )  # half a day later it is the other way round
 
 
 def test_diurnal_shares_can_differ_by_client():
     means = np.linspace(0.1, 0.9, 9)
     trace = traces.diurnal(9, 24 * 400, mean=means, amplitude=0.1)
-    np.testing.assert_allclose(trace.mean(axis=0), means, atol=5 * 0.5 / np.sqrt(24 * 400))
+    np.testing.assert_allclose(
+        trace.mean(axis=0), means, atol=5 * 0.5 / np.sqrt(24 * 400)
+    )
 
 
 def test_amplitude_zero_is_a_coin_and_the_extremes_are_certain():
@@ -59,7 +63,9 @@ def test_markov_is_stationary_from_the_first_round():
 
 
 def test_markov_clients_can_differ_and_a_chain_can_forget():
-    shares = traces.markov(3, 40_000, mean_on=[1.0, 4.0, 9.0], mean_off=[1.0, 4.0, 1.0]).mean(axis=0)
+    shares = traces.markov(
+        3, 40_000, mean_on=[1.0, 4.0, 9.0], mean_off=[1.0, 4.0, 1.0]
+    ).mean(axis=0)
     np.testing.assert_allclose(shares, [0.5, 0.5, 0.9], atol=0.03)
     coin = traces.markov(1, 40_000, mean_on=2.0, mean_off=2.0)[:, 0].astype(float)
     assert abs(np.corrcoef(coin[1:], coin[:-1])[0, 1]) < 0.03
@@ -67,7 +73,10 @@ def test_markov_clients_can_differ_and_a_chain_can_forget():
     assert (alternating[1:] != alternating[:-1]).all()
 
 
-@pytest.mark.parametrize("make", [traces.diurnal, lambda *a, **k: traces.markov(*a, mean_on=2.0, mean_off=2.0, **k)])
+@pytest.mark.parametrize(
+    "make",
+    [traces.diurnal, lambda *a, **k: traces.markov(*a, mean_on=2.0, mean_off=2.0, **k)],
+)
 def test_the_seed_decides(make):
     np.testing.assert_array_equal(make(20, 30, seed=1), make(20, 30, seed=1))
     assert (make(20, 30, seed=1) != make(20, 30, seed=2)).any()
@@ -79,13 +88,25 @@ def test_the_seed_decides(make):
         (lambda: traces.diurnal(0, 5), "n_clients=0"),
         (lambda: traces.diurnal(5, 0), "n_rounds=0"),
         (lambda: traces.diurnal(5, 5, seed=-1), "seed=-1"),
-        (lambda: traces.diurnal(5, 5, mean=0.3), r"mean=0\.3 and amplitude=0\.5.*lower"),
+        (
+            lambda: traces.diurnal(5, 5, mean=0.3),
+            r"mean=0\.3 and amplitude=0\.5.*lower",
+        ),
         (lambda: traces.diurnal(5, 5, mean=float("nan")), "mean=nan"),
-        (lambda: traces.diurnal(5, 5, mean=[0.5] * 4), r"mean as one number or \[5\].*\(4,\)"),
+        (
+            lambda: traces.diurnal(5, 5, mean=[0.5] * 4),
+            r"mean as one number or \[5\].*\(4,\)",
+        ),
         (lambda: traces.diurnal(5, 5, period=0.0), r"period=0\.0"),
         (lambda: traces.diurnal(5, 5, spread=1.5), r"spread=1\.5"),
-        (lambda: traces.markov(5, 5, mean_on=0.5, mean_off=2.0), r"mean_on >= 1.*mean_on=0\.5"),
-        (lambda: traces.markov(5, 5, mean_on=2.0, mean_off=float("inf")), "mean_off=inf"),
+        (
+            lambda: traces.markov(5, 5, mean_on=0.5, mean_off=2.0),
+            r"mean_on >= 1.*mean_on=0\.5",
+        ),
+        (
+            lambda: traces.markov(5, 5, mean_on=2.0, mean_off=float("inf")),
+            "mean_off=inf",
+        ),
         (lambda: traces.markov(5, 5, mean_on="long", mean_off=2.0), "mean_on.*long"),
     ],
 )

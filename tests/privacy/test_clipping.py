@@ -1,4 +1,6 @@
-"""The bound on one client's contribution holds in every type and range, and noise meets the sum before anything is rounded."""
+"""The bound on one client's contribution holds in every type and range, and noise meets
+the sum before anything is rounded.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,11 @@ SETTING = Setting(100, 10)
 
 
 def norm_of(tree):
-    return float(np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in jax.tree.leaves(tree))))
+    return float(
+        np.sqrt(
+            sum(np.sum(np.asarray(x, np.float64) ** 2) for x in jax.tree.leaves(tree))
+        )
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -27,13 +33,20 @@ def test_what_enters_the_sum_is_within_the_norm_whatever_the_type(dtype):
     reduce, rng = clipped_mean(lambda norm: norm), np.random.default_rng(0)
     for seed in range(40):
         norm = jnp.float32(rng.uniform(0.1, 3))
-        sent = {"a": jnp.asarray(rng.normal(size=(5, 7)), dtype), "b": jnp.asarray(rng.normal(size=11), dtype)}
+        sent = {
+            "a": jnp.asarray(rng.normal(size=(5, 7)), dtype),
+            "b": jnp.asarray(rng.normal(size=11), dtype),
+        }
         lifted, _ = reduce.lift(norm, sent, jnp.float32(1))
         assert norm_of(lifted) <= float(norm) * (1 + 1e-6), seed
         exact = min(1.0, float(norm) / norm_of(sent))
         for name, leaf in sent.items():
-            np.testing.assert_allclose(lifted[name], exact * np.asarray(leaf, np.float64), rtol=1e-5)
-        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(lifted))  # and is added up so
+            np.testing.assert_allclose(
+                lifted[name], exact * np.asarray(leaf, np.float64), rtol=1e-5
+            )
+        assert all(
+            leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(lifted)
+        )  # and is added up so
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e-15, 1.0, 1e15, 1e25])
@@ -41,7 +54,9 @@ def test_lengths_whose_squares_leave_the_range_of_floats_are_clipped_too(scale):
     tree = {"a": jnp.asarray(np.array([3.0, 0.0, 4.0]) * scale, jnp.float32)}
     clipped, within = clip(tree, jnp.float32(2.5 * scale))
     assert not within
-    np.testing.assert_allclose(np.asarray(clipped["a"], np.float64), np.array([1.5, 0, 2.0]) * scale, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(clipped["a"], np.float64), np.array([1.5, 0, 2.0]) * scale, rtol=1e-5
+    )
     same, within = clip(tree, jnp.float32(6 * scale))
     assert within
     np.testing.assert_array_equal(same["a"], tree["a"])
@@ -84,7 +99,10 @@ def test_a_client_that_is_not_finite_counts_as_one_who_was_too_long():
 
 def test_the_weight_of_a_client_changes_nothing():
     reduce = clipped_mean(lambda norm: norm)
-    one, many = (reduce.lift(1.0, {"w": jnp.array([2.0, 0.0])}, jnp.float32(w)) for w in (1.0, 1e6))
+    one, many = (
+        reduce.lift(1.0, {"w": jnp.array([2.0, 0.0])}, jnp.float32(w))
+        for w in (1.0, 1e6)
+    )
     jax.tree.map(np.testing.assert_array_equal, one, many)
 
 
@@ -97,20 +115,31 @@ def recorder(seen):
 
 
 def test_noise_meets_the_sum_before_it_is_rounded():
-    """A delta in bfloat16: mean and noise are added in float32 and rounded once; a mean that is rounded first moves by
-    whole steps, which is more than the sensitivity."""
+    """A delta in bfloat16: mean and noise are added in float32 and rounded once; a mean
+    that is rounded first moves by whole steps, which is more than the sensitivity."""
     seen, rng = [], np.random.default_rng(0)
     algorithm = dp_fedavg(
-        ffm.Task(mlp_loss), optax.sgd(0.1), recorder(seen), noise=independent(), noise_multiplier=0.01, clip_norm=3.0,
-        local_steps=1, batch_size=4,
-    )  # fmt: skip
+        ffm.Task(mlp_loss),
+        optax.sgd(0.1),
+        recorder(seen),
+        noise=independent(),
+        noise_multiplier=0.01,
+        clip_norm=3.0,
+        local_steps=1,
+        batch_size=4,
+    )
     delta = {"w": jnp.zeros(500, jnp.bfloat16)}
     state = algorithm.init(delta, jax.random.key(0), SETTING)
     (exchange,) = algorithm.exchanges
     sent = [rng.normal(size=500).astype(np.float32) / 10 for _ in range(7)]
     sent = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in sent]
-    lifted = [exchange.reduce.lift(state, {"w": jnp.asarray(x, jnp.bfloat16)}, jnp.float32(1)) for x in sent]
-    value = exchange.reduce.finish(jax.tree.map(lambda *leaves: sum(leaves), *lifted), SETTING)
+    lifted = [
+        exchange.reduce.lift(state, {"w": jnp.asarray(x, jnp.bfloat16)}, jnp.float32(1))
+        for x in sent
+    ]
+    value = exchange.reduce.finish(
+        jax.tree.map(lambda *leaves: sum(leaves), *lifted), SETTING
+    )
     after, _ = exchange.server(state, Aggregate(value, jnp.int32(7)), jax.random.key(0))
     assert after.delta["w"].dtype == seen[0]["w"].dtype == jnp.bfloat16
     increment, _ = independent().draw(state.noise)
@@ -125,23 +154,39 @@ def test_many_small_clients_in_bfloat16_are_added_up_in_float32():
     """300 equal updates: a bfloat16 sum stands still at 256 of them."""
     n = 300
     population = ffm.Population.from_clients([{"x": np.ones(1, np.float32)}] * n)
-    task = ffm.Task(lambda delta, backbone, batch, key: (batch["x"] * jnp.sum(delta["w"]), {}))
+    task = ffm.Task(
+        lambda delta, backbone, batch, key: (batch["x"] * jnp.sum(delta["w"]), {})
+    )
     algorithm = dp_fedavg(
-        task, optax.sgd(1.0), noise=independent(), noise_multiplier=0.0, clip_norm=1e3, local_steps=1, batch_size=1
+        task,
+        optax.sgd(1.0),
+        noise=independent(),
+        noise_multiplier=0.0,
+        clip_norm=1e3,
+        local_steps=1,
+        batch_size=1,
     )
     everyone = samplers.fixed(list(range(n)))
-    one = ffm.Simulator(algorithm, population, cohort_size=n, sampler=everyone, devices=1, block_size=1)
+    one = ffm.Simulator(
+        algorithm, population, cohort_size=n, sampler=everyone, devices=1, block_size=1
+    )
     state, _ = one.run(one.init({"w": jnp.zeros(3, jnp.bfloat16)}), 1)
-    np.testing.assert_allclose(np.asarray(state.delta["w"], np.float64), -1.0, rtol=1e-2)
+    np.testing.assert_allclose(
+        np.asarray(state.delta["w"], np.float64), -1.0, rtol=1e-2
+    )
 
 
 def data_of(keys):
     return {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
 
 
-@pytest.mark.parametrize("noise", [independent(), binary_tree(4)], ids=["independent", "tree"])
+@pytest.mark.parametrize(
+    "noise", [independent(), binary_tree(4)], ids=["independent", "tree"]
+)
 def test_no_key_of_the_noise_is_used_for_anything_else(noise):
-    """The engine names its keys by round and purpose; noise that shares one of them can be told from a cohort's size."""
+    """The engine names its keys by round and purpose; noise that shares one of them can
+    be told from a cohort's size.
+    """
     algorithm = dp_fedavg(
         ffm.Task(mlp_loss),
         optax.sgd(0.1),
@@ -166,5 +211,9 @@ def test_no_key_of_the_noise_is_used_for_anything_else(noise):
             others.append(round_key)
             for purpose in Purpose:
                 mine = derive(round_key, purpose)
-                others += [mine, *jax.random.split(mine), *(jax.random.fold_in(mine, k) for k in range(12))]
+                others += [
+                    mine,
+                    *jax.random.split(mine),
+                    *(jax.random.fold_in(mine, k) for k in range(12)),
+                ]
         assert not data_of(own) & data_of(others)

@@ -1,4 +1,6 @@
-"""What a private method was accounted for travels with it: the simulator draws so, stops there, and says what is spent."""
+"""What a private method was accounted for travels with it: the simulator draws so,
+stops there, and says what is spent.
+"""
 
 import json
 import logging
@@ -28,19 +30,33 @@ def clients(n=N):
 
 def method(multiplier=1.0, noise=None, **how):
     return dp_fedavg(
-        ffm.Task(mlp_loss), optax.sgd(0.05), noise=noise or independent(), noise_multiplier=multiplier, clip_norm=0.5,
-        local_steps=1, batch_size=3, **how,
-    )  # fmt: skip
+        ffm.Task(mlp_loss),
+        optax.sgd(0.05),
+        noise=noise or independent(),
+        noise_multiplier=multiplier,
+        clip_norm=0.5,
+        local_steps=1,
+        batch_size=3,
+        **how,
+    )
 
 
 def accounted(sampler=POISSON, multiplier=1.0, rounds=ROUNDS, noise=None, **how):
-    return method(multiplier, noise, accounting=privacy.Accounting(sampler, rounds, DELTA), **how)
+    return method(
+        multiplier, noise, accounting=privacy.Accounting(sampler, rounds, DELTA), **how
+    )
 
 
 def simulator(algorithm, sampler=POISSON, n=N, **how):
     delta, backbone = make_trees()
     how = {"cohort_size": 4, "devices": 1} | how
-    one = ffm.Simulator(algorithm, ffm.Population.from_clients(clients(n)), backbone=backbone, sampler=sampler, **how)
+    one = ffm.Simulator(
+        algorithm,
+        ffm.Population.from_clients(clients(n)),
+        backbone=backbone,
+        sampler=sampler,
+        **how,
+    )
     return one, delta
 
 
@@ -51,14 +67,22 @@ def by_hand(sampler, multiplier, rounds):
     if isinstance(law, samplers.poisson(2, 0.5).law.__class__):
         event = dp.PoissonSampledDpEvent(law.rate, dp.GaussianDpEvent(multiplier))
     elif law is not None:
-        accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
-        event = dp.SampledWithoutReplacementDpEvent(law.n_clients, law.cohort_size, dp.GaussianDpEvent(multiplier / 2))
+        accountant = rdp.RdpAccountant(
+            neighboring_relation=dp.NeighboringRelation.REPLACE_ONE
+        )
+        event = dp.SampledWithoutReplacementDpEvent(
+            law.n_clients, law.cohort_size, dp.GaussianDpEvent(multiplier / 2)
+        )
     else:
         event = dp.GaussianDpEvent(multiplier)
     return accountant.compose(dp.SelfComposedDpEvent(event, rounds)).get_epsilon(DELTA)
 
 
-@pytest.mark.parametrize("sampler", [POISSON, samplers.uniform(N, 4), samplers.cyclic(N, 4)], ids=["p", "u", "c"])
+@pytest.mark.parametrize(
+    "sampler",
+    [POISSON, samplers.uniform(N, 4), samplers.cyclic(N, 4)],
+    ids=["p", "u", "c"],
+)
 def test_epsilon_of_each_round_is_in_the_metrics(sampler):
     one, delta = simulator(accounted(sampler, 1.5), sampler)
     state, metrics = one.run(one.init(delta), 5)
@@ -66,7 +90,9 @@ def test_epsilon_of_each_round_is_in_the_metrics(sampler):
     np.testing.assert_allclose(metrics["epsilon"], expected, rtol=1e-6)
     assert metrics["epsilon"].dtype == np.float64
     _, more = one.run(state, 2)
-    np.testing.assert_allclose(more["epsilon"], [by_hand(sampler, 1.5, t) for t in (6, 7)], rtol=1e-6)
+    np.testing.assert_allclose(
+        more["epsilon"], [by_hand(sampler, 1.5, t) for t in (6, 7)], rtol=1e-6
+    )
     json.dumps(metrics["epsilon"].tolist())
 
 
@@ -82,13 +108,20 @@ def test_epsilon_of_each_round_is_in_the_metrics(sampler):
     if "completion" in binary_tree.__code__.co_varnames
     else [(binary_tree(4), samplers.spaced(N, 4, 4))],
 )
-def test_epsilon_of_correlated_noise_after_each_round_is_that_of_so_many_rounds(noise, sampler):
+def test_epsilon_of_correlated_noise_after_each_round_is_that_of_so_many_rounds(
+    noise, sampler
+):
     one, delta = simulator(accounted(sampler, 3.0, noise=noise), sampler)
     _, metrics = one.run(one.init(delta), ROUNDS)
-    expected = [privacy.spent(sampler, noise, 3.0, t, DELTA).epsilon for t in range(1, ROUNDS + 1)]
+    expected = [
+        privacy.spent(sampler, noise, 3.0, t, DELTA).epsilon
+        for t in range(1, ROUNDS + 1)
+    ]
     np.testing.assert_allclose(metrics["epsilon"], expected, rtol=1e-9)
     bound = privacy.sensitivity(noise.strategy(ROUNDS), sampler.law)
-    whole = rdp.RdpAccountant().compose(dp.GaussianDpEvent(3.0 / bound)).get_epsilon(DELTA)
+    whole = (
+        rdp.RdpAccountant().compose(dp.GaussianDpEvent(3.0 / bound)).get_epsilon(DELTA)
+    )
     assert metrics["epsilon"][-1] == pytest.approx(whole, rel=1e-6)
 
 
@@ -98,20 +131,30 @@ def test_a_resumed_run_has_spent_what_an_unbroken_one_has():
     state, first = one.run(one.init(delta), 5)
     again, _ = simulator(accounted())
     leaves = [
-        np.asarray(x) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in jax.tree.leaves(state)
+        np.asarray(x) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        for x in jax.tree.leaves(state)
     ]
     saved = jax.tree.unflatten(jax.tree.structure(again.init(delta)), leaves)
     _, second = again.run(jax.tree.map(jax.numpy.asarray, saved), ROUNDS - 5)
-    assert np.concatenate([first["epsilon"], second["epsilon"]]).tolist() == whole["epsilon"].tolist()
+    assert (
+        np.concatenate([first["epsilon"], second["epsilon"]]).tolist()
+        == whole["epsilon"].tolist()
+    )
 
 
 def test_a_multiplier_brings_what_it_was_made_for():
     z = privacy.multiplier_for(4.0, POISSON, independent(), ROUNDS, DELTA)
     assert isinstance(z, float)
-    assert (z.accounted.law, z.accounted.rounds, z.accounted.delta) == (POISSON.law, ROUNDS, DELTA)
+    assert (z.accounted.law, z.accounted.rounds, z.accounted.delta) == (
+        POISSON.law,
+        ROUNDS,
+        DELTA,
+    )
     one, delta = simulator(method(z))
     _, metrics = one.run(one.init(delta), ROUNDS)
-    assert metrics["epsilon"][-1] == pytest.approx(privacy.spent(POISSON, independent(), z, ROUNDS, DELTA).epsilon)
+    assert metrics["epsilon"][-1] == pytest.approx(
+        privacy.spent(POISSON, independent(), z, ROUNDS, DELTA).epsilon
+    )
     assert 3.99 < metrics["epsilon"][-1] <= 4.0
     assert type(2 * z) is float  # other noise, nothing known of it
     assert method(2 * z).privacy.epsilon is None
@@ -130,7 +173,9 @@ def test_a_multiplier_brings_what_it_was_made_for():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_another_sampler_than_the_accounted_one_is_refused(sampler, names, by_hand, monkeypatch):
+def test_another_sampler_than_the_accounted_one_is_refused(
+    sampler, names, by_hand, monkeypatch
+):
     made = accounted() if by_hand else method(_multiplier())
     for name in names:
         with pytest.raises(ValueError, match=name):
@@ -138,7 +183,9 @@ def test_another_sampler_than_the_accounted_one_is_refused(sampler, names, by_ha
 
 
 def _multiplier():
-    return privacy.multiplier_for(8.0, samplers.cyclic(N, 4)._replace(law=POISSON.law), independent(), 2, DELTA)
+    return privacy.multiplier_for(
+        8.0, samplers.cyclic(N, 4)._replace(law=POISSON.law), independent(), 2, DELTA
+    )
 
 
 def test_laws_of_other_kinds_with_equal_numbers_differ():
@@ -165,10 +212,17 @@ def test_more_rounds_than_accounted_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("sampler", "right", "wrong"), [(POISSON, 4, 5), (samplers.poisson(N, 0.06), 2, 4), (samplers.uniform(N, 4), 4, 40)]
+    ("sampler", "right", "wrong"),
+    [
+        (POISSON, 4, 5),
+        (samplers.poisson(N, 0.06), 2, 4),
+        (samplers.uniform(N, 4), 4, 40),
+    ],
 )
 @pytest.mark.parametrize("with_accounting", [True, False])
-def test_a_cohort_size_that_is_not_the_samplers_mean_is_refused(sampler, right, wrong, with_accounting):
+def test_a_cohort_size_that_is_not_the_samplers_mean_is_refused(
+    sampler, right, wrong, with_accounting
+):
     made = accounted(sampler) if with_accounting else method()
     simulator(made, sampler, cohort_size=right)
     with pytest.raises(ValueError, match=rf"cohort_size={wrong}.*cohort_size={right}"):
@@ -187,7 +241,9 @@ def test_noise_must_be_the_one_that_was_accounted_for():
         with pytest.raises(ValueError, match="other noise"):
             method(z, other)
     with pytest.raises(ValueError, match="twice"):
-        method(z, binary_tree(4), accounting=privacy.Accounting(sampler, ROUNDS + 1, DELTA))
+        method(
+            z, binary_tree(4), accounting=privacy.Accounting(sampler, ROUNDS + 1, DELTA)
+        )
     method(z, binary_tree(4), accounting=privacy.Accounting(sampler, ROUNDS, DELTA))
 
 
@@ -217,7 +273,9 @@ def test_the_summary_says_what_is_guaranteed():
     assert "noise is added, but nothing is accounted" in repr(unaccounted)
     none, _ = simulator(method(0.0))
     assert "noise_multiplier=0" in repr(none)
-    plain, _ = simulator(ffm.fedavg(ffm.Task(mlp_loss), optax.sgd(0.05), local_steps=1, batch_size=3))
+    plain, _ = simulator(
+        ffm.fedavg(ffm.Task(mlp_loss), optax.sgd(0.05), local_steps=1, batch_size=3)
+    )
     assert "privacy" not in repr(plain)
 
 
@@ -240,10 +298,14 @@ def test_what_is_released_is_named():
 
 
 def test_adaptive_methods_are_accounted_as_a_whole():
-    """The multiplier is what update and count are worth together, so the epsilon is that of the multiplier."""
+    """The multiplier is what update and count are worth together, so the epsilon is
+    that of the multiplier.
+    """
     one, delta = simulator(accounted(adaptive=AdaptiveClip(count_noise=3.0)))
     _, metrics = one.run(one.init(delta), 3)
-    np.testing.assert_allclose(metrics["epsilon"], [by_hand(POISSON, 1.0, t) for t in (1, 2, 3)], rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["epsilon"], [by_hand(POISSON, 1.0, t) for t in (1, 2, 3)], rtol=1e-6
+    )
 
 
 def test_a_round_that_goes_wrong_spends_nothing():
@@ -268,18 +330,32 @@ def test_a_round_that_goes_wrong_spends_nothing():
 def test_sweeps_are_held_to_it_too():
     one, delta = simulator(accounted())
     swept = ffm.sweep(one, delta, 3, seeds=(1, 2))
-    np.testing.assert_allclose(swept.metrics["epsilon"], [[by_hand(POISSON, 1.0, t) for t in (1, 2, 3)]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        swept.metrics["epsilon"],
+        [[by_hand(POISSON, 1.0, t) for t in (1, 2, 3)]] * 2,
+        rtol=1e-6,
+    )
     with pytest.raises(ValueError, match="12 rounds"):
         ffm.sweep(one, delta, 13, seeds=(1, 2))
 
     def of(rate):
         return dp_fedavg(
-            ffm.Task(mlp_loss), optax.sgd(rate), noise=independent(), noise_multiplier=1.0, clip_norm=0.5, local_steps=1,
-            batch_size=3, accounting=privacy.Accounting(POISSON, 2, DELTA),
-        )  # fmt: skip
+            ffm.Task(mlp_loss),
+            optax.sgd(rate),
+            noise=independent(),
+            noise_multiplier=1.0,
+            clip_norm=0.5,
+            local_steps=1,
+            batch_size=3,
+            accounting=privacy.Accounting(POISSON, 2, DELTA),
+        )
 
     swept = ffm.sweep(one, delta, 2, hyper={"rate": (0.01, 0.1)}, algorithm=of)
-    np.testing.assert_allclose(swept.metrics["epsilon"], [[by_hand(POISSON, 1.0, t) for t in (1, 2)]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        swept.metrics["epsilon"],
+        [[by_hand(POISSON, 1.0, t) for t in (1, 2)]] * 2,
+        rtol=1e-6,
+    )
     with pytest.raises(ValueError, match="2 rounds"):
         ffm.sweep(one, delta, 3, hyper={"rate": (0.01, 0.1)}, algorithm=of)
     other = samplers.poisson(N, 0.2)
@@ -291,22 +367,36 @@ def test_sweeps_are_held_to_it_too():
     expected = [[by_hand(POISSON, z, t) for t in (1, 2)] for z in (1.0, 2.0)]
     np.testing.assert_allclose(swept.metrics["epsilon"], expected, rtol=1e-6)
     with pytest.raises(ValueError, match="Poisson"):
-        ffm.sweep(simulator(method(), other, cohort_size=8)[0], delta, 2, hyper={"rate": (0.01,)}, algorithm=of)
+        ffm.sweep(
+            simulator(method(), other, cohort_size=8)[0],
+            delta,
+            2,
+            hyper={"rate": (0.01,)},
+            algorithm=of,
+        )
 
 
 @pytest.mark.parametrize("target", [8.0, 0.7])
 def test_calibration_is_silent(target, caplog, capfd):
-    """The accountant says of each order that did not converge that it leaves it out: dozens of lines, and nothing to do."""
+    """The accountant says of each order that did not converge that it leaves it out:
+    dozens of lines, and nothing to do.
+    """
     with caplog.at_level(logging.WARNING), warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = privacy.multiplier_for(target, samplers.poisson(1000, 0.02), independent(), 200, DELTA)
+        found = privacy.multiplier_for(
+            target, samplers.poisson(1000, 0.02), independent(), 200, DELTA
+        )
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
     event = dp.PoissonSampledDpEvent(0.02, dp.GaussianDpEvent(float(found)))
-    own = rdp.RdpAccountant().compose(dp.SelfComposedDpEvent(event, 200)).get_epsilon(DELTA)
-    assert privacy.spent(samplers.poisson(1000, 0.02), independent(), found, 200, DELTA).epsilon == pytest.approx(
-        own, rel=1e-6
+    own = (
+        rdp.RdpAccountant()
+        .compose(dp.SelfComposedDpEvent(event, 200))
+        .get_epsilon(DELTA)
     )
+    assert privacy.spent(
+        samplers.poisson(1000, 0.02), independent(), found, 200, DELTA
+    ).epsilon == pytest.approx(own, rel=1e-6)
     assert 0.99 * target < own <= target
 
 
@@ -316,7 +406,9 @@ def test_other_words_of_the_accountant_are_heard(caplog):
 
     privacy.multiplier_for(8.0, samplers.poisson(100, 0.2), independent(), 2, DELTA)
     with caplog.at_level(logging.WARNING):
-        absl_logging.warning("alpha=2. Excluding this order from the epsilon computation.")
+        absl_logging.warning(
+            "alpha=2. Excluding this order from the epsilon computation."
+        )
     assert len(caplog.records) == 1
 
 
@@ -330,12 +422,17 @@ def test_other_words_of_the_accountant_are_heard(caplog):
     ],
 )
 def test_neighbours_are_those_of_the_sampler(sampler, relation):
-    """Where taking a client out would change who else is drawn, its contribution is zero instead."""
+    """Where taking a client out would change who else is drawn, its contribution is
+    zero instead.
+    """
     assert privacy.spent(sampler, independent(), 2.0, 3, DELTA).relation == relation
     assert accounted(sampler, 2.0).privacy.relation == relation
 
 
-@pytest.mark.parametrize("sampler", [POISSON, samplers.uniform(N, 4), samplers.spaced(N, 4, 3), samplers.cyclic(N, 4)])
+@pytest.mark.parametrize(
+    "sampler",
+    [POISSON, samplers.uniform(N, 4), samplers.spaced(N, 4, 3), samplers.cyclic(N, 4)],
+)
 def test_no_noise_spends_everything(sampler):
     assert privacy.spent(sampler, independent(), 0.0, 2, DELTA).epsilon == np.inf
     assert privacy.spent(sampler, independent(), 0.0, 0, DELTA).epsilon == 0.0

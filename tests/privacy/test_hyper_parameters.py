@@ -16,7 +16,12 @@ POISSON = samplers.poisson(1000, 0.02)
 
 
 def make(**how):
-    how = {"noise": privacy.independent(), "noise_multiplier": 1.0, "clip_norm": 1.0, "batch_size": 4} | how
+    how = {
+        "noise": privacy.independent(),
+        "noise_multiplier": 1.0,
+        "clip_norm": 1.0,
+        "batch_size": 4,
+    } | how
     return dp_fedavg(ffm.Task(mlp_loss), optax.sgd(0.1), local_steps=1, **how)
 
 
@@ -36,8 +41,20 @@ def clip_to(norm):
     return privacy.clip({"a": jnp.ones(3)}, norm)
 
 
-SPENT = {"sampler": POISSON, "noise": privacy.independent(), "noise_multiplier": 1.0, "rounds": 3, "delta": 1e-5}
-SOUGHT = {"epsilon": 8.0, "sampler": POISSON, "noise": privacy.independent(), "rounds": 3, "delta": 1e-5}
+SPENT = {
+    "sampler": POISSON,
+    "noise": privacy.independent(),
+    "noise_multiplier": 1.0,
+    "rounds": 3,
+    "delta": 1e-5,
+}
+SOUGHT = {
+    "epsilon": 8.0,
+    "sampler": POISSON,
+    "noise": privacy.independent(),
+    "rounds": 3,
+    "delta": 1e-5,
+}
 ROWS = [
     Row(make, {"noise_multiplier": 1.0}, {"noise_multiplier": "real", "clip_norm": "real"}, "dp_fedavg"),
     Row(make_free, {"clip_norm": np.inf}, {"clip_norm": "real or infinite"}, "dp_fedavg without noise"),
@@ -54,7 +71,9 @@ ROWS = [
 
 @pytest.fixture(autouse=True)
 def _without_the_accountant(monkeypatch):
-    """What is refused is refused before anything is accounted; the good values need no epsilon here."""
+    """What is refused is refused before anything is accounted; the good values need no
+    epsilon here.
+    """
     if hasattr(privacy.accounting, "calibrated"):
         monkeypatch.setattr(privacy.accounting, "calibrated", lambda *_: 1.0)
 
@@ -65,7 +84,12 @@ def test_bad_values_are_refused(row, parameter, value):
 
 
 def test_no_number_is_without_a_row():
-    factories = [privacy.spent, privacy.multiplier_for, privacy.binary_tree, privacy.square_root_coefficients]
+    factories = [
+        privacy.spent,
+        privacy.multiplier_for,
+        privacy.binary_tree,
+        privacy.square_root_coefficients,
+    ]
     assert unlisted([*factories, update_noise], ROWS) == []
 
 
@@ -81,7 +105,10 @@ def test_no_number_is_without_a_row():
         (lambda: make(noise="independent"), "noise='independent'"),
         (lambda: make(adaptive=0.5), "adaptive=0.5"),
         (lambda: make(accounting=(POISSON, 10, 1e-5)), "Accounting"),
-        (lambda: privacy.spent("poisson", privacy.independent(), 1.0, 3, 1e-5), "sampler='poisson'"),
+        (
+            lambda: privacy.spent("poisson", privacy.independent(), 1.0, 3, 1e-5),
+            "sampler='poisson'",
+        ),
         (lambda: privacy.spent(POISSON, "tree", 1.0, 3, 1e-5), "noise='tree'"),
         (lambda: privacy.banded([1.0, "0.5"]), "coefficients"),
         (lambda: privacy.banded([True, 0.5]), "coefficients"),
@@ -99,13 +126,21 @@ def test_what_makes_no_sense_is_said(make_it, message):
 
 
 def test_hyper_parameters_of_a_sweep_are_traced_values():
-    """`ffm.sweep` makes the method from tracers: clip norm and noise may be swept, as optimizers' rates."""
+    """`ffm.sweep` makes the method from tracers: clip norm and noise may be swept, as
+    optimizers' rates.
+    """
     clients = [{"x": np.ones((4, 3), np.float32), "y": np.ones(4, np.float32)}] * 6
     population = ffm.Population.from_clients(clients)
     delta = {"w": jnp.ones((3, 4)), "v": jnp.ones(4)}
 
     def simulator(algorithm):
-        return ffm.Simulator(algorithm, population, backbone={"w": jnp.zeros((3, 4))}, cohort_size=6, devices=1)
+        return ffm.Simulator(
+            algorithm,
+            population,
+            backbone={"w": jnp.zeros((3, 4))},
+            cohort_size=6,
+            devices=1,
+        )
 
     def of(clip_norm, noise_multiplier):
         return make(clip_norm=clip_norm, noise_multiplier=noise_multiplier)
@@ -113,6 +148,10 @@ def test_hyper_parameters_of_a_sweep_are_traced_values():
     hyper = {"clip_norm": (0.01, 0.3), "noise_multiplier": (0.0, 0.5)}
     swept = ffm.sweep(simulator(make()), delta, 2, hyper=hyper, algorithm=of)
     for lane in range(4):
-        alone = simulator(of(*(float(np.float32(swept.hyper[name][lane])) for name in hyper)))
+        alone = simulator(
+            of(*(float(np.float32(swept.hyper[name][lane])) for name in hyper))
+        )
         state, _ = alone.run(alone.init(delta), 2)
-        np.testing.assert_allclose(swept.delta["w"][lane], state.delta["w"], rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            swept.delta["w"][lane], state.delta["w"], rtol=2e-5, atol=1e-6
+        )

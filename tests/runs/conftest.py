@@ -23,7 +23,11 @@ def command(monkeypatch, tmp_path):
     import fedjax_fm.experiments
     from fedjax_fm.cli import main
 
-    monkeypatch.setattr(fedjax_fm.experiments, "__path__", [*fedjax_fm.experiments.__path__, str(EXPERIMENTS)])
+    monkeypatch.setattr(
+        fedjax_fm.experiments,
+        "__path__",
+        [*fedjax_fm.experiments.__path__, str(EXPERIMENTS)],
+    )
     monkeypatch.chdir(tmp_path)
 
     def say(*words: str) -> Said:
@@ -40,7 +44,9 @@ def command(monkeypatch, tmp_path):
 
 @pytest.fixture
 def process(tmp_path):
-    """`process("run", "tiny", ...) -> Popen`, a process of its own with pipes, in the same folder."""
+    """`process("run", "tiny", ...) -> Popen`, a process of its own with pipes, in the
+    same folder.
+    """
     started = []
 
     def start(*words: str, **variables: str) -> subprocess.Popen:

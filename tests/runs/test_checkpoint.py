@@ -25,15 +25,35 @@ class State(NamedTuple):
 
 
 def make_state(scale: float = 1.0) -> State:
-    weights = {"w": scale * jnp.arange(6.0).reshape(2, 3), "mask": jnp.array([True, False]), "b": jnp.bfloat16(0.3)}
-    store = HostStore({"mine": np.full((3, 2), scale, np.float32)}, np.array([True, False, True]), {}, np.array([4]))
+    weights = {
+        "w": scale * jnp.arange(6.0).reshape(2, 3),
+        "mask": jnp.array([True, False]),
+        "b": jnp.bfloat16(0.3),
+    }
+    store = HostStore(
+        rows={"mine": np.full((3, 2), scale, np.float32)},
+        touched=np.array([True, False, True]),
+        start={},
+        rounds=np.array([4]),
+    )
     return State(
-        weights, optax.adam(0.1).init(weights["w"]), jax.random.key(7), jnp.zeros((0, 3)), store, jnp.int32(4 * scale)
+        weights=weights,
+        optimizer=optax.adam(0.1).init(weights["w"]),
+        key=jax.random.key(7),
+        nothing=jnp.zeros((0, 3)),
+        store=store,
+        round=jnp.int32(4 * scale),
     )
 
 
 def assert_equal(a: State, b: State) -> None:
-    data = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    def data(x):
+        return (
+            jax.random.key_data(x)
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+            else x
+        )
+
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(data(x), data(y)), a, b)
     assert jax.tree.map(lambda x: x.dtype, a) == jax.tree.map(lambda x: x.dtype, b)
 
@@ -50,7 +70,10 @@ def three(tmp_path):
 
 def arrays_of(step):
     """The largest file of a checkpoint: its arrays."""
-    return max((file for file in step.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    return max(
+        (file for file in step.rglob("*") if file.is_file()),
+        key=lambda file: file.stat().st_size,
+    )
 
 
 def test_every_kind_of_leaf_comes_back_and_two_are_kept(three):
@@ -65,7 +88,10 @@ def test_every_kind_of_leaf_comes_back_and_two_are_kept(three):
 
 
 def test_an_empty_folder_holds_nothing(tmp_path):
-    assert Checkpoints(tmp_path / "checkpoint").restore_newest(make_state()) == (None, [])
+    assert Checkpoints(tmp_path / "checkpoint").restore_newest(make_state()) == (
+        None,
+        [],
+    )
 
 
 def test_a_round_that_is_there_is_not_written_again(three):
@@ -83,10 +109,14 @@ def flip(path, place):
 DAMAGE = {
     "a byte near the start": lambda step: flip(arrays_of(step), 0.1),
     "a byte in the middle": lambda step: flip(arrays_of(step), 0.5),
-    "a file cut short": lambda step: arrays_of(step).write_bytes(arrays_of(step).read_bytes()[:-20]),
+    "a file cut short": lambda step: arrays_of(step).write_bytes(
+        arrays_of(step).read_bytes()[:-20]
+    ),
     "a file that is gone": lambda step: arrays_of(step).unlink(),
     "the manifest gone": lambda step: (step / "default" / "manifest.ocdbt").unlink(),
-    "its own metadata cut short": lambda step: (step / "default" / "_METADATA").write_text("{"),
+    "its own metadata cut short": lambda step: (
+        step / "default" / "_METADATA"
+    ).write_text("{"),
 }
 
 
@@ -125,10 +155,15 @@ for number in range(12):
 
 
 def test_damage_is_told_by_the_warning_alone(tmp_path):
-    """Orbax' threads log the error with their stacks, and reads on their way find their event loop closed."""
+    """Orbax' threads log the error with their stacks, and reads on their way find their
+    event loop closed.
+    """
     paths = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "helpers"))
     done = subprocess.run(
-        [sys.executable, "-c", NOISE, str(tmp_path), *paths], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", NOISE, str(tmp_path), *paths],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -142,13 +177,15 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoints(tmp_path, monkeypatch)
     def full(step, args):
         (tmp_path / "checkpoint" / f"{step}.orbax-checkpoint-tmp").mkdir()
         raise ValueError(
-            "RESOURCE_EXHAUSTED: Failed to write 9 bytes to file 1: No space left on device [os_error_code='28']"
+            "RESOURCE_EXHAUSTED: Failed to write 9 bytes to file 1: No space "
+            "left on device [os_error_code='28']"
         )
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints._manager, "save", full)
         with pytest.raises(
-            CheckpointError, match=r"checkpoint/2: no space is left on the device; the rounds up to 1 are safe"
+            CheckpointError,
+            match=r"checkpoint/2: no space is left on the device; the rounds up to 1 are safe",
         ):
             checkpoints.save(2, make_state(2.0))
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["1"]
@@ -159,17 +196,26 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoints(tmp_path, monkeypatch)
 def test_if_all_are_damaged_nothing_starts_from_scratch(three):
     for number in ("2", "3"):
         flip(arrays_of(three / number), 0.5)
-    with pytest.raises(DamagedCheckpoint, match=r"no checkpoint in .* is whole: .*round 3 .*round 2 "):
+    with pytest.raises(
+        DamagedCheckpoint, match=r"no checkpoint in .* is whole: .*round 3 .*round 2 "
+    ):
         Checkpoints(three).restore_newest(make_state())
     assert (three / "3").is_dir()
 
 
 def test_another_configuration_is_refused_by_name(three):
-    wider = make_state()._replace(weights={**make_state().weights, "w": jnp.zeros((2, 4))})
+    wider = make_state()._replace(
+        weights={**make_state().weights, "w": jnp.zeros((2, 4))}
+    )
     with pytest.raises(
-        OtherRun, match=r"round 3 is of another run: .*w.*expected float32\[2, 4\], got float32\[2, 3\]"
+        OtherRun,
+        match=r"round 3 is of another run: .*w.*expected float32\[2, 4\], got float32\[2, 3\]",
     ):
         Checkpoints(three).restore_newest(wider)
     with pytest.raises(OtherRun, match=r"missing leaves .*extra"):
-        Checkpoints(three).restore_newest(make_state()._replace(weights={**make_state().weights, "extra": jnp.ones(1)}))
+        Checkpoints(three).restore_newest(
+            make_state()._replace(
+                weights={**make_state().weights, "extra": jnp.ones(1)}
+            )
+        )
     assert (three / "3").is_dir()

@@ -12,7 +12,16 @@ import pytest
 from commands import start_command
 
 STUDIES = (
-    *("quickstart", "generate", "docstrings", "lora_rules", "fedpm", "feddf", "fedbert", "feddpa"),
+    *(
+        "quickstart",
+        "generate",
+        "docstrings",
+        "lora_rules",
+        "fedpm",
+        "feddf",
+        "fedbert",
+        "feddpa",
+    ),
     *("frozen_formats", "zeroth", "privacy_utility"),
 )
 
@@ -27,14 +36,32 @@ def test_list_names_every_study(command):
 
 def test_a_study_leaves_its_folder_and_says_where(command, tmp_path):
     said = command(
-        "run", "tiny", "--set", "rate=0.2", "shuffle=true", "width=none", "grid=0.02,0.04", "rounds=3", "seeds=0,1"
+        "run",
+        "tiny",
+        "--set",
+        "rate=0.2",
+        "shuffle=true",
+        "width=none",
+        "grid=0.02,0.04",
+        "rounds=3",
+        "seeds=0,1",
     )
     assert said.code == 0, said.error
     folder = tmp_path / "runs" / "tiny"
     assert "tiny in runs/tiny" in said.out
     assert "tuning · FedAvg · rate 0.02" in said.out
     config = json.loads((folder / "config.json").read_text())
-    assert config | {"rate": 0.2, "shuffle": True, "width": None, "rounds": 3, "grid": [0.02, 0.04]} == config
+    assert (
+        config
+        | {
+            "rate": 0.2,
+            "shuffle": True,
+            "width": None,
+            "rounds": 3,
+            "grid": [0.02, 0.04],
+        }
+        == config
+    )
     cell = json.loads((folder / "cells" / "plain" / "seed-1.json").read_text())
     assert [row["round"] for row in cell["curve"]] == [2, 3]
     assert cell["uplink_bytes"] == cell["curve"][-1]["uplink_bytes"]
@@ -43,12 +70,21 @@ def test_a_study_leaves_its_folder_and_says_where(command, tmp_path):
     assert again.code == 0
     assert "FedAvg, momentum against FedAvg: " in again.out
     assert "report: runs/tiny/report.html" in again.out
-    assert pages == [(folder / name).read_bytes() for name in ("report.html", "RESULTS.md")]
+    assert pages == [
+        (folder / name).read_bytes() for name in ("report.html", "RESULTS.md")
+    ]
 
 
-def test_settings_come_from_a_file_and_the_command_line_goes_before_it(command, tmp_path):
+def test_settings_come_from_a_file_and_the_command_line_goes_before_it(
+    command, tmp_path
+):
     (tmp_path / "mine.toml").write_text("rounds = 3\nseeds = [4, 5]\nrate = 0.1\n")
-    assert command("run", "tiny", "--config", "mine.toml", "--set", "rate=0.3", "--out", "a").code == 0
+    assert (
+        command(
+            "run", "tiny", "--config", "mine.toml", "--set", "rate=0.3", "--out", "a"
+        ).code
+        == 0
+    )
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert (config["rounds"], config["seeds"], config["rate"]) == (3, [4, 5], 0.3)
 
@@ -60,14 +96,24 @@ def test_the_grid_alone_and_then_the_rest(command, tmp_path):
     assert "<- chosen" in said.out
     assert not (tmp_path / "a" / "results.json").exists()
     assert command("run", "--resume", "a").code == 0
-    assert command("run", "tiny", "--smoke", "--set", "grid=0.05,0.1", "--out", "b").code == 0
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in "ab"]
+    assert (
+        command("run", "tiny", "--smoke", "--set", "grid=0.05,0.1", "--out", "b").code
+        == 0
+    )
+    results = [
+        json.loads((tmp_path / name / "results.json").read_text()) for name in "ab"
+    ]
     assert results[0]["arms"] == results[1]["arms"]
 
 
 def test_two_folders_are_compared_seed_by_seed(command):
     for name, rate in (("a", "0.2"), ("b", "0.6")):
-        assert command("run", "tiny", "--smoke", "--set", f"rate={rate}", "--out", name).code == 0
+        assert (
+            command(
+                "run", "tiny", "--smoke", "--set", f"rate={rate}", "--out", name
+            ).code
+            == 0
+        )
     said = command("compare", "a", "b")
     assert said.code == 0, said.error
     assert "settings that differ: rate; seeds in common: [0, 1]" in said.out
@@ -79,9 +125,18 @@ def test_seeds_that_are_added_later_are_flagged(command, tmp_path):
     assert command("run", "--resume", "a", "--add-seeds", "7", "8").code == 0
     results = json.loads((tmp_path / "a" / "results.json").read_text())
     assert (results["seeds"], results["added_seeds"]) == ([0, 1], [7, 8])
-    assert "7, 8 added after their results had been seen" in (tmp_path / "a" / "report.html").read_text()
-    assert "seed 7 is there already" in command("run", "--resume", "a", "--add-seeds", "7").error
-    assert "--add-seeds goes with --resume" in command("run", "tiny", "--add-seeds", "7", "--out", "c").error
+    assert (
+        "7, 8 added after their results had been seen"
+        in (tmp_path / "a" / "report.html").read_text()
+    )
+    assert (
+        "seed 7 is there already"
+        in command("run", "--resume", "a", "--add-seeds", "7").error
+    )
+    assert (
+        "--add-seeds goes with --resume"
+        in command("run", "tiny", "--add-seeds", "7", "--out", "c").error
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +179,9 @@ def test_what_makes_no_sense_is_refused_in_one_line(command, words, message):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_a_wrong_setting_leaves_no_folder_in_the_way_of_the_right_one(command, tmp_path, words, message):
+def test_a_wrong_setting_leaves_no_folder_in_the_way_of_the_right_one(
+    command, tmp_path, words, message
+):
     said = command("run", "tiny", *words)
     assert said.code == 2
     assert message in said.error
@@ -144,10 +201,15 @@ def test_what_was_computed_before_an_error_stays(command, tmp_path, monkeypatch)
         patched.setattr(
             RunFolder,
             "write_json",
-            lambda self, name, value: (refuse if name == "results.json" else original)(self, name, value),
+            lambda self, name, value: (refuse if name == "results.json" else original)(
+                self, name, value
+            ),
         )
         assert command("run", "tiny", "--smoke").code == 2
-    assert len(list((tmp_path / "runs" / "tiny-smoke" / "cells").rglob("seed-*.json"))) == 6
+    assert (
+        len(list((tmp_path / "runs" / "tiny-smoke" / "cells").rglob("seed-*.json")))
+        == 6
+    )
     assert command("run", "--resume", "runs/tiny-smoke").code == 0
 
 
@@ -170,7 +232,9 @@ BAD_CONFIGURATIONS = {
 @pytest.mark.parametrize("text", BAD_CONFIGURATIONS, ids=str)
 def test_a_folder_that_is_no_study_is_told_in_one_line(command, tmp_path, text):
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (tmp_path / "other" / "config.json").write_bytes(
+        text if isinstance(text, bytes) else text.encode()
+    )
     said = command("run", "--resume", "other")
     assert said.code == 2
     assert len(said.error.splitlines()) == 1
@@ -189,14 +253,22 @@ def test_results_of_another_version_are_refused(command, tmp_path, version):
 def test_a_report_of_anybodys_run(command, tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
-    rows = [{"round": r, "loss": 1 / r, "uplink_bytes": 8, "downlink_bytes": 8} for r in (1, 2, 3)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [
+        {"round": r, "loss": 1 / r, "uplink_bytes": 8, "downlink_bytes": 8}
+        for r in (1, 2, 3)
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
     said = command("report", "mine")
     assert said.code == 0, said.error
     assert "<svg" in (folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize("out", ["afile", "afile/x", "afile/x/y", "/sys/nope", "/proc/nope/x", "a" * 300, "x\0y"])
+@pytest.mark.parametrize(
+    "out",
+    ["afile", "afile/x", "afile/x/y", "/sys/nope", "/proc/nope/x", "a" * 300, "x\0y"],
+)
 def test_places_where_no_folder_can_be_made(command, tmp_path, out):
     (tmp_path / "afile").write_text("mine")
     said = command("run", "tiny", "--smoke", "--out", out)
@@ -226,7 +298,9 @@ CONSOLES = {
 
 @pytest.mark.parametrize("console", CONSOLES)
 def test_a_run_ends_well_on_a_console_that_is_not_utf_8(process, tmp_path, console):
-    name = "runs" if "LC_ALL" in CONSOLES[console] else "läufe"  # that locale has no such names of files
+    name = (
+        "runs" if "LC_ALL" in CONSOLES[console] else "läufe"
+    )  # that locale has no such names of files
     child = process("run", "tiny", "--smoke", "--out", name, **CONSOLES[console])
     out, error = child.communicate(timeout=120)
     assert child.returncode == 0, error
@@ -242,15 +316,26 @@ def test_a_full_disk_is_one_line_and_what_was_saved_goes_on(process, command, tm
     if os.geteuid() or subprocess.run(mounted, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system")
     try:
-        child = process("run", "tiny", "--smoke", "--set", "pause=0.5", "--out", "disk/run")
+        child = process(
+            "run", "tiny", "--smoke", "--set", "pause=0.5", "--out", "disk/run"
+        )
         wait_for_cells(disk / "run", 3, child)
-        with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as file:
+        with (
+            contextlib.suppress(OSError),
+            open(disk / "filler", "wb", buffering=0) as file,
+        ):
             while True:
                 file.write(bytes(4096))
         _, error = child.communicate(timeout=120)
         assert child.returncode == 2
         assert len(error.splitlines()) == 1, error
-        for words in ("disk/run", "no space is left on the device", "safe", "ake room", "--resume"):
+        for words in (
+            "disk/run",
+            "no space is left on the device",
+            "safe",
+            "ake room",
+            "--resume",
+        ):
             assert words in error
         (disk / "filler").unlink()
         assert not list(disk.rglob("*.part"))
@@ -276,8 +361,20 @@ def test_a_folder_in_use_and_another_experiments_folder(command):
     assert "runs/tiny-smoke is a run of 'tiny', not of 'quickstart'" in said.error
 
 
-def test_arms_that_diverge_are_findings_and_a_grid_of_nothing_else_is_told(command, tmp_path):
-    said = command("run", "tiny", "--smoke", "--set", "poison=0", "clients=3", "grid=0.1,0.2", "--out", "a")
+def test_arms_that_diverge_are_findings_and_a_grid_of_nothing_else_is_told(
+    command, tmp_path
+):
+    said = command(
+        "run",
+        "tiny",
+        "--smoke",
+        "--set",
+        "poison=0",
+        "clients=3",
+        "grid=0.1,0.2",
+        "--out",
+        "a",
+    )
     assert said.code == 2
     assert "every point of the grid of 'plain' failed" in said.error
     cell = json.loads((tmp_path / "a" / "cells" / "plain" / "tune-0.json").read_text())
@@ -308,9 +405,12 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("number", "cells"), [(signal.SIGINT, 2), (signal.SIGTERM, 4), (signal.SIGKILL, 1), (signal.SIGKILL, 4)]
+    ("number", "cells"),
+    [(signal.SIGINT, 2), (signal.SIGTERM, 4), (signal.SIGKILL, 1), (signal.SIGKILL, 4)],
 )
-def test_a_signal_and_resume_end_with_the_same_bytes(process, tmp_path, whole, number, cells):
+def test_a_signal_and_resume_end_with_the_same_bytes(
+    process, tmp_path, whole, number, cells
+):
     child = process(*LONG, "--out", "broken")
     wait_for_cells(tmp_path / "broken", cells, child)
     time.sleep(random.Random(cells).uniform(0.0, 0.3))
@@ -322,4 +422,6 @@ def test_a_signal_and_resume_end_with_the_same_bytes(process, tmp_path, whole, n
     assert not (tmp_path / "broken" / "results.json").exists()
     assert process("run", "--resume", "broken").wait(120) == 0
     for name in ("results.json", "report.html", "RESULTS.md"):
-        assert (tmp_path / "broken" / name).read_bytes() == (whole / name).read_bytes(), name
+        assert (tmp_path / "broken" / name).read_bytes() == (
+            whole / name
+        ).read_bytes(), name

@@ -11,18 +11,25 @@ from fedjax_fm.runs import RunFolder, RunFolderError
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder.create(tmp_path / "run", {"rounds": np.int64(3), "where": tmp_path}, "tiny")
+    return RunFolder.create(
+        tmp_path / "run", {"rounds": np.int64(3), "where": tmp_path}, "tiny"
+    )
 
 
 def test_a_new_folder_holds_its_configuration(folder, tmp_path):
-    assert RunFolder.open(folder.path).config == {"experiment": "tiny", "rounds": 3, "where": str(tmp_path)}
+    assert RunFolder.open(folder.path).config == {
+        "experiment": "tiny",
+        "rounds": 3,
+        "where": str(tmp_path),
+    }
     assert folder.is_run
     assert folder.below("arms/one").path.is_dir()
 
 
 def test_a_folder_in_use_is_refused_with_the_way_out(folder, tmp_path):
     with pytest.raises(
-        RunFolderError, match=r"exists: continue it with `fedjax-fm run --resume .*run`, choose another"
+        RunFolderError,
+        match=r"exists: continue it with `fedjax-fm run --resume .*run`, choose another",
     ):
         RunFolder.create(folder.path, {}, "tiny")
     (tmp_path / "other").mkdir()
@@ -37,16 +44,22 @@ def test_a_folder_in_use_is_refused_with_the_way_out(folder, tmp_path):
 def test_a_run_killed_before_it_began_leaves_nothing_in_the_way(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json.part").write_text('{"expe')
-    assert RunFolder.create(tmp_path / "run", {}, "tiny").config == {"experiment": "tiny"}
+    assert RunFolder.create(tmp_path / "run", {}, "tiny").config == {
+        "experiment": "tiny"
+    }
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(RunFolderError, match=r"is not a run folder: it has no config\.json"):
+    with pytest.raises(
+        RunFolderError, match=r"is not a run folder: it has no config\.json"
+    ):
         RunFolder.open(tmp_path)
 
 
 def test_files_are_replaced_in_one_piece(folder):
-    folder.write_json("results.json", {"accuracy": np.float32(0.5), "array": np.arange(3)})
+    folder.write_json(
+        "results.json", {"accuracy": np.float32(0.5), "array": np.arange(3)}
+    )
     with pytest.raises(TypeError, match="set does not go into JSON"):
         folder.write_json("results.json", {"accuracy": {1, 2}})
     with pytest.raises(ValueError, match="JSON"):
@@ -78,7 +91,9 @@ def test_a_row_that_a_crash_cut_short_does_not_count(folder):
     (folder.path / "metrics.jsonl").write_text(text[:-9])
     assert folder.metrics() == rows(1, 2)
     folder.keep_metrics(2)
-    assert (folder.path / "metrics.jsonl").read_text() == "".join(json.dumps(row) + "\n" for row in rows(1, 2))
+    assert (folder.path / "metrics.jsonl").read_text() == "".join(
+        json.dumps(row) + "\n" for row in rows(1, 2)
+    )
 
 
 def test_rows_after_the_checkpoint_are_cut_and_missing_ones_are_told(folder):
@@ -86,7 +101,9 @@ def test_rows_after_the_checkpoint_are_cut_and_missing_ones_are_told(folder):
         folder.append_metrics(row)
     folder.keep_metrics(2)
     assert folder.metrics() == rows(1, 2)
-    with pytest.raises(RunFolderError, match=r"is of round 3, but metrics.jsonl lacks that round"):
+    with pytest.raises(
+        RunFolderError, match=r"is of round 3, but metrics.jsonl lacks that round"
+    ):
         folder.keep_metrics(3)
 
 
@@ -113,7 +130,9 @@ WRITES = {
     "below": lambda folder: folder.below("arms"),
     "append_metrics": lambda folder: folder.append_metrics({"round": 1}),
     "append_seconds": lambda folder: folder.append_seconds(1, 0.5),
-    "create": lambda folder: RunFolder.create(folder.path / "inner" / "most", {}, "tiny"),
+    "create": lambda folder: RunFolder.create(
+        folder.path / "inner" / "most", {}, "tiny"
+    ),
 }
 
 
@@ -121,7 +140,10 @@ WRITES = {
 def test_a_full_disk_names_the_file_and_leaves_no_half_of_it(folder, monkeypatch, name):
     before = sorted(folder.path.rglob("*"))
     with monkeypatch.context() as patched:
-        for place in ("os.replace", "pathlib.Path.mkdir" if name == "below" else "os.replace"):
+        for place in (
+            "os.replace",
+            "pathlib.Path.mkdir" if name == "below" else "os.replace",
+        ):
             patched.setattr(place, full)
         if name.startswith("append"):
             patched.setattr("builtins.open", full)

@@ -1,4 +1,6 @@
-"""A run goes on only as what it was begun as: every other setting, datum or weight is refused and shown."""
+"""A run goes on only as what it was begun as: every other setting, datum or weight is
+refused and shown.
+"""
 
 import io
 import json
@@ -32,7 +34,10 @@ def penalised_loss(delta, backbone, batch, key):
 
 
 def clients_with(change):
-    clients = [{name: np.array(array) for name, array in client.items()} for client in make_clients()]
+    clients = [
+        {name: np.array(array) for name, array in client.items()}
+        for client in make_clients()
+    ]
     change(clients)
     return clients
 
@@ -52,22 +57,35 @@ def backbone_with(scale):
 
 def algorithm(loss=mlp_loss, optimizer=None, server=None, steps=1, batch_size=4):
     optimizer = optax.sgd(0.05) if optimizer is None else optimizer
-    return ffm.fedavg(ffm.Task(loss), optimizer, server, local_steps=steps, batch_size=batch_size)
+    return ffm.fedavg(
+        ffm.Task(loss), optimizer, server, local_steps=steps, batch_size=batch_size
+    )
 
 
 def lossy(bits=4, share=0.5):
-    return channels.error_feedback(channels.chain(channels.top_k(share), channels.quantize(bits)))
+    return channels.error_feedback(
+        channels.chain(channels.top_k(share), channels.quantize(bits))
+    )
 
 
 def never(client, round_index, key):
     return jnp.zeros((), bool)
 
 
-BEGUN = dict(algorithm=algorithm, clients=make_clients, backbone=lambda: make_trees()[1], uplink=lossy, cohort_size=3)
+BEGUN = dict(
+    algorithm=algorithm,
+    clients=make_clients,
+    backbone=lambda: make_trees()[1],
+    uplink=lossy,
+    cohort_size=3,
+)
 
 
 def simulator_of(**changes):
-    made = {name: value() if callable(value) else value for name, value in {**BEGUN, **changes}.items()}
+    made = {
+        name: value() if callable(value) else value
+        for name, value in {**BEGUN, **changes}.items()
+    }
     method, clients = made.pop("algorithm"), made.pop("clients")
     return ffm.Simulator(method, ffm.Population.from_clients(clients), **made)
 
@@ -76,9 +94,14 @@ def go_on(folder, rounds, *, delta=None, **changes):
     said = io.StringIO()
     delta = make_trees()[0] if delta is None else delta
     state = run_rounds(
-        simulator_of(**changes), delta, rounds, folder,
-        label="mlp", console=Console(file=said, width=400), evaluate_every=1,
-    )  # fmt: skip
+        simulator_of(**changes),
+        delta,
+        rounds,
+        folder,
+        label="mlp",
+        console=Console(file=said, width=400),
+        evaluate_every=1,
+    )
     return state, said.getvalue()
 
 
@@ -96,29 +119,66 @@ def begun(tmp_path_factory):
 
 
 OTHERS = {
-    "learning rate": (dict(algorithm=lambda: algorithm(optimizer=optax.sgd(0.1))), ["-0.05 → -0.1"]),
-    "optimizer": (dict(algorithm=lambda: algorithm(optimizer=optax.sgd(0.05, momentum=0.9))), ["0.9"]),
+    "learning rate": (
+        dict(algorithm=lambda: algorithm(optimizer=optax.sgd(0.1))),
+        ["-0.05 → -0.1"],
+    ),
+    "optimizer": (
+        dict(algorithm=lambda: algorithm(optimizer=optax.sgd(0.05, momentum=0.9))),
+        ["0.9"],
+    ),
     "schedule": (
-        dict(algorithm=lambda: algorithm(optimizer=optax.sgd(optax.cosine_decay_schedule(0.05, 10)))),
+        dict(
+            algorithm=lambda: algorithm(
+                optimizer=optax.sgd(optax.cosine_decay_schedule(0.05, 10))
+            )
+        ),
         ["0.05"],
     ),
-    "server optimizer": (dict(algorithm=lambda: algorithm(server=optax.sgd(0.7))), ["0.7"]),
+    "server optimizer": (
+        dict(algorithm=lambda: algorithm(server=optax.sgd(0.7))),
+        ["0.7"],
+    ),
     "local steps": (dict(algorithm=lambda: algorithm(steps=2)), ["steps", "1", "2"]),
-    "batch size": (dict(algorithm=lambda: algorithm(batch_size=2)), ["batch_size: 4 → 2"]),
-    "another loss": (dict(algorithm=lambda: algorithm(loss=penalised_loss)), ["mlp_loss", "penalised_loss"]),
+    "batch size": (
+        dict(algorithm=lambda: algorithm(batch_size=2)),
+        ["batch_size: 4 → 2"],
+    ),
+    "another loss": (
+        dict(algorithm=lambda: algorithm(loss=penalised_loss)),
+        ["mlp_loss", "penalised_loss"],
+    ),
     "seed": (dict(seed=7), ["seed: 0 → 7"]),
     "cohort size": (dict(cohort_size=2), ["cohort_size: 3 → 2"]),
     "bits of the channel": (dict(uplink=lambda: lossy(bits=8)), ["uplink", "4 → 8"]),
     "share of the channel": (dict(uplink=lambda: lossy(share=0.25)), ["0.5 → 0.25"]),
     "no channel": (dict(uplink=None), ["uplink"]),
     "another channel without settings": (dict(downlink=channels.natural), ["downlink"]),
-    "sampler": (dict(sampler=lambda: samplers.cyclic(len(make_clients()), 3)), ["sampler"]),
-    "behaviour": (dict(behaviour=lambda: ffm.Behaviour(drops=never)), ["behaviour", "never"]),
-    "one value of the data": (dict(clients=lambda: clients_with(one_value)), ["data", "x"]),
-    "order of the data": (dict(clients=lambda: clients_with(two_rows_change_places)), ["data", "x"]),
+    "sampler": (
+        dict(sampler=lambda: samplers.cyclic(len(make_clients()), 3)),
+        ["sampler"],
+    ),
+    "behaviour": (
+        dict(behaviour=lambda: ffm.Behaviour(drops=never)),
+        ["behaviour", "never"],
+    ),
+    "one value of the data": (
+        dict(clients=lambda: clients_with(one_value)),
+        ["data", "x"],
+    ),
+    "order of the data": (
+        dict(clients=lambda: clients_with(two_rows_change_places)),
+        ["data", "x"],
+    ),
     "a client less": (dict(clients=lambda: make_clients()[:-1]), ["n_clients"]),
-    "backbone": (dict(backbone=lambda: backbone_with(1.01)), ["backbone", "other values"]),
-    "start": (dict(delta=jax.tree.map(lambda leaf: leaf + 0.1, make_trees()[0])), ["delta", "other values"]),
+    "backbone": (
+        dict(backbone=lambda: backbone_with(1.01)),
+        ["backbone", "other values"],
+    ),
+    "start": (
+        dict(delta=jax.tree.map(lambda leaf: leaf + 0.1, make_trees()[0])),
+        ["delta", "other values"],
+    ),
 }
 
 
@@ -177,7 +237,13 @@ def test_another_version_of_the_code_is_a_warning(tmp_path):
 def test_weights_that_differ_by_rounding_are_a_warning(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {}, "mlp")
     go_on_plain(folder, 1)
-    _, said = go_on_plain(folder, 2, backbone=lambda: jax.tree.map(lambda x: x * np.float32(1 + 2e-7), make_trees()[1]))
+    _, said = go_on_plain(
+        folder,
+        2,
+        backbone=lambda: jax.tree.map(
+            lambda x: x * np.float32(1 + 2e-7), make_trees()[1]
+        ),
+    )
     assert "warning: " in said
     assert "rounding" in said
 
@@ -191,7 +257,10 @@ def test_one_value_among_many_is_another_data_set():
     other = many.copy()
     other[123_456] += 0.5
     for name, refused, warnings in (("data.x", 1, 0), ("backbone['w']", 0, 1)):
-        before, now = ({"settings": {}, "code": {}, "arrays": {name: array_print(a)}} for a in (many, other))
+        before, now = (
+            {"settings": {}, "code": {}, "arrays": {name: array_print(a)}}
+            for a in (many, other)
+        )
         found = compare(before, now)
         assert (len(found.refused), len(found.warnings)) == (refused, warnings)
         assert compare(before, before) == ([], [])
@@ -201,7 +270,9 @@ def test_a_folder_without_an_identity_goes_on_with_a_warning(tmp_path):
     folder = RunFolder.create(tmp_path / "run", {}, "mlp")
     go_on_plain(folder, 1)
     (folder.path / "identity.json").unlink()
-    _, said = go_on_plain(folder, 2, seed=0, algorithm=lambda: algorithm(optimizer=optax.sgd(0.1)))
+    _, said = go_on_plain(
+        folder, 2, seed=0, algorithm=lambda: algorithm(optimizer=optax.sgd(0.1))
+    )
     assert "warning: " in said
     assert "identity.json" in said
     with pytest.raises(OtherRun, match=r"0\.1"):
@@ -209,7 +280,9 @@ def test_a_folder_without_an_identity_goes_on_with_a_warning(tmp_path):
 
 
 def test_before_the_first_checkpoint_settings_may_change(tmp_path):
-    """A run that was killed while it compiled left its layout, of another cohort, and nothing to protect."""
+    """A run that was killed while it compiled left its layout, of another cohort, and
+    nothing to protect.
+    """
     folder = RunFolder.create(tmp_path / "run", {}, "mlp")
     go_on_plain(folder, 0, cohort_size=1)
     state, _ = go_on_plain(folder, 1)
@@ -234,9 +307,14 @@ def test_numbers_that_make_no_sense_are_refused(tmp_path, name, value):
     said = {"evaluate_every": "every"}.get(name, name)
     with pytest.raises((TypeError, ValueError), match=rf"got {said}={value!r}"):
         run_rounds(
-            simulator_of(), make_trees()[0], given.pop("rounds"), folder, label="mlp",
-            console=Console(file=io.StringIO()), **given,
-        )  # fmt: skip
+            simulator_of(),
+            make_trees()[0],
+            given.pop("rounds"),
+            folder,
+            label="mlp",
+            console=Console(file=io.StringIO()),
+            **given,
+        )
     assert sorted(path.name for path in folder.path.iterdir()) == ["config.json"]
 
 
@@ -262,7 +340,9 @@ def test_identities_of_two_processes_are_equal(tmp_path):
     for seed in ("1", "2"):
         place, paths = tmp_path / seed, (str(HELPERS), str(Path(__file__).parent))
         subprocess.run(
-            [sys.executable, "-c", text, str(place), *paths], check=True, env=os.environ | {"PYTHONHASHSEED": seed}
+            [sys.executable, "-c", text, str(place), *paths],
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
         )
         found.append(json.loads((place / "identity.json").read_text()))
     assert found[0]["settings"] == found[1]["settings"]

@@ -16,17 +16,26 @@ from fedjax_fm.runs import OtherRun, RunFolder
 
 def simulator_of(**how):
     _, backbone = make_trees()
-    algorithm = ffm.fedavg(ffm.Task(mlp_loss), optax.sgd(0.05), local_steps=1, batch_size=4)
+    algorithm = ffm.fedavg(
+        ffm.Task(mlp_loss), optax.sgd(0.05), local_steps=1, batch_size=4
+    )
     population = ffm.Population.from_clients(make_clients())
-    return ffm.Simulator(algorithm, population, backbone=backbone, **({"cohort_size": 6} | how))
+    return ffm.Simulator(
+        algorithm, population, backbone=backbone, **({"cohort_size": 6} | how)
+    )
 
 
 def go_on(folder, rounds, delta=None, **how):
     said = io.StringIO()
     state = run_rounds(
-        simulator_of(**how), make_trees()[0] if delta is None else delta, rounds, folder, label="mlp",
-        console=Console(file=said, width=200), evaluate_every=2,
-    )  # fmt: skip
+        simulator_of(**how),
+        make_trees()[0] if delta is None else delta,
+        rounds,
+        folder,
+        label="mlp",
+        console=Console(file=said, width=200),
+        evaluate_every=2,
+    )
     return state, said.getvalue()
 
 
@@ -46,16 +55,25 @@ def test_a_run_goes_on_with_the_layout_it_was_begun_with(folder):
 
 def test_another_seed_or_model_is_refused(folder):
     go_on(folder, 2)
-    with pytest.raises(OtherRun, match="was begun as another one; then → now: seed: 0 → 1"):
+    with pytest.raises(
+        OtherRun, match="was begun as another one; then → now: seed: 0 → 1"
+    ):
         go_on(folder, 4, seed=1)
     wider = {"w": np.zeros((3, 5), np.float32), "v": np.zeros(5, np.float32)}
     with pytest.raises(OtherRun, match=r"delta\['v'\]: float32\[4\] → float32\[5\]"):
         run_rounds(
             ffm.Simulator(
-                simulator_of().algorithm, ffm.Population.from_clients(make_clients()),
-                backbone={"w": np.zeros((3, 5), np.float32)}, cohort_size=6,
-            ), wider, 4, folder, label="mlp", console=Console(file=io.StringIO()),
-        )  # fmt: skip
+                simulator_of().algorithm,
+                ffm.Population.from_clients(make_clients()),
+                backbone={"w": np.zeros((3, 5), np.float32)},
+                cohort_size=6,
+            ),
+            wider,
+            4,
+            folder,
+            label="mlp",
+            console=Console(file=io.StringIO()),
+        )
     assert len(folder.metrics()) == 2
 
 

@@ -41,7 +41,9 @@ def test_progress_is_shown_on_every_console(encoding, terminal):
         ("…", None, "…"),
     ],
 )
-def test_what_an_encoding_lacks_is_written_with_its_nearest_signs(text, encoding, shown):
+def test_what_an_encoding_lacks_is_written_with_its_nearest_signs(
+    text, encoding, shown
+):
     assert showable(text, encoding) == shown
 
 

@@ -1,4 +1,6 @@
-"""The study on FedDF and FedMD, on a few artificial images: whose models are judged, what is sent, what is like what."""
+"""The study on FedDF and FedMD, on a few artificial images: whose models are judged,
+what is sent, what is like what.
+"""
 
 import dataclasses
 import functools
@@ -14,7 +16,14 @@ from fedjax_fm.experiments.feddf import STUDY, Config, accuracies
 from fedjax_fm.experiments.feddf.models import NAMES, weights
 from fedjax_fm.experiments.shared import digits
 
-SMALL = {"clients": 6, "alpha": 1.0, "test": 60, "public": 60, "rounds": 1, "server_steps": 2}
+SMALL = {
+    "clients": 6,
+    "alpha": 1.0,
+    "test": 60,
+    "public": 60,
+    "rounds": 1,
+    "server_steps": 2,
+}
 CONFIG = dataclasses.replace(Config().smoke(), **SMALL)
 
 found = functools.partial(run_arm, STUDY, CONFIG)
@@ -28,7 +37,9 @@ def _artificial(monkeypatch):
 def test_the_public_images_are_nobodys_and_tuning_has_others():
     final, tuning = STUDY.data(CONFIG, 0, "final"), STUDY.data(CONFIG, 1000, "tuning")
     mine = [numbers(part) for part in (final.test, final.public, final.clients.arrays)]
-    theirs = [numbers(part) for part in (tuning.test, tuning.public, tuning.clients.arrays)]
+    theirs = [
+        numbers(part) for part in (tuning.test, tuning.public, tuning.clients.arrays)
+    ]
     assert len(set().union(*mine, *theirs)) == sum(map(len, [*mine, *theirs])) == 480
     assert tuning.clients.n_clients == CONFIG.clients // 3
 
@@ -37,7 +48,9 @@ def test_a_model_is_judged_as_its_architecture():
     test = STUDY.data(CONFIG, 0, "final").test
     models = weights(0)
     each = accuracies(list(models), np.arange(2), test)
-    assert each["accuracy"] == pytest.approx((each["perceptron"] + each["convolutions"]) / 2)
+    assert each["accuracy"] == pytest.approx(
+        (each["perceptron"] + each["convolutions"]) / 2
+    )
     uneven = accuracies([models[1], models[0], models[1]], np.array([1, 0, 1]), test)
     assert uneven == pytest.approx(each)
 
@@ -66,9 +79,16 @@ def test_fedmds_start_has_learned_from_public_labels():
 def test_all_four_try_nine_settings():
     STUDY.check_budgets(Config())
     tuned = {arm.name: len(arm.points(Config())) for arm in STUDY.arms if arm.grid}
-    assert tuned == dict.fromkeys(["groups_alone", "feddf", "clients_alone", "fedmd"], 9)
-    assert {control.arm for control in STUDY.controls} == {"shuffled_teachers", "untrained"}
+    assert tuned == dict.fromkeys(
+        ["groups_alone", "feddf", "clients_alone", "fedmd"], 9
+    )
+    assert {control.arm for control in STUDY.controls} == {
+        "shuffled_teachers",
+        "untrained",
+    }
 
 
 def test_the_two_models_have_the_sizes_that_are_told():
-    assert [sum(leaf.size for leaf in jax.tree.leaves(model)) for model in weights(0)] == [9610, 6090]
+    assert [
+        sum(leaf.size for leaf in jax.tree.leaves(model)) for model in weights(0)
+    ] == [9610, 6090]

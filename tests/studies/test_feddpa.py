@@ -13,14 +13,24 @@ from fedjax_fm.experiments.feddpa import STUDY, Config, data
 @pytest.fixture(scope="module")
 def config(tiny_bert):
     return Config(
-        model=str(tiny_bert), max_length=40, rank=2, train=8, test=6, instances=3, rounds=2,
-        tuning_rounds=1, local_steps=2, batch_size=4,
-    )  # fmt: skip
+        model=str(tiny_bert),
+        max_length=40,
+        rank=2,
+        train=8,
+        test=6,
+        instances=3,
+        rounds=2,
+        tuning_rounds=1,
+        local_steps=2,
+        batch_size=4,
+    )
 
 
 @pytest.fixture(scope="module")
 def found(config):
-    same = [arm.name for arm in STUDY.arms if arm.name.endswith("_turned")]  # the same programs
+    same = [
+        arm.name for arm in STUDY.arms if arm.name.endswith("_turned")
+    ]  # the same programs
     return run_arms(STUDY, config, leave_out=same)
 
 
@@ -31,12 +41,19 @@ def test_all_arms_give_their_scores(found):
 
 
 def test_only_the_shared_adapter_travels(config, found):
-    floats = sum(leaf.size for leaf in jax.tree.leaves(data(config, 0, "final").adapted.delta))
+    floats = sum(
+        leaf.size for leaf in jax.tree.leaves(data(config, 0, "final").adapted.delta)
+    )
     once = 4 * floats * 8  # of all clients
     for name, ran in found.items():
         rounds = 0 if name.startswith(("local", "shuffled")) else config.rounds
-        last = 1 if name.startswith("f_") else 0  # everybody downloads the finished adapter
-        assert ran.run.bytes == {"uplink_bytes": rounds * once, "downlink_bytes": (rounds + last) * once}, name
+        last = (
+            1 if name.startswith("f_") else 0
+        )  # everybody downloads the finished adapter
+        assert ran.run.bytes == {
+            "uplink_bytes": rounds * once,
+            "downlink_bytes": (rounds + last) * once,
+        }, name
 
 
 def test_clients_that_disagree_are_the_same_arms_again():
@@ -46,7 +63,9 @@ def test_clients_that_disagree_are_the_same_arms_again():
 
 def test_arms_that_differ_in_the_mix_share_a_run(found):
     for method in "ft":
-        half, instance, alone = (found[f"{method}_{kind}"] for kind in ("half", "instance", "alone"))
+        half, instance, alone = (
+            found[f"{method}_{kind}"] for kind in ("half", "instance", "alone")
+        )
         assert half.run.curve == instance.run.curve == alone.run.curve
         assert (half.scores["mix"], alone.scores["mix"]) == (0.5, 1.0)
         assert -0.5 <= instance.scores["mix"] <= 0.5

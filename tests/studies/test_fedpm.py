@@ -1,4 +1,6 @@
-"""The study on FedPM, on a few artificial images: who has which, what is sent, and that all arms come to an end."""
+"""The study on FedPM, on a few artificial images: who has which, what is sent, and that
+all arms come to an end.
+"""
 
 import dataclasses
 import functools
@@ -11,7 +13,9 @@ from study_arms import run_arm
 from fedjax_fm.experiments.fedpm import STUDY, Config
 from fedjax_fm.experiments.shared import digits
 
-CONFIG = dataclasses.replace(Config(), clients=9, alpha=1.0, test=60, width=8, rounds=2, epochs=1, seeds=(0, 1))
+CONFIG = dataclasses.replace(
+    Config(), clients=9, alpha=1.0, test=60, width=8, rounds=2, epochs=1, seeds=(0, 1)
+)
 FLOATS = 64 * 8 + 8 * 8 + 8 * 10
 
 found = functools.partial(run_arm, STUDY, CONFIG, learning_rate=0.3)
@@ -25,8 +29,14 @@ def _artificial(monkeypatch):
 def test_no_image_is_in_two_places():
     seen = {}
     for seed, split in ((1000, "tuning"), (0, "final"), (1, "final")):
-        dealt = digits.deal(seed, split, clients=9, alpha=0.5, test=60, public=30, smallest=3)
-        parts = [numbers(dealt.test), numbers(dealt.public), numbers(dealt.clients.arrays)]
+        dealt = digits.deal(
+            seed, split, clients=9, alpha=0.5, test=60, public=30, smallest=3
+        )
+        parts = [
+            numbers(dealt.test),
+            numbers(dealt.public),
+            numbers(dealt.clients.arrays),
+        ]
         seen[seed] = set().union(*parts)
         assert sum(map(len, parts)) == len(seen[seed])
         assert dealt.clients.sizes.min() >= 3
@@ -36,18 +46,26 @@ def test_no_image_is_in_two_places():
 
 
 def test_seeds_deal_anew_and_tuning_is_a_third():
-    tuning, first, second = (STUDY.data(CONFIG, *which) for which in ((1000, "tuning"), (0, "final"), (1, "final")))
+    tuning, first, second = (
+        STUDY.data(CONFIG, *which)
+        for which in ((1000, "tuning"), (0, "final"), (1, "final"))
+    )
     assert numbers(first.test) != numbers(second.test)
     assert (tuning.clients.n_clients, first.clients.n_clients) == (3, 9)
     assert (len(tuning.test["label"]), len(first.test["label"])) == (20, 60)
     # A client has about as many images of its own.
-    assert tuning.clients.n_examples / 3 == pytest.approx(first.clients.n_examples / 9, rel=0.1)
+    assert tuning.clients.n_examples / 3 == pytest.approx(
+        first.clients.n_examples / 9, rel=0.1
+    )
 
 
 def test_masks_cost_a_bit_and_theta_32():
     scores, run = found("fedpm")
     came = CONFIG.rounds * (CONFIG.clients // 2)
-    assert run.bytes == {"uplink_bytes": came * FLOATS // 8, "downlink_bytes": came * 4 * FLOATS}
+    assert run.bytes == {
+        "uplink_bytes": came * FLOATS // 8,
+        "downlink_bytes": came * 4 * FLOATS,
+    }
     assert set(scores) == {score.name for score in STUDY.all_scores}
     assert np.isfinite(list(scores.values())).all()
     assert scores["coded"] == pytest.approx(scores["entropy"], abs=4 / FLOATS)
@@ -63,7 +81,9 @@ def test_a_sparse_start_sends_fewer_ones():
 def test_fedavg_learns_and_sends_floats():
     longer = dataclasses.replace(CONFIG, rounds=20)
     scores, run = run_arm(STUDY, longer, "fedavg", learning_rate=0.3)
-    assert run.bytes["uplink_bytes"] == longer.rounds * (CONFIG.clients // 2) * 4 * FLOATS
+    assert (
+        run.bytes["uplink_bytes"] == longer.rounds * (CONFIG.clients // 2) * 4 * FLOATS
+    )
     assert scores["accuracy"] > 2 * found("largest_class")[0]["accuracy"]
 
 
@@ -75,4 +95,8 @@ def test_the_other_arms(name):
 def test_what_is_tuned_and_what_must_fail():
     STUDY.check_budgets(Config())
     assert {arm.name for arm in STUDY.arms if arm.grid} == {"fedpm", "sparse", "fedavg"}
-    assert {control.arm for control in STUDY.controls} == {"never_learns", "shuffled", "largest_class"}
+    assert {control.arm for control in STUDY.controls} == {
+        "never_learns",
+        "shuffled",
+        "largest_class",
+    }

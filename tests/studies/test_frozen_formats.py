@@ -14,16 +14,30 @@ FORMATS = ("f32", "bf16", "int8", "nf4", "nf4_double")
 @pytest.fixture(scope="module")
 def config(tiny_bert, tiny_llama):
     return Config(
-        model=str(tiny_bert), decoder=str(tiny_llama), decoder_rows=2, decoder_length=24,
-        max_length=40, rank=2, per_domain=1, train=8, test=4, cohort=2, rounds=2, local_steps=1,
+        model=str(tiny_bert),
+        decoder=str(tiny_llama),
+        decoder_rows=2,
+        decoder_length=24,
+        max_length=40,
+        rank=2,
+        per_domain=1,
+        train=8,
+        test=4,
+        cohort=2,
+        rounds=2,
+        local_steps=1,
         batch_size=4,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_blocks():
-    with pytest.MonkeyPatch.context() as patch:  # these models have fewer inputs than a block
-        patch.setattr(pretrained, "quantize", functools.partial(low_bits.quantize, block_size=8))
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # these models have fewer inputs than a block
+        patch.setattr(
+            pretrained, "quantize", functools.partial(low_bits.quantize, block_size=8)
+        )
         yield
 
 
@@ -46,12 +60,18 @@ def test_formats_differ_in_their_frozen_weights_alone(found):
         assert 0 < found[name].scores["last"] <= found[name].scores["largest"] < 0.5
     for size in ("megabytes", "decoder_megabytes"):
         assert found["bf16"].scores[size] == found["f32"].scores[size] / 2
-        assert found["nf4"].scores[size] < found["int8"].scores[size] < found["f32"].scores[size]
+        assert (
+            found["nf4"].scores[size]
+            < found["int8"].scores[size]
+            < found["f32"].scores[size]
+        )
 
 
 def test_the_run_over_f32_counts_for_no_other_arm(config, found):
     assert all(ran.run.curve[-1]["round"] == config.rounds for ran in found.values())
-    alone = run_arms(STUDY, config, leave_out=[name for name in found if name != "int8"])["int8"]
+    alone = run_arms(
+        STUDY, config, leave_out=[name for name in found if name != "int8"]
+    )["int8"]
     assert alone.run.curve == found["int8"].run.curve
     assert alone.run.bytes == found["int8"].run.bytes
     assert alone.scores == found["int8"].scores

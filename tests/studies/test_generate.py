@@ -31,30 +31,54 @@ TEMPLATE = (
 
 def made_up(config) -> Source:
     """Every text has a word of its own."""
-    clients = np.repeat([f"g{g}c{c}" for g in range(N_GROUPS) for c in range(N_CLIENTS)], N_TEXTS)
+    clients = np.repeat(
+        [f"g{g}c{c}" for g in range(N_GROUPS) for c in range(N_CLIENTS)], N_TEXTS
+    )
     groups = np.repeat([f"g{g}" for g in range(N_GROUPS)], N_CLIENTS * N_TEXTS)
 
     def say(row, shorter):
         cue = {"role": "user", "content": "a question"}
         return [cue, {"role": "assistant", "content": f"an answer t{row}"}]
 
-    return Source(clients, groups, say, 1)
+    return Source(clients=clients, groups=groups, say=say, shortenings=1)
 
 
 def tiny_chat(name) -> Chat:
-    words = ["<pad>", "<user>", "<assistant>", "<end>", "a", "an", "question", "answer", "?"]
-    vocabulary = {word: i for i, word in enumerate([*words, *(f"t{k}" for k in range(N))])}
+    words = [
+        "<pad>",
+        "<user>",
+        "<assistant>",
+        "<end>",
+        "a",
+        "an",
+        "question",
+        "answer",
+        "?",
+    ]
+    vocabulary = {
+        word: i for i, word in enumerate([*words, *(f"t{k}" for k in range(N))])
+    }
     tokenizer = Tokenizer(token_models.WordLevel(vocabulary, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return Chat(tokenizer, TEMPLATE, {}, 3, 0)
+    return Chat(
+        tokenizer=tokenizer,
+        template=TEMPLATE,
+        variables={},
+        eos_token_id=3,
+        pad_token_id=0,
+    )
 
 
 @functools.cache
 def tiny(*_):
     config = models.LlamaConfig(
-        vocab_size=N + 9, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=N + 9,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
         num_key_value_heads=1,
-    )  # fmt: skip
+    )
     return models.LlamaForCausalLM(config, nnx.Rngs(0))
 
 
@@ -98,7 +122,9 @@ def test_the_base_model_is_that_of_zero_shot():
 
     texts, found = data(), found_by("zero_shot")[0]
     rows = language.joined(texts.seen)
-    scores = ffm.evaluate(texts.task, texts.adapted.delta, texts.adapted.backbone, rows, batch_size=2)
+    scores = ffm.evaluate(
+        texts.task, texts.adapted.delta, texts.adapted.backbone, rows, batch_size=2
+    )
     mean = np.average(scores["loss"], weights=scores["weight"])
     assert found["seen"] == pytest.approx(np.exp(mean), rel=1e-4)
 
@@ -109,22 +135,36 @@ def test_tuning_is_scored_by_the_primary_score_alone():
 
 def words(parts) -> set[int]:
     """The texts that are there, by their own word."""
-    return {int(token) for rows in parts for token in rows["labels"].ravel() if token >= 9}
+    return {
+        int(token) for rows in parts for token in rows["labels"].ravel() if token >= 9
+    }
 
 
 def test_nothing_is_in_two_places():
     found = {}
     for split in ("tuning", "final"):
-        texts = conversations.load(made_up, dataclasses.replace(CONFIG, eval_rows=99, forgetting_rows=1), 1, split)
+        texts = conversations.load(
+            made_up,
+            dataclasses.replace(CONFIG, eval_rows=99, forgetting_rows=1),
+            1,
+            split,
+        )
         parts = [words(texts.train), words(texts.seen), words(texts.unseen)]
         found[split] = set.union(*parts)
         assert sum(map(len, parts)) == len(found[split])
-        groups = [{(word - 9) // (N_CLIENTS * N_TEXTS) for word in part} for part in parts]
-        assert not groups[2] & (groups[0] | groups[1])  # unseen clients are of other groups
+        groups = [
+            {(word - 9) // (N_CLIENTS * N_TEXTS) for word in part} for part in parts
+        ]
+        assert not groups[2] & (
+            groups[0] | groups[1]
+        )  # unseen clients are of other groups
         clients = [{(word - 9) // N_TEXTS for word in part} for part in parts]
         assert clients[0] == clients[1]
     assert not found["tuning"] & found["final"]
-    split_groups = [{(word - 9) // (N_CLIENTS * N_TEXTS) for word in words} for words in found.values()]
+    split_groups = [
+        {(word - 9) // (N_CLIENTS * N_TEXTS) for word in words}
+        for words in found.values()
+    ]
     assert not split_groups[0] & split_groups[1]
 
 
@@ -133,7 +173,9 @@ def test_shuffled_answers_keep_their_tokens_and_lose_their_places():
     other = language.without_meaning(rows, 0)
     counts = rows["labels"] != -100
     np.testing.assert_array_equal(other["labels"] != -100, counts)
-    np.testing.assert_array_equal(np.sort(other["labels"][counts]), np.sort(rows["labels"][counts]))
+    np.testing.assert_array_equal(
+        np.sort(other["labels"][counts]), np.sort(rows["labels"][counts])
+    )
     assert (other["labels"] != rows["labels"]).any()
     np.testing.assert_array_equal(other["input_ids"], rows["input_ids"])
 
@@ -151,7 +193,11 @@ def test_a_speech_follows_its_cue():
 
 
 def test_every_arm_that_is_tuned_tries_as_much():
-    for config in (generate.Config(), generate.Config().smoke(), generate.Config().full()):
+    for config in (
+        generate.Config(),
+        generate.Config().smoke(),
+        generate.Config().full(),
+    ):
         generate.STUDY.check_budgets(config)
     assert len(generate.Config().seeds) >= 3
     assert len(generate.STUDY.controls) == 2

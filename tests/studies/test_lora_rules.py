@@ -1,4 +1,6 @@
-"""The study on LoRA rules, with a tiny random model: the budget, who pays for what, and who sees whose documents."""
+"""The study on LoRA rules, with a tiny random model: the budget, who pays for what, and
+who sees whose documents.
+"""
 
 import dataclasses
 import functools
@@ -15,7 +17,9 @@ from fedjax_fm.experiments.lora_rules import RANKS, STUDY, Config
 from fedjax_fm.experiments.shared.sentences import deal, of_split, sentences
 from fedjax_fm.study.run import Run
 
-CONFIG = dataclasses.replace(Config().smoke(), model="tiny", max_length=6, train=8, test=6, public=16)
+CONFIG = dataclasses.replace(
+    Config().smoke(), model="tiny", max_length=6, train=8, test=6, public=16
+)
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +64,22 @@ def test_fed_sb_pays_for_its_directions():
 def test_all_arms_of_a_seed_start_from_the_same_head_and_adapters():
     data = STUDY.data(CONFIG, 3, "final")
     head = data.model.classifier.kernel[...]
-    np.testing.assert_array_equal(STUDY.data(CONFIG, 3, "final").model.classifier.kernel[...], head)
+    np.testing.assert_array_equal(
+        STUDY.data(CONFIG, 3, "final").model.classifier.kernel[...], head
+    )
     assert (STUDY.data(CONFIG, 4, "final").model.classifier.kernel[...] != head).any()
-    trained = peft.apply(data.model, peft.lora(max(RANKS), **lora_rules.LORA), jax.random.key(3)).delta
+    trained = peft.apply(
+        data.model, peft.lora(max(RANKS), **lora_rules.LORA), jax.random.key(3)
+    ).delta
     assert trees.size(trained) == 16 * A_RANK
 
 
 def test_controls_are_arms_and_the_untrained_head_learns_nothing():
-    assert {control.arm for control in STUDY.controls} == {"head", "shuffled", "untrained"}
+    assert {control.arm for control in STUDY.controls} == {
+        "head",
+        "shuffled",
+        "untrained",
+    }
     scores, run = found("untrained")
     assert run.bytes == {"uplink_bytes": 0, "downlink_bytes": 0}
     assert 0 <= scores["accuracy"] <= 1
@@ -80,8 +92,15 @@ def test_no_document_is_in_two_places():
     documents = {split: set(table.document[found]) for split, found in rows.items()}
     assert not documents["tuning"] & documents["final"]
     clients = deal(table, rows["final"], 0, train=8, test=6, per_domain=2)
-    train, test = (np.concatenate([getattr(client, part) for client in clients]) for part in ("train", "test"))
+    train, test = (
+        np.concatenate([getattr(client, part) for client in clients])
+        for part in ("train", "test")
+    )
     assert not set(table.document[train]) & set(table.document[test])
     assert len(set(train)) == len(train) == 8 * len(RANKS)
     for client in clients:
-        assert set(table.domain[client.train]) == set(table.domain[client.test]) == {client.domain}
+        assert (
+            set(table.domain[client.train])
+            == set(table.domain[client.test])
+            == {client.domain}
+        )

@@ -1,4 +1,6 @@
-"""Studies of one seed, arms of a fixed setting, data that do not travel: what the pages say of them."""
+"""Studies of one seed, arms of a fixed setting, data that do not travel: what the pages
+say of them.
+"""
 
 import dataclasses
 
@@ -44,10 +46,14 @@ STUDY = study.Study(
 def found(tmp_path):
     """`found(config) -> Results` of a study that was run there."""
     kept = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir",)}
-    kept["jax_persistent_cache_min_compile_time_secs"] = jax.config.jax_persistent_cache_min_compile_time_secs
+    kept["jax_persistent_cache_min_compile_time_secs"] = (
+        jax.config.jax_persistent_cache_min_compile_time_secs
+    )
 
     def run(config):
-        folder = command.begin("toy", STUDY, config, tmp_path / "toy", "fedjax-fm run toy")
+        folder = command.begin(
+            "toy", STUDY, config, tmp_path / "toy", "fedjax-fm run toy"
+        )
         command.go(folder, STUDY, config, Console(quiet=True))
         return results.read(folder)
 
@@ -78,13 +84,19 @@ def test_a_single_setting_is_taken_without_a_trial(found, tmp_path):
     assert one.raw["arms"]["good"]["settings"] == {"rate": 0.5}
     assert one.raw["arms"]["good"]["tuning"] == []
     assert one.settings("good") == "rate 0.5"
-    assert sorted(path.name for path in (tmp_path / "toy" / "cells" / "good").iterdir()) == [
-        "seed-0.json", "seed-1.json", "seed-2.json",
-    ]  # fmt: skip
+    assert sorted(
+        path.name for path in (tmp_path / "toy" / "cells" / "good").iterdir()
+    ) == [
+        "seed-0.json",
+        "seed-1.json",
+        "seed-2.json",
+    ]
 
 
 def test_two_settings_are_tried(found):
-    assert found(Config(rates=(0.2, 0.5))).raw["arms"]["good"]["settings"] == {"rate": 0.5}
+    assert found(Config(rates=(0.2, 0.5))).raw["arms"]["good"]["settings"] == {
+        "rate": 0.5
+    }
 
 
 def linear(rounds: int, **how):
@@ -93,7 +105,9 @@ def linear(rounds: int, **how):
     algorithm = ffm.fedavg(task, optax.sgd(0.1), local_steps=1, batch_size=2)
     run = study.Run("arm", Config(), 0, "final", {}, lambda: ())
     population = ffm.Population.from_clients(clients)
-    return run, run.simulate(algorithm, population, jnp.zeros((2, 2)), rounds, cohort_size=2, **how)
+    return run, run.simulate(
+        algorithm, population, jnp.zeros((2, 2)), rounds, cohort_size=2, **how
+    )
 
 
 def test_data_in_one_place_send_nothing():

@@ -1,4 +1,6 @@
-"""The study on privacy, with a tiny random model: what is trained, what it costs, and who sees whose documents."""
+"""The study on privacy, with a tiny random model: what is trained, what it costs, and
+who sees whose documents.
+"""
 
 import dataclasses
 import functools
@@ -28,14 +30,20 @@ def _tiny(monkeypatch):
 found = functools.partial(run_arm, STUDY, CONFIG)
 
 
-NUMBERS = {"full": 8 * 12 + 12 + 12 * 8 + 8 + 4 * (64 + 8) + 4 * 8, "lora": 2 * 2 * 20, "ffa_lora": 2 * 20}
+NUMBERS = {
+    "full": 8 * 12 + 12 + 12 * 8 + 8 + 4 * (64 + 8) + 4 * 8,
+    "lora": 2 * 2 * 20,
+    "ffa_lora": 2 * 20,
+}
 NUMBERS |= {"fed_sb": 2 * 2 * 2, "bitfit": 12 + 8 + 4 * 8 + 2 * 8, "head": 0}
 
 
 @pytest.mark.parametrize("part", privacy_utility.PARTS)
 def test_what_is_trained(part):
     run = Run(part, CONFIG, 0, "final", {}, lambda: STUDY.data(CONFIG, 0, "final"))
-    adapted = peft.apply(run.data.model, privacy_utility.method(part, run), jax.random.key(0))
+    adapted = peft.apply(
+        run.data.model, privacy_utility.method(part, run), jax.random.key(0)
+    )
     assert trees.size(adapted.delta) == NUMBERS[part] + 8 * 2 + 2
 
 
@@ -44,21 +52,34 @@ def test_bytes_follow_what_is_trained():
     assert 0 <= scores["accuracy"] <= 1
     assert scores["noise"] == 0
     assert run.bytes["uplink_bytes"] % (4 * scores["numbers"]) == 0
-    assert 0 < run.bytes["uplink_bytes"] <= CONFIG.rounds * CONFIG.clients * 4 * scores["numbers"]
+    assert (
+        0
+        < run.bytes["uplink_bytes"]
+        <= CONFIG.rounds * CONFIG.clients * 4 * scores["numbers"]
+    )
 
 
 def test_noise_grows_as_epsilon_falls():
-    of = lambda epsilon: privacy_utility.multiplier(epsilon, CONFIG.clients, CONFIG.cohort, CONFIG.rounds, CONFIG.delta)
+    def of(epsilon):
+        return privacy_utility.multiplier(
+            epsilon, CONFIG.clients, CONFIG.cohort, CONFIG.rounds, CONFIG.delta
+        )
+
     assert of(0.1) > of(0.5) > of(2.0) > 0
 
 
 def test_tuning_has_the_noise_of_a_run_of_the_study():
-    (tuning, _), (final, _) = (found("head_eps0.5", seed, split) for seed, split in ((1000, "tuning"), (0, "final")))
+    (tuning, _), (final, _) = (
+        found("head_eps0.5", seed, split)
+        for seed, split in ((1000, "tuning"), (0, "final"))
+    )
     assert tuning["noise"] == final["noise"] > 0
 
 
 def test_controls_run_and_the_larger_class_is_a_share_of_the_test():
-    scores = {control.arm: found(control.arm)[0]["accuracy"] for control in STUDY.controls}
+    scores = {
+        control.arm: found(control.arm)[0]["accuracy"] for control in STUDY.controls
+    }
     assert set(scores) == {"shuffled", "untrained", "larger_class"}
     label = STUDY.data(CONFIG, 0, "final").test["label"]
     assert scores["larger_class"] == max(label.mean(), 1 - label.mean())

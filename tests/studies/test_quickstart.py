@@ -25,10 +25,14 @@ SHARED: dict = {}
 
 @functools.cache
 def made_up(*_) -> Sentences:
-    """Four domains, documents of four sentences; which half of the vocabulary a sentence is from is its label."""
+    """Four domains, documents of four sentences; which half of the vocabulary a
+    sentence is from is its label.
+    """
     random = np.random.default_rng(0)
     label = random.integers(0, 2, N).astype(np.int32)
-    ids = (2 + 14 * label[:, None] + random.integers(0, 14, (N, LENGTH))).astype(np.int32)
+    ids = (2 + 14 * label[:, None] + random.integers(0, 14, (N, LENGTH))).astype(
+        np.int32
+    )
     document = np.array([f"d{k // 4}" for k in range(N)])
     domain = np.array(["abcd"[k // 4 % 4] for k in range(N)])
     arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "label": label}
@@ -37,9 +41,13 @@ def made_up(*_) -> Sentences:
 
 def tiny(name, seed=0, **_):
     config = BertConfig(
-        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
         max_position_embeddings=LENGTH,
-    )  # fmt: skip
+    )
     return models.BertForSequenceClassification(config, 2, "mean", nnx.Rngs(seed))
 
 
@@ -58,7 +66,9 @@ def data():
 def found_by(name: str) -> tuple[dict[str, float], study.Run]:
     arm = quickstart.STUDY.arm(name)
     source = quickstart.STUDY.arm(arm.like) if arm.like else arm
-    run = study.Run(name, CONFIG, 0, "final", source.points(CONFIG)[0], data, shared=SHARED)
+    run = study.Run(
+        name, CONFIG, 0, "final", source.points(CONFIG)[0], data, shared=SHARED
+    )
     return arm.run(run), run
 
 
@@ -78,7 +88,10 @@ def test_bytes_are_those_that_shapes_say():
     n = trees.size(data().adapted.delta)
     found, run = found_by("federated")
     kept = math.ceil(0.1 * n)
-    buckets = lambda entries: 4 * math.ceil(entries / 512)
+
+    def buckets(entries):
+        return 4 * math.ceil(entries / 512)
+
     places = min(math.ceil(kept * math.ceil(math.log2(n)) / 8), math.ceil(n / 8))
     up = math.ceil(kept * 4 / 8) + buckets(kept) + places
     down = n + buckets(n)
@@ -105,26 +118,42 @@ def test_nothing_is_in_two_places(monkeypatch):
     splits = {}
     for split in ("tuning", "final"):
         dealt = quickstart.data(everything, 1, split)
-        parts = [rows_of(dealt.train), rows_of(dealt.own), rows_of(dealt.held_out), rows_of([dealt.test])]
+        parts = [
+            rows_of(dealt.train),
+            rows_of(dealt.own),
+            rows_of(dealt.held_out),
+            rows_of([dealt.test]),
+        ]
         splits[split] = set.union(*parts)
         assert sum(map(len, parts)) == len(splits[split])
         tested = {row[0] // LENGTH // 4 for row in dealt.test["input_ids"]}
-        seen = {row[0] // LENGTH // 4 for client in dealt.train for row in client["input_ids"]}
+        seen = {
+            row[0] // LENGTH // 4
+            for client in dealt.train
+            for row in client["input_ids"]
+        }
         assert not tested & seen  # whole documents
         for client in dealt.train:
-            assert len({table.domain[row[0] // LENGTH] for row in client["input_ids"]}) == 1
+            assert (
+                len({table.domain[row[0] // LENGTH] for row in client["input_ids"]})
+                == 1
+            )
     assert not splits["tuning"] & splits["final"]
     assert len(splits["tuning"] | splits["final"]) == N
 
 
 @pytest.mark.parametrize("how", ["dirichlet", "iid"])
 def test_other_partitions_deal_to_as_many_clients(how):
-    dealt = quickstart.data(dataclasses.replace(CONFIG, partition=how, alpha=30.0), 0, "final")
+    dealt = quickstart.data(
+        dataclasses.replace(CONFIG, partition=how, alpha=30.0), 0, "final"
+    )
     assert len(dealt.train) == len(dealt.own) == CONFIG.clients
 
 
 def test_plain_codes_lose_least_on_the_way_down():
-    """At the same bytes; a message of parameters that move a little each round, ten messages in a row."""
+    """At the same bytes; a message of parameters that move a little each round, ten
+    messages in a row.
+    """
     key = jax.random.key(0)
     start = 0.05 * jax.random.uniform(key, (4096,), minval=-1)
     steps = 0.003 * jax.random.normal(jax.random.key(1), (10, 4096))
@@ -133,14 +162,18 @@ def test_plain_codes_lose_least_on_the_way_down():
     def loss(channel) -> tuple[float, float]:
         state, total = channel.init(jax.ShapeDtypeStruct((4096,), jnp.float32)), 0.0
         for number, message in enumerate(messages):
-            payload, state = channel.encode(state, message, jax.random.fold_in(key, number))
+            payload, state = channel.encode(
+                state, message, jax.random.fold_in(key, number)
+            )
             total += float(jnp.sum((channel.decode(payload) - message) ** 2))
         return total, float(channel.bits(payload))
 
     down = quickstart.wires(CONFIG)["downlink"]
     others = {
         "error feedback": channels.error_feedback(channels.quantize(8)),
-        "anchored": channels.anchored(channels.quantize(4), channels.quantize(4), every=10),
+        "anchored": channels.anchored(
+            channels.quantize(4), channels.quantize(4), every=10
+        ),
     }
     lost, bits = loss(down)
     for name, channel in others.items():

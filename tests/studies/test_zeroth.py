@@ -13,10 +13,20 @@ from fedjax_fm.experiments.zeroth import STUDY, Config, data
 @pytest.fixture(scope="module")
 def config(tiny_bert, tiny_llama):
     return Config(
-        encoder=str(tiny_bert), decoder=str(tiny_llama), max_length=40, decoder_length=24,
-        per_domain=1, train=8, test=4, roles=4, cohort=2, rounds=2, tuning_rounds=1,
-        local_steps=2, batch_size=4,
-    )  # fmt: skip
+        encoder=str(tiny_bert),
+        decoder=str(tiny_llama),
+        max_length=40,
+        decoder_length=24,
+        per_domain=1,
+        train=8,
+        test=4,
+        roles=4,
+        cohort=2,
+        rounds=2,
+        tuning_rounds=1,
+        local_steps=2,
+        batch_size=4,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +41,9 @@ def test_all_arms_give_their_scores(found):
 
 def test_scalars_travel_up_and_accumulators_down(config, found):
     times = config.rounds * config.cohort
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(data(config, 0, "final").adapted.delta))
+    parameters = sum(
+        leaf.size for leaf in jax.tree.leaves(data(config, 0, "final").adapted.delta)
+    )
     sent = {name: tuple(ran.run.bytes.values()) for name, ran in found.items()}
     up = times * 8 * config.local_steps
     assert sent["fedkseed"] == sent["confused"] == (up, times * 4 * 4096)

@@ -44,7 +44,10 @@ def arm(name):
         better = 0.3 if run.config.planted and name == "bad" else 0.0
         run.clients.extend([0.1, 0.9])
         run.sent(up=2_000_000, down=1_000_000)
-        return {"accuracy": BASE[name] + better + NOISE[run.seed, place], "loss": 1.0 + place}
+        return {
+            "accuracy": BASE[name] + better + NOISE[run.seed, place],
+            "loss": 1.0 + place,
+        }
 
     return run
 
@@ -58,10 +61,16 @@ ARMS = (
 
 def make(**how):
     fields = {
-        "question": "Which is better?", "expected": "good", "config": Config, "data": data, "primary": study.ACCURACY,
-        "arms": ARMS, "comparisons": (("same", "good"),), "controls": (study.Control("bad", "good", "It says little."),),
+        "question": "Which is better?",
+        "expected": "good",
+        "config": Config,
+        "data": data,
+        "primary": study.ACCURACY,
+        "arms": ARMS,
+        "comparisons": (("same", "good"),),
+        "controls": (study.Control("bad", "good", "It says little."),),
         "scores": (study.LOSS,),
-    }  # fmt: skip
+    }
     return study.Study(**(fields | how))
 
 
@@ -81,7 +90,9 @@ def test_scores_are_tuned_compared_and_told(tmp_path):
     expected = 0.8 + NOISE[:4, :2]
     np.testing.assert_array_equal(found.values("same"), expected[:, 1])
     (verdict,) = found.verdicts()
-    assert verdict.found == holm({"x": paired_seeds(expected[:, 1], expected[:, 0])})["x"]
+    assert (
+        verdict.found == holm({"x": paired_seeds(expected[:, 1], expected[:, 0])})["x"]
+    )
     assert found.is_sound
     assert found.megabytes("good", ("uplink_bytes",)) == 2.0
     text = (folder.path / "RESULTS.md").read_text()
@@ -99,7 +110,10 @@ def test_a_control_that_does_not_fail_turns_the_verdict_red(tmp_path):
     html = (folder.path / "report.html").read_text()
     assert "verdict unsound" in html
     assert "A control did not fail: this study cannot tell what it asks" in html
-    assert "**CONTROL DID NOT FAIL**: Shuffled must be worse than Good" in (folder.path / "RESULTS.md").read_text()
+    assert (
+        "**CONTROL DID NOT FAIL**: Shuffled must be worse than Good"
+        in (folder.path / "RESULTS.md").read_text()
+    )
     assert "It says little." in html
 
 
@@ -120,11 +134,16 @@ def test_cells_are_computed_once_and_what_is_missing_is_computed_again(tmp_path)
 
     def counted(one):
         inner = one.run
-        return dataclasses.replace(one, run=lambda run: calls.append((one.name, run.split, run.seed)) or inner(run))
+        return dataclasses.replace(
+            one,
+            run=lambda run: calls.append((one.name, run.split, run.seed)) or inner(run),
+        )
 
     found = make(arms=tuple(counted(one) for one in ARMS))
     _, folder = run(tmp_path, found)
-    assert len(calls) == len(set(calls)) + 4 == 2 * 3 + 3 * 4  # two grids of three points at one seed, three arms
+    assert (
+        len(calls) == len(set(calls)) + 4 == 2 * 3 + 3 * 4
+    )  # two grids of three points at one seed, three arms
     before = (folder.path / "results.json").read_bytes()
     calls.clear()
     (folder.path / "cells" / "same" / "seed-2.json").unlink()
@@ -170,7 +189,10 @@ def test_arms_may_run_all_seeds_at_once(tmp_path):
 def test_lower_may_be_better(tmp_path):
     perplexity = dataclasses.replace(study.PERPLEXITY, name="accuracy")
     turned = make(
-        primary=perplexity, scores=(), controls=(study.Control("good", "bad"),), comparisons=(("bad", "good"),)
+        primary=perplexity,
+        scores=(),
+        controls=(study.Control("good", "bad"),),
+        comparisons=(("bad", "good"),),
     )
     found, folder = run(tmp_path, turned)
     (verdict,) = found.verdicts()
@@ -184,9 +206,18 @@ def test_lower_may_be_better(tmp_path):
     [
         ({"controls": ()}, "a study needs a control that must fail"),
         ({"arms": (*ARMS, ARMS[0])}, "two arms are called 'good'"),
-        ({"comparisons": (("better", "good"),)}, "there is no arm 'better'; there are good, same, bad"),
-        ({"controls": (study.Control("good", "good"),)}, "the arm 'good' is compared with itself"),
-        ({"arms": (*ARMS[:2], dataclasses.replace(ARMS[2], grid={"rate": (1,)}))}, "takes the settings of 'good'"),
+        (
+            {"comparisons": (("better", "good"),)},
+            "there is no arm 'better'; there are good, same, bad",
+        ),
+        (
+            {"controls": (study.Control("good", "good"),)},
+            "the arm 'good' is compared with itself",
+        ),
+        (
+            {"arms": (*ARMS[:2], dataclasses.replace(ARMS[2], grid={"rate": (1,)}))},
+            "takes the settings of 'good'",
+        ),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(how, said):
@@ -203,13 +234,22 @@ def test_unequal_tuning_budgets_are_refused_before_anything_is_computed(tmp_path
 
 @pytest.mark.parametrize("returned", [None, 0.5, {"acuracy": 1.0}])
 def test_an_arm_returns_its_scores(tmp_path, returned):
-    arms = (study.Arm("good", lambda run: returned), *ARMS[1:2], study.Arm("bad", arm("bad")))
+    arms = (
+        study.Arm("good", lambda run: returned),
+        *ARMS[1:2],
+        study.Arm("bad", arm("bad")),
+    )
     with pytest.raises(TypeError, match="the arm 'good' is to return"):
         run(tmp_path, make(arms=arms))
 
 
 def test_a_setting_that_is_not_in_the_grid_is_named(tmp_path):
-    arms = (study.Arm("good", lambda run: {"accuracy": run["rat"]}, grid={"rate": (1, 2, 3)}), *ARMS[1:])
+    arms = (
+        study.Arm(
+            "good", lambda run: {"accuracy": run["rat"]}, grid={"rate": (1, 2, 3)}
+        ),
+        *ARMS[1:],
+    )
     with pytest.raises(KeyError, match="no setting 'rat' in its grid; there are rate"):
         run(tmp_path, make(arms=arms))
 
@@ -229,7 +269,9 @@ def test_what_studies_share_of_a_seed_is_made_once(tmp_path):
 
     def shares(name):
         def run(run):
-            value = run.once("start", lambda: made.append((run.seed, run.split)) or run.seed)
+            value = run.once(
+                "start", lambda: made.append((run.seed, run.split)) or run.seed
+            )
             assert value == run.seed
             return {"accuracy": BASE[name] + NOISE[run.seed % 20, 0] * (name == "bad")}
 
@@ -250,32 +292,57 @@ def test_an_arm_in_rounds_keeps_its_curve_its_bytes_and_its_seconds():
         return (batch["x"] @ delta - batch["y"]) ** 2, {}
 
     rng = np.random.default_rng(0)
-    clients = [{"x": rng.normal(size=(4, 3)).astype(np.float32), "y": np.ones(4, np.float32)} for _ in range(5)]
+    clients = [
+        {"x": rng.normal(size=(4, 3)).astype(np.float32), "y": np.ones(4, np.float32)}
+        for _ in range(5)
+    ]
     population, task = ffm.Population.from_clients(clients), ffm.Task(loss)
     algorithm = ffm.fedavg(task, optax.sgd(0.05), local_steps=2, batch_size=4)
     one = Run("mine", None, 3, "final", {}, lambda: None)
     kwargs = {"cohort_size": 2, "task": task, "test": clients[0]}
-    found = one.simulate(algorithm, population, np.zeros(3, np.float32), 6, every=2, **kwargs)
+    found = one.simulate(
+        algorithm, population, np.zeros(3, np.float32), 6, every=2, **kwargs
+    )
     assert [row["round"] for row in one.curve] == [2, 4, 6]
-    assert one.curve[-1]["eval_loss"] == found.scores["loss"] == pytest.approx(found.metrics["eval_loss"][-1])
+    assert (
+        one.curve[-1]["eval_loss"]
+        == found.scores["loss"]
+        == pytest.approx(found.metrics["eval_loss"][-1])
+    )
     assert one.bytes == {"uplink_bytes": 6 * 2 * 12, "downlink_bytes": 6 * 2 * 12}
     seconds = [row["seconds"] for row in one.curve]
     assert 0.2 < seconds[0] < seconds[1] < seconds[2]
     still = Run("mine", None, 3, "final", {}, lambda: None)
-    still.simulate(algorithm, population, np.zeros(3, np.float32), 6, every=2, travels=False, **kwargs)
+    still.simulate(
+        algorithm,
+        population,
+        np.zeros(3, np.float32),
+        6,
+        every=2,
+        travels=False,
+        **kwargs,
+    )
     assert still.bytes == {"uplink_bytes": 0, "downlink_bytes": 0}
-    assert still.curve[0]["seconds"] < seconds[0] - 2 * 2 * 0.05  # neither transfers nor their latency
+    assert (
+        still.curve[0]["seconds"] < seconds[0] - 2 * 2 * 0.05
+    )  # neither transfers nor their latency
     one.simulate(algorithm, population, found.state.delta, 1, **kwargs)
     assert one.curve[-1]["round"] == 7
     assert one.bytes["uplink_bytes"] == 7 * 2 * 12
     spent = Run("mine", None, 3, "final", {}, lambda: None)
-    short = spent.simulate(algorithm, population, np.zeros(3, np.float32), 6, most_bytes=3.5 * 48, **kwargs)
+    short = spent.simulate(
+        algorithm, population, np.zeros(3, np.float32), 6, most_bytes=3.5 * 48, **kwargs
+    )
     assert short.state.round == 3
     assert sum(spent.bytes.values()) == 3 * 48
     whole = one.simulate(algorithm, population, np.zeros(3, np.float32), 3, **kwargs)
     np.testing.assert_array_equal(short.state.delta, whole.state.delta)
-    with pytest.raises(ValueError, match="the first round sends 48 bytes, more than the 10"):
-        spent.simulate(algorithm, population, np.zeros(3, np.float32), 6, most_bytes=10, **kwargs)
+    with pytest.raises(
+        ValueError, match="the first round sends 48 bytes, more than the 10"
+    ):
+        spent.simulate(
+            algorithm, population, np.zeros(3, np.float32), 6, most_bytes=10, **kwargs
+        )
 
 
 def test_pages_escape_what_they_show(tmp_path):
@@ -286,7 +353,9 @@ def test_pages_escape_what_they_show(tmp_path):
 
 
 def test_settings_and_studies_that_are_not_there(tmp_path):
-    with pytest.raises(UsageError, match="unknown study 'lora_rule'; did you mean 'lora_rules'"):
+    with pytest.raises(
+        UsageError, match="unknown study 'lora_rule'; did you mean 'lora_rules'"
+    ):
         command.find("lora_rule")
     file = tmp_path / "a.toml"
     file.write_text("gird = [1]")

@@ -1,4 +1,6 @@
-"""The client's half of with_flower.py, a module of its own so that each actor imports it and keeps the data."""
+"""The client's half of with_flower.py, a module of its own so that each actor imports
+it and keeps the data.
+"""
 
 import functools
 
@@ -30,7 +32,9 @@ def local(message, context):
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     train(model, data, x, y)
     metrics = MetricRecord({"num-examples": len(x)})
-    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+    content = RecordDict(
+        {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
+    )
     return Message(content=content, reply_to=message)
 
 

@@ -8,9 +8,15 @@ def pretrained(frozen):
     """GPT2LMHeadModel, dropout off, from arrays under its own names, layers stacked."""
     n_layers, d, _ = frozen["attn.c_attn.weight"].shape
     config = GPT2Config(
-        vocab_size=len(frozen["wte"]), n_positions=len(frozen["wpe"]), n_embd=d, n_layer=n_layers,
-        n_head=int(frozen["n_heads"]), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+        vocab_size=len(frozen["wte"]),
+        n_positions=len(frozen["wpe"]),
+        n_embd=d,
+        n_layer=n_layers,
+        n_head=int(frozen["n_heads"]),
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     model = GPT2LMHeadModel(config)
     state = model.state_dict()
     for name in ("wte", "wpe"):

@@ -1,4 +1,6 @@
-"""The models in PyTorch, and parameters to and from the layout of the data file (that of a JAX user)."""
+"""The models in PyTorch, and parameters to and from the layout of the data file (that
+of a JAX user).
+"""
 
 import torch
 from torch import nn
@@ -19,7 +21,10 @@ class MLP(nn.Module):
 
 
 class CNN(MLP):
-    """Two convolutions of 3 x 3 without padding, max-pool 2, two dense layers. Reads [B, C, H, W]."""
+    """Two convolutions of 3 x 3 without padding, max-pool 2, two dense layers.
+
+    Reads [B, C, H, W].
+    """
 
     def __init__(self, start):
         super().__init__(start)
@@ -42,20 +47,30 @@ def make(workload, start):
             layer, _, is_bias = name.partition("_")
             value = torch.from_numpy(array)
             if not is_bias:
-                value = value.permute(3, 2, 0, 1) if value.ndim == 4 else _channels_first(value, start, layer).T
+                value = (
+                    value.permute(3, 2, 0, 1)
+                    if value.ndim == 4
+                    else _channels_first(value, start, layer).T
+                )
             parameters[f"{layer}.{'bias' if is_bias else 'weight'}"].copy_(value)
     return model
 
 
 def named(model, start):
     """{name: array}: a model's parameters (or a dictionary of them) as the data file has them."""
-    parameters = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+    parameters = (
+        dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+    )
     arrays = {}
     for name in start:
         layer, _, is_bias = name.partition("_")
         value = parameters[f"{layer}.{'bias' if is_bias else 'weight'}"].detach()
         if not is_bias:
-            value = value.permute(2, 3, 1, 0) if value.ndim == 4 else _channels_last(value.T, start, layer)
+            value = (
+                value.permute(2, 3, 1, 0)
+                if value.ndim == 4
+                else _channels_last(value.T, start, layer)
+            )
         arrays[name] = value.numpy()
     return arrays
 
@@ -63,16 +78,26 @@ def named(model, start):
 def tensors(data):
     """Each client's (x, y); pictures as [n, C, H, W]."""
     clients = [data.client(k) for k in range(data.n_clients)]
-    x = lambda c: c["x"].transpose(0, 3, 1, 2) if c["x"].ndim == 4 else c["x"]
-    return [(torch.from_numpy(x(c)).contiguous(), torch.from_numpy(c["y"]).long()) for c in clients]
+
+    def x(c):
+        return c["x"].transpose(0, 3, 1, 2) if c["x"].ndim == 4 else c["x"]
+
+    return [
+        (torch.from_numpy(x(c)).contiguous(), torch.from_numpy(c["y"]).long())
+        for c in clients
+    ]
 
 
 def _channels_first(dense, start, layer):
-    """Rows of the dense layer behind the convolutions, from (H, W, C) order to torch's (C, H, W)."""
+    """Rows of the dense layer behind the convolutions, from (H, W, C) order to torch's
+    (C, H, W).
+    """
     if layer != "dense1" or "conv2" not in start:
         return dense
     channels = start["conv2"].shape[-1]
-    return dense.reshape(-1, channels, dense.shape[1]).transpose(0, 1).reshape(dense.shape)
+    return (
+        dense.reshape(-1, channels, dense.shape[1]).transpose(0, 1).reshape(dense.shape)
+    )
 
 
 def _channels_last(dense, start, layer):
@@ -80,4 +105,6 @@ def _channels_last(dense, start, layer):
     if layer != "dense1" or "conv2" not in start:
         return dense
     channels = start["conv2"].shape[-1]
-    return dense.reshape(channels, -1, dense.shape[1]).transpose(0, 1).reshape(dense.shape)
+    return (
+        dense.reshape(channels, -1, dense.shape[1]).transpose(0, 1).reshape(dense.shape)
+    )

@@ -1,4 +1,6 @@
-"""DrJAX: a jitted round of map_fn over all clients and a weighted mean, as its documentation writes FedAvg."""
+"""DrJAX: a jitted round of map_fn over all clients and a weighted mean, as its
+documentation writes FedAvg.
+"""
 
 import drjax
 import jax
@@ -14,12 +16,16 @@ def build(workload, data):
         raise ValueError("this script is written for full batches of equal size")
     gradient = jax.grad(mean_loss(workload))
     shape = (data.n_clients, int(data.sizes[0]))
-    examples = jax.device_put({k: v.reshape(*shape, *v.shape[1:]) for k, v in data.examples.items()})
+    examples = jax.device_put(
+        {k: v.reshape(*shape, *v.shape[1:]) for k, v in data.examples.items()}
+    )
 
     def local(parameters, batch):
         def step(parameters, _):
             gradients = gradient(parameters, batch)
-            return jax.tree.map(lambda p, g: p - data.learning_rate * g, parameters, gradients), None
+            return jax.tree.map(
+                lambda p, g: p - data.learning_rate * g, parameters, gradients
+            ), None
 
         return jax.lax.scan(step, parameters, length=data.epochs)[0]
 

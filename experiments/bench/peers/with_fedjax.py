@@ -15,10 +15,15 @@ def build(workload, data):
             lambda parameters, batch, key: gradient(parameters, batch),
             fedjax.optimizers.sgd(data.learning_rate),
             fedjax.optimizers.sgd(1.0),
-            fedjax.ShuffleRepeatBatchHParams(batch_size=data.batch_size, num_epochs=data.epochs, seed=0),
+            fedjax.ShuffleRepeatBatchHParams(
+                batch_size=data.batch_size, num_epochs=data.epochs, seed=0
+            ),
         )
     keys = jax.random.split(jax.random.PRNGKey(0), data.n_clients)
-    clients = [(k, fedjax.ClientDataset(data.client(k)), keys[k]) for k in range(data.n_clients)]
+    clients = [
+        (k, fedjax.ClientDataset(data.client(k)), keys[k])
+        for k in range(data.n_clients)
+    ]
     state = algorithm.init(jax.device_put(data.start))
 
     def run(rounds):

@@ -36,7 +36,9 @@ def main():
     """Starts the simulation; its server app is the protocol."""
     data_path = sys.argv[2]
     server = ServerApp()
-    server.main()(lambda grid, context: protocol.serve(functools.partial(build, grid, data_path)))
+    server.main()(
+        lambda grid, context: protocol.serve(functools.partial(build, grid, data_path))
+    )
     run_simulation(
         server_app=server,
         client_app=flower_client.app,

@@ -11,9 +11,13 @@ def lora_gpt(data):
     """(model, what is trained, how the arrays of data.start are got from it), as `lora_minilm`."""
     a = data.start["lora_a"]
     config = LoraConfig(
-        r=a.shape[-1], lora_alpha=int(data.frozen["alpha"]), lora_dropout=0.0, target_modules=["c_attn"],
-        fan_in_fan_out=True, bias="none",
-    )  # fmt: skip
+        r=a.shape[-1],
+        lora_alpha=int(data.frozen["alpha"]),
+        lora_dropout=0.0,
+        target_modules=["c_attn"],
+        fan_in_fan_out=True,
+        bias="none",
+    )
     model = get_peft_model(gpt2.pretrained(data.frozen), config).train()
     parts = {f"lora_{x.lower()}": factors(model, f"lora_{x}.") for x in "AB"}
     return model, parts
@@ -23,15 +27,27 @@ def lora_minilm(data):
     """The classifier is trained with the factors, as PEFT does for TaskType.SEQ_CLS."""
     a = data.start["bert.query.lora_a"]
     config = LoraConfig(
-        r=a.shape[-1], lora_alpha=int(data.frozen["alpha"]), lora_dropout=0.0, target_modules=["query", "value"],
+        r=a.shape[-1],
+        lora_alpha=int(data.frozen["alpha"]),
+        lora_dropout=0.0,
+        target_modules=["query", "value"],
         task_type=TaskType.SEQ_CLS,
-    )  # fmt: skip
+    )
     model = get_peft_model(bert.pretrained(data), config).train()
-    parts = {f"bert.{m}.lora_{x.lower()}": factors(model, f"{m}.lora_{x}.") for m in ("query", "value") for x in "AB"}
-    head = {
-        name.rsplit(".", 1)[1]: [p] for name, p in model.named_parameters() if ".classifier.modules_to_save." in name
+    parts = {
+        f"bert.{m}.lora_{x.lower()}": factors(model, f"{m}.lora_{x}.")
+        for m in ("query", "value")
+        for x in "AB"
     }
-    return model, parts | {"classifier.kernel": head["weight"], "classifier.bias": head["bias"]}
+    head = {
+        name.rsplit(".", 1)[1]: [p]
+        for name, p in model.named_parameters()
+        if ".classifier.modules_to_save." in name
+    }
+    return model, parts | {
+        "classifier.kernel": head["weight"],
+        "classifier.bias": head["bias"],
+    }
 
 
 def factors(model, part):
@@ -47,11 +63,16 @@ def gpt_batch(client):
 
 def bert_batch(client):
     """What the model is called with."""
-    ids, mask, labels = (torch.from_numpy(client[name]).long() for name in ("ids", "mask", "y"))
+    ids, mask, labels = (
+        torch.from_numpy(client[name]).long() for name in ("ids", "mask", "y")
+    )
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-WORKLOADS = {"lora-gpt": (lora_gpt, gpt_batch), "lora-minilm": (lora_minilm, bert_batch)}
+WORKLOADS = {
+    "lora-gpt": (lora_gpt, gpt_batch),
+    "lora-minilm": (lora_minilm, bert_batch),
+}
 
 
 def build(workload, data):
@@ -63,7 +84,9 @@ def build(workload, data):
         layers = [value] if len(parameters) == 1 and "lora" not in name else value
         _assign(parameters, [torch.from_numpy(layer.T.copy()) for layer in layers])
     trained = [p for parameters in parts.values() for p in parameters]
-    if {id(p) for p in trained} != {id(p) for p in model.parameters() if p.requires_grad}:
+    if {id(p) for p in trained} != {
+        id(p) for p in model.parameters() if p.requires_grad
+    }:
         raise ValueError("PEFT trains other parameters than the data file starts")
     clients = [batch(data.client(k)) for k in range(data.n_clients)]
 
@@ -83,7 +106,9 @@ def build(workload, data):
             _assign(trained, mean)
 
     return run, lambda: {
-        name: torch.stack([p.detach().t() for p in parameters]).numpy().reshape(data.start[name].shape)
+        name: torch.stack([p.detach().t() for p in parameters])
+        .numpy()
+        .reshape(data.start[name].shape)
         for name, parameters in parts.items()
     }
 

@@ -1,4 +1,6 @@
-"""pfl-research: FederatedAveraging on a simulated backend, one process, PyTorch, without evaluation."""
+"""pfl-research: FederatedAveraging on a simulated backend, one process, PyTorch,
+without evaluation.
+"""
 
 import protocol
 import torch
@@ -15,26 +17,40 @@ from pfl.metrics import Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch.nn import functional as F
 
-NEVER = 10**9  # rounds; pfl evaluates every client in round 0 whatever one says, which only lengthens the first call
+NEVER = (
+    10**9
+    # rounds; pfl evaluates every client in round 0 whatever one says, which only lengthens
+    # the first call
+)
 
 
 def with_loss(model):
-    """pfl reads the loss and the metrics off the module."""
+    """Pfl reads the loss and the metrics off the module."""
     model.loss = lambda x, y, eval=False: F.cross_entropy(model(x), y)
-    model.metrics = lambda x, y, eval=False: {"loss": Weighted(float(model.loss(x, y)) * len(x), len(x))}
+    model.metrics = lambda x, y, eval=False: {
+        "loss": Weighted(float(model.loss(x, y)) * len(x), len(x))
+    }
     return model
 
 
 def build(workload, data):
     """See protocol.serve."""
     module = with_loss(torch_models.make(workload, data.start))
-    model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
+    model = PyTorchModel(
+        module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0)
+    )
     clients = torch_models.tensors(data)
     sampler = get_user_sampler("minimize_reuse", list(range(data.n_clients)))
-    population = FederatedDataset(lambda k: Dataset(list(clients[k]), user_id=str(k)), sampler)
-    backend = SimulatedBackend(population, population, postprocessors=[WeightByDatapoints()])
+    population = FederatedDataset(
+        lambda k: Dataset(list(clients[k]), user_id=str(k)), sampler
+    )
+    backend = SimulatedBackend(
+        population, population, postprocessors=[WeightByDatapoints()]
+    )
     local = NNTrainHyperParams(
-        local_batch_size=data.batch_size, local_num_epochs=data.epochs, local_learning_rate=data.learning_rate
+        local_batch_size=data.batch_size,
+        local_num_epochs=data.epochs,
+        local_learning_rate=data.learning_rate,
     )
     algorithm, done = FederatedAveraging(), 0
 
@@ -47,7 +63,14 @@ def build(workload, data):
             train_cohort_size=data.n_clients,
             val_cohort_size=0,
         )
-        algorithm.run(settings, backend, model, local, callbacks=[], send_metrics_to_platform=False)
+        algorithm.run(
+            settings,
+            backend,
+            model,
+            local,
+            callbacks=[],
+            send_metrics_to_platform=False,
+        )
 
     return run, lambda: torch_models.named(module, data.start)
 

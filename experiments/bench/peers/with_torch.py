@@ -1,4 +1,6 @@
-"""A bare PyTorch loop: no library, one model, one client after the other, the way most papers' code does it."""
+"""A bare PyTorch loop: no library, one model, one client after the other, the way most
+papers' code does it.
+"""
 
 import protocol
 import torch
@@ -10,7 +12,9 @@ def train(model, data, x, y):
     """Local SGD in place, one pass after the other, shuffled where there is more than one batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=data.learning_rate)
     for _ in range(data.epochs):
-        order = torch.randperm(len(x)) if len(x) > data.batch_size else torch.arange(len(x))
+        order = (
+            torch.randperm(len(x)) if len(x) > data.batch_size else torch.arange(len(x))
+        )
         for rows in order.split(data.batch_size):
             optimizer.zero_grad()
             F.cross_entropy(model(x[rows]), y[rows]).backward()

@@ -1,7 +1,13 @@
 """One file a workload; what each one is called and which peers do it too."""
 
 from fedjax_fm.experiments.bench.workload import Workload
-from fedjax_fm.experiments.bench.workloads import cifar_cnn, clients_1e6, lora_gpt, lora_minilm, mlp
+from fedjax_fm.experiments.bench.workloads import (
+    cifar_cnn,
+    clients_1e6,
+    lora_gpt,
+    lora_minilm,
+    mlp,
+)
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload

@@ -1,6 +1,7 @@
 """cifar-cnn: pfl-research's CIFAR10 workload, without dropout and on random pictures.
 
-50 clients x 50 examples, one epoch of batches of 10; Conv32 3 x 3, Conv64 3 x 3, max-pool 2, dense 128, dense 10.
+50 clients x 50 examples, one epoch of batches of 10; Conv32 3 x 3, Conv64 3 x 3,
+max-pool 2, dense 128, dense 10.
 """
 
 import jax.numpy as jnp
@@ -22,8 +23,17 @@ from fedjax_fm.experiments.bench.workload import (
 CLASSES, COLOURS = 10, 3
 
 
-def make(n_clients: int, examples: int, batch_size: int, side: int, widths: tuple[int, int, int]) -> Data:
-    """Random pictures of side x side and labels; widths of both convolutions and of the dense layer."""
+def make(
+    n_clients: int,
+    examples: int,
+    batch_size: int,
+    side: int,
+    widths: tuple[int, int, int],
+) -> Data:
+    """Random pictures of side x side and labels.
+
+    Widths of both convolutions and of the dense layer.
+    """
     rng = seeded("cifar-cnn")
     n = n_clients * examples
     one, two, hidden = widths
@@ -35,7 +45,10 @@ def make(n_clients: int, examples: int, batch_size: int, side: int, widths: tupl
         "conv2_bias": np.zeros(two, np.float32),
     }
     return Data(
-        examples={"x": normal(rng, n, side, side, COLOURS, scale=1.0), "y": rng.integers(0, CLASSES, n, np.int32)},
+        examples={
+            "x": normal(rng, n, side, side, COLOURS, scale=1.0),
+            "y": rng.integers(0, CLASSES, n, np.int32),
+        },
         offsets=np.arange(n_clients + 1) * examples,
         start=start | mlp_start(rng, pooled * pooled * two, hidden, CLASSES),
         batch_size=batch_size,
@@ -56,9 +69,16 @@ def simulator(data: Data):
 
 
 def flop(data: Data) -> float:
-    """Each position of a convolution is a row of a product; the first needs no gradient of its input."""
+    """Each position of a convolution is a row of a product.
+
+    The first needs no gradient of its input.
+    """
     side = data.examples["x"].shape[1]
-    shape = {name: (int(np.prod(w.shape[:-1])), w.shape[-1]) for name, w in data.start.items() if w.ndim > 1}
+    shape = {
+        name: (int(np.prod(w.shape[:-1])), w.shape[-1])
+        for name, w in data.start.items()
+        if w.ndim > 1
+    }
     one = (
         (side - 2) ** 2 * product_flop(*shape["conv1"], products=2)
         + (side - 4) ** 2 * product_flop(*shape["conv2"])
@@ -69,10 +89,12 @@ def flop(data: Data) -> float:
 
 
 CIFAR_CNN = Workload(
-    "cifar-cnn",
-    "50 clients x 50 pictures of 32 x 32, batches of 10, one epoch, pfl-research's CNN",
-    lambda smoke: make(5, 10, 5, 12, (4, 8, 16)) if smoke else make(50, 50, 10, 32, (32, 64, 128)),
-    simulator,
-    flop,
-    ("fedjax", "torch"),
+    name="cifar-cnn",
+    summary="50 clients x 50 pictures of 32 x 32, batches of 10, one epoch, pfl-research's CNN",
+    make=lambda smoke: (
+        make(5, 10, 5, 12, (4, 8, 16)) if smoke else make(50, 50, 10, 32, (32, 64, 128))
+    ),
+    simulator=simulator,
+    flop=flop,
+    peers=("fedjax", "torch"),
 )

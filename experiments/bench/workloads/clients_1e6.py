@@ -1,14 +1,22 @@
 """Everyone at once: one round over the whole population of 1e4, 1e5 and 1e6 clients.
 
-Each client has 2 examples of 8 features and does one step of logistic regression. What is measured is what a client
-costs by itself, in time and in memory (`peak_rss_bytes`): there is next to no arithmetic.
+Each client has 2 examples of 8 features and does one step of logistic regression. What
+is measured is what a client costs by itself, in time and in memory (`peak_rss_bytes`):
+there is next to no arithmetic.
 """
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm.experiments.bench.workload import Data, Workload, fedavg, normal, product_flop, seeded
+from fedjax_fm.experiments.bench.workload import (
+    Data,
+    Workload,
+    fedavg,
+    normal,
+    product_flop,
+    seeded,
+)
 
 EXAMPLES, FEATURES = 2, 8
 
@@ -18,9 +26,15 @@ def make(n_clients: int) -> Data:
     rng = seeded("clients")
     n = n_clients * EXAMPLES
     return Data(
-        examples={"x": normal(rng, n, FEATURES, scale=1.0), "y": rng.integers(0, 2, n).astype(np.float32)},
+        examples={
+            "x": normal(rng, n, FEATURES, scale=1.0),
+            "y": rng.integers(0, 2, n).astype(np.float32),
+        },
         offsets=np.arange(n_clients + 1) * EXAMPLES,
-        start={"weight": np.zeros(FEATURES, np.float32), "bias": np.zeros((), np.float32)},
+        start={
+            "weight": np.zeros(FEATURES, np.float32),
+            "bias": np.zeros((), np.float32),
+        },
         batch_size=EXAMPLES,
     )
 
@@ -43,7 +57,13 @@ def flop(data: Data) -> float:
 
 def _workload(name: str, n_clients: int) -> Workload:
     summary = f"one round over all of {n_clients:,} clients, logistic regression on 2 examples"
-    return Workload(name, summary, lambda smoke: make(n_clients // 100 if smoke else n_clients), simulator, flop)
+    return Workload(
+        name=name,
+        summary=summary,
+        make=lambda smoke: make(n_clients // 100 if smoke else n_clients),
+        simulator=simulator,
+        flop=flop,
+    )
 
 
 WORKLOADS = tuple(_workload(f"clients-1e{power}", 10**power) for power in (4, 5, 6))

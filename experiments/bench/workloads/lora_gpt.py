@@ -1,7 +1,8 @@
 """lora-gpt: LoRA of a GPT-2 whose backbone all clients share.
 
-GPT-2 with d = 256, 4 layers, 4 heads, vocabulary 1024, 32 tokens, random weights; rank 8 on `c_attn` (fused query, key,
-value); 32 clients x 4 steps x batch 4. Each client has 4 examples, so that both sides see the same batches.
+GPT-2 with d = 256, 4 layers, 4 heads, vocabulary 1024, 32 tokens, random weights; rank
+8 on `c_attn` (fused query, key, value); 32 clients x 4 steps x batch 4. Each client has
+4 examples, so that both sides see the same batches.
 """
 
 import jax
@@ -11,7 +12,14 @@ import optax
 from flax import nnx
 
 import fedjax_fm as ffm
-from fedjax_fm.experiments.bench.workload import Data, Workload, fedavg, normal, product_flop, seeded
+from fedjax_fm.experiments.bench.workload import (
+    Data,
+    Workload,
+    fedavg,
+    normal,
+    product_flop,
+    seeded,
+)
 from fedjax_fm.models.stacked import run_stacked, stack
 
 BATCH, ALPHA = 4, 16
@@ -26,9 +34,15 @@ class Attention(nnx.Module):
         self.c_proj = nnx.Linear(d, d, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        split = lambda y: y.reshape(*y.shape[:-1], self.n_heads, -1)  # [B, T, H, d / H]
+        def split(y):
+            return y.reshape(*y.shape[:-1], self.n_heads, -1)  # [B, T, H, d / H]
+
         query, key, value = (split(y) for y in jnp.split(self.c_attn(x), 3, axis=-1))
-        return self.c_proj(jax.nn.dot_product_attention(query, key, value, is_causal=True).reshape(x.shape))
+        return self.c_proj(
+            jax.nn.dot_product_attention(query, key, value, is_causal=True).reshape(
+                x.shape
+            )
+        )
 
 
 class FeedForward(nnx.Module):
@@ -46,7 +60,9 @@ class Block(nnx.Module):
     """One pre-norm layer."""
 
     def __init__(self, d: int, n_heads: int, rngs: nnx.Rngs):
-        self.ln_1, self.ln_2 = (nnx.LayerNorm(d, epsilon=1e-5, rngs=rngs) for _ in range(2))
+        self.ln_1, self.ln_2 = (
+            nnx.LayerNorm(d, epsilon=1e-5, rngs=rngs) for _ in range(2)
+        )
         self.attn = Attention(d, n_heads, rngs)
         self.mlp = FeedForward(d, rngs)
 
@@ -58,7 +74,15 @@ class Block(nnx.Module):
 class GPT(nnx.Module):
     """GPT-2: logits f32[B, T, vocabulary] from i32[B, T], the head tied to the embedding."""
 
-    def __init__(self, vocabulary: int, length: int, d: int, n_layers: int, n_heads: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        d: int,
+        n_layers: int,
+        n_heads: int,
+        rngs: nnx.Rngs,
+    ):
         self.wte = nnx.Embed(vocabulary, d, rngs=rngs)
         self.wpe = nnx.Embed(length, d, rngs=rngs)
         self.h = stack(lambda rngs: Block(d, n_heads, rngs), n_layers, rngs)
@@ -69,22 +93,41 @@ class GPT(nnx.Module):
         return self.wte.attend(self.ln_f(run_stacked(self.h, x)))
 
 
-def make(n_clients: int, length: int, vocabulary: int, d: int, n_layers: int, rank: int = 8) -> Data:
+def make(
+    n_clients: int, length: int, vocabulary: int, d: int, n_layers: int, rank: int = 8
+) -> Data:
     """Random tokens and weights under GPT-2's names, layers stacked."""
     rng = seeded("lora-gpt")
-    shapes = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d), "mlp.c_fc": (d, 4 * d), "mlp.c_proj": (4 * d, d)}
-    frozen = {"wte": normal(rng, vocabulary, d, scale=0.02), "wpe": normal(rng, length, d, scale=0.02)}
+    shapes = {
+        "attn.c_attn": (d, 3 * d),
+        "attn.c_proj": (d, d),
+        "mlp.c_fc": (d, 4 * d),
+        "mlp.c_proj": (4 * d, d),
+    }
+    frozen = {
+        "wte": normal(rng, vocabulary, d, scale=0.02),
+        "wpe": normal(rng, length, d, scale=0.02),
+    }
     for name, shape in shapes.items():
         frozen[f"{name}.weight"] = normal(rng, n_layers, *shape, scale=shape[0] ** -0.5)
         frozen[f"{name}.bias"] = np.zeros((n_layers, shape[1]), np.float32)
-    for name, shape in {"ln_1": (n_layers, d), "ln_2": (n_layers, d), "ln_f": (d,)}.items():
-        frozen |= {f"{name}.weight": np.ones(shape, np.float32), f"{name}.bias": np.zeros(shape, np.float32)}
+    for name, shape in {
+        "ln_1": (n_layers, d),
+        "ln_2": (n_layers, d),
+        "ln_f": (d,),
+    }.items():
+        frozen |= {
+            f"{name}.weight": np.ones(shape, np.float32),
+            f"{name}.bias": np.zeros(shape, np.float32),
+        }
     start = {
         "lora_a": normal(rng, n_layers, d, rank, scale=d**-0.5),
         "lora_b": np.zeros((n_layers, rank, 3 * d), np.float32),
     }
     return Data(
-        examples={"x": rng.integers(0, vocabulary, (n_clients * BATCH, length), np.int32)},
+        examples={
+            "x": rng.integers(0, vocabulary, (n_clients * BATCH, length), np.int32)
+        },
         offsets=np.arange(n_clients + 1) * BATCH,
         start=start,
         frozen=frozen | {"n_heads": np.int64(4), "alpha": np.int64(ALPHA)},
@@ -97,13 +140,21 @@ def pretrained(frozen: dict[str, np.ndarray]) -> GPT:
     """The model with the weights of the data."""
     (vocabulary, d), length = frozen["wte"].shape, len(frozen["wpe"])
     n_layers = len(frozen["attn.c_attn.weight"])
-    model = nnx.eval_shape(lambda: GPT(vocabulary, length, d, n_layers, int(frozen["n_heads"]), nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: GPT(
+            vocabulary, length, d, n_layers, int(frozen["n_heads"]), nnx.Rngs(0)
+        )
+    )
     graphdef, state = nnx.split(model)
     flat = dict(nnx.to_flat_state(state))
     for path, leaf in flat.items():
         *parents, kind = (part for part in map(str, path) if part != "h")
         weight = kind in ("kernel", "scale")
-        name = parents[0] if kind == "embedding" else ".".join([*parents, "weight" if weight else kind])
+        name = (
+            parents[0]
+            if kind == "embedding"
+            else ".".join([*parents, "weight" if weight else kind])
+        )
         flat[path] = leaf.replace(jnp.asarray(frozen[name]))
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
@@ -116,33 +167,49 @@ def simulator(data: Data):
 
     def loss(delta, backbone, batch, key):
         logits = nnx.merge(graphdef, delta, backbone)(batch["x"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], batch["x"][:, 1:])
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits[:, :-1], batch["x"][:, 1:]
+        )
         return losses.mean(axis=-1), {}
 
-    start = jax.tree.unflatten(jax.tree.structure(delta), [data.start["lora_a"], data.start["lora_b"]])
+    start = jax.tree.unflatten(
+        jax.tree.structure(delta), [data.start["lora_a"], data.start["lora_b"]]
+    )
     return fedavg(loss, data, backbone=backbone), start
 
 
 def flop(data: Data) -> float:
-    """Frozen products forward and for the input's gradient, LoRA's three times; no gradient reaches the embedding.
+    """Frozen products forward and for the input's gradient, LoRA's three times.
 
-    Attention: scores and values over all T positions, as both sides compute them, three products of each.
+    No gradient reaches the embedding.
+
+    Attention: scores and values over all T positions, as both sides compute them, three
+    products of each.
     """
     (vocabulary, d), length = data.frozen["wte"].shape, data.examples["x"].shape[1]
     n_layers, _, rank = data.start["lora_a"].shape
-    layer = product_flop(d, 12 * d, products=2) + product_flop(d, rank) + product_flop(rank, 3 * d)
+    layer = (
+        product_flop(d, 12 * d, products=2)
+        + product_flop(d, rank)
+        + product_flop(rank, 3 * d)
+    )
     attention = 2 * product_flop(d, length)
     head = product_flop(d, vocabulary, products=2)
-    unneeded = product_flop(d, 3 * d, products=1) + product_flop(d, rank, products=1)  # the first layer's input
+    unneeded = product_flop(d, 3 * d, products=1) + product_flop(
+        d, rank, products=1
+    )  # the first layer's input
     token = n_layers * (layer + attention) + head - unneeded
     return float(data.offsets[-1]) * data.epochs * length * token
 
 
 LORA_GPT = Workload(
-    "lora-gpt",
-    "GPT-2 of 4 layers, d = 256, 32 tokens; LoRA of rank 8 on c_attn; 32 clients x 4 steps x batch 4",
-    lambda smoke: make(3, 8, 64, 32, 2, 2) if smoke else make(32, 32, 1024, 256, 4),
-    simulator,
-    flop,
-    ("peft",),
+    name="lora-gpt",
+    summary="GPT-2 of 4 layers, d = 256, 32 tokens; LoRA of rank 8 on c_attn; 32 clients "
+    "x 4 steps x batch 4",
+    make=lambda smoke: (
+        make(3, 8, 64, 32, 2, 2) if smoke else make(32, 32, 1024, 256, 4)
+    ),
+    simulator=simulator,
+    flop=flop,
+    peers=("peft",),
 )

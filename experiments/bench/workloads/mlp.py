@@ -1,9 +1,12 @@
-"""Whole models of two dense layers: mlp-1000 (many clients), tiny-round (what a round costs by itself), ragged.
+"""Whole models of two dense layers.
+
+Mlp-1000 (many clients), tiny-round (what a round costs by itself), ragged.
 
 mlp-1000     1000 clients x 20 examples x 784, 784-128-10, 5 full-batch SGD steps
-tiny-round   10 clients x 20 examples x 32, 32-16-10, one step; a call is 100 fused rounds
-ragged       1000 clients of log-normal sizes (median 20, clipped to 1..400), 784-128-10, one epoch of batches of 20
-ragged-equal as many local steps (to 1 in 1000), by clients that are all alike: what ragged would cost if only steps did
+tiny-round   10 clients x 20 examples x 32, 32-16-10, one step; a call is 100 fused
+rounds ragged       1000 clients of log-normal sizes (median 20, clipped to 1..400),
+784-128-10, one epoch of batches of 20 ragged-equal as many local steps (to 1 in 1000),
+by clients that are all alike: what ragged would cost if only steps did
 """
 
 import numpy as np
@@ -28,7 +31,10 @@ def make(name: str, sizes: np.ndarray, n_in: int, hidden: int, **settings) -> Da
     rng = seeded(name)
     n = int(sizes.sum())
     return Data(
-        examples={"x": normal(rng, n, n_in, scale=1.0), "y": rng.integers(0, CLASSES, n).astype(np.int32)},
+        examples={
+            "x": normal(rng, n, n_in, scale=1.0),
+            "y": rng.integers(0, CLASSES, n).astype(np.int32),
+        },
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
         start=mlp_start(rng, n_in, hidden, CLASSES),
         **settings,
@@ -42,29 +48,50 @@ def simulator(data: Data):
 
 def flop(data: Data) -> float:
     """Products of all epochs over all examples; the first layer needs no gradient of its input."""
-    (n_in, hidden), (_, classes) = data.start["dense1"].shape, data.start["dense2"].shape
+    (n_in, hidden), (_, classes) = (
+        data.start["dense1"].shape,
+        data.start["dense2"].shape,
+    )
     one = product_flop(n_in, hidden, products=2) + product_flop(hidden, classes)
     return float(data.offsets[-1]) * data.epochs * one
 
 
 def log_normal_sizes(n_clients: int) -> np.ndarray:
     """Most clients small, a few twenty times larger."""
-    return np.clip(np.exp(seeded("sizes").normal(3.0, 1.0, n_clients)).astype(int), 1, 400)
+    return np.clip(
+        np.exp(seeded("sizes").normal(3.0, 1.0, n_clients)).astype(int), 1, 400
+    )
 
 
 def mlp_1000(smoke: bool) -> Data:
     """Many clients of one size."""
-    return make("mlp-1000", np.full(20 if smoke else 1000, 20), 784, 128, epochs=5, batch_size=20)
+    return make(
+        "mlp-1000",
+        np.full(20 if smoke else 1000, 20),
+        784,
+        128,
+        epochs=5,
+        batch_size=20,
+    )
 
 
 def tiny_round(smoke: bool) -> Data:
     """So little arithmetic that a round's own cost is what is left."""
-    return make("tiny-round", np.full(10, 20), 32, 16, batch_size=20, rounds=10 if smoke else 100)
+    return make(
+        "tiny-round",
+        np.full(10, 20),
+        32,
+        16,
+        batch_size=20,
+        rounds=10 if smoke else 100,
+    )
 
 
 def ragged(smoke: bool) -> Data:
     """Padding to the longest client would be ten times the work."""
-    return make("ragged", log_normal_sizes(20 if smoke else 1000), 784, 128, batch_size=20)
+    return make(
+        "ragged", log_normal_sizes(20 if smoke else 1000), 784, 128, batch_size=20
+    )
 
 
 def local_steps(data: Data) -> int:
@@ -80,33 +107,34 @@ def ragged_equal(smoke: bool) -> Data:
 
 
 MLP_1000 = Workload(
-    "mlp-1000",
-    "1000 clients x 20 examples, MLP 784-128-10, 5 full-batch steps",
-    mlp_1000,
-    simulator,
-    flop,
-    ("fedjax", "drjax", "torch", "pfl", "flower"),
+    name="mlp-1000",
+    summary="1000 clients x 20 examples, MLP 784-128-10, 5 full-batch steps",
+    make=mlp_1000,
+    simulator=simulator,
+    flop=flop,
+    peers=("fedjax", "drjax", "torch", "pfl", "flower"),
 )
 TINY_ROUND = Workload(
-    "tiny-round",
-    "10 clients x 20 examples, MLP 32-16-10, one step; 100 rounds a call",
-    tiny_round,
-    simulator,
-    flop,
-    ("fedjax",),
+    name="tiny-round",
+    summary="10 clients x 20 examples, MLP 32-16-10, one step; 100 rounds a call",
+    make=tiny_round,
+    simulator=simulator,
+    flop=flop,
+    peers=("fedjax",),
 )
-# No peer: FedJAX's FedAvg fills a client's last batch up with its other examples, which is not the same work.
+# No peer: FedJAX's FedAvg fills a client's last batch up with its other examples, which
+# is not the same work.
 RAGGED = Workload(
-    "ragged",
-    "1000 clients of log-normal sizes 1..400, MLP 784-128-10, one epoch of batches of 20",
-    ragged,
-    simulator,
-    flop,
+    name="ragged",
+    summary="1000 clients of log-normal sizes 1..400, MLP 784-128-10, one epoch of batches of 20",
+    make=ragged,
+    simulator=simulator,
+    flop=flop,
 )
 RAGGED_EQUAL = Workload(
-    "ragged-equal",
-    "the same number of local steps by clients of 40 examples each",
-    ragged_equal,
-    simulator,
-    flop,
+    name="ragged-equal",
+    summary="the same number of local steps by clients of 40 examples each",
+    make=ragged_equal,
+    simulator=simulator,
+    flop=flop,
 )

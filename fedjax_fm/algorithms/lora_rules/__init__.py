@@ -1,4 +1,7 @@
-"""How a server combines low-rank adapters: one file a rule, all on the same factor tree, ranks may differ by client."""
+"""How a server combines low-rank adapters.
+
+One file a rule, all on the same factor tree, ranks may differ by client.
+"""
 
 from fedjax_fm.algorithms.lora_rules.fed_sb import fed_sb
 from fedjax_fm.algorithms.lora_rules.fedex_lora import fedex_lora

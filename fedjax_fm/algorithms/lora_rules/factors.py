@@ -1,8 +1,10 @@
-"""The factor tree: which leaves of a delta are LoRA's pairs, how a rank cuts them, and what they multiply to.
+"""The factor tree: which leaves of a delta are LoRA's pairs, how a rank cuts them, and
+what they multiply to.
 
-Factors lie rank first here, a [r, ..., in] and b [r, ..., out]: a client's rank is a number of leading rows, stacking
-is concatenation, and what travels is `Rows`. The update of a layer is sum_i a_i b_i^T, [..., in, out], times the
-layer's own scaling, which is one for all ranks (alpha_k in proportion to r_k, as FLoRA's code has it).
+Factors lie rank first here, a [r, ..., in] and b [r, ..., out]: a client's rank is a
+number of leading rows, stacking is concatenation, and what travels is `Rows`. The
+update of a layer is sum_i a_i b_i^T, [..., in, out], times the layer's own scaling,
+which is one for all ranks (alpha_k in proportion to r_k, as FLoRA's code has it).
 """
 
 import dataclasses
@@ -65,11 +67,22 @@ def child(layer: str, name: str) -> str:
 def split(delta: Tree) -> Factors:
     """Finds the pairs by name: `lora_a` [..., in, r] beside `lora_b` [..., r, out]."""
     leaves, form = leaves_of(delta)
-    names = {kind: {n.rpartition(".")[0] for n in leaves if n.rpartition(".")[2] == kind} for kind in _AXES}
+    names = {
+        kind: {n.rpartition(".")[0] for n in leaves if n.rpartition(".")[2] == kind}
+        for kind in _AXES
+    }
     if not names["lora_a"] or names["lora_a"] != names["lora_b"]:
-        raise ValueError(f"expected pairs of leaves lora_a and lora_b in the delta, got {sorted(leaves)}")
-    first = lambda layer, kind: jnp.moveaxis(leaves.pop(child(layer, kind)), _AXES[kind], 0)
-    pairs = {layer: Pair(first(layer, "lora_a"), first(layer, "lora_b")) for layer in sorted(names["lora_a"])}
+        raise ValueError(
+            f"expected pairs of leaves lora_a and lora_b in the delta, got {sorted(leaves)}"
+        )
+
+    def first(layer, kind):
+        return jnp.moveaxis(leaves.pop(child(layer, kind)), _AXES[kind], 0)
+
+    pairs = {
+        layer: Pair(first(layer, "lora_a"), first(layer, "lora_b"))
+        for layer in sorted(names["lora_a"])
+    }
     return Factors(pairs, leaves, form)
 
 
@@ -85,27 +98,42 @@ def join(factors: Factors) -> Tree:
     return rebuilt(leaves, factors.form)
 
 
-# Parts --------------------------------------------------------------------------------------------------------------
+# Parts
 
 
 def only(factors: Factors, part: Part) -> Factors:
     """One factor of every pair, and the rest; () in place of the other factor."""
-    keep = lambda pair: Pair(pair.a if "a" in part else (), pair.b if "b" in part else ())
-    return dataclasses.replace(factors, pairs={layer: keep(pair) for layer, pair in factors.pairs.items()})
+
+    def keep(pair):
+        return Pair(pair.a if "a" in part else (), pair.b if "b" in part else ())
+
+    return dataclasses.replace(
+        factors, pairs={layer: keep(pair) for layer, pair in factors.pairs.items()}
+    )
 
 
 def filled(factors: Factors, pairs: dict[str, Pair]) -> Factors:
     """What `factors` leaves out, from `pairs`."""
-    left_out = lambda x: isinstance(x, tuple) and not x  # Rows are tuples too, but not empty ones
-    fill = lambda pair, other: Pair(*(y if left_out(x) else x for x, y in zip(pair, other, strict=True)))
+
+    def left_out(x):
+        return isinstance(x, tuple) and not x  # Rows are tuples too, but not empty ones
+
+    def fill(pair, other):
+        return Pair(
+            *(y if left_out(x) else x for x, y in zip(pair, other, strict=True))
+        )
+
     if not pairs:
         return factors
     return dataclasses.replace(
-        factors, pairs={layer: fill(pair, pairs[layer]) for layer, pair in factors.pairs.items()}
+        factors,
+        pairs={
+            layer: fill(pair, pairs[layer]) for layer, pair in factors.pairs.items()
+        },
     )
 
 
-# Ranks --------------------------------------------------------------------------------------------------------------
+# Ranks
 
 
 def checked_ranks(ranks: Ranks) -> np.ndarray | None:
@@ -116,9 +144,15 @@ def checked_ranks(ranks: Ranks) -> np.ndarray | None:
         checked = np.asarray(ranks)
     except ValueError:  # lists of several lengths
         checked = np.zeros(())
-    whole = checked.ndim == 1 and len(checked) > 0 and np.issubdtype(checked.dtype, np.integer)
+    whole = (
+        checked.ndim == 1
+        and len(checked) > 0
+        and np.issubdtype(checked.dtype, np.integer)
+    )
     if not whole or checked.min() < 1 or checked.max() > np.iinfo(np.int32).max:
-        raise ValueError(f"expected ranks to be one whole number >= 1 a client, got ranks={ranks}")
+        raise ValueError(
+            f"expected ranks to be one whole number >= 1 a client, got ranks={ranks}"
+        )
     return checked.astype(np.int32)
 
 
@@ -127,13 +161,17 @@ def check_fit(ranks: np.ndarray | None, largest: int, setting: Setting) -> None:
     if ranks is None:
         return
     if ranks.max() > largest:
-        raise ValueError(f"a client has rank {ranks.max()}, but the largest pair of the delta has rank {largest}")
+        raise ValueError(
+            f"a client has rank {ranks.max()}, but the largest pair of the delta has rank {largest}"
+        )
     if len(ranks) < setting.n_clients:
-        raise ValueError(f"expected a rank for each of {setting.n_clients} clients, got {len(ranks)}")
+        raise ValueError(
+            f"expected a rank for each of {setting.n_clients} clients, got {len(ranks)}"
+        )
 
 
 def largest_rank(factors: Factors) -> int:
-    """r of the largest pair."""
+    """R of the largest pair."""
     return max(pair.a.shape[0] for pair in factors.pairs.values())
 
 
@@ -143,7 +181,7 @@ def rank_of(ranks: np.ndarray | None, client: jax.Array) -> jax.Array | None:
 
 
 def first_rows(x: jax.Array, count: jax.Array) -> jax.Array:
-    """x with all rows past `count` set to zero."""
+    """X with all rows past `count` set to zero."""
     real = (jnp.arange(x.shape[0]) < count).reshape(-1, *[1] * (x.ndim - 1))
     return jnp.where(real, x, 0)
 
@@ -177,16 +215,22 @@ def plain(tree: Tree) -> Tree:
 
 def like(tree: Tree, pattern: Tree) -> Tree:
     """Arrays cut as `pattern` is cut."""
-    cut_one = lambda x, p: Rows(first_rows(x, p.count), p.count) if is_rows(p) else x
+
+    def cut_one(x, p):
+        return Rows(first_rows(x, p.count), p.count) if is_rows(p) else x
+
     return jax.tree.map(cut_one, tree, pattern)
 
 
 def returned(start: Factors, change: Factors) -> Factors:
-    """A client's factors after its work, cut as its upload is: the rows that it started from plus what it changed."""
+    """A client's factors after its work, cut as its upload is.
+
+    The rows that it started from plus what it changed.
+    """
     return like(trees.add(start, plain(change)), change)
 
 
-# Products -----------------------------------------------------------------------------------------------------------
+# Products
 
 
 def product(pair: Pair) -> jax.Array:
@@ -195,11 +239,21 @@ def product(pair: Pair) -> jax.Array:
 
 
 def product_norm(pair: Pair) -> jax.Array:
-    """f32[...]: Frobenius norm of the product, from the factors' Gram matrices: nothing of [in, out] is formed."""
-    gram = lambda x: jnp.einsum("r...i,s...i->...rs", x, x)
-    return jnp.sqrt(jnp.maximum(jnp.sum(gram(pair.a) * gram(pair.b), axis=(-2, -1)), 0.0))
+    """f32[...]: Frobenius norm of the product, from the factors' Gram matrices.
+
+    Nothing of [in, out] is formed.
+    """
+
+    def gram(x):
+        return jnp.einsum("r...i,s...i->...rs", x, x)
+
+    return jnp.sqrt(
+        jnp.maximum(jnp.sum(gram(pair.a) * gram(pair.b), axis=(-2, -1)), 0.0)
+    )
 
 
 def map_pairs(f: Callable[..., Any], *factors: Factors) -> dict[str, Any]:
     """{layer: f(pair, ...)}."""
-    return {layer: f(*(one.pairs[layer] for one in factors)) for layer in factors[0].pairs}
+    return {
+        layer: f(*(one.pairs[layer] for one in factors)) for layer in factors[0].pairs
+    }

@@ -1,7 +1,9 @@
-"""Fed-SB: A Silver Bullet for Extreme Communication Efficiency and Performance in (Private) Federated LoRA Fine-Tuning.
+"""Fed-SB: A Silver Bullet for Extreme Communication Efficiency and Performance in
+(Private) Federated LoRA Fine-Tuning.
 
-Singhal, Ponkshe, Vartak, Varshney, Vepakomma, 2025, arXiv 2502.15436. W + s B R A with B and A fixed and common; only
-the small square R is trained (`peft.lora_sb`, which also makes the paper's start).
+Singhal, Ponkshe, Vartak, Varshney, Vepakomma, 2025, arXiv 2502.15436. W + s B R A with
+B and A fixed and common; only the small square R is trained (`peft.lora_sb`, which also
+makes the paper's start).
 
     start:   dW = -eta sign(sum of gradients) ~ U S V^T;  B = U,  R = S / s,  A = V^T
     client:  R_k <- local steps from the first r_k rows and columns of R
@@ -25,7 +27,12 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     rank_of,
     rebuilt,
 )
-from fedjax_fm.algorithms.lora_rules.work import Mine, padded_mean, settled, train_factors
+from fedjax_fm.algorithms.lora_rules.work import (
+    Mine,
+    padded_mean,
+    settled,
+    train_factors,
+)
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Task, Tree
 
 
@@ -44,16 +51,20 @@ def fed_sb(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Averages R, the leaves named `lora_r` [..., r, r], from where they start; arguments as `fedit`.
+    """Averages R, the leaves named `lora_r` [..., r, r], from where they start.
 
-    The delta comes from `peft.lora_sb`. The authors take its gradients from the clients' pooled data, before training
-    and without noise: where privacy is promised, take public examples. A, B and that step are not billed.
+    Arguments as `fedit`.
 
-    Sends r_k^2 numbers a layer each way, and the other trained leaves. Noise added to R enters the update once and
-    linearly, on r^2 numbers.
+    The delta comes from `peft.lora_sb`. The authors take its gradients from the
+    clients' pooled data, before training and without noise: where privacy is promised,
+    take public examples. A, B and that step are not billed.
 
-    Ranks that differ are not the paper's. As in `fedit`, what a client does not have counts as zero, so that entries
-    of R that few clients train shrink every round, the start's too.
+    Sends r_k^2 numbers a layer each way, and the other trained leaves. Noise added to R
+    enters the update once and linearly, on r^2 numbers.
+
+    Ranks that differ are not the paper's. As in `fedit`, what a client does not have
+    counts as zero, so that entries of R that few clients train shrink every round, the
+    start's too.
     """
     task = checked(task)
     checks.client_optimizer("client_optimizer", client_optimizer)
@@ -65,12 +76,21 @@ def fed_sb(
         return FedSBState(delta)
 
     def address(message, state, client):
-        return message._replace(trained=cut_pairs(message.trained, rank_of(ranks, client) ** 2))  # type: ignore[operator]
+        return message._replace(
+            trained=cut_pairs(message.trained, rank_of(ranks, client) ** 2)
+        )  # type: ignore[operator]
 
     def client(backbone, message):
         def one(mine, state, data, key):
-            work = train_factors(task, client_optimizer, mine, backbone, data, key, join=join_squares)
-            return ClientOutput(work.change, work.weight, state, work.metrics)
+            work = train_factors(
+                task, client_optimizer, mine, backbone, data, key, join=join_squares
+            )
+            return ClientOutput(
+                upload=work.change,
+                weight=work.weight,
+                state=state,
+                metrics=work.metrics,
+            )
 
         return one
 
@@ -86,15 +106,19 @@ def fed_sb(
         batches=batches,
         address=None if ranks is None else address,
     )
-    return Algorithm(init, (exchange,))
+    return Algorithm(init=init, exchanges=(exchange,))
 
 
 def split_squares(delta: Tree) -> Factors:
-    """Every `lora_r` [..., r, r] as rows [r^2, ...], ordered so that the first k^2 are the first k rows and columns."""
+    """Every `lora_r` [..., r, r] as rows [r^2, ...], ordered so that the first k^2 are
+    the first k rows and columns.
+    """
     leaves, form = leaves_of(delta)
     names = [name for name in leaves if name.rpartition(".")[2] == "lora_r"]
     if not names:
-        raise ValueError(f"expected leaves lora_r in the delta (peft.lora_sb makes them), got {sorted(leaves)}")
+        raise ValueError(
+            f"expected leaves lora_r in the delta (peft.lora_sb makes them), got {sorted(leaves)}"
+        )
     squares = {}
     for name in names:
         square = leaves.pop(name)

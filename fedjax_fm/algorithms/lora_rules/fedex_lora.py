@@ -1,7 +1,7 @@
 """FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation Models.
 
-Singhal, Ponkshe, Vepakomma, 2024, arXiv 2410.09432. Factors are averaged, and what the average misses is added to the
-frozen layer.
+Singhal, Ponkshe, Vepakomma, 2024, arXiv 2410.09432. Factors are averaged, and what the
+average misses is added to the frozen layer.
 
     client:  (A_k, B_k) <- local steps from (A, B), beside W
     server:  A <- sum_k p_k A_k,  B <- sum_k p_k B_k,
@@ -30,7 +30,15 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     split,
 )
 from fedjax_fm.algorithms.lora_rules.residual import Residual
-from fedjax_fm.algorithms.lora_rules.work import Kept, Mine, kept, mean_over, never, settled, train_factors
+from fedjax_fm.algorithms.lora_rules.work import (
+    Kept,
+    Mine,
+    kept,
+    mean_over,
+    never,
+    settled,
+    train_factors,
+)
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Task, Tree
 
 
@@ -52,18 +60,22 @@ def fedex_lora(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Averages the factors and puts the residual into the frozen kernels; other arguments as `fedit`.
+    """Averages the factors and puts the residual into the frozen kernels.
+
+    Other arguments as `fedit`.
 
     Args:
       scaling: s = alpha / r of the LoRA layers: the algorithm sees trees, which do not hold it.
       most_clients: of a round; None means the cohort size. A larger cohort stops the run.
 
-    The effective weights after a round are the mean of the clients', weighted by examples (the authors' code: uniform).
-    With ranks that differ, which are not the paper's, this holds for the delta's full rank; a client of smaller rank starts
-    from its first rows.
+    The effective weights after a round are the mean of the clients', weighted by
+    examples (the authors' code: uniform). With ranks that differ, which are not the
+    paper's, this holds for the delta's full rank; a client of smaller rank starts from
+    its first rows.
 
-    Sends r_k (d_in + d_out) numbers a layer each way, and down the residual of rank at most R = sum_k r_k (plus a row
-    for each that some client lacks): min(R (d_in + d_out), d_in d_out), the shape decides which. See `residual.py`.
+    Sends r_k (d_in + d_out) numbers a layer each way, and down the residual of rank at
+    most R = sum_k r_k (plus a row for each that some client lacks): min(R (d_in +
+    d_out), d_in d_out), the shape decides which. See `residual.py`.
     """
     checks.real("scaling", scaling, above=0)
     if most_clients is not None:
@@ -77,7 +89,9 @@ def fedex_lora(
         factors = split(delta)
         check_fit(ranks, largest_rank(factors), setting)
         n = residuals.room(most_clients, setting)
-        heights = {layer: _height(pair, ranks, n) for layer, pair in factors.pairs.items()}
+        heights = {
+            layer: _height(pair, ranks, n) for layer, pair in factors.pairs.items()
+        }
         return FedExLoRAState(delta, residuals.start(factors, heights))
 
     def address(message, last, client):
@@ -90,7 +104,12 @@ def fedex_lora(
 
         def one(mine, last, data, key):
             work = train_factors(task, client_optimizer, mine, whole, data, key)
-            return ClientOutput(work.change, work.weight, data.round, work.metrics)
+            return ClientOutput(
+                upload=work.change,
+                weight=work.weight,
+                state=data.round,
+                metrics=work.metrics,
+            )
 
         return one
 
@@ -100,7 +119,11 @@ def fedex_lora(
         newest = {}
         for layer, old in state.residual.newest.items():
             rows, real = centred_rows(found, mean.pairs[layer], layer, scaling)
-            newest[layer] = residuals.packed(rows, real, len(old.a.values)) if isinstance(old, Pair) else product(rows)
+            newest[layer] = (
+                residuals.packed(rows, real, len(old.a.values))
+                if isinstance(old, Pair)
+                else product(rows)
+            )
         delta = settled(found.came, join(mean), state.delta)
         return FedExLoRAState(delta, residuals.grown(state.residual, newest)), {}
 
@@ -112,7 +135,12 @@ def fedex_lora(
         batches=batches,
         address=address,
     )
-    return Algorithm(init, (exchange,), never, model=residuals.model_with_residual)
+    return Algorithm(
+        init=init,
+        exchanges=(exchange,),
+        client_init=never,
+        model=residuals.model_with_residual,
+    )
 
 
 def _height(pair: Pair, ranks: np.ndarray | None, n_clients: int) -> int | None:
@@ -123,17 +151,29 @@ def _height(pair: Pair, ranks: np.ndarray | None, n_clients: int) -> int | None:
     return height if residuals.pays(pair, height) else None
 
 
-def centred_rows(found: Kept, mean: Pair, layer: str, scaling: float) -> tuple[Pair, jax.Array]:
-    """(rows, bool[rows]): s p_k (a_k - a) beside b_k - b for the rows that client k has, and one more, s q a beside b,
-    for a row that clients of shares q in all have not. The product of all is the residual."""
+def centred_rows(
+    found: Kept, mean: Pair, layer: str, scaling: float
+) -> tuple[Pair, jax.Array]:
+    """(rows, bool[rows]): s p_k (a_k - a) beside b_k - b for the rows that client k
+    has, and one more, s q a beside b, for a row that clients of shares q in all have
+    not. The product of all is the residual.
+    """
     pair, shares = found.factors.pairs[layer], found.shares
     rank = mean.a.shape[0]
     has = jnp.arange(rank) < found.heights[layer][:, None]  # [C, r]
     lacking = jnp.sum(jnp.where(has, 0.0, shares[:, None]), axis=0)  # [r]
-    spread = lambda x, like: x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))
-    centre = lambda x, mean: jnp.where(spread(has, x), x - mean, 0)
+
+    def spread(x, like):
+        return x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))
+
+    def centre(x, mean):
+        return jnp.where(spread(has, x), x - mean, 0)
+
     weighted = scaling * spread(shares, pair.a) * centre(pair.a, mean.a)
-    flat = lambda x: x.reshape(-1, *x.shape[2:])
+
+    def flat(x):
+        return x.reshape(-1, *x.shape[2:])
+
     a = jnp.concatenate([flat(weighted), scaling * spread(lacking, mean.a) * mean.a])
     b = jnp.concatenate([flat(centre(pair.b, mean.b)), mean.b])
     return Pair(a, b), jnp.concatenate([flat(has), lacking > 0])

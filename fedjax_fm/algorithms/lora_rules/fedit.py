@@ -1,19 +1,32 @@
 """FedIT: Towards Building the Federated GPT: Federated Instruction Tuning (Shepherd).
 
-Zhang, Vahidian, Kuo, Li, Zhang, Yu, Wang, Chen, 2023, arXiv 2305.05644. FedAvg on the factors; ranks that differ
-are padded with zeros, the baseline of HetLoRA and FLoRA.
+Zhang, Vahidian, Kuo, Li, Zhang, Yu, Wang, Chen, 2023, arXiv 2305.05644. FedAvg on the
+factors; ranks that differ are padded with zeros, the baseline of HetLoRA and FLoRA.
 
     client:  (A_k, B_k) <- local steps from the first r_k rows of (A, B)
-    server:  A <- sum_k p_k A_k,  B <- sum_k p_k B_k;   the product differs from sum_k p_k B_k A_k by the covariance
-             sum_k p_k (B_k - B)(A_k - A)
+    server:  A <- sum_k p_k A_k,  B <- sum_k p_k B_k;   the product differs from sum_k
+             p_k B_k A_k by the covariance sum_k p_k (B_k - B)(A_k - A)
 """
 
 from typing import NamedTuple
 
 from fedjax_fm import checks
 from fedjax_fm.algorithms.local import ClientOptimizer, checked
-from fedjax_fm.algorithms.lora_rules.factors import Ranks, check_fit, checked_ranks, join, largest_rank, split
-from fedjax_fm.algorithms.lora_rules.work import Mine, by_rank, padded_mean, sends_change, settled
+from fedjax_fm.algorithms.lora_rules.factors import (
+    Ranks,
+    check_fit,
+    checked_ranks,
+    join,
+    largest_rank,
+    split,
+)
+from fedjax_fm.algorithms.lora_rules.work import (
+    Mine,
+    by_rank,
+    padded_mean,
+    sends_change,
+    settled,
+)
 from fedjax_fm.types import Algorithm, Batches, Exchange, Task, Tree
 
 
@@ -35,9 +48,11 @@ def fedit(
     """Averages A and B apart from each other, by examples (or the task's weights).
 
     Args:
-      ranks: i32[clients], at most the delta's; None gives all clients the delta's. Ranks that differ are not the paper's.
+      ranks: i32[clients], at most the delta's; None gives all clients the delta's.
+        Ranks that differ are not the paper's.
 
-    Sends r_k (d_in + d_out) numbers a layer each way, and the other trained leaves. With equal ranks it is `fedavg`.
+    Sends r_k (d_in + d_out) numbers a layer each way, and the other trained leaves.
+    With equal ranks it is `fedavg`.
     """
     task = checked(task)
     checks.client_optimizer("client_optimizer", client_optimizer)
@@ -60,4 +75,4 @@ def fedit(
         batches=batches,
         address=by_rank(ranks),
     )
-    return Algorithm(init, (exchange,))
+    return Algorithm(init=init, exchanges=(exchange,))

@@ -1,6 +1,7 @@
 """FFA-LoRA: Improving LoRA in Privacy-preserving Federated Learning.
 
-Sun, Li, Li, Ding, 2024, arXiv 2403.12313. A stays at its shared random start; B alone is trained, sent and averaged.
+Sun, Li, Li, Ding, 2024, arXiv 2403.12313. A stays at its shared random start; B alone
+is trained, sent and averaged.
 
     client:  B_k <- local steps from the first r_k rows of B
     server:  B <- sum_k p_k B_k,   so that B A = sum_k p_k B_k A exactly
@@ -20,7 +21,13 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     only,
     split,
 )
-from fedjax_fm.algorithms.lora_rules.work import Mine, by_rank, padded_mean, sends_change, settled
+from fedjax_fm.algorithms.lora_rules.work import (
+    Mine,
+    by_rank,
+    padded_mean,
+    sends_change,
+    settled,
+)
 from fedjax_fm.types import Algorithm, Batches, Exchange, Free, Task, Tree
 
 
@@ -41,10 +48,11 @@ def ffa_lora(
 ) -> Algorithm:
     """Trains B only; arguments as `fedit`.
 
-    Sends r_k d_out numbers a layer each way, and the other trained leaves; clients draw A from the shared seed. Noise
-    added to B enters the update once and linearly.
+    Sends r_k d_out numbers a layer each way, and the other trained leaves; clients draw
+    A from the shared seed. Noise added to B enters the update once and linearly.
 
-    Ranks that differ are not the paper's; what a client does not have counts as zero, as in `fedit`.
+    Ranks that differ are not the paper's; what a client does not have counts as zero,
+    as in `fedit`.
     """
     task = checked(task)
     checks.client_optimizer("client_optimizer", client_optimizer)
@@ -67,5 +75,12 @@ def ffa_lora(
         return FFALoRAState(settled(weight > 0, delta, state.delta)), {}
 
     client = sends_change(task, client_optimizer)
-    exchange = Exchange(broadcast, client, server, padded_mean(trained), batches, by_rank(ranks))
-    return Algorithm(init, (exchange,))
+    exchange = Exchange(
+        broadcast=broadcast,
+        client=client,
+        server=server,
+        reduce=padded_mean(trained),
+        batches=batches,
+        address=by_rank(ranks),
+    )
+    return Algorithm(init=init, exchanges=(exchange,))

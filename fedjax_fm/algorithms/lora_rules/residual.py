@@ -1,8 +1,10 @@
-"""What FedEx-LoRA and FLoRA add to the frozen layers, how it travels, and how a client's backbone takes it in.
+"""What FedEx-LoRA and FLoRA add to the frozen layers, how it travels, and how a
+client's backbone takes it in.
 
-The server keeps the whole sum and, apart from it, what the last round added. A client of the last round is sent the new
-part only; one that missed a round is sent the whole sum, densely; one that never came gets it with the frozen model,
-which no rule's bill counts.
+The server keeps the whole sum and, apart from it, what the last round added. A client
+of the last round is sent the new part only; one that missed a round is sent the whole
+sum, densely; one that never came gets it with the frozen model, which no rule's bill
+counts.
 """
 
 from collections.abc import Mapping
@@ -13,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm import trees
-from fedjax_fm.algorithms.lora_rules.factors import Factors, Pair, child, is_rows, plain, product
+from fedjax_fm.algorithms.lora_rules.factors import (
+    Factors,
+    Pair,
+    child,
+    is_rows,
+    plain,
+    product,
+)
 from fedjax_fm.types import Rows, Setting, Tree
 
 
@@ -44,10 +53,21 @@ def start(factors: Factors, heights: Mapping[str, int | None]) -> Residual:
     def empty(pair: Pair, height: int | None) -> Any:
         if height is None:
             return jnp.zeros_like(product(pair))
-        return Pair(*(Rows(jnp.zeros((height, *x.shape[1:]), x.dtype), jnp.int32(0)) for x in pair))
+        return Pair(
+            *(
+                Rows(jnp.zeros((height, *x.shape[1:]), x.dtype), jnp.int32(0))
+                for x in pair
+            )
+        )
 
-    newest = {layer: empty(pair, heights[layer]) for layer, pair in factors.pairs.items()}
-    return Residual({n: jnp.zeros_like(product(p)) for n, p in factors.pairs.items()}, newest, jnp.int32(0))
+    newest = {
+        layer: empty(pair, heights[layer]) for layer, pair in factors.pairs.items()
+    }
+    return Residual(
+        {n: jnp.zeros_like(product(p)) for n, p in factors.pairs.items()},
+        newest,
+        jnp.int32(0),
+    )
 
 
 def grown(residual: Residual, newest: dict[str, Any]) -> Residual:
@@ -57,7 +77,10 @@ def grown(residual: Residual, newest: dict[str, Any]) -> Residual:
 
 def whole(residual: Residual) -> dict[str, jax.Array]:
     """[..., in, out] by layer, the newest part included."""
-    return {layer: total + _dense(residual.newest[layer]) for layer, total in residual.total.items()}
+    return {
+        layer: total + _dense(residual.newest[layer])
+        for layer, total in residual.total.items()
+    }
 
 
 def _dense(part: Any) -> jax.Array:
@@ -76,7 +99,10 @@ def packed(pair: Pair, real: jax.Array, height: int) -> Pair:
         keep = real[order].reshape(-1, *[1] * (x.ndim - 1))
         values = jnp.where(count > height, jnp.nan, jnp.where(keep, x[order], 0))
         missing = height - values.shape[0]
-        return Rows(jnp.pad(values, ((0, missing), *[(0, 0)] * (x.ndim - 1))), jnp.minimum(count, height))
+        return Rows(
+            jnp.pad(values, ((0, missing), *[(0, 0)] * (x.ndim - 1))),
+            jnp.minimum(count, height),
+        )
 
     return Pair(one(pair.a), one(pair.b))
 
@@ -86,19 +112,29 @@ def bought(residual: Residual, last: jax.Array) -> tuple:
     took_part = last >= 0
     fresh = took_part & (last == residual.round - 1)
     missed = took_part & ~fresh
-    rows_first = lambda x: jnp.moveaxis(x, -2, 0)
+
+    def rows_first(x):
+        return jnp.moveaxis(x, -2, 0)
 
     def newest(part: Any) -> Any:
         if isinstance(part, Pair):
-            return jax.tree.map(lambda x: Rows(x.values, jnp.where(fresh, x.count, 0)), part, is_leaf=is_rows)
+            return jax.tree.map(
+                lambda x: Rows(x.values, jnp.where(fresh, x.count, 0)),
+                part,
+                is_leaf=is_rows,
+            )
         return Rows(rows_first(part), jnp.where(fresh, part.shape[-2], 0))
 
-    everything = {n: Rows(rows_first(x), jnp.where(missed, x.shape[-2], 0)) for n, x in whole(residual).items()}
+    everything = {
+        n: Rows(rows_first(x), jnp.where(missed, x.shape[-2], 0))
+        for n, x in whole(residual).items()
+    }
     return {layer: newest(part) for layer, part in residual.newest.items()}, everything
 
 
 def merged(backbone: Tree, residual: Residual) -> Tree:
-    """The backbone with the residual added to the kernels `<layer>.base.kernel` [..., in, out], in their dtype.
+    """The backbone with the residual added to the kernels `<layer>.base.kernel` [...,
+    in, out], in their dtype.
 
     Raises:
       ValueError: a layer has no dense kernel, as with 4-bit blocks.
@@ -108,12 +144,18 @@ def merged(backbone: Tree, residual: Residual) -> Tree:
     added = {child(layer, "base.kernel"): x for layer, x in whole(residual).items()}
     for name in added:
         if name not in kernels:
-            beside = sorted(n for n in kernels if n.startswith(name.removesuffix("kernel")))
-            raise ValueError(
-                f"this rule adds to the frozen kernel {name!r}, which the backbone does not have; it has {beside}. "
-                "Quantised layers cannot take it in: load the model with frozen='dense'"
+            beside = sorted(
+                n for n in kernels if n.startswith(name.removesuffix("kernel"))
             )
-    leaves = [(x + added[name]).astype(x.dtype) if name in added else x for name, x in kernels.items()]
+            raise ValueError(
+                f"this rule adds to the frozen kernel {name!r}, which the "
+                f"backbone does not have; it has {beside}. Quantised layers "
+                "cannot take it in: load the model with frozen='dense'"
+            )
+    leaves = [
+        (x + added[name]).astype(x.dtype) if name in added else x
+        for name, x in kernels.items()
+    ]
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -123,5 +165,8 @@ def room(most_clients: int | None, setting: Setting) -> int:
 
 
 def model_with_residual(server: Any, last: Any, backbone: Tree) -> tuple[Tree, Tree]:
-    """`Algorithm.model` of FedEx-LoRA and FLoRA: the same for all, beside kernels that have taken the residual in."""
+    """`Algorithm.model` of FedEx-LoRA and FLoRA.
+
+    The same for all, beside kernels that have taken the residual in.
+    """
     return server.delta, merged(backbone, server.residual)

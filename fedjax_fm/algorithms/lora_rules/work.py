@@ -1,7 +1,10 @@
-"""What the rules share: a client's local training, its part of the message, and means of what comes back.
+"""What the rules share.
 
-A client sends what it changed. The server adds that to the rows that the client started from, which it knows, so a
-lossy channel acts on small numbers and masked rows stay zero.
+A client's local training, its part of the message, and means of what comes back.
+
+A client sends what it changed. The server adds that to the rows that the client started
+from, which it knows, so a lossy channel acts on small numbers and masked rows stay
+zero.
 """
 
 from collections.abc import Callable
@@ -32,8 +35,8 @@ from fedjax_fm.types import ClientData, ClientOutput, Free, Reduce, Stack, Task,
 class Mine(NamedTuple):
     """What a client works from.
 
-    `trained` and `fixed` are billed unless they are `Free`; `bought` is what is billed in their place where a client
-    knows a part of them already.
+    `trained` and `fixed` are billed unless they are `Free`; `bought` is what is billed
+    in their place where a client knows a part of them already.
     """
 
     trained: Any  # Factors, cut to its rank
@@ -61,7 +64,9 @@ def train_factors(
     penalty: Callable[[Factors], jax.Array] | None = None,
     join: Callable[[Factors], Tree] = join,
 ) -> Trained:
-    """Local steps on `mine.trained`. Rows beyond the rank are cut in the forward pass, so their gradient is zero.
+    """Local steps on `mine.trained`.
+
+    Rows beyond the rank are cut in the forward pass, so their gradient is zero.
 
     Args:
       penalty: added to the loss, `f(factors) -> f32[]`.
@@ -77,7 +82,13 @@ def train_factors(
     end, metrics = train(Task(loss, task.weight), optimizer, start, backbone, data, key)
     end = plain(like(end, mine.trained))
     change = like(trees.subtract(end, start), mine.trained)
-    return Trained(start, end, change, client_weight(task, data), metrics)
+    return Trained(
+        start=start,
+        end=end,
+        change=change,
+        weight=client_weight(task, data),
+        metrics=metrics,
+    )
 
 
 def sends_change(task: Task, optimizer: ClientOptimizer) -> Callable:
@@ -86,7 +97,12 @@ def sends_change(task: Task, optimizer: ClientOptimizer) -> Callable:
     def client(backbone, message):
         def one(mine, state, data, key):
             work = train_factors(task, optimizer, mine, backbone, data, key)
-            return ClientOutput(work.change, work.weight, state, work.metrics)
+            return ClientOutput(
+                upload=work.change,
+                weight=work.weight,
+                state=state,
+                metrics=work.metrics,
+            )
 
         return one
 
@@ -94,12 +110,19 @@ def sends_change(task: Task, optimizer: ClientOptimizer) -> Callable:
 
 
 def by_rank(ranks: np.ndarray | None) -> Callable[[Mine, Any, jax.Array], Mine] | None:
-    """An `address` that sends every client the rows of its rank; None, the whole message, where all have the same."""
+    """An `address` that sends every client the rows of its rank.
+
+    None, the whole message, where all have the same.
+    """
     if ranks is None:
         return None
 
     def address(message: Mine, state: Any, client: jax.Array) -> Mine:
-        return Mine(cut_pairs(message.trained, rank_of(ranks, client)), Free(message.fixed), message.bought)
+        return Mine(
+            cut_pairs(message.trained, rank_of(ranks, client)),
+            Free(message.fixed),
+            message.bought,
+        )
 
     return address
 
@@ -113,20 +136,28 @@ def padded_mean(start: Callable[[Tree], Factors] = split) -> Reduce:
 
     def lift(server, sent, weight):
         factors = plain(returned(start(server.delta), sent))
-        return jax.tree.map(lambda x: weight * x, factors), jnp.asarray(weight, jnp.float32)
+        return jax.tree.map(lambda x: weight * x, factors), jnp.asarray(
+            weight, jnp.float32
+        )
 
     def finish(total, setting):
         factors, weight = total
-        return jax.tree.map(lambda x: x / jnp.where(weight > 0, weight, 1.0), factors), weight
+        return jax.tree.map(
+            lambda x: x / jnp.where(weight > 0, weight, 1.0), factors
+        ), weight
 
-    return Reduce(lift, finish)
+    return Reduce(lift=lift, finish=finish)
 
 
 class Kept(NamedTuple):
     """All factors of a cohort."""
 
-    factors: Factors  # leaves [C, r, ...], zero beyond each client's rank; rest [C, ...]
-    heights: dict[str, jax.Array]  # by layer, i32[C], rows that are real; 0 of who did not come
+    factors: (
+        Factors  # leaves [C, r, ...], zero beyond each client's rank; rest [C, ...]
+    )
+    heights: dict[
+        str, jax.Array
+    ]  # by layer, i32[C], rows that are real; 0 of who did not come
     shares: jax.Array  # f32[C], p_k
     came: jax.Array  # bool[]: anybody
 
@@ -134,7 +165,10 @@ class Kept(NamedTuple):
 def kept(finish: Callable[[Kept], Any]) -> Reduce:
     """Keeps every client's factors: `finish(Kept)`."""
     inner = stack(lambda found, setting: finish(_kept(found)))
-    lift = lambda server, sent, weight: inner.lift(server, returned(split(server.delta), sent), weight)
+
+    def lift(server, sent, weight):
+        return inner.lift(server, returned(split(server.delta), sent), weight)
+
     return inner._replace(lift=lift)
 
 
@@ -144,11 +178,20 @@ def _kept(found: Stack) -> Kept:
     total = jnp.sum(weights)
 
     def height(rows: Any) -> jax.Array:
-        count = jnp.full(active.shape, rows.shape[1], jnp.int32) if hasattr(rows, "shape") else rows.count
+        count = (
+            jnp.full(active.shape, rows.shape[1], jnp.int32)
+            if hasattr(rows, "shape")
+            else rows.count
+        )
         return jnp.where(active, count, 0)
 
     heights = {layer: height(pair.a) for layer, pair in factors.pairs.items()}
-    return Kept(plain(factors), heights, weights / jnp.where(total > 0, total, 1.0), total > 0)
+    return Kept(
+        factors=plain(factors),
+        heights=heights,
+        shares=weights / jnp.where(total > 0, total, 1.0),
+        came=total > 0,
+    )
 
 
 def mean_over(shares: jax.Array, tree: Tree) -> Tree:
@@ -157,7 +200,10 @@ def mean_over(shares: jax.Array, tree: Tree) -> Tree:
 
 
 def stacked_rows(shares: jax.Array, pair: Pair) -> Pair:
-    """[C, r, ...] -> [C r, ...], whose product is sum_k shares_k times the clients' products; shares go on a."""
+    """[C, r, ...] -> [C r, ...], whose product is sum_k shares_k times the clients' products.
+
+    Shares go on a.
+    """
     weigh = shares.reshape(-1, *[1] * (pair.a.ndim - 1))
     return Pair(*(x.reshape(-1, *x.shape[2:]) for x in (weigh * pair.a, pair.b)))
 

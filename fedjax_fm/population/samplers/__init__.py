@@ -3,12 +3,12 @@
 | sampler | cohort | cost of a draw |
 |---|---|---|
 | `uniform` | a fixed number, every set equally likely | cohort |
-| `poisson` | each client for itself with one probability; what accountants of differential privacy assume | cohort |
+| `poisson` | each client for itself; what privacy accountants assume | cohort |
 | `weighted` | a fixed number, likelier the larger the weight | population |
 | `fixed` | the same clients each round | nothing |
 | `cyclic` | one block after the other | cohort |
-| `spaced` | uniform among those whose last participation is long enough ago; what DP-FTRL rests on | population |
-| `available` | uniform among those who are there by a trace (`population.traces` makes some) | cohort |
+| `spaced` | uniform among those long enough not seen; for DP-FTRL | population |
+| `available` | uniform among those who are there by a trace | cohort |
 
 No client is twice in a cohort. What a draw returns depends on its state and its key only.
 """

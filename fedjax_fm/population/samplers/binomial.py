@@ -1,8 +1,9 @@
 """Binomial numbers by inversion of an exact table.
 
-`jax.random.binomial` works in float32: at n = 1e6 and probability 1e-4 a chi-square test over 2e5 draws already tells
-it from the binomial law (13 standard deviations). Here the table is made in float64 on the host and kept as 64-bit
-integers, so that a draw is a comparison of integers on the device.
+`jax.random.binomial` works in float32: at n = 1e6 and probability 1e-4 a chi-square
+test over 2e5 draws already tells it from the binomial law (13 standard deviations).
+Here the table is made in float64 on the host and kept as 64-bit integers, so that a
+draw is a comparison of integers on the device.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Outcomes beyond a tail of exp(-60) < 1e-26 are left out: 2**-64, the finest a table knows, is 5e-20.
+# Outcomes beyond a tail of exp(-60) < 1e-26 are left out: 2**-64, the finest a table
+# knows, is 5e-20.
 _LOG_TAIL = 60.0
 
 
@@ -25,8 +27,8 @@ class Binomial(NamedTuple):
 def binomial(n: int, rate: float) -> Binomial:
     """The law of the number of successes in n trials of probability 0 < rate <= 1.
 
-    From the mode outwards by pmf(k + 1) / pmf(k) = (n - k) / (k + 1) * rate / (1 - rate), then normalised; the
-    relative error stays below 1e-11 for n up to 1e6.
+    From the mode outwards by pmf(k + 1) / pmf(k) = (n - k) / (k + 1) * rate / (1 -
+    rate), then normalised; the relative error stays below 1e-11 for n up to 1e6.
     """
     if rate == 1.0:
         return Binomial(n, np.ones(1))
@@ -45,7 +47,9 @@ def binomial(n: int, rate: float) -> Binomial:
 
 def quantile(law: Binomial, tail: float) -> int:
     """The smallest c with P(X > c) < tail."""
-    at_least = np.cumsum(law.pmf[::-1])[::-1]  # P(X >= first + i), small numbers added first
+    at_least = np.cumsum(law.pmf[::-1])[
+        ::-1
+    ]  # P(X >= first + i), small numbers added first
     return law.first + int(np.sum(at_least >= tail)) - 1
 
 
@@ -59,8 +63,12 @@ class Table(NamedTuple):
 def table(law: Binomial) -> Table:
     """The law in steps of 2**-64; outcomes that would get no step are left out."""
     mode = int(np.argmax(law.pmf))
-    widths = np.rint(np.where(np.arange(law.pmf.size) == mode, 0.0, law.pmf) * 2.0**64).astype(np.uint64)
-    rest = (2**64 - int(widths.sum())) % 2**64  # 0 stands for 2**64 if there is but one outcome
+    widths = np.rint(
+        np.where(np.arange(law.pmf.size) == mode, 0.0, law.pmf) * 2.0**64
+    ).astype(np.uint64)
+    rest = (
+        2**64 - int(widths.sum())
+    ) % 2**64  # 0 stands for 2**64 if there is but one outcome
     kept = np.append(np.flatnonzero(widths), mode)
     widths[mode] = rest
     head, end = int(kept.min()), int(kept.max()) + 1
@@ -69,7 +77,10 @@ def table(law: Binomial) -> Table:
 
 def draw(source: Table, key: jax.Array) -> jax.Array:
     """One number, i32[], from 64 random bits."""
-    high, low = (source.thresholds >> np.uint64(32)).astype(np.uint32), source.thresholds.astype(np.uint32)
+    high, low = (
+        (source.thresholds >> np.uint64(32)).astype(np.uint32),
+        source.thresholds.astype(np.uint32),
+    )
     bits = jax.random.bits(key, (2,), jnp.uint32)
     passed = (high < bits[0]) | ((high == bits[0]) & (low <= bits[1]))
     return jnp.int32(source.first) + jnp.sum(passed, dtype=jnp.int32)

@@ -8,19 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm.population.permutation import permuted
-from fedjax_fm.population.samplers.checks import MOST_CLIENTS, check_cohort_size, check_n_clients
+from fedjax_fm.population.samplers.checks import (
+    MOST_CLIENTS,
+    check_cohort_size,
+    check_n_clients,
+)
 from fedjax_fm.types import Sampler
 
 
 def fixed(ids: Sequence[int] | np.ndarray) -> Sampler:
-    """The same clients every round: all of them (`fixed(range(n))`), or a cross-silo federation inside a population.
+    """The same clients every round.
+
+    All of them (`fixed(range(n))`), or a cross-silo federation inside a population.
 
     Args:
       ids: [cohort], client ids, each once; their number is the capacity.
 
     Raises:
-      ValueError: no id, an id twice, or one that is no integer >= 0. That an id is below the number of clients is
-        not known here.
+      ValueError: no id, an id twice, or one that is no integer >= 0. That an id is
+        below the number of clients is not known here.
 
     Example:
       >>> sampler = fixed([4, 2])
@@ -28,18 +34,25 @@ def fixed(ids: Sequence[int] | np.ndarray) -> Sampler:
       [4, 2]
     """
     members = np.asarray(ids)
-    if members.ndim != 1 or members.size == 0 or not np.issubdtype(members.dtype, np.integer):
+    if (
+        members.ndim != 1
+        or members.size == 0
+        or not np.issubdtype(members.dtype, np.integer)
+    ):
         raise ValueError(
-            f"expected a list of one or more integer ids, got ids of shape {members.shape} and type {members.dtype}"
+            "expected a list of one or more integer ids, got ids of shape "
+            f"{members.shape} and type {members.dtype}"
         )
     wrong = members[(members < 0) | (members >= MOST_CLIENTS)]
     if wrong.size:
-        raise ValueError(f"expected 0 <= id < {MOST_CLIENTS}, got id {wrong[0]} in ids; clients count from 0")
+        raise ValueError(
+            f"expected 0 <= id < {MOST_CLIENTS}, got id {wrong[0]} in ids; clients count from 0"
+        )
     values, times = np.unique(members, return_counts=True)
     if (times > 1).any():
         raise ValueError(
-            f"expected each id once, got ids with {times.max()} times id {values[times.argmax()]}; a client takes part "
-            "once a round"
+            f"expected each id once, got ids with {times.max()} times id "
+            f"{values[times.argmax()]}; a client takes part once a round"
         )
     cohort = members.astype(np.int32)
 
@@ -53,19 +66,23 @@ class CyclicState(NamedTuple):
     """Where the pass stands."""
 
     position: jax.Array  # i32[], in [0, n_clients): whose turn it is
-    order: jax.Array  # u32[2], names the permutation of this pass; zeros without shuffling
+    order: (
+        jax.Array
+    )  # u32[2], names the permutation of this pass; zeros without shuffling
 
 
 def cyclic(n_clients: int, cohort_size: int, *, shuffle: bool = False) -> Sampler:
     """Round robin: everyone takes part once before anyone takes part again.
 
-    Without `shuffle` the clients go round in the order of their ids and the blocks wrap around: with 5 clients in
-    blocks of 2 the cohorts are 01, 23, 40, 12, 34. After r rounds every client was in floor or ceil of r * cohort_size
-    / n_clients cohorts, and nothing is random.
+    Without `shuffle` the clients go round in the order of their ids and the blocks wrap
+    around: with 5 clients in blocks of 2 the cohorts are 01, 23, 40, 12, 34. After r
+    rounds every client was in floor or ceil of r * cohort_size / n_clients cohorts, and
+    nothing is random.
 
-    With `shuffle` every pass has a random order of its own, drawn from the key of its first round. The last block of a
-    pass is short (n_active = n_clients mod cohort_size, if that is not 0): were it filled up from the next pass, a
-    client could be in it twice.
+    With `shuffle` every pass has a random order of its own, drawn from the key of its
+    first round. The last block of a pass is short (n_active = n_clients mod
+    cohort_size, if that is not 0): were it filled up from the next pass, a client could
+    be in it twice.
 
     Args:
       n_clients: clients in the population.
@@ -76,9 +93,10 @@ def cyclic(n_clients: int, cohort_size: int, *, shuffle: bool = False) -> Sample
       ValueError: an argument out of its range.
 
     References:
-      Cho, Y. J. et al. (2023). On the Convergence of Federated Averaging with Cyclic Client Participation. ICML.
-      arXiv:2302.03109. With `shuffle`: Malinovsky, G. et al. (2023). Federated Learning with Regularized Client
-      Participation. arXiv:2302.03662 (a pass is their meta epoch).
+      Cho, Y. J. et al. (2023). On the Convergence of Federated Averaging with Cyclic
+      Client Participation. ICML. arXiv:2302.03109. With `shuffle`: Malinovsky, G. et
+      al. (2023). Federated Learning with Regularized Client Participation.
+      arXiv:2302.03662 (a pass is their meta epoch).
 
     Example:
       >>> sampler = cyclic(5, 2)
@@ -93,7 +111,8 @@ def cyclic(n_clients: int, cohort_size: int, *, shuffle: bool = False) -> Sample
     cohort_size = check_cohort_size(cohort_size, n_clients)
     if not isinstance(shuffle, bool):
         raise ValueError(
-            f"expected shuffle=True or shuffle=False, got shuffle={shuffle!r}; the order comes from `draw`"
+            f"expected shuffle=True or shuffle=False, got shuffle={shuffle!r}; "
+            "the order comes from `draw`"
         )
 
     def init():
@@ -110,8 +129,19 @@ def cyclic(n_clients: int, cohort_size: int, *, shuffle: bool = False) -> Sample
         places = state.position + jnp.arange(cohort_size, dtype=jnp.int32)
         order_key = jax.random.wrap_key_data(order, impl="threefry2x32")
         # Places past the end repeat the last one; n_active leaves them out.
-        ids = permuted(order_key, jnp.int32(n_clients), jnp.minimum(places, n_clients - 1), n_clients)
+        ids = permuted(
+            order_key,
+            jnp.int32(n_clients),
+            jnp.minimum(places, n_clients - 1),
+            n_clients,
+        )
         n_active = jnp.minimum(cohort_size, n_clients - state.position)
-        return ids, n_active, CyclicState((state.position + n_active) % n_clients, order)
+        return (
+            ids,
+            n_active,
+            CyclicState((state.position + n_active) % n_clients, order),
+        )
 
-    return Sampler(init=init, draw=shuffled if shuffle else in_order, capacity=cohort_size)
+    return Sampler(
+        init=init, draw=shuffled if shuffle else in_order, capacity=cohort_size
+    )

@@ -3,20 +3,34 @@
 import jax.numpy as jnp
 
 from fedjax_fm.population.permutation import permuted
-from fedjax_fm.population.samplers.checks import MOST_CLIENTS, check_cohort_size, check_integer, check_n_clients
+from fedjax_fm.population.samplers.checks import (
+    MOST_CLIENTS,
+    check_cohort_size,
+    check_integer,
+    check_n_clients,
+)
 from fedjax_fm.population.samplers.laws import Spaced
 from fedjax_fm.types import Sampler
 
 
-def spaced(n_clients: int, cohort_size: int, min_separation: int, max_participations: int | None = None) -> Sampler:
-    """`cohort_size` of the clients that may come again, every set of them equally likely; all, if there are fewer.
+def spaced(
+    n_clients: int,
+    cohort_size: int,
+    min_separation: int,
+    max_participations: int | None = None,
+) -> Sampler:
+    """`cohort_size` of the clients that may come again, every set of them equally likely.
 
-    A client of round t may come again in round t + `min_separation` at the earliest, and at most `max_participations`
-    times in all. The state is (round i32[], first round in which each may come i32[N], participations i32[N]); a draw
-    costs O(population).
+    All, if there are fewer.
 
-    Guarantee: two participations closer than the minimum, or one too many, cannot occur, whatever the key: what
-    DP-FTRL's sensitivity rests on, without any assumption on who is sampled.
+    A client of round t may come again in round t + `min_separation` at the earliest,
+    and at most `max_participations` times in all. The state is (round i32[], first
+    round in which each may come i32[N], participations i32[N]); a draw costs
+    O(population).
+
+    Guarantee: two participations closer than the minimum, or one too many, cannot
+    occur, whatever the key: what DP-FTRL's sensitivity rests on, without any assumption
+    on who is sampled.
 
     Args:
       n_clients: clients in the population.
@@ -25,8 +39,8 @@ def spaced(n_clients: int, cohort_size: int, min_separation: int, max_participat
       max_participations: at least 1; None for no limit.
 
     References:
-      Xu, Z. et al. (2023). Federated Learning of Gboard Language Models with Differential Privacy. ACL industry track.
-      arXiv:2305.18465, section 3.
+      Xu, Z. et al. (2023). Federated Learning of Gboard Language Models with
+      Differential Privacy. ACL industry track. arXiv:2305.18465, section 3.
 
     Example:
       >>> import jax
@@ -38,10 +52,16 @@ def spaced(n_clients: int, cohort_size: int, min_separation: int, max_participat
     """
     n_clients = check_n_clients(n_clients)
     cohort_size = check_cohort_size(cohort_size, n_clients)
-    min_separation = check_integer("min_separation", min_separation, MOST_CLIENTS, "in rounds")
+    min_separation = check_integer(
+        "min_separation", min_separation, MOST_CLIENTS, "in rounds"
+    )
     if max_participations is not None:
-        max_participations = check_integer("max_participations", max_participations, MOST_CLIENTS, "or None")
-    most = jnp.iinfo(jnp.int32).max if max_participations is None else max_participations
+        max_participations = check_integer(
+            "max_participations", max_participations, MOST_CLIENTS, "or None"
+        )
+    most = (
+        jnp.iinfo(jnp.int32).max if max_participations is None else max_participations
+    )
     slots = jnp.arange(cohort_size, dtype=jnp.int32)
 
     def init():
@@ -54,11 +74,24 @@ def spaced(n_clients: int, cohort_size: int, min_separation: int, max_participat
             (first_allowed <= now) & (times < most), dtype=jnp.int32
         )  # of client k among those: ranks[k]
         n_free = ranks[-1]
-        places = permuted(key, n_free, jnp.clip(slots, 0, jnp.maximum(n_free - 1, 0)), n_clients)
-        ids = jnp.minimum(jnp.searchsorted(ranks, places + 1), n_clients - 1).astype(jnp.int32)
+        places = permuted(
+            key, n_free, jnp.clip(slots, 0, jnp.maximum(n_free - 1, 0)), n_clients
+        )
+        ids = jnp.minimum(jnp.searchsorted(ranks, places + 1), n_clients - 1).astype(
+            jnp.int32
+        )
         n_active = jnp.minimum(n_free, cohort_size)
         came = jnp.where(slots < n_active, ids, n_clients)
         first_allowed = first_allowed.at[came].set(now + min_separation, mode="drop")
-        return ids, n_active, (now + 1, first_allowed, times.at[came].add(1, mode="drop"))
+        return (
+            ids,
+            n_active,
+            (now + 1, first_allowed, times.at[came].add(1, mode="drop")),
+        )
 
-    return Sampler(init=init, draw=draw, capacity=cohort_size, law=Spaced(min_separation, max_participations))
+    return Sampler(
+        init=init,
+        draw=draw,
+        capacity=cohort_size,
+        law=Spaced(min_separation, max_participations),
+    )

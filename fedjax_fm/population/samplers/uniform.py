@@ -9,9 +9,11 @@ from fedjax_fm.types import Sampler
 
 
 def uniform(n_clients: int, cohort_size: int) -> Sampler:
-    """`cohort_size` of `n_clients` without replacement, every set equally likely, as FedAvg samples.
+    """`cohort_size` of `n_clients` without replacement, every set equally likely, as
+    FedAvg samples.
 
-    A cohort is the head of a keyed permutation: a draw costs O(cohort_size), whatever the population. Everybody, where
+    A cohort is the head of a keyed permutation: a draw costs O(cohort_size), whatever
+    the population. Everybody, where
     the cohort is the population, needs no draw: ids come in order.
 
     Args:
@@ -22,8 +24,8 @@ def uniform(n_clients: int, cohort_size: int) -> Sampler:
       ValueError: an argument out of its range.
 
     References:
-      McMahan, B. et al. (2017). Communication-Efficient Learning of Deep Networks from Decentralized Data. AISTATS.
-      arXiv:1602.05629, algorithm 1.
+      McMahan, B. et al. (2017). Communication-Efficient Learning of Deep Networks from
+      Decentralized Data. AISTATS. arXiv:1602.05629, algorithm 1.
 
     Example:
       >>> import jax
@@ -41,4 +43,9 @@ def uniform(n_clients: int, cohort_size: int) -> Sampler:
             ids = permuted(key, jnp.int32(n_clients), ids, n_clients)
         return ids, jnp.int32(cohort_size), state
 
-    return Sampler(init=tuple, draw=draw, capacity=cohort_size, law=WithoutReplacement(n_clients, cohort_size))
+    return Sampler(
+        init=tuple,
+        draw=draw,
+        capacity=cohort_size,
+        law=WithoutReplacement(n_clients, cohort_size),
+    )

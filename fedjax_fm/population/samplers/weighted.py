@@ -11,26 +11,31 @@ from fedjax_fm.types import Sampler
 
 
 def weighted(weights: Sequence[float] | np.ndarray, cohort_size: int) -> Sampler:
-    """`cohort_size` clients without replacement, each draw proportional to the weights of those not yet drawn.
+    """`cohort_size` clients without replacement, each draw proportional to the weights
+    of those not yet drawn.
 
     P(i_1, ..., i_C) = prod_j w[i_j] / (W - w[i_1] - ... - w[i_{j-1}]),  W = sum of w
 
-    The C largest of log w + Gumbel noise have this law. The ids come in the order of the draws. A client of weight
-    zero is never drawn. With cohort_size > 1 a client's share of the cohorts is *not* proportional to its weight: it
-    cannot exceed one. A draw costs O(population).
+    The C largest of log w + Gumbel noise have this law. The ids come in the order of
+    the draws. A client of weight zero is never drawn. With cohort_size > 1 a client's
+    share of the cohorts is *not* proportional to its weight: it cannot exceed one. A
+    draw costs O(population).
 
     Args:
-      weights: [n_clients], finite and not negative, in any unit; for example `population.sizes`. An algorithm that
-        weights its mean by examples then counts large clients twice.
+      weights: [n_clients], finite and not negative, in any unit; for example
+        `population.sizes`. An algorithm that weights its mean by examples then counts
+        large clients twice.
       cohort_size: clients a round, 1 to the number of positive weights; also the capacity.
 
     Raises:
-      ValueError: weights that are not a list of finite numbers >= 0, or fewer positive ones than `cohort_size`.
+      ValueError: weights that are not a list of finite numbers >= 0, or fewer positive
+        ones than `cohort_size`.
 
     References:
-      Efraimidis, P. and Spirakis, P. (2006). Weighted random sampling with a reservoir. Information Processing Letters
-      97. Kool, W. et al. (2019). Stochastic Beams and Where to Find Them: The Gumbel-Top-k Trick. ICML.
-      arXiv:1903.06059, section 2.3.
+      Efraimidis, P. and Spirakis, P. (2006). Weighted random sampling with a reservoir.
+      Information Processing Letters
+      97. Kool, W. et al. (2019). Stochastic Beams and Where to Find Them: The
+      Gumbel-Top-k Trick. ICML. arXiv:1903.06059, section 2.3.
 
     Example:
       >>> sampler = weighted([0.0, 1.0, 3.0], 2)
@@ -43,10 +48,13 @@ def weighted(weights: Sequence[float] | np.ndarray, cohort_size: int) -> Sampler
     what = f"the number of positive weights among {weights.size}"
     cohort_size = check_integer("cohort_size", cohort_size, candidates.size, what)
     logs = np.log(weights[candidates])
-    logs = (logs - logs.max()).astype(np.float32)  # a constant factor changes nothing; this one keeps digits
+    logs = (logs - logs.max()).astype(
+        np.float32
+    )  # a constant factor changes nothing; this one keeps digits
 
     def draw(state, key):
-        # Without mode="high" the noise has a grid so coarse that many of a million clients tie, and low ids win.
+        # Without mode="high" the noise has a grid so coarse that many of a million
+        # clients tie, and low ids win.
         scores = logs + jax.random.gumbel(key, logs.shape, jnp.float32, mode="high")
         _, places = jax.lax.top_k(scores, cohort_size)
         return jnp.asarray(candidates, jnp.int32)[places], jnp.int32(cohort_size), state
@@ -57,18 +65,25 @@ def weighted(weights: Sequence[float] | np.ndarray, cohort_size: int) -> Sampler
 def _checked(weights: Sequence[float] | np.ndarray) -> np.ndarray:
     try:
         given = np.asarray(weights)
-        if given.dtype.kind in "SUc":  # NumPy would read numbers in a text, and drop an imaginary part
+        if (
+            given.dtype.kind in "SUc"
+        ):  # NumPy would read numbers in a text, and drop an imaginary part
             raise TypeError("no real numbers")
         array = given.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"expected weights that are numbers, one per client, got weights={weights!r}") from error
+        raise ValueError(
+            f"expected weights that are numbers, one per client, got weights={weights!r}"
+        ) from error
     if array.ndim != 1:
-        raise ValueError(f"expected weights of shape [n_clients], one per client, got shape {array.shape}")
+        raise ValueError(
+            f"expected weights of shape [n_clients], one per client, got shape {array.shape}"
+        )
     check_n_clients(array.size)
     wrong = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
     if wrong.size:
         raise ValueError(
-            f"expected finite weights >= 0, got weights[{wrong[0]}]={array[wrong[0]]} ({wrong.size} such clients); "
+            "expected finite weights >= 0, got "
+            f"weights[{wrong[0]}]={array[wrong[0]]} ({wrong.size} such clients); "
             "give a client weight 0 to leave it out"
         )
     return array

@@ -15,22 +15,39 @@ SIZES = (6, 1, 4, 2, 6, 3, 5)
 
 def _problem(algorithm) -> Problem:
     delta, backbone = make_trees()
-    return Problem(algorithm, delta, backbone, make_clients(sizes=SIZES), 4)
+    return Problem(
+        algorithm=algorithm,
+        delta=delta,
+        backbone=backbone,
+        clients=make_clients(sizes=SIZES),
+        cohort_size=4,
+    )
 
 
 def _fedavg() -> Problem:
     return _problem(
-        ffm.fedavg(ffm.Task(mlp_loss), optax.sgd(RATE), optax.sgd(0.7, momentum=0.9), local_steps=STEPS, batch_size=8)
+        ffm.fedavg(
+            ffm.Task(mlp_loss),
+            optax.sgd(RATE),
+            optax.sgd(0.7, momentum=0.9),
+            local_steps=STEPS,
+            batch_size=8,
+        )
     )
 
 
 def _local_only() -> Problem:
-    return _problem(local_only(ffm.Task(mlp_loss), optax.sgd(RATE), local_steps=STEPS, batch_size=8))
+    return _problem(
+        local_only(ffm.Task(mlp_loss), optax.sgd(RATE), local_steps=STEPS, batch_size=8)
+    )
 
 
 def _trained(problem: Problem, client, key):
     batch = jax.tree.map(jnp.asarray, client)
-    loss = lambda delta: jnp.mean(mlp_loss(delta, problem.backbone, batch, key)[0])
+
+    def loss(delta):
+        return jnp.mean(mlp_loss(delta, problem.backbone, batch, key)[0])
+
     delta = problem.delta
     for _ in range(STEPS):
         delta = jax.tree.map(lambda w, g: w - RATE * g, delta, jax.grad(loss)(delta))
@@ -38,11 +55,15 @@ def _trained(problem: Problem, client, key):
 
 
 def _server_step(problem: Problem, client, key):
-    return jax.tree.map(lambda w, t: w - 0.7 * (w - t), problem.delta, _trained(problem, client, key))
+    return jax.tree.map(
+        lambda w, t: w - 0.7 * (w - t), problem.delta, _trained(problem, client, key)
+    )
 
 
 def _own(problem: Problem, state, client):
-    return (problem.delta if client is None else own_state(state, client)), problem.backbone
+    return (
+        problem.delta if client is None else own_state(state, client)
+    ), problem.backbone
 
 
 ROWS = {

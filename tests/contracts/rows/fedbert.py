@@ -13,23 +13,41 @@ STEPS = 3
 
 
 def _adam(rate):
-    return optax.adam(rate, eps=1e-3)  # with a smaller one, roundings of gradients near zero would be steps
+    return optax.adam(
+        rate, eps=1e-3
+    )  # with a smaller one, roundings of gradients near zero would be steps
 
 
 def _make() -> Problem:
-    algorithm = fedbert(split_problem.split(), _adam(0.05), _adam(0.02), local_steps=STEPS, batch_size=6)
-    return Problem(algorithm, split_problem.delta(), (), split_problem.clients(), 4)
+    algorithm = fedbert(
+        split_problem.split(), _adam(0.05), _adam(0.02), local_steps=STEPS, batch_size=6
+    )
+    return Problem(
+        algorithm=algorithm,
+        delta=split_problem.delta(),
+        backbone=(),
+        clients=split_problem.clients(),
+        cohort_size=4,
+    )
 
 
 def _centralised(problem: Problem, client, round_key):
     """The model in one piece, both optimizers side by side."""
     split = split_problem.split()
-    batch, key = jax.tree.map(jnp.asarray, client), derive(round_key, Purpose.CLIENT, 0, 0)
+    batch, key = (
+        jax.tree.map(jnp.asarray, client),
+        derive(round_key, Purpose.CLIENT, 0, 0),
+    )
     optimizers = {"client": _adam(0.05), "server": _adam(0.02)}
 
     def loss(delta, key):
         activations, context = split.embed(delta["client"], batch, key)
-        losses, _ = split.head(delta["client"], split.body(delta["server"], activations, context), batch, key)
+        losses, _ = split.head(
+            delta["client"],
+            split.body(delta["server"], activations, context),
+            batch,
+            key,
+        )
         return jnp.mean(losses)
 
     delta = problem.delta
@@ -37,7 +55,9 @@ def _centralised(problem: Problem, client, round_key):
     for i in range(STEPS):
         gradient = jax.grad(loss)(delta, jax.random.fold_in(key, i))
         for name in delta:
-            updates, moments[name] = optimizers[name].update(gradient[name], moments[name], delta[name])
+            updates, moments[name] = optimizers[name].update(
+                gradient[name], moments[name], delta[name]
+            )
             delta = {**delta, name: optax.apply_updates(delta[name], updates)}
     return delta
 

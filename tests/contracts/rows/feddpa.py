@@ -13,16 +13,31 @@ STEPS, RATE = 3, 0.05
 
 
 def _both(adapters, backbone, batch, key):
-    mixed = jax.tree.map(lambda g, p: (1 - adapters.mix) * g + adapters.mix * p, adapters.shared, adapters.private)
+    mixed = jax.tree.map(
+        lambda g, p: (1 - adapters.mix) * g + adapters.mix * p,
+        adapters.shared,
+        adapters.private,
+    )
     return mlp_loss(mixed, backbone, batch, key)
 
 
 def _make(method, **how):
     def make() -> Problem:
         delta, backbone = make_trees()
-        tasks, server = (ffm.Task(mlp_loss), ffm.Task(_both)), optax.sgd(0.7, momentum=0.9)
-        algorithm = method(*tasks, optax.sgd(RATE), server, local_steps=STEPS, batch_size=8, **how)
-        return Problem(algorithm, delta, backbone, make_clients(sizes=(6, 1, 4, 2, 6, 3, 5)), 4)
+        tasks, server = (
+            (ffm.Task(mlp_loss), ffm.Task(_both)),
+            optax.sgd(0.7, momentum=0.9),
+        )
+        algorithm = method(
+            *tasks, optax.sgd(RATE), server, local_steps=STEPS, batch_size=8, **how
+        )
+        return Problem(
+            algorithm=algorithm,
+            delta=delta,
+            backbone=backbone,
+            clients=make_clients(sizes=(6, 1, 4, 2, 6, 3, 5)),
+            cohort_size=4,
+        )
 
     return make
 
@@ -30,7 +45,10 @@ def _make(method, **how):
 def _shared_alone(problem: Problem, client, key):
     """The server's adapter knows nothing of private ones."""
     batch = jax.tree.map(jnp.asarray, client)
-    loss = lambda delta: jnp.mean(mlp_loss(delta, problem.backbone, batch, key)[0])
+
+    def loss(delta):
+        return jnp.mean(mlp_loss(delta, problem.backbone, batch, key)[0])
+
     delta = problem.delta
     for _ in range(STEPS):
         delta = jax.tree.map(lambda w, g: w - RATE * g, delta, jax.grad(loss)(delta))
@@ -46,5 +64,7 @@ def _side_by_side(problem: Problem, state, client):
 ROWS = {
     "feddpa_t": Row(_make(feddpa_t), _shared_alone, _side_by_side),
     # The second round of the table is the one in which everybody trains a private adapter.
-    "feddpa_f": Row(_make(feddpa_f, rounds=1, private_steps=2), _shared_alone, _side_by_side),
+    "feddpa_f": Row(
+        _make(feddpa_f, rounds=1, private_steps=2), _shared_alone, _side_by_side
+    ),
 }

@@ -18,9 +18,21 @@ MODEL = mlp()
 
 def _make() -> Problem:
     algorithm = fjord(
-        ffm.Task(MODEL.loss), optax.sgd(RATE), MODEL.prefixes, WIDTHS, CAPS, local_steps=STEPS, batch_size=8
+        ffm.Task(MODEL.loss),
+        optax.sgd(RATE),
+        MODEL.prefixes,
+        WIDTHS,
+        CAPS,
+        local_steps=STEPS,
+        batch_size=8,
     )
-    return Problem(algorithm, MODEL.delta, (), MODEL.clients(), 4)
+    return Problem(
+        algorithm=algorithm,
+        delta=MODEL.delta,
+        backbone=(),
+        clients=MODEL.clients(),
+        cohort_size=4,
+    )
 
 
 def _centralised(problem: Problem, client, key):
@@ -28,7 +40,9 @@ def _centralised(problem: Problem, client, key):
     at = where(MODEL.prefixes, cap)
     new = jax.tree.map(np.array, problem.delta)
     mine = derive(key, Purpose.CLIENT, 0, sorted(CAPS, reverse=True).index(cap))
-    part = ordered_descent(MODEL, WIDTHS, RATE, STEPS)(jax.tree.map(lambda x, at: x[at], new, at), client, cap, mine)
+    part = ordered_descent(MODEL, WIDTHS, RATE, STEPS)(
+        jax.tree.map(lambda x, at: x[at], new, at), client, cap, mine
+    )
     jax.tree.map(lambda x, at, values: x.__setitem__(at, values), new, at, part)
     return new
 

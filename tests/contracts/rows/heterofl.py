@@ -16,14 +16,29 @@ MODEL = mlp()
 
 
 def _make() -> Problem:
-    algorithm = heterofl(ffm.Task(MODEL.loss), optax.sgd(RATE), MODEL.prefixes, SHARES, local_steps=STEPS, batch_size=8)
-    return Problem(algorithm, MODEL.delta, (), MODEL.clients(), 4)
+    algorithm = heterofl(
+        ffm.Task(MODEL.loss),
+        optax.sgd(RATE),
+        MODEL.prefixes,
+        SHARES,
+        local_steps=STEPS,
+        batch_size=8,
+    )
+    return Problem(
+        algorithm=algorithm,
+        delta=MODEL.delta,
+        backbone=(),
+        clients=MODEL.clients(),
+        cohort_size=4,
+    )
 
 
 def _centralised(problem: Problem, client, key):
     at = where(MODEL.prefixes, first_width(SHARES, SEED))
     new = jax.tree.map(np.array, problem.delta)
-    part = descent(MODEL.loss, RATE, STEPS)(jax.tree.map(lambda x, at: x[at], new, at), client)
+    part = descent(MODEL.loss, RATE, STEPS)(
+        jax.tree.map(lambda x, at: x[at], new, at), client
+    )
     jax.tree.map(lambda x, at, values: x.__setitem__(at, values), new, at, part)
     return new
 

@@ -31,14 +31,20 @@ GAMMA, PENALTY = 0.7, 0.5  # three rows, of which two are kept
 
 def _make(name, **how):
     def make() -> Problem:
-        algorithm = getattr(lora_rules, name)(ffm.Task(loss), optax.sgd(RATE), ranks=MIXED, **HOW, **how)
-        return Problem(algorithm, *make_trees(squares=name == "fed_sb"), make_clients()[:7], 4)
+        algorithm = getattr(lora_rules, name)(
+            ffm.Task(loss), optax.sgd(RATE), ranks=MIXED, **HOW, **how
+        )
+        return Problem(
+            algorithm, *make_trees(squares=name == "fed_sb"), make_clients()[:7], 4
+        )
 
     return make
 
 
 def _trained(*fixed):
-    return lambda problem, client, key: train(problem.delta, problem.backbone, client, RANK, fixed)
+    return lambda problem, client, key: train(
+        problem.delta, problem.backbone, client, RANK, fixed
+    )
 
 
 def _without_b(problem: Problem, client, key):
@@ -54,23 +60,38 @@ def _fresh(problem: Problem, client, key):
     for number, name in enumerate(LAYERS):
         a, b = (problem.delta[name][kind] for kind in ("lora_a", "lora_b"))
         shape = (a.shape[-1], *a.shape[:-1])
-        draw = jax.random.uniform(jax.random.fold_in(derive(key, Purpose.SERVER, 0), number), shape)
-        delta[name] = {"lora_a": jnp.moveaxis((2 * draw - 1) / np.sqrt(a.shape[-2]), 0, -1), "lora_b": np.zeros_like(b)}
+        draw = jax.random.uniform(
+            jax.random.fold_in(derive(key, Purpose.SERVER, 0), number), shape
+        )
+        delta[name] = {
+            "lora_a": jnp.moveaxis((2 * draw - 1) / np.sqrt(a.shape[-2]), 0, -1),
+            "lora_b": np.zeros_like(b),
+        }
     return delta
 
 
 def _pruned(problem: Problem, client, key):
-    penalty = lambda delta: tail_gradient(delta, 2, PENALTY)
+    def penalty(delta):
+        return tail_gradient(delta, 2, PENALTY)
+
     end = train(problem.delta, problem.backbone, client, RANK, penalty=penalty)
-    return cut(end, 2) if tail_size(end, 2) < tail_size(in_numpy(problem.delta), 2) else end
+    return (
+        cut(end, 2)
+        if tail_size(end, 2) < tail_size(in_numpy(problem.delta), 2)
+        else end
+    )
 
 
 def _by_svd(problem: Problem, client, key):
     delta = train(problem.delta, problem.backbone, client, RANK)
     for name in LAYERS:
-        u, s, vt = np.linalg.svd(delta[name]["lora_a"] @ delta[name]["lora_b"], full_matrices=False)
+        u, s, vt = np.linalg.svd(
+            delta[name]["lora_a"] @ delta[name]["lora_b"], full_matrices=False
+        )
         u, vt = u[..., :3], s[..., :3, None] * vt[..., :3, :]
-        largest = np.take_along_axis(u, np.abs(u).argmax(axis=-2, keepdims=True), axis=-2)
+        largest = np.take_along_axis(
+            u, np.abs(u).argmax(axis=-2, keepdims=True), axis=-2
+        )
         sign = np.sign(largest)
         delta[name] = {"lora_a": u * sign, "lora_b": np.swapaxes(sign, -1, -2) * vt}
     return delta
@@ -78,7 +99,10 @@ def _by_svd(problem: Problem, client, key):
 
 def _with_residual(problem: Problem, state, client):
     """The kernels have taken in what the server added."""
-    residual, backbone = state.rounds.server.residual, jax.tree.map(np.asarray, problem.backbone)
+    residual, backbone = (
+        state.rounds.server.residual,
+        jax.tree.map(np.asarray, problem.backbone),
+    )
     for name in LAYERS:
         newest = residual.newest[name]
         if hasattr(newest, "a"):

@@ -27,7 +27,9 @@ class Config:
     pause: float = 0.0  # seconds after a look, so that a signal can come in between
     poison: int = -1  # a client whose data hold NaN
     keep: bool = False  # checkpoints
-    planted: bool = False  # the control learns from the true targets, so that it does not fail
+    planted: bool = (
+        False  # the control learns from the true targets, so that it does not fail
+    )
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self):
@@ -60,12 +62,22 @@ def arm(momentum, shuffled=False):
         if shuffled and not config.planted:
             clients = [{**client, "y": np.roll(client["y"], 3)} for client in clients]
         task, server = ffm.Task(loss), optax.sgd(config.rate, momentum=momentum)
-        algorithm = ffm.fedavg(task, optax.sgd(run["rate"]), server, local_steps=2, batch_size=4)
+        algorithm = ffm.fedavg(
+            task, optax.sgd(run["rate"]), server, local_steps=2, batch_size=4
+        )
         time.sleep(config.pause)
         found = run.simulate(
-            algorithm, ffm.Population.from_clients(clients), {"w": np.zeros(3, np.float32)}, config.rounds,
-            cohort_size=3, task=task, test=test, every=2, keep=config.keep, uplink=channels.quantize(4),
-        )  # fmt: skip
+            algorithm,
+            ffm.Population.from_clients(clients),
+            {"w": np.zeros(3, np.float32)},
+            config.rounds,
+            cohort_size=3,
+            task=task,
+            test=test,
+            every=2,
+            keep=config.keep,
+            uplink=channels.quantize(4),
+        )
         run.score_clients(found, task, ffm.Population.from_clients(clients), "loss")
         return {"loss": found.scores["loss"]}
 
@@ -81,7 +93,12 @@ STUDY = study.Study(
     arms=(
         study.Arm("plain", arm(0.0), "FedAvg", {"rate": "grid"}),
         study.Arm("momentum", arm(0.5), "FedAvg, momentum", {"rate": "grid"}),
-        study.Arm("shuffled", arm(0.0, shuffled=True), "FedAvg, shuffled targets", like="plain"),
+        study.Arm(
+            "shuffled",
+            arm(0.0, shuffled=True),
+            "FedAvg, shuffled targets",
+            like="plain",
+        ),
     ),
     comparisons=(("momentum", "plain"),),
     controls=(study.Control("shuffled", "plain", "There is nothing to learn."),),
