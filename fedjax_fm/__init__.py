@@ -65,7 +65,6 @@ if TYPE_CHECKING:
         ClientData,
         ClientOutput,
         Exchange,
-        Free,
         Privacy,
         Reduce,
         Repeat,
@@ -74,6 +73,7 @@ if TYPE_CHECKING:
         Setting,
         Stack,
         Task,
+        Unbilled,
     )
 
 __all__ = [
@@ -86,7 +86,7 @@ __all__ = [
     "ClientOutput",
     "CohortOverflow",
     "Exchange",
-    "Free",
+    "Unbilled",
     "NonFiniteClient",
     "Population",
     "Privacy",
@@ -147,7 +147,7 @@ _HOME = {
             "ClientData",
             "ClientOutput",
             "Exchange",
-            "Free",
+            "Unbilled",
             "Privacy",
             "Reduce",
             "Repeat",

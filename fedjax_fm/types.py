@@ -131,13 +131,13 @@ class Aggregate(NamedTuple):
 class Exchange(NamedTuple):
     """One way down and up again.
 
-    `broadcast(server_state) -> message`; leaves wrapped in `Free` are not billed.
+    `broadcast(server_state) -> message`; leaves wrapped in `Unbilled` are not billed.
     `client(backbone, message) -> one`; `one(message, client_state, data, key) ->
     ClientOutput`. The outer half runs once a round, the inner half once a client: it is
     written for one client and knows no batch of clients. `server(server_state,
     aggregate, key) -> (server_state, {name: f32[]})`. `address(message, client_state,
     id) -> mine`: what of the message this client is sent, given to `one` and billed by
-    its shape instead of the whole. `takes(message, id, key) -> bool[]`: who of the
+    its shape instead of the whole. `selects(message, id, key) -> bool[]`: who of the
     cohort takes part; the others are not computed.
     """
 
@@ -149,7 +149,7 @@ class Exchange(NamedTuple):
     reduce: Reduce
     batches: Batches
     address: Callable[[Tree, Any, jax.Array], Tree] | None = None
-    takes: Callable[[Tree, jax.Array, jax.Array], jax.Array] | None = None
+    selects: Callable[[Tree, jax.Array, jax.Array], jax.Array] | None = None
 
 
 class Repeat(NamedTuple):
@@ -253,7 +253,7 @@ class Behaviour(NamedTuple):
     drops: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
 
 
-class Free(NamedTuple):
+class Unbilled(NamedTuple):
     """Marks a leaf of a broadcast that both sides know already (a round number, a seed).
 
     It is not billed.

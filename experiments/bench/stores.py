@@ -137,8 +137,8 @@ def _sums_of_states(state: ffm.SimulationState) -> tuple[Any, int]:
 
     How many they are).
     """
-    store = state.rounds.clients
-    rows = store.rows if isinstance(store, HostStore) else (store, state.rounds.uplinks)
+    store = state.carry.clients
+    rows = store.rows if isinstance(store, HostStore) else (store, state.carry.uplinks)
     residuals = jax.tree.leaves(rows[1])
     took_part = np.any(
         [

@@ -227,7 +227,7 @@ def trained(
                 made.algorithm,
                 ffm.Population.from_clients(train),
                 adapted.delta,
-                made.rounds,
+                made.carry,
                 backbone=adapted.backbone,
                 cohort_size=len(train),
             ),

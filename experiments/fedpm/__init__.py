@@ -131,9 +131,9 @@ def remembering() -> Channel:
 def bits_of_next_round(done: study.Simulated) -> dict[str, float]:
     """What those who come in one more round send; means over a few of them."""
     theta = jax.tree.map(np.array, done.state.delta)
-    old = jax.tree.map(np.array, done.state.rounds.uplinks[0])
+    old = jax.tree.map(np.array, done.state.carry.uplinks[0])
     after, _ = done.simulator.run(done.state, 1)
-    new = jax.tree.map(np.array, after.rounds.uplinks[0])
+    new = jax.tree.map(np.array, after.carry.uplinks[0])
     changed = [
         (old[name] != new[name]).reshape(len(new[name]), -1).any(axis=1) for name in new
     ]

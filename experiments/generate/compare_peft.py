@@ -62,7 +62,7 @@ def ours(config: Config, texts: Texts, clients: list[Rows]):
 
     def one_round() -> float:
         started = time.perf_counter()
-        jax.block_until_ready(simulator.run(state, 1)[0].rounds)
+        jax.block_until_ready(simulator.run(state, 1)[0].carry)
         return time.perf_counter() - started
 
     first = one_round()

@@ -29,9 +29,9 @@ from fedjax_fm.types import (
     ClientData,
     ClientOutput,
     Exchange,
-    Free,
     Reduce,
     Tree,
+    Unbilled,
 )
 
 # Of each client, constant [N], or {width: share}: each round every client draws one anew.
@@ -164,13 +164,15 @@ def by_width(
 
         return Exchange(
             broadcast=lambda state: Message(
-                prefixes.take(state.delta, width), Free(state.tiers), Free(state.owned)
+                prefixes.take(state.delta, width),
+                Unbilled(state.tiers),
+                Unbilled(state.owned),
             ),
             client=client,
             server=server,
             reduce=Reduce(lift=lift, finish=lambda total, setting: total),
             batches=batches,
-            takes=lambda message, client, key: message.tiers[client] == tier,
+            selects=lambda message, client, key: message.tiers[client] == tier,
         )
 
     return Algorithm(

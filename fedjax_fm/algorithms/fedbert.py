@@ -27,10 +27,10 @@ from fedjax_fm.types import (
     Batches,
     ClientOutput,
     Exchange,
-    Free,
     Repeat,
     Task,
     Tree,
+    Unbilled,
 )
 
 ABSENT = jnp.iinfo(jnp.int32).max
@@ -306,7 +306,7 @@ def fedbert(
     closing = Exchange(
         broadcast=lambda state: {
             "gradients": state.gradients,
-            "start": Free(state.delta["client"]),
+            "start": Unbilled(state.delta["client"]),
         },
         client=work(lambda mine, state, data, key: end(mine, state, data, last(data))),
         server=average,
@@ -314,7 +314,7 @@ def fedbert(
         batches=batches,
         address=lambda message, state, client: {
             "gradients": of_client(message["gradients"], client),
-            "start": Free(message["start"]),
+            "start": Unbilled(message["start"]),
         },
     )
     opening = Exchange(

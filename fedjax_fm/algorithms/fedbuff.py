@@ -26,12 +26,12 @@ from fedjax_fm.types import (
     Batches,
     ClientOutput,
     Exchange,
-    Free,
     Reduce,
     Sampler,
     Setting,
     Task,
     Tree,
+    Unbilled,
 )
 
 
@@ -128,7 +128,7 @@ def fedbuff(
             jnp.where(message["ids"][row] == client, message["versions"][row], 0)
         )
         model = jax.tree.map(lambda x: x[version % n_versions], message["history"])
-        return {"delta": model, "age": Free(message["newest"] - version)}
+        return {"delta": model, "age": Unbilled(message["newest"] - version)}
 
     def client(backbone, message):
         def one(mine, state, data, key):

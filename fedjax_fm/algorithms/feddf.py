@@ -20,7 +20,7 @@ from fedjax_fm import checks, trees
 from fedjax_fm.algorithms import distillation
 from fedjax_fm.algorithms.distillation import Architecture, Average, n_rows
 from fedjax_fm.algorithms.fedavg import fedavg
-from fedjax_fm.types import Algorithm, Exchange, Free, Reduce, Tree
+from fedjax_fm.types import Algorithm, Exchange, Reduce, Tree, Unbilled
 
 
 class Validation(NamedTuple):
@@ -204,13 +204,13 @@ def feddf(
 
         return Exchange(
             broadcast=lambda state: Message(
-                state.delta[group], Free(state.held.groups)
+                state.delta[group], Unbilled(state.held.groups)
             ),
             client=client,
             server=server,
             reduce=Reduce(lift=lift, finish=lambda total, setting: total),
             batches=plain.batches,
-            takes=lambda message, client, key: message.groups[client] == group,
+            selects=lambda message, client, key: message.groups[client] == group,
         )
 
     def fused(state: FedDFState, key: jax.Array) -> tuple[FedDFState, dict]:

@@ -31,11 +31,11 @@ from fedjax_fm.types import (
     ClientData,
     ClientOutput,
     Exchange,
-    Free,
     Sampler,
     Setting,
     Task,
     Tree,
+    Unbilled,
 )
 
 PRIVATE = (
@@ -218,7 +218,7 @@ def feddpa_f(
 
     def shared_message(state):
         return StageMessage(
-            shared=averaging.broadcast(state.shared), now=Free(state.round < rounds)
+            shared=averaging.broadcast(state.shared), now=Unbilled(state.round < rounds)
         )
 
     def shared_client(backbone, message):
@@ -239,7 +239,7 @@ def feddpa_f(
         return state._replace(shared=kept), metrics
 
     def private_message(state):
-        return StageMessage(shared=delta_of(state), now=Free(state.round == rounds))
+        return StageMessage(shared=delta_of(state), now=Unbilled(state.round == rounds))
 
     def private_client(backbone, message):
         def one(message, private, data, key):
@@ -262,7 +262,7 @@ def feddpa_f(
         client=shared_client,
         server=shared_server,
         reduce=averaging.reduce._replace(lift=shared_lift),
-        takes=now,
+        selects=now,
     )
     private = Exchange(
         broadcast=private_message,
@@ -270,7 +270,7 @@ def feddpa_f(
         server=private_server,
         reduce=weighted_mean(),
         batches=Batches(batch_size, private_epochs, private_steps).checked(),
-        takes=now,
+        selects=now,
     )
     return Algorithm(
         init=init,

@@ -29,10 +29,10 @@ from fedjax_fm.types import (
     Batches,
     ClientOutput,
     Exchange,
-    Free,
     Reduce,
     Task,
     Tree,
+    Unbilled,
 )
 
 
@@ -150,8 +150,8 @@ def fedkseed(
 
     def broadcast(state):
         message = {
-            "delta": Free(state.delta),
-            "master": Free(state.master),
+            "delta": Unbilled(state.delta),
+            "master": Unbilled(state.master),
             "accumulators": state.accumulators,
         }
         return message | (

@@ -27,9 +27,9 @@ from fedjax_fm.types import (
     Batches,
     ClientOutput,
     Exchange,
-    Free,
     Reduce,
     Tree,
+    Unbilled,
 )
 
 DIGEST = (
@@ -164,8 +164,8 @@ def fedmd(
         flat = ravel_pytree(delta)[0].astype(jnp.float32)
         return Party(party.weights.at[: flat.size].set(flat), jnp.bool_(True))
 
-    def known(state: FedMDState, group: int) -> Free:
-        return Free(
+    def known(state: FedMDState, group: int) -> Unbilled:
+        return Unbilled(
             (
                 state.groups,
                 distillation.take(state.public, state.rows),
@@ -233,7 +233,7 @@ def fedmd(
             server=server,
             reduce=total,
             batches=starts,
-            takes=takes(group),
+            selects=takes(group),
         )
 
     def tell(group: int, architecture: Architecture) -> Exchange:
@@ -291,7 +291,7 @@ def fedmd(
             server=server,
             reduce=nothing,
             batches=revisits,
-            takes=takes(group),
+            selects=takes(group),
         )
 
     each = tuple(enumerate(architectures))

@@ -12,7 +12,15 @@ from typing import NamedTuple
 from fedjax_fm import checks
 from fedjax_fm.algorithms.local import ClientOptimizer, checked, client_weight, train
 from fedjax_fm.algorithms.reduce import weighted_mean
-from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Task, Tree
+from fedjax_fm.types import (
+    Algorithm,
+    Batches,
+    ClientOutput,
+    Exchange,
+    Task,
+    Tree,
+    Unbilled,
+)
 
 
 class LocalOnlyState(NamedTuple):
@@ -50,7 +58,7 @@ def local_only(
         return one
 
     exchange = Exchange(
-        broadcast=lambda state: Free(()),
+        broadcast=lambda state: Unbilled(()),
         client=client,
         server=lambda state, aggregate, key: (state, {}),
         reduce=weighted_mean(),

@@ -248,7 +248,7 @@ def _laid_out(
     if state.round:
         return state
     first = simulator.first_state(delta, state.key)
-    return dataclasses.replace(state, rounds=simulator.programs.placed(first))
+    return dataclasses.replace(state, carry=simulator.programs.placed(first))
 
 
 def _refuse_another_run(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_fm.channels.arguments import checked_channel, checked_whole
 from fedjax_fm.channels.vectors import is_rows
-from fedjax_fm.types import Channel, Free, Tree
+from fedjax_fm.types import Channel, Tree, Unbilled
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +22,7 @@ class Anchored:
     Attributes:
       anchor: payload of the anchor, the same in every message until it is renewed.
       correction: payload of x - anchor.
-      age: Free(i32[]), messages since the anchor was sent for the first time; 0 when it is new.
+      age: Unbilled(i32[]), messages since the anchor was sent for the first time; 0 when it is new.
     """
 
     anchor: Any
@@ -88,7 +88,7 @@ def anchored(anchor: Channel, correction: Channel, every: int) -> Channel:
             state.inner[1], change, correction_key
         )
         age = jnp.where(state.age + 1 >= every, 0, state.age + 1)
-        return Anchored(held, payload, Free(state.age)), AnchorState(
+        return Anchored(held, payload, Unbilled(state.age)), AnchorState(
             held, age, (of_anchor, of_correction)
         )
 

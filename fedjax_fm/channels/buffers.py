@@ -18,7 +18,7 @@ from fedjax_fm.kernels import (
     unpack_bits,
     unpack_symbols,
 )
-from fedjax_fm.types import Free, Rows
+from fedjax_fm.types import Rows, Unbilled
 
 
 def static():
@@ -39,7 +39,7 @@ class Codes:
       packed: u8[...], or `Rows` of the bytes that travel.
       n: symbols in the buffer.
       symbols: size of the alphabet, 3 or a power of two.
-      live: () when all n travel, else Free(i32[]): the receiver knows it from another
+      live: () when all n travel, else Unbilled(i32[]): the receiver knows it from another
         part of the message.
     """
 
@@ -81,7 +81,7 @@ def pack(codes: jax.Array, symbols: int, live: jax.Array | None = None) -> Codes
     n_bytes = (
         -(-live // 5) if symbols == 3 else live // 8 * bits + -(-(live % 8) * bits // 8)
     )
-    return Codes(Rows(packed, n_bytes.astype(jnp.int32)), n, symbols, Free(live))
+    return Codes(Rows(packed, n_bytes.astype(jnp.int32)), n, symbols, Unbilled(live))
 
 
 def cut(array: jax.Array, live: jax.Array | None, per: int = 1) -> Any:

@@ -11,9 +11,9 @@ from fedjax_fm.channels.nnadq import Levels
 from fedjax_fm.channels.payload import payload_bits
 from fedjax_fm.channels.prefix_codes import elias_encode, rice_encode
 from fedjax_fm.channels.range_coder import range_encode
-from fedjax_fm.types import Free, Rows, Tree
+from fedjax_fm.types import Rows, Tree, Unbilled
 
-PARTS = (Codes, Places, CountedPlaces, Levels, Rows, Free)
+PARTS = (Codes, Places, CountedPlaces, Levels, Rows, Unbilled)
 
 
 class Lengths(NamedTuple):
@@ -64,7 +64,7 @@ def _lengths(part: object) -> Lengths:
         codes = np.asarray(part.unpack())
         return _of_symbols(
             fixed,
-            codes[: int(part.live.value)] if isinstance(part.live, Free) else codes,
+            codes[: int(part.live.value)] if isinstance(part.live, Unbilled) else codes,
             part.symbols,
         )
     if isinstance(part, Levels):

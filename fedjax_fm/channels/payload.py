@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm.channels.buffers import is_bool
-from fedjax_fm.types import Free, Rows, Tree
+from fedjax_fm.types import Rows, Tree, Unbilled
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +39,7 @@ def payload_bits(payload: Tree) -> int | jax.Array:
 
     A bool array counts one bit an entry, in whole bytes a leaf. `Rows` count the rows
     that travel; their height, like every shape, is no part of the bill, and a length
-    that the data decide is sent, and billed, beside them. `Free` counts nothing.
+    that the data decide is sent, and billed, beside them. `Unbilled` counts nothing.
 
     Returns:
       int where shapes tell the length, u32[] where some `Rows` are among the buffers:
@@ -47,9 +47,9 @@ def payload_bits(payload: Tree) -> int | jax.Array:
     """
     total, counted = 0, []
     for part in jax.tree.leaves(
-        payload, is_leaf=lambda node: isinstance(node, Free | Rows)
+        payload, is_leaf=lambda node: isinstance(node, Unbilled | Rows)
     ):
-        if isinstance(part, Free):
+        if isinstance(part, Unbilled):
             continue
         if isinstance(part, Rows):
             counted.append(_rows_bits(part))

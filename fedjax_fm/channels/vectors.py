@@ -11,7 +11,7 @@ from fedjax_fm import trees
 from fedjax_fm.channels.buffers import is_bool
 from fedjax_fm.channels.payload import Payload, payload_bits
 from fedjax_fm.kernels import pack_bits, unpack_bits
-from fedjax_fm.types import Channel, Free, Rows, Tree
+from fedjax_fm.types import Channel, Rows, Tree, Unbilled
 
 
 def is_rows(node):
@@ -153,13 +153,13 @@ def flatten(tree: Tree, form: Form) -> Vector:
     )
     heights = tuple(jnp.asarray(part.count) for part in parts if is_rows(part))
     if not form.has_rows:
-        return Vector(x, None, (bools, Free(())) if bools else ())
+        return Vector(x, None, (bools, Unbilled(())) if bools else ())
     alive = _alive(form, list(heights))
     x = jnp.where(alive, x, 0.0)
     if _has_holes(form):
         place = jnp.where(alive, jnp.cumsum(alive) - 1, form.n)
         x = jnp.zeros_like(x).at[place].set(x, mode="drop")
-    return Vector(x, jnp.sum(alive, dtype=jnp.int32), (bools, Free(heights)))
+    return Vector(x, jnp.sum(alive, dtype=jnp.int32), (bools, Unbilled(heights)))
 
 
 def within(x: jax.Array, dtype: str | jnp.dtype) -> jax.Array:

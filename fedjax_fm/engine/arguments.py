@@ -73,7 +73,7 @@ def check_state(state: Any, server: Any) -> None:
     """Raises for what is not a state whose server part has the shapes of `server`."""
     made = "start with state = simulator.init(delta), and go on from the state that run returned"
     checks.instance("state", state, SimulationState, made)
-    if problem := trees.difference(server, state.rounds.server):
+    if problem := trees.difference(server, state.carry.server):
         raise ValueError(
             f"this state is of another algorithm or model than the simulator's: {problem}; {made}"
         )

@@ -135,7 +135,7 @@ def one_client(engine: Engine, index: int, shared: Shared) -> Callable[[Slots], 
             if exchange.reduce.keep
             else ((), contribution)
         )
-        if engine.behaviour.drops is not None or exchange.takes is not None:
+        if engine.behaviour.drops is not None or exchange.selects is not None:
             # Elsewhere the states of empty slots are dropped when they are scattered.
             state, wire = trees.select(arrived, (state, wire), (slot.state, slot.wire))
         totals = Totals(

@@ -27,7 +27,7 @@ class Purpose(IntEnum):
     SERVER = 6
     BEHAVIOUR = 8
     REPEAT = 9
-    TAKES = 10
+    SELECT = 10
 
 
 def derive(key: jax.Array, purpose: Purpose, *names: jax.Array | int) -> jax.Array:

@@ -6,19 +6,19 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_fm.channels.identity import identity
-from fedjax_fm.types import Channel, Free, Rows, Tree
+from fedjax_fm.types import Channel, Rows, Tree, Unbilled
 
 
 def _is_part(node: Any) -> bool:
-    return isinstance(node, Free | Rows)
+    return isinstance(node, Unbilled | Rows)
 
 
 def billed(message: Tree) -> list[Any]:
-    """The leaves that are not `Free`, in order; a `Rows` stays in one piece."""
+    """The leaves that are not `Unbilled`, in order; a `Rows` stays in one piece."""
     return [
         part
         for part in jax.tree.leaves(message, is_leaf=_is_part)
-        if not isinstance(part, Free)
+        if not isinstance(part, Unbilled)
     ]
 
 
@@ -27,15 +27,16 @@ def with_billed(message: Tree, received: Sequence[Any]) -> Tree:
     parts, structure = jax.tree.flatten(message, is_leaf=_is_part)
     coming = iter(received)
     return jax.tree.unflatten(
-        structure, [part if isinstance(part, Free) else next(coming) for part in parts]
+        structure,
+        [part if isinstance(part, Unbilled) else next(coming) for part in parts],
     )
 
 
 def unwrap(message: Tree) -> Tree:
-    """The message as a client reads it, `Free` marks taken off."""
+    """The message as a client reads it, `Unbilled` marks taken off."""
 
     def is_free(node):
-        return isinstance(node, Free)
+        return isinstance(node, Unbilled)
 
     return jax.tree.map(
         lambda node: node.value if is_free(node) else node, message, is_leaf=is_free

@@ -98,7 +98,7 @@ def trace_messages(
                 up_is_exact=up_is_exact,
                 down_is_exact=down_is_exact,
                 times=times[index],
-                by_everyone=exchange.takes is None,
+                by_everyone=exchange.selects is None,
             )
         )
     return Messages(uploads, broadcasts, bills)

@@ -78,7 +78,7 @@ def broadcast(
 ) -> tuple[Tree, Any, Any]:
     """(message as clients read it, next state of the downlink, bits).
 
-    `Free` parts do not pass the channel.
+    `Unbilled` parts do not pass the channel.
     """
     message = exchange.broadcast(server)
     payload, wire = engine.downlink.encode(wire, billed(message), key)
@@ -174,11 +174,13 @@ def _exchange(
     def put(result: Result) -> Tree:
         return (result.state, result.wire)
 
-    if exchange.takes is not None:
-        one_takes = exchange.takes
+    if exchange.selects is not None:
+        one_takes = exchange.selects
 
         def keyed(client):
-            return one_takes(message, client, derive(key, Purpose.TAKES, client, index))
+            return one_takes(
+                message, client, derive(key, Purpose.SELECT, client, index)
+            )
 
         takes = jax.vmap(keyed)(jnp.asarray(inputs.cohort.ids))
         rows = n_processed(inputs.sizes, exchange.batches, inputs.limits)
@@ -259,7 +261,7 @@ def _processed(
     """u32[3], as `digits`: rows that the local steps went through of those who came,
     each client's counted in the exchange of the round with the most of them.
     """
-    common = [e for e in engine.exchanges if e.takes is None]
+    common = [e for e in engine.exchanges if e.selects is None]
     if engine.all_alike and len(common) == len(
         engine.exchanges
     ):  # no array that grows with the cohort
@@ -387,7 +389,7 @@ def round_step(
     inputs = _inputs(engine, backbone, data, state, cohort, key)
     everyone, exchanges = jnp.ones_like(inputs.able), engine.exchanges
     common = [
-        e for e in exchanges if e.takes is None
+        e for e in exchanges if e.selects is None
     ] or exchanges  # those that all compute decide who sits where
     load = (
         None if engine.all_alike else jnp.asarray(sum(_load(inputs, e) for e in common))
@@ -408,7 +410,7 @@ def round_step(
     counts = {
         name: x.astype(jnp.uint32) if x.ndim > 1 else x for name, x in counts.items()
     }
-    takes_some = any(exchange.takes is not None for exchange in exchanges)
+    takes_some = any(exchange.selects is not None for exchange in exchanges)
     running = Running(
         server=state.server,
         state=gather(state.clients),

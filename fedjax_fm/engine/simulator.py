@@ -268,7 +268,7 @@ class Simulator:
             self._narrow_until_it_fits(delta)
         first = self.first_state(delta, key)
         return SimulationState(
-            rounds=self.programs.placed(first), key=key, algorithm=self.algorithm
+            carry=self.programs.placed(first), key=key, algorithm=self.algorithm
         )
 
     def first_state(self, delta: Tree, key: jax.Array | None = None) -> RoundState:
@@ -427,14 +427,14 @@ class Simulator:
         first_rows = with_key(self.start, state.key).first_rows
         if any(
             isinstance(leaf, jax.Array) and leaf.is_deleted()
-            for leaf in jax.tree.leaves(state.rounds)
+            for leaf in jax.tree.leaves(state.carry)
         ):
             raise RuntimeError(
                 "this state was given away by run(..., donate=True); go on from "
                 "the state that it returned"
             )
         if (
-            isinstance(store := state.rounds.clients, HostStore)
+            isinstance(store := state.carry.clients, HostStore)
             and store.rounds[0] != state.round
         ):
             raise RuntimeError(
@@ -445,13 +445,13 @@ class Simulator:
         done, privacy = state.round, self.algorithm.privacy
         check_rounds(privacy, done, rounds)
         after, buffers, bad = programs.run(
-            state.rounds, rounds, state.key, first_rows, donate
+            state.carry, rounds, state.key, first_rows, donate
         )
         metrics = concatenated(
             [on_host(buffer, n, self.messages) for buffer, n in buffers]
         )
         metrics = with_epsilon(metrics, privacy, done)
-        state = dataclasses.replace(state, rounds=after)
+        state = dataclasses.replace(state, carry=after)
         if bad != NO_CLIENT:
             bad = programs.who_failed(after, bad, state.key, first_rows)
             raise error_of(
@@ -477,7 +477,7 @@ class Simulator:
         """
         check_state(state, self.start.server)
         checks.whole("client", client, least=0, most=self.population.n_clients - 1)
-        store = state.rounds.clients
+        store = state.carry.clients
         if not isinstance(store, HostStore):
             return jax.tree.map(lambda x: x[client], store)
         if store.touched[client]:
@@ -509,8 +509,8 @@ class Simulator:
         check_state(state, self.start.server)
         mine = None if client is None else self.client_state(state, client)
         if self.algorithm.model is None:
-            return self.algorithm.delta(state.rounds.server), self.backbone
-        return self.algorithm.model(state.rounds.server, mine, self.backbone)
+            return self.algorithm.delta(state.carry.server), self.backbone
+        return self.algorithm.model(state.carry.server, mine, self.backbone)
 
     @property
     def is_personal(self) -> bool:

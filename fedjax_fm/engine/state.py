@@ -13,16 +13,16 @@ from fedjax_fm.types import Algorithm, Tree
 class SimulationState:
     """The whole state of a run, a pytree."""
 
-    rounds: RoundState
+    carry: RoundState  # everything that passes from round to round
     key: jax.Array  # of the run: names every random number of it
     algorithm: Algorithm = field(metadata={"static": True})
 
     @property
     def delta(self) -> Tree:
         """The server's trainable tree."""
-        return self.algorithm.delta(self.rounds.server)
+        return self.algorithm.delta(self.carry.server)
 
     @property
     def round(self) -> int:
         """Rounds done so far."""
-        return int(self.rounds.round)
+        return int(self.carry.round)

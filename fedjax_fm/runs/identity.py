@@ -84,10 +84,10 @@ def program_of(simulator: Simulator, state: SimulationState, delta: Tree) -> str
     engine, programs = simulator.engine, simulator.programs
     if engine.parallel == "pmap":
         return None
-    rounds, data = state.rounds, simulator.data
+    carry, data = state.carry, simulator.data
     if simulator.spills or data is None:
         first = trees.shapes(delta)
-        rounds = jax.eval_shape(
+        carry = jax.eval_shape(
             lambda tree: first_state(
                 engine, simulator.sampler, simulator.start, tree, simulator.key, False
             ),
@@ -95,7 +95,7 @@ def program_of(simulator: Simulator, state: SimulationState, delta: Tree) -> str
         )
         data = trees.shapes(shapes_of(simulator.population))
     traced = programs.fused.trace(
-        rounds, simulator.backbone, data, jnp.int32(1), simulator.key
+        carry, simulator.backbone, data, jnp.int32(1), simulator.key
     ).jaxpr
     # Functions that are parameters of an operation are printed with their addresses.
     text = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))

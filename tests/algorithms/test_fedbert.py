@@ -110,7 +110,7 @@ def test_gradients_at_both_cuts_are_those_of_the_model_in_one_piece():
     """
     delta = split_problem.delta()
     state, _ = run(uplink=RECORDER)
-    server = state.rounds.server
+    server = state.carry.server
     sizes = np.array([len(client["ids"]) for client in CLIENTS])
     own = [mean_gradient(delta, k, step_key(k, 0)) for k in range(N)]
     body = minus(delta["server"], mixed([g["server"] for g in own], sizes), 0.5)
@@ -130,8 +130,8 @@ def test_gradients_at_both_cuts_are_those_of_the_model_in_one_piece():
             return f(SPLIT.body(s, x, c))
 
         sent, at_features = (
-            state.rounds.uplinks[2],
-            state.rounds.uplinks[3],
+            state.carry.uplinks[2],
+            state.carry.uplinks[3],
         )  # second activations, last gradients up
 
         def pick(x, k=k, n=rows):
@@ -285,7 +285,7 @@ def test_the_server_never_sees_labels_or_the_head():
     """
     state, _ = run(uplink=RECORDER)
     shapes = [
-        jax.tree.map(lambda x: x.shape[1:], upload) for upload in state.rounds.uplinks
+        jax.tree.map(lambda x: x.shape[1:], upload) for upload in state.carry.uplinks
     ]
     cut, context = (BATCH, LENGTH, WIDTH), (BATCH, LENGTH)
     assert shapes == [
@@ -328,7 +328,7 @@ def test_stragglers_dropouts_and_rounds_without_clients():
     assert metrics["clients"][0] == 0
     for a, b in (
         (state.delta, after.delta),
-        (state.rounds.server.optimizer, after.rounds.server.optimizer),
+        (state.carry.server.optimizer, after.carry.server.optimizer),
     ):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 

@@ -70,14 +70,14 @@ def run(one, rounds=1, delta=DELTAS):
 def run_with(one, ids=None, public=None):
     """One round of these clients, or on these public examples."""
     state = one.init(DELTAS)
-    rounds = state.rounds
+    carry = state.carry
     if ids is not None:
         padded = jnp.array([*ids, *[0] * (len(CLIENTS) - len(ids))], jnp.int32)
-        rounds = rounds._replace(sampler=(padded, jnp.int32(len(ids))))
+        carry = carry._replace(sampler=(padded, jnp.int32(len(ids))))
     if public is not None:
-        held = rounds.server.held._replace(public=jax.tree.map(jnp.asarray, public))
-        rounds = rounds._replace(server=rounds.server._replace(held=held))
-    return one.run(dataclasses.replace(state, rounds=rounds), 1)[0].delta
+        held = carry.server.held._replace(public=jax.tree.map(jnp.asarray, public))
+        carry = carry._replace(server=carry.server._replace(held=held))
+    return one.run(dataclasses.replace(state, carry=carry), 1)[0].delta
 
 
 def close(a, b, **how):

@@ -116,7 +116,7 @@ def test_private_adapters_never_leave(dual):
     _, _, (expected, seen) = dual
     equal(state.delta, expected.delta)
     assert (metrics["private_loss"] != seen["private_loss"]).all()
-    starts = [state.rounds.clients["w"][k] for k in range(len(CLIENTS))]
+    starts = [state.carry.clients["w"][k] for k in range(len(CLIENTS))]
     assert len({x.tobytes() for x in map(np.asarray, starts)}) == len(
         CLIENTS
     )  # the key is the client's
@@ -125,15 +125,13 @@ def test_private_adapters_never_leave(dual):
 def test_private_adapters_are_trained_beside_the_received_one(dual):
     _, first, (state, _) = dual
     for k, client in enumerate(CLIENTS):
-        close(
-            of_client(first.rounds.clients, k), loop(client, DELTA, DELTA, 0.5, STEPS)
-        )
+        close(of_client(first.carry.clients, k), loop(client, DELTA, DELTA, 0.5, STEPS))
     # The second round goes on from there, beside the adapter that the first round ended with.
     again, _ = dual[0].run(first, 1)
     for k, client in enumerate(CLIENTS):
-        mine = of_client(first.rounds.clients, k)
+        mine = of_client(first.carry.clients, k)
         close(
-            of_client(again.rounds.clients, k),
+            of_client(again.carry.clients, k),
             loop(client, first.delta, mine, 0.5, STEPS),
         )
     assert state.round == ROUNDS
@@ -148,7 +146,7 @@ def test_the_ends_of_the_mix(mix):
         feddpa_t(TASK, ffm.Task(both), optax.sgd(RATE), **LOCAL, mix=mix), rounds=1
     )
     for k, client in enumerate(CLIENTS):
-        private = of_client(state.rounds.clients, k)
+        private = of_client(state.carry.clients, k)
         if mix == 0:
             equal(private, DELTA)
             np.testing.assert_allclose(
@@ -186,17 +184,17 @@ def test_f_is_fedit_and_then_a_private_adapter_beside_it(fedit):
     close(state.delta, fedit[0].delta)
     for name in ("clients", "examples", "uplink_bytes", "downlink_bytes"):
         np.testing.assert_array_equal(metrics[name], fedit[1][name])
-    equal(of_client(state.rounds.clients, 1), start_of_private(DELTA, None))
+    equal(of_client(state.carry.clients, 1), start_of_private(DELTA, None))
     end, personal = one.run(state, 1)
     equal(end.delta, state.delta)
     for k, client in enumerate(CLIENTS):
         expected = loop(client, state.delta, start_of_private(DELTA, None), 0.25, 5)
-        close(of_client(end.rounds.clients, k), expected)
+        close(of_client(end.carry.clients, k), expected)
     assert personal["uplink_bytes"][0] == 0
     assert personal["downlink_bytes"][0] == len(CLIENTS) * ffm.trees.nbytes(DELTA)
     assert np.isfinite(personal["loss"][0])
     again, nobody = one.run(end, 2)
-    equal(again.rounds.clients, end.rounds.clients)
+    equal(again.carry.clients, end.carry.clients)
     assert nobody["clients"].tolist() == nobody["downlink_bytes"].tolist() == [0, 0]
 
 
@@ -224,7 +222,7 @@ def test_the_model_has_both_adapters_and_the_server_its_own_alone():
         rtol=1e-6,
     )
     mine, _ = one.model(state, 2)
-    equal(mine.private, of_client(state.rounds.clients, 2))
+    equal(mine.private, of_client(state.carry.clients, 2))
     assert float(mine.mix) == 0.25
 
 

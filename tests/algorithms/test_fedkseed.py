@@ -181,7 +181,7 @@ def test_the_servers_model_is_a_rebuild_from_the_first_one_in_the_span_of_the_di
         ffm.Task(mlp_loss), 0.01, n_seeds=8, epsilon=1e-2, pro=True, **WHOLE
     )
     _, state, metrics = simulate(algorithm, rounds=6)
-    server, start = state.rounds.server, make_trees()[0]
+    server, start = state.carry.server, make_trees()[0]
     rebuilt = replay(start, server.master, server.accumulators, 0.01)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), rebuilt, state.delta
@@ -316,7 +316,7 @@ def test_stragglers_send_empty_pairs():
     )
     one = Behaviour(most_steps=lambda client, round_index, key: jnp.int32(1))
     _, state, metrics = simulate(full, rounds=1, behaviour=one)
-    server = state.rounds.server
+    server = state.carry.server
     assert int(np.sum(server.history[1] - 1)) == 6  # of 18
     assert 1 <= np.count_nonzero(server.accumulators) <= 6
     assert metrics["uplink_bytes"][0] == 6 * 3 * 8

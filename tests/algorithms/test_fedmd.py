@@ -72,7 +72,7 @@ def simulator(algorithm, clients=CLIENTS, **how):
 def party(state, k):
     """Party k's model."""
     return model_of(
-        DELTAS[GROUPS[k]], jax.tree.map(lambda x: x[k], state.rounds.clients)
+        DELTAS[GROUPS[k]], jax.tree.map(lambda x: x[k], state.carry.clients)
     )
 
 
@@ -173,7 +173,7 @@ def torch_rounds(rounds):
 def test_rounds_with_the_authors_distance_and_optimizer_are_torchs(plain):
     models, consensus = torch_rounds(2)
     state = plain[2]
-    close(state.rounds.server.consensus, consensus, rtol=1e-4, atol=1e-4)
+    close(state.carry.server.consensus, consensus, rtol=1e-4, atol=1e-4)
     for k in range(PARTIES):
         close(party(state, k), models[k], rtol=1e-4, atol=1e-4)
     equal(state.delta, DELTAS)  # the server has no model
@@ -184,7 +184,7 @@ def test_the_consensus_is_the_mean_of_all_parties_logits(plain):
     adds them up.
     """
     said = [logits(k, started(k)) for k in range(PARTIES)]
-    close(plain[1].rounds.server.consensus, np.mean(said, axis=0), rtol=1e-4, atol=1e-5)
+    close(plain[1].carry.server.consensus, np.mean(said, axis=0), rtol=1e-4, atol=1e-5)
 
 
 def test_a_party_that_is_alone_agrees_with_itself():
@@ -197,7 +197,7 @@ def test_a_party_that_is_alone_agrees_with_itself():
     )
     state, _ = one.run(one.init(DELTAS), 2)
     close(party(state, 0), alone(0, START + 2 * STEPS), atol=1e-5)
-    close(state.rounds.server.consensus, logits(0, alone(0, START + STEPS)), atol=1e-5)
+    close(state.carry.server.consensus, logits(0, alone(0, START + STEPS)), atol=1e-5)
 
 
 def alone(k, steps):
@@ -259,20 +259,20 @@ def test_traffic_is_logits_whatever_the_models(plain):
 def test_top_k_of_all_classes_is_the_full_version(plain):
     one = simulator(make(), uplink=channels.top_k(1.0))
     state, _ = one.run(one.init(DELTAS), 1)
-    equal(state.rounds.server.consensus, plain[1].rounds.server.consensus)
-    equal(state.rounds.clients, plain[1].rounds.clients)
+    equal(state.carry.server.consensus, plain[1].carry.server.consensus)
+    equal(state.carry.clients, plain[1].carry.clients)
 
 
 def test_permuted_public_examples_permute_the_rows_of_the_consensus(plain):
     one, first, _, _ = plain
     order = np.random.default_rng(0).permutation(N)
     state = one.init(DELTAS)
-    server = state.rounds.server._replace(public={"x": jnp.asarray(PUBLIC["x"][order])})
+    server = state.carry.server._replace(public={"x": jnp.asarray(PUBLIC["x"][order])})
     permuted, _ = one.run(
-        dataclasses.replace(state, rounds=state.rounds._replace(server=server)), 1
+        dataclasses.replace(state, carry=state.carry._replace(server=server)), 1
     )
-    close(permuted.rounds.server.consensus, first.rounds.server.consensus[order])
-    close(permuted.rounds.clients, first.rounds.clients, atol=1e-5)
+    close(permuted.carry.server.consensus, first.carry.server.consensus[order])
+    close(permuted.carry.clients, first.carry.clients, atol=1e-5)
 
 
 def test_mean_probabilities():
@@ -283,8 +283,8 @@ def test_mean_probabilities():
     said = np.mean(
         [jax.nn.softmax(logits(k, started(k))) for k in range(PARTIES)], axis=0
     )
-    close(state.rounds.server.consensus, np.log(said), atol=1e-5)
-    target = state.rounds.server.consensus
+    close(state.carry.server.consensus, np.log(said), atol=1e-5)
+    target = state.carry.server.consensus
     for k in (0, 1):  # one of each architecture digests by KL, then trains
         g = GROUPS[k]
         digested = descent(
@@ -302,18 +302,18 @@ def test_a_party_starts_when_it_first_takes_part(plain):
     one = plain[0]
     state = one.init(DELTAS)
     first_two = (jnp.array([0, 1, 0, 0, 0, 0, 0], jnp.int32), jnp.int32(2))
-    state = dataclasses.replace(state, rounds=state.rounds._replace(sampler=first_two))
+    state = dataclasses.replace(state, carry=state.carry._replace(sampler=first_two))
     after, _ = one.run(state, 1)
-    weights, has_started = after.rounds.clients
+    weights, has_started = after.carry.clients
     assert weights.shape == (PARTIES, max(map(ffm.trees.size, DELTAS)))
     np.testing.assert_array_equal(has_started, [True, True] + [False] * 5)
     equal(party(after, 2), DELTAS[0])
     everyone = (jnp.arange(PARTIES, dtype=jnp.int32), jnp.int32(PARTIES))
     later, _ = one.run(
-        dataclasses.replace(after, rounds=after.rounds._replace(sampler=everyone)), 1
+        dataclasses.replace(after, carry=after.carry._replace(sampler=everyone)), 1
     )
     said = [logits(k, party(after, k) if k < 2 else started(k)) for k in range(PARTIES)]
-    close(later.rounds.server.consensus, np.mean(said, axis=0), rtol=1e-4, atol=1e-5)
+    close(later.carry.server.consensus, np.mean(said, axis=0), rtol=1e-4, atol=1e-5)
 
 
 def test_public_examples_are_drawn_anew_each_round():

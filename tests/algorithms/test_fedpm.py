@@ -74,7 +74,7 @@ def simulate(rate=0.0, **how):
         state, found = simulator.init(theta_of(p)), []
         for _ in range(n):
             state, metrics = simulator.run(state, 1)
-            (masks,) = state.rounds.uplinks
+            (masks,) = state.carry.uplinks
             found.append((state, metrics, jax.tree.map(np.asarray, masks)))
         return found
 

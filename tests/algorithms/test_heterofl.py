@@ -166,7 +166,7 @@ def test_dynamic_rates_are_drawn_anew_each_round():
         *([{"x": np.zeros((1, 3), np.float32), "y": np.zeros(1, np.int32)}] * 5993),
     ]
     start, state, metrics = run(model, shares, clients=many)
-    first, second = (np.asarray(s.rounds.server.tiers) for s in (start, state))
+    first, second = (np.asarray(s.carry.server.tiers) for s in (start, state))
     # A round is that of the fixed rates that were drawn.
     _, fixed, same = run(model, widths[first], clients=many)
     jax.tree.map(np.testing.assert_array_equal, state.delta, fixed.delta)

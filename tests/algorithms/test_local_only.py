@@ -24,7 +24,7 @@ def test_clients_train_alone_and_keep_their_own():
     )
     state, metrics = simulator.run(simulator.init({"w": jnp.float32(0.5)}), 3)
     expected = [a + 0.9**12 * (0.5 - a) for a in (1.0, -2.0, 4.0)]
-    np.testing.assert_allclose(state.rounds.clients["w"], expected, rtol=1e-5)
+    np.testing.assert_allclose(state.carry.clients["w"], expected, rtol=1e-5)
     assert float(state.delta["w"]) == 0.5
     assert (
         metrics["uplink_bytes"].tolist()
@@ -55,5 +55,5 @@ def test_only_the_cohort_moves():
         algorithm, ffm.Population.from_clients(clients), cohort_size=2, devices=1
     )
     state, _ = simulator.run(simulator.init(jnp.zeros(())), 1)
-    assert int(jnp.sum(state.rounds.clients != 0)) == 2
-    assert jax.tree.leaves(state.rounds.uplinks) == []
+    assert int(jnp.sum(state.carry.clients != 0)) == 2
+    assert jax.tree.leaves(state.carry.uplinks) == []

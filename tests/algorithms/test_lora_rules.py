@@ -50,7 +50,7 @@ def ends(delta, backbone, ranks=None, fixed=()):
 
 def seen(state, backbone):
     model = state.algorithm.model
-    return backbone if model is None else model(state.rounds.server, None, backbone)[1]
+    return backbone if model is None else model(state.carry.server, None, backbone)[1]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_fedsa_shares_a_and_keeps_b():
             for client, mine in enumerate(
                 own
             ):  # the same A for all, each its own B, zero beyond its rank
-                kept = jax.tree.map(lambda x, k=client: x[k], state.rounds.clients)
+                kept = jax.tree.map(lambda x, k=client: x[k], state.carry.clients)
                 found = lora_rules.fedsa_delta(state.delta, kept)[name]
                 close(found["lora_b"], mine[name]["lora_b"])
                 np.testing.assert_array_equal(

@@ -118,7 +118,7 @@ def test_hetlora_prunes_a_rank_whose_tail_shrank():
     ]
     assert all(tail_size(end, 2) < tail_size(in_numpy(start.delta), 2) for end in found)
     state, metrics = one.run(start, 1)
-    assert state.rounds.clients.tolist() == [2] * 8
+    assert state.carry.clients.tolist() == [2] * 8
     kept = [cut(end, 2)["outer"] for end in found]  # pruned before they are sent
     norms = np.array([np.linalg.norm(end["lora_a"] @ end["lora_b"]) for end in kept])
     for kind in ("lora_a", "lora_b"):
@@ -131,7 +131,7 @@ def test_hetlora_prunes_a_rank_whose_tail_shrank():
     assert metrics["downlink_bytes"][0] == 8 * 4 * (3 * BOTH + HEAD)
     after, metrics = one.run(state, 1)
     assert metrics["downlink_bytes"][0] == 8 * 4 * (2 * BOTH + HEAD)
-    assert set(after.rounds.clients.tolist()) <= {1, 2}
+    assert set(after.carry.clients.tolist()) <= {1, 2}
 
 
 @pytest.mark.parametrize("name", ["fedit", "flora"])

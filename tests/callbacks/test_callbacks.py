@@ -66,7 +66,7 @@ def test_it_is_called_every_so_many_rounds_and_at_the_end(rounds, every, expecte
     state, metrics = ONE.run(START, rounds, every=every, callbacks=[look])
     assert seen == expected
     plain, without = ONE.run(START, rounds)
-    equal(state.rounds.server, plain.rounds.server)
+    equal(state.carry.server, plain.carry.server)
     for name, column in without.items():
         np.testing.assert_array_equal(metrics[name], column)
 
@@ -107,7 +107,7 @@ def test_a_callback_that_raises_is_named_and_the_state_survives():
     expected, metrics = ONE.run(START, 5)
     np.testing.assert_array_equal(caught.value.metrics["loss"], metrics["loss"][:3])
     onward, _ = ONE.run(caught.value.state, 2)
-    equal(onward.rounds.server, expected.rounds.server)
+    equal(onward.carry.server, expected.carry.server)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_state_that_a_function_keeps_is_not_taken_over():
     )
     for round, state in enumerate(kept, 1):
         expected, _ = private.run(private.init(DELTA), round)
-        equal(state.rounds.clients, expected.rounds.clients)
+        equal(state.carry.clients, expected.carry.clients)
 
 
 def test_a_round_that_fails_keeps_the_columns_so_far():
@@ -197,7 +197,7 @@ def test_evaluate_clients_scores_each_clients_own_model(personal):
 
     def delta_of(k):
         return (
-            jax.tree.map(lambda x: x[k], state.rounds.clients)
+            jax.tree.map(lambda x: x[k], state.carry.clients)
             if personal
             else state.delta
         )
@@ -349,7 +349,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(tmp_path, at):
     state, again = other.run(
         other.init(DELTA), 7, every=2, callbacks=watched(tmp_path / "cut")
     )
-    equal(state.rounds, whole.rounds)
+    equal(state.carry, whole.carry)
     assert list(again)
     assert sorted(again) == sorted(metrics)
     for name in metrics:
@@ -363,11 +363,11 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(tmp_path, at):
 def test_a_finished_run_is_read_and_a_longer_one_goes_on(tmp_path):
     first, metrics = ONE.run(START, 4, every=2, callbacks=watched(tmp_path))
     again, same = ONE.run(START, 4, every=2, callbacks=watched(tmp_path))
-    equal(again.rounds, first.rounds)
+    equal(again.carry, first.carry)
     np.testing.assert_array_equal(same["eval_loss"], metrics["eval_loss"])
     longer, more = ONE.run(START, 6, every=2, callbacks=watched(tmp_path))
     expected, _ = ONE.run(START, 6)
-    equal(longer.rounds.server, expected.rounds.server)
+    equal(longer.carry.server, expected.carry.server)
     assert len(more["loss"]) == 6
     with pytest.raises(RunFolderError, match="6 rounds done, 4 were asked for"):
         ONE.run(START, 4, every=2, callbacks=watched(tmp_path))
@@ -430,7 +430,7 @@ def test_ctrl_c_ends_the_run_after_the_round(tmp_path):
         ONE.run(START, 5, callbacks=[presses, callbacks.checkpoint(tmp_path)])
     state, _metrics = ONE.run(START, 5, callbacks=[callbacks.checkpoint(tmp_path)])
     expected, _ = ONE.run(START, 5)
-    equal(state.rounds.server, expected.rounds.server)
+    equal(state.carry.server, expected.carry.server)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

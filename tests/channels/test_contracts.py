@@ -33,7 +33,7 @@ from fedjax_fm.channels import (
     threshold,
     top_k,
 )
-from fedjax_fm.types import Channel, Free, Rows
+from fedjax_fm.types import Channel, Rows, Unbilled
 
 
 def whole_bytes(bits: float) -> int:
@@ -308,11 +308,13 @@ def assert_close(a: Any, b: Any) -> None:
 
 def billed(payload: Any) -> list[np.ndarray]:
     """The buffers that travel, `Rows` cut to their count."""
-    parts = jax.tree.leaves(payload, is_leaf=lambda node: isinstance(node, Free | Rows))
+    parts = jax.tree.leaves(
+        payload, is_leaf=lambda node: isinstance(node, Unbilled | Rows)
+    )
     arrays = [
         x.values[: int(x.count)] if isinstance(x, Rows) else x
         for x in parts
-        if not isinstance(x, Free)
+        if not isinstance(x, Unbilled)
     ]
     return [np.asarray(x) for x in arrays]
 

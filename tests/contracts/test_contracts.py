@@ -72,7 +72,7 @@ def _plain(tree):
 
 
 def test_state_is_stable(method):
-    difference = ffm.trees.difference(method.start.rounds, method.state.rounds)
+    difference = ffm.trees.difference(method.start.carry, method.state.carry)
     assert difference is None, difference
     assert np.isfinite(method.metrics["loss"]).all()
 
@@ -123,9 +123,9 @@ def test_padded_empty_and_permuted_clients_change_nothing(method):
     if (
         method.problem.algorithm.sampler is not None
     ):  # it keeps the state of the one above in front of its own
-        permuted = (permuted, *start.rounds.sampler[1:])
+        permuted = (permuted, *start.carry.sampler[1:])
     state, _ = padded.run(
-        replace(start, rounds=start.rounds._replace(sampler=permuted)), ROUNDS
+        replace(start, carry=start.carry._replace(sampler=permuted)), ROUNDS
     )
     close(method.row, state.delta, expected.delta)
 
@@ -148,7 +148,7 @@ LAYOUTS = [
 def test_blocks_devices_and_identity_channels_agree(method, layout):
     other, same = run(method.problem, **layout)
     close(method.row, other.delta, method.state.delta)
-    close(method.row, other.rounds.clients, method.state.rounds.clients)
+    close(method.row, other.carry.clients, method.state.carry.clients)
     np.testing.assert_array_equal(same["uplink_bytes"], method.metrics["uplink_bytes"])
     np.testing.assert_array_equal(
         same["downlink_bytes"], method.metrics["downlink_bytes"]
@@ -163,7 +163,7 @@ def test_checkpoint_goes_on_bit_for_bit(method, tmp_path):
     again, _ = method.simulator.run(
         Checkpoints(tmp_path).restore(method.state.round, method.start), 1
     )
-    equal(again.rounds, onward.rounds)
+    equal(again.carry, onward.carry)
 
 
 def test_there_is_a_model_to_evaluate_of_the_server_and_of_every_client(method):
@@ -178,7 +178,7 @@ def test_there_is_a_model_to_evaluate_of_the_server_and_of_every_client(method):
 
 def test_a_clients_state_is_that_of_its_row(method):
     for client in (0, 3):
-        expected = jax.tree.map(lambda x, k=client: x[k], method.state.rounds.clients)
+        expected = jax.tree.map(lambda x, k=client: x[k], method.state.carry.clients)
         equal(method.simulator.client_state(method.state, client), expected)
 
 
@@ -196,4 +196,4 @@ def test_another_seed_and_other_data_cost_no_compile(method):
         one.programs.fused._cache_size() == other.programs.fused._cache_size() == count
     )
     fresh, _ = run(method.problem, rounds=1, clients=turned)
-    equal(state.rounds, fresh.rounds)
+    equal(state.carry, fresh.carry)

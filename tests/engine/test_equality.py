@@ -86,8 +86,8 @@ def test_layouts_agree(devices, block_size, uplink):
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        reference.rounds.uplinks,
-        state.rounds.uplinks,
+        reference.carry.uplinks,
+        state.carry.uplinks,
     )
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
 
@@ -116,7 +116,7 @@ def test_fused_rounds_equal_single_ones_bit_for_bit():
     for _ in range(4):
         state, metrics = simulator.run(state, 1)
         losses.append(metrics["loss"][0])
-    jax.tree.map(np.testing.assert_array_equal, fused.rounds, state.rounds)
+    jax.tree.map(np.testing.assert_array_equal, fused.carry, state.carry)
     np.testing.assert_array_equal(together["loss"], losses)
 
 
@@ -124,7 +124,7 @@ def test_same_seed_same_bits_other_seed_other_run():
     first, _ = simulate()
     again, _ = simulate()
     other, _ = simulate(seed=4)
-    jax.tree.map(np.testing.assert_array_equal, first.rounds, again.rounds)
+    jax.tree.map(np.testing.assert_array_equal, first.carry, again.carry)
     assert not np.array_equal(first.delta["w"], other.delta["w"])
 
 
@@ -152,7 +152,7 @@ def test_empty_slots_full_of_nan_change_no_bit():
     how = {"sampler": two, "devices": 2, "block_size": 2, "uplink": lossy()}
     a, expected = simulate(clients=clean, **how)
     b, metrics = simulate(clients=dirty, **how)
-    jax.tree.map(np.testing.assert_array_equal, a.rounds, b.rounds)
+    jax.tree.map(np.testing.assert_array_equal, a.carry, b.carry)
     assert metrics["clients"].tolist() == [2, 2, 2]
     assert metrics["uplink_bytes"].tolist() == expected["uplink_bytes"].tolist()
 
@@ -170,8 +170,8 @@ def test_cohort_order_changes_only_float_rounding():
     b, _ = simulate(sampler=fixed([6, 2, 1, 4]), uplink=lossy())
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
-        a.rounds,
-        b.rounds,
+        a.carry,
+        b.carry,
     )
 
 

@@ -20,8 +20,8 @@ from fedjax_fm.types import (
     Channel,
     ClientOutput,
     Exchange,
-    Free,
     Repeat,
+    Unbilled,
 )
 
 N = len(SIZES)
@@ -79,7 +79,7 @@ def descent(rate, takes=None, seen=None):
         server=server,
         reduce=weighted_mean(),
         batches=Batches(max(SIZES), steps=1),
-        takes=takes,
+        selects=takes,
     )
 
 
@@ -142,7 +142,7 @@ def test_only_those_who_take_an_exchange_are_computed(layout):
         delta = by_hand(delta, [group], rate)
     close(state.delta, delta)
     # Each client's state counts its exchanges.
-    assert state.rounds.clients.tolist() == [1, 2, 1, 2, 1, 2, 2, 3]
+    assert state.carry.clients.tolist() == [1, 2, 1, 2, 1, 2, 2, 3]
     one_way = 4 * (12 + 4)
     assert metrics["uplink_bytes"] == metrics["downlink_bytes"] == one_way * (4 + 2 + 8)
     assert metrics["clients"] == N
@@ -159,7 +159,7 @@ def test_those_who_take_nothing_do_not_count():
     )
     assert metrics["clients"] == 5
     assert metrics["examples"] == sum(SIZES[k] for k in (1, 3, 5, 6, 7))
-    assert state.rounds.clients.tolist() == [0, 1, 0, 1, 0, 1, 1, 2]
+    assert state.carry.clients.tolist() == [0, 1, 0, 1, 0, 1, 1, 2]
 
 
 def test_blocks_of_others_cost_nothing():
@@ -183,7 +183,7 @@ def test_repeat_is_as_many_rounds(layout):
     for _ in range(3):
         delta = by_hand(by_hand(delta, [range(N)], 0.1), [[1, 3, 5, 7]], 0.2)
     close(state.delta, delta)
-    assert state.rounds.clients.tolist() == [3, 6] * 4
+    assert state.carry.clients.tolist() == [3, 6] * 4
     assert metrics["uplink_bytes"] == 4 * 16 * 3 * (8 + 4)
     assert metrics["clients"] == N
 
@@ -223,7 +223,7 @@ def test_each_passage_draws_anew_and_shuffles_stay():
         return one
 
     exchange = Exchange(
-        broadcast=lambda state: Free(()),
+        broadcast=lambda state: Unbilled(()),
         client=one_batch,
         server=lambda state, aggregate, key: (
             State({"seen": state.delta["seen"] + aggregate.value["seen"]}),
@@ -274,7 +274,10 @@ def versions(address):
 
 def test_an_address_is_what_its_client_gets_and_pays_for():
     def address(message, state, client):
-        return {"row": message["rows"][client % 3], "number": Free(jnp.float32(client))}
+        return {
+            "row": message["rows"][client % 3],
+            "number": Unbilled(jnp.float32(client)),
+        }
 
     table = jnp.arange(15.0).reshape(3, 5)
     population = ffm.Population.from_clients(make_clients())
@@ -337,7 +340,7 @@ def silence():
         return (state, {})
 
     return Exchange(
-        broadcast=lambda state: Free(state.delta),
+        broadcast=lambda state: Unbilled(state.delta),
         client=client,
         server=server,
         reduce=weighted_mean(),
@@ -387,7 +390,7 @@ def test_a_round_that_goes_wrong_in_a_later_exchange_leaves_no_trace():
     start = one.init(delta)
     with pytest.raises(ffm.NonFiniteClient, match="client 3") as error:
         one.run(start, 2)
-    jax.tree.map(np.testing.assert_array_equal, error.value.state.rounds, start.rounds)
+    jax.tree.map(np.testing.assert_array_equal, error.value.state.carry, start.carry)
 
 
 def test_spilled_states_pass_through_several_exchanges():
@@ -395,6 +398,4 @@ def test_spilled_states_pass_through_several_exchanges():
     expected, _ = run(exchanges, rounds=2, devices=1)
     spilled, _ = run(exchanges, rounds=2, states="host", data="host", devices=2)
     close(spilled.delta, expected.delta)
-    np.testing.assert_array_equal(
-        spilled.rounds.clients.rows[0], expected.rounds.clients
-    )
+    np.testing.assert_array_equal(spilled.carry.clients.rows[0], expected.carry.clients)

@@ -27,7 +27,7 @@ assert len(jax.devices()) == 2 * n_hosts
 found = {}
 for name, how in {"device": {}, "streamed": {"data": "host"}}.items():
     state, metrics = simulate(rounds=2, uplink=lossy(), devices=2 * n_hosts, block_size=2, **how)
-    leaves = jax.tree.leaves((state.delta, state.rounds.uplinks))
+    leaves = jax.tree.leaves((state.delta, state.carry.uplinks))
     found[name] = [np.asarray(x).tolist() for x in leaves] + [metrics["loss"].tolist(), metrics["uplink_bytes"].tolist()]
 print(json.dumps(found))
 """

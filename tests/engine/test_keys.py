@@ -69,7 +69,7 @@ def test_the_first_states_are_not_drawn_with_a_cohorts_key():
         seed=3,
     )
     state = simulator.init(jnp.float32(0))
-    given = {tuple(row) for row in np.asarray(state.rounds.clients).tolist()}
+    given = {tuple(row) for row in np.asarray(state.carry.clients).tolist()}
     rounds = [jax.random.fold_in(jax.random.key(3), number) for number in range(30)]
     drawn = {bits(derive(key, Purpose.COHORT)) for key in rounds} | {
         bits(key) for key in rounds

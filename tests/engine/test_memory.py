@@ -46,7 +46,7 @@ def analysis(block_size: int, cohort: int = CLIENTS):
     )
     state = simulator.init(delta)
     step = simulator.programs.fused.lower(
-        state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key
+        state.carry, simulator.backbone, simulator.data, jnp.int32(1), simulator.key
     )
     return step.compile().memory_analysis()
 
@@ -95,7 +95,7 @@ def wide_activations(memory):
     )
     state = simulator.init({"b": jnp.zeros(256)})
     step = simulator.programs.fused.lower(
-        state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key
+        state.carry, simulator.backbone, simulator.data, jnp.int32(1), simulator.key
     )
     found = step.compile().memory_analysis()
     return (
@@ -163,7 +163,7 @@ def test_a_client_of_a_large_cohort_costs_a_few_bytes_of_scratch():
         state = simulator.init({"w": jnp.zeros(4)})
         arguments = (simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
         return (
-            simulator.programs.fused.lower(state.rounds, *arguments)
+            simulator.programs.fused.lower(state.carry, *arguments)
             .compile()
             .memory_analysis()
             .temp_size_in_bytes

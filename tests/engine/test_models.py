@@ -36,7 +36,7 @@ def test_a_clients_state_wherever_it_lies(states, shared, monkeypatch):
     state, _ = other.run(other.init(DELTA), 3)
     assert other.engine.shares_states == (shared and states == "device")
     for k in range(len(CLIENTS)):
-        mine = jax.tree.map(lambda x, k=k: x[k], expected.rounds.clients)
+        mine = jax.tree.map(lambda x, k=k: x[k], expected.carry.clients)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
             other.client_state(state, k),
@@ -71,13 +71,13 @@ def test_the_seed_of_a_state_is_the_seed_of_its_rounds():
     one, other = simulator(seed=0), simulator(seed=7)
     first, metrics = one.run(one.init(DELTA, seed=7), 2)
     second, same = other.run(other.init(DELTA), 2)
-    equal(first.rounds, second.rounds)
+    equal(first.carry, second.carry)
     np.testing.assert_array_equal(metrics["loss"], same["loss"])
     zero, _ = one.run(one.init(DELTA), 2)
     assert any(
         (a != b).any()
         for a, b in zip(
-            jax.tree.leaves(zero.rounds), jax.tree.leaves(first.rounds), strict=True
+            jax.tree.leaves(zero.carry), jax.tree.leaves(first.carry), strict=True
         )
     )
 

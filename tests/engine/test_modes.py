@@ -51,11 +51,11 @@ def test_modes_agree_with_fused_rounds(mode):
     assert metrics.keys() == expected.keys()
     for name in metrics:
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
-    if isinstance(state.rounds.clients, HostStore):
-        store = state.rounds.clients
+    if isinstance(state.carry.clients, HostStore):
+        store = state.carry.clients
         ours, theirs = (
             (store.rows),
-            (reference.rounds.clients, reference.rounds.uplinks),
+            (reference.carry.clients, reference.carry.uplinks),
         )
         close(
             jax.tree.map(lambda x: x[store.touched], ours),
@@ -84,19 +84,19 @@ def test_private_adapters_survive_their_clients_absence(mode):
         return simulator.run(simulator.init(delta), 6)[0]
 
     whole, other = run(), run(**MODES[mode])
-    rows = other.rounds.clients
+    rows = other.carry.clients
     if isinstance(rows, HostStore):
         # Those who never came still hold the common start in the whole store, and
         # nothing at all in the other.
         never = ~rows.touched
         assert never.sum() + rows.touched.sum() == len(SIZES)
         close(
-            jax.tree.map(lambda x: x[~never], whole.rounds.clients),
+            jax.tree.map(lambda x: x[~never], whole.carry.clients),
             jax.tree.map(lambda x: x[~never], rows.rows[0]),
         )
         assert all((leaf[never] == 0).all() for leaf in jax.tree.leaves(rows.rows))
     else:
-        close(whole.rounds.clients, rows)
+        close(whole.carry.clients, rows)
 
 
 def test_a_spilled_state_cannot_be_used_twice():
@@ -131,7 +131,7 @@ def test_small_memory_streams_and_spills_by_itself():
     )
     state = simulator.init(delta)
     assert simulator.streams
-    assert isinstance(state.rounds.clients, HostStore)
+    assert isinstance(state.carry.clients, HostStore)
     assert "streamed from the host" in repr(simulator)
 
 
@@ -242,7 +242,7 @@ def test_a_dropped_client_counts_nothing_but_its_download():
     )
     close(state.delta, expected.delta)
     close(
-        state.rounds.uplinks, expected.rounds.uplinks
+        state.carry.uplinks, expected.carry.uplinks
     )  # client 5 keeps what it had: zeros
     assert metrics["clients"].tolist() == [7, 7]
     assert metrics["uplink_bytes"].tolist() == counted["uplink_bytes"].tolist()
@@ -321,7 +321,7 @@ def test_more_clients_than_fit_stop_the_run(how):
     assert caught.value.state.round == 2
     assert len(caught.value.metrics["loss"]) == 2
     assert (
-        int(caught.value.state.rounds.sampler) == 2
+        int(caught.value.state.carry.sampler) == 2
     )  # the draw that failed is not taken as done
 
 
@@ -440,7 +440,7 @@ def test_a_second_start_is_not_the_first_ones():
     for factor in (1.0, 2.0):
         start = jax.tree.map(lambda x, f=factor: f * x, delta)
         state, _ = simulator.run(simulator.init(start), 1)
-        store = state.rounds.clients
+        store = state.carry.clients
         for found, expected in zip(
             jax.tree.leaves(store.rows[0]), jax.tree.leaves(start), strict=True
         ):

@@ -120,7 +120,7 @@ def test_a_sum_beyond_f32_leaves_spilled_states_as_they_were():
     simulator = ffm.Simulator(algorithm, ffm.Population.from_clients(clients), **how)
     with pytest.raises(ffm.SumOverflow) as caught:
         simulator.run(simulator.init({"w": jnp.float32(0)}), 1)
-    store = caught.value.state.rounds.clients
+    store = caught.value.state.carry.clients
     assert store.rounds[0] == caught.value.state.round == 0
     assert not store.touched.any()
     assert (store.rows[0] == 0).all()

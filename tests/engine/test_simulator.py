@@ -140,7 +140,7 @@ def test_the_backbone_is_an_operand_not_a_constant():
     simulator, delta, _, _ = linear_problem()
     state = simulator.init(delta)
     text = simulator.programs.fused.lower(
-        state.rounds, simulator.backbone, simulator.data, jnp.int32(1), simulator.key
+        state.carry, simulator.backbone, simulator.data, jnp.int32(1), simulator.key
     ).as_text()
     assert (
         max(

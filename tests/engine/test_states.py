@@ -67,7 +67,7 @@ def run(n_clients=8, rounds=4, *, donate=False, at_once=True, **how):
 
 def rows(state, n):
     return jax.tree.map(
-        lambda x: np.asarray(x)[:n], (state.rounds.clients, state.rounds.uplinks)
+        lambda x: np.asarray(x)[:n], (state.carry.clients, state.carry.uplinks)
     )
 
 
@@ -83,7 +83,7 @@ def test_shared_states_are_the_whole_ones(monkeypatch, n_clients, devices):
     monkeypatch.setattr(simulator_module, "SHARED_FROM", 0)
     simulator, shared = run(n_clients, devices=devices, block_size=1)
     assert f"shared by {devices} devices" in repr(simulator)
-    leaves = jax.tree.leaves((shared.rounds.clients, shared.rounds.uplinks))
+    leaves = jax.tree.leaves((shared.carry.clients, shared.carry.uplinks))
     for leaf in leaves:
         assert leaf.sharding.spec == P(CLIENTS)
         assert leaf.addressable_shards[0].data.shape[0] == -(-n_clients // devices)
@@ -110,7 +110,7 @@ def test_a_device_holds_its_part_and_little_else(monkeypatch):
     state = simulator.init({"w": jnp.zeros(width)})
     arguments = (simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
     found = (
-        simulator.programs.fused.lower(state.rounds, *arguments)
+        simulator.programs.fused.lower(state.carry, *arguments)
         .compile()
         .memory_analysis()
     )
@@ -126,7 +126,7 @@ def test_a_device_holds_its_part_and_little_else(monkeypatch):
 def test_rounds_that_take_over_the_states_give_the_same_bits(how):
     _, kept = run(at_once=False, **how)
     _, donated = run(at_once=False, donate=True, **how)
-    jax.tree.map(np.testing.assert_array_equal, kept.rounds, donated.rounds)
+    jax.tree.map(np.testing.assert_array_equal, kept.carry, donated.carry)
 
 
 def test_what_is_taken_over_and_what_stays_the_callers():
@@ -144,7 +144,7 @@ def test_what_is_taken_over_and_what_stays_the_callers():
     simulator.run(state, 1, donate=True)
     assert all(
         np.isfinite(leaf).all()
-        for leaf in jax.tree.leaves((delta, state.delta, first.rounds.clients))
+        for leaf in jax.tree.leaves((delta, state.delta, first.carry.clients))
     )
     with pytest.raises(RuntimeError, match="given away by run"):
         simulator.run(state, 1)
@@ -167,7 +167,7 @@ def test_a_round_that_fails_gives_donated_states_back():
             simulator.run(simulator.init(delta), 50, donate=True)
         kept, _ = simulator.run(simulator.init(delta), caught.value.round)
         jax.tree.map(
-            np.testing.assert_array_equal, caught.value.state.rounds, kept.rounds
+            np.testing.assert_array_equal, caught.value.state.carry, kept.carry
         )
 
 

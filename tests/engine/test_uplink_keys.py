@@ -123,7 +123,7 @@ def history_of(
         **({"devices": 1} | how),
     )
     state, _ = simulator.run(simulator.init({"a": MESSAGE, "b": MESSAGE}), ROUNDS)
-    means = np.asarray(state.rounds.server.history, np.float64)
+    means = np.asarray(state.carry.server.history, np.float64)
     return means.reshape(ROUNDS, len(slots), 2, N_ENTRIES)
 
 

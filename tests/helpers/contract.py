@@ -32,7 +32,7 @@ def shared_model(
 
 def own_state(state: ffm.SimulationState, client: int) -> Any:
     """What the method keeps for a client."""
-    return jax.tree.map(lambda x: x[client], state.rounds.clients)
+    return jax.tree.map(lambda x: x[client], state.carry.clients)
 
 
 @dataclass(frozen=True)

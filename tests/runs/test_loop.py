@@ -81,7 +81,7 @@ def test_a_run_that_is_done_is_not_done_again(folder):
     first, _ = go_on(folder, 3)
     before = (folder.path / "metrics.jsonl").read_bytes()
     again, _ = go_on(folder, 3)
-    jax.tree.map(np.testing.assert_array_equal, first.rounds, again.rounds)
+    jax.tree.map(np.testing.assert_array_equal, first.carry, again.carry)
     assert (folder.path / "metrics.jsonl").read_bytes() == before
 
 

@@ -39,7 +39,15 @@ from fedjax_fm.algorithms.lora_rules.work import (
     settled,
     train_factors,
 )
-from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Task, Tree
+from fedjax_fm.types import (
+    Algorithm,
+    Batches,
+    ClientOutput,
+    Exchange,
+    Task,
+    Tree,
+    Unbilled,
+)
 
 
 class FedExLoRAState(NamedTuple):
@@ -128,7 +136,7 @@ def fedex_lora(
         return FedExLoRAState(delta, residuals.grown(state.residual, newest)), {}
 
     exchange = Exchange(
-        broadcast=lambda state: (split(state.delta), Free(state.residual)),
+        broadcast=lambda state: (split(state.delta), Unbilled(state.residual)),
         client=client,
         server=server,
         reduce=kept(lambda found: found),

@@ -28,7 +28,7 @@ from fedjax_fm.algorithms.lora_rules.work import (
     sends_change,
     settled,
 )
-from fedjax_fm.types import Algorithm, Batches, Exchange, Free, Task, Tree
+from fedjax_fm.types import Algorithm, Batches, Exchange, Task, Tree, Unbilled
 
 
 class FFALoRAState(NamedTuple):
@@ -67,7 +67,7 @@ def ffa_lora(
         return only(split(delta), "b")
 
     def broadcast(state):
-        return Mine(trained(state.delta), Free(only(split(state.delta), "a").pairs))
+        return Mine(trained(state.delta), Unbilled(only(split(state.delta), "a").pairs))
 
     def server(state, aggregate, key):
         mean, weight = aggregate.value

@@ -40,7 +40,15 @@ from fedjax_fm.algorithms.lora_rules.work import (
     stacked_rows,
     train_factors,
 )
-from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Task, Tree
+from fedjax_fm.types import (
+    Algorithm,
+    Batches,
+    ClientOutput,
+    Exchange,
+    Task,
+    Tree,
+    Unbilled,
+)
 
 
 class FLoRAState(NamedTuple):
@@ -94,7 +102,9 @@ def flora(
     def address(message, last, client):
         factors, residual = message
         trained = cut_pairs(factors, rank_of(ranks, client))
-        return Mine(Free(trained), (), (factors.rest, residuals.bought(residual, last)))
+        return Mine(
+            Unbilled(trained), (), (factors.rest, residuals.bought(residual, last))
+        )
 
     def client(backbone, message):
         whole = residuals.merged(backbone, message[1])
@@ -126,7 +136,7 @@ def flora(
         return FLoRAState(delta, residuals.grown(state.residual, newest)), {}
 
     exchange = Exchange(
-        broadcast=lambda state: (split(state.delta), Free(state.residual)),
+        broadcast=lambda state: (split(state.delta), Unbilled(state.residual)),
         client=client,
         server=server,
         reduce=kept(lambda found: found),

@@ -37,7 +37,15 @@ from fedjax_fm.algorithms.lora_rules.work import (
     settled,
     train_factors,
 )
-from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Free, Task, Tree
+from fedjax_fm.types import (
+    Algorithm,
+    Batches,
+    ClientOutput,
+    Exchange,
+    Task,
+    Tree,
+    Unbilled,
+)
 
 
 class RoLoRAState(NamedTuple):
@@ -90,8 +98,8 @@ def rolora(
                 factors.rest,
             )
             return Mine(
-                Free(cut_pairs(only(factors, part), rank)),
-                Free(only(factors, other).pairs),
+                Unbilled(cut_pairs(only(factors, part), rank)),
+                Unbilled(only(factors, other).pairs),
                 news,
             )
 
@@ -117,13 +125,13 @@ def rolora(
             ), {}  # the round ends with its second exchange
 
         return Exchange(
-            broadcast=lambda state: (split(state.delta), Free(state.round)),
+            broadcast=lambda state: (split(state.delta), Unbilled(state.round)),
             client=client,
             server=server,
             reduce=padded_mean(lambda delta: only(split(delta), part)),
             batches=batches,
             address=address,
-            takes=lambda message, client, key: message[1] % 2 == parity,
+            selects=lambda message, client, key: message[1] % 2 == parity,
         )
 
     return Algorithm(

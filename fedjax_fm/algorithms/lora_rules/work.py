@@ -29,13 +29,21 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     split,
 )
 from fedjax_fm.algorithms.reduce import stack
-from fedjax_fm.types import ClientData, ClientOutput, Free, Reduce, Stack, Task, Tree
+from fedjax_fm.types import (
+    ClientData,
+    ClientOutput,
+    Reduce,
+    Stack,
+    Task,
+    Tree,
+    Unbilled,
+)
 
 
 class Mine(NamedTuple):
     """What a client works from.
 
-    `trained` and `fixed` are billed unless they are `Free`; `bought` is what is billed
+    `trained` and `fixed` are billed unless they are `Unbilled`; `bought` is what is billed
     in their place where a client knows a part of them already.
     """
 
@@ -120,7 +128,7 @@ def by_rank(ranks: np.ndarray | None) -> Callable[[Mine, Any, jax.Array], Mine] 
     def address(message: Mine, state: Any, client: jax.Array) -> Mine:
         return Mine(
             cut_pairs(message.trained, rank_of(ranks, client)),
-            Free(message.fixed),
+            Unbilled(message.fixed),
             message.bought,
         )
 

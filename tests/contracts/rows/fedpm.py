@@ -72,7 +72,7 @@ def _one_mask(problem: Problem, client, key):
 
 def _by_threshold(problem: Problem, state, client):
     return jax.tree.map(
-        lambda w, p: w * (p > 0.5), problem.backbone, state.rounds.server.delta
+        lambda w, p: w * (p > 0.5), problem.backbone, state.carry.server.delta
     ), problem.backbone
 
 

@@ -100,7 +100,7 @@ def _by_svd(problem: Problem, client, key):
 def _with_residual(problem: Problem, state, client):
     """The kernels have taken in what the server added."""
     residual, backbone = (
-        state.rounds.server.residual,
+        state.carry.server.residual,
         jax.tree.map(np.asarray, problem.backbone),
     )
     for name in LAYERS:
