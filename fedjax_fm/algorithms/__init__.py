@@ -13,8 +13,9 @@ from fedjax_fm.algorithms.fedmd import fedmd
 from fedjax_fm.algorithms.fedpm import fedpm
 from fedjax_fm.algorithms.fjord import fjord
 from fedjax_fm.algorithms.heterofl import heterofl
-from fedjax_fm.algorithms.local import client_weight, masked_loss, train
+from fedjax_fm.algorithms.local import client_weight, train
 from fedjax_fm.algorithms.local_only import local_only
+from fedjax_fm.algorithms.losses import masked_loss
 from fedjax_fm.algorithms.nested import nest
 from fedjax_fm.algorithms.reduce import weighted_mean
 

@@ -23,13 +23,14 @@ import numpy as np
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.nested import Prefixes, check_width
+from fedjax_fm.algorithms.parts import in_group
+from fedjax_fm.algorithms.reduce import total
 from fedjax_fm.types import (
     Algorithm,
     Batches,
     ClientData,
     ClientOutput,
     Exchange,
-    Reduce,
     Tree,
     Unbilled,
 )
@@ -170,9 +171,9 @@ def by_width(
             ),
             client=client,
             server=server,
-            reduce=Reduce(lift=lift, finish=lambda total, setting: total),
+            reduce=total(lift),
             batches=batches,
-            selects=lambda message, client, key: message.tiers[client] == tier,
+            selects=in_group(tier, lambda message: message.tiers),
         )
 
     return Algorithm(

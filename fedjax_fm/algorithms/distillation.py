@@ -14,7 +14,8 @@ import numpy as np
 import optax
 
 from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.local import ClientOptimizer, checked
+from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm.algorithms.losses import checked
 from fedjax_fm.population.permutation import permuted
 from fedjax_fm.types import Task, Tree
 

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.local import ClientOptimizer, checked, train
+from fedjax_fm import checks
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training, sends_update
+from fedjax_fm.algorithms.parts import Stream, stream
 from fedjax_fm.privacy.accounting import (
     Accounting,
     accounted_for,
@@ -31,18 +32,11 @@ from fedjax_fm.privacy.clipping import clipped_mean
 from fedjax_fm.privacy.noise import Noise
 from fedjax_fm.types import (
     Algorithm,
-    Batches,
-    ClientOutput,
     Exchange,
     Privacy,
     Task,
     Tree,
 )
-
-# Names of the noise's keys under the method's own. The engine names its keys by small
-# numbers (rounds, purposes, clients), and the method's own key is that of round 0: a
-# small number here would name the key that draws a cohort.
-UPDATE_NOISE, COUNT_NOISE = 2**32 - 2, 2**32 - 3
 
 
 class AdaptiveClip(NamedTuple):
@@ -202,10 +196,14 @@ def dp_fedavg(
     _check(noise, noise_multiplier, clip_norm, adaptive)
     privacy = _privacy(noise, noise_multiplier, adaptive, accounting)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
-    task = checked(task)
-    checks.client_optimizer("client_optimizer", client_optimizer)
+    local = local_training(
+        task,
+        client_optimizer,
+        epochs=epochs,
+        local_steps=local_steps,
+        batch_size=batch_size,
+    )
     checks.server_optimizer("server_optimizer", server_optimizer)
-    batches = Batches(batch_size, epochs, local_steps).checked()
 
     def init(delta, key, setting):
         _multiplier(
@@ -214,23 +212,14 @@ def dp_fedavg(
         return DpFedAvgState(
             delta=delta,
             optimizer=optimizer.init(delta),
-            noise=noise.init(delta, jax.random.fold_in(key, UPDATE_NOISE)),
+            noise=noise.init(delta, stream(key, Stream.UPDATE_NOISE)),
             clip_norm=jnp.float32(clip_norm),
             round=jnp.int32(0),
-            count_key=jax.random.fold_in(key, COUNT_NOISE),
+            count_key=stream(key, Stream.COUNT_NOISE),
         )
 
-    def client(backbone, message):
-        def one(delta, state, data, key):
-            trained, metrics = train(task, client_optimizer, delta, backbone, data, key)
-            return ClientOutput(
-                upload=trees.subtract(delta, trained),
-                weight=jnp.float32(1),
-                state=state,
-                metrics=metrics,
-            )
-
-        return one
+    def counts_once(data):  # the number of a client's examples is private
+        return jnp.float32(1)
 
     def server(state, aggregate, key):
         mean, within, cohort_size = aggregate.value
@@ -263,10 +252,10 @@ def dp_fedavg(
     reduce = clipped_mean(lambda state: state.clip_norm)
     exchange = Exchange(
         broadcast=lambda state: state.delta,
-        client=client,
+        client=sends_update(local, counts_once),
         server=server,
         reduce=reduce,
-        batches=batches,
+        batches=local.batches,
     )
     return Algorithm(init=init, exchanges=(exchange,), privacy=privacy)
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import optax
 
-from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.local import ClientOptimizer, checked, client_weight, train
+from fedjax_fm import checks
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training, sends_update
 from fedjax_fm.algorithms.reduce import weighted_mean
-from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Task, Tree
+from fedjax_fm.types import Algorithm, Exchange, Task, Tree
 
 
 class FedAvgState(NamedTuple):
@@ -33,8 +33,9 @@ def fedavg(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Federated averaging, weighted by the number of examples, or by the weights that
-    the task gives them.
+    """Federated averaging, weighted by examples or by the weights that the task gives them.
+
+    Sends: down w, up w - w_k, both the size of delta before any channel.
 
     Args:
       task: the loss.
@@ -47,28 +48,39 @@ def fedavg(
       local_steps: batches.
       batch_size: examples a step.
 
-    Sends: down w, up w - w_k, both the size of delta before any channel.
+    Returns:
+      An algorithm whose server state is `FedAvgState`; clients keep nothing.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds.
+
+    References:
+      McMahan et al. 2017, arXiv 1602.05629, algorithm 1; Reddi et al. 2020, arXiv
+      2003.00295, algorithm 1 for the server's optimizer.
+
+    Example:
+      >>> import jax, fedjax_fm as ffm
+      >>> task = Task(lambda w, backbone, batch, key: ((w - batch["x"]) ** 2 / 2, {}))
+      >>> method = fedavg(task, optax.sgd(0.5), local_steps=1, batch_size=2)
+      >>> clients = [{"x": jax.numpy.array([0.0, 2.0])}, {"x": jax.numpy.array([3.0])}]
+      >>> population = ffm.Population.from_clients(clients)
+      >>> simulator = ffm.Simulator(method, population, cohort_size=2)
+      >>> state, metrics = simulator.run(simulator.init(jax.numpy.float32(0)), 1)
+      >>> round(float(state.delta), 4)  # (2 * 0.5 + 1 * 1.5) / 3
+      0.8333
     """
-    task = checked(task)
-    checks.client_optimizer("client_optimizer", client_optimizer)
+    local = local_training(
+        task,
+        client_optimizer,
+        epochs=epochs,
+        local_steps=local_steps,
+        batch_size=batch_size,
+    )
     checks.server_optimizer("server_optimizer", server_optimizer)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
-    batches = Batches(batch_size, epochs, local_steps).checked()
 
     def init(delta, key, setting):
         return FedAvgState(delta, optimizer.init(delta))
-
-    def client(backbone, message):
-        def one(delta, state, data, key):
-            trained, metrics = train(task, client_optimizer, delta, backbone, data, key)
-            return ClientOutput(
-                upload=trees.subtract(delta, trained),
-                weight=client_weight(task, data),
-                state=state,
-                metrics=metrics,
-            )
-
-        return one
 
     def server(state, aggregate, key):
         updates, moments = optimizer.update(
@@ -78,9 +90,9 @@ def fedavg(
 
     exchange = Exchange(
         broadcast=lambda state: state.delta,
-        client=client,
+        client=sends_update(local),
         server=server,
         reduce=weighted_mean(),
-        batches=batches,
+        batches=local.batches,
     )
     return Algorithm(init=init, exchanges=(exchange,))

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.local import client_weight, masked_loss
+from fedjax_fm.algorithms.local import client_weight
+from fedjax_fm.algorithms.losses import masked_loss
 from fedjax_fm.algorithms.reduce import stack, weighted_mean
 from fedjax_fm.split import Split
 from fedjax_fm.types import (

@@ -19,14 +19,13 @@ import numpy as np
 import optax
 
 from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.local import ClientOptimizer, checked, train
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training
+from fedjax_fm.algorithms.reduce import total
 from fedjax_fm.systems.clock import Schedule
 from fedjax_fm.types import (
     Algorithm,
-    Batches,
     ClientOutput,
     Exchange,
-    Reduce,
     Sampler,
     Setting,
     Task,
@@ -81,10 +80,14 @@ def fedbuff(
     Metrics: `seconds` on the virtual clock, `staleness`, the mean of the buffer.
     """
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
-    task = checked(task)
-    checks.client_optimizer("client_optimizer", client_optimizer)
+    local = local_training(
+        task,
+        client_optimizer,
+        epochs=epochs,
+        local_steps=local_steps,
+        batch_size=batch_size,
+    )
     checks.server_optimizer("server_optimizer", server_optimizer)
-    batches = Batches(batch_size, epochs, local_steps).checked()
     if not isinstance(schedule, Schedule):
         raise TypeError(
             f"expected schedule from systems.asynchronous(...), got schedule={schedule!r}"
@@ -132,9 +135,7 @@ def fedbuff(
 
     def client(backbone, message):
         def one(mine, state, data, key):
-            trained, metrics = train(
-                task, client_optimizer, mine["delta"], backbone, data, key
-            )
+            trained, metrics = local.run(mine["delta"], backbone, data, key)
             age = mine["age"].astype(jnp.float32)
             metrics = {**metrics, "staleness": (age, jnp.float32(1))}
             return ClientOutput(
@@ -159,19 +160,19 @@ def fedbuff(
             delta=delta, history=history, optimizer=moments, round=newest, log=state.log
         ), metrics
 
-    def finish(total, setting):
-        return jax.tree.map(lambda x: x / buffer_size, total)
+    def lift(server, sent, weight):
+        return jax.tree.map(lambda x: weight * x, sent)
 
-    reduce = Reduce(
-        lift=lambda server, sent, weight: jax.tree.map(lambda x: weight * x, sent),
-        finish=finish,
-    )
+    def mean_of_buffer(sums, setting):
+        return jax.tree.map(lambda x: x / buffer_size, sums)
+
+    reduce = total(lift)._replace(finish=mean_of_buffer)
     exchange = Exchange(
         broadcast=broadcast,
         client=client,
         server=server,
         reduce=reduce,
-        batches=batches,
+        batches=local.batches,
         address=address,
     )
 

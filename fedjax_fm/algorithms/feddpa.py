@@ -22,7 +22,9 @@ import optax
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.fedavg import fedavg
-from fedjax_fm.algorithms.local import ClientOptimizer, checked, client_weight, train
+from fedjax_fm.algorithms.local import ClientOptimizer, client_weight, train
+from fedjax_fm.algorithms.losses import checked
+from fedjax_fm.algorithms.parts import Stream, stream
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.population import samplers
 from fedjax_fm.types import (
@@ -37,10 +39,6 @@ from fedjax_fm.types import (
     Tree,
     Unbilled,
 )
-
-PRIVATE = (
-    2**32 - 1
-)  # names the private adapter's key under the client's; steps, which are named too, are fewer
 
 
 class Adapters(NamedTuple):
@@ -84,7 +82,7 @@ def _beside(task: Task, optimizer: ClientOptimizer, mix: float) -> Callable:
                 Adapters(shared, private, jnp.float32(mix)), backbone, batch, key
             )
 
-        key = jax.random.fold_in(key, PRIVATE)
+        key = stream(key, Stream.BESIDE_STEPS)
         private, metrics = train(
             Task(loss, task.weight), optimizer, private, backbone, data, key
         )

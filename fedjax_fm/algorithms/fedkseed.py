@@ -17,12 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import (
-    check_trainable,
-    checked,
-    client_weight,
-    masked_loss,
-)
+from fedjax_fm.algorithms.local import client_weight
+from fedjax_fm.algorithms.losses import check_trainable, checked, masked_loss
 from fedjax_fm.directions import perturb, shift
 from fedjax_fm.types import (
     Algorithm,

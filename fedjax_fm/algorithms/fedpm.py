@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.local import ClientOptimizer, checked, train
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training
+from fedjax_fm.algorithms.reduce import total
 from fedjax_fm.kernels import mask_entropy_bits, uniform
 from fedjax_fm.types import (
     Algorithm,
-    Batches,
     ClientOutput,
     Exchange,
-    Reduce,
     Task,
     Tree,
 )
@@ -81,9 +80,14 @@ def fedpm(
     if reset_every is not None:
         checks.whole("reset_every", reset_every, least=1)
     checks.real("softening", softening, least=0, below=0.5)
-    task = checked(task)
-    checks.client_optimizer("client_optimizer", client_optimizer)
-    batches = Batches(batch_size, epochs, local_steps).checked()
+    local = local_training(
+        task,
+        client_optimizer,
+        epochs=epochs,
+        local_steps=local_steps,
+        batch_size=batch_size,
+    )
+    task = local.task
 
     def init(delta, key, setting):
         return FedPMState(
@@ -104,20 +108,15 @@ def fedpm(
         masks = jax.tree.map(through, sample_masks(theta, mask_key), theta)
         return task.loss(masked(weights(backbone), masks), backbone, batch, loss_key)
 
+    on_scores = local._replace(task=Task(masked_loss, task.weight))
+
     def client(backbone, message):
         def one(theta, state, data, key):
             train_key, mask_key = jax.random.split(key)
             scores = jax.tree.map(
                 lambda p: jax.scipy.special.logit(jnp.clip(p, 0, 1)), theta
             )  # a channel may overshoot
-            scores, metrics = train(
-                Task(masked_loss, task.weight),
-                client_optimizer,
-                scores,
-                backbone,
-                data,
-                train_key,
-            )
+            scores, metrics = on_scores.run(scores, backbone, data, train_key)
             masks = sample_masks(jax.tree.map(jax.nn.sigmoid, scores), mask_key)
             flat = jnp.concatenate(
                 [mask.reshape(-1) for mask in jax.tree.leaves(masks)]
@@ -166,13 +165,12 @@ def fedpm(
     def model(server, own, backbone):
         return masked(weights(backbone), threshold_masks(server.delta)), backbone
 
-    reduce = Reduce(lift=lift, finish=lambda total, setting: total)
     exchange = Exchange(
         broadcast=lambda state: state.delta,
         client=client,
         server=server,
-        reduce=reduce,
-        batches=batches,
+        reduce=total(lift),
+        batches=local.batches,
     )
     return Algorithm(init=init, exchanges=(exchange,), model=model)
 

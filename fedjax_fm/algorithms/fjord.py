@@ -14,24 +14,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_fm import checks
 from fedjax_fm.algorithms.by_width import Rates, by_width, widths_of
-from fedjax_fm.algorithms.local import (
-    ClientOptimizer,
-    check_trainable,
-    checked,
-    client_weight,
-    masked_loss,
-    optimizer_of,
-)
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training
+from fedjax_fm.algorithms.losses import masked_loss
 from fedjax_fm.algorithms.nested import Prefixes, check_width
-from fedjax_fm.types import Algorithm, Batches, ClientData, Task, Tree
-
-# what a step's key is folded with to draw its width; the loss gets the key itself, as
-# in FedAvg
-WIDTH = 0x0D
+from fedjax_fm.algorithms.parts import Stream, stream
+from fedjax_fm.types import Algorithm, Task, Tree
 
 
 class Distillation(NamedTuple):
@@ -92,9 +82,13 @@ def fjord(
 
     Sends: the slice of the cap down, its change up.
     """
-    task = checked(task)
-    checks.client_optimizer("client_optimizer", client_optimizer)
-    batches = Batches(batch_size, epochs, local_steps).checked()
+    local = local_training(
+        task,
+        client_optimizer,
+        epochs=epochs,
+        local_steps=local_steps,
+        batch_size=batch_size,
+    )
     if not isinstance(widths, Collection) or not len(widths):
         raise ValueError(f"expected at least one width, got widths={widths!r}")
     for width in widths:
@@ -106,19 +100,21 @@ def fjord(
     if distillation is not None:
         distillation.checked()
 
-    def local(cap: float):
-        drawn = [width for width in sorted(set(widths)) if width <= cap]
-        tasks = [_at_width(task, prefixes, width, distillation) for width in drawn]
+    def work_at(cap: float):
+        below = [width for width in sorted(set(widths)) if width <= cap]
+        tasks = [_at_width(local.task, prefixes, w, distillation) for w in below]
+        narrowest = local._replace(task=tasks[0])  # its metrics are those of all
 
         def work(backbone, delta, data, key):
-            trained, metrics = _train(
-                tasks, client_optimizer, delta, backbone, data, key
+            gradient = _of_a_drawn_width(tasks)
+            trained, metrics = narrowest.run(
+                delta, backbone, data, key, gradient=gradient
             )
-            return trained, metrics, client_weight(task, data)
+            return trained, metrics, local.weight(data)
 
         return work
 
-    return by_width(local, prefixes, caps, batches)
+    return by_width(work_at, prefixes, caps, local.batches)
 
 
 def _at_width(
@@ -147,52 +143,25 @@ def _at_width(
     return Task(loss, task.weight)
 
 
-def _train(
-    tasks: list[Task],
-    optimizer: ClientOptimizer,
-    delta: Tree,
-    backbone: Tree,
-    data: ClientData,
-    key: jax.Array,
-):
-    """`local.train` with a task drawn for each step.
+def _of_a_drawn_width(tasks: list[Task]) -> Callable:
+    """A gradient for `local.train`: of a task drawn for each step.
 
     Differentiated inside of each branch: the gradient of a `switch` would fill what the
     other branches would have kept for theirs with zeros, which costs more than a narrow
-    step.
+    step. The loss gets the step's key itself, as in FedAvg.
     """
-    check_trainable(delta)
-    optimizer = optimizer_of(optimizer, data.round)
-    gradients = [
-        jax.grad(
-            lambda delta, *rest, t=task: masked_loss(t, delta, *rest), has_aux=True
-        )
-        for task in tasks
-    ]
 
-    def step(i, carry):
-        delta, state, sums = carry
-        step_key = jax.random.fold_in(key, i)
-        drawn = jax.random.randint(
-            jax.random.fold_in(step_key, WIDTH), (), 0, len(tasks)
-        )
-        found, part = jax.lax.switch(
-            drawn, gradients, delta, backbone, *data.batch(i), step_key
-        )
-        updates, state = optimizer.update(found, state, delta)
-        return (
-            optax.apply_updates(delta, updates),
-            state,
-            jax.tree.map(jnp.add, sums, part),
-        )
+    def of_task(task: Task):
+        def loss(delta, backbone, batch, mask, key):
+            return masked_loss(task, delta, backbone, batch, mask, key)
 
-    shapes = jax.eval_shape(
-        lambda: masked_loss(tasks[0], delta, backbone, *data.batch(jnp.int32(0)), key)[
-            1
-        ]
-    )
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    delta, _, sums = jax.lax.fori_loop(
-        0, data.n_steps, step, (delta, optimizer.init(delta), zeros)
-    )
-    return delta, sums
+        return jax.grad(loss, has_aux=True)
+
+    branches = [of_task(task) for task in tasks]
+
+    def gradient(delta, backbone, batch, mask, key):
+        width_key = stream(key, Stream.DRAWN_WIDTH)
+        drawn = jax.random.randint(width_key, (), 0, len(branches))
+        return jax.lax.switch(drawn, branches, delta, backbone, batch, mask, key)
+
+    return gradient

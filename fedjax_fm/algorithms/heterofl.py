@@ -17,11 +17,11 @@ import numpy as np
 import optax
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.by_width import Rates, by_width
-from fedjax_fm.algorithms.local import ClientOptimizer, checked, client_weight, train
+from fedjax_fm.algorithms.by_width import Rates, by_width, widths_of
+from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
 from fedjax_fm.algorithms.nested import Prefixes
 from fedjax_fm.population.population import Population
-from fedjax_fm.types import Algorithm, Batches, Task
+from fedjax_fm.types import Algorithm, Task
 
 
 def heterofl(
@@ -60,25 +60,29 @@ def heterofl(
     Sends: the slice down, its change up.
     """
     checks.flag("weighted", weighted)
-    checks.client_optimizer("client_optimizer", client_optimizer)
-    batches = Batches(batch_size, epochs, local_steps).checked()
+    by_task = isinstance(task, Task) or not callable(task)
 
-    def local(width: float):
-        own = checked(
-            task if isinstance(task, Task) or not callable(task) else task(width)
+    def training_at(width: float) -> LocalTraining:
+        return local_training(
+            task if by_task else task(width),  # type: ignore[operator]
+            client_optimizer,
+            epochs=epochs,
+            local_steps=local_steps,
+            batch_size=batch_size,
         )
 
+    def work_at(width: float):
+        local = training_at(width)
+
         def work(backbone, delta, data, key):
-            trained, metrics = train(own, client_optimizer, delta, backbone, data, key)
-            return (
-                trained,
-                metrics,
-                client_weight(own, data) if weighted else jnp.float32(1),
-            )
+            trained, metrics = local.run(delta, backbone, data, key)
+            weight = local.weight(data) if weighted else jnp.float32(1)
+            return trained, metrics, weight
 
         return work
 
-    return by_width(local, prefixes, rates, batches, labels)
+    batches = training_at(widths_of(rates)[0]).batches
+    return by_width(work_at, prefixes, rates, batches, labels)
 
 
 def masked_cross_entropy(

@@ -1,17 +1,25 @@
 """Local training, the part that most methods share.
 
-A client walks its batches with an optax optimizer.
+A client walks its batches with an optax optimizer. What methods change is given to
+`train`: a correction of the gradient, another gradient, a penalty on the parameters.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_fm import checks, trees
-from fedjax_fm.types import ClientData, Task, Tree
+from fedjax_fm.algorithms.losses import (
+    check_trainable,
+    checked,
+    kind,
+    masked_loss,
+    weights_of,
+)
+from fedjax_fm.types import Batches, ClientData, ClientOutput, Task, Tree
 
 # One for all rounds, or made from the (traced) number of the round: a learning-rate
 # schedule over rounds.
@@ -19,125 +27,61 @@ ClientOptimizer = (
     optax.GradientTransformation | Callable[[jax.Array], optax.GradientTransformation]
 )
 
-SHOWN = 12  # leaves of a tree that an error lists
+Sums = dict[
+    str, tuple[jax.Array, jax.Array]
+]  # metrics: {name: (sum f32[], count f32[])}
 
 
-def checked(task: Task) -> Task:
-    """The same task, whose loss and weights are looked at while a round is traced.
+class LocalTraining(NamedTuple):
+    """What a client does with its own data: checked loss, optimizer and batches."""
 
-    Raises (later, while a round is traced):
-      TypeError: the loss does not return (losses, metrics), or returns integers.
-      ValueError: it does not return one value per example.
-    """
-    if not isinstance(task, Task):
-        hint = (
-            "wrap the loss: Task(loss)"
-            if callable(task)
-            else "make one with Task(loss)"
-        )
-        raise TypeError(f"expected a Task, got task={checks.shown(task)}; {hint}")
+    task: Task
+    optimizer: ClientOptimizer
+    batches: Batches
 
-    def loss(delta, backbone, batch, key):
-        n_examples = jax.tree.leaves(batch)[0].shape[0]
-        return losses_of(task, delta, backbone, batch, key, n_examples)
+    def run(
+        self,
+        delta: Tree,
+        backbone: Tree,
+        data: ClientData,
+        key: jax.Array,
+        **changes: Any,
+    ) -> tuple[Tree, Sums]:
+        """`train` with this task and this optimizer; `changes` are its keywords."""
+        start = (delta, backbone, data, key)
+        return train(self.task, self.optimizer, *start, **changes)
 
-    return Task(loss=loss, weight=task.weight)
+    def weight(self, data: ClientData) -> jax.Array:
+        """f32[]: what this client counts among clients, see `client_weight`."""
+        return client_weight(self.task, data)
 
 
-def losses_of(
+def local_training(
     task: Task,
-    delta: Tree,
-    backbone: Tree,
-    batch: Tree,
-    key: jax.Array,
-    n_examples: int,
-):
-    """What the task's loss returns, once it is seen to be one loss, and one value of
-    each metric, per example.
+    client_optimizer: ClientOptimizer,
+    *,
+    epochs: int | None = None,
+    local_steps: int | None = None,
+    batch_size: int,
+) -> LocalTraining:
+    """Checks what nearly every method takes, and keeps it together.
+
+    Args:
+      task: the loss.
+      client_optimizer: of optax, or a function of the round that makes one.
+      epochs: full passes over a client's data; give this or `local_steps`.
+      local_steps: batches.
+      batch_size: examples a step.
+
+    Returns:
+      What the method's client calls.
+
+    Raises:
+      TypeError, ValueError: one of them is of another kind or makes no sense.
     """
-    try:
-        found = task.loss(delta, backbone, batch, key)
-    except Exception as error:
-        error.add_note(
-            f"fedjax_fm: in the loss, which was given {_given(delta, backbone, batch)}"
-        )
-        raise
-    if not (
-        isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)
-    ):
-        raise TypeError(
-            "expected the loss to return (losses, metrics), "
-            f"float32[{n_examples}] and a dict, got {_kind(found)}; without "
-            "metrics, return `losses, {}`"
-        )
-    losses, metrics = found
-    _check_per_example("loss", losses, n_examples)
-    if not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
-        raise TypeError(
-            f"expected losses that are real numbers, got {_kind(losses)}: they have no gradient"
-        )
-    for name, values in metrics.items():
-        if name == "loss":
-            raise ValueError(
-                "the loss returns a metric of the name 'loss', which is that of the loss itself"
-            )
-        _check_per_example(f"value of the metric {name!r}", values, n_examples)
-    return losses, dict(metrics)
-
-
-def weights_of(task: Task, batch: Tree, mask: jax.Array) -> jax.Array:
-    """f32[B]: what each row counts; padded rows count nothing."""
-    if task.weight is None:
-        return jnp.where(mask, 1.0, 0.0)
-    weights = task.weight(batch)
-    _check_per_example("weight", weights, mask.shape[0])
-    return jnp.where(mask, jnp.asarray(weights, jnp.float32), 0.0)
-
-
-def _check_per_example(what: str, values: Any, n_examples: int) -> None:
-    shape = getattr(values, "shape", None)
-    if shape == (n_examples,):
-        return
-    if shape == ():
-        hint = "did you average? Return what each example gives, before the mean"
-    elif (
-        shape is not None
-        and shape[:1] == (n_examples,)
-        and all(size == 1 for size in shape[1:])
-    ):
-        hint = "drop the axes of length 1, as with `[:, 0]`"
-    elif shape is not None and shape[:1] == (n_examples,):
-        hint = "sum or average over the axes behind the first, within each example"
-    else:
-        hint = f"the first axis is that of the {n_examples} examples, and there is no other"
-    raise ValueError(
-        f"expected one {what} per example: float32[{n_examples}], got {_kind(values)}; {hint}"
-    )
-
-
-def _kind(value: Any) -> str:
-    """A value by its type and shape: float32[8], a tuple of 2, a float."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{value.dtype}{list(value.shape)}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
-
-
-def _given(delta: Tree, backbone: Tree, batch: Tree) -> str:
-    parts = (("delta", delta), ("backbone", backbone), ("batch", batch))
-    return "; ".join(f"{name}: {trees.described(tree, SHOWN)}" for name, tree in parts)
-
-
-def check_trainable(delta: Tree) -> None:
-    """Raises TypeError for a leaf that has no gradient."""
-    for path, leaf in jax.tree.leaves_with_path(delta):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"delta holds {_kind(leaf)} at {trees.path_of(path)}, which "
-                "cannot be trained: only floats have gradients. Put it into the "
-                "backbone"
-            )
+    checks.client_optimizer("client_optimizer", client_optimizer)
+    batches = Batches(batch_size, epochs, local_steps).checked()
+    return LocalTraining(checked(task), client_optimizer, batches)
 
 
 def optimizer_of(
@@ -149,7 +93,7 @@ def optimizer_of(
     made = optimizer(round_index)
     if not isinstance(made, optax.GradientTransformation):
         raise TypeError(
-            f"expected client_optimizer(round) to make an optax optimizer, got {_kind(made)}"
+            f"expected client_optimizer(round) to make an optax optimizer, got {kind(made)}"
         )
     return made
 
@@ -173,31 +117,60 @@ def client_weight(task: Task, data: ClientData) -> jax.Array:
     return jax.lax.fori_loop(0, n_batches, add, jnp.float32(0))
 
 
-def masked_loss(
-    task: Task,
-    delta: Tree,
-    backbone: Tree,
-    batch: Tree,
-    mask: jax.Array,
-    key: jax.Array,
-):
-    """(mean loss over the real rows, {name: (weighted sum, weight)}).
+def sends_update(
+    local: LocalTraining, weight: Callable[[ClientData], jax.Array] | None = None
+) -> Callable[[Tree, Tree], Callable[..., ClientOutput]]:
+    """The client of FedAvg: trains the delta that it is sent, uploads start - end.
 
-    Padded rows are selected away, not multiplied by 0. Without `task.weight` the
-    weights are counts.
+    Args:
+      local: its training.
+      weight: what the client counts; None: the weights of all its examples.
+
+    Returns:
+      `Exchange.client`; the client's state stays as it is.
     """
-    losses, metrics = losses_of(task, delta, backbone, batch, key, mask.shape[0])
-    weights = weights_of(task, batch, mask)
-    count = jnp.sum(weights, dtype=jnp.float32)
+    weight = local.weight if weight is None else weight
 
-    def total(values: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(mask, values * weights, 0.0))
+    def client(backbone, message):
+        def one(delta, state, data, key):
+            trained, metrics = local.run(delta, backbone, data, key)
+            return ClientOutput(
+                upload=trees.subtract(delta, trained),
+                weight=weight(data),
+                state=state,
+                metrics=metrics,
+            )
 
-    sums = {
-        name: (total(values), count)
-        for name, values in {"loss": losses, **metrics}.items()
-    }
-    return total(losses) / jnp.where(count > 0, count, 1.0), sums
+        return one
+
+    return client
+
+
+def over_steps(
+    data: ClientData,
+    step: Callable[[jax.Array, Any], tuple[Any, Tree]],
+    carry: Any,
+    sums: Tree,
+) -> tuple[Any, Tree]:
+    """The loop over a client's local steps.
+
+    Args:
+      data: says how many steps; the number is traced.
+      step: `(i i32[], carry) -> (carry, what step i adds to the sums)`.
+      carry: what passes from step to step.
+      sums: shapes of what a step adds.
+
+    Returns:
+      (carry, sums over all steps); zeros for a client without a step.
+    """
+
+    def body(i, running):
+        carry, total = running
+        carry, part = step(i, carry)
+        return carry, jax.tree.map(jnp.add, total, part)
+
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
+    return jax.lax.fori_loop(0, data.n_steps, body, (carry, zeros))
 
 
 def train(
@@ -209,47 +182,78 @@ def train(
     key: jax.Array,
     *,
     correct: Callable[[Tree, Tree], Tree] | None = None,
-) -> tuple[Tree, dict[str, tuple[jax.Array, jax.Array]]]:
+    penalty: Callable[[Tree], jax.Array] | None = None,
+    gradient: Callable | None = None,
+) -> tuple[Tree, Sums]:
     """Runs `data.n_steps` steps from `delta` with a fresh optimizer state.
 
+        w <- w - optimizer(correct(grad(mean loss(w; b) + penalty(w)), w))
+
     Args:
-      task, optimizer: what is minimised, and how; a function of the round gives an
-        optimizer for each.
-      delta, backbone: where it starts, and what is frozen.
-      data, key: of the client, as the engine gives them.
+      task: what is minimised.
+      optimizer: of optax; a function of the round makes one for each.
+      delta: where it starts, leaves of floats.
+      backbone: what is frozen.
+      data: the client's, as the engine gives it.
+      key: the client's; step i draws from `fold_in(key, i)`.
       correct: `(gradients, delta) -> gradients`, before each step of the optimizer: a
         proximal term, a control variate.
+      penalty: `delta -> f32[]`, added to the loss and to the reported one.
+      gradient: `(delta, backbone, batch, mask, key) -> (gradients, sums of metrics)` in
+        the place of the mean loss's; the sums have the shapes of the task's.
 
     Returns:
       (delta, metrics): the loss (and the task's metrics) at the parameters that each
       batch saw, as (sum, count).
+
+    Raises:
+      TypeError: a leaf of delta has no gradient.
+
+    Example:
+      FedProx's client pulls w back to where it started:
+
+      >>> def towards_start(gradients, w):
+      ...     return jax.tree.map(lambda g, a, s: g + 0.1 * (a - s), gradients, w, start)
+      >>> # train(task, optimizer, start, backbone, data, key, correct=towards_start)
     """
     check_trainable(delta)
     optimizer = optimizer_of(optimizer, data.round)
-    gradient: Callable = jax.grad(
-        lambda delta, *rest: masked_loss(task, delta, *rest), has_aux=True
-    )
+    task = task if penalty is None else _penalised(task, penalty)
+    gradient = _gradient_of(task) if gradient is None else gradient
 
     def step(i, carry):
-        delta, state, sums = carry
+        delta, moments = carry
         batch, mask = data.batch(i)
-        gradients, part = gradient(
-            delta, backbone, batch, mask, jax.random.fold_in(key, i)
-        )
+        step_key = jax.random.fold_in(key, i)
+        gradients, sums = gradient(delta, backbone, batch, mask, step_key)
         if correct is not None:
             gradients = correct(gradients, delta)
-        updates, state = optimizer.update(gradients, state, delta)
-        return (
-            optax.apply_updates(delta, updates),
-            state,
-            jax.tree.map(jnp.add, sums, part),
-        )
+        updates, moments = optimizer.update(gradients, moments, delta)
+        return (optax.apply_updates(delta, updates), moments), sums
 
-    shapes = jax.eval_shape(
-        lambda: masked_loss(task, delta, backbone, *data.batch(jnp.int32(0)), key)[1]
-    )
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    delta, _, sums = jax.lax.fori_loop(
-        0, data.n_steps, step, (delta, optimizer.init(delta), zeros)
-    )
+    def first_sums():
+        batch, mask = data.batch(jnp.int32(0))
+        return masked_loss(task, delta, backbone, batch, mask, key)[1]
+
+    start = (delta, optimizer.init(delta))
+    (delta, _), sums = over_steps(data, step, start, jax.eval_shape(first_sums))
     return delta, sums
+
+
+def _gradient_of(task: Task) -> Callable:
+    """`(delta, backbone, batch, mask, key) -> (gradients, sums)` of the mean loss."""
+
+    def loss(delta, backbone, batch, mask, key):
+        return masked_loss(task, delta, backbone, batch, mask, key)
+
+    return jax.grad(loss, has_aux=True)
+
+
+def _penalised(task: Task, penalty: Callable[[Tree], jax.Array]) -> Task:
+    """The task with `penalty(delta)` on every example's loss."""
+
+    def loss(delta, backbone, batch, key):
+        losses, metrics = task.loss(delta, backbone, batch, key)
+        return losses + penalty(delta), metrics
+
+    return Task(loss, task.weight)

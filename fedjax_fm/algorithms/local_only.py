@@ -7,26 +7,16 @@ client:  d_k <- d_k after local steps on its own data, d_k = the common start in
 server:  does nothing
 """
 
-from typing import NamedTuple
-
-from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer, checked, client_weight, train
-from fedjax_fm.algorithms.reduce import weighted_mean
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training
+from fedjax_fm.algorithms.parts import DeltaState
+from fedjax_fm.algorithms.reduce import nothing
 from fedjax_fm.types import (
     Algorithm,
-    Batches,
     ClientOutput,
     Exchange,
     Task,
-    Tree,
     Unbilled,
 )
-
-
-class LocalOnlyState(NamedTuple):
-    """Server state: the common start, never changed."""
-
-    delta: Tree
 
 
 def local_only(
@@ -37,20 +27,49 @@ def local_only(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Each client's own delta is its client state; the optimizer starts afresh each round.
+    """Every client trains its own delta, which is its client state.
 
     Sends: nothing, in both directions.
+
+    Args:
+      task: the loss.
+      client_optimizer: starts afresh each round.
+      epochs: full passes over a client's data in a round; give this or `local_steps`.
+      local_steps: batches of a round.
+      batch_size: examples a step.
+
+    Returns:
+      An algorithm whose server state is the common start, never changed; `model` gives
+      each client's own.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds.
+
+    Example:
+      >>> import jax, optax, fedjax_fm as ffm
+      >>> task = Task(lambda w, backbone, batch, key: ((w - batch["x"]) ** 2 / 2, {}))
+      >>> method = local_only(task, optax.sgd(0.5), local_steps=1, batch_size=1)
+      >>> clients = [{"x": jax.numpy.array([2.0])}, {"x": jax.numpy.array([4.0])}]
+      >>> population = ffm.Population.from_clients(clients)
+      >>> simulator = ffm.Simulator(method, population, cohort_size=2)
+      >>> state, metrics = simulator.run(simulator.init(jax.numpy.float32(0)), 1)
+      >>> [float(simulator.model(state, k)[0]) for k in range(2)]
+      [1.0, 2.0]
     """
-    task = checked(task)
-    checks.client_optimizer("client_optimizer", client_optimizer)
-    batches = Batches(batch_size, epochs, local_steps).checked()
+    local = local_training(
+        task,
+        client_optimizer,
+        epochs=epochs,
+        local_steps=local_steps,
+        batch_size=batch_size,
+    )
 
     def client(backbone, message):
         def one(message, delta, data, key):
-            trained, metrics = train(task, client_optimizer, delta, backbone, data, key)
+            trained, metrics = local.run(delta, backbone, data, key)
             return ClientOutput(
                 upload=(),
-                weight=client_weight(task, data),
+                weight=local.weight(data),
                 state=trained,
                 metrics=metrics,
             )
@@ -61,12 +80,12 @@ def local_only(
         broadcast=lambda state: Unbilled(()),
         client=client,
         server=lambda state, aggregate, key: (state, {}),
-        reduce=weighted_mean(),
-        batches=batches,
+        reduce=nothing(),
+        batches=local.batches,
     )
 
     def init(delta, key, setting):
-        return LocalOnlyState(delta)
+        return DeltaState(delta)
 
     def client_init(delta, key):
         return delta

@@ -9,7 +9,8 @@ import torch
 from width_models import MODELS, SIZES, Model, mlp, ordered_descent, where
 
 import fedjax_fm as ffm
-from fedjax_fm.algorithms.fjord import WIDTH, Distillation, fjord
+from fedjax_fm.algorithms.fjord import Distillation, fjord
+from fedjax_fm.algorithms.parts import Stream
 from fedjax_fm.algorithms.nested import nest
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.population import samplers
@@ -219,7 +220,12 @@ def test_distillation_is_the_papers_loss():
         derive(jax.random.fold_in(jax.random.key(SEED), 0), Purpose.CLIENT, 0, 0), 0
     )
     assert (
-        int(jax.random.randint(jax.random.fold_in(step_key, WIDTH), (), 0, 2)) == 0
+        int(
+            jax.random.randint(
+                jax.random.fold_in(step_key, Stream.DRAWN_WIDTH), (), 0, 2
+            )
+        )
+        == 0
     )  # draws the narrower of two
     for width, teacher_learns in ((0.5, True), (0.7, False)):
         distillation = Distillation(

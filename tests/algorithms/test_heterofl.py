@@ -172,7 +172,7 @@ def test_dynamic_rates_are_drawn_anew_each_round():
     jax.tree.map(np.testing.assert_array_equal, state.delta, fixed.delta)
     assert metrics["uplink_bytes"] == same["uplink_bytes"]
     assert len(set(first[: len(SIZES)])) > 1
-    np.testing.assert_array_equal(fixed.rounds.server.tiers, first)
+    np.testing.assert_array_equal(fixed.carry.server.tiers, first)
     for tiers in (first, second):
         np.testing.assert_allclose(
             np.bincount(tiers, minlength=3) / 6000, [1 / 6, 2 / 6, 3 / 6], atol=0.025

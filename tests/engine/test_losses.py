@@ -452,7 +452,7 @@ def test_a_state_of_another_method_or_model_is_refused():
 
 def test_a_task_keeps_its_field_names():
     """`checked` builds a task anew: a field that it forgets would be lost."""
-    from fedjax_fm.algorithms.local import checked
+    from fedjax_fm.algorithms.losses import checked
 
     task = ffm.Task(cross_entropy, lambda batch: batch["y"])
     assert task._fields == ("loss", "weight")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm.algorithms.fjord import WIDTH
+from fedjax_fm.algorithms.parts import Stream
 from fedjax_fm.algorithms.nested import Groups, Prefixes, nest
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.experiments.bench.conv import conv_as_matmul
@@ -198,7 +198,7 @@ def ordered_descent(model: Model, widths, rate: float, steps: int):
         )
         for i in range(steps):
             drawn = jax.random.randint(
-                jax.random.fold_in(jax.random.fold_in(key, i), WIDTH),
+                jax.random.fold_in(jax.random.fold_in(key, i), Stream.DRAWN_WIDTH),
                 (),
                 0,
                 len(inside),

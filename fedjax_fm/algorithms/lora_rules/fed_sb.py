@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer, checked
+from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
     Ranks,
@@ -33,6 +33,7 @@ from fedjax_fm.algorithms.lora_rules.work import (
     settled,
     train_factors,
 )
+from fedjax_fm.algorithms.losses import checked
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Task, Tree
 
 

@@ -11,7 +11,7 @@ factors; ranks that differ are padded with zeros, the baseline of HetLoRA and FL
 from typing import NamedTuple
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer, checked
+from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     Ranks,
     check_fit,
@@ -27,6 +27,7 @@ from fedjax_fm.algorithms.lora_rules.work import (
     sends_change,
     settled,
 )
+from fedjax_fm.algorithms.losses import checked
 from fedjax_fm.types import Algorithm, Batches, Exchange, Task, Tree
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer, checked
+from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
     Pair,
@@ -34,6 +34,7 @@ from fedjax_fm.algorithms.lora_rules.work import (
     settled,
     train_factors,
 )
+from fedjax_fm.algorithms.losses import checked
 from fedjax_fm.types import Algorithm, Batches, ClientOutput, Exchange, Task, Tree
 
 

@@ -10,7 +10,7 @@ is trained, sent and averaged.
 from typing import NamedTuple
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer, checked
+from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     Ranks,
     check_fit,
@@ -28,6 +28,7 @@ from fedjax_fm.algorithms.lora_rules.work import (
     sends_change,
     settled,
 )
+from fedjax_fm.algorithms.losses import checked
 from fedjax_fm.types import Algorithm, Batches, Exchange, Task, Tree, Unbilled
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer, checked
+from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules import residual as residuals
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
@@ -40,6 +40,7 @@ from fedjax_fm.algorithms.lora_rules.work import (
     stacked_rows,
     train_factors,
 )
+from fedjax_fm.algorithms.losses import checked
 from fedjax_fm.types import (
     Algorithm,
     Batches,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer, checked
+from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     Part,
     Ranks,
@@ -37,6 +37,7 @@ from fedjax_fm.algorithms.lora_rules.work import (
     settled,
     train_factors,
 )
+from fedjax_fm.algorithms.losses import checked
 from fedjax_fm.types import (
     Algorithm,
     Batches,

@@ -7,7 +7,8 @@ from contract import Problem, Row
 from mlp_problem import make_clients, make_trees, mlp_loss
 
 import fedjax_fm as ffm
-from fedjax_fm.algorithms.dp_fedavg import UPDATE_NOISE, AdaptiveClip, dp_fedavg
+from fedjax_fm.algorithms.dp_fedavg import AdaptiveClip, dp_fedavg
+from fedjax_fm.algorithms.parts import Stream
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.privacy import banded, binary_tree, independent
 
@@ -53,7 +54,7 @@ def _centralised(noise, multiplier=Z):
         update = jax.tree.map(lambda a, b: a - b, problem.delta, delta)
         length = jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(update)))
         noise_key = jax.random.fold_in(
-            derive(jax.random.key(5), Purpose.INIT), UPDATE_NOISE
+            derive(jax.random.key(5), Purpose.INIT), Stream.UPDATE_NOISE
         )
         drawn, _ = noise.draw(noise.init(problem.delta, noise_key))
 

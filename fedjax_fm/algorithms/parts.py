@@ -1,0 +1,53 @@
+"""Small parts that several methods share: a state, a choice of clients, names of keys."""
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import jax
+
+from fedjax_fm.types import Tree
+
+
+class DeltaState(NamedTuple):
+    """The server state of methods that keep nothing but the trainable tree."""
+
+    delta: Tree
+
+
+class Stream(IntEnum):
+    """Names of a method's own random numbers; they are part of a run's identity.
+
+    A client's key also names its local steps, 0, 1, ...: what is drawn beside them is
+    numbered from the other end. The engine's keys (rounds, purposes, clients) are small
+    numbers, too, and a method's first key is that of round 0.
+    """
+
+    DRAWN_WIDTH = 0x0D  # FjORD, under a step's key, which is the loss's own
+    SEEDS = 0  # FedKSeed, under a client's key: which directions
+    EVALUATIONS = 1  # FedKSeed: dropout and the like, the same in both evaluations
+    BESIDE_STEPS = 2**32 - 1  # FedMD's digest, FedDPA's private adapter
+    UPDATE_NOISE = 2**32 - 2  # DP-FedAvg, under the method's key
+    COUNT_NOISE = 2**32 - 3
+
+
+def stream(key: jax.Array, name: Stream) -> jax.Array:
+    """The key of these random numbers under `key`."""
+    return jax.random.fold_in(key, int(name))
+
+
+def in_group(group: int, groups_of: Callable[[Any], jax.Array]) -> Callable:
+    """`Exchange.selects` of the clients of one group, each group having its exchange.
+
+    Args:
+      group: the number of the group.
+      groups_of: `message -> i32[N]`, the group of every client.
+
+    Returns:
+      `(message, client, key) -> bool[]`.
+    """
+
+    def selects(message, client, key):
+        return groups_of(message)[client] == group
+
+    return selects
