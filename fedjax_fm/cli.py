@@ -417,7 +417,7 @@ def _is_users(error: Exception) -> bool:
     ):  # an extra that is not there
         return True
     rounds = sys.modules.get(
-        "fedjax_fm.engine.errors"
+        "fedjax_fm.engine.faults"
     )  # no round has run where that is not imported
     return rounds is not None and isinstance(error, rounds.RoundError)
 

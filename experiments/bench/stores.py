@@ -30,7 +30,7 @@ from flax import nnx
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms.local import train
-from fedjax_fm.engine.store import HostStore
+from fedjax_fm.engine.state import HostStore
 from fedjax_fm.models import BertConfig, BertForSequenceClassification
 
 MINILM = BertConfig(
@@ -119,7 +119,7 @@ def stateful(
                 "seconds": seconds,
             }
             yield row | {
-                "bytes_of_states": simulator.start.bytes_of_states,
+                "bytes_of_states": simulator.shapes.bytes_of_states,
                 "peak_rss_bytes": _peak(),
             }
             del state, simulator

@@ -28,7 +28,7 @@ import fedjax_fm as ffm
 from fedjax_fm import datasets, models, peft, study, tasks, trees
 from fedjax_fm.algorithms.fedkseed import fedkseed
 from fedjax_fm.directions import perturb
-from fedjax_fm.engine.message import unwrap
+from fedjax_fm.engine.billing import unwrapped
 from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.experiments.shared.sentences import Arrays, deal, of_split, sentences
 from fedjax_fm.models.perturbed import read_by_rows
@@ -282,7 +282,7 @@ def at_work(run: study.Run, algorithm: ffm.Algorithm) -> float:
         one = exchange.client(own.backbone, message)
         return one(message, (), some, jax.random.key(1)).upload
 
-    message = unwrap(exchange.broadcast(state))
+    message = unwrapped(exchange.broadcast(state))
     return (scratch(work, message, batch, jnp.int32(1)) - trees.nbytes(own.delta)) / 1e6
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from fedjax_fm import checks
 from fedjax_fm.callbacks.base import Callback, Metrics
 from fedjax_fm.callbacks.history import metrics_of, rows_of
-from fedjax_fm.engine.errors import RoundError
+from fedjax_fm.engine.faults import RoundError
 from fedjax_fm.engine.plan import Plan
 from fedjax_fm.engine.state import SimulationState
 from fedjax_fm.runs import identity

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fedjax_fm import checks
 from fedjax_fm.callbacks.base import Callback, CallbackError, Metrics, Stop, name_of
 from fedjax_fm.callbacks.history import History
-from fedjax_fm.engine.errors import RoundError
+from fedjax_fm.engine.faults import RoundError
 from fedjax_fm.engine.guarantee import check_rounds
 from fedjax_fm.engine.state import SimulationState
 from fedjax_fm.runs.errors import Interrupted, UserError

@@ -7,8 +7,8 @@ import numpy as np
 from rich.console import Console
 
 from fedjax_fm.callbacks.base import Callback, Metrics
+from fedjax_fm.engine.billing import in_units
 from fedjax_fm.engine.state import SimulationState
-from fedjax_fm.engine.summary import size
 from fedjax_fm.runs.progress import RoundProgress
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class _Progress(Callback):
         }
         for name, sign in (("uplink_bytes", "up"), ("downlink_bytes", "down")):
             if name in metrics:
-                shown[sign] = size(int(metrics[name].sum()))
+                shown[sign] = in_units(int(metrics[name].sum()))
         self._live.update(state.round, **shown)
 
     def end(

@@ -1,7 +1,7 @@
 """The round engine: the only code that knows vmap, meshes and loops over clients."""
 
 from fedjax_fm.engine.devices import client_mesh, use_cpu_cores_as_devices
-from fedjax_fm.engine.errors import (
+from fedjax_fm.engine.faults import (
     CohortOverflow,
     NonFiniteClient,
     RoundError,

@@ -16,6 +16,7 @@ from fedjax_fm.types import Algorithm, Behaviour, Sampler, Tree
 
 
 def check_kinds(
+    *,
     algorithm: Any,
     population: Any,
     uplink: Any,
@@ -23,8 +24,10 @@ def check_kinds(
     sampler: Any,
     behaviour: Any,
 ) -> None:
-    """Raises TypeError for the first argument that is of another type, and says how to
-    make one of the right type.
+    """Refuses the first argument that is of another type.
+
+    Raises:
+      TypeError: says how to make one of the right type.
     """
     checks.instance(
         "algorithm",
@@ -50,7 +53,15 @@ def check_kinds(
 
 
 def check_delta(delta: Tree) -> None:
-    """Raises for a trainable tree that is empty, or that holds what is no finite array."""
+    """Refuses a trainable tree that is empty, or that holds what is no finite array.
+
+    Args:
+      delta: the trainable tree.
+
+    Raises:
+      ValueError: it is empty, or holds NaN or infinity.
+      TypeError: a leaf is no array of numbers.
+    """
     leaves = jax.tree.leaves_with_path(delta)
     if not leaves:
         raise ValueError(
@@ -61,7 +72,7 @@ def check_delta(delta: Tree) -> None:
         where = trees.path_of(path) or "its only leaf"
         if not _is_array(leaf):
             raise TypeError(
-                f"expected arrays of numbers in delta, got {_shortly(leaf)} at "
+                f"expected arrays of numbers in delta, got {_in_words(leaf)} at "
                 f"{where}; leave it out of the trainable tree, or put it into the "
                 "backbone"
             )
@@ -70,8 +81,19 @@ def check_delta(delta: Tree) -> None:
 
 
 def check_state(state: Any, server: Any) -> None:
-    """Raises for what is not a state whose server part has the shapes of `server`."""
-    made = "start with state = simulator.init(delta), and go on from the state that run returned"
+    """Refuses what is not a state of this simulator.
+
+    Args:
+      state: what was given.
+      server: shapes of the server's part.
+
+    Raises:
+      TypeError, ValueError: another type, or a server part of other shapes.
+    """
+    made = (
+        "start with state = simulator.init(delta), and go on from the state that run "
+        "returned"
+    )
     checks.instance("state", state, SimulationState, made)
     if problem := trees.difference(server, state.carry.server):
         raise ValueError(
@@ -87,6 +109,6 @@ def _is_array(leaf: Any) -> bool:
     return dtype == jnp.bool_ or jnp.issubdtype(dtype, jnp.number)
 
 
-def _shortly(leaf: Any) -> str:
+def _in_words(leaf: Any) -> str:
     dtype = getattr(leaf, "dtype", None)
     return f"{dtype}{list(leaf.shape)}" if dtype is not None else checks.shown(leaf)

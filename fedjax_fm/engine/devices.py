@@ -74,11 +74,14 @@ def over_model(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def shared_by_cores(tree: Tree) -> Tree:
-    """The tree in buffers that all CPU devices of this process can read, so that a copy
-    of it "on every device" is one copy: jax takes host memory as it is where that is
-    aligned. Elsewhere the tree as it came.
+    """The tree in buffers that all CPU devices of this process can read.
 
-    Arrays of the caller's are copied, as they may be written to later.
+    A copy of it "on every device" is then one copy: jax takes host memory as it is where
+    that is aligned. On other backends the tree as it came. Arrays of the caller's are
+    copied, as they may be written to later.
+
+    Args:
+      tree: arrays of jax or numpy.
     """
     if jax.default_backend() != "cpu":
         return tree

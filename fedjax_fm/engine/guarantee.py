@@ -9,7 +9,12 @@ from fedjax_fm.types import Algorithm, Privacy, Sampler, Setting
 
 
 def check_sampling(algorithm: Algorithm, sampler: Sampler, setting: Setting) -> None:
-    """Whether clients are drawn as was accounted for, and as many as the method divides by.
+    """Refuses another sampler or cohort than the method was accounted for.
+
+    Args:
+      algorithm: private or not.
+      sampler: of the simulator.
+      setting: its sizes; a private method divides by the cohort's.
 
     Raises:
       ValueError: another law, another number of clients, or a cohort_size that is not
@@ -21,8 +26,8 @@ def check_sampling(algorithm: Algorithm, sampler: Sampler, setting: Setting) -> 
     law, asked = sampler.law, privacy.law
     if privacy.epsilon is not None and not (type(law) is type(asked) and law == asked):
         raise ValueError(
-            f"this method was accounted for clients drawn by {_told(asked)}, and "
-            f"the simulator draws them by {_told(law)}: pass "
+            f"this method was accounted for clients drawn by {_law_in_words(asked)}, and "
+            f"the simulator draws them by {_law_in_words(law)}: pass "
             f"sampler={_sampler_of(asked, setting)}, or account for this sampler"
         )
     if isinstance(law, WithoutReplacement) and law.n_clients != setting.n_clients:
@@ -40,13 +45,19 @@ def check_sampling(algorithm: Algorithm, sampler: Sampler, setting: Setting) -> 
 
 
 def check_rounds(privacy: Privacy | None, done: int, rounds: int) -> None:
-    """Refuses to run past the rounds that were accounted for."""
-    if (
-        privacy is None
-        or privacy.rounds is None
-        or rounds == 0
-        or done + rounds <= privacy.rounds
-    ):
+    """Refuses to run past the rounds that were accounted for.
+
+    Args:
+      privacy: of the algorithm.
+      done: rounds so far.
+      rounds: that are asked for.
+
+    Raises:
+      ValueError: more than were accounted for.
+    """
+    if privacy is None or privacy.rounds is None or rounds == 0:
+        return
+    if done + rounds <= privacy.rounds:
         return
     raise ValueError(
         f"this method was accounted for {privacy.rounds} rounds: {done} are done, "
@@ -59,8 +70,12 @@ def check_rounds(privacy: Privacy | None, done: int, rounds: int) -> None:
 def with_epsilon(
     metrics: dict[str, np.ndarray], privacy: Privacy | None, done: int
 ) -> dict[str, np.ndarray]:
-    """The metrics with `epsilon` f64[rounds], spent after each of the rounds that
-    followed `done`.
+    """The metrics with `epsilon` f64[rounds], spent after each round.
+
+    Args:
+      metrics: {name: array[rounds]}.
+      privacy: of the algorithm.
+      done: rounds before the first of them.
     """
     if privacy is None or privacy.epsilon is None or not metrics:
         return metrics
@@ -100,7 +115,7 @@ def _mean_cohort(law: Any, n_clients: int) -> float | None:
     return law.cohort_size if isinstance(law, WithoutReplacement) else None
 
 
-def _told(law: Any) -> str:
+def _law_in_words(law: Any) -> str:
     return "a sampler that promises nothing (law None)" if law is None else str(law)
 
 

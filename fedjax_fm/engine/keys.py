@@ -1,7 +1,7 @@
-"""Every random number of a run is named by (seed, round, client id, purpose), never by
-a slot in a block.
+"""Every random number of a run is named by (seed, round, client id, purpose).
 
-So a client's randomness does not depend on block width, device count or cohort order.
+Never by a slot in a block: a client's randomness does not depend on block width, device
+count or cohort order.
 """
 
 from enum import IntEnum
@@ -31,8 +31,12 @@ class Purpose(IntEnum):
 
 
 def derive(key: jax.Array, purpose: Purpose, *names: jax.Array | int) -> jax.Array:
-    """The key of `purpose` under `key`, told apart further by `names` (a client id, an
-    exchange, an epoch).
+    """The key of `purpose` under `key`.
+
+    Args:
+      key: of the run, of a round or of a passage.
+      purpose: what it is for.
+      *names: what tells it apart further: a client id, an exchange, an epoch.
     """
     key = jax.random.fold_in(key, int(purpose))
     for name in names:

@@ -33,12 +33,26 @@ def make_plan(
     """Lays `capacity` clients over `n_devices`.
 
     Args:
-      block_size: None chooses. On CPU as many clients as stay in a core's cache, often
-        one: a client's own matrices fill a core. On accelerators all of a device's
-        clients (the simulator halves it until the rounds fit).
-      lane_bytes: what one client holds of its own while it works: its delta, upload and state.
+      capacity: clients of the largest cohort.
+      n_devices: that there are.
+      block_size: clients that a device computes at once. None chooses: on CPU as many as
+        stay in a core's cache, often one, as a client's own matrices fill a core; on
+        accelerators all of a device's clients (the simulator halves it until the rounds
+        fit).
+      lane_bytes: what one client holds of its own while it works: its delta, upload and
+        state.
       fixed_devices: False lets a cohort that fits into one CPU block stay on one
         device, as talking to the second one would cost more than the round.
+
+    Returns:
+      The layout; at most as many devices as clients.
+
+    Raises:
+      ValueError: a block of less than one client.
+
+    Example:
+      >>> make_plan(100, 2, block_size=8)
+      Plan(n_devices=2, block_size=8, n_blocks=7)
     """
     on_cpu = jax.default_backend() == "cpu"
     if block_size is not None and block_size < 1:
@@ -50,40 +64,40 @@ def make_plan(
     n_devices = min(n_devices, capacity)
     per_device = -(-capacity // n_devices)
     block_size = per_device if block_size is None else min(block_size, per_device)
-    return Plan(n_devices, block_size, -(-per_device // block_size))
+    n_blocks = -(-per_device // block_size)
+    return Plan(n_devices, block_size, n_blocks)
 
 
-def deal(
+def assign(
     active: jax.Array, load: jax.Array | None, plan: Plan
 ) -> tuple[jax.Array, jax.Array]:
-    """Lays a cohort out as blocks of clients of like load, the loads of the devices
-    close to each other.
+    """Assigns a cohort to slots: clients of like load side by side, devices alike.
 
     Args:
-      active: bool[C]; load: i32[C], local steps; None if all are alike and those who
-        are active come first.
+      active: bool[C], who gets a slot.
+      load: i32[C], local steps; None if all are alike and those who are active come
+        first.
+      plan: the layout.
 
     Returns:
-      (slots, active): which of the cohort, i32 and bool[D, n_blocks, W]. Longest
-      clients first, so the last blocks may be empty.
+      (number, active), i32 and bool[D, n_blocks, W]: which of the cohort has the slot, C
+      for an empty one. Longest clients first, so the last blocks may be empty.
     """
     capacity = active.shape[0]
-    blocks = plan.n_blocks * plan.n_devices
-    if load is None or blocks == 1:
+    n_blocks = plan.n_blocks * plan.n_devices
+    if load is None or n_blocks == 1:
         order = jnp.arange(capacity, dtype=jnp.int32)
     else:
         order = _longest_first(jnp.where(active, load, -1))
 
     def lay(values, fill):
-        values = jnp.pad(
-            values, (0, plan.slots - capacity), constant_values=fill
-        ).reshape(blocks, plan.block_size)
-        # Snake: every second row of blocks is dealt from the other end, as its first
-        # block is its heaviest.
+        missing = plan.slots - capacity
+        values = jnp.pad(values, (0, missing), constant_values=fill)
         rows = values.reshape(plan.n_blocks, plan.n_devices, plan.block_size)
-        rows = jnp.where(
-            (jnp.arange(plan.n_blocks) % 2 == 1)[:, None, None], rows[:, ::-1], rows
-        )
+        # Snake: every second row of blocks starts from the other end, as its first
+        # block is its heaviest.
+        is_odd = jnp.arange(plan.n_blocks) % 2 == 1
+        rows = jnp.where(is_odd[:, None, None], rows[:, ::-1], rows)
         return rows.swapaxes(0, 1)
 
     return lay(order, capacity), lay(active[order], False)
@@ -99,10 +113,11 @@ def _longest_first(load: jax.Array) -> jax.Array:
     capacity = load.shape[0]
     place_bits = max(capacity - 1, 1).bit_length()
     most = jnp.uint32(2 ** (32 - place_bits) - 2)
-    load = (
-        load.astype(jnp.uint32) + 1
-    )  # 0, of those who are not active, stays the smallest
+    # 0, of those who are not active, stays the smallest
+    load = load.astype(jnp.uint32) + 1
     step = jnp.max(load) // most + 1
     coarse = (load + step - 1) // step
-    words = ((most + 1 - coarse) << place_bits) | jnp.arange(capacity, dtype=jnp.uint32)
-    return (jnp.sort(words) & jnp.uint32(2**place_bits - 1)).astype(jnp.int32)
+    places = jnp.arange(capacity, dtype=jnp.uint32)
+    words = ((most + 1 - coarse) << place_bits) | places
+    in_order = jnp.sort(words) & jnp.uint32(2**place_bits - 1)
+    return in_order.astype(jnp.int32)

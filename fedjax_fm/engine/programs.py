@@ -1,11 +1,13 @@
-"""The compiled ways through many rounds for one layout, with the operands that stay.
+"""Many rounds: fused on the device, or one at a time with the host between them.
 
-Backbone and data.
+`Programs` holds both for one layout, with the operands that stay: backbone and data.
 """
 
 import copy
 import functools
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +15,292 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fedjax_fm.engine.data import DeviceData
+from fedjax_fm.engine.billing import Bill, of_limbs, total_bytes
+from fedjax_fm.engine.data import DeviceData, read_cohort
 from fedjax_fm.engine.devices import compiler_options, over_model, shared_by_cores
-from fedjax_fm.engine.drive import ROUNDS_PER_DISPATCH, HostLoop, fused
-from fedjax_fm.engine.parts import NO_CLIENT, Engine, RoundState
-from fedjax_fm.engine.store import HostStore
+from fedjax_fm.engine.faults import Fault, is_good, no_fault
+from fedjax_fm.engine.keys import Purpose, derive
+from fedjax_fm.engine.parts import Cohort, Engine
+from fedjax_fm.engine.round import round_step
+from fedjax_fm.engine.state import (
+    HostStore,
+    RoundState,
+    is_spilled,
+    with_first_states,
+)
 from fedjax_fm.population.population import Population
 from fedjax_fm.types import Sampler, Tree
 
+# Rounds per dispatch: the length of the metrics buffer, so that any number of rounds
+# reuses one program.
+ROUNDS_PER_DISPATCH = 128
 
-class Programs:
-    """Runs rounds: fused on the device where all is there, else one by one with the
-    host between them.
+
+# Fused
+
+
+def fused(
+    engine: Engine,
+    sampler: Sampler,
+    state: RoundState,
+    backbone: Tree,
+    data: DeviceData,
+    n_rounds: jax.Array,
+    key: jax.Array,
+) -> tuple[RoundState, Any, jax.Array, jax.Array]:
+    """Up to `n_rounds` rounds as one loop; stops before one that goes wrong.
 
     Args:
+      engine, sampler: of the run.
+      state: before the first of them.
+      backbone: the frozen parameters.
+      data: of the whole population.
+      n_rounds: i32[], traced, at most ROUNDS_PER_DISPATCH.
+      key: of the run.
+
+    Returns:
+      (state, metrics [ROUNDS_PER_DISPATCH, ...], rounds done i32[], fault i32[]).
+    """
+
+    @jax.jit  # its trace is used twice: for the shapes of the metrics and in the loop
+    def one_round(state: RoundState):
+        round_key = jax.random.fold_in(key, state.round)
+        cohort_key = derive(round_key, Purpose.COHORT)
+        ids, n_active, sampler_state = sampler.draw(state.sampler, cohort_key)
+        cohort = Cohort(ids=ids, n_active=n_active, data_places=ids, state_places=ids)
+        after, metrics, fault = round_step(
+            engine, backbone, data, state=state, cohort=cohort, key=round_key
+        )
+        return after._replace(sampler=sampler_state), metrics, fault
+
+    def body(carry):
+        i, state, buffer, _ = carry
+        after, metrics, fault = one_round(state)
+        good = is_good(fault)
+
+        def last_good(new, old):
+            return jnp.where(good, new, old)
+
+        # The sampler stays with the rest at the last good round.
+        drawn = jax.tree.map(last_good, after.sampler, state.sampler)
+        buffer = jax.tree.map(lambda b, m: b.at[i].set(m), buffer, metrics)
+        return i + good, after._replace(sampler=drawn), buffer, fault
+
+    def goes_on(carry):
+        i, _, _, fault = carry
+        return (i < n_rounds) & is_good(fault)
+
+    def empty(metric):
+        return jnp.zeros((ROUNDS_PER_DISPATCH, *metric.shape), metric.dtype)
+
+    buffer = jax.tree.map(empty, jax.eval_shape(one_round, state)[1])
+    first = (jnp.int32(0), state, buffer, no_fault())
+    done, state, buffer, fault = jax.lax.while_loop(goes_on, body, first)
+    return state, buffer, done, fault
+
+
+# One at a time
+
+
+class Draw(NamedTuple):
+    """A round's cohort on the host."""
+
+    ids: np.ndarray  # i32[C]
+    n_active: int
+    sampler: Any  # state after the draw
+    data: (
+        DeviceData | None
+    )  # of the cohort, on the device; None: the population is there
+
+
+class Prefetch:
+    """Draws rounds one ahead, in a thread.
+
+    A draw depends on the sampler's state and the round's number only, never on what was
+    learned.
+
+    Args:
+      draw: `(round, sampler_state) -> Draw`.
+      first: the first round to be drawn.
+      last: the round after the last one.
+      sampler: the sampler's state before the first.
+    """
+
+    def __init__(
+        self, draw: Callable[[int, Any], Draw], first: int, last: int, sampler: Any
+    ):
+        self._draw, self._last = draw, last
+        self._pool = ThreadPoolExecutor(1)
+        self._coming: Future = self._pool.submit(draw, first, sampler)
+        self._next = first
+
+    def take(self) -> Draw:
+        """The next round's; starts on the one after it."""
+        drawn: Draw = self._coming.result()
+        self._next += 1
+        if self._next < self._last:
+            self._coming = self._pool.submit(self._draw, self._next, drawn.sampler)
+        return drawn
+
+    def __enter__(self) -> "Prefetch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class HostLoop:
+    """Rounds one at a time: for streamed examples, spilled states, or `pmap`.
+
+    Args:
+      engine, sampler: of the run.
+      population: the clients' data.
+      data: all of it on the device, or None to stream every cohort.
+      sharding: where what is streamed goes.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sampler: Sampler,
+        population: Population,
+        data: DeviceData | None,
+        sharding: NamedSharding,
+    ):
+        self.engine, self.sampler = engine, sampler
+        self.population, self.data = population, data
+        self._sharding = sharding
+        self._draw = jax.jit(sampler.draw)
+        step = functools.partial(_step, engine)
+        # pmap dispatches by itself; what lies around it runs operation by operation.
+        options = compiler_options()
+        compiled = jax.jit(step, donate_argnums=0, compiler_options=options)
+        self.step = step if engine.parallel == "pmap" else compiled
+
+    def with_data(self, population: Population, data: DeviceData | None) -> "HostLoop":
+        """The same for other data, with what is compiled."""
+        other = copy.copy(self)
+        other.population, other.data = population, data
+        return other
+
+    def _drawn(self, key: jax.Array, round_index: int, sampler_state: Any) -> Draw:
+        round_key = jax.random.fold_in(key, round_index)
+        cohort_key = derive(round_key, Purpose.COHORT)
+        drawn, n_active, after = self._draw(sampler_state, cohort_key)
+        ids, n_active = np.asarray(drawn), int(n_active)
+        data = None if self.data is not None else self._streamed(ids, n_active)
+        return Draw(ids=ids, n_active=n_active, sampler=after, data=data)
+
+    def _streamed(self, ids: np.ndarray, n_active: int) -> DeviceData:
+        """The cohort's examples; clients past `n_active` have none: nothing is read."""
+        wanted = ids[: min(n_active, len(ids))]
+        known = (wanted >= 0) & (wanted < self.population.n_clients)
+        read = read_cohort(self.population, wanted[known])  # the round refuses others
+        missing = len(ids) + 1 - len(read.offsets)
+        offsets = np.pad(read.offsets, (0, missing), mode="edge")
+        return jax.device_put(DeviceData(read.arrays, offsets), self._sharding)
+
+    def run(
+        self,
+        state: RoundState,
+        backbone: Tree,
+        rounds: int,
+        key: jax.Array,
+        first_rows: Any,
+    ) -> tuple[RoundState, list[Any], int]:
+        """Up to `rounds` rounds; uses `state` up.
+
+        Returns:
+          (state, metrics of each round, fault).
+        """
+        found: list[Any] = []
+        first = int(state.round)
+        draw = functools.partial(self._drawn, key)
+        with Prefetch(draw, first, first + rounds, state.sampler) as coming:
+            for index in range(first, first + rounds):
+                drawn = coming.take()
+                round_key = jax.random.fold_in(key, index)
+                # The sampler's state is being read by the next draw, so a round may
+                # not take its memory.
+                given = state._replace(sampler=())
+                after, metrics, fault = self._one(
+                    given, backbone, drawn=drawn, key=round_key, first_rows=first_rows
+                )
+                if int(fault) != Fault.NONE:  # the sampler as it was before the round
+                    return after._replace(sampler=state.sampler), found, int(fault)
+                state = after._replace(sampler=drawn.sampler)
+                found.append(metrics)
+        return state, found, int(Fault.NONE)
+
+    def _one(
+        self,
+        state: RoundState,
+        backbone: Tree,
+        *,
+        drawn: Draw,
+        key: Any,
+        first_rows: Any,
+    ):
+        """One round; the rows of a spilled store travel there and back."""
+        slots = np.arange(len(drawn.ids), dtype=np.int32)
+        is_streamed, spilled = drawn.data is not None, is_spilled(state)
+        data = drawn.data if is_streamed else self.data
+        cohort = Cohort(
+            ids=drawn.ids,
+            n_active=np.int32(drawn.n_active),
+            data_places=slots if is_streamed else drawn.ids,
+            state_places=slots if spilled else drawn.ids,
+        )
+        if not spilled:
+            return self.step(state, backbone, data, cohort, key)
+        store: HostStore = state.clients
+        inside = np.clip(drawn.ids, 0, len(store.touched) - 1)
+        (clients, uplinks), touched = store.gather(inside)
+        rows = state._replace(clients=clients, uplinks=uplinks)
+        fresh = FirstStates(touched, store.first_delta, first_rows)
+        after, metrics, fault = self.step(rows, backbone, data, cohort, key, fresh)
+        if int(fault) == Fault.NONE:
+            n = min(drawn.n_active, len(drawn.ids))
+            store.scatter(drawn.ids[:n], (after.clients, after.uplinks))
+        return after._replace(clients=store, uplinks=()), metrics, fault
+
+
+class FirstStates(NamedTuple):
+    """What makes the states of a cohort's clients that are new."""
+
+    touched: Any  # bool[C], who was here before
+    first_delta: Tree
+    first_rows: Any  # (delta, id) -> row
+
+
+def _step(
+    engine: Engine,
+    state: RoundState,
+    backbone: Tree,
+    data: DeviceData,
+    cohort: Cohort,
+    key: jax.Array,
+    fresh: FirstStates | None = None,
+):
+    """One round; spilled states of clients that are new are made first."""
+    if fresh is not None:
+        make = functools.partial(fresh.first_rows, fresh.first_delta)
+        rows = (state.clients, state.uplinks)
+        clients, uplinks = with_first_states(rows, fresh.touched, cohort.ids, make)
+        state = state._replace(clients=clients, uplinks=uplinks)
+    return round_step(engine, backbone, data, state=state, cohort=cohort, key=key)
+
+
+# Both
+
+
+class Programs:
+    """Runs rounds: fused where all is on the device, else with the host between them.
+
+    Args:
+      engine, sampler: of the run.
+      population: the clients' data.
+      backbone: the frozen parameters, moved to the devices.
       data: the whole population, or None to stream every cohort.
     """
 
@@ -40,51 +314,55 @@ class Programs:
     ):
         self.engine, self.sampler, self.population = engine, sampler, population
         self.everywhere = NamedSharding(engine.mesh, P())
-        self.backbone = jax.device_put(
-            shared_by_cores(backbone), over_model(backbone, engine.mesh)
-        )
-        self.data = (
-            None
-            if data is None
-            else jax.device_put(shared_by_cores(data), self.everywhere)
-        )
+        sharding = over_model(backbone, engine.mesh)
+        self.backbone = jax.device_put(shared_by_cores(backbone), sharding)
+        self.data = self._on_devices(data)
         # Only the carry is donated: what `run` hands in is a copy, or was given to it.
         self.fused = jax.jit(
             functools.partial(fused, engine, sampler),
             donate_argnums=0,
             compiler_options=compiler_options(),
         )
-        self.loop = HostLoop(engine, sampler, population, self.data, self.everywhere)
+        self.loop = HostLoop(
+            engine, sampler, population, data=self.data, sharding=self.everywhere
+        )
+
+    def _on_devices(self, data: DeviceData | None) -> DeviceData | None:
+        if data is None:
+            return None
+        return jax.device_put(shared_by_cores(data), self.everywhere)
 
     def of(self, engine: Engine) -> "Programs":
         """The same for another engine of the same layout; nothing is moved."""
-        return Programs(engine, self.sampler, self.population, self.backbone, self.data)
+        return Programs(
+            engine,
+            self.sampler,
+            self.population,
+            backbone=self.backbone,
+            data=self.data,
+        )
 
     def with_data(
         self, engine: Engine, population: Population, data: DeviceData | None
     ) -> "Programs":
         """The same for other data; what is compiled is kept where the engine is the same."""
-        other = self if engine == self.engine else self.of(engine)
-        other = copy.copy(other)
-        other.population = population
-        other.data = (
-            None
-            if data is None
-            else jax.device_put(shared_by_cores(data), self.everywhere)
-        )
+        other = copy.copy(self if engine == self.engine else self.of(engine))
+        other.population, other.data = population, self._on_devices(data)
         other.loop = other.loop.with_data(population, other.data)
         return other
 
     def placed(self, state: RoundState) -> RoundState:
-        """The state on all devices, clients' states where the engine keeps them.
+        """The state on all devices.
 
-        A spilled store stays where it is.
+        Clients' states lie where the engine keeps them; a spilled store stays where it is.
         """
         stores = (state.clients, state.uplinks)
-        if not isinstance(state.clients, HostStore):
+        if not is_spilled(state):
             stores = jax.device_put(stores, self.engine.state_sharding)
-        placed = jax.device_put(state._replace(clients=(), uplinks=()), self.everywhere)
-        return placed._replace(clients=stores[0], uplinks=stores[1])
+        rest = state._replace(clients=(), uplinks=())
+        clients, uplinks = stores
+        placed = jax.device_put(rest, self.everywhere)
+        return placed._replace(clients=clients, uplinks=uplinks)
 
     def run(
         self,
@@ -97,59 +375,115 @@ class Programs:
         """Up to `rounds` rounds, none after one that goes wrong.
 
         Args:
+          state: before the first of them.
+          rounds: how many.
+          key: of the run.
+          first_rows: makes the states of clients that are new, see `Shapes`.
           donate: lets the rounds take over the clients' states, which are used up. Else
             they work on a copy, as they do in any case for the rest of the state, which
             may still be the caller's.
 
         Returns:
-          (state, [(metrics with a leading axis, rounds of it that count)], first bad
-          client or a code of parts.py).
+          (state, [(metrics with a leading axis, rounds of it that count)], fault).
         """
-        state = self.placed(state)
-        copied = jax.tree.map(
-            lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x,
-            state._replace(clients=(), uplinks=()),
-        )
-        stores = (state.clients, state.uplinks)
-        if not donate and not isinstance(state.clients, HostStore):
-            stores = jax.tree.map(jnp.copy, stores)
-        state = copied._replace(clients=stores[0], uplinks=stores[1])
-        if (
-            isinstance(state.clients, HostStore)
-            or self.data is None
-            or self.engine.parallel == "pmap"
-        ):
-            state, found, bad = self.loop.run(
-                state, self.backbone, rounds, key, first_rows
-            )
-            stacked = (
-                jax.tree.map(lambda *xs: np.stack([np.asarray(x) for x in xs]), *found)
-                if found
-                else None
-            )
-            return state, [(stacked, len(found))] if found else [], bad
+        state = self._copied(self.placed(state), donate)
+        is_pmap = self.engine.parallel == "pmap"
+        if is_spilled(state) or self.data is None or is_pmap:
+            return self._run_on_host(state, rounds, key, first_rows)
         buffers: list[tuple[Any, int]] = []
-        done, bad = 0, NO_CLIENT
-        while done < rounds and bad == NO_CLIENT:
-            n = min(rounds - done, ROUNDS_PER_DISPATCH)
-            state, buffer, completed, bad = self.fused(
-                state, self.backbone, self.data, jnp.int32(n), key
+        done, fault = 0, int(Fault.NONE)
+        while done < rounds and fault == Fault.NONE:
+            n = jnp.int32(min(rounds - done, ROUNDS_PER_DISPATCH))
+            state, buffer, completed, found = self.fused(
+                state, self.backbone, self.data, n, key
             )
             buffers.append((buffer, int(completed)))
-            done, bad = done + int(completed), int(bad)
-        return state, buffers, bad
+            done, fault = done + int(completed), int(found)
+        return state, buffers, fault
+
+    def _copied(self, state: RoundState, donate: bool) -> RoundState:
+        """The state in memory that the rounds may take over."""
+        rest = state._replace(clients=(), uplinks=())
+        stores = (state.clients, state.uplinks)
+        if not donate and not is_spilled(state):
+            stores = jax.tree.map(jnp.copy, stores)
+        clients, uplinks = stores
+        copied = jax.tree.map(_copy, rest)
+        return copied._replace(clients=clients, uplinks=uplinks)
+
+    def _run_on_host(
+        self, state: RoundState, rounds: int, key: jax.Array, first_rows: Any
+    ) -> tuple[RoundState, list[tuple[Any, int]], int]:
+        """`run` with the host between the rounds."""
+        state, found, fault = self.loop.run(
+            state, self.backbone, rounds=rounds, key=key, first_rows=first_rows
+        )
+        if not found:
+            return state, [], fault
+
+        def stacked(*rows):
+            return np.stack([np.asarray(x) for x in rows])
+
+        return state, [(jax.tree.map(stacked, *found), len(found))], fault
 
     def who_failed(
-        self, state: RoundState, bad: int, key: jax.Array, first_rows: Any
+        self, state: RoundState, fault: int, key: jax.Array, first_rows: Any
     ) -> int:
-        """The client that made the round after `state` go wrong, given what that round said.
+        """The client that made the round after `state` go wrong.
 
         Rounds may search the sum of the uploads for NaN, which does not tell whose it
-        was: here the round is done once more and every upload is searched. SOMEBODY if
-        no upload is to blame, but their sum.
+        was: here the round is done once more and every upload is searched.
+
+        Args:
+          state: after the last good round.
+          fault: of the next one.
+          key: of the run.
+          first_rows: as for `run`.
+
+        Returns:
+          A client's id or a `Fault`; SUM if no upload is to blame, but their sum.
         """
-        if not any(map(self.engine.sum_tells, self.engine.exchanges)):
-            return bad
-        engine = self.engine._replace(looks_at_each=True)
-        _, _, bad = self.of(engine).run(state, 1, key, first_rows)
-        return bad
+        if not any(bound.sum_shows_nan for bound in self.engine.exchanges):
+            return fault
+        engine = self.engine._replace(searches_each=True)
+        _, _, fault = self.of(engine).run(state, 1, key, first_rows)
+        return fault
+
+
+def _copy(leaf: Any) -> Any:
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
+
+
+# Metrics
+
+
+def on_host(buffer: Any, completed: int, bills: list[Bill]) -> dict[str, np.ndarray]:
+    """What `Simulator.run` returns, from what rounds count on the device.
+
+    Args:
+      buffer: sums and counts, leaves [rounds, ...].
+      completed: rounds of it that count.
+      bills: one an exchange.
+
+    Returns:
+      {name: array[completed]}.
+    """
+    buffer = jax.tree.map(lambda x: np.asarray(x)[:completed], buffer)
+    counts, ratios = buffer["counts"], buffer["ratios"]
+    metrics = {name: _ratio(total, count) for name, (total, count) in ratios.items()}
+    metrics["examples"] = counts["examples"].astype(np.int64)
+    metrics["clients"] = counts["clients"].astype(np.int64)
+    metrics["examples_processed"] = of_limbs(counts["processed"])
+    return metrics | total_bytes(bills, counts)
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Of a round without a client a mean is unknown, not zero."""
+    divisor = np.where(count > 0, count, 1)
+    return np.where(count > 0, total / divisor, np.nan)
+
+
+def concatenated(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Metrics of several dispatches in a row."""
+    names = parts[0] if parts else ()
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}

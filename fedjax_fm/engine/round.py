@@ -1,368 +1,102 @@
-"""One round as a pure function.
+"""One round as a pure function, told from the top.
 
-Per exchange: broadcast -> (client -> encode -> decode -> lift -> sum over blocks and
-devices) -> server. States are gathered once before and scattered once after. Clients
-stream through in blocks: no array of shape [cohort, delta] exists, unless a reduction
-keeps it.
+A round gathers the states of its cohort, runs its exchanges one after the other, and
+scatters the states. An exchange has six stages:
+
+    broadcast   the server's message, through the downlink
+    select      who of the cohort it is for, laid out in slots
+    work        each client: read, compute, encode, decode, contribute   (clients.py)
+    reduce      the sum of the contributions, finished
+    serve       the server's next state
+    count       bytes, clients, metrics, faults
+
+Clients stream through in blocks: no array of shape [cohort, delta] exists, unless a
+reduction keeps it.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_fm import trees
-from fedjax_fm.engine.blocks import lift
-from fedjax_fm.engine.client import arrives, most_steps
-from fedjax_fm.engine.data import DeviceData, n_processed, n_steps
-from fedjax_fm.engine.errors import told
+from fedjax_fm.engine.billing import billed, counted_bytes, unwrapped, with_billed
+from fedjax_fm.engine.clients import over_cohort
+from fedjax_fm.engine.data import DeviceData
+from fedjax_fm.engine.faults import (
+    Fault,
+    fault_of_draw,
+    fault_of_sum,
+    is_good,
+    noted,
+)
 from fedjax_fm.engine.keys import Purpose, derive
-from fedjax_fm.engine.message import billed, unwrap, with_billed
+from fedjax_fm.engine.participation import (
+    Participation,
+    Seating,
+    arrived,
+    examples_processed,
+    flat,
+    participation_of,
+    rows_processed,
+    seated,
+    selected,
+    slots_of_all,
+    states_after,
+)
 from fedjax_fm.engine.parts import (
-    NO_CLIENT,
-    OUTSIDE,
-    OVERFLOW,
-    SOMEBODY,
+    BoundExchange,
     Cohort,
     Engine,
+    Passage,
     Result,
-    RoundState,
+    RoundInputs,
     Shared,
     Slots,
-    digits,
+    Totals,
 )
-from fedjax_fm.engine.plan import deal
-from fedjax_fm.types import Aggregate, Exchange, Repeat, Stack, Tree
+from fedjax_fm.engine.state import RoundState
+from fedjax_fm.types import Aggregate, Repeat, Stack, Tree
 
+# metrics of every run
 RESERVED = {
     "clients",
     "examples",
     "examples_processed",
     "uplink_bytes",
     "downlink_bytes",
-}  # metrics of every run
+}
 
 
-class Inputs(NamedTuple):
-    """What stays as it is throughout a round."""
+class Table(NamedTuple):
+    """What exchanges read: the round's inputs, who takes part, where they sit."""
 
-    backbone: Tree
-    data: DeviceData
-    cohort: Cohort
-    round: jax.Array  # i32[]
-    key: jax.Array  # the round's
-    able: jax.Array  # bool[C]: has examples and time
-    sizes: jax.Array  # i32[C], examples
-    limits: jax.Array | None  # i32[C], steps that stragglers manage
+    inputs: RoundInputs
+    participation: Participation
+    slots: Slots  # the round's own, without states
+    passage: Passage  # of the exchange that runs
 
 
 class Running(NamedTuple):
     """What passes from exchange to exchange."""
 
     server: Any
-    state: Any  # of the cohort's clients, leaves [slots, ...] in the order of the round's own deal
-    wires: tuple  # per exchange, the uplink's, likewise
-    downlinks: tuple
-    took: jax.Array  # bool[C]: takes part in an exchange
-    # u32[C]: rows of the local steps, of exchanges that take some of the clients; ()
-    # without any
-    processed: Any
+    clients: Any  # states of the cohort's clients, leaves as in the round's own slots
+    uplinks: tuple  # per exchange, the uplink's, likewise
+    downlinks: tuple  # per exchange, the downlink's at the server
+    participated: jax.Array  # bool[C]: selected by an exchange so far
+    processed: Any  # u32[C], see `rows_processed`
     sums: dict[str, tuple[jax.Array, jax.Array]]  # metrics, sums and counts
     counts: dict[str, jax.Array]  # per exchange, leading axis
-    bad: jax.Array  # i32[]
+    fault: jax.Array  # i32[]
 
 
-def broadcast(
-    engine: Engine, exchange: Exchange, server: Any, wire: Any, key: jax.Array
-) -> tuple[Tree, Any, Any]:
-    """(message as clients read it, next state of the downlink, bits).
+class Broadcast(NamedTuple):
+    """What the server has sent."""
 
-    `Unbilled` parts do not pass the channel.
-    """
-    message = exchange.broadcast(server)
-    payload, wire = engine.downlink.encode(wire, billed(message), key)
-    received = engine.downlink.decode(payload)
-    return unwrap(with_billed(message, received)), wire, engine.downlink.bits(payload)
-
-
-def _load(inputs: Inputs, exchange: Exchange) -> jax.Array:
-    return n_steps(inputs.sizes, exchange.batches, inputs.limits)
-
-
-def _flat(tree: Tree) -> Tree:
-    """Leaves [D, n_blocks, W, ...] -> [slots, ...]."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), tree)
-
-
-def _stack(kept: tuple[Tree, jax.Array], slots: Slots, ids: jax.Array) -> Stack:
-    """What each client contributed, and whether it arrived, back in the sampler's order."""
-    numbers = jnp.where(slots.active, slots.number, ids.size).reshape(-1)
-
-    def in_order(x):
-        return (
-            jnp.zeros((ids.size, *x.shape[1:]), x.dtype).at[numbers].set(x, mode="drop")
-        )
-
-    values, arrived = jax.tree.map(in_order, _flat(kept))
-    return Stack(values, arrived, ids)
-
-
-def _own_slots(
-    engine: Engine,
-    inputs: Inputs,
-    base: Slots,
-    running: Running,
-    index: int,
-    takes: jax.Array,
-):
-    """(slots, put): a deal of those alone who take part in exchange `index`.
-
-    `put(result)` -> (state, wire) in the order of `base`.
-    """
-    capacity, n_slots = inputs.cohort.ids.shape[0], base.number.size
-    slots = Slots(
-        *deal(inputs.able & takes, _load(inputs, engine.exchanges[index]), engine.plan),
-        (),
-        (),
-    )
-    where_in_base = (
-        jnp.zeros(capacity, jnp.int32)
-        .at[base.number.reshape(-1)]
-        .set(jnp.arange(n_slots), mode="drop")
-    )
-    source = where_in_base[jnp.minimum(slots.number, capacity - 1)]
-    target = jnp.where(slots.number < capacity, source, n_slots).reshape(-1)
-    whole = (running.state, running.wires[index])
-    state, wire = jax.tree.map(lambda x: x[source], _flat(whole))
-
-    def put(result: Result) -> Tree:
-        def back(old, new):
-            return (
-                old.reshape(-1, *old.shape[3:])
-                .at[target]
-                .set(new, mode="drop")
-                .reshape(old.shape)
-            )
-
-        return jax.tree.map(back, whole, _flat((result.state, result.wire)))
-
-    return slots._replace(state=state, wire=wire), put
-
-
-def _exchange(
-    engine: Engine,
-    index: int,
-    inputs: Inputs,
-    base: Slots,
-    running: Running,
-    repeat: jax.Array,
-    key: jax.Array,
-) -> Running:
-    """One exchange; `key` is the passage's."""
-    exchange = engine.exchanges[index]
-    message, downlink, bits = broadcast(
-        engine,
-        exchange,
-        running.server,
-        running.downlinks[index],
-        derive(key, Purpose.DOWNLINK, index),
-    )
-    takes, processed = jnp.ones_like(inputs.able), running.processed
-    slots = base._replace(state=running.state, wire=running.wires[index])
-
-    def put(result: Result) -> Tree:
-        return (result.state, result.wire)
-
-    if exchange.selects is not None:
-        one_takes = exchange.selects
-
-        def keyed(client):
-            return one_takes(
-                message, client, derive(key, Purpose.SELECT, client, index)
-            )
-
-        takes = jax.vmap(keyed)(jnp.asarray(inputs.cohort.ids))
-        rows = n_processed(inputs.sizes, exchange.batches, inputs.limits)
-        processed = jnp.maximum(processed, jnp.where(takes, rows, 0))
-        slots, put = _own_slots(engine, inputs, base, running, index, takes)
-    shared = Shared(
-        server=running.server,
-        message=message,
-        backbone=inputs.backbone,
-        data=inputs.data,
-        cohort=inputs.cohort,
-        round=inputs.round,
-        key=jax.random.key_data(inputs.key),
-        repeat=repeat,
-        passage_key=jax.random.key_data(key),
-    )
-    result: Result = lift(engine, index)(shared, slots)
-    state, wire = put(result)
-    totals, reduce, bad = (
-        result.totals,
-        exchange.reduce,
-        jnp.minimum(running.bad, result.bad),
-    )
-    if engine.sum_tells(exchange):
-        bad = jnp.minimum(
-            bad, jnp.where(trees.all_finite(totals.contribution), NO_CLIENT, SOMEBODY)
-        )
-    total = (
-        _stack(result.kept, slots, inputs.cohort.ids)
-        if reduce.keep
-        else totals.contribution
-    )
-    aggregate = Aggregate(reduce.finish(total, engine.setting), totals.n_clients)
-    with told(
-        f"in the server of exchange {index}, which was given {trees.described(aggregate.value)}"
-    ):
-        server, metrics = exchange.server(
-            running.server, aggregate, derive(key, Purpose.SERVER, index)
-        )
-    gauges = {
-        name: (jnp.float32(value), jnp.float32(1)) for name, value in metrics.items()
-    }
-    if exchange.address is None and not isinstance(bits, int):
-        totals = totals._replace(
-            downlink=digits((bits + 7) // 8) * totals.n_started.astype(jnp.uint32)
-        )
-    found = {
-        "started": totals.n_started,
-        "clients": totals.n_clients,
-        "uplink": totals.uplink,
-        "downlink": totals.downlink,
-    }
-
-    def at_index(old, new):
-        return old if isinstance(new, tuple) else old.at[index].add(new)
-
-    def replaced(row, new):
-        return (*row[:index], new, *row[index + 1 :])
-
-    return Running(
-        server=server,
-        state=state,
-        wires=replaced(running.wires, wire),
-        downlinks=replaced(running.downlinks, downlink),
-        took=running.took | takes,
-        processed=processed,
-        sums=_merged(_merged(running.sums, totals.metrics), gauges),
-        counts={
-            name: at_index(running.counts[name], new) for name, new in found.items()
-        },
-        bad=bad,
-    )
-
-
-def _processed(
-    engine: Engine, inputs: Inputs, running: Running, came: jax.Array
-) -> jax.Array:
-    """u32[3], as `digits`: rows that the local steps went through of those who came,
-    each client's counted in the exchange of the round with the most of them.
-    """
-    common = [e for e in engine.exchanges if e.selects is None]
-    if engine.all_alike and len(common) == len(
-        engine.exchanges
-    ):  # no array that grows with the cohort
-        one = [n_processed(jnp.int32(engine.n_max), e.batches) for e in common]
-        return digits(functools.reduce(jnp.maximum, one)) * jnp.sum(
-            came, dtype=jnp.int32
-        ).astype(jnp.uint32)
-    found = [n_processed(inputs.sizes, e.batches, inputs.limits) for e in common]
-    if len(common) < len(engine.exchanges):
-        found.append(running.processed)
-    rows = jnp.where(came, functools.reduce(jnp.maximum, found), 0)
-    return jnp.sum(jax.vmap(digits)(rows), axis=0, dtype=jnp.uint32)
-
-
-def _merged(sums: dict, more: dict) -> dict:
-    """Sums and counts of both; exchanges that report the same metric, add."""
-
-    def add(name):
-        return (
-            jax.tree.map(jnp.add, sums[name], more[name])
-            if name in sums
-            else more[name]
-        )
-
-    return {**sums, **{name: add(name) for name in more}}
-
-
-def _repeat(
-    engine: Engine,
-    first: int,
-    group: Repeat,
-    inputs: Inputs,
-    base: Slots,
-    running: Running,
-) -> Running:
-    """The group's exchanges, numbered from `first`, `times` over."""
-
-    def passage(i, running: Running) -> Running:
-        key = derive(inputs.key, Purpose.REPEAT, i)
-        for index in range(first, first + len(group.exchanges)):
-            running = _exchange(engine, index, inputs, base, running, i, key)
-        return running
-
-    if engine.parallel == "pmap":  # dispatches every exchange by itself
-        for i in range(group.times):
-            running = passage(jnp.int32(i), running)
-        return running
-    passage = jax.jit(
-        passage
-    )  # one trace serves for the names of the metrics and for the loop
-    sums = jax.eval_shape(passage, jnp.int32(0), running).sums
-    zeros = {
-        name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), pair)
-        for name, pair in sums.items()
-    }
-    return jax.lax.fori_loop(
-        0, group.times, passage, running._replace(sums={**zeros, **running.sums})
-    )
-
-
-def _bad_draw(cohort: Cohort, n_clients: int) -> jax.Array:
-    """i32[]: OVERFLOW, OUTSIDE or NO_CLIENT."""
-    ids = jnp.asarray(cohort.ids)
-    active = jnp.arange(ids.shape[0]) < cohort.n_active
-    outside = jnp.any(active & ((ids < 0) | (ids >= n_clients)))
-    overflow = cohort.n_active > ids.shape[0]
-    return jnp.where(outside, OUTSIDE, jnp.where(overflow, OVERFLOW, NO_CLIENT)).astype(
-        jnp.int32
-    )
-
-
-def _inputs(
-    engine: Engine,
-    backbone: Tree,
-    data: DeviceData,
-    state: RoundState,
-    cohort: Cohort,
-    key,
-) -> Inputs:
-    """Clients without examples or without time take no part."""
-    if (
-        engine.n_min == engine.n_max
-    ):  # nothing to read, and no memory that grows with the cohort
-        sizes = jnp.full(cohort.ids.shape, engine.n_max, jnp.int32)
-    else:
-        sizes = data.offsets[cohort.data_places + 1] - data.offsets[cohort.data_places]
-    limits = jax.vmap(lambda client: most_steps(engine, client, state.round, key))(
-        cohort.ids
-    )
-    able = (jnp.arange(cohort.ids.shape[0]) < cohort.n_active) & (sizes > 0)
-    able = able if limits is None else able & (limits > 0)
-    return Inputs(
-        backbone=backbone,
-        data=data,
-        cohort=cohort,
-        round=state.round,
-        key=key,
-        able=able,
-        sizes=jnp.asarray(sizes),
-        limits=limits,
-    )
+    message: Tree  # as clients read it
+    downlink: Any  # next state of the channel
+    bits: Any  # of the payload, int or u32[]
 
 
 def round_step(
@@ -372,116 +106,365 @@ def round_step(
     state: RoundState,
     cohort: Cohort,
     key: jax.Array,
-):
+) -> tuple[RoundState, dict[str, Any], jax.Array]:
     """One round, pure.
 
     Args:
-      data: of the whole population or of the cohort, as `cohort.data_places` says;
-        likewise the states.
-      key: the round's key.
+      engine: what is fixed for the run.
+      backbone: the frozen parameters.
+      data: of the whole population or of the cohort, as `cohort.data_places` says.
+      state: before the round; clients' states likewise.
+      cohort: who is drawn.
+      key: the round's.
 
     Returns:
-      (state, metrics, bad): metric sums and counts by name, and the smallest id of a
-      client whose upload or metrics were not finite (NO_CLIENT if there is none;
-      SOMEBODY if it is known only that there is one; OVERFLOW or OUTSIDE if the draw
-      itself is impossible). With a bad round the state is the one that came in.
+      (state, metrics, fault): sums and counts of metrics by name, and the smallest id of
+      a client whose upload or metrics were not finite, or a `Fault`. After a round with
+      a fault the state is the one that came in.
     """
-    inputs = _inputs(engine, backbone, data, state, cohort, key)
-    everyone, exchanges = jnp.ones_like(inputs.able), engine.exchanges
-    common = [
-        e for e in exchanges if e.selects is None
-    ] or exchanges  # those that all compute decide who sits where
-    load = (
-        None if engine.all_alike else jnp.asarray(sum(_load(inputs, e) for e in common))
+    inputs = RoundInputs(
+        backbone=backbone, data=data, cohort=cohort, round=state.round, key=key
     )
-    base = Slots(*deal(inputs.able, load, engine.plan), (), ())
-    places = cohort.state_places[jnp.minimum(base.number, cohort.ids.shape[0] - 1)]
+    participation = participation_of(engine, inputs)
+    slots = slots_of_all(engine, participation)
+    table = Table(
+        inputs=inputs,
+        participation=participation,
+        slots=slots,
+        passage=Passage(number=jnp.int32(0), key=key),
+    )
+    last = cohort.ids.shape[0] - 1
+    places = cohort.state_places[jnp.minimum(slots.number, last)]
+    running = _first(engine, table, state, places)
+    running = _all_exchanges(engine, table, running)
+    _check_metrics(running)
+    _check_server(state, running)
+    metrics = _metrics(engine, table, running)
+    after = _state_after(engine, table, state, running, places)
+    return after, metrics, running.fault
+
+
+def _first(
+    engine: Engine, table: Table, state: RoundState, places: jax.Array
+) -> Running:
+    """Before the first exchange; `places` are where the slots' clients keep their states."""
 
     def gather(tree):
         return jax.tree.map(lambda x: x[places], tree)
 
-    n, zeros = len(exchanges), lambda *shape: jnp.zeros(shape, jnp.int32)
+    exchanges, eligible = engine.exchanges, table.participation.eligible
+    n = len(exchanges)
+    selects_some = any(bound.exchange.selects is not None for bound in exchanges)
     counts = {
-        "started": zeros(n),
-        "clients": zeros(n),
-        "uplink": zeros(n, 3),
-        "downlink": zeros(n, 3),
+        "started": jnp.zeros(n, jnp.int32),
+        "arrived": jnp.zeros(n, jnp.int32),
+        "uplink": jnp.zeros((n, 3), jnp.uint32),
+        "downlink": jnp.zeros((n, 3), jnp.uint32),
     }
-    counts = {
-        name: x.astype(jnp.uint32) if x.ndim > 1 else x for name, x in counts.items()
-    }
-    takes_some = any(exchange.selects is not None for exchange in exchanges)
-    running = Running(
+    cohort = table.inputs.cohort
+    return Running(
         server=state.server,
-        state=gather(state.clients),
-        wires=gather(state.uplinks),
+        clients=gather(state.clients),
+        uplinks=gather(state.uplinks),
         downlinks=state.downlinks,
-        took=~everyone,
-        processed=jnp.zeros(cohort.ids.shape, jnp.uint32) if takes_some else (),
+        participated=jnp.zeros_like(eligible),
+        processed=jnp.zeros(eligible.shape, jnp.uint32) if selects_some else (),
         sums={},
         counts=counts,
-        bad=_bad_draw(cohort, engine.setting.n_clients),
+        fault=fault_of_draw(cohort.ids, cohort.n_active, engine.setting.n_clients),
     )
-    index = 0
+
+
+def _all_exchanges(engine: Engine, table: Table, running: Running) -> Running:
+    """The exchanges of a round in turn, those of a `Repeat` as a loop."""
+    waiting = list(engine.exchanges)
     for group in engine.algorithm.exchanges:
         if isinstance(group, Repeat):
-            running = _repeat(engine, index, group, inputs, base, running)
-            index += len(group.exchanges)
+            n = len(group.exchanges)
+            members, waiting = waiting[:n], waiting[n:]
+            running = _repeat(members, group.times, table, running)
         else:
-            running = _exchange(engine, index, inputs, base, running, jnp.int32(0), key)
-            index += 1
+            running = _exchange(waiting.pop(0), table, running)
+    return running
+
+
+def _repeat(
+    members: list[BoundExchange], times: int, table: Table, running: Running
+) -> Running:
+    """The exchanges of a `Repeat`, `times` over."""
+
+    def passage(i, running: Running) -> Running:
+        key = derive(table.inputs.key, Purpose.REPEAT, i)
+        here = table._replace(passage=Passage(number=i, key=key))
+        for bound in members:
+            running = _exchange(bound, here, running)
+        return running
+
+    if members[0].engine.parallel == "pmap":  # dispatches every exchange by itself
+        for i in range(times):
+            running = passage(jnp.int32(i), running)
+        return running
+    # one trace serves for the names of the metrics and for the loop
+    passage = jax.jit(passage)
+    shapes = jax.eval_shape(passage, jnp.int32(0), running).sums
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    running = running._replace(sums={**zeros, **running.sums})
+    return jax.lax.fori_loop(0, times, passage, running)
+
+
+def _exchange(bound: BoundExchange, table: Table, running: Running) -> Running:
+    """One exchange, in its six stages."""
+    downlink = running.downlinks[bound.index]
+    sent = broadcast(bound, running.server, downlink, table.passage.key)
+    seating = _select(bound, table, running, sent)
+    result = _work(bound, table, running, sent, seating.slots)
+    aggregate = _reduce(bound, table, seating, result)
+    server, metrics = _serve(bound, table, running, aggregate)
+    counted = _count(bound, table, running, seating, result)
+    served = counted._replace(server=server, sums=_with_gauges(counted.sums, metrics))
+    return _with_states(bound, served, sent, seating, result)
+
+
+# The stages
+
+
+def broadcast(
+    bound: BoundExchange, server: Any, downlink: Any, key: jax.Array
+) -> Broadcast:
+    """The server's message through the downlink; `Unbilled` parts do not pass it.
+
+    Args:
+      bound: the exchange.
+      server: the server's state.
+      downlink: the channel's state.
+      key: the passage's.
+    """
+    channel = bound.engine.downlink
+    message = bound.exchange.broadcast(server)
+    key = derive(key, Purpose.DOWNLINK, bound.index)
+    payload, downlink = channel.encode(downlink, billed(message), key)
+    received = channel.decode(payload)
+    return Broadcast(
+        message=unwrapped(with_billed(message, received)),
+        downlink=downlink,
+        bits=channel.bits(payload),
+    )
+
+
+def _select(
+    bound: BoundExchange, table: Table, running: Running, sent: Broadcast
+) -> Seating:
+    """Whom the exchange is for, laid out in slots with their states."""
+    return seated(
+        bound,
+        table.slots,
+        table.participation,
+        selected(bound, sent.message, table.inputs, table.passage),
+        states=(running.clients, running.uplinks[bound.index]),
+    )
+
+
+def _work(
+    bound: BoundExchange, table: Table, running: Running, sent: Broadcast, slots: Slots
+) -> Result:
+    """What all its clients do; a broadcast of which the data decide the length is billed.
+
+    Keys travel as arrays, which pass into every lift.
+    """
+    inputs, passage = table.inputs, table.passage
+    shared = Shared(
+        server=running.server,
+        message=sent.message,
+        inputs=inputs._replace(key=jax.random.key_data(inputs.key)),
+        passage=passage._replace(key=jax.random.key_data(passage.key)),
+    )
+    result = over_cohort(bound)(shared, slots)
+    if bound.exchange.address is not None or isinstance(sent.bits, int):
+        return result
+    totals = result.totals
+    n_started = totals.n_started.astype(jnp.uint32)
+    down = counted_bytes(sent.bits) * n_started
+    return result._replace(totals=totals._replace(downlink_bytes=down))
+
+
+def _reduce(
+    bound: BoundExchange, table: Table, seating: Seating, result: Result
+) -> Aggregate:
+    """What the server receives."""
+    reduce, total = bound.exchange.reduce, result.totals.contribution
+    if reduce.keep:
+        total = _stack(result.stacked, seating.slots, table.inputs.cohort.ids)
+    value = reduce.finish(total, bound.engine.setting)
+    return Aggregate(value=value, n_clients=result.totals.n_arrived)
+
+
+def _stack(stacked: tuple[Tree, jax.Array], slots: Slots, ids: jax.Array) -> Stack:
+    """All contributions, back in the sampler's order."""
+    numbers = jnp.where(slots.active, slots.number, ids.size).reshape(-1)
+
+    def in_order(x):
+        zeros = jnp.zeros((ids.size, *x.shape[1:]), x.dtype)
+        return zeros.at[numbers].set(x, mode="drop")
+
+    values, active = jax.tree.map(in_order, flat(stacked))
+    return Stack(values=values, active=active, ids=ids)
+
+
+def _serve(
+    bound: BoundExchange, table: Table, running: Running, aggregate: Aggregate
+) -> tuple[Any, dict[str, jax.Array]]:
+    """The server's next state, and its metrics."""
+    key = derive(table.passage.key, Purpose.SERVER, bound.index)
+    given = trees.described(aggregate.value)
+    with noted(f"in the server of exchange {bound.index}, which was given {given}"):
+        return bound.exchange.server(running.server, aggregate, key)
+
+
+def _count(
+    bound: BoundExchange,
+    table: Table,
+    running: Running,
+    seating: Seating,
+    result: Result,
+) -> Running:
+    """The counts, the clients' metrics and the fault, this exchange included."""
+    totals = result.totals
+    fault = jnp.minimum(running.fault, result.fault)
+    if bound.sum_shows_nan:
+        fault = jnp.minimum(fault, fault_of_sum(totals.contribution))
+    processed = rows_processed(
+        bound, table.participation, seating.selected, running.processed
+    )
+    return running._replace(
+        participated=running.participated | seating.selected,
+        processed=processed,
+        sums=_merged(running.sums, totals.metrics),
+        counts=_with_counts(running.counts, bound.index, totals),
+        fault=fault,
+    )
+
+
+def _with_counts(
+    counts: dict[str, jax.Array], index: int, totals: Totals
+) -> dict[str, jax.Array]:
+    """The counts of all exchanges, these totals added at `index`."""
+    found = {
+        "started": totals.n_started,
+        "arrived": totals.n_arrived,
+        "uplink": totals.uplink_bytes,
+        "downlink": totals.downlink_bytes,
+    }
+
+    def added(name, new):
+        if isinstance(new, tuple):  # shapes tell these bytes
+            return counts[name]
+        return counts[name].at[index].add(new)
+
+    return {name: added(name, new) for name, new in found.items()}
+
+
+def _with_gauges(sums: dict, metrics: dict[str, jax.Array]) -> dict:
+    """The sums with the server's metrics, each counted once."""
+    one = jnp.float32(1)
+    return _merged(sums, {name: (jnp.float32(x), one) for name, x in metrics.items()})
+
+
+def _merged(sums: dict, more: dict) -> dict:
+    """Sums and counts of both; exchanges that report the same metric add up."""
+
+    def both(name):
+        if name not in sums:
+            return more[name]
+        return jax.tree.map(jnp.add, sums[name], more[name])
+
+    return {**sums, **{name: both(name) for name in more}}
+
+
+def _with_states(
+    bound: BoundExchange,
+    running: Running,
+    sent: Broadcast,
+    seating: Seating,
+    result: Result,
+) -> Running:
+    """The states of clients and channels after the exchange."""
+    index = bound.index
+    before = (running.clients, running.uplinks[index])
+    found = (result.state, result.uplink)
+    clients, uplink = states_after(seating, before, found)
+
+    def replaced(row, new):
+        return (*row[:index], new, *row[index + 1 :])
+
+    return running._replace(
+        clients=clients,
+        uplinks=replaced(running.uplinks, uplink),
+        downlinks=replaced(running.downlinks, sent.downlink),
+    )
+
+
+# The end of a round
+
+
+def _check_metrics(running: Running) -> None:
+    """Refuses metrics that bear the names of the engine's own."""
     if taken := RESERVED & set(running.sums):
         raise ValueError(
             f"metrics named {sorted(taken)} are the engine's own; give the task's "
             "or the method's other names"
         )
-    # Between exchanges the server may carry more; from round to round it may not.
+
+
+def _check_server(state: RoundState, running: Running) -> None:
+    """Refuses a server state of another form than before the round.
+
+    Between exchanges the server may carry more; from round to round it may not.
+    """
     if problem := trees.difference(state.server, running.server):
         raise ValueError(
             f"the server's state after a round is not like the one before it: {problem}"
         )
-    came = jax.vmap(
-        lambda active, client: arrives(engine, active, client, state.round, key)
-    )(inputs.able & running.took, jnp.asarray(cohort.ids))
+
+
+def _metrics(engine: Engine, table: Table, running: Running) -> dict[str, Any]:
+    """Sums and counts of the round."""
+    participation = table.participation
+    inputs, participated = table.inputs, running.participated
+    came = arrived(engine, inputs, participation, participated)
+    examples = jnp.where(came, participation.sizes, 0)
     counts = {
         **running.counts,
-        "arrived": jnp.sum(came, dtype=jnp.int32),
-        "examples": jnp.sum(jnp.where(came, inputs.sizes, 0), dtype=jnp.int32),
-        "processed": _processed(engine, inputs, running, came),
+        "clients": jnp.sum(came, dtype=jnp.int32),
+        "examples": jnp.sum(examples, dtype=jnp.int32),
+        "processed": examples_processed(engine, participation, running.processed, came),
     }
-    return (
-        _outcome(engine, state, running, base, places),
-        {"ratios": running.sums, "counts": counts},
-        running.bad,
-    )
+    return {"ratios": running.sums, "counts": counts}
 
 
-def _outcome(
-    engine: Engine, state: RoundState, running: Running, base: Slots, places: jax.Array
+def _state_after(
+    engine: Engine,
+    table: Table,
+    state: RoundState,
+    running: Running,
+    places: jax.Array,
 ) -> RoundState:
     """The state after the round; the one before it, if the round went wrong."""
-    good = running.bad == NO_CLIENT
-
-    # As it came, or the next round would be compiled again.
-    def kept(x):
-        return (
-            jax.lax.with_sharding_constraint(x, engine.state_sharding)
-            if engine.shares_states
-            else x
-        )
-
-    # Places outside the store drop a write: empty slots, and all of a round that went wrong.
-    where = jnp.where(base.active & good, places, NO_CLIENT)
+    good = is_good(running.fault)
+    # Places outside of the store drop a write: those of empty slots, and all of a round
+    # that went wrong.
+    where = jnp.where(table.slots.active & good, places, int(Fault.NONE))
 
     def scatter(store, new):
-        return jax.tree.map(
-            lambda s, x: kept(s.at[where].set(x, mode="drop")), store, new
-        )
+        written = store.at[where].set(new, mode="drop")
+        if not engine.shares_states:
+            return written
+        # As it came, or the next round would be compiled again.
+        return jax.lax.with_sharding_constraint(written, engine.state_sharding)
 
     return RoundState(
         server=trees.select(good, running.server, state.server),
-        clients=scatter(state.clients, running.state),
-        uplinks=scatter(state.uplinks, running.wires),
+        clients=jax.tree.map(scatter, state.clients, running.clients),
+        uplinks=jax.tree.map(scatter, state.uplinks, running.uplinks),
         downlinks=trees.select(good, running.downlinks, state.downlinks),
         sampler=state.sampler,
         round=state.round + good.astype(jnp.int32),

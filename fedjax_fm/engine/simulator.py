@@ -1,7 +1,4 @@
-"""Runs an algorithm over a population.
-
-What is decided before the first round, and what people see of the rounds.
-"""
+"""Runs an algorithm over a population: what people hold in their hands."""
 
 import copy
 import dataclasses
@@ -16,20 +13,23 @@ import numpy as np
 from fedjax_fm import checks, trees
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.arguments import check_delta, check_kinds, check_state
+from fedjax_fm.engine.billing import bytes_per_client, unless_empty
 from fedjax_fm.engine.data import DeviceData, of_population, shapes_of
 from fedjax_fm.engine.devices import client_mesh, memory_of
-from fedjax_fm.engine.errors import error_of
+from fedjax_fm.engine.faults import Fault, error_of
 from fedjax_fm.engine.guarantee import check_rounds, check_sampling, with_epsilon
-from fedjax_fm.engine.message import unless_empty
-from fedjax_fm.engine.messages import Messages
-from fedjax_fm.engine.metrics import concatenated, on_host
-from fedjax_fm.engine.parts import NO_CLIENT, Engine, RoundState
+from fedjax_fm.engine.parts import Engine
 from fedjax_fm.engine.plan import Plan, make_plan
-from fedjax_fm.engine.programs import Programs
-from fedjax_fm.engine.start import Start, first_state, start_of, with_key
-from fedjax_fm.engine.state import SimulationState
-from fedjax_fm.engine.store import HostStore
-from fedjax_fm.engine.summary import summarise
+from fedjax_fm.engine.programs import Programs, concatenated, on_host
+from fedjax_fm.engine.shapes import (
+    Messages,
+    Shapes,
+    first_state,
+    shapes_for,
+    with_key,
+)
+from fedjax_fm.engine.state import HostStore, RoundState, SimulationState
+from fedjax_fm.engine.summary import Layout, summary
 from fedjax_fm.population import samplers
 from fedjax_fm.population.population import Population
 from fedjax_fm.types import Algorithm, Behaviour, Channel, Sampler, Setting, Tree
@@ -37,9 +37,8 @@ from fedjax_fm.types import Algorithm, Behaviour, Channel, Sampler, Setting, Tre
 Where = Literal["auto", "device", "host"]
 Callback = Callable[[int, SimulationState, dict[str, np.ndarray]], Any]
 MOST_SEED = 2**63 - 1
-SHARED_FROM = (
-    64 << 20
-)  # bytes of all clients' states; smaller ones lie whole on every device, which saves talk
+# bytes of all clients' states; smaller ones lie whole on every device, which saves talk
+SHARED_FROM = 64 << 20
 
 
 class Simulator:
@@ -69,6 +68,23 @@ class Simulator:
         `run`, the state that went in is used up.
       memory: bytes a device may use; default all. "auto" keeps data and states on the
         device while each takes at most a quarter of it.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or makes no sense; a private
+        method meets another sampler than it was accounted for.
+
+    Example:
+      >>> import optax, fedjax_fm as ffm
+      >>> task = ffm.Task(lambda w, backbone, batch, key: ((w - batch["x"]) ** 2, {}))
+      >>> clients = [{"x": np.full(4, float(k))} for k in range(10)]
+      >>> simulator = Simulator(
+      ...     ffm.fedavg(task, optax.sgd(0.1), epochs=1, batch_size=2),
+      ...     ffm.Population.from_clients(clients),
+      ...     cohort_size=5,
+      ... )
+      >>> state, metrics = simulator.run(simulator.init(jnp.float32(0)), rounds=3)
+      >>> state.round, metrics["uplink_bytes"].tolist()
+      (3, [20, 20, 20])
     """
 
     def __init__(
@@ -91,14 +107,18 @@ class Simulator:
         states: Where = "auto",
         memory: int | None = None,
     ):
-        check_kinds(algorithm, population, uplink, downlink, sampler, behaviour)
+        check_kinds(
+            algorithm=algorithm,
+            population=population,
+            uplink=uplink,
+            downlink=downlink,
+            sampler=sampler,
+            behaviour=behaviour,
+        )
         checks.whole("cohort_size", cohort_size, least=1)
         checks.whole("seed", seed, least=0, most=MOST_SEED)
-        for name, size in (
-            ("devices", devices),
-            ("block_size", block_size),
-            ("memory", memory),
-        ):
+        sizes = {"devices": devices, "block_size": block_size, "memory": memory}
+        for name, size in sizes.items():
             if size is not None:
                 checks.whole(name, size, least=1)
         checks.whole("model_parallel", model_parallel, least=1)
@@ -110,28 +130,20 @@ class Simulator:
             )
         for name, where in (("data", data), ("states", states)):
             checks.choice(name, where, get_args(Where))
-        if population.n_examples == 0:
-            raise ValueError(f"no client has an example: {population}")
+        _check_examples(population)
         self.algorithm, self.population = algorithm, population
         self.setting = Setting(population.n_clients, cohort_size)
         self.sampler = _sampler_of(algorithm, sampler, self.setting)
-        self._model_parallel, self._devices, self._block_size = (
-            model_parallel,
-            devices,
-            block_size,
-        )
+        self._model_parallel = model_parallel
+        self._devices, self._block_size = devices, block_size
         self._n_devices = client_mesh(devices, model_parallel).size // model_parallel
-        make_plan(
-            self.sampler.capacity, self._n_devices, block_size
-        )  # refuses impossible sizes at once
-        self.memory, self._limited = (
-            memory or memory_of(jax.devices()[0]),
-            memory is not None,
-        )
+        # refuses impossible sizes at once
+        make_plan(self.sampler.capacity, self._n_devices, block_size)
+        self.memory = memory or memory_of(jax.devices()[0])
+        self._limited = memory is not None
         self._states = states
-        self.streams = data == "host" or (
-            data == "auto" and _nbytes(population) > self.memory // 4
-        )
+        is_large = trees.nbytes(population.arrays) > self.memory // 4
+        self.streams = data == "host" or (data == "auto" and is_large)
         check_sampling(algorithm, self.sampler, self.setting)
         self._make_engine = functools.partial(
             Engine,
@@ -139,17 +151,14 @@ class Simulator:
             setting=self.setting,
             uplink=unless_empty(uplink or identity()),
             downlink=unless_empty(downlink or identity()),
-            n_max=int(population.sizes.max()),
-            n_min=int(population.sizes.min()),
             behaviour=behaviour or Behaviour(),
             parallel=parallel,
+            **_sizes_of(population),
         )
-        self.key = jax.random.key(
-            seed
-        )  # of states that `init` is given no other seed for
+        self.key = jax.random.key(seed)  # of states that `init` is given no seed for
         self.backbone = backbone  # on the devices as soon as there is a layout
         self._programs: Programs | None = None
-        self._start: Start | None = None
+        self._shapes: Shapes | None = None
 
     @property
     def defined_by(self) -> dict[str, object]:
@@ -168,16 +177,13 @@ class Simulator:
         return self._programs
 
     @property
-    def start(self) -> Start:
-        """What the shapes of the trainable tree decide.
-
-        Messages, and the size of clients' states.
-        """
-        if self._start is None:
+    def shapes(self) -> Shapes:
+        """What the shapes of the trainable tree decide: messages, clients' states."""
+        if self._shapes is None:
             raise RuntimeError(
                 "call `init(delta)` first: messages depend on the trainable tree"
             )
-        return self._start
+        return self._shapes
 
     @property
     def plan(self) -> Plan | None:
@@ -197,14 +203,14 @@ class Simulator:
     @property
     def messages(self) -> Messages:
         """Shapes and bytes of what travels."""
-        return self.start.messages
+        return self.shapes.messages
 
     @property
     def spills(self) -> bool:
         """Whether clients' states lie in host memory."""
         parts = self.engine.plan.n_devices if self._may_share else 1
-        too_large = self.start.bytes_of_states // parts > self.memory // 4
-        return self._states == "host" or (self._states == "auto" and too_large)
+        is_too_large = self.shapes.bytes_of_states // parts > self.memory // 4
+        return self._states == "host" or (self._states == "auto" and is_too_large)
 
     @property
     def _may_share(self) -> bool:
@@ -213,30 +219,32 @@ class Simulator:
         Several hosts, who could not read each other's parts, and pmap keep all of them
         on every device.
         """
-        large = self.start.bytes_of_states > SHARED_FROM
-        return (
-            large
-            and jax.process_count() == 1
-            and self.engine.parallel == "shard_map"
-            and self.engine.plan.n_devices > 1
-        )
+        is_large = self.shapes.bytes_of_states > SHARED_FROM
+        is_one_program = self.engine.parallel == "shard_map"
+        several = self.engine.plan.n_devices > 1
+        return is_large and jax.process_count() == 1 and is_one_program and several
 
     def lay_out(self, plan: Plan) -> None:
         """Places data and backbone for this plan.
 
         A resumed run does so with the plan of its first part, as that decides the order
         of float sums.
+
+        Args:
+          plan: from `make_plan`, or from a run folder.
         """
         if self.plan == plan:
             return
         mesh = client_mesh(plan.n_devices * self._model_parallel, self._model_parallel)
-        data = None if self.streams else of_population(self.population)
-        engine = self._make_engine(plan=plan, mesh=mesh)
         self._programs = Programs(
-            engine, self.sampler, self.population, self.backbone, data
+            self._make_engine(plan=plan, mesh=mesh),
+            self.sampler,
+            self.population,
+            backbone=self.backbone,
+            data=None if self.streams else of_population(self.population),
         )
         self.backbone = self._programs.backbone
-        if self._start is not None:
+        if self._shapes is not None:
             self._share_states()
 
     def init(self, delta: Tree, *, seed: int | None = None) -> SimulationState:
@@ -245,42 +253,49 @@ class Simulator:
         Args:
           delta: the trainable tree.
           seed: in the place of the simulator's; another one costs no compile.
+
+        Returns:
+          What `run` takes.
+
+        Raises:
+          TypeError, ValueError: delta is empty, or holds what is no finite array; a
+            client's state changes its form in a round.
         """
         check_delta(delta)
         key = self.key
         if seed is not None:
             key = jax.random.key(checks.whole("seed", seed, least=0, most=MOST_SEED))
-        first_layout = self._programs is None
-        if first_layout:
+        is_first = self._programs is None
+        if is_first:
             self.lay_out(self._plan_for(delta))
-        if self._start is None or trees.difference(
-            self._start.delta, trees.shapes(delta)
-        ):
-            self._start = start_of(
-                self.engine, self.backbone, shapes_of(self.population), delta, self.key
+        known = None if self._shapes is None else self._shapes.delta
+        if known is None or trees.difference(known, trees.shapes(delta)):
+            shapes = shapes_of(self.population)
+            self._shapes = shapes_for(
+                self.engine, self.backbone, data=shapes, delta=delta, key=self.key
             )
             self._share_states()
-        if (
-            first_layout
-            and self._block_size is None
-            and (self._limited or jax.default_backend() != "cpu")
-        ):
+        if is_first and self._may_narrow:
             self._narrow_until_it_fits(delta)
-        first = self.first_state(delta, key)
-        return SimulationState(
-            carry=self.programs.placed(first), key=key, algorithm=self.algorithm
-        )
+        placed = self.programs.placed(self.first_state(delta, key))
+        return SimulationState(carry=placed, key=key, algorithm=self.algorithm)
 
     def first_state(self, delta: Tree, key: jax.Array | None = None) -> RoundState:
-        """The state of round 0, before it is placed on devices."""
+        """The state of round 0, before it is placed on devices.
+
+        Args:
+          delta: the trainable tree.
+          key: of the run; None: of the simulator's seed.
+        """
         key = self.key if key is None else key
+        shapes = with_key(self.shapes, key)
         return first_state(
             self.engine,
             self.sampler,
-            with_key(self.start, key),
-            delta,
-            key,
-            self.spills,
+            shapes,
+            delta=delta,
+            key=key,
+            spills=self.spills,
         )
 
     def with_population(self, population: Population) -> "Simulator":
@@ -294,54 +309,52 @@ class Simulator:
           population: of as many clients, with the same columns; states of this
             simulator go on with it.
 
+        Returns:
+          A simulator; this one stays as it is.
+
         Raises:
           ValueError: another number of clients, which the sampler, the cohort and
             states were made for.
         """
-        checks.instance(
-            "population",
-            population,
-            Population,
-            "make one with Population.from_clients(...)",
-        )
+        hint = "make one with Population.from_clients(...)"
+        checks.instance("population", population, Population, hint)
         if population.n_clients != self.population.n_clients:
             raise ValueError(
-                f"expected a population of {self.population.n_clients} clients, "
-                f"as before, got {population.n_clients}; make a new Simulator for "
-                "it"
+                f"expected a population of {self.population.n_clients} clients, as "
+                f"before, got {population.n_clients}; make a new Simulator for it"
             )
-        if population.n_examples == 0:
-            raise ValueError(f"no client has an example: {population}")
+        _check_examples(population)
         other = copy.copy(self)
         other.population = population
-        sizes = {
-            "n_max": int(population.sizes.max()),
-            "n_min": int(population.sizes.min()),
-        }
+        sizes = _sizes_of(population)
         other._make_engine = functools.partial(self._make_engine, **sizes)
         if self._programs is not None:
+            engine = self.engine._replace(**sizes)
             data = None if self.streams else of_population(population)
-            other._programs = self._programs.with_data(
-                self.engine._replace(**sizes), population, data
-            )
+            other._programs = self._programs.with_data(engine, population, data)
         return other
 
     def _share_states(self) -> None:
-        """Lets each device hold its part of the clients' states where they are large
-        and on the devices.
-        """
+        """Lets each device hold its part of the clients' states where that pays."""
         shares = self._may_share and not self.spills
         if shares != self.engine.shares_states:
-            self._programs = self.programs.of(
-                self.engine._replace(shares_states=shares)
-            )
+            engine = self.engine._replace(shares_states=shares)
+            self._programs = self.programs.of(engine)
 
     def _plan_for(self, delta: Tree) -> Plan:
-        lane = 3 * trees.nbytes(trees.shapes(delta))  # delta, upload and optimizer
-        fixed = self._devices is not None or self._model_parallel > 1
         return make_plan(
-            self.sampler.capacity, self._n_devices, self._block_size, lane, fixed
+            self.sampler.capacity,
+            self._n_devices,
+            self._block_size,
+            lane_bytes=3 * trees.nbytes(trees.shapes(delta)),  # and upload, optimizer
+            fixed_devices=self._devices is not None or self._model_parallel > 1,
         )
+
+    @property
+    def _may_narrow(self) -> bool:
+        """Whether the block may be made smaller than the rule has it."""
+        is_limited = self._limited or jax.default_backend() != "cpu"
+        return self._block_size is None and is_limited
 
     def _narrow_until_it_fits(self, delta: Tree) -> None:
         """Halves the block while the compiled rounds need more than a device's memory.
@@ -352,30 +365,30 @@ class Simulator:
         if self.streams or self.spills:
             return
         state = jax.eval_shape(self.first_state, delta)
+        operands = (self.backbone, self.data, jnp.int32(1), self.key)
         while (plan := self.engine.plan).block_size > 1:
-            step = self.programs.fused.lower(
-                state, self.backbone, self.data, jnp.int32(1), self.key
-            ).compile()
-            found = step.memory_analysis()
-            if (
-                found is None
-                or found.argument_size_in_bytes + found.temp_size_in_bytes
-                <= self.memory
-            ):
+            rounds = self.programs.fused.lower(state, *operands).compile()
+            found = rounds.memory_analysis()
+            if found is None:
                 return
-            self.lay_out(
-                make_plan(self.sampler.capacity, plan.n_devices, plan.block_size // 2)
-            )
+            needed = found.argument_size_in_bytes + found.temp_size_in_bytes
+            if needed <= self.memory:
+                return
+            half = plan.block_size // 2
+            self.lay_out(make_plan(self.sampler.capacity, plan.n_devices, half))
 
     # Rounds
 
     def bytes_per_client(self, state: SimulationState) -> tuple[int, int]:
-        """(uplink, downlink) bytes of one client in one round: the lengths of the packed buffers.
+        """(uplink, downlink) bytes of one client in one round.
 
-        At most, where an exchange takes some of the clients only or the data decide;
-        the metrics of `run` are exact.
+        The lengths of the packed buffers. At most, where an exchange selects some of
+        the clients or the data decide; the metrics of `run` are exact.
+
+        Args:
+          state: any.
         """
-        return self.messages.bytes_per_client
+        return bytes_per_client(self.messages.bills)
 
     def run(
         self,
@@ -389,6 +402,8 @@ class Simulator:
         """Runs `rounds` rounds.
 
         Args:
+          state: from `init`, or from `run` to go on.
+          rounds: how many.
           every: rounds between two calls of the callbacks, which are called after the
             last round, too.
           callbacks: functions of (round, state, metrics so far), see
@@ -421,41 +436,28 @@ class Simulator:
         if callbacks:
             from fedjax_fm.callbacks.loop import run_with_callbacks  # knows simulators
 
-            return run_with_callbacks(self, state, rounds, every, callbacks, donate)
-        programs = self.programs
-        check_state(state, self.start.server)
-        first_rows = with_key(self.start, state.key).first_rows
-        if any(
-            isinstance(leaf, jax.Array) and leaf.is_deleted()
-            for leaf in jax.tree.leaves(state.carry)
-        ):
-            raise RuntimeError(
-                "this state was given away by run(..., donate=True); go on from "
-                "the state that it returned"
+            return run_with_callbacks(
+                self, state, rounds, every=every, callbacks=callbacks, donate=donate
             )
-        if (
-            isinstance(store := state.carry.clients, HostStore)
-            and store.rounds[0] != state.round
-        ):
-            raise RuntimeError(
-                f"this state is of round {state.round}, but its spilled store has "
-                f"gone on to round {store.rounds[0]}: states on the host are "
-                "updated in place; go on from the newest state"
-            )
+        check_state(state, self.shapes.server)
+        _check_usable(state)
         done, privacy = state.round, self.algorithm.privacy
         check_rounds(privacy, done, rounds)
-        after, buffers, bad = programs.run(
-            state.carry, rounds, state.key, first_rows, donate
+        first_rows = with_key(self.shapes, state.key).first_rows
+        carry, buffers, fault = self.programs.run(
+            state.carry, rounds, key=state.key, first_rows=first_rows, donate=donate
         )
-        metrics = concatenated(
-            [on_host(buffer, n, self.messages) for buffer, n in buffers]
-        )
+        bills = self.messages.bills
+        metrics = concatenated([on_host(buffer, n, bills) for buffer, n in buffers])
         metrics = with_epsilon(metrics, privacy, done)
-        state = dataclasses.replace(state, carry=after)
-        if bad != NO_CLIENT:
-            bad = programs.who_failed(after, bad, state.key, first_rows)
+        state = dataclasses.replace(state, carry=carry)
+        if fault != Fault.NONE:
             raise error_of(
-                bad, state, metrics, self.sampler.capacity, self.population.n_clients
+                self.programs.who_failed(carry, fault, state.key, first_rows),
+                state,
+                metrics,
+                capacity=self.sampler.capacity,
+                n_clients=self.population.n_clients,
             )
         return state, metrics
 
@@ -475,15 +477,15 @@ class Simulator:
         Raises:
           ValueError: no such client.
         """
-        check_state(state, self.start.server)
+        check_state(state, self.shapes.server)
         checks.whole("client", client, least=0, most=self.population.n_clients - 1)
         store = state.carry.clients
         if not isinstance(store, HostStore):
             return jax.tree.map(lambda x: x[client], store)
         if store.touched[client]:
             return jax.tree.map(lambda x: x[client].copy(), store.rows)[0]
-        first_rows = with_key(self.start, state.key).first_rows
-        return first_rows(store.start, jnp.int32(client))[0]
+        first_rows = with_key(self.shapes, state.key).first_rows
+        return first_rows(store.first_delta, jnp.int32(client))[0]
 
     def model(
         self, state: SimulationState, client: int | None = None
@@ -506,21 +508,37 @@ class Simulator:
         Example:
           `scores = ffm.evaluate(task, *simulator.model(state, client=3), arrays)`
         """
-        check_state(state, self.start.server)
-        mine = None if client is None else self.client_state(state, client)
+        check_state(state, self.shapes.server)
+        own = None if client is None else self.client_state(state, client)
+        server = state.carry.server
         if self.algorithm.model is None:
-            return self.algorithm.delta(state.carry.server), self.backbone
-        return self.algorithm.model(state.carry.server, mine, self.backbone)
+            return self.algorithm.delta(server), self.backbone
+        return self.algorithm.model(server, own, self.backbone)
 
     @property
     def is_personal(self) -> bool:
         """Whether `model` may be another one for each client."""
-        return self.algorithm.model is not None and bool(
-            jax.tree.leaves(self.start.rows[0])
-        )
+        keeps_something = bool(jax.tree.leaves(self.shapes.rows[0]))
+        return self.algorithm.model is not None and keeps_something
 
     def __repr__(self) -> str:
-        return summarise(self)
+        layout = None
+        if self._programs is not None and self._shapes is not None:
+            layout = Layout(
+                engine=self.engine,
+                shapes=self.shapes,
+                streams=self.streams,
+                spills=self.spills,
+                memory=self.memory,
+            )
+        return summary(
+            self.population,
+            setting=self.setting,
+            capacity=self.sampler.capacity,
+            backbone=self.backbone,
+            privacy=self.algorithm.privacy,
+            layout=layout,
+        )
 
 
 def _sampler_of(
@@ -532,5 +550,29 @@ def _sampler_of(
     return chosen or samplers.uniform(setting.n_clients, setting.cohort_size)
 
 
-def _nbytes(population: Population) -> int:
-    return sum(array.nbytes for array in population.arrays.values())
+def _sizes_of(population: Population) -> dict[str, int]:
+    """What the engine knows of clients' sizes."""
+    sizes = population.sizes
+    return {"n_max": int(sizes.max()), "n_min": int(sizes.min())}
+
+
+def _check_examples(population: Population) -> None:
+    if population.n_examples == 0:
+        raise ValueError(f"no client has an example: {population}")
+
+
+def _check_usable(state: SimulationState) -> None:
+    """Refuses a state whose memory has gone to later rounds."""
+    arrays = [x for x in jax.tree.leaves(state.carry) if isinstance(x, jax.Array)]
+    if any(array.is_deleted() for array in arrays):
+        raise RuntimeError(
+            "this state was given away by run(..., donate=True); go on from the "
+            "state that it returned"
+        )
+    store = state.carry.clients
+    if isinstance(store, HostStore) and store.rounds[0] != state.round:
+        raise RuntimeError(
+            f"this state is of round {state.round}, but its spilled store has gone "
+            f"on to round {store.rounds[0]}: states on the host are updated in "
+            "place; go on from the newest state"
+        )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from fedjax_fm import trees
 from fedjax_fm.engine import Simulator
 from fedjax_fm.engine.data import shapes_of
-from fedjax_fm.engine.start import first_state
+from fedjax_fm.engine.shapes import first_state
 from fedjax_fm.engine.state import SimulationState
 from fedjax_fm.runs.fingerprint import array_print, describe, same_but_for_rounding
 from fedjax_fm.runs.provenance import commit
@@ -89,7 +89,12 @@ def program_of(simulator: Simulator, state: SimulationState, delta: Tree) -> str
         first = trees.shapes(delta)
         carry = jax.eval_shape(
             lambda tree: first_state(
-                engine, simulator.sampler, simulator.start, tree, simulator.key, False
+                engine,
+                simulator.sampler,
+                simulator.shapes,
+                delta=tree,
+                key=simulator.key,
+                spills=False,
             ),
             first,
         )

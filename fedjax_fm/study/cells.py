@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from fedjax_fm import callbacks
-from fedjax_fm.engine.errors import RoundError
+from fedjax_fm.engine.faults import RoundError
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
 from fedjax_fm.runs.provenance import commit

@@ -11,7 +11,7 @@ from mlp_problem import make_clients, make_trees, mlp_loss
 import fedjax_fm as ffm
 from fedjax_fm.algorithms.fedkseed import direction, fedkseed, probabilities, replay
 from fedjax_fm.directions import shift
-from fedjax_fm.engine.message import unwrap
+from fedjax_fm.engine.billing import unwrapped
 from fedjax_fm.types import Aggregate, Behaviour, ClientData
 
 KEY = jax.random.key(4)
@@ -23,7 +23,9 @@ def client(algorithm, delta, n_steps, arrays, backbone=()):
     of `arrays`.
     """
     (exchange,) = algorithm.exchanges
-    message = unwrap(exchange.broadcast(algorithm.init(delta, jax.random.key(9), None)))
+    message = unwrapped(
+        exchange.broadcast(algorithm.init(delta, jax.random.key(9), None))
+    )
     n = len(next(iter(arrays.values())))
 
     def batch(i):

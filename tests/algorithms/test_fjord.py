@@ -10,8 +10,8 @@ from width_models import MODELS, SIZES, Model, mlp, ordered_descent, where
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms.fjord import Distillation, fjord
-from fedjax_fm.algorithms.parts import Stream
 from fedjax_fm.algorithms.nested import nest
+from fedjax_fm.algorithms.parts import Stream
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.population import samplers
 

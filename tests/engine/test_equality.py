@@ -129,7 +129,7 @@ def test_same_seed_same_bits_other_seed_other_run():
 
 
 def test_more_rounds_than_a_dispatch_holds():
-    from fedjax_fm.engine.drive import ROUNDS_PER_DISPATCH
+    from fedjax_fm.engine.programs import ROUNDS_PER_DISPATCH
 
     state, metrics = simulate(
         ROUNDS_PER_DISPATCH + 3, local={"local_steps": 1, "batch_size": 2}

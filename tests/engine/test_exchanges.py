@@ -13,7 +13,7 @@ from mlp_problem import SIZES, everyone, make_clients, make_trees, mlp_loss
 import fedjax_fm as ffm
 from fedjax_fm import channels
 from fedjax_fm.algorithms import weighted_mean
-from fedjax_fm.engine.parts import digits, of_digits
+from fedjax_fm.engine.billing import limbs, of_limbs
 from fedjax_fm.types import (
     Algorithm,
     Batches,
@@ -364,10 +364,10 @@ def test_what_sends_nothing_passes_no_channel(channel):
 
 def test_byte_sums_beyond_32_bits_are_exact():
     sizes = np.array([0, 1, 2047, 2048, 5_000_000, 2**31, 2**32 - 1], np.uint32)
-    sums = np.asarray(jax.vmap(digits)(jnp.asarray(sizes))).astype(np.uint32)
-    assert of_digits(sums).tolist() == sizes.tolist()
+    sums = np.asarray(jax.vmap(limbs)(jnp.asarray(sizes))).astype(np.uint32)
+    assert of_limbs(sums).tolist() == sizes.tolist()
     assert (
-        of_digits(np.sum(np.repeat(sums, 300_000, axis=0), axis=0, dtype=np.uint32))
+        of_limbs(np.sum(np.repeat(sums, 300_000, axis=0), axis=0, dtype=np.uint32))
         == int(sizes.astype(int).sum()) * 300_000
     )
 

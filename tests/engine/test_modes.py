@@ -20,7 +20,7 @@ from mlp_problem import (
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.algorithms.reduce import stack
-from fedjax_fm.engine.store import HostStore
+from fedjax_fm.engine.state import HostStore
 
 MODES = {
     "pmap": {"parallel": "pmap", "devices": 2},

@@ -1,4 +1,4 @@
-"""How cohorts are dealt into blocks and over devices."""
+"""How cohorts are laid out in blocks and over devices."""
 
 import itertools
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_fm.engine.plan import Plan, deal, make_plan
+from fedjax_fm.engine.plan import Plan, assign, make_plan
 
-dealt = jax.jit(deal, static_argnums=2)
+assigned = jax.jit(assign, static_argnums=2)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_everyone_has_one_slot_the_longest_first(plan, most):
     load = rng.integers(0, most, 12).astype(np.int32)
     active = rng.random(12) < 0.7
     slots, used = (
-        np.asarray(x) for x in dealt(jnp.asarray(active), jnp.asarray(load), plan)
+        np.asarray(x) for x in assigned(jnp.asarray(active), jnp.asarray(load), plan)
     )
     assert slots.shape == used.shape == (plan.n_devices, plan.n_blocks, plan.block_size)
     assert sorted(slots[used]) == sorted(np.flatnonzero(active))
@@ -42,7 +42,7 @@ def test_everyone_has_one_slot_the_longest_first(plan, most):
 
 def test_the_order_is_a_stable_sort_by_falling_load():
     load = np.random.default_rng(0).integers(0, 50, 1000).astype(np.int32)
-    slots, used = dealt(jnp.ones(1000, bool), jnp.asarray(load), Plan(1, 1, 1000))
+    slots, used = assigned(jnp.ones(1000, bool), jnp.asarray(load), Plan(1, 1, 1000))
     np.testing.assert_array_equal(
         np.asarray(slots).reshape(-1), np.argsort(-load, kind="stable")
     )
@@ -51,7 +51,7 @@ def test_the_order_is_a_stable_sort_by_falling_load():
 
 def test_the_inactive_come_last_whatever_their_load():
     active = jnp.array([True, False, True, False])
-    slots, used = dealt(active, jnp.array([0, 9, 2**31 - 1, 5]), Plan(1, 1, 4))
+    slots, used = assigned(active, jnp.array([0, 9, 2**31 - 1, 5]), Plan(1, 1, 4))
     np.testing.assert_array_equal(np.asarray(slots).reshape(-1)[:2], [2, 0])
     np.testing.assert_array_equal(
         np.asarray(used).reshape(-1), [True, True, False, False]
@@ -60,13 +60,13 @@ def test_the_inactive_come_last_whatever_their_load():
 
 def test_devices_get_like_loads():
     load = np.random.default_rng(1).lognormal(3, 1, 1000).astype(np.int32) + 1
-    slots, _ = dealt(jnp.ones(1000, bool), jnp.asarray(load), Plan(4, 1, 250))
+    slots, _ = assigned(jnp.ones(1000, bool), jnp.asarray(load), Plan(4, 1, 250))
     sums = load[np.asarray(slots)].sum(axis=(1, 2))
     assert sums.max() - sums.min() <= load.max()  # by no more than one client
 
 
 def test_clients_that_are_alike_keep_the_samplers_order():
-    slots, used = dealt(jnp.arange(5) < 3, None, Plan(1, 2, 3))
+    slots, used = assigned(jnp.arange(5) < 3, None, Plan(1, 2, 3))
     np.testing.assert_array_equal(np.asarray(slots).reshape(-1)[:5], range(5))
     np.testing.assert_array_equal(
         np.asarray(used).reshape(-1), [True] * 3 + [False] * 3

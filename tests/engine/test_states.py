@@ -115,7 +115,7 @@ def test_a_device_holds_its_part_and_little_else(monkeypatch):
         .memory_analysis()
     )
     store, data = 4 * n * width, 4 * n * width
-    assert simulator.start.bytes_of_states == store
+    assert simulator.shapes.bytes_of_states == store
     assert found.argument_size_in_bytes < data + store / 4 + 100_000
     assert found.temp_size_in_bytes < store / 16
 
@@ -190,7 +190,7 @@ def test_spilled_states_are_not_shared_and_another_layout_shares_again(monkeypat
 def test_states_spill_only_if_a_devices_part_does_not_fit(monkeypatch):
     monkeypatch.setattr(simulator_module, "SHARED_FROM", 0)
     simulator, _ = run(8, 1)
-    bytes_of_states = simulator.start.bytes_of_states
+    bytes_of_states = simulator.shapes.bytes_of_states
     for devices, spills in ((1, True), (4, False)):
         simulator, _ = run(
             8,

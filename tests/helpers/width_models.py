@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm.algorithms.parts import Stream
 from fedjax_fm.algorithms.nested import Groups, Prefixes, nest
+from fedjax_fm.algorithms.parts import Stream
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.experiments.bench.conv import conv_as_matmul
 from fedjax_fm.experiments.bench.widths import prefixes_of, start, transformer

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_fm.engine.store import HostStore
+from fedjax_fm.engine.state import HostStore
 from fedjax_fm.runs import CheckpointError, Checkpoints, DamagedCheckpoint, OtherRun
 
 
