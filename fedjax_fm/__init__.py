@@ -117,6 +117,7 @@ __all__ = [
     "sweep",
     "systems",
     "tasks",
+    "testing",
     "trees",
 ]
 
@@ -178,6 +179,7 @@ _PARTS = {
     "split",
     "systems",
     "tasks",
+    "testing",
     "trees",
     "types",
     "wire",

@@ -2,25 +2,15 @@
 its promises can be checked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 import fedjax_fm as ffm
-from fedjax_fm.types import Algorithm
-
-
-class Problem(NamedTuple):
-    """What a simulator needs."""
-
-    algorithm: Algorithm
-    delta: Any
-    backbone: Any
-    clients: Sequence[dict[str, np.ndarray]]  # at least six, ragged
-    cohort_size: int
+from fedjax_fm.testing.contract import Problem, simulator_of
 
 
 def shared_model(
@@ -57,13 +47,4 @@ class Row:
     atol: float = 2e-6
 
 
-def simulator(problem: Problem, **how) -> ffm.Simulator:
-    """The problem's, on one device unless `how` says otherwise."""
-    how = {"cohort_size": problem.cohort_size, "seed": 5, "devices": 1} | how
-    clients = how.pop("clients", problem.clients)
-    return ffm.Simulator(
-        how.pop("algorithm", problem.algorithm),
-        ffm.Population.from_clients(clients),
-        backbone=how.pop("backbone", problem.backbone),
-        **how,
-    )
+simulator = simulator_of
