@@ -1,8 +1,8 @@
 """Every public type on one page.
 
 Shapes: N clients in the population, C in a cohort, B examples in a batch. `Tree` is any
-pytree of arrays. A round is a sequence of exchanges; an exchange is broadcast -> client
--> wire -> reduce -> server.
+pytree of arrays. A round is a sequence of exchanges; an exchange is
+broadcast -> client -> wire -> reduce -> server.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,36 +20,44 @@ Tree = Any
 class Task(NamedTuple):
     """What is learned: a loss over one batch.
 
-    `loss(delta, backbone, batch, key) -> (f32[B], {name: f32[B]})`: per example, not
-    averaged, so that short batches can be masked; other shapes are refused while a
-    round is traced. `key` drives dropout and the like; it is None where the model is
-    evaluated.
-
-    `weight(batch) -> f32[B]`: what an example counts in every mean; None counts each as
-    one. With the number of response tokens, and a loss that is the mean over them, all
-    averages are token-weighted: in a batch by its own weights, among clients by the
+    With the number of response tokens as `weight`, and a loss that is the mean over them,
+    all averages are token-weighted: in a batch by its own weights, among clients by the
     weights of all examples that a client holds, whether or not its local steps came to
     see them. So a client with weights w_i counts as one that holds each example w_i
     times.
+
+    Attributes:
+      loss: `(delta, backbone, batch, key) -> (f32[B], {name: f32[B]})`: per example, not
+        averaged, so that short batches can be masked; other shapes are refused while a
+        round is traced. `key` drives dropout and the like; it is None where the model is
+        evaluated.
+      weight: `batch -> f32[B]`, what an example counts in every mean; None counts each
+        as one.
     """
 
-    loss: Callable[
-        [Tree, Tree, dict[str, jax.Array], Any], tuple[jax.Array, dict[str, jax.Array]]
-    ]
+    loss: Callable[[Tree, Tree, dict[str, jax.Array], Any], tuple[jax.Array, dict]]
     weight: Callable[[dict[str, jax.Array]], jax.Array] | None = None
 
 
 class Setting(NamedTuple):
-    """Sizes that an algorithm may divide by."""
+    """Sizes that an algorithm may divide by.
+
+    Attributes:
+      n_clients: N, of the population.
+      cohort_size: planned, never the number that turned up.
+    """
 
     n_clients: int
-    cohort_size: int  # planned, never the number that turned up
+    cohort_size: int
 
 
 class Batches(NamedTuple):
-    """How a client walks its data.
+    """How a client walks its data, shuffled anew each pass.
 
-    `epochs` full passes or `steps` batches, shuffled anew each pass.
+    Attributes:
+      batch_size: examples a step; the last batch of a pass may be short.
+      epochs: full passes; this or `steps`.
+      steps: batches.
     """
 
     batch_size: int
@@ -57,12 +65,16 @@ class Batches(NamedTuple):
     steps: int | None = None
 
     def checked(self) -> "Batches":
-        """Self, or ValueError naming the value that makes no sense."""
+        """The same, once it makes sense.
+
+        Raises:
+          ValueError: names the value that makes no sense.
+        """
         checks.whole("batch_size", self.batch_size, least=1)
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
-                f"give either epochs or local_steps, got epochs={self.epochs}, "
-                f"local_steps={self.steps}"
+                "give either epochs or local_steps, got "
+                f"epochs={self.epochs}, local_steps={self.steps}"
             )
         if self.steps is None:
             checks.whole("epochs", self.epochs, least=1)
@@ -74,45 +86,65 @@ class Batches(NamedTuple):
 class ClientData(NamedTuple):
     """What one client sees of the world; every count is traced.
 
-    `batch(i) -> ({name: [B, ...]}, mask bool[B])`: batch of local step i. Rows whose
-    mask is false repeat a real row of the same client and must not count.
+    Attributes:
+      id: i32[].
+      round: i32[], from 0.
+      n_examples: i32[], n_k.
+      n_steps: i32[], local steps.
+      batch: `i -> ({name: [B, ...]}, mask bool[B])`, the batch of local step i. Rows whose
+        mask is False repeat a real row of the same client and must not count.
+      repeat: i32[], which passage of a `Repeat` this is; 0 outside of one.
     """
 
-    id: jax.Array  # i32[]
-    round: jax.Array  # i32[], from 0
-    n_examples: jax.Array  # i32[]
-    n_steps: jax.Array  # i32[]
+    id: jax.Array
+    round: jax.Array
+    n_examples: jax.Array
+    n_steps: jax.Array
     batch: Callable[[jax.Array], tuple[dict[str, jax.Array], jax.Array]]
-    repeat: jax.Array  # i32[], which passage of a `Repeat` this is; 0 outside of one
+    repeat: jax.Array
 
 
 class ClientOutput(NamedTuple):
-    """What one client's work leaves behind."""
+    """What one client's work leaves behind.
 
-    upload: Tree  # goes up the wire
-    weight: jax.Array  # f32[]; n_k unless the method says otherwise
-    state: Any = ()  # next client state, or a function of `sent`, what the server decoded
-    metrics: Mapping[str, tuple[jax.Array, jax.Array]] = MappingProxyType(
-        {}
-    )  # name: (sum f32[], count f32[])
+    Attributes:
+      upload: goes up the wire.
+      weight: f32[]; n_k unless the method says otherwise.
+      state: the client's next state, or a function of `sent`, what the server decoded.
+      metrics: {name: (sum f32[], count f32[])}.
+    """
+
+    upload: Tree
+    weight: jax.Array
+    state: Any = ()
+    metrics: Mapping[str, tuple[jax.Array, jax.Array]] = MappingProxyType({})
 
 
 class Stack(NamedTuple):
-    """All contributions of a cohort, for reductions that are no sums (medians, stacking)."""
+    """All contributions of a cohort, for reductions that are no sums (medians, stacking).
 
-    values: Tree  # leaves [C, ...], in the sampler's order; zeros where not active
-    active: jax.Array  # bool[C]: took part, and the upload arrived
-    ids: jax.Array  # i32[C]: whose; anybody's where not active
+    Attributes:
+      values: leaves [C, ...], in the sampler's order; zeros where not active.
+      active: bool[C], took part, and the upload arrived.
+      ids: i32[C], whose; any id where not active.
+    """
+
+    values: Tree
+    active: jax.Array
+    ids: jax.Array
 
 
 class Reduce(NamedTuple):
     """A sum over the cohort: `finish(sum of lift(...))`.
 
-    `lift(server_state, sent, weight) -> contribution` runs after decoding: clips and
-    rejections belong here. `finish(total, setting) -> value` sees the sum over all
-    clients, in f32; with `keep`, which needs memory for the whole cohort, it sees a
-    `Stack` of them. `shows_nan`: NaN or infinity in an upload is always one in the sum,
-    so the engine looks at the sum alone.
+    Attributes:
+      lift: `(server_state, sent, weight) -> contribution`, of one client, after decoding:
+        clips and rejections belong here.
+      finish: `(total, setting) -> value`; the total is over all clients, in f32, or with
+        `keep` a `Stack` of them.
+      keep: keeps every contribution, which needs memory for the whole cohort.
+      shows_nan: NaN or infinity in an upload is always one in the sum, so that the engine
+        looks at the sum alone.
     """
 
     lift: Callable[[Any, Tree, jax.Array], Tree]
@@ -125,20 +157,25 @@ class Aggregate(NamedTuple):
     """What the server receives."""
 
     value: Tree  # from Reduce.finish
-    n_clients: jax.Array  # i32[], how many took part
+    n_clients: jax.Array  # i32[], uploads that arrived
 
 
 class Exchange(NamedTuple):
     """One way down and up again.
 
-    `broadcast(server_state) -> message`; leaves wrapped in `Unbilled` are not billed.
-    `client(backbone, message) -> one`; `one(message, client_state, data, key) ->
-    ClientOutput`. The outer half runs once a round, the inner half once a client: it is
-    written for one client and knows no batch of clients. `server(server_state,
-    aggregate, key) -> (server_state, {name: f32[]})`. `address(message, client_state,
-    id) -> mine`: what of the message this client is sent, given to `one` and billed by
-    its shape instead of the whole. `selects(message, id, key) -> bool[]`: who of the
-    cohort takes part; the others are not computed.
+    Attributes:
+      broadcast: `server_state -> message`; leaves wrapped in `Unbilled` are not billed.
+      client: `(backbone, message) -> one`, where `one(message, client_state, data, key) ->
+        ClientOutput`. The outer half runs once a round, the inner half once a client: it
+        is written for one client and knows no batch of clients.
+      server: `(server_state, aggregate, key) -> (server_state, {name: f32[]})`.
+      reduce: how the cohort's uploads become the aggregate.
+      batches: how a client walks its data.
+      address: `(message, client_state, id) -> part`, what of the message this client is
+        sent, given to `one` and billed by its shape instead of the whole; None sends the
+        whole.
+      selects: `(message, id, key) -> bool[]`, who of the cohort takes part; the others
+        are not computed. None selects everyone.
     """
 
     broadcast: Callable[[Any], Tree]
@@ -153,9 +190,13 @@ class Exchange(NamedTuple):
 
 
 class Repeat(NamedTuple):
-    """`exchanges` in turn, `times` over within one round, as a loop that is never unrolled.
+    """Exchanges in turn, several times over within one round, as in split learning.
 
-    Split learning.
+    A loop that is never unrolled.
+
+    Attributes:
+      times: passages.
+      exchanges: of each passage, in this order.
     """
 
     times: int
@@ -187,22 +228,32 @@ class Privacy(NamedTuple):
     released: tuple[str, ...] = ()
 
 
+def _stateless(delta: Tree, key: jax.Array) -> tuple:
+    """The first state of clients that keep nothing."""
+    return ()
+
+
 class Algorithm(NamedTuple):
     """A federated method: pure functions, hyper-parameters closed over.
 
-    `init(delta, key, setting) -> server_state`; `client_init(delta, key) ->
-    client_state`, () when stateless. `privacy` of a method that clips and adds noise;
-    such methods divide by the planned cohort. `model(server_state, client_state,
-    backbone) -> (delta, backbone)`: what is evaluated, of the server where client_state
-    is None, else of that client; None: `(delta(server_state), backbone)` for both.
-    `sampler(chosen, setting) -> Sampler`, of a method that decides who takes part: it
-    makes its own of the one that was chosen for the simulator (None if there was none),
-    or refuses it.
+    Attributes:
+      init: `(delta, key, setting) -> server_state`.
+      exchanges: of a round, each an `Exchange` or a `Repeat`.
+      client_init: `(delta, key) -> client_state`, () when stateless.
+      delta: `server_state -> trainable tree`.
+      privacy: of a method that clips and adds noise; such methods divide by the planned
+        cohort.
+      model: `(server_state, client_state, backbone) -> (delta, backbone)`, what is
+        evaluated: of the server where client_state is None, else of that client. None:
+        `(delta(server_state), backbone)` for both.
+      sampler: `(chosen, setting) -> Sampler`, of a method that decides who takes part: it
+        makes its own of the one that was chosen for the simulator (None if there was
+        none), or refuses it.
     """
 
     init: Callable[[Tree, jax.Array, Setting], Any]
-    exchanges: tuple[Any, ...]  # of Exchange and Repeat
-    client_init: Callable[[Tree, jax.Array], Any] = lambda delta, key: ()
+    exchanges: tuple[Any, ...]
+    client_init: Callable[[Tree, jax.Array], Any] = _stateless
     delta: Callable[[Any], Tree] = attrgetter("delta")
     privacy: Privacy | None = None
     model: Callable[[Any, Any, Tree], tuple[Tree, Tree]] | None = None
@@ -212,10 +263,12 @@ class Algorithm(NamedTuple):
 class Channel(NamedTuple):
     """What the wire does to one message; the receiver sees `decode(payload)` only.
 
-    `init(tree of shapes) -> state of one sender`; `encode(state, tree, key) ->
-    (payload, state)`; `decode(payload) -> tree`: a payload decodes alone;
-    `bits(payload)` -> int, the length of its packed buffers, or u32[] where the data
-    decide.
+    Attributes:
+      init: `tree of shapes -> state of one sender`.
+      encode: `(state, tree, key) -> (payload, state)`.
+      decode: `payload -> tree`; a payload decodes alone.
+      bits: `payload -> int`, the length of its packed buffers, or u32[] where the data
+        decide.
     """
 
     init: Callable[[Tree], Any]
@@ -225,12 +278,15 @@ class Channel(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """Who takes part: `draw(state, key) -> (ids i32[capacity], n_active i32[], state)`.
+    """Who is drawn for a round.
 
-    Ids past n_active are ignored.
-
-    `law` is what a privacy accountant may rely on, one of `population.samplers.laws`;
-    None promises nothing.
+    Attributes:
+      init: `() -> state`.
+      draw: `(state, key) -> (ids i32[capacity], n_active i32[], state)`; ids past n_active
+        are ignored.
+      capacity: clients of the largest cohort.
+      law: what a privacy accountant may rely on, one of `population.samplers.laws`; None
+        promises nothing.
     """
 
     init: Callable[[], Any]
@@ -240,13 +296,13 @@ class Sampler(NamedTuple):
 
 
 class Behaviour(NamedTuple):
-    """What clients' machines do to a round, as pure functions `(id i32[], round i32[],
-    key) -> ...`.
+    """What clients' machines do to a round: `(id i32[], round i32[], key) -> ...`.
 
-    `most_steps` -> i32[]: local steps that a straggler manages before the round closes;
-    fewer than one means that it takes no part. `drops` -> bool[]: the client worked,
-    but its upload never arrives: it counts nothing, its old state stays, its download
-    is billed and its upload is not.
+    Attributes:
+      most_steps: `-> i32[]`, local steps that a straggler manages before the round
+        closes; fewer than one means that it takes no part.
+      drops: `-> bool[]`: the client worked, but its upload never arrives. It counts
+        nothing, its old state stays, its download is billed and its upload is not.
     """
 
     most_steps: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
@@ -254,20 +310,26 @@ class Behaviour(NamedTuple):
 
 
 class Unbilled(NamedTuple):
-    """Marks a leaf of a broadcast that both sides know already (a round number, a seed).
+    """Marks a leaf of a broadcast that both sides know already: it is not billed.
 
-    It is not billed.
+    A round number, a seed, public examples.
+
+    Attributes:
+      value: as the client reads it.
     """
 
     value: Tree
 
 
 class Rows(NamedTuple):
-    """The first `count` rows of `values`, the rest zero.
+    """An array whose height differs from client to client, under one static shape.
 
-    An array whose height differs from client to client (ranks) under one static shape.
-    Billed by count.
+    Ranks, for example. Billed by count.
+
+    Attributes:
+      values: [rows, ...], zero past the first `count`.
+      count: i32[].
     """
 
-    values: jax.Array  # [rows, ...]
-    count: jax.Array  # i32[]
+    values: jax.Array
+    count: jax.Array

@@ -76,7 +76,8 @@ def check_delta(delta: Tree) -> None:
                 f"{where}; leave it out of the trainable tree, or put it into the "
                 "backbone"
             )
-        if not bool(jnp.all(jnp.isfinite(leaf))):
+        is_finite = jnp.isfinite(leaf)
+        if not bool(is_finite.all()):
             raise ValueError(f"delta holds NaN or infinity at {where}")
 
 

@@ -126,7 +126,8 @@ def _addressed(
     if address is None:
         return message, ()
     own = address(message, slot.state, client)
-    return unwrapped(own), counted_bytes(identity().bits(billed(own)))
+    bits = identity().bits(billed(own))
+    return unwrapped(own), counted_bytes(bits)
 
 
 def _on_every_device(engine: Engine, upload: Tree) -> Tree:
@@ -158,7 +159,10 @@ def _fault(
 
 
 def _as_floats(metrics: Any) -> dict[str, Any]:
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), dict(metrics))
+    def as_float(x):
+        return jnp.asarray(x, jnp.float32)
+
+    return jax.tree.map(as_float, dict(metrics))
 
 
 def _or_zeros(counts: jax.Array, tree: Tree) -> Tree:
@@ -229,7 +233,8 @@ def _pmapped(
 ) -> Callable[[Shared, Slots], Result]:
     """Pmap takes its operands in its own layout only."""
     mesh = Mesh(engine.mesh.devices.reshape(-1), (CLIENTS,))
-    everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(CLIENTS))
+    everywhere = NamedSharding(mesh, P())
+    split = NamedSharding(mesh, P(CLIENTS))
     totals_and_fault_agree = Result(
         totals=None,  # type: ignore[arg-type]
         stacked=0,
@@ -268,14 +273,18 @@ def _over_blocks(
 ) -> Result:
     """A loop over the blocks of one device; blocks that are empty are not computed."""
     # The inner jit only saves time: one trace serves for the shapes and for the loop.
-    block_of = jax.jit(jax.vmap(run) if block_size > 1 else _of_one(run))
+    lifted = jax.vmap(run) if block_size > 1 else _of_one(run)
+    block_of = jax.jit(lifted)
 
     def step(i, carry: Result) -> Result:
         block = slots._replace(state=carry.state, uplink=carry.uplink)
         part = block_of(jax.tree.map(lambda x: x[i], block))
 
         def put(whole, new):
-            return jax.tree.map(lambda x, y: x.at[i].set(y.astype(x.dtype)), whole, new)
+            def put_leaf(x, y):
+                return x.at[i].set(y.astype(x.dtype))
+
+            return jax.tree.map(put_leaf, whole, new)
 
         return Result(
             totals=jax.tree.map(_add_block, carry.totals, part.totals),
@@ -331,6 +340,7 @@ def _of_one(run: Callable[[Slots], Result]) -> Callable[[Slots], Result]:
     """
 
     def block_of(block: Slots) -> Result:
-        return _with_axis(run(_first(block)))
+        result = run(_first(block))
+        return _with_axis(result)
 
     return block_of

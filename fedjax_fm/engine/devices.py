@@ -1,6 +1,7 @@
 """Which devices carry the clients."""
 
 import functools
+import math
 import os
 from typing import Any
 
@@ -30,9 +31,18 @@ ALIGNMENT = 64  # bytes
 
 
 def client_mesh(n_devices: int | None = None, model: int = 1) -> Mesh:
-    """A mesh of `n_devices` (default.
+    """A mesh with the axes `clients` and `model`.
 
-    All) with the axes `clients` and `model`, the latter of size `model`.
+    Args:
+      n_devices: how many of this machine's; default all.
+      model: size of the axis `model`, over which backbones are split.
+
+    Raises:
+      ValueError: there are fewer devices, or `model` does not divide them.
+
+    Example:
+      >>> dict(client_mesh(2).shape)
+      {'clients': 2, 'model': 1}
     """
     available = jax.devices()
     n_devices = len(available) if n_devices is None else n_devices
@@ -52,23 +62,22 @@ def client_mesh(n_devices: int | None = None, model: int = 1) -> Mesh:
 def over_model(tree: Tree, mesh: Mesh) -> Tree:
     """Shardings that split every leaf over the mesh's axis `model`.
 
-    Its largest dimension that divides; whole if none does, and on a mesh without such
-    an axis. Leaves of fewer than two dimensions stay whole.
+    Along the largest dimension that divides; a leaf stays whole if none does, if it has
+    fewer than two dimensions, and on a mesh without such an axis.
+
+    Args:
+      tree: arrays or shapes.
+      mesh: from `client_mesh`.
     """
     parts = mesh.shape[MODEL]
 
     def sharding(leaf: Any) -> NamedSharding:
-        dims = (
-            [d for d in range(leaf.ndim) if leaf.shape[d] % parts == 0]
-            if leaf.ndim > 1 and parts > 1
-            else []
-        )
-        if not dims:
+        dims = [d for d in range(leaf.ndim) if leaf.shape[d] % parts == 0]
+        if parts == 1 or leaf.ndim < 2 or not dims:
             return NamedSharding(mesh, P())
         largest = max(dims, key=lambda d: leaf.shape[d])
-        return NamedSharding(
-            mesh, P(*(MODEL if d == largest else None for d in range(leaf.ndim)))
-        )
+        spec = [MODEL if d == largest else None for d in range(leaf.ndim)]
+        return NamedSharding(mesh, P(*spec))
 
     return jax.tree.map(sharding, tree)
 
@@ -103,7 +112,7 @@ def shared_by_cores(tree: Tree) -> Tree:
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An array that begins where XLA's do."""
-    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.empty(n_bytes + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT
     return room[start : start + n_bytes].view(dtype).reshape(shape)
@@ -121,17 +130,21 @@ def compiler_options() -> dict[str, Any]:
     if jax.default_backend() != "cpu":
         return {}
     try:
-        jax.jit(lambda x: x, compiler_options=wide).lower(0).compile()
+        program = jax.jit(lambda x: x, compiler_options=wide)
+        program.lower(0).compile()
     except jax.errors.JaxRuntimeError:
         return {}
     return wide
 
 
 def memory_of(device: Any) -> int:
-    """Bytes that a device may hold; for CPU devices the machine's memory shared among them."""
+    """Bytes that a device may hold.
+
+    Args:
+      device: of JAX. CPU devices share the machine's memory.
+    """
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    return (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.devices())
-    )
+    of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return of_machine // len(jax.devices())

@@ -27,24 +27,28 @@ class Fault(IntEnum):
     NONE = 2**31 - 1
 
 
+NONE = int(Fault.NONE)
+
+
 def no_fault() -> jax.Array:
     """i32[] of a round in which nothing has gone wrong."""
-    return jnp.int32(int(Fault.NONE))
+    return jnp.int32(NONE)
 
 
 def is_good(fault: jax.Array) -> jax.Array:
     """bool[]: nothing has gone wrong."""
-    return fault == int(Fault.NONE)
+    return fault == NONE
 
 
 def fault_of_client(is_wrong: jax.Array, client: jax.Array) -> jax.Array:
     """i32[]: the client's id where something of it is not finite."""
-    return jnp.where(is_wrong, client, int(Fault.NONE))
+    return jnp.where(is_wrong, client, NONE)
 
 
 def fault_of_sum(contribution: Tree) -> jax.Array:
     """i32[]: SUM where the sum over the cohort is not finite."""
-    return jnp.where(trees.all_finite(contribution), int(Fault.NONE), int(Fault.SUM))
+    is_finite = trees.all_finite(contribution)
+    return jnp.where(is_finite, NONE, int(Fault.SUM))
 
 
 def fault_of_draw(ids: Any, n_active: Any, n_clients: int) -> jax.Array:
@@ -59,7 +63,7 @@ def fault_of_draw(ids: Any, n_active: Any, n_clients: int) -> jax.Array:
     drawn = jnp.arange(ids.shape[0]) < n_active
     is_unknown = jnp.any(drawn & ((ids < 0) | (ids >= n_clients)))
     is_overflow = n_active > ids.shape[0]
-    overflow = jnp.where(is_overflow, int(Fault.COHORT_OVERFLOW), int(Fault.NONE))
+    overflow = jnp.where(is_overflow, int(Fault.COHORT_OVERFLOW), NONE)
     fault = jnp.where(is_unknown, int(Fault.UNKNOWN_CLIENT), overflow)
     return fault.astype(jnp.int32)
 

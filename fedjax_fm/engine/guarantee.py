@@ -79,7 +79,8 @@ def with_epsilon(
     """
     if privacy is None or privacy.epsilon is None or not metrics:
         return metrics
-    rounds = len(next(iter(metrics.values())))
+    first, *_ = metrics.values()
+    rounds = len(first)
     after = [privacy.epsilon(done + i + 1) for i in range(rounds)]
     return {**metrics, "epsilon": np.array(after, np.float64)}
 

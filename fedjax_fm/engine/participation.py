@@ -198,7 +198,8 @@ def arrived(
         return arrives(engine, active, client, inputs.round, inputs.key)
 
     active = participation.eligible & participated
-    return jax.vmap(of_client)(active, jnp.asarray(inputs.cohort.ids))
+    ids = jnp.asarray(inputs.cohort.ids)
+    return jax.vmap(of_client)(active, ids)
 
 
 def rows_processed(
@@ -244,4 +245,5 @@ def examples_processed(
     if not is_for_all:
         found.append(most)
     rows = jnp.where(came, functools.reduce(jnp.maximum, found), 0)
-    return jnp.sum(jax.vmap(limbs)(rows), axis=0, dtype=jnp.uint32)
+    in_limbs = jax.vmap(limbs)(rows)
+    return jnp.sum(in_limbs, axis=0, dtype=jnp.uint32)

@@ -55,7 +55,8 @@ class Engine(NamedTuple):
     @property
     def state_sharding(self) -> NamedSharding:
         """Where the clients' states lie."""
-        return NamedSharding(self.mesh, P(CLIENTS) if self.shares_states else P())
+        spec = P(CLIENTS) if self.shares_states else P()
+        return NamedSharding(self.mesh, spec)
 
     @property
     def all_alike(self) -> bool:

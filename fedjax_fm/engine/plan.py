@@ -7,11 +7,17 @@ import jax.numpy as jnp
 
 
 class Plan(NamedTuple):
-    """The layout of a round; part of a run's identity, as it decides the order of float sums."""
+    """The layout of a round; part of a run's identity, as it orders float sums.
+
+    Attributes:
+      n_devices: that carry clients.
+      block_size: clients that one device computes at once, by vmap.
+      n_blocks: blocks that a device has room for.
+    """
 
     n_devices: int
-    block_size: int  # clients that one device computes at once, by vmap
-    n_blocks: int  # blocks a device has room for
+    block_size: int
+    n_blocks: int
 
     @property
     def slots(self) -> int:

@@ -366,7 +366,8 @@ def _with_counts(
 def _with_gauges(sums: dict, metrics: dict[str, jax.Array]) -> dict:
     """The sums with the server's metrics, each counted once."""
     one = jnp.float32(1)
-    return _merged(sums, {name: (jnp.float32(x), one) for name, x in metrics.items()})
+    gauges = {name: (jnp.float32(x), one) for name, x in metrics.items()}
+    return _merged(sums, gauges)
 
 
 def _merged(sums: dict, more: dict) -> dict:

@@ -148,6 +148,7 @@ def all_first_rows(sharding: Any) -> Callable:
     """`(first_rows, delta, ids i32[N]) -> states [N, ...]`, compiled once for all seeds."""
 
     def make(first_rows: Any, delta: Tree, ids: jax.Array) -> Tree:
-        return jax.vmap(functools.partial(first_rows, delta))(ids)
+        make_one = functools.partial(first_rows, delta)
+        return jax.vmap(make_one)(ids)
 
     return jax.jit(make, out_shardings=sharding)

@@ -102,7 +102,8 @@ def sweep(
             "give `hyper` and `algorithm` together: values without a use, or a use "
             "without values"
         )
-    has_empty = any(not len(values) for values in (hyper or {}).values())
+    grids = list((hyper or {}).values())
+    has_empty = any(not len(values) for values in grids)
     if rounds < 1 or not len(seeds) or has_empty:
         raise ValueError(
             "expected rounds >= 1, a seed and a value of each name, got "
@@ -133,7 +134,7 @@ def sweep(
 
 
 def _grid_of(hyper: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> _Grid:
-    rows = list(itertools.product(*hyper.values(), seeds))
+    rows = itertools.product(*hyper.values(), seeds)
     *columns, seeds_column = zip(*rows, strict=True)
     named = zip(hyper, columns, strict=True)
     arrays = {name: np.array(column) for name, column in named}
@@ -188,8 +189,10 @@ def _run(
         )
 
     values = {name: jnp.asarray(x, jnp.float32) for name, x in grid.hyper.items()}
-    keys = jax.vmap(jax.random.key)(jnp.asarray(grid.seeds, jnp.uint32))
-    carry = jax.jit(jax.vmap(begin))(keys, values)
+    seeds = jnp.asarray(grid.seeds, jnp.uint32)
+    keys = jax.vmap(jax.random.key)(seeds)
+    begin_all = jax.jit(jax.vmap(begin))
+    carry = begin_all(keys, values)
     lanes_of_rounds = jax.vmap(some_rounds, in_axes=(0, 0, 0, 0, None, None))
     run = jax.jit(lanes_of_rounds, compiler_options=compiler_options())
     n_lanes = len(grid.seeds)

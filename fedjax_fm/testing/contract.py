@@ -27,24 +27,39 @@ SEED, ROUNDS = 5, 2
 
 
 class Problem(NamedTuple):
-    """A method on a task so small that all its promises can be checked."""
+    """A method on a task so small that all its promises can be checked.
+
+    Attributes:
+      algorithm: the method.
+      delta, backbone: where it starts, and what is frozen.
+      clients: at least six, of different sizes.
+      cohort_size: clients a round.
+    """
 
     algorithm: Algorithm
     delta: Tree
     backbone: Tree
-    clients: Sequence[dict[str, np.ndarray]]  # at least six, of different sizes
+    clients: Sequence[dict[str, np.ndarray]]
     cohort_size: int
 
 
 class Case(NamedTuple):
-    """A method that has run."""
+    """A method that has run.
+
+    Attributes:
+      problem: what has run.
+      simulator: its, on one device.
+      start, state: before and after the first rounds.
+      metrics: of these rounds.
+      rtol, atol: of comparisons up to the order of float sums.
+    """
 
     problem: Problem
     simulator: Simulator
     start: SimulationState
-    state: SimulationState  # after `ROUNDS` rounds
+    state: SimulationState
     metrics: dict[str, np.ndarray]
-    rtol: float  # of comparisons up to the order of float sums
+    rtol: float
     atol: float
 
 
@@ -256,7 +271,8 @@ def one_client_is_centralised(
     """
 
     def n_examples(client):
-        return len(next(iter(client.values())))
+        first, *_ = client.values()
+        return len(first)
 
     client = max(case.problem.clients, key=n_examples)
     state, _ = _run(case.problem, rounds=1, clients=[client], cohort_size=1)
