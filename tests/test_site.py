@@ -1,6 +1,6 @@
 """The site is whole, as far as can be seen without building it: `make docs` does that."""
 
-import importlib
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -108,6 +108,23 @@ def test_the_readme_is_one_screen():
 def test_strict():
     assert SETTINGS["strict"] is True
     assert SETTINGS["theme"]["font"] is False
+
+
+def test_docstrings_keep_their_sections():
+    pytest.importorskip("griffe")
+    spec = importlib.util.spec_from_file_location(
+        "site_docstrings", ROOT / "tools" / "site_docstrings.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (
+        "Sums x[a][b].\n\n    x[a][b]\n\nArgs:\n  a, b: of\n    both.\n  c: not [a][b]."
+        "\n\nReturns:\n  One: two `a: b`.\n\nExample:\n  >>> 1\n  1\n\nReferences:\n  A paper."
+    )
+    assert module.readable(text) == (
+        "Sums x[a]\\[b].\n\n    x[a][b]\n\nArgs:\n  a: of\n    both.\n  b: see `a`."
+        "\n  c: not [a]\\[b].\n\nReturns:\n  One&#58; two `a: b`.\n\nExamples:\n  >>> 1\n  1\n\n**References:**\n\nA paper."
+    )
 
 
 def test_planted():
