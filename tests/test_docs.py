@@ -1,30 +1,73 @@
-"""The worked example of docs/architecture.md runs, and is the method that it says it is."""
+"""The code of the pages runs, and the worked example is the method that it says it is."""
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import optax
 import pytest
 from mlp_problem import make_clients, make_trees, mlp_loss
+from study_arms import run_arm
 
 import fedjax_fm as ffm
 
-TEXT = (Path(__file__).resolve().parent.parent / "docs" / "architecture.md").read_text()
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = [
+    "index.md",
+    "first-steps.md",
+    *sorted(f"guides/{p.name}" for p in (DOCS / "guides").glob("*.md")),
+]
+# A tiny model and fewer clients, in the place of what a reader waits half a minute for.
+MODEL, CLIENTS = "sentence-transformers/all-MiniLM-L6-v2", "num_partitions=101"
+BLOCK = re.compile(r"(<!-- no-run: .+ -->\n+)?^```python\n(.*?)^```", re.S | re.M)
+
+
+class Block(NamedTuple):
+    """A block of code, padded so that an error names the line of the page."""
+
+    code: str
+    runs: bool
+
+
+def blocks(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        lines_before = text[: found.start(2)].count("\n")
+        yield Block("\n" * lines_before + found[2], found[1] is None)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch, tiny_bert):
+    monkeypatch.chdir(tmp_path)
+    table = ffm.datasets.load_sentiment()
+    few = table.select(range(0, len(table), 10))
+    monkeypatch.setattr(ffm.datasets, "load_sentiment", lambda: few)
+    names = {"__name__": "page"}
+    found = list(blocks(page))
+    assert found
+    for block in found:
+        code = block.code.replace(MODEL, str(tiny_bert))
+        code = code.replace(CLIENTS, "num_partitions=21")
+        code = compile(code, page, "exec")
+        if block.runs:
+            exec(code, names)
+
+
+def test_planted():
+    text = "a\n\n<!-- no-run: why -->\n```python\nx\n```\n\n```python\ny\n```\n"
+    assert [(found[1] is None, found[2]) for found in BLOCK.finditer(text)] == [
+        (False, "x\n"),
+        (True, "y\n"),
+    ]
 
 
 @pytest.fixture(scope="module")
 def fedprox():
-    names = {"__name__": "architecture"}
-    exec(
-        compile(
-            re.search(r"```python\n(.*?)```", TEXT, re.S).group(1),
-            "architecture.md",
-            "exec",
-        ),
-        names,
-    )
+    names = {"__name__": "page"}
+    first = next(blocks("guides/method.md"))
+    exec(compile(first.code, "method.md", "exec"), names)
     return names["fedprox"]
 
 
@@ -59,8 +102,17 @@ def test_the_worked_example_is_fedprox(fedprox):
     assert distance(held, start) < 0.7 * distance(plain, start)
 
 
-def test_the_figure_is_there():
-    assert (
-        Path(__file__).resolve().parent.parent / "docs" / "round.svg"
-    ).stat().st_size > 5000
-    assert "(round.svg)" in TEXT
+def test_the_arms_of_the_study_run():
+    names = {"__name__": "page"}
+    exec(compile(next(blocks("guides/study.md")).code, "study.md", "exec"), names)
+    study, config = names["STUDY"], names["Config"]().smoke()
+    for arm in ("momentum", "shuffled"):
+        scores, run = run_arm(study, config, arm)
+        assert 0 <= scores["accuracy"] <= 1
+        assert run.bytes["uplink_bytes"] > 0
+
+
+@pytest.mark.parametrize("page", ["architecture.md", "concepts.md"])
+def test_the_figure_is_there(page):
+    assert (DOCS / "round.svg").stat().st_size > 5000
+    assert "(round.svg)" in (DOCS / page).read_text(encoding="utf-8")
