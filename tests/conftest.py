@@ -4,6 +4,7 @@ import atexit
 import gc
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -44,7 +45,21 @@ MOST_RESIDENT = 4 << 30  # bytes
 MOST_LOWERED = 100  # programs
 
 
+# Files that take long, which `make test` leaves to `make test-all`.
+SLOW = (
+    "test_resume.py",
+    "test_readme.py",
+)
+# What `make quick` leaves out besides: oracles take seconds to import.
+ORACLES = ("torch", "transformers", "peft", "dp_accounting", "datasets", "pandas")
+
+
 def pytest_addoption(parser):
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="no oracles, nothing slow, one row of each table",
+    )
     parser.addoption(
         "--compatibility-page",
         help="write what the tests saw of other people's files to this page",
@@ -54,6 +69,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     from compatibility import PageWriter
 
+    config.addinivalue_line("markers", "slow: `make test-all` runs it, `make test` not")
     config.addinivalue_line(
         "markers", "compatibility: has rows of docs/compatibility.md"
     )
@@ -62,10 +78,37 @@ def pytest_configure(config):
         config.pluginmanager.register(PageWriter(path))
 
 
-def pytest_collection_modifyitems(items):
-    """Files that take a minute come first, so that no worker is left alone with one at the end."""
-    long = ("test_resume.py", "test_readme.py", "test_methods.py")
-    items.sort(key=lambda item: not item.path.name.endswith(long))
+def pytest_ignore_collect(collection_path, config):
+    """Whether `--quick` does without this file."""
+    path = collection_path
+    if not config.getoption("--quick") or not path.name.startswith("test_"):
+        return None
+    words = "|".join(ORACLES)
+    pattern = rf"^\s*(?:import|from) (?:{words})\b"
+    uses_oracle = re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
+    return True if path.name in SLOW or uses_oracle else None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Marks what is slow, puts it first, and keeps one row of each table if that is enough.
+
+    Files that take a minute come first, so that no worker is left alone with one at the
+    end.
+    """
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.path.name not in SLOW)
+    if config.getoption("--quick"):
+        first = {_table_of(item): item for item in reversed(items)}
+        kept = set(map(id, first.values()))
+        config.hook.pytest_deselected(items=[x for x in items if id(x) not in kept])
+        items[:] = [item for item in items if id(item) in kept]
+
+
+def _table_of(item):
+    """What all rows of one table share."""
+    return item.path, getattr(item, "originalname", item.name)
 
 
 def pytest_collection_finish():

@@ -36,6 +36,7 @@ PACKAGES = (
     "fedjax_fm.study",
     "fedjax_fm.systems",
     "fedjax_fm.tasks",
+    "fedjax_fm.testing",
 )
 # The site's parser reads sources where they lie, which is not where they are installed.
 INSTALLED, SOURCE = "fedjax_fm.kernels.", "kernels."
