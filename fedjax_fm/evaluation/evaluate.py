@@ -82,11 +82,11 @@ def evaluate(
     found: Scores = {}
     for rows, batch in _batches(arrays, n, batch_size, bucket):
         if not found:
-            _check_key(task, delta, backbone, batch, key)
+            _check_key(task, delta, backbone, batch, key=key)
         if mesh is not None:
             spread = NamedSharding(mesh, P(mesh.axis_names))
             batch = jax.device_put(batch, spread)
-        scores = _scores(task, mesh, delta, backbone, batch, key)
+        scores = _scores(task, mesh, delta, backbone, batch=batch, key=key)
         for name, values in scores.items():
             column = found.setdefault(name, np.zeros(n, np.float32))
             column[rows] = np.asarray(values)[: len(rows)]
