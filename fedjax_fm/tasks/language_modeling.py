@@ -88,7 +88,7 @@ def _losses(
     """(losses f32[B, T], whether each counts bool[B, T])."""
     ids, mask, labels = (batch[name] for name in COLUMNS)
     if not hasattr(model, "shift_right"):
-        return next_token_losses(model, ids, mask, labels, chunk)
+        return next_token_losses(model, ids, mask, labels, chunk=chunk)
     hidden = model.hidden(ids, mask, model.shift_right(labels))
     return token_losses(hidden, model.head, labels, chunk), labels != IGNORED
 
