@@ -434,11 +434,11 @@ def _adapted(
         )
     bound = 1 / math.sqrt(n_in)
     shape = (n_in, rank) if setup.share_a else (*stacked, n_in, rank)
-    lora_a = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    lora_a = jax.random.uniform(key, shape, jnp.float32, minval=-bound, maxval=bound)
     divisor = math.sqrt(rank) if setup.use_rslora else rank
     return setup.kind(
         base,
-        Shared(server=lora_a) if setup.share_a else lora_a,
+        Shared(lora_a) if setup.share_a else lora_a,
         jnp.zeros((*stacked, rank, n_out)),
         own.alpha / divisor,
         use_rslora=setup.use_rslora,

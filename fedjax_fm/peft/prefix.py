@@ -133,9 +133,9 @@ def prefix_tuning(
         if hidden is not None:
             n_heads, head_dim = get_module(model, paths[0]).kv_shape
             w = n_heads * head_dim if width is None else width
-            shared["tokens"] = Shared(server=draw.normal(0, (n_tokens, w), 1.0))
-            shared["kernel_1"] = Shared(server=draw.matrix(1, (w, hidden), w))
-            shared["bias_1"] = Shared(server=draw.bias(1, (hidden,), w))
+            shared["tokens"] = Shared(draw.normal(0, (n_tokens, w), 1.0))
+            shared["kernel_1"] = Shared(draw.matrix(1, (w, hidden), w))
+            shared["bias_1"] = Shared(draw.bias(1, (hidden,), w))
         for number, path in enumerate(paths):
             attention = get_module(model, path)
             stacked, kv_shape = linears_in(attention)[0][:-2], attention.kv_shape
