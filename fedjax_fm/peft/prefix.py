@@ -154,7 +154,9 @@ def prefix_tuning(
       ...     vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
       ...     num_attention_heads=2,
       ... )
-      >>> model = models.LlamaForCausalLM(config, rngs=nnx.Rngs(0))
+      >>> model = nnx.eval_shape(  # shapes alone; the weights take no memory
+      ...     lambda: models.LlamaForCausalLM(config, rngs=nnx.Rngs(0))
+      ... )
       >>> adapted = peft.apply(model, peft.prefix_tuning(3))
       >>> delta = nnx.to_pure_dict(adapted.delta)
       >>> jax.tree.map(jnp.shape, delta["model"]["layers"]["self_attn"])
@@ -315,7 +317,9 @@ def p_tuning_v2(
       ...     vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
       ...     num_attention_heads=2,
       ... )
-      >>> model = models.LlamaForCausalLM(config, rngs=nnx.Rngs(0))
+      >>> model = nnx.eval_shape(  # shapes alone; the weights take no memory
+      ...     lambda: models.LlamaForCausalLM(config, rngs=nnx.Rngs(0))
+      ... )
       >>> adapted = peft.apply(model, peft.p_tuning_v2(3))
       >>> delta = nnx.to_pure_dict(adapted.delta)
       >>> jax.tree.map(jnp.shape, delta["model"]["layers"]["self_attn"])
@@ -348,7 +352,9 @@ def collapse(model: nnx.Module) -> nnx.Module:
       ...     vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
       ...     num_attention_heads=2,
       ... )
-      >>> model = models.LlamaForCausalLM(config, rngs=nnx.Rngs(0))
+      >>> model = nnx.eval_shape(  # shapes alone; the weights take no memory
+      ...     lambda: models.LlamaForCausalLM(config, rngs=nnx.Rngs(0))
+      ... )
       >>> adapted = peft.apply(model, peft.prefix_tuning(3, hidden=4))
       >>> peft.collapse(adapted.model()).model.layers.self_attn.prefix.keys.shape
       (1, 3, 2, 4)

@@ -106,7 +106,9 @@ def vpt(
       ...     hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
       ...     intermediate_size=8, image_size=4, patch_size=2, num_channels=1,
       ... )
-      >>> model = models.ViTForImageClassification(config, 3, nnx.Rngs(0))
+      >>> model = nnx.eval_shape(  # shapes alone; the weights take no memory
+      ...     lambda: models.ViTForImageClassification(config, 3, nnx.Rngs(0))
+      ... )
       >>> adapted = peft.apply(model, vpt(5))
       >>> delta = nnx.to_pure_dict(adapted.delta)
       >>> jax.tree.map(jnp.shape, delta["vit"]["encoder"])  # for each of two layers
