@@ -1,7 +1,7 @@
 """Functions and their docstrings, read from the installed packages.
 
-The task is to write the first paragraph of a docstring, given the function without it. A
-package is a client. The functions depend on the versions of the packages, which are
+The task is to write the first paragraph of a docstring, given the function without it.
+A package is a client. The functions depend on the versions of the packages, which are
 pinned; the hash of what was read is recorded.
 """
 
@@ -51,12 +51,12 @@ def load_docstrings(packages: Sequence[str] = PACKAGES) -> Table:
 
     Returns:
       A table of columns `package`, `module` (path of the file), `function`, `source`
-      (without comments and docstring) and `docstring` (its first paragraph), in the order
-      of packages, files and lines.
+      (without comments and docstring) and `docstring` (its first paragraph), in the
+      order of packages, files and lines.
 
     Raises:
-      DataFileError: a package is missing or has another version, or has no function that
-        qualifies; the message says what to install.
+      DataFileError: a package is missing or has another version, or has no function
+        that qualifies; the message says what to install.
 
     Example:
       >>> table = load_docstrings(["absl-py"])
@@ -77,7 +77,8 @@ def load_docstrings(packages: Sequence[str] = PACKAGES) -> Table:
         found = list(_functions(name))
         if not found:
             raise DataFileError(
-                f"{package} has no function with a docstring of {WORDS[0]} to {WORDS[1]} words"
+                f"{package} has no function with a docstring of {WORDS[0]} to "
+                f"{WORDS[1]} words"
             )
         versions[name] = importlib.metadata.version(name)
         rows += [(name, *row) for row in found]

@@ -4,8 +4,8 @@ The text ships with the package under the MIT licence of its authors, see
 `files/vader_icwsm2014/`.
 
 References:
-  Hutto, Gilbert (2014). VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
-  Social Media Text. ICWSM-14.
+  Hutto, Gilbert (2014). VADER: A Parsimonious Rule-based Model for Sentiment Analysis
+  of Social Media Text. ICWSM-14.
 """
 
 from __future__ import annotations
@@ -83,17 +83,17 @@ def load_sentiment() -> Table:
 
     1. `zero_rating`: a rating of exactly 0 has no sign.
     2. `conflicting_duplicate`: all rows of a text that occurs with both labels.
-    3. `repeated_duplicate`: all rows but the first of a text that occurs more than once.
+    3. `repeated_duplicate`: all rows but the first of a text that occurs repeatedly.
 
     Texts are compared over all domains, without case and with white space collapsed, so
-    that no text can be on both sides of a split. HTML entities are decoded (`&amp;`, and
-    `&amp;#38;` of a few rows, which is escaped twice). Nothing else is changed.
+    that no text can be on both sides of a split. HTML entities are decoded (`&amp;`,
+    and `&amp;#38;` of a few rows, which is escaped twice). Nothing else is changed.
 
     Returns:
       A table of columns `text` (object, str), `label` (int32: 1 if rating > 0, else 0),
       `rating` (float32, in [-4, 4]), `domain` (str: tweets, amazon, movies, editorials)
-      and `group` (str such as "amazon/17": a review or an editorial; each tweet and each
-      movie sentence is a group of its own).
+      and `group` (str such as "amazon/17": a review or an editorial; each tweet and
+      each movie sentence is a group of its own).
 
     Raises:
       DataFileError: a shipped file is missing or corrupt.

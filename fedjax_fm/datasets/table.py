@@ -1,7 +1,7 @@
 """Tables with their provenance, and the reader of the shipped files.
 
-The reader compares the SHA-256 of each uncompressed file with a constant in the code and
-refuses anything else, so that every run sees the same bytes.
+The reader compares the SHA-256 of each uncompressed file with a constant in the code
+and refuses anything else, so that every run sees the same bytes.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Table:
       columns: {name: array of shape [rows]}, held as read-only views, so that no step
         of an experiment can change the data of another.
       provenance: `name`, `kind` ("real" or "synthetic"), `citation`, `licence`,
-        `sha256`, `rows`, `dropped` ({reason: rows}). A selection has its own `rows`, and
-        the number of rows of the whole table as `selected_from`.
+        `sha256`, `rows`, `dropped` ({reason: rows}). A selection has its own `rows`,
+        and the number of rows of the whole table as `selected_from`.
 
     Raises:
       ValueError: no column, one that is not one-dimensional, or different lengths.

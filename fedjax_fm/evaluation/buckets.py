@@ -78,7 +78,8 @@ def check_rows(arrays: Mapping[str, np.ndarray]) -> int:
     distinct = set(lengths.values())
     if len(distinct) != 1:
         raise ValueError(
-            f"expected arrays of equal length, one row an example, got lengths {lengths}"
+            "expected arrays of equal length, one row an example, got lengths "
+            f"{lengths}"
         )
     (n,) = distinct
     if n == 0:

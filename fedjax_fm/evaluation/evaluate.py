@@ -32,9 +32,9 @@ def evaluate(
 ) -> Scores:
     """Computes the loss and the metrics of every example.
 
-    It compiles once for any number of examples: the last batch is filled up by repeating
-    rows, whose results are dropped. If `delta` and `backbone` lie whole on several
-    devices, each device computes its part of a batch.
+    It compiles once for any number of examples: the last batch is filled up by
+    repeating rows, whose results are dropped. If `delta` and `backbone` lie whole on
+    several devices, each device computes its part of a batch.
 
     Args:
       task: from `fedjax_fm.tasks`, or your own `Task`.
@@ -45,24 +45,29 @@ def evaluate(
         devices.
       bucket: tokens. With it, examples of similar length are computed together, and the
         columns of tokens are cut to that length, rounded up to a multiple of `bucket`:
-        short texts cost less, and each width compiles once. It needs an `attention_mask`
-        i32[n, T] and a model whose output does not depend on padding. None: no cut.
-      key: passed to the loss. None, the default, evaluates without dropout. A key is for
-        losses that draw random numbers in evaluation, too.
+        short texts cost less, and each width compiles once. It needs an
+        `attention_mask` i32[n, T] and a model whose output does not depend on padding.
+        None: no cut.
+      key: passed to the loss. None, the default, evaluates without dropout. A key is
+        for losses that draw random numbers in evaluation, too.
 
     Returns:
       {"loss": f32[n], each metric: f32[n]}. A task with weights adds "weight": f32[n],
-      what an example counts in a mean (its tokens, for language modelling); see `means`.
+      what an example counts in a mean (its tokens, for language modelling); see
+      `means`.
 
     Raises:
-      TypeError: the loss needs a key and `key` is None, or an argument has a wrong type.
+      TypeError: the loss needs a key and `key` is None, or an argument has a wrong
+        type.
       ValueError: no examples, columns of unequal length, columns that do not fit the
         task (the message names both), or a loss that is not one number an example.
       FloatingPointError: a loss is not finite; the message says of which example.
 
     Example:
       >>> from fedjax_fm import tasks
-      >>> task = tasks.from_logits(lambda delta, backbone, batch, key: batch["x"] * delta)
+      >>> def logits(delta, backbone, batch, key):
+      ...     return batch["x"] * delta
+      >>> task = tasks.from_logits(logits)
       >>> arrays = {"x": np.eye(3, dtype=np.float32), "label": np.array([0, 1, 0])}
       >>> scores = evaluate(task, jnp.float32(5), (), arrays)
       >>> scores["accuracy"].tolist()
@@ -99,20 +104,21 @@ def means(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
 
         mean = sum_i w_i x_i / sum_i w_i,   w_i = 1 without weights
 
-    For `tasks.language_modeling` the weights are numbers of tokens, so the perplexity is
-    the exponential of the mean loss. It does not depend on how rows are dealt to batches
-    or clients.
+    For `tasks.language_modeling` the weights are numbers of tokens, so the perplexity
+    is the exponential of the mean loss. It does not depend on how rows are dealt to
+    batches or clients.
 
     Args:
       scores: {name: f32[n]} from `evaluate`. Scores of several calls may be
         concatenated, and those of one client cut out.
 
     Returns:
-      {name: mean}, without `weight`. NaN where no example counts: there are none, or all
-      weights are zero.
+      {name: mean}, without `weight`. NaN where no example counts: there are none, or
+      all weights are zero.
 
     Example:
-      >>> scores = {"loss": np.array([1.0, 4.0, 3.0]), "weight": np.array([2.0, 1.0, 0.0])}
+      >>> loss, weight = np.array([1.0, 4.0, 3.0]), np.array([2.0, 1.0, 0.0])
+      >>> scores = {"loss": loss, "weight": weight}
       >>> means(scores)
       {'loss': 2.0}
 
@@ -138,7 +144,7 @@ def means(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
 def _batches(
     arrays: Mapping[str, np.ndarray], n: int, batch_size: int, bucket: int | None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Yields (row numbers, {column: [batch_size, ...]}); each row once, then repeats."""
+    """Yields (row numbers, {column: [batch_size, ...]}); repeats rows to fill up."""
     if bucket is None:
         for start in range(0, n, batch_size):
             end = min(start + batch_size, n)
@@ -220,7 +226,8 @@ def _check_each(loss: jax.Array, metrics: Mapping[str, jax.Array], batch: Tree) 
             )
     if taken := {"loss", "weight"} & set(metrics):
         raise ValueError(
-            f"metrics named {sorted(taken)} are evaluate's own; give the task's other names"
+            f"metrics named {sorted(taken)} are evaluate's own; give the task's other "
+            "names"
         )
 
 

@@ -54,7 +54,8 @@ def half_width(values: Sequence[float] | np.ndarray) -> float:
     values = _finite("values", values)
     if values.ndim != 1:
         raise ValueError(
-            f"expected one row of values to take the interval of, got {list(values.shape)}"
+            "expected one row of values to take the interval of, got "
+            f"{list(values.shape)}"
         )
     n = len(values)
     if not n:
@@ -184,7 +185,8 @@ def holm(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
     done = sorted(name for name, one in comparisons.items() if one.family > 1)
     if done:
         raise ValueError(
-            f"these comparisons were corrected before: {done}; give all of a family at once"
+            f"these comparisons were corrected before: {done}; give all of a family at "
+            "once"
         )
     names = sorted(comparisons, key=lambda name: comparisons[name].p)
     corrected, least = {}, 0.0
@@ -238,9 +240,11 @@ def paired_examples(a: np.ndarray, b: np.ndarray) -> Comparison:
       ValueError: they are not finite vectors of one length >= 1.
 
     Example:
-      >>> a, b = np.array([True, True, True, False]), np.array([True, False, True, False])
-      >>> print(paired_examples(a, b))
-      +25.00 points, 95 % interval [-54.56, +104.56] over 4 paired examples: no difference seen
+      >>> a = np.array([True, True, True, False])
+      >>> b = np.array([True, False, True, False])
+      >>> found = paired_examples(a, b)
+      >>> found.difference, found.pairs, found.verdict
+      (0.25, 4, 'no difference seen')
     """
     return _paired(a, b, "examples")
 
@@ -268,7 +272,8 @@ def _paired(a, b, over: str) -> Comparison:
     a, b = _finite("a", a), _finite("b", b)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(
-            f"pairs need two vectors of equal length, got shapes {a.shape} and {b.shape}"
+            "pairs need two vectors of equal length, got shapes "
+            f"{a.shape} and {b.shape}"
         )
     differences = a - b
     n = len(differences)

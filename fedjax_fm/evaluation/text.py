@@ -70,8 +70,8 @@ def rouge_l(
     Args:
       prediction: generated text.
       reference: the text that it is compared with.
-      tokenizer: `text -> list of tokens`; `list` scores by characters. The default knows
-        a-z and 0-9 only: of other scripts it keeps nothing, or only the numbers.
+      tokenizer: `text -> list of tokens`; `list` scores by characters. The default
+        knows a-z and 0-9 only: of other scripts it keeps nothing, or only the numbers.
 
     Returns:
       A number in [0, 1]: 1 for equal tokens, 0 where either text has none.
@@ -81,8 +81,8 @@ def rouge_l(
       ValueError: a text cannot be encoded (half of a surrogate pair).
 
     Warns:
-      UserWarning: a text that is not blank has no tokens, or the default tokenizer keeps
-        less than half of its letters and digits.
+      UserWarning: a text that is not blank has no tokens, or the default tokenizer
+        keeps less than half of its letters and digits.
 
     References:
       Lin (2004). ROUGE: A Package for Automatic Evaluation of Summaries. Section 3.

@@ -251,9 +251,9 @@ def parallel_adapter(
     Args:
       bottleneck: m, the width in the middle.
       targets: which modules: a regular expression on the dotted module path, or a list
-        of path endings. They map hidden states [..., d] to the same width; linear layers
-        may be among them. The default lists feed-forward networks under Hugging Face's
-        names.
+        of path endings. They map hidden states [..., d] to the same width; linear
+        layers may be among them. The default lists feed-forward networks under Hugging
+        Face's names.
       scale: s, 4 as in the paper.
       act: the activation, a key of `models.activations.ACTIVATIONS`.
       std: of the initial W_down, a normal distribution that is cut at two standard

@@ -1,8 +1,8 @@
 """BitFit: trains the bias vectors only.
 
 References:
-  Ben Zaken, Ravfogel, Goldberg (2021). BitFit: Simple Parameter-efficient Fine-tuning for
-  Transformer-based Masked Language-models. arXiv 2106.10199.
+  Ben Zaken, Ravfogel, Goldberg (2021). BitFit: Simple Parameter-efficient Fine-tuning
+  for Transformer-based Masked Language-models. arXiv 2106.10199.
 """
 
 from typing import Literal

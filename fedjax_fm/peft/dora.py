@@ -24,8 +24,8 @@ from fedjax_fm.peft.tokens import TokenIndices
 class DoRALinear(LoRALinear):
     """A linear layer with a low-rank update and a trained length of every column.
 
-    `magnitude` f32[..., out] holds the lengths. With dropout, and z what it leaves of x,
-    the layer computes PEFT's form, with c = m / ||W + s A B||:
+    `magnitude` f32[..., out] holds the lengths. With dropout, and z what it leaves of
+    x, the layer computes PEFT's form, with c = m / ||W + s A B||:
 
         y = x W + (c - 1) z W + c s z A B
 

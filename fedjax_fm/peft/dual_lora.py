@@ -97,15 +97,15 @@ def two_adapters(
       shared: the first delta: LoRA factors, and linear layers that are trained in full.
       private: the second delta, of the same structure.
       backbone: of `peft.apply`.
-      mix: a, the weight of the private delta: f32[], or f32[B] for the rows of the batch
-        that the model is called with.
+      mix: a, the weight of the private delta: f32[], or f32[B] for the rows of the
+        batch that the model is called with.
 
     Returns:
       The model.
 
     Raises:
-      TypeError, ValueError: a mix of another shape, or a delta with something other than
-        LoRA factors and linear layers.
+      TypeError, ValueError: a mix of another shape, or a delta with something other
+        than LoRA factors and linear layers.
 
     References:
       Yang, Long, Shen, Jiang, Blumenstein (2024), arXiv 2403.19211.
@@ -160,7 +160,8 @@ class Beside(NamedTuple):
         """Makes the model with both deltas.
 
         Args:
-          delta: with `shared`, `private` and `mix`, such as `algorithms.feddpa.Adapters`.
+          delta: with `shared`, `private` and `mix`, such as
+            `algorithms.feddpa.Adapters`.
           backbone: of the adapted model.
 
         Returns:
@@ -216,9 +217,9 @@ def instance_mix(
       local: f32[k, d], features of some training examples of the client; k = 5 in the
         authors' code.
       omega_max: in [0, 1].
-      omega_weighs: "private" is what the paper says: inputs that resemble local data get
-        more of the private adapter, mix = omega. "shared" is what the released script
-        does: mix = 1 - omega.
+      omega_weighs: "private" is what the paper says: inputs that resemble local data
+        get more of the private adapter, mix = omega. "shared" is what the released
+        script does: mix = 1 - omega.
 
     Returns:
       f32[B], for `Adapters.mix`. The cosine of a vector of zeros is 0. Negative cosines

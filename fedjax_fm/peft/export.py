@@ -39,14 +39,15 @@ def save_merged(
     *,
     base: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Writes a model with its adapters merged into the weights, in Hugging Face's format.
+    """Writes a model, its adapters merged, in Hugging Face's format.
 
     LoRA, DoRA, (IA)³ and trained tokens are merged. `models.from_pretrained` and
     transformers open the folder.
 
     Args:
       folder: where it is written; it appears whole or not at all.
-      model: a model of `fedjax_fm.models`, adapted (`adapted.model(state.delta)`) or not.
+      model: a model of `fedjax_fm.models`, adapted (`adapted.model(state.delta)`) or
+        not.
       fields: of config.json, for example those of the checkpoint that it was read from.
         They are written as they are, except that `tie_word_embeddings` is false where
         the model's head has weights of its own.
@@ -57,8 +58,8 @@ def save_merged(
     Raises:
       FileNotFoundError: the base has no tokenizer.
       ValueError: quantised weights (`models.dequantize` them first); a method whose
-        parameters have no place in such a file (adapters, prompts, prefixes); or a model
-        that has no counterpart at Hugging Face.
+        parameters have no place in such a file (adapters, prompts, prefixes); or a
+        model that has no counterpart at Hugging Face.
 
     Example:
       >>> import dataclasses, os, tempfile

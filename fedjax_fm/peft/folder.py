@@ -1,8 +1,8 @@
 """Reads and writes adapters in Hugging Face PEFT's folder format.
 
-A folder has adapter_config.json and adapter_model.safetensors. PEFT's folders load here,
-and folders written here load in `peft.PeftModel`, with equal outputs; PEFT itself is not
-needed. PEFT only warns of missing tensors; here they are an error.
+A folder has adapter_config.json and adapter_model.safetensors. PEFT's folders load
+here, and folders written here load in `peft.PeftModel`, with equal outputs; PEFT itself
+is not needed. PEFT only warns of missing tensors; here they are an error.
 """
 
 import json
@@ -50,8 +50,9 @@ def save_pretrained(
 
     `peft.PeftModel.from_pretrained(base, folder)` opens it. The format holds LoRA (with
     rsLoRA, FFA-LoRA, shared A), DoRA, (IA)³, prompts and prefixes; a reparameterised
-    prefix is collapsed first. Modules that are trained in full become `modules_to_save`.
-    An embedding with a tied head is written with `ensure_weight_tying`.
+    prefix is collapsed first. Modules that are trained in full become
+    `modules_to_save`. An embedding with a tied head is written with
+    `ensure_weight_tying`.
 
     Args:
       folder: where it is written; it appears whole or not at all.
@@ -118,7 +119,7 @@ def _trained_paths(model: nnx.Module, delta: Any) -> set[str]:
 
 
 def _modules_to_save(tensors: AdapterTensors) -> list[str]:
-    """The saved modules, and "lm_head" where PEFT would not know that a head is tied."""
+    """The saved modules, with "lm_head" where PEFT would not see that it is tied."""
     endings = tensors.saved_endings()
     last_words = [ending.rpartition(".")[2] for ending in endings]
     if tensors.tied_head is None or "embed_tokens" in last_words:
@@ -159,7 +160,7 @@ def _lora_config(tensors: AdapterTensors) -> dict[str, Any]:
 
 
 def _number(alpha: float) -> float:
-    """An alpha that was computed from a scale, without its rounding; whole if it was."""
+    """An alpha that was computed from a scale, without the rounding of the scale."""
     alpha = round(alpha, 9)
     return int(alpha) if float(alpha).is_integer() else alpha
 

@@ -105,12 +105,12 @@ def ia3(
 
         y = s * (x W + b) for a target,   y = (s * x) W + b for a feed-forward layer
 
-    The vectors s start as ones, so that the model is unchanged at first. They have `out`
-    numbers for a target and `in` for a feed-forward layer.
+    The vectors s start as ones, so that the model is unchanged at first. They have
+    `out` numbers for a target and `in` for a feed-forward layer.
 
     Args:
-      targets: a regular expression on the dotted module path, or a list of path endings.
-        By default the keys and values of attention under Hugging Face's names.
+      targets: a regular expression on the dotted module path, or a list of path
+        endings. By default the keys and values of attention under Hugging Face's names.
       feedforward: likewise; by default the second layers of the feed-forward networks.
         None: no feed-forward layers. A module that both name is scaled on its input.
       modules_to_save: modules that are trained in full; by default the head, where the
@@ -129,7 +129,9 @@ def ia3(
     Example:
       >>> from fedjax_fm import peft
       >>> rngs = nnx.Rngs(0)
-      >>> model = nnx.Dict(key=nnx.Linear(4, 6, rngs=rngs), wo=nnx.Linear(8, 4, rngs=rngs))
+      >>> model = nnx.Dict(
+      ...     key=nnx.Linear(4, 6, rngs=rngs), wo=nnx.Linear(8, 4, rngs=rngs)
+      ... )
       >>> adapted = peft.apply(model, ia3(["key"], ["wo"]))
       >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.delta))
       {'key': {'ia3': (6,)}, 'wo': {'ia3': (8,)}}

@@ -31,10 +31,8 @@ def stacks(model: nnx.Module) -> dict[str, int]:
     """
     found = {}
     for path, module in named_modules(model):
-        if isinstance(module, Segments):
+        if isinstance(module, Segments) or hasattr(module, "stacked_layers"):
             found[path] = n_layers(module)
-        elif hasattr(module, "stacked_layers"):
-            found[path] = module.stacked_layers  # pyright: ignore[reportAttributeAccessIssue]
         elif _is_list_of_modules(module):
             found[path] = len(module)  # pyright: ignore[reportArgumentType]
 

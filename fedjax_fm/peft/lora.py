@@ -5,8 +5,8 @@ References:
   Large Language Models. arXiv 2106.09685.
   Kalajdzievski (2023). A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA.
   arXiv 2312.03732.
-  Sun, Li, Li, Ding (2024). Improving LoRA in Privacy-preserving Federated Learning. arXiv
-  2403.12313 (FFA-LoRA).
+  Sun, Li, Li, Ding (2024). Improving LoRA in Privacy-preserving Federated Learning.
+  arXiv 2403.12313 (FFA-LoRA).
 """
 
 import math
@@ -207,20 +207,20 @@ def lora(
         y = x W + s (x A) B,   s = alpha / r,   A ~ U(-1/sqrt(in), 1/sqrt(in)),   B = 0
 
     W is frozen, and the model is unchanged at first. The initial values are PEFT's. A
-    matrix has r (in + out) trained numbers, r out with `freeze_a`; a trained token has d.
+    matrix has r (in + out) trained numbers, r out with `freeze_a`; a token has d.
 
     Args:
       rank: r, at most the smaller side of every target.
       alpha: of the scale s; None: the rank of each layer, so that s = 1.
-      targets: a regular expression on the dotted module path; or a list of path endings;
-        or "all-linear", every linear layer except the head. Layers can also be named as
-        in PEFT, with their numbers: an ending or a whole name such as
+      targets: a regular expression on the dotted module path; or a list of path
+        endings; or "all-linear", every linear layer except the head. Layers can also be
+        named as in PEFT, with their numbers: an ending or a whole name such as
         "model.layers.0.self_attn.q_proj". The model must have each entry of a list and
         each alternative of an expression.
       exclude_modules: layers that stay as they are, named like `targets`.
       rank_pattern: {ending of a layer's name, an expression: rank}, as in PEFT; the
-        first key that matches counts. Where layers of one stack differ, the stack is cut
-        into runs of equal layers.
+        first key that matches counts. Where layers of one stack differ, the stack is
+        cut into runs of equal layers.
       alpha_pattern: likewise, {ending: alpha}.
       trainable_token_indices: tokens whose embeddings are trained, too: ids of the
         input embedding, or {ending of an embedding's path: ids}. A tied head reads the

@@ -6,8 +6,8 @@ References:
   Ponkshe, Singhal, Gorbunov, Tumanov, Horvath, Vepakomma (2024). Initialization using
   Update Approximation is a Silver Bullet for Extremely Efficient Low-Rank Fine-Tuning.
   arXiv 2411.19557 (LoRA-SB).
-  Balazy, Banaei, Aberer, Tabor (2024). LoRA-XS: Low-Rank Adaptation with Extremely Small
-  Number of Parameters. arXiv 2405.17604.
+  Balazy, Banaei, Aberer, Tabor (2024). LoRA-XS: Low-Rank Adaptation with Extremely
+  Small Number of Parameters. arXiv 2405.17604.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -95,8 +95,8 @@ def lora_sb(
       rank: r, at most the smaller side of every target.
       alpha: of the scale s = alpha / r, above 0; None: s = 1, as in the paper's theory.
       targets: which linear layers, as for `lora`.
-      updates: {dotted module path: f32[..., in, out]}, the step dW of each kernel in its
-        true size, such as
+      updates: {dotted module path: f32[..., in, out]}, the step dW of each kernel in
+        its true size, such as
         `first_updates(first_gradients(model, loss, targets=...), learning_rate)`.
       start: of R. "singular values" is the paper's. "zero" is not: it takes only the
         directions of `updates`, of any size (for example raw gradients), and leaves the
@@ -142,7 +142,8 @@ def lora_sb(
         matrix = _checked_update(updates, path, linear_shape(base))
         u, s, vt = _first_triplets(matrix, rank, path)
         squares = jnp.zeros_like(s) if start == "zero" else s / scaling
-        return LoRASBLinear(base, u, _diagonal(squares), vt, scaling)
+        lora_r = _diagonal(squares)
+        return LoRASBLinear(base, u, lora_r, vt, scaling=scaling)
 
     return Method("lora_sb", _installs(adapted, targets, modules_to_save))
 
@@ -157,7 +158,8 @@ def lora_xs(
 ) -> Method:
     """LoRA-XS: trains an r x r matrix between the kernel's own singular vectors.
 
-        W ~ U S V^T, the first r singular values;   A = U S,   R ~ N(0, 1e-5^2),   B = V^T
+        W ~ U S V^T, the first r singular values
+        A = U S,   R ~ N(0, 1e-5^2),   B = V^T
 
     It needs no data. The model is almost unchanged at first. A matrix has r^2 trained
     numbers.
@@ -200,7 +202,7 @@ def lora_xs(
         kernel = jnp.asarray(base.kernel[...], jnp.float32)
         u, s, vt = _first_triplets(kernel, rank, path)
         lora_r = XS_DEVIATION * jax.random.normal(key, (*s.shape, rank))
-        return LoRASBLinear(base, u * s[..., None, :], lora_r, vt, scaling)
+        return LoRASBLinear(base, u * s[..., None, :], lora_r, vt, scaling=scaling)
 
     return Method("lora_xs", _installs(adapted, targets, modules_to_save))
 
@@ -210,8 +212,8 @@ def first_gradients(
 ) -> dict[str, jax.Array]:
     """Computes the gradients of a loss by the kernels of the targets.
 
-    Gradients of several batches or clients can be added up by `jax.tree.map(jnp.add, one,
-    another)`.
+    Gradients of several batches or clients can be added up by `jax.tree.map(jnp.add,
+    one, another)`.
 
     Args:
       model: not adapted.
@@ -255,8 +257,8 @@ def first_updates(
         dW = -eta sign(sum_i grad L_i(W))
 
     Args:
-      gradients: {dotted module path: f32[..., in, out]}, summed over examples. The paper
-        takes 0.1 % of the training data, at least some dozens of examples.
+      gradients: {dotted module path: f32[..., in, out]}, summed over examples. The
+        paper takes 0.1 % of the training data, at least some dozens of examples.
       learning_rate: eta of the first step of full fine-tuning, above 0. The authors'
         code takes the learning rate of R divided by the number of warm-up steps, which
         is the rate of the first step of their linear warm-up.
@@ -314,7 +316,7 @@ def _installs(
 def _checked_update(
     updates: Mapping[str, jax.Array], path: str, shape: tuple[int, ...]
 ) -> jax.Array:
-    """The update of one target, f32[..., in, out]; refused where it has no directions."""
+    """The update of one target, f32[..., in, out]; refuses one without directions."""
     if path not in updates:
         raise ValueError(
             f"updates hold nothing for {path!r}; they hold {sorted(updates)}"

@@ -74,9 +74,9 @@ def _values(layer: Any) -> tuple[Any, Any]:
 
 
 def merge(model: nnx.Module) -> nnx.Module:
-    """Merges LoRA, DoRA and (IA)³ into the kernels, and trained tokens into their tables.
+    """Merges LoRA, DoRA, (IA)³ and trained tokens into the weights.
 
-    Other methods stay as they are. Sums are rounded to the kernels' dtype.
+    Other methods stay as they are. Sums are rounded to the dtype of the weights.
 
     Args:
       model: an adapted model, such as `adapted.model(state.delta)`; it is not changed.

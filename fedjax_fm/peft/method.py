@@ -107,16 +107,14 @@ def head_paths(
         `AnyOf` may find none.
     """
     plain = plain_names(model)
-    roots = {
-        path: plain(path)
-        for path, _ in named_modules(model)
-        if path and matches(plain(path), list(modules))
-    }
+    paths = [path for path, _ in named_modules(model) if path]
+    endings = list(modules)
+    starts = tuple(f"{path}." for path in paths if matches(plain(path), endings))
 
     def inside(path: str) -> bool:
-        return any(path.startswith(f"{root}.") for root in roots)
+        return path.startswith(starts)
 
-    refuse_quantised(model, inside, f"modules {list(modules)}")
+    refuse_quantised(model, inside, f"modules {endings}")
     found = {path for path in parameter_paths(model) if inside(".".join(path))}
     if not isinstance(modules, AnyOf):
         _refuse_unheld(model, modules, name)
@@ -186,7 +184,7 @@ def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> Ad
 
 
 def _check_method(name: str, method: Any) -> None:
-    """Raises TypeError for what is not a `Method`, such as a function that makes one."""
+    """Raises TypeError for anything but a `Method`, such as the function `lora`."""
     if not isinstance(method, Method):
         shown = getattr(method, "__name__", type(method).__name__)
         raise TypeError(

@@ -13,8 +13,8 @@ from fedjax_fm.peft.targets import get_module, named_modules, plain_names
 class Names:
     """Hugging Face's names of an adapted or plain model's modules and parameters.
 
-    They follow from the model's attribute `hugging_face`, a `Naming`. Without it, dotted
-    paths are taken, with the number of each layer of a stack.
+    They follow from the model's attribute `hugging_face`, a `Naming`. Without it,
+    dotted paths are taken, with the number of each layer of a stack.
 
     Args:
       model: adapted or not.

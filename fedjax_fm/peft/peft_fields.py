@@ -32,6 +32,7 @@ _NOTED = {
     "revision": "names the base model's version",
     "inference_mode": "says whether PEFT freezes what it reads",
 }
+_INITIAL = "is of initial values, which training has changed"
 _KERNELS = {"fan_in_fan_out": "how kernels lie follows from the model's class"}
 _SHAPES = {
     "token_dim": "is in the tensor's shape, which must fit",
@@ -53,13 +54,13 @@ KNOWN = {
             "megatron_core": "is read with megatron_config only",
             "qalora_group_size": "is read with use_qalora only",
             "loftq_config": "is read with init_lora_weights='loftq' only",
-            "eva_config": "is of initial values, which training has changed",
+            "eva_config": _INITIAL,
             "corda_config": "is read with init_lora_weights='corda' only",
             "lora_ga_config": "is read with init_lora_weights='lora_ga' only",
             "runtime_config": "is not stored",
         },
         limited={
-            # Others change the base weights when the adapter is made, or what is trained.
+            # Others change the base weights at the start, or what is trained.
             "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
             "bias": (None, "none"),
             "megatron_config": (None,),
@@ -85,7 +86,7 @@ KNOWN = {
         inert={
             **_NOTED,
             **_KERNELS,
-            "init_ia3_weights": "is of initial values, which training has changed",
+            "init_ia3_weights": _INITIAL,
         },
         limited={},
     ),
@@ -94,10 +95,10 @@ KNOWN = {
         inert={
             **_NOTED,
             **_SHAPES,
-            "prompt_tuning_init": "is of initial values, which training has changed",
-            "prompt_tuning_init_text": "is of initial values, which training has changed",
-            "tokenizer_name_or_path": "is of initial values, which training has changed",
-            "tokenizer_kwargs": "is of initial values, which training has changed",
+            "prompt_tuning_init": _INITIAL,
+            "prompt_tuning_init_text": _INITIAL,
+            "tokenizer_name_or_path": _INITIAL,
+            "tokenizer_kwargs": _INITIAL,
         },
         limited={"num_transformer_submodules": (None, 1)},
     ),
@@ -108,7 +109,7 @@ KNOWN = {
             **_SHAPES,
             "encoder_hidden_size": "is of a network whose output is stored",
             "prefix_projection": "is of a network whose output is stored",
-            "init_weights": "is of initial values, which training has changed",
+            "init_weights": _INITIAL,
         },
         limited={"num_transformer_submodules": (None, 1)},
     ),

@@ -36,11 +36,11 @@ class AdapterError(ValueError):
 
 
 def lora_from_config(config: Any) -> Method:
-    """Makes LoRA or DoRA from PEFT's `LoraConfig`, with PEFT's words and rules for names.
+    """Makes LoRA or DoRA from PEFT's `LoraConfig`.
 
-    Every field is honoured or refused. With `modules_to_save=None`, the classification
-    head is trained where `task_type` is "SEQ_CLS" or "TOKEN_CLS", as in PEFT, and
-    nothing more otherwise.
+    Words and rules for names are PEFT's. Every field is honoured or refused. With
+    `modules_to_save=None`, the classification head is trained where `task_type` is
+    "SEQ_CLS" or "TOKEN_CLS", as in PEFT, and nothing more otherwise.
 
     Args:
       config: a `peft.LoraConfig`, its dict, or a parsed `adapter_config.json`;
@@ -436,7 +436,7 @@ def model_for(config: Mapping[str, Any], model: nnx.Module) -> nnx.Module:
 
 
 def _without_tied_head(tokens: Any) -> Any:
-    """`trainable_token_indices` without a tied head's, which must be the embedding's."""
+    """`trainable_token_indices` without those of a tied head, if they are the same."""
     if not isinstance(tokens, Mapping) or "lm_head" not in tokens:
         return tokens
     others = {name: ids for name, ids in tokens.items() if name != "lm_head"}

@@ -3,11 +3,11 @@
 References:
   Li, Liang (2021). Prefix-Tuning: Optimizing Continuous Prompts for Generation. arXiv
   2101.00190.
-  Liu, Ji, Fu, Tam, Du, Yang, Tang (2021). P-Tuning v2: Prompt Tuning Can Be Comparable to
-  Fine-tuning Universally Across Scales and Tasks. arXiv 2110.07602.
+  Liu, Ji, Fu, Tam, Du, Yang, Tang (2021). P-Tuning v2: Prompt Tuning Can Be Comparable
+  to Fine-tuning Universally Across Scales and Tasks. arXiv 2110.07602.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,8 @@ def attentions(model: nnx.Module, at: str | None) -> list[str]:
         names = sorted(plain(path) for path in takers)
         where = "" if at is None else f" at {at!r}"
         raise ValueError(
-            f"no attention takes a prefix{where}; there are: {', '.join(names) or 'none'}"
+            f"no attention takes a prefix{where}; there are: "
+            f"{', '.join(names) or 'none'}"
         )
     return found
 
@@ -115,9 +116,9 @@ def prefix_tuning(
 
         attention = (1 - lambda) attention(text) + lambda attention(prefix)
 
-    lambda is the prefix's share of the softmax. The positions of the text begin at p, as
-    in the paper's code and in PEFT. With L layers there are 2 L p heads head_dim trained
-    numbers, or p w + (w + 1) h + (h + 1) 2 L heads head_dim with the network.
+    lambda is the prefix's share of the softmax. The positions of the text begin at p,
+    as in the paper's code and in PEFT. With L layers there are 2 L p heads head_dim
+    trained numbers, or p w + (w + 1) h + (h + 1) 2 L heads head_dim with the network.
 
     Args:
       n_tokens: p; 0 leaves the model as it is.
@@ -272,13 +273,14 @@ class _Draws(NamedTuple):
 
 def _number_tokens_on(model: nnx.Module, paths: list[str], n_tokens: int) -> None:
     """Lets the positions of the text begin behind the prefix."""
-    for path, module in named_modules(model):
+    modules: dict[str, Any] = dict(named_modules(model))
+    for path, module in modules.items():
         tower = path.rpartition(".")[0]
         start = f".{tower}".rstrip(".")
         # Of CLIP's two towers, only the one with a prefix changes its positions.
         has_prefix = any(f".{own}".startswith(start) for own in paths)
         if hasattr(module, "first_position") and has_prefix:
-            module.first_position += n_tokens  # pyright: ignore[reportAttributeAccessIssue]
+            module.first_position += n_tokens
 
 
 @refuses_pefts_words
@@ -360,7 +362,10 @@ def collapse(model: nnx.Module) -> nnx.Module:
       (1, 3, 2, 4)
     """
     model = nnx.clone(model)
-    for _, module in list(named_modules(model)):
-        if isinstance(getattr(module, "prefix", None), ReparameterisedPrefix):
-            module.prefix = Prefix(*module.prefix())  # pyright: ignore[reportAttributeAccessIssue]
+    modules: dict[str, Any] = dict(named_modules(model))
+    for module in modules.values():
+        prefix = getattr(module, "prefix", None)
+        if isinstance(prefix, ReparameterisedPrefix):
+            keys, values = prefix()
+            module.prefix = Prefix(keys, values)
     return model

@@ -76,8 +76,8 @@ def prompt_tuning(
     """Prompt tuning: trains p vectors before the embedded tokens of the text.
 
     Every token sees them, and the positions of the text begin behind them. Outputs keep
-    the shape of the text, so that losses do not change. There are p d trained numbers. A
-    model takes a prompt if it follows `models.virtual_tokens`.
+    the shape of the text, so that losses do not change. There are p d trained numbers.
+    A model takes a prompt if it follows `models.virtual_tokens`.
 
     Args:
       n_tokens: p; 0 leaves the model as it is.

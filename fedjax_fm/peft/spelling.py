@@ -24,8 +24,8 @@ INSTEAD = {
     "bias": "peft.combine(method, peft.bitfit())",
     "init_lora_weights": "nothing: the factors start as PEFT's do with True",
     "init_ia3_weights": "nothing: the vectors start as ones",
-    "task_type": "nothing: the model's class says it, and modules_to_save what is trained "
-    "beside the adapter",
+    "task_type": "nothing: the model's class says it, and modules_to_save what is "
+    "trained beside the adapter",
     "inference_mode": "nothing: what is trained is the delta that peft.apply gives",
     "fan_in_fan_out": "nothing: the model's class knows how its kernels lie",
     "ensure_weight_tying": "nothing: tied weights stay tied until peft.untie(model)",

@@ -70,7 +70,7 @@ def plain_names(model: nnx.Module) -> Callable[[str], str]:
     Returns:
       `f(path of a module or parameter) -> plain path`.
     """
-    # {path of a module: (the name below it that is left out, how many parts of the path)}
+    # {path of a module: (the name below it that is left out, parts that it takes)}
     skips: dict[str, tuple[str, int]] = {}
     for path, module in named_modules(model):
         if isinstance(module, Wrapper):
@@ -216,7 +216,8 @@ def replace_module(model: nnx.Module, path: str, new: nnx.Module) -> None:
     """
     if not path:
         raise ValueError(
-            f"the model itself, a {type(model).__name__}, cannot be wrapped: put it into a module"
+            f"the model itself, a {type(model).__name__}, cannot be wrapped: put it "
+            "into a module"
         )
     parent, _, name = path.rpartition(".")
     owner = get_module(model, parent)

@@ -214,7 +214,7 @@ class AdapterTensors:
 
     def _stacked(self, path: str, leaf: str) -> bool:
         """Whether a leaf has an axis of layers."""
-        # A shared lora_a has no layers: every layer's tensor is a view of the one array.
+        # A shared lora_a has no layers: all layers' tensors are views of one array.
         own_axes = 2 if leaf.startswith("lora_") else 1
         return self._array(f"{path}.{leaf}").ndim > own_axes
 

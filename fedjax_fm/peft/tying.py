@@ -16,8 +16,8 @@ from fedjax_fm.peft.targets import is_tied
 def untie(model: nnx.Module) -> nnx.Module:
     """Gives a tied head weights of its own, a copy of the embedding's table.
 
-    The result computes the same, up to the rounding of logits in the weights' dtype, and
-    takes more memory: a second table.
+    The result computes the same, up to the rounding of logits in the weights' dtype. It
+    takes the memory of a second table.
 
     Args:
       model: a `LlamaForCausalLM` (LLaMA, Mistral, Qwen); it is not changed.

@@ -92,13 +92,13 @@ def vpt(
       The method.
 
     Raises:
-      TypeError, ValueError: an argument makes no sense; by `apply`, for a model in which
-        there is not exactly one stack of layers inside of an encoder, or one that reads
-        text.
+      TypeError, ValueError: an argument makes no sense; by `apply`, for a model in
+        which there is not exactly one stack of layers inside of an encoder, or one that
+        reads text.
 
     References:
-      Jia, Tang, Chen, Cardie, Belongie, Hariharan, Lim (2022), arXiv 2203.12119, section
-      3.2.
+      Jia, Tang, Chen, Cardie, Belongie, Hariharan, Lim (2022), arXiv 2203.12119,
+      section 3.2.
 
     Example:
       >>> from fedjax_fm import models, peft

@@ -22,7 +22,8 @@ def classification(
     Args:
       adapted: from `peft.apply`; its model returns logits f32[B, K].
       label: the column of class numbers, i32[B] in 0..K-1.
-      inputs: columns that the model is called with, by name; default: all but the label.
+      inputs: columns that the model is called with, by name; default: all but the
+        label.
 
     Returns:
       A task with the loss and the metric `accuracy` of every example. A label outside
@@ -58,7 +59,9 @@ def classification(
 
 
 def from_logits(fn: Logits, *, label: str = "label") -> Task:
-    """Cross-entropy of a function that returns logits: plain JAX, linen, haiku, equinox.
+    """Cross-entropy of any function that returns logits.
+
+    The function may be of plain JAX, linen, haiku or equinox.
 
     Args:
       fn: `(delta, backbone, batch, key) -> logits f32[B, K]`. `key` is None where the
@@ -85,7 +88,8 @@ def from_logits(fn: Logits, *, label: str = "label") -> Task:
     """
     if not callable(fn):
         raise TypeError(
-            f"expected fn(delta, backbone, batch, key) -> logits, got fn={checks.shown(fn)}"
+            "expected fn(delta, backbone, batch, key) -> logits, got "
+            f"fn={checks.shown(fn)}"
         )
     checks.text("label", label)
 
@@ -134,5 +138,6 @@ def _check_shapes(logits: Any, labels: Any, label: str) -> None:
         raise TypeError(f"expected logits as one array [B, K], got {kind}")
     if labels.ndim != 1 or len(shape) != 2 or shape[0] != labels.shape[0]:
         raise ValueError(
-            f"expected logits [B, K] and {label!r} [B], got {list(shape)} and {list(labels.shape)}"
+            f"expected logits [B, K] and {label!r} [B], got {list(shape)} and "
+            f"{list(labels.shape)}"
         )

@@ -75,7 +75,8 @@ def call_model(
       What the model returns.
 
     Raises:
-      ValueError: a column that the model does not take, or a parameter without a column.
+      ValueError: a column that the model does not take, or a parameter without a
+        column.
     """
     if inputs is None:
         inputs = [name for name in batch if name not in targets]

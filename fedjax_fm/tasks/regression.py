@@ -22,7 +22,8 @@ def regression(
       adapted: from `peft.apply`; its model returns f32[B] or f32[B, 1], and f32[B, D]
         for labels f32[B, D].
       label: the column of targets, f32[B] or f32[B, D].
-      inputs: columns that the model is called with, by name; default: all but the label.
+      inputs: columns that the model is called with, by name; default: all but the
+        label.
 
     Returns:
       A task with the loss and the metric `absolute_error` of every example.
@@ -37,7 +38,8 @@ def regression(
       >>> from fedjax_fm import peft
       >>> adapted = peft.apply(nnx.Linear(4, 1, rngs=nnx.Rngs(0)), peft.full())
       >>> batch = {"x": jnp.zeros((2, 4)), "label": jnp.array([0.0, 3.0])}
-      >>> loss, _ = regression(adapted).loss(adapted.delta, adapted.backbone, batch, None)
+      >>> task = regression(adapted)
+      >>> loss, _ = task.loss(adapted.delta, adapted.backbone, batch, None)
       >>> loss.tolist()
       [0.0, 9.0]
     """
