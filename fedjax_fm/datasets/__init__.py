@@ -1,4 +1,8 @@
-"""The real data that ships with the package, checked byte for byte when it is loaded."""
+"""Real data sets that need no download.
+
+Two are shipped with the package and checked byte for byte when they are loaded. One is
+read from the Python packages that are installed.
+"""
 
 from fedjax_fm.datasets.docstrings import load_docstrings
 from fedjax_fm.datasets.sentiment import load_sentiment

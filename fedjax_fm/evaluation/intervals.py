@@ -1,4 +1,4 @@
-"""Means and paired differences with 95 % intervals, and the words that they allow."""
+"""Means and paired differences with 95 % intervals, and verdicts about them."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +11,21 @@ LEVEL = 0.05  # of two-sided tests; intervals cover 1 - LEVEL
 
 
 def student_t975(freedom: int) -> float:
-    """97.5 % quantile of Student's t."""
+    """97.5 % quantile of Student's t distribution.
+
+    Args:
+      freedom: degrees of freedom, at least 1.
+
+    Returns:
+      The quantile, as in printed tables.
+
+    Raises:
+      TypeError, ValueError: `freedom` is not a whole number >= 1.
+
+    Example:
+      >>> round(student_t975(2), 3)
+      4.303
+    """
     from scipy import stats  # takes half a second to import
 
     checks.whole("freedom", freedom, least=1)
@@ -19,14 +33,29 @@ def student_t975(freedom: int) -> float:
 
 
 def half_width(values: Sequence[float] | np.ndarray) -> float:
-    """Half of the 95 % interval of the mean of independent values (seeds), Student's.
+    """Half of the 95 % interval of the mean of independent values, such as seeds.
 
-    Infinite for a single one.
+        t_{0.975, n-1} sd / sqrt(n),   sd with n - 1 in its denominator
+
+    Args:
+      values: f64[n], n >= 1, all finite.
+
+    Returns:
+      The half-width; infinite for a single value, which says nothing of the spread.
+
+    Raises:
+      TypeError: the values are not numbers.
+      ValueError: there is none, one is NaN or infinite, or they are not one row.
+
+    Example:
+      >>> round(half_width([3.0, 5.0, 10.0]), 2)
+      8.96
     """
     values = _finite("values", values)
     if values.ndim != 1:
         raise ValueError(
-            f"expected one row of values to take the interval of, got {list(values.shape)}"
+            "expected one row of values to take the interval of, got "
+            f"{list(values.shape)}"
         )
     n = len(values)
     if not n:
@@ -35,24 +64,25 @@ def half_width(values: Sequence[float] | np.ndarray) -> float:
         )
     if n < 2:
         return float("inf")
-    return float(student_t975(n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    error = np.std(values, ddof=1) / np.sqrt(n)
+    return float(student_t975(n - 1) * error)
 
 
 def plus_minus(
     values: Sequence[float] | np.ndarray, *, scale: float = 1.0, digits: int = 1
 ) -> str:
-    """Mean and 95 % half-width of independent runs, as every "±" of this repository is made.
+    """Writes the mean of independent runs and half of its 95 % interval as text.
 
         mean ± t_{0.975, n-1} sd / sqrt(n),   sd with n - 1 in its denominator
 
     Args:
-      values: one number a run (seed).
-      scale: both are multiplied by it; 100 writes shares in percent.
+      values: one number for each run (seed).
+      scale: multiplies mean and half-width; 100 writes shares in percent.
       digits: after the decimal point.
 
     Returns:
-      For example "71.7 ± 4.5"; of a single run just its value, since one run says nothing
-      of the spread.
+      Text such as "71.7 ± 5.2". For a single run it is the value alone, since one run
+      says nothing about the spread.
 
     Raises:
       ValueError: there is no value, one is NaN or infinite, or they are not one row.
@@ -67,7 +97,7 @@ def plus_minus(
     checks.real("scale", scale, above=0)
     checks.whole("digits", digits, least=0)
     half = half_width(values)
-    mean = float(np.mean(np.asarray(values, np.float64)))
+    mean = float(np.mean(values, dtype=np.float64))
     text = f"{scale * mean:.{digits}f}"
     return text if np.isinf(half) else f"{text} ± {scale * half:.{digits}f}"
 
@@ -75,25 +105,33 @@ def plus_minus(
 class Comparison(NamedTuple):
     """A mean difference a - b and its 95 % interval.
 
-    The interval is that of this comparison alone. Where several are made, `holm`
-    corrects `p`, and with it the verdict: with nine comparisons of equal methods one in
-    three studies would find a "difference" without it.
+    The interval is that of this comparison alone. `holm` corrects `p`, and with it the
+    verdict, where several comparisons are made. Without it, a study that compares nine
+    pairs of equal methods reports a difference in one case of three.
+
+    Attributes:
+      difference: the mean of a - b.
+      low, high: ends of the 95 % interval of the mean; infinite for a single pair.
+      pairs: how many.
+      over: "seeds" or "examples": what the interval generalises to.
+      p: of the two-sided paired t-test, corrected for the comparisons of the family.
+      family: comparisons that were corrected together; 1 where none was.
     """
 
     difference: float
     low: float
     high: float
     pairs: int
-    over: str  # "seeds" or "examples": what the interval generalises to
-    p: float  # of the two-sided t-test, corrected for the comparisons of the family
-    family: int = 1  # comparisons that were made
+    over: str
+    p: float
+    family: int = 1
 
     @property
     def verdict(self) -> str:
-        """What the comparison allows to say.
+        """What can be concluded, in words.
 
-        "better" or "worse" takes three paired seeds; test examples of one seed speak
-        for two trained models only, not for two methods.
+        "better" and "worse" need three paired seeds. Test examples of one seed compare
+        two trained models only, not two methods.
         """
         if not self.p < LEVEL or self.low <= 0 <= self.high:
             return "no difference seen"
@@ -116,24 +154,25 @@ class Comparison(NamedTuple):
 
 
 def holm(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
-    """The same comparisons as one family.
-
-    Their p-values corrected so that all verdicts hold together.
+    """Corrects the p-values of several comparisons so that all verdicts hold together.
 
         p~_(i) = max over j <= i of min(1, (m - j + 1) p_(j)),   p_(1) <= ... <= p_(m)
 
-    Guarantee: where no difference is real, the chance of any verdict but "no difference
-      seen" is at most 5 %.
+    Where no difference is real, the chance of any verdict other than "no difference
+    seen" is at most 5 % for the whole family.
 
     Args:
-      comparisons: by name, each as `paired_seeds` or `paired_examples` gave it.
+      comparisons: {name: comparison}, from `paired_seeds` or `paired_examples`.
+
+    Returns:
+      {name: comparison} in the same order, with corrected `p` and with `family` = m.
 
     Raises:
       ValueError: one of them was corrected before.
 
     References:
-      Holm, 1979, A simple sequentially rejective multiple test procedure, Scandinavian
-      Journal of Statistics 6.
+      Holm (1979). A simple sequentially rejective multiple test procedure.
+      Scandinavian Journal of Statistics 6.
 
     Example:
       >>> import numpy as np
@@ -146,68 +185,108 @@ def holm(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
     done = sorted(name for name, one in comparisons.items() if one.family > 1)
     if done:
         raise ValueError(
-            f"these comparisons were corrected before: {done}; give all of a family at once"
+            f"these comparisons were corrected before: {done}; give all of a family at "
+            "once"
         )
     names = sorted(comparisons, key=lambda name: comparisons[name].p)
     corrected, least = {}, 0.0
     for number, name in enumerate(names):
         one = comparisons[name]
-        least = max(least, min(1.0, (len(names) - number) * one.p))
+        left = len(names) - number
+        least = max(least, min(1.0, left * one.p))
         corrected[name] = one._replace(p=least, family=len(names))
     return {name: corrected[name] for name in comparisons}
 
 
 def paired_seeds(a: np.ndarray, b: np.ndarray) -> Comparison:
-    """A - b over runs that share their seeds, by Student's t.
+    """Compares two methods by a - b over runs that share their seeds.
 
-    With one pair the interval is infinite.
+    Args:
+      a: f64[n], a score of the first method for each seed.
+      b: f64[n], of the second method, in the same order of seeds.
+
+    Returns:
+      The mean of a - b and its 95 % interval by Student's t. With one pair the interval
+      is infinite.
+
+    Raises:
+      TypeError: they are not numbers.
+      ValueError: they are not finite vectors of one length >= 1.
+
+    Example:
+      >>> a, b = np.array([0.90, 0.91, 0.92]), np.array([0.80, 0.812, 0.819])
+      >>> found = paired_seeds(a, b)
+      >>> round(found.difference, 3), found.verdict
+      (0.1, 'better')
     """
     return _paired(a, b, "seeds")
 
 
 def paired_examples(a: np.ndarray, b: np.ndarray) -> Comparison:
-    """A - b over the same test examples (bool or float).
+    """Compares two trained models by a - b over the same test examples.
 
-    What other test sentences would change, for these two trained models. It says
-    nothing about other seeds.
+    The interval says what other test examples could change for these two models. It
+    says nothing about other seeds.
+
+    Args:
+      a: bool[n] or f32[n], a score of the first model for each example.
+      b: likewise of the second model, in the same order of examples.
+
+    Returns:
+      The mean of a - b and its 95 % interval by Student's t.
+
+    Raises:
+      TypeError: they are not numbers or bools.
+      ValueError: they are not finite vectors of one length >= 1.
+
+    Example:
+      >>> a = np.array([True, True, True, False])
+      >>> b = np.array([True, False, True, False])
+      >>> found = paired_examples(a, b)
+      >>> found.difference, found.pairs, found.verdict
+      (0.25, 4, 'no difference seen')
     """
     return _paired(a, b, "examples")
 
 
 def _finite(name: str, values) -> np.ndarray:
-    """f64 of numbers or bools; NaN and infinity have no interval, and no verdict either."""
+    """Values as f64; refuses what is not real and finite, which has no interval."""
     array = np.asarray(values)
-    if not (
-        np.issubdtype(array.dtype, np.number) or array.dtype == bool
-    ) or np.iscomplexobj(array):
+    numbers = np.issubdtype(array.dtype, np.number) or array.dtype == bool
+    if not numbers or np.iscomplexobj(array):
         raise TypeError(
             f"expected {name} as numbers, got {array.dtype}{list(array.shape)}"
         )
     array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError(
-            f"{name} is not finite at {np.flatnonzero(~np.isfinite(array)).tolist()}"
-        )
+    finite = np.isfinite(array)
+    if not finite.all():
+        places = np.flatnonzero(~finite)
+        raise ValueError(f"{name} is not finite at {places.tolist()}")
     return array
 
 
 def _paired(a, b, over: str) -> Comparison:
+    """See `paired_seeds`."""
     from scipy import stats
 
     a, b = _finite("a", a), _finite("b", b)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(
-            f"pairs need two vectors of equal length, got shapes {a.shape} and {b.shape}"
+            "pairs need two vectors of equal length, got shapes "
+            f"{a.shape} and {b.shape}"
         )
     differences = a - b
-    mean, n = float(differences.mean()), len(differences)
+    n = len(differences)
+    mean = float(differences.mean())
     if n == 1:
         return Comparison(
             difference=mean, low=-np.inf, high=np.inf, pairs=1, over=over, p=1.0
         )
-    half, error = half_width(differences), differences.std(ddof=1) / np.sqrt(n)
+    half = half_width(differences)
+    error = differences.std(ddof=1) / np.sqrt(n)
     if error > 0:
-        p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
+        statistic = abs(mean) / error
+        p = 2 * float(stats.t.sf(statistic, n - 1))
     else:
         p = 1.0 if mean == 0 else 0.0
     return Comparison(

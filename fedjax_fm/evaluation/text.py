@@ -1,8 +1,7 @@
-"""Scores of generated text against a reference.
+"""Scores of generated text against a reference text.
 
-ROUGE-L: Lin, 2004, ROUGE: A Package for Automatic Evaluation of Summaries, section 3;
-words as in Google's `rouge-score` without a stemmer (lower case, letters and digits),
-with which the tests compare.
+Words are those of Google's `rouge-score` without a stemmer (lower case, letters and
+digits); the tests compare with that package.
 """
 
 import re
@@ -15,46 +14,78 @@ from fedjax_fm import checks
 
 
 def words(text: str) -> list[str]:
-    """Lower-case runs of a-z and 0-9: English alone, as Google's `rouge-score` has it."""
+    """Splits English text into lower-case runs of a-z and 0-9, as `rouge-score` does.
+
+    Args:
+      text: any; characters other than ASCII letters and digits separate words.
+
+    Returns:
+      The words in order.
+
+    Example:
+      >>> words("It's 3 o'clock")
+      ['it', 's', '3', 'o', 'clock']
+    """
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def longest_common_subsequence(a: list, b: list) -> int:
-    """Its length; symmetric."""
+    """Length of the longest common subsequence of two lists, in O(len(a) len(b)).
+
+    Args:
+      a: hashable tokens.
+      b: hashable tokens.
+
+    Returns:
+      The length; 0 where either is empty.
+
+    Example:
+      >>> longest_common_subsequence(list("abcd"), list("xbyd"))
+      2
+    """
     if not a or not b:
         return 0
     number = {word: i for i, word in enumerate(dict.fromkeys([*a, *b]))}
     row = np.zeros(len(b) + 1, np.int64)
     other = np.array([number[word] for word in b])
     for word in a:
-        # row[j] = max over the three ways to get there; the running maximum is the step
-        # within the row.
+        # row[j] is the maximum of three: the row above, the diagonal, and the entry to
+        # the left, which the running maximum adds.
         diagonal = np.where(other == number[word], row[:-1] + 1, 0)
-        row[1:] = np.maximum.accumulate(np.maximum(row[1:], diagonal))
+        best = np.maximum(row[1:], diagonal)
+        row[1:] = np.maximum.accumulate(best)
     return int(row[-1])
 
 
 def rouge_l(
     prediction: str, reference: str, tokenizer: Callable[[str], list[str]] = words
 ) -> float:
-    """F1 of the longest common subsequence of tokens, 0 to 1.
+    """ROUGE-L: F1 of the longest common subsequence of tokens.
 
-    1 for equal texts, 0 where either has no token.
+        F1 = 2 L / (m + n)
 
-    With L the length of the subsequence: F1 = 2 L / (tokens of the prediction + tokens
-      of the reference).
+    with m and n tokens in prediction and reference, and L in their longest common
+    subsequence.
 
     Args:
-      prediction, reference: text.
-      tokenizer: text -> its tokens; `list` scores by characters. The default knows a-z
-        and 0-9 only, so that of other scripts nothing, or numbers alone, would be left.
+      prediction: generated text.
+      reference: the text that it is compared with.
+      tokenizer: `text -> list of tokens`; `list` scores by characters. The default
+        knows a-z and 0-9 only: of other scripts it keeps nothing, or only the numbers.
+
+    Returns:
+      A number in [0, 1]: 1 for equal tokens, 0 where either text has none.
 
     Raises:
-      TypeError, ValueError: no text (None, bytes, NaN), or a tokenizer that gives no list.
+      TypeError: an argument is not text, or the tokenizer returns no list.
+      ValueError: a text cannot be encoded (half of a surrogate pair).
 
     Warns:
-      UserWarning: a text that is not blank has no tokens, or of its letters and digits
-        less than half are in the tokens of the default.
+      UserWarning: a text that is not blank has no tokens, or the default tokenizer
+        keeps less than half of its letters and digits.
+
+    References:
+      Lin (2004). ROUGE: A Package for Automatic Evaluation of Summaries. Section 3.
 
     Example:
       >>> rouge_l("the cat sat", "the cat")
@@ -69,7 +100,7 @@ def rouge_l(
 
 
 def _tokens(name: str, text: str, tokenizer: Callable[[str], list[str]]) -> list[str]:
-    """The tokens of a text, with a warning where they say little of it."""
+    """The tokens of a text; warns where they hold little of it."""
     checks.text(name, text)
     if not callable(tokenizer):
         raise TypeError(
@@ -85,13 +116,20 @@ def _tokens(name: str, text: str, tokenizer: Callable[[str], list[str]]) -> list
         )
     if text.strip() and not found:
         _warn(f"a {name} that is not blank has no tokens and scores 0")
-    elif tokenizer is words and 2 * sum(map(len, found)) < sum(map(str.isalnum, text)):
+    elif tokenizer is words and _is_mostly_lost(text, found):
         _warn(f"of a {name} less than half is compared: a-z and 0-9 alone")
     return list(found)
 
 
+def _is_mostly_lost(text: str, tokens: list[str]) -> bool:
+    """Whether the tokens keep less than half of the text's letters and digits."""
+    kept = sum(len(token) for token in tokens)
+    present = sum(character.isalnum() for character in text)
+    return 2 * kept < present
+
+
 def _warn(message: str) -> None:
-    """The same words for all texts: Python then shows them once for each place that scores."""
+    """Warns without quoting the text, so that Python shows the warning once a place."""
     warnings.warn(
         f"{message}; give rouge_l a tokenizer, such as `list` for characters",
         stacklevel=4,

@@ -1,4 +1,4 @@
-"""A model split for training, as `peft.apply` gives it."""
+"""A model that is split for training, as `peft.apply` returns it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Adapted(NamedTuple):
 
     Attributes:
       graphdef: the model's structure, without arrays.
-      delta: what is trained and sent, at its initial values.
-      backbone: all the rest, frozen.
+      delta: the trainable part, at its initial values.
+      backbone: the frozen part.
 
     Example:
       >>> import jax
@@ -35,14 +35,14 @@ class Adapted(NamedTuple):
     backbone: nnx.State
 
     def model(self, delta: Tree | None = None, backbone: Tree | None = None) -> Any:
-        """The model with these parts in the place of the initial ones.
+        """Puts the model together again.
 
         Args:
-          delta: such as `state.delta`; default: as it was before training.
-          backbone: such as `simulator.model(state)` gives; default: as it came.
+          delta: for example `state.delta`; default: the values before training.
+          backbone: for example that of `simulator.model(state)`; default: the model's.
 
         Returns:
-          The module, for example to call it or to generate text with it.
+          The module, which can be called or can generate text.
         """
         delta = self.delta if delta is None else delta
         backbone = self.backbone if backbone is None else backbone
@@ -59,12 +59,13 @@ class Adapted(NamedTuple):
         """Writes the trained part in Hugging Face PEFT's format.
 
         Args:
-          folder: appears whole or not at all.
-          delta: such as `state.delta`; default: as it was before training.
-          base_model_name_or_path, task_type: as for `peft.save_pretrained`.
+          folder: where it is written; it appears whole or not at all.
+          delta: for example `state.delta`; default: the values before training.
+          base_model_name_or_path: as for `peft.save_pretrained`.
+          task_type: as for `peft.save_pretrained`.
 
         Raises:
-          ValueError: what is trained has no place in the format.
+          ValueError: the format cannot hold what is trained.
         """
         from fedjax_fm.peft.folder import save_pretrained
 

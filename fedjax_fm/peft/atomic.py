@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Writes folders that appear whole or not at all."""
 
 import contextlib
 import os
@@ -10,13 +10,17 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new folder beside `folder` to write into.
+    """Opens a temporary folder whose files move to `folder` when the block ends.
 
-    Its files move to `folder` when the block ends well.
+    If the block fails, nothing of it is left and `folder` is as before. If `folder`
+    exists already, its other files stay, and each new file replaces the old one in one
+    step.
 
-    Where the block fails, nothing is left of it and `folder` is as it was. Where
-    `folder` is there already, its other files stay, and each new file replaces its old
-    one in one step.
+    Args:
+      folder: where the files go in the end.
+
+    Yields:
+      The temporary folder, beside `folder`.
 
     Raises:
       NotADirectoryError: `folder` is a file.
@@ -27,10 +31,8 @@ def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             f"expected a folder to write into, got the file {folder}"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = (
-        folder.absolute().parent
-        / f".{folder.absolute().name}.{secrets.token_hex(4)}.partial"
-    )
+    final = folder.absolute()
+    beside = final.parent / f".{final.name}.{secrets.token_hex(4)}.partial"
     beside.mkdir()
     try:
         yield beside

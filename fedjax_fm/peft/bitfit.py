@@ -1,8 +1,8 @@
-"""BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models.
+"""BitFit: trains the bias vectors only.
 
-Ben Zaken, Ravfogel, Goldberg, 2021, arXiv 2106.10199. Only bias vectors are trained: of
-query, key, value, output, feed-forward and normalisation; or only those of the query
-and of the widening half of the feed-forward network.
+References:
+  Ben Zaken, Ravfogel, Goldberg (2021). BitFit: Simple Parameter-efficient Fine-tuning
+  for Transformer-based Masked Language-models. arXiv 2106.10199.
 """
 
 from typing import Literal
@@ -38,16 +38,35 @@ def bitfit(
     *,
     modules_to_save: tuple[str, ...] | list[str] = HEADS,
 ) -> Method:
-    """Trains the biases, and the modules of `modules_to_save`.
-
-    By default the head, where the model has one.
+    """BitFit: trains the biases of all layers, and the head.
 
     Args:
-      which: "all", or "query-ffn" for the query's and the widening feed-forward layer's
-        (section 4 of the paper).
+      which: "all" trains every bias: of query, key, value, output, feed-forward network
+        and normalisation. "query-ffn" trains those of the query and of the widening
+        layer of the feed-forward network (section 4 of the paper).
+      modules_to_save: modules that are trained in full; by default the head, where the
+        model has one.
+
+    Returns:
+      The method.
 
     Raises:
-      ValueError: by `apply`, on a model that has no such bias (LLaMA, T5).
+      TypeError, ValueError: an argument makes no sense; by `apply`, for a model that
+        has no such bias (LLaMA, T5).
+
+    References:
+      Ben Zaken, Ravfogel, Goldberg (2021), arXiv 2106.10199.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import peft
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.Dict(
+      ...     body=nnx.Linear(4, 8, rngs=rngs), score=nnx.Linear(8, 2, rngs=rngs)
+      ... )
+      >>> adapted = peft.apply(model, bitfit())
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.delta))
+      {'body': {'bias': (8,)}, 'score': {'bias': (2,), 'kernel': (8, 2)}}
     """
     choice("which", which, ("all", "query-ffn"))
     check_names("modules_to_save", modules_to_save)
@@ -56,10 +75,11 @@ def bitfit(
         plain, heads = plain_names(model), head_paths(model, modules_to_save)
         biases = {path for path in parameter_paths(model) if path[-1] == "bias"} - heads
         if which == "query-ffn":
+            owners = {path: plain(".".join(path[:-1])) for path in biases}
             biases = {
                 path
-                for path in biases
-                if matches(plain(".".join(path[:-1])), QUERY_AND_WIDENING)
+                for path, owner in owners.items()
+                if matches(owner, QUERY_AND_WIDENING)
             }
         if not biases:
             kinds = sorted({path[-1] for path in parameter_paths(model)})

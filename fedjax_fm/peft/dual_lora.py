@@ -1,10 +1,8 @@
-"""Two deltas of one method side by side in one model.
+"""A shared and a private LoRA in one model, mixed by a weight (FedDPA).
 
-A shared and a private LoRA, mixed by a weight (FedDPA).
-
-Yang, Long, Shen, Jiang, Blumenstein, 2024, arXiv 2403.19211. y = x W + (1 - a) s (x
-A_g) B_g + a s (x A_p) B_p, a for a whole batch or for each row of it. A head that is
-trained in full is mixed at its output: (1 - a) head_g(x) + a head_p(x).
+References:
+  Yang, Long, Shen, Jiang, Blumenstein (2024). Dual-Personalizing Adapter for Federated
+  Foundation Models. arXiv 2403.19211.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -18,54 +16,62 @@ from fedjax_fm.checks import choice, instance, real
 from fedjax_fm.models.randomness import dropout
 from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.peft.lora import LoRALinear
-from fedjax_fm.peft.targets import named_modules, replace_module
+from fedjax_fm.peft.targets import dotted, named_modules, replace_module
 from fedjax_fm.types import Tree
 
 
 def _beside(mix: jax.Array, x: jax.Array) -> jax.Array:
-    """Mix f32[] or f32[B] in the rank of x [B, ...]."""
-    return mix.reshape(*mix.shape, *[1] * (x.ndim - mix.ndim))
+    """The mix, f32[] or f32[B], with as many axes as x [B, ...]."""
+    missing = [1] * (x.ndim - mix.ndim)
+    return mix.reshape(*mix.shape, *missing)
 
 
 class DualLoRALinear(nnx.Module):
-    """A linear layer with two low-rank updates.
+    """A linear layer with two low-rank updates, mixed by a weight.
 
-    Factors as in `LoRALinear`, `mix` [*stacked] or [*stacked, B].
+        y = x W + (1 - a) s (x A_g) B_g + a s (x A_p) B_p
 
-    Both read the same input of A: with dropout, one draw, that of the layer with either
-    adapter alone.
+    Dropout is drawn once: both updates have the same input, as the layer with either
+    adapter alone would have it.
+
+    Args:
+      shared: the layer with A_g and B_g.
+      private: the layer with A_p and B_p, and the same base.
+      mix: a, f32[*stacked] or f32[*stacked, B].
     """
 
     def __init__(self, shared: LoRALinear, private: LoRALinear, mix: jax.Array):
-        self.base, self.scaling, self.private_scaling = (
-            shared.base,
-            shared.scaling,
-            private.scaling,
-        )
+        self.base = shared.base
+        self.scaling, self.private_scaling = shared.scaling, private.scaling
         self.dropout, self.place = shared.dropout, shared.place
         self.shared_a, self.shared_b = shared.lora_a, shared.lora_b
         self.private_a, self.private_b = private.lora_a, private.lora_b
         self.mix = nnx.Variable(mix)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, ..., in] -> [B, ..., out]."""
         y, a = self.base(x), _beside(self.mix[...], x)
         x = dropout(x, self.dropout, self.place)
-        shared = self.scaling * (
-            ((1 - a) * (x @ self.shared_a[...])) @ self.shared_b[...]
-        )
-        private = self.private_scaling * (
-            (a * (x @ self.private_a[...])) @ self.private_b[...]
-        )
-        return (y + shared + private).astype(y.dtype)
+        shared = ((1 - a) * (x @ self.shared_a[...])) @ self.shared_b[...]
+        private = (a * (x @ self.private_a[...])) @ self.private_b[...]
+        update = y + self.scaling * shared + self.private_scaling * private
+        return update.astype(y.dtype)
 
 
 class DualLinear(nnx.Module):
-    """Two linear layers, mixed at their outputs."""
+    """Two linear layers, mixed at their outputs: (1 - a) shared(x) + a private(x).
+
+    Args:
+      shared: a linear layer.
+      private: one of the same shape.
+      mix: a, f32[*stacked] or f32[*stacked, B].
+    """
 
     def __init__(self, shared: nnx.Linear, private: nnx.Linear, mix: jax.Array):
         self.shared, self.private, self.mix = shared, private, nnx.Variable(mix)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, ..., in] -> [B, ..., out]."""
         y = self.shared(x)
         a = _beside(self.mix[...], y)
         return ((1 - a) * y + a * self.private(x)).astype(y.dtype)
@@ -78,40 +84,56 @@ def two_adapters(
     backbone: Tree,
     mix: jax.Array | float,
 ) -> nnx.Module:
-    """The model with both deltas.
+    """Makes a model with two deltas, mixed by a weight.
 
-    Mix 0 is `nnx.merge(graphdef, shared, backbone)`, mix 1 the private one's.
+        y = x W + (1 - a) s (x A_g) B_g + a s (x A_p) B_p
+
+    Linear layers that are trained in full, such as a head, are mixed at their outputs.
+    Mix 0 is `nnx.merge(graphdef, shared, backbone)`, and mix 1 is the same with
+    `private`. Call it inside of the loss: no array is copied.
 
     Args:
-      graphdef, backbone: of `peft.apply` with `peft.lora`.
-      shared, private: deltas of it: LoRA factors, and linear layers trained in full beside them.
-      mix: what the private delta counts, f32[], or f32[B] for each row of the batch
-        that the model is then given.
+      graphdef: of `peft.apply` with `peft.lora`.
+      shared: the first delta: LoRA factors, and linear layers that are trained in full.
+      private: the second delta, of the same structure.
+      backbone: of `peft.apply`.
+      mix: a, the weight of the private delta: f32[], or f32[B] for the rows of the
+        batch that the model is called with.
 
-    To be called where the model is used, inside the loss: nothing is copied but references.
+    Returns:
+      The model.
 
     Raises:
-      ValueError: the delta holds something else than LoRA factors and linear layers.
+      TypeError, ValueError: a mix of another shape, or a delta with something other
+        than LoRA factors and linear layers.
+
+    References:
+      Yang, Long, Shen, Jiang, Blumenstein (2024), arXiv 2403.19211.
+
+    Example:
+      >>> from fedjax_fm import peft
+      >>> model = nnx.Dict(layer=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+      >>> graphdef, delta, backbone = peft.apply(model, peft.lora(2, targets=["layer"]))
+      >>> mix = jnp.array([0.0, 0.5])  # of two examples
+      >>> both = two_adapters(graphdef, delta, delta, backbone, mix)
+      >>> both.layer(jnp.ones((2, 4))).shape
+      (2, 3)
     """
     if not isinstance(mix, jax.Array | np.ndarray):
         real("mix", mix)
     mix = jnp.asarray(mix, jnp.float32)
     if mix.ndim > 1:
         raise ValueError(f"expected a mix of shape [] or [B], got {list(mix.shape)}")
-    model, other = (
-        nnx.merge(graphdef, shared, backbone),
-        nnx.merge(graphdef, private, backbone),
-    )
-    owners = sorted(
-        {".".join(map(str, path[:-1])) for path, _ in nnx.to_flat_state(shared)}
-    )
+    model = nnx.merge(graphdef, shared, backbone)
+    other = nnx.merge(graphdef, private, backbone)
+    owners = {dotted(path[:-1]) for path, _ in nnx.to_flat_state(shared)}
     modules, others = dict(named_modules(model)), dict(named_modules(other))
-    for path in owners:
+    kinds = {
+        LoRALinear: (DualLoRALinear, "lora_a"),
+        nnx.Linear: (DualLinear, "kernel"),
+    }
+    for path in sorted(owners):
         module = modules[path]
-        kinds = {
-            LoRALinear: (DualLoRALinear, "lora_a"),
-            nnx.Linear: (DualLinear, "kernel"),
-        }
         if type(module) not in kinds:
             raise ValueError(
                 f"two_adapters mixes LoRA and linear layers, but {path} is a "
@@ -119,42 +141,59 @@ def two_adapters(
             )
         kind, matrix = kinds[type(module)]
         stacked = getattr(module, matrix).shape[:-2]
-        replace_module(
-            model,
-            path,
-            kind(module, others[path], jnp.broadcast_to(mix, (*stacked, *mix.shape))),
-        )
+        own_mix = jnp.broadcast_to(mix, (*stacked, *mix.shape))
+        dual = kind(module, others[path], own_mix)
+        replace_module(model, path, dual)
     return model
 
 
 class Beside(NamedTuple):
-    """An adapted model whose delta is two deltas side by side; made by `beside`."""
+    """An adapted model that takes two deltas; made by `beside`.
+
+    Attributes:
+      adapted: from `peft.apply` with `peft.lora`.
+    """
 
     adapted: Adapted
 
     def model(self, delta: Any, backbone: Tree) -> nnx.Module:
-        """The model with both.
+        """Makes the model with both deltas.
 
         Args:
-          delta: with `shared`, `private` and `mix`, such as `algorithms.feddpa.Adapters`.
+          delta: with `shared`, `private` and `mix`, such as
+            `algorithms.feddpa.Adapters`.
           backbone: of the adapted model.
 
         Returns:
-          See `two_adapters`.
+          The model, see `two_adapters`.
         """
+        graphdef = self.adapted.graphdef
         return two_adapters(
-            self.adapted.graphdef, delta.shared, delta.private, backbone, delta.mix
+            graphdef,
+            shared=delta.shared,
+            private=delta.private,
+            backbone=backbone,
+            mix=delta.mix,
         )
 
 
 def beside(adapted: Adapted) -> Beside:
-    """What a task is made from whose delta is a shared and a private adapter (FedDPA).
+    """Lets a task have a shared and a private adapter, as FedDPA needs it.
 
     Args:
       adapted: from `peft.apply` with `peft.lora`.
 
     Returns:
-      For `tasks.classification` and its like in the place of `adapted`.
+      What takes the place of `adapted` in `tasks.classification` and other tasks.
+
+    Raises:
+      TypeError: `adapted` is not from `peft.apply`.
+
+    Example:
+      >>> from fedjax_fm import peft, tasks
+      >>> model = nnx.Dict(score=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+      >>> adapted = peft.apply(model, peft.head())
+      >>> task = tasks.classification(peft.beside(adapted))
     """
     instance(
         "adapted", adapted, Adapted, "make it with peft.apply(model, peft.lora(...))"
@@ -168,29 +207,42 @@ def instance_mix(
     omega_max: float = 0.5,
     omega_weighs: Literal["private", "shared"] = "private",
 ) -> jax.Array:
-    """The mix for each query.
+    """Computes how much of the private adapter each query gets (FedDPA).
 
-    Omega = omega_max * mean over k of cos(query, local_k), and omega weighs one of the
-    adapters.
+        omega = omega_max * mean over k of cos(query, local_k)
 
     Args:
-      query: f32[B, d], features of the inputs: hidden states under the private adapter
-        (authors' code), see `pooled`.
-      local: f32[k, d], of some training instances of the client (authors: 5).
-      omega_weighs: "private" is the paper's prose, more of the private adapter for what
-        resembles local data; "shared" the released script.
+      query: f32[B, d], features of the inputs. In the authors' code they are hidden
+        states under the private adapter, see `pooled`.
+      local: f32[k, d], features of some training examples of the client; k = 5 in the
+        authors' code.
+      omega_max: in [0, 1].
+      omega_weighs: "private" is what the paper says: inputs that resemble local data
+        get more of the private adapter, mix = omega. "shared" is what the released
+        script does: mix = 1 - omega.
 
     Returns:
-      f32[B], `Adapters.mix`. A vector of zeros resembles nothing: cosine 0. Negative
-      cosines are kept, as in the script.
+      f32[B], for `Adapters.mix`. The cosine of a vector of zeros is 0. Negative cosines
+      are kept, as in the script.
+
+    Raises:
+      TypeError, ValueError: `omega_max` or `omega_weighs` makes no sense.
+
+    References:
+      Yang, Long, Shen, Jiang, Blumenstein (2024), arXiv 2403.19211.
+
+    Example:
+      >>> query = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+      >>> local = jnp.array([[3.0, 0.0]])
+      >>> instance_mix(query, local).tolist()
+      [0.5, 0.0]
     """
     real("omega_max", omega_max, least=0, most=1)
     choice("omega_weighs", omega_weighs, ("private", "shared"))
 
-    def unit(x):
-        return x / jnp.maximum(
-            jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny
-        )
+    def unit(x: jax.Array) -> jax.Array:
+        norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return x / jnp.maximum(norm, jnp.finfo(x.dtype).tiny)
 
     omega = omega_max * jnp.mean(unit(query) @ unit(local).T, axis=-1)
     return omega if omega_weighs == "private" else 1 - omega
@@ -199,9 +251,25 @@ def instance_mix(
 def pooled(
     hidden: jax.Array, attention_mask: jax.Array, by: Literal["last", "mean"] = "last"
 ) -> jax.Array:
-    """Features of texts: the hidden state of the last real token, or the mean over real tokens.
+    """Computes features of texts from hidden states.
 
-    F32[B, T, d] -> f32[B, d].
+    Args:
+      hidden: f32[B, T, d].
+      attention_mask: i32[B, T]; not 0 for real tokens.
+      by: "last" takes the hidden state of the last real token, "mean" the mean over all
+        real tokens.
+
+    Returns:
+      f32[B, d].
+
+    Raises:
+      ValueError: another `by`.
+
+    Example:
+      >>> hidden = jnp.arange(6.0).reshape(1, 3, 2)
+      >>> mask = jnp.array([[1, 1, 0]])
+      >>> pooled(hidden, mask).tolist(), pooled(hidden, mask, by="mean").tolist()
+      ([[2.0, 3.0]], [[1.0, 2.0]])
     """
     choice("by", by, ("last", "mean"))
     is_real = attention_mask.astype(bool)
@@ -209,4 +277,5 @@ def pooled(
         last = hidden.shape[1] - 1 - jnp.argmax(is_real[:, ::-1], axis=1)
         return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     total = jnp.sum(jnp.where(is_real[..., None], hidden, 0.0), axis=1)
-    return total / jnp.maximum(jnp.sum(is_real, axis=1), 1)[:, None]
+    n_tokens = jnp.sum(is_real, axis=1)
+    return total / jnp.maximum(n_tokens, 1)[:, None]

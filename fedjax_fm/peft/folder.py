@@ -1,13 +1,13 @@
-"""Adapters in Hugging Face PEFT's folder format: adapter_config.json and adapter_model.safetensors.
+"""Reads and writes adapters in Hugging Face PEFT's folder format.
 
-Written and read without PEFT; its own files load here and ours load in
-`peft.PeftModel`, with equal outputs. PEFT loads leniently (missing tensors only warn);
-this is strict.
+A folder has adapter_config.json and adapter_model.safetensors. PEFT's folders load
+here, and folders written here load in `peft.PeftModel`, with equal outputs; PEFT itself
+is not needed. PEFT only warns of missing tensors; here they are an error.
 """
 
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from fedjax_fm.peft.method import apply
 from fedjax_fm.peft.peft_method import AdapterError, check_fields, method_of, model_for
 from fedjax_fm.peft.places import Place, of_pattern
 from fedjax_fm.peft.prefix import collapse
-from fedjax_fm.peft.targets import named_modules
+from fedjax_fm.peft.targets import dotted, named_modules
 from fedjax_fm.peft.tensors import AdapterTensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+# {ending of the class of a model: PEFT's task type}
 _TASKS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
@@ -45,32 +46,47 @@ def save_pretrained(
     base_model_name_or_path: str | None = None,
     task_type: str | None = None,
 ) -> None:
-    """Writes the trained part of a model, so that `peft.PeftModel.from_pretrained(base,
-    folder)` opens it.
+    """Writes the trained part of a model in PEFT's format.
+
+    `peft.PeftModel.from_pretrained(base, folder)` opens it. The format holds LoRA (with
+    rsLoRA, FFA-LoRA, shared A), DoRA, (IA)³, prompts and prefixes; a reparameterised
+    prefix is collapsed first. Modules that are trained in full become
+    `modules_to_save`. An embedding with a tied head is written with
+    `ensure_weight_tying`.
 
     Args:
-      graphdef, delta, backbone: from `apply`; `delta` as trained, such as `state.delta`.
-      base_model_name_or_path: where the base model came from; only noted.
-      task_type: PEFT's; by default from the class (`...ForCausalLM`: CAUSAL_LM, and so on).
-
-    LoRA (rsLoRA, FFA, shared A), DoRA, (IA)³, prompts and prefixes; a reparameterised
-    prefix is collapsed first. Modules trained in full go along as `modules_to_save`; an
-    embedding that a head is tied to with `ensure_weight_tying`. The folder appears
-    whole or not at all.
+      folder: where it is written; it appears whole or not at all.
+      graphdef: from `apply`.
+      delta: the trained part, such as `state.delta`.
+      backbone: from `apply`.
+      base_model_name_or_path: where the base model came from; it is only noted.
+      task_type: PEFT's. None: by the class of the model, for example CAUSAL_LM for
+        `...ForCausalLM`.
 
     Raises:
-      ValueError: what is trained has no place in the format.
+      ValueError: the format cannot hold what is trained.
+
+    Example:
+      >>> import os, tempfile
+      >>> from fedjax_fm import peft
+      >>> model = nnx.Dict(q_proj=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+      >>> adapted = peft.apply(model, peft.lora(2, targets=["q_proj"]))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     peft.save_pretrained(folder, *adapted)
+      ...     sorted(os.listdir(folder))
+      ['adapter_config.json', 'adapter_model.safetensors']
     """
     model = collapse(nnx.merge(graphdef, delta, backbone))
-    trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(delta)}
-    trained = {path for path in trained if ".prefix." not in path} | {
-        f"{path}.{leaf}"
-        for path, module in named_modules(model)
-        if path.endswith(".prefix")
-        for leaf in ("keys", "values")
-        if hasattr(module, leaf)
-    }
-    tensors = AdapterTensors(model, trained)
+    tensors = AdapterTensors(model, _trained_paths(model, delta))
+    name = type(model).__name__
+    if task_type is None:
+        known = (task for ending, task in _TASKS.items() if name.endswith(ending))
+        task_type = next(known, None)
+    if task_type is None and "prompt_embeddings" in tensors.views:
+        # PEFT would open it without the prompt.
+        raise ValueError(
+            f"PEFT needs to know a {name}'s task to place a prompt: give task_type="
+        )
     config = {
         "auto_mapping": None,
         "base_model_name_or_path": base_model_name_or_path,
@@ -78,20 +94,10 @@ def save_pretrained(
         "modules_to_save": _modules_to_save(tensors) or None,
         "peft_type": tensors.kind,
         "revision": None,
-        "task_type": task_type
-        or next(
-            (t for end, t in _TASKS.items() if type(model).__name__.endswith(end)), None
-        ),
+        "task_type": task_type,
     }
-    if (
-        config["task_type"] is None and "prompt_embeddings" in tensors.views
-    ):  # PEFT would open it without the prompt
-        raise ValueError(
-            f"PEFT needs to know a {type(model).__name__}'s task to place a prompt: give task_type="
-        )
-    config |= {"LORA": _lora_config, "IA3": _ia3_config}.get(
-        tensors.kind, _virtual_config
-    )(tensors)
+    fields_of = {"LORA": _lora_config, "IA3": _ia3_config}
+    config |= fields_of.get(tensors.kind, _virtual_config)(tensors)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     arrays = {
         name: np.ascontiguousarray(view) for name, view in sorted(tensors.views.items())
@@ -101,19 +107,28 @@ def save_pretrained(
         save_file(arrays, new / TENSORS, metadata={"format": "pt"})
 
 
+def _trained_paths(model: nnx.Module, delta: Any) -> set[str]:
+    """Dotted paths of the delta, those of prefixes as they are after `collapse`."""
+    paths = {dotted(path) for path, _ in nnx.to_flat_state(delta)}
+    found = {path for path in paths if ".prefix." not in path}
+    for path, module in named_modules(model):
+        if path.endswith(".prefix"):
+            leaves = [leaf for leaf in ("keys", "values") if hasattr(module, leaf)]
+            found |= {f"{path}.{leaf}" for leaf in leaves}
+    return found
+
+
 def _modules_to_save(tensors: AdapterTensors) -> list[str]:
-    """The saved modules; the name of a tied head beside an embedding's by which PEFT
-    would not know that it is tied.
-    """
+    """The saved modules, with "lm_head" where PEFT would not see that it is tied."""
     endings = tensors.saved_endings()
-    if tensors.tied_head is None or any(
-        ending.rpartition(".")[2] == "embed_tokens" for ending in endings
-    ):
+    last_words = [ending.rpartition(".")[2] for ending in endings]
+    if tensors.tied_head is None or "embed_tokens" in last_words:
         return endings
     return [*endings, "lm_head"]
 
 
 def _lora_config(tensors: AdapterTensors) -> dict[str, Any]:
+    """The fields of a LoraConfig."""
     layers = list(tensors.modules.values())
     kinds = {(x.use_rslora, x.dropout, isinstance(x, DoRALinear)) for x in layers}
     if len(kinds) > 1:
@@ -145,15 +160,13 @@ def _lora_config(tensors: AdapterTensors) -> dict[str, Any]:
 
 
 def _number(alpha: float) -> float:
-    """An alpha that was computed from a scale, without the rounding of that.
-
-    A whole number as one.
-    """
+    """An alpha that was computed from a scale, without the rounding of the scale."""
     alpha = round(alpha, 9)
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
 def _token_indices(tensors: AdapterTensors) -> dict[str, list[int]] | None:
+    """{embedding: trained tokens}; None where there is none."""
     found = {
         tensors.names.module(path)[0]: list(module.ids)
         for path, module in tensors.tokens.items()
@@ -165,44 +178,35 @@ def _targets(tensors: AdapterTensors) -> tuple[list[str], list[int] | None]:
     """(`target_modules`, `layers_to_transform`).
 
     Endings where all modules are adapted in the same layers, else the whole names of
-    the layers one by one.
+    all layers.
     """
-    held: dict[str, set[int]] = {}
+    names = tensors.names
+    held: dict[str, set[int]] = defaultdict(set)
     for path in tensors.modules:
-        held.setdefault(tensors.names.plain(path), set()).update(
-            tensors.names.layers(path) or ()
-        )
+        held[names.plain(path)].update(names.layers(path) or ())
     numbers = {tuple(sorted(layers)) for layers in held.values()}
-    everything = {
-        layer
-        for path in tensors.names.modules
-        for layer in tensors.names.layers(path) or ()
-    }
-    if len(numbers) > 1 and not all(
-        set(layers) in (set(), everything) for layers in numbers
-    ):
-        return sorted(
-            name for path in tensors.modules for name in tensors.names.module(path)
-        ), None
+    everything = {layer for path in names.modules for layer in names.layers(path) or ()}
+    alike = all(set(layers) in (set(), everything) for layers in numbers)
+    if len(numbers) > 1 and not alike:
+        whole = [name for path in tensors.modules for name in names.module(path)]
+        return sorted(whole), None
     chosen = max(numbers, key=len)
     some = bool(chosen) and set(chosen) != everything
-    return tensors.names.endings(tensors.modules), list(chosen) if some else None
+    return names.endings(tensors.modules), list(chosen) if some else None
 
 
 def _as_pattern(
     tensors: AdapterTensors, value: Callable[[Any], Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """(the value of most layers, {ending of a name.
-
-    Value} of the others), as PEFT's patterns find them again.
-    """
+    """(the value of most layers, {ending of a name: value} for the others)."""
     names = tensors.names
     values = {
         Place(path=p, plain="", name=name, layer=None): value(module)
         for p, module in tensors.modules.items()
         for name in names.module(p)
     }
-    (usual, _), *_ = Counter(values.values()).most_common(1)
+    counts = Counter(values.values())
+    (usual, _), *_ = counts.most_common(1)
     others = {
         path: value(module)
         for path, module in tensors.modules.items()
@@ -214,9 +218,8 @@ def _as_pattern(
     whole = {f"^{place.name}": own for place, own in values.items() if own != usual}
     for pattern in (short, whole):
         ordered = dict(sorted(pattern.items()))
-        if all(
-            of_pattern(ordered, place, usual) == own for place, own in values.items()
-        ):
+        again = {place: of_pattern(ordered, place, usual) for place in values}
+        if again == values:
             return usual, ordered
     raise ValueError(
         f"the names of these layers do not tell them apart for PEFT: {sorted(others)}"
@@ -224,6 +227,7 @@ def _as_pattern(
 
 
 def _ia3_config(tensors: AdapterTensors) -> dict[str, Any]:
+    """The fields of an IA3Config."""
     targets, numbers = _targets(tensors)
     if numbers is not None or len(targets) > len(tensors.modules):
         raise ValueError("PEFT's (IA)³ acts in all layers; this one is on some only")
@@ -238,6 +242,7 @@ def _ia3_config(tensors: AdapterTensors) -> dict[str, Any]:
 
 
 def _virtual_config(tensors: AdapterTensors) -> dict[str, Any]:
+    """The fields of a PromptTuningConfig or a PrefixTuningConfig."""
     n_tokens, width = tensors.views["prompt_embeddings"].shape
     fields = getattr(tensors.model, "config", None)
     n_layers = getattr(fields, "num_hidden_layers", None)
@@ -246,7 +251,8 @@ def _virtual_config(tensors: AdapterTensors) -> dict[str, Any]:
         heads = getattr(fields, "num_attention_heads", None)
         own = {"prompt_tuning_init": "RANDOM", "token_dim": width}
         return {**common, **own, "num_attention_heads": heads, "num_layers": n_layers}
-    *_, heads, head_dim = next(iter(tensors.modules.values())).keys.shape
+    first, *_ = tensors.modules.values()
+    *_, heads, head_dim = first.keys.shape
     own = {
         "token_dim": heads * head_dim,
         "num_attention_heads": heads,
@@ -261,35 +267,52 @@ def _virtual_config(tensors: AdapterTensors) -> dict[str, Any]:
 
 
 def _fan_in_fan_out(tensors: AdapterTensors) -> bool:
+    """Whether an adapted kernel is stored as [in, out], as GPT-2's are."""
     in_out = tensors.names.naming.in_out
-    return any(
-        tensors.names.plain(path).rpartition(".")[2] in in_out
-        for path in tensors.modules
-    )
+    plain = [tensors.names.plain(path) for path in tensors.modules]
+    return any(path.rpartition(".")[2] in in_out for path in plain)
 
 
 def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> Adapted:
-    """`apply` for a saved adapter: the parts of `model` with its values.
+    """Adapts a model by a saved adapter, as `apply` with its method and its values.
 
-    Where PEFT trains the embedding or the head of a tied model without the other, the
-    head gets weights of its own, as there. Base weights that PEFT has stored (of a
-    wrapped head, of embeddings) replace the model's, as there.
+    As in PEFT, a tied head gets weights of its own where the adapter trains the
+    embedding or the head without the other; and base weights in the file (of a wrapped
+    head, of embeddings) replace the model's.
+
+    Args:
+      folder: with adapter_config.json and adapter_model.safetensors, from PEFT or from
+        `save_pretrained`.
+      model: the base model; it is not changed.
+
+    Returns:
+      The parts, which unpack into `graphdef, delta, backbone`.
 
     Raises:
-      FileNotFoundError: no such files; lists the folder.
-      AdapterError: missing, extra or differently shaped tensors, all listed; a method
-        or an option that is not supported.
+      FileNotFoundError: the files are not there; the message lists the folder.
+      AdapterError: tensors are missing, extra or of another shape (all are listed); or
+        the method or an option is not supported.
+
+    Example:
+      >>> import tempfile
+      >>> from fedjax_fm import peft
+      >>> model = nnx.Dict(q_proj=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+      >>> adapted = peft.apply(model, peft.lora(2, targets=["q_proj"]))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     adapted.save_pretrained(folder)
+      ...     again = peft.load_pretrained(folder, model)
+      >>> again.model().q_proj.lora_a.shape
+      (4, 2)
     """
     config, found = _read(Path(folder))
     model = model_for(config, model)
     graphdef, delta, backbone = apply(model, method_of(config, model))
     adapted = nnx.merge(graphdef, delta, backbone)
-    trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(delta)}
+    trained = {dotted(path) for path, _ in nnx.to_flat_state(delta)}
     tensors = AdapterTensors(adapted, trained)
     _fill(tensors, found, Path(folder) / TENSORS)
-    paths = {tuple(path.split(".")) for path in trained}
     graphdef, delta, backbone = nnx.split(
-        adapted, lambda path, _: tuple(map(str, path)) in paths, ...
+        adapted, lambda path, _: dotted(path) in trained, ...
     )
     return Adapted(graphdef=graphdef, delta=delta, backbone=backbone)
 
@@ -298,24 +321,24 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(configuration, tensors) of a folder, whose options are all supported."""
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
-            there = (
-                sorted(path.name for path in folder.iterdir())
-                if folder.is_dir()
-                else "no such folder"
-            )
+            there = "no such folder"
+            if folder.is_dir():
+                there = sorted(path.name for path in folder.iterdir())
             raise FileNotFoundError(f"{folder} has no {name}; found {there}")
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     found = load_file(folder / TENSORS)
     check_fields(config)
     _refuse_embedding_factors(config, found)
-    return _with_tied_head(_with_unnamed_heads(config, found), found), found
+    config = _with_unnamed_heads(config, found)
+    return _with_tied_head(config, found), found
 
 
 def _fill(tensors: AdapterTensors, found: Mapping[str, np.ndarray], path: Path) -> None:
     """Puts the tensors of a file into the model."""
-    # PEFT may store base weights, too; a tied head's is there with some of its settings
-    # and not with others.
-    wanted = tensors.views | tensors.base_views(found.keys() - tensors.views.keys())
+    # PEFT may store base weights, too. Those of a tied head are there with some of its
+    # settings and not with others.
+    others = found.keys() - tensors.views.keys()
+    wanted = tensors.views | tensors.base_views(others)
     if tensors.tied_head is not None:
         _check_tied(path, tensors, found)
         wanted = {
@@ -332,6 +355,7 @@ def _fill(tensors: AdapterTensors, found: Mapping[str, np.ndarray], path: Path) 
 def _refuse_embedding_factors(
     config: Mapping[str, Any], found: Mapping[str, np.ndarray]
 ) -> None:
+    """Raises AdapterError for LoRA of an embedding."""
     factors = sorted(name for name in found if ".lora_embedding_" in name)
     if factors:
         raise AdapterError(
@@ -344,30 +368,22 @@ def _refuse_embedding_factors(
 def _with_unnamed_heads(
     config: dict[str, Any], found: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """The configuration with the heads that go along with prompts without being named in it."""
-    if config["peft_type"] not in ("PROMPT_TUNING", "PREFIX_TUNING") or config.get(
-        "modules_to_save"
-    ):
+    """The configuration with the heads of a prompt, which PEFT stores unnamed."""
+    is_virtual = config["peft_type"] in ("PROMPT_TUNING", "PREFIX_TUNING")
+    if not is_virtual or config.get("modules_to_save"):
         return config
-    modules = sorted(
-        {name.split(".")[-2] for name in found if name.startswith("base_model.")}
-    )
-    return {**config, "modules_to_save": modules}
+    stored = [name for name in found if name.startswith("base_model.")]
+    modules = {name.split(".")[-2] for name in stored}
+    return {**config, "modules_to_save": sorted(modules)}
 
 
 def _with_tied_head(
     config: dict[str, Any], found: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """The configuration with a tied head named beside its embedding.
-
-    PEFT takes the name out and stores the weights.
-    """
+    """The configuration with the name of a tied head, which PEFT takes out."""
     saved = config.get("modules_to_save") or []
-    if (
-        not config.get("ensure_weight_tying")
-        or not saved
-        or "base_model.model.lm_head.weight" not in found
-    ):
+    is_stored = "base_model.model.lm_head.weight" in found
+    if not config.get("ensure_weight_tying") or not saved or not is_stored:
         return config
     return {**config, "modules_to_save": [*saved, "lm_head"]}
 
@@ -375,34 +391,35 @@ def _with_tied_head(
 def _check_tied(
     path: Path, tensors: AdapterTensors, found: Mapping[str, np.ndarray]
 ) -> None:
-    """A tied head that is stored beside the embedding must be the same."""
+    """Raises AdapterError for a stored head that differs from its embedding."""
     head = f"{tensors.prefix}lm_head.weight"
     tables = [
         name
         for name, view in tensors.views.items()
         if name != head and view is tensors.views[head]
     ]
-    if head in found and any(
-        name in found and not np.array_equal(found[name], found[head])
-        for name in tables
-    ):
+    stored = [found[name] for name in tables if name in found]
+    if head in found and not all(np.array_equal(one, found[head]) for one in stored):
         raise AdapterError(
-            f"{path}: {head} differs from {tables[0]}, to which {CONFIG} says it is tied"
+            f"{path}: {head} differs from {tables[0]}, to which {CONFIG} says it is "
+            "tied"
         )
 
 
 def _check(
     path: Path, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
 ) -> None:
-    problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"extra {name}" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"{name}: expected shape {list(wanted[name].shape)}, got {list(found[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name].shape != found[name].shape
-    ]
+    """Raises AdapterError for missing, extra or differently shaped tensors."""
+    missing = sorted(wanted.keys() - found.keys())
+    extra = sorted(found.keys() - wanted.keys())
+    problems = [f"missing {name}" for name in missing]
+    problems += [f"extra {name}" for name in extra]
+    for name in sorted(wanted.keys() & found.keys()):
+        expected, got = list(wanted[name].shape), list(found[name].shape)
+        if expected != got:
+            problems.append(f"{name}: expected shape {expected}, got {got}")
     if problems:
-        shown = "; ".join(problems[:12]) + (
-            f"; and {len(problems) - 12} more" if len(problems) > 12 else ""
-        )
+        shown = "; ".join(problems[:12])
+        if len(problems) > 12:
+            shown += f"; and {len(problems) - 12} more"
         raise AdapterError(f"{path} does not fit the model and its {CONFIG}: {shown}")

@@ -1,8 +1,8 @@
-"""(IA)³: Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning.
+"""(IA)³: multiplies activations by trained vectors.
 
-Liu, Tam, Muqeeth, Mohta, Huang, Bansal, Raffel, 2022, arXiv 2205.05638. Keys, values
-and the inner activations of the feed-forward network are multiplied by trained vectors
-that start as ones.
+References:
+  Liu, Tam, Muqeeth, Mohta, Huang, Bansal, Raffel (2022). Few-Shot Parameter-Efficient
+  Fine-Tuning is Better and Cheaper than In-Context Learning. arXiv 2205.05638.
 """
 
 from typing import Any
@@ -18,7 +18,8 @@ from fedjax_fm.peft.places import find_linears
 from fedjax_fm.peft.spelling import refuses_pefts_words
 from fedjax_fm.peft.targets import Wrapper, replace_module
 
-# As Hugging Face names them, and as PEFT picks them: "output.dense" is BERT's attention output too.
+# As Hugging Face names them, and as PEFT picks them: "output.dense" is also the output
+# of BERT's attention.
 ATTENTION = AnyOf(
     ("key", "value", "k_proj", "v_proj", "c_attn", "k_lin", "v_lin", "k", "v")
 )
@@ -36,9 +37,12 @@ FEED_FORWARD = AnyOf(
 
 
 class IA3Linear(Wrapper):
-    """scale * base(x), or base(scale * x) in a feed-forward network.
+    """A linear layer whose output or input is scaled: s * base(x), or base(s * x).
 
-    Scale [..., out] or [..., in].
+    Args:
+      base: the linear layer.
+      scale: f32[..., out], or f32[..., in] with `on_input`.
+      on_input: whether the input is scaled, as in feed-forward networks.
     """
 
     def __init__(self, base: Any, scale: jax.Array, on_input: bool):
@@ -46,6 +50,7 @@ class IA3Linear(Wrapper):
         self.ia3 = nnx.Param(scale)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out]."""
         if self.on_input:
             return self.base((x * self.ia3[...]).astype(x.dtype))
         y = self.base(x)
@@ -54,20 +59,39 @@ class IA3Linear(Wrapper):
     def fold(
         self, kernel: jax.Array, bias: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
+        """Multiplies kernel and bias by the scale.
+
+        Args:
+          kernel: [..., in, out].
+          bias: [..., out], or None.
+
+        Returns:
+          Both, scaled.
+        """
         return self._scaled(self.ia3[...], kernel, bias)
 
     def unfold(
         self, kernel: jax.Array, bias: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """A channel whose scale is zero has lost its weights."""
+        """Divides kernel and bias by the scale; a channel of scale zero is lost.
+
+        Args:
+          kernel: [..., in, out].
+          bias: [..., out], or None.
+
+        Returns:
+          Both, as before `fold`.
+        """
         return self._scaled(1 / self.ia3[...], kernel, bias)
 
     def _scaled(self, scale: jax.Array, kernel: jax.Array, bias: jax.Array | None):
+        """Kernel and bias, times the scale."""
         if self.on_input:
             return (kernel * scale[..., :, None]).astype(kernel.dtype), bias
-        return (kernel * columns(scale)).astype(
-            kernel.dtype
-        ), None if bias is None else (bias * scale).astype(bias.dtype)
+        scaled = (kernel * columns(scale)).astype(kernel.dtype)
+        if bias is not None:
+            bias = (bias * scale).astype(bias.dtype)
+        return scaled, bias
 
 
 @refuses_pefts_words
@@ -77,15 +101,40 @@ def ia3(
     *,
     modules_to_save: tuple[str, ...] | list[str] = HEADS,
 ) -> Method:
-    """Scales the outputs of `targets` and the inputs of `feedforward`.
+    """(IA)³: scales the outputs of `targets` and the inputs of `feedforward`.
+
+        y = s * (x W + b) for a target,   y = (s * x) W + b for a feed-forward layer
+
+    The vectors s start as ones, so that the model is unchanged at first. They have
+    `out` numbers for a target and `in` for a feed-forward layer.
 
     Args:
-      targets, feedforward: regular expressions on the dotted module path, or lists of
-        path endings; a module that both name counts as feed-forward. None: no
-        feed-forward layers.
-      modules_to_save: trained in full beside it; by default the head, where the model has one.
+      targets: a regular expression on the dotted module path, or a list of path
+        endings. By default the keys and values of attention under Hugging Face's names.
+      feedforward: likewise; by default the second layers of the feed-forward networks.
+        None: no feed-forward layers. A module that both name is scaled on its input.
+      modules_to_save: modules that are trained in full; by default the head, where the
+        model has one.
 
-    Trains `out` numbers a target and `in` a feed-forward layer. The model is unchanged at first.
+    Returns:
+      The method.
+
+    Raises:
+      TypeError, ValueError: an argument makes no sense; by `apply`, for names that the
+        model does not have.
+
+    References:
+      Liu, Tam, Muqeeth, Mohta, Huang, Bansal, Raffel (2022), arXiv 2205.05638.
+
+    Example:
+      >>> from fedjax_fm import peft
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.Dict(
+      ...     key=nnx.Linear(4, 6, rngs=rngs), wo=nnx.Linear(8, 4, rngs=rngs)
+      ... )
+      >>> adapted = peft.apply(model, ia3(["key"], ["wo"]))
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.delta))
+      {'key': {'ia3': (6,)}, 'wo': {'ia3': (8,)}}
     """
     check_targets("targets", targets)
     if feedforward is not None:
@@ -94,11 +143,9 @@ def ia3(
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         found = find_linears(model, targets, modules_to_save)
-        inner = (
-            {}
-            if feedforward is None
-            else find_linears(model, feedforward, modules_to_save)
-        )
+        inner = {}
+        if feedforward is not None:
+            inner = find_linears(model, feedforward, modules_to_save)
         trainable = set()
         for path, base in sorted({**found, **inner}.items()):
             *stacked, n_in, n_out = linear_shape(base)

@@ -1,6 +1,4 @@
-"""Layer selection: a method that acts in some layers of a stack only, the others
-staying frozen and shared.
-"""
+"""Stacks of layers, and methods that act in some of their layers only."""
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
@@ -14,6 +12,7 @@ from fedjax_fm.models.stacked import Segments, Shared
 from fedjax_fm.peft.method import Method, head_paths, parameter_paths
 from fedjax_fm.peft.patterns import HEADS, check_names, check_targets, matches
 from fedjax_fm.peft.targets import (
+    dotted,
     get_module,
     named_modules,
     plain_names,
@@ -22,67 +21,88 @@ from fedjax_fm.peft.targets import (
 
 
 def stacks(model: nnx.Module) -> dict[str, int]:
-    """{path: number of layers} of every stack and of every list of modules."""
+    """Finds every stack of layers and every list of modules.
+
+    Args:
+      model: adapted or not.
+
+    Returns:
+      {path: number of layers}, without those that lie inside of another one.
+    """
     found = {}
     for path, module in named_modules(model):
-        if isinstance(module, Segments):
-            found[path] = sum(part.stacked_layers for part in module.parts)
-        elif hasattr(module, "stacked_layers"):
-            found[path] = module.stacked_layers  # pyright: ignore[reportAttributeAccessIssue]
-        elif isinstance(module, nnx.List) and all(
-            isinstance(entry, nnx.Module) for entry in module
-        ):
-            found[path] = len(module)
+        if isinstance(module, Segments) or hasattr(module, "stacked_layers"):
+            found[path] = n_layers(module)
+        elif _is_list_of_modules(module):
+            found[path] = len(module)  # pyright: ignore[reportArgumentType]
 
-    def inside(path):
+    def inside(path: str) -> bool:
         return any(path != other and path.startswith(f"{other}.") for other in found)
 
     return {path: n for path, n in found.items() if not inside(path)}
 
 
+def _is_list_of_modules(module: Any) -> bool:
+    """Whether a module is a list of other modules, and of nothing else."""
+    if not isinstance(module, nnx.List):
+        return False
+    return all(isinstance(entry, nnx.Module) for entry in module)
+
+
+def n_layers(stack: Any) -> int:
+    """Returns the number of layers of a stack.
+
+    Args:
+      stack: a stacked module, or one that was cut into `Segments`.
+
+    Returns:
+      The number of layers, over all segments.
+    """
+    if isinstance(stack, Segments):
+        return sum(part.stacked_layers for part in stack.parts)
+    return stack.stacked_layers
+
+
 def _cut(part: Any, start: int, stop: int) -> Any:
-    """Layers start to stop - 1 of a stacked module; what all layers share stays one variable."""
+    """Layers start to stop - 1 of a stacked module; shared variables are not copied."""
     graphdef, shared, state = nnx.split(part, Shared, ...)
     rows = jax.tree.map(lambda leaf: leaf[start:stop], state)
     piece = nnx.merge(graphdef, shared, rows)
     for path, variable in nnx.iter_graph(part):
         if isinstance(variable, Shared):
-            owner = get_module(piece, ".".join(map(str, path[:-1])))
-            setattr(owner, str(path[-1]), variable)
+            owner, name = get_module(piece, dotted(path[:-1])), str(path[-1])
+            setattr(owner, name, variable)
     piece.stacked_layers = stop - start
     return piece
 
 
 def cut_runs(stack: Any, labels: Sequence[Hashable]) -> Segments:
-    """The stack cut into runs of layers with equal labels.
+    """Cuts a stack into runs of layers with equal labels.
 
-    Where it has been cut already, those cuts stay.
+    Args:
+      stack: a stacked module, or `Segments`, whose cuts stay.
+      labels: one for each layer.
+
+    Returns:
+      The runs in order.
     """
     pieces, start = [], 0
     for part in stack.parts if isinstance(stack, Segments) else [stack]:
         here = labels[start : start + part.stacked_layers]
-        cuts = [
-            0,
-            *(i for i in range(1, len(here)) if here[i] != here[i - 1]),
-            len(here),
-        ]
-        for first, end in itertools.pairwise(cuts):
-            pieces.append(part if end - first == len(here) else _cut(part, first, end))
+        changes = [i for i in range(1, len(here)) if here[i] != here[i - 1]]
+        for first, end in itertools.pairwise([0, *changes, len(here)]):
+            whole_part = end - first == len(here)
+            pieces.append(part if whole_part else _cut(part, first, end))
         start += len(here)
     return Segments(pieces)
 
 
 def _split(stack: Any, chosen: Sequence[int]) -> tuple[Segments, list[int]]:
-    """(the stack cut into runs, which of them hold chosen layers)."""
-    n_layers = (
-        sum(part.stacked_layers for part in stack.parts)
-        if isinstance(stack, Segments)
-        else stack.stacked_layers
-    )
-    segments = cut_runs(stack, [layer in chosen for layer in range(n_layers)])
-    firsts = itertools.accumulate(
-        (part.stacked_layers for part in segments.parts), initial=0
-    )
+    """(the stack cut into runs, the numbers of the runs that hold chosen layers)."""
+    labels = [layer in chosen for layer in range(n_layers(stack))]
+    segments = cut_runs(stack, labels)
+    lengths = [part.stacked_layers for part in segments.parts]
+    firsts = itertools.accumulate(lengths, initial=0)
     return segments, [number for number, first in enumerate(firsts) if first in chosen]
 
 
@@ -93,20 +113,38 @@ def on_layers(
     at: str | None = None,
     modules_to_save: tuple[str, ...] | list[str] = HEADS,
 ) -> Method:
-    """`method` inside the chosen layers only.
+    """Applies a method inside the chosen layers only.
 
-    `on_layers(full(), [10, 11])`, `on_layers(lora(...), range(6))`.
+    The stack is cut into runs of layers. Layers that are not chosen stay leaves of the
+    backbone: they have no gradient and no copy for each client.
 
     Args:
-      method: its own `modules_to_save` lie inside the layers.
+      method: what is applied. It sees paths inside of a layer, also for its own
+        `modules_to_save`.
       layers: numbers of layers, from 0; negative ones count from the end.
       at: a regular expression that picks the stack, where a model has several (encoder
-        and decoder).
-      modules_to_save: modules outside of the layers that are trained in full beside it.
+        and decoder). None: the model has one.
+      modules_to_save: modules outside of the layers that are trained in full; by
+        default the head, where the model has one.
 
-    Patterns of `method` see paths inside a layer. The stack is cut into runs of layers,
-    so frozen layers stay leaves of the backbone of their own: they have no gradient and
-    no copy per client.
+    Returns:
+      The method.
+
+    Raises:
+      TypeError: an argument has a wrong type.
+      ValueError: no layers; by `apply`, a layer that the model does not have, or not
+        exactly one stack.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import peft
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.Dict(
+      ...     layers=nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(3)])
+      ... )
+      >>> adapted = peft.apply(model, peft.on_layers(peft.bitfit(), [-1]))
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.delta))
+      {'layers': {2: {'bias': (4,)}}}
     """
     layers = [whole("layers", layer) for layer in layers]
     check_names("modules_to_save", modules_to_save)
@@ -115,23 +153,26 @@ def on_layers(
     if not layers:
         raise ValueError("expected at least one layer")
 
-    def chosen_of(path: str, n_layers: int) -> list[int]:
-        unknown = [layer for layer in layers if not -n_layers <= layer < n_layers]
+    def chosen_of(path: str, n: int) -> list[int]:
+        unknown = [layer for layer in layers if not -n <= layer < n]
         if unknown:
             raise ValueError(
-                f"unknown layers {unknown}: {path} has layers 0 to {n_layers - 1}"
+                f"unknown layers {unknown}: {path} has layers 0 to {n - 1}"
             )
-        return sorted({layer % n_layers for layer in layers})
+        return sorted({layer % n for layer in layers})
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         plain, there = plain_names(model), stacks(model)
         found = [path for path in there if at is None or matches(plain(path), at)]
         if len(found) != 1:
             names = ", ".join(plain(path) for path in there) or "none"
+            where = "" if at is None else f" at {at!r}"
             raise ValueError(
-                f"expected one stack of layers{_at(at)}, found {len(found)}; there are: {names}"
+                f"expected one stack of layers{where}, found {len(found)}; "
+                f"there are: {names}"
             )
-        path, stack = found[0], get_module(model, found[0])
+        (path,) = found
+        stack = get_module(model, path)
         chosen = chosen_of(plain(path), there[path])
         if isinstance(stack, nnx.List):
             roots = [f"{path}.{layer}" for layer in chosen]
@@ -140,8 +181,9 @@ def on_layers(
             replace_module(model, path, segments)
             roots = [f"{path}.parts.{number}" for number in numbers]
         trainable = head_paths(model, modules_to_save)
-        # What other layers share already is not this layer's to train.
-        common = [v for v in parameter_paths(model).values() if isinstance(v, Shared)]
+        # What all layers share already is not trained by one of them.
+        variables = parameter_paths(model).values()
+        common = [variable for variable in variables if isinstance(variable, Shared)]
         for number, root in enumerate(roots):
             layer = get_module(model, root)
             inner = method.install(layer, jax.random.fold_in(key, number))
@@ -155,14 +197,15 @@ def on_layers(
     return Method(f"{method.name} on layers {list(layers)}", install)
 
 
-def _at(at: str | None) -> str:
-    return "" if at is None else f" at {at!r}"
-
-
 def each_layer(model: nnx.Module) -> Callable[[str], tuple[str, range | None]]:
-    """f(path of a module or parameter) -> (path of the stack that it lies in, '' for none.
+    """Makes a function that says in which layers of which stack a path lies.
 
-    Which layers it holds).
+    Args:
+      model: adapted or not.
+
+    Returns:
+      `f(path of a module or parameter) -> (path of its stack, numbers of its layers)`;
+      ("", None) outside of stacks.
     """
     modules = dict(named_modules(model))
 
@@ -171,14 +214,12 @@ def each_layer(model: nnx.Module) -> Callable[[str], tuple[str, range | None]]:
         for length in range(1, len(parts) + 1):
             above = ".".join(parts[:length])
             module = modules.get(above)
-            if (
-                isinstance(module, Segments)
-                and len(parts) > length + 1
-                and parts[length + 1].isdigit()
-            ):
-                number = int(parts[length + 1])
-                start = sum(part.stacked_layers for part in list(module.parts)[:number])
-                return above, range(start, start + module.parts[number].stacked_layers)
+            below = parts[length + 1 : length + 2]  # behind the word "parts"
+            if isinstance(module, Segments) and below and below[0].isdigit():
+                number = int(below[0])
+                lengths = [part.stacked_layers for part in module.parts]
+                start = sum(lengths[:number])
+                return above, range(start, start + lengths[number])
             if module is not None and hasattr(module, "stacked_layers"):
                 # pyright: ignore[reportAttributeAccessIssue]
                 return above, range(module.stacked_layers)

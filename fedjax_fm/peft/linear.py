@@ -1,4 +1,4 @@
-"""The linear layers that methods sit beside, in whatever form their weights are."""
+"""Linear layers that methods adapt, dense or quantised."""
 
 import abc
 from typing import Any
@@ -10,16 +10,16 @@ from fedjax_fm.peft.targets import named_modules
 
 
 class LinearLayer(abc.ABC):
-    """What LoRA can sit beside.
+    """A layer that LoRA can adapt.
 
-    `nnx.Linear`, or a module with `linear_shape` = (*stacked, in, out), whatever form
-    its weights have.
+    That is `nnx.Linear`, or any module with `linear_shape` = (*stacked, in, out), for
+    example one with quantised weights.
     """
 
     @property
     @abc.abstractmethod
     def linear_shape(self) -> tuple[int, ...]:
-        """Shape of the kernel that the module stands for; `nnx.Linear` has the kernel itself."""
+        """The shape of the kernel, in whatever form the module stores it."""
 
     @classmethod
     def __subclasshook__(cls, kind: type) -> bool:
@@ -27,17 +27,30 @@ class LinearLayer(abc.ABC):
 
 
 def linear_shape(layer: Any) -> tuple[int, ...]:
-    """(*stacked, in, out)."""
-    return tuple(
-        layer.kernel.shape if isinstance(layer, nnx.Linear) else layer.linear_shape
-    )
+    """Returns the shape of a linear layer's kernel.
+
+    Args:
+      layer: a `LinearLayer`.
+
+    Returns:
+      (*stacked, in, out).
+    """
+    if isinstance(layer, nnx.Linear):
+        return tuple(layer.kernel.shape)
+    return tuple(layer.linear_shape)
 
 
 def linears_in(module: nnx.Module) -> list[tuple[int, ...]]:
-    """Shapes of all linear layers inside a module (or of itself).
+    """Lists the shapes of all linear layers inside a module, or of the module itself.
+
+    Args:
+      module: any.
+
+    Returns:
+      (*stacked, in, out) of each.
 
     Raises:
-      ValueError: there is none to take sizes from.
+      ValueError: there is none.
     """
     shapes = [
         linear_shape(layer)
@@ -52,12 +65,28 @@ def linears_in(module: nnx.Module) -> list[tuple[int, ...]]:
 
 
 def width_of(module: nnx.Module) -> int:
-    """The width of a layer's hidden states: the smallest side of the matrices inside."""
-    return min(min(shape[-2:]) for shape in linears_in(module))
+    """Returns the width of a layer's hidden states.
+
+    Args:
+      module: with linear layers inside.
+
+    Returns:
+      The smallest side of their matrices.
+
+    Raises:
+      ValueError: there is no linear layer inside.
+    """
+    sides = [side for shape in linears_in(module) for side in shape[-2:]]
+    return min(sides)
 
 
 def columns(vector: jax.Array) -> jax.Array:
-    """A vector per output [..., out] as [..., 1, out], to be multiplied with a kernel
-    [..., in, out].
+    """Reshapes one number for each output so that it multiplies a kernel's columns.
+
+    Args:
+      vector: f32[..., out].
+
+    Returns:
+      f32[..., 1, out], for kernels [..., in, out].
     """
     return vector[..., None, :]

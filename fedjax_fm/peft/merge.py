@@ -1,4 +1,4 @@
-"""Adapters into the weights, and out again: LoRA, DoRA and (IA)³."""
+"""Merges LoRA, DoRA and (IA)³ into the weights, and recovers the weights."""
 
 from typing import Any
 
@@ -12,29 +12,30 @@ from fedjax_fm.peft.tokens import TokenRows, fold_tokens, token_modules
 
 
 def _folds(module: nnx.Module) -> bool:
-    """Whether a wrapper says how it is merged.
+    """Whether a module is a wrapper that can be merged.
 
-    Refuses one that changed what it computes but not how it merges.
+    Refuses a subclass that changed what it computes but not how it is merged.
     """
     if not isinstance(module, Wrapper) or module.fold is None:
         return False
     kinds = type(module).__mro__
 
-    def depth(*names):
+    def depth(*names: str) -> int:
+        """How far up the classes one of these methods is defined."""
         return next(
             i
             for i, kind in enumerate(kinds)
             if any(name in vars(kind) for name in names)
         )
 
-    # `product` is the part of LoRA's fold that follows from `update`, the part of its call.
+    # In LoRA, `fold` calls `product`, and `__call__` calls `update`.
     if depth("fold", "product") > depth("__call__", "update"):
         raise ValueError(f"{type(module).__name__} does not say how it is merged")
     return True
 
 
 def _chains(model: nnx.Module) -> dict[str, tuple[list[Any], Any]]:
-    """{path of the outermost: (wrappers that fold, outermost first; the linear layer inside)}."""
+    """{path of the outermost: (wrappers, outermost first; the linear layer inside)}."""
     chains, inner = {}, set()
     for path, module in sorted(named_modules(model)):
         if path in inner or not _folds(module):
@@ -53,30 +54,45 @@ def _chains(model: nnx.Module) -> dict[str, tuple[list[Any], Any]]:
             if isinstance(layer, LinearLayer):
                 kind = "quantised weights, which hold no sums"
             raise ValueError(
-                f"cannot merge into {here}: {type(layer).__name__} has {kind}; load dense weights"
+                f"cannot merge into {here}: {type(layer).__name__} has {kind}; load "
+                "dense weights"
             )
         chains[path] = (wrappers, layer)
     return chains
 
 
 def _put(layer: Any, kernel: Any, bias: Any) -> None:
+    """Writes kernel and bias into a linear layer."""
     layer.kernel[...] = kernel
     if bias is not None:
         layer.bias[...] = bias
 
 
 def _values(layer: Any) -> tuple[Any, Any]:
+    """(kernel, bias or None) of a linear layer."""
     return layer.kernel[...], None if layer.bias is None else layer.bias[...]
 
 
 def merge(model: nnx.Module) -> nnx.Module:
-    """A copy of an adapted model with its LoRA, DoRA and (IA)³ in the kernels, and
-    trained tokens in their tables; other methods stay as they are.
+    """Merges LoRA, DoRA, (IA)³ and trained tokens into the weights.
 
-    The sums are rounded to the kernels' dtype.
+    Other methods stay as they are. Sums are rounded to the dtype of the weights.
+
+    Args:
+      model: an adapted model, such as `adapted.model(state.delta)`; it is not changed.
+
+    Returns:
+      A copy that computes the same, up to rounding.
 
     Raises:
-      ValueError: a layer whose weights are quantised, or a wrapper that cannot be merged.
+      ValueError: a layer with quantised weights, or a wrapper that cannot be merged.
+
+    Example:
+      >>> from fedjax_fm import peft
+      >>> model = nnx.Dict(layer=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+      >>> adapted = peft.apply(model, peft.lora(2, targets=["layer"]))
+      >>> type(merge(adapted.model()).layer).__name__
+      'Linear'
     """
     model = nnx.clone(model)
     for path, (wrappers, layer) in _chains(model).items():
@@ -90,14 +106,28 @@ def merge(model: nnx.Module) -> nnx.Module:
 
 
 def unmerge(merged: nnx.Module, adapted: nnx.Module) -> nnx.Module:
-    """The adapted model again, its base weights recovered from `merged`.
+    """Takes adapters out of merged weights: the inverse of `merge`.
 
     Args:
       merged: `merge` of a model with these adapters, perhaps trained further.
-      adapted: gives the adapters; of its base only the column norms are used, by DoRA,
-        and the rows that trained tokens stand for.
+      adapted: the model whose adapters are taken out. Of its own base weights only two
+        are used: the norms of columns, for DoRA, and the rows of trained tokens.
 
-    Exact up to the rounding of the sums in the kernels' dtype.
+    Returns:
+      A copy of `adapted` with base weights recovered from `merged`, up to the rounding
+      of sums in the kernels' dtype.
+
+    Raises:
+      ValueError: as `merge`.
+
+    Example:
+      >>> from fedjax_fm import peft
+      >>> model = nnx.Dict(layer=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+      >>> adapted = peft.apply(model, peft.lora(2, targets=["layer"])).model()
+      >>> again = peft.unmerge(merge(adapted), adapted)
+      >>> kernel = again.layer.base.kernel[...]
+      >>> bool(np.allclose(kernel, model.layer.kernel[...]))
+      True
     """
     result = nnx.clone(adapted)
     there, chains, updates = parameter_paths(merged), _chains(result), []

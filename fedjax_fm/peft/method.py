@@ -1,6 +1,4 @@
-"""What a parameter-efficient method is, and how it splits a model into what is trained
-and what is frozen.
-"""
+"""Methods, and how they split a model into a trained and a frozen part."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,13 +9,35 @@ from flax import nnx
 from fedjax_fm.models.quantized import Frozen
 from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.peft.patterns import HEADS, AnyOf, check_names, matches, refuse_unmatched
-from fedjax_fm.peft.targets import get_module, named_modules, plain_names, tied_head
+from fedjax_fm.peft.targets import (
+    dotted,
+    get_module,
+    named_modules,
+    plain_names,
+    tied_head,
+    unmatched_by,
+)
 
 
 class Method(NamedTuple):
-    """`install(model, key) -> paths`.
+    """A way to adapt a model, for `apply`; made by `lora` and the other functions here.
 
-    Adds modules in place and returns the paths of the trainable parameters.
+    Attributes:
+      name: for messages and records.
+      install: `(model, key) -> {path of a trained parameter}`. It adds modules to the
+        model in place. A path is a tuple of strings; `key` draws initial values.
+
+    Example:
+      A method of your own, which trains the biases that are there:
+
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import peft
+      >>> def install(model, key):
+      ...     return {path for path in parameter_paths(model) if path[-1] == "bias"}
+      >>> method = peft.Method("biases", install)
+      >>> adapted = peft.apply(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), method)
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.delta))
+      {'bias': (3,)}
     """
 
     name: str
@@ -25,25 +45,42 @@ class Method(NamedTuple):
 
 
 def parameter_paths(model: nnx.Module) -> dict[tuple, nnx.Variable]:
-    """{path of strings: variable} of every parameter; the variables are the model's own."""
-    paths = [
-        tuple(map(str, path))
-        for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    ]
-    return {path: get_module(model, ".".join(path)) for path in paths}
+    """Lists every parameter of a model.
+
+    Args:
+      model: adapted or not.
+
+    Returns:
+      {path as a tuple of strings: variable}; the variables are the model's own.
+
+    Example:
+      >>> sorted(parameter_paths(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
+      [('bias',), ('kernel',)]
+    """
+    paths = _paths_of(model, nnx.Param)
+    return {tuple(path.split(".")): get_module(model, path) for path in paths}
+
+
+def _paths_of(model: nnx.Module, kind: type) -> list[str]:
+    """The dotted paths of all variables of one kind."""
+    flat = nnx.to_flat_state(nnx.state(model, kind))
+    return [dotted(path) for path, _ in flat]
 
 
 def refuse_quantised(
     model: nnx.Module, chosen: Callable[[str], Any], name: str
 ) -> None:
-    """Raises where a choice of parameters by their dotted paths takes in weights that
-    are quantised.
+    """Raises where quantised weights are chosen to be trained.
+
+    Args:
+      model: with or without quantised weights.
+      chosen: `f(dotted path of a variable) -> whether it is chosen`.
+      name: of the choice, for the message.
+
+    Raises:
+      ValueError: one of the chosen variables is quantised.
     """
-    blocks = [
-        ".".join(map(str, path))
-        for path, _ in nnx.to_flat_state(nnx.state(model, Frozen))
-    ]
-    blocks = [path for path in blocks if chosen(path)]
+    blocks = [path for path in _paths_of(model, Frozen) if chosen(path)]
     if blocks:
         raise ValueError(
             f"{name} would train quantised weights, which have no gradient "
@@ -55,23 +92,29 @@ def refuse_quantised(
 def head_paths(
     model: nnx.Module, modules: Sequence[str], name: str = "modules_to_save"
 ) -> set[tuple]:
-    """Paths of all parameters below the modules whose paths end in one of `modules`.
+    """Lists all parameters below the modules whose paths end in one of `modules`.
+
+    Args:
+      model: adapted or not.
+      modules: endings of plain paths.
+      name: of the parameter, for messages.
+
+    Returns:
+      Paths as tuples of strings.
 
     Raises:
-      ValueError: an entry that no module has, or a module without parameters; an
+      ValueError: an entry that no module has, or a module without parameters. An
         `AnyOf` may find none.
     """
     plain = plain_names(model)
-    roots = {
-        path: plain(path)
-        for path, _ in named_modules(model)
-        if path and matches(plain(path), list(modules))
-    }
+    paths = [path for path, _ in named_modules(model) if path]
+    endings = list(modules)
+    starts = tuple(f"{path}." for path in paths if matches(plain(path), endings))
 
-    def inside(path):
-        return any(path.startswith(f"{root}.") for root in roots)
+    def inside(path: str) -> bool:
+        return path.startswith(starts)
 
-    refuse_quantised(model, inside, f"modules {list(modules)}")
+    refuse_quantised(model, inside, f"modules {endings}")
     found = {path for path in parameter_paths(model) if inside(".".join(path))}
     if not isinstance(modules, AnyOf):
         _refuse_unheld(model, modules, name)
@@ -86,52 +129,62 @@ def _refuse_unheld(model: nnx.Module, modules: Sequence[str], name: str) -> None
         for path in parameter_paths(model)
         for length in range(1, len(path))
     }
-    unmatched = [
-        [module]
-        for module in modules
-        if not any(matches(owner, [module]) for owner in owners)
-    ]
-    refuse_unmatched(
-        name,
-        unmatched,
-        "module with parameters",
-        sorted(owners),
-        tied_head(model, unmatched),
-    )
+    there = sorted(owners)
+    unmatched = unmatched_by(there, list(modules))
+    hint = tied_head(model, unmatched)
+    refuse_unmatched(name, unmatched, "module with parameters", there, hint=hint)
 
 
 def apply(model: nnx.Module, method: Method, key: jax.Array | None = None) -> Adapted:
-    """Splits a copy of `model` for training by `method`.
+    """Adapts a copy of a model and splits it into a trained and a frozen part.
 
     Args:
-      key: names the random initial values; default `jax.random.key(0)`.
+      model: any flax.nnx module; it is not changed.
+      method: what is added and trained, such as `lora(...)`.
+      key: draws initial values; default `jax.random.key(0)`.
 
     Returns:
-      The parts, which unpack into (graphdef, delta, backbone): `delta` holds what is
-      trained and sent, `backbone` all the rest, `adapted.model(delta)` is the adapted
-      model.
+      The parts, which unpack into `graphdef, delta, backbone`. `delta` is trained and
+      sent, `backbone` is frozen, `adapted.model(delta)` is the adapted model.
 
     Raises:
-      ValueError: the model changes while it is called (`nnx.BatchNorm`, `nnx.Dropout`),
-        which the backbone, one for all clients, must not; or the method does not fit
-        it.
+      TypeError: `method` is not a `Method`.
+      ValueError: the method does not fit the model; or the model changes when it is
+        called (`nnx.BatchNorm`, `nnx.Dropout`), which is refused because all clients
+        share one backbone.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import peft
+      >>> model = nnx.Dict(layer=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+      >>> adapted = peft.apply(model, peft.lora(2, targets=["layer"]))
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.delta))
+      {'layer': {'lora_a': (4, 2), 'lora_b': (2, 3)}}
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.backbone))
+      {'layer': {'base': {'bias': (3,), 'kernel': (4, 3)}}}
+      >>> adapted.model().layer(jnp.ones((5, 4))).shape
+      (5, 3)
     """
     _check_method("method", method)
     _refuse_inner_state(model)
     model = nnx.clone(model)
-    trainable = method.install(model, jax.random.key(0) if key is None else key)
+    key = jax.random.key(0) if key is None else key
+    trainable = method.install(model, key)
     unknown = trainable - set(parameter_paths(model))
     if unknown or not trainable:
         raise ValueError(
-            f"{method.name} leaves nothing to train, or names unknown parameters: {sorted(unknown)}"
+            f"{method.name} leaves nothing to train, or names unknown parameters: "
+            f"{sorted(unknown)}"
         )
+    names = {".".join(path) for path in trainable}
     graphdef, delta, backbone = nnx.split(
-        model, lambda path, _: tuple(map(str, path)) in trainable, ...
+        model, lambda path, _: dotted(path) in names, ...
     )
     return Adapted(graphdef=graphdef, delta=delta, backbone=backbone)
 
 
 def _check_method(name: str, method: Any) -> None:
+    """Raises TypeError for anything but a `Method`, such as the function `lora`."""
     if not isinstance(method, Method):
         shown = getattr(method, "__name__", type(method).__name__)
         raise TypeError(
@@ -141,7 +194,7 @@ def _check_method(name: str, method: Any) -> None:
 
 
 def _refuse_inner_state(model: nnx.Module) -> None:
-    """Raises for modules that write to the model when it is called."""
+    """Raises ValueError for modules that write to the model when it is called."""
     for path, module in named_modules(model):
         if isinstance(module, nnx.BatchNorm) and not module.use_running_average:
             raise ValueError(
@@ -150,11 +203,9 @@ def _refuse_inner_state(model: nnx.Module) -> None:
                 "nnx.GroupNorm or nnx.LayerNorm, or model.eval() before "
                 "peft.apply, which keeps the statistics as they are"
             )
-        if (
-            isinstance(module, nnx.Dropout)
-            and not module.deterministic
-            and module.rate > 0
-        ):
+        if not isinstance(module, nnx.Dropout):
+            continue
+        if not module.deterministic and module.rate > 0:
             raise ValueError(
                 f"Dropout at {path!r} counts its draws in the model, but the "
                 "backbone is one for all clients; use "
@@ -168,10 +219,26 @@ def head(modules: Sequence[str] = HEADS) -> Method:
     """Trains the classification head only (linear probing).
 
     Args:
-      modules: endings of modules' paths; by default the heads that Hugging Face's classifiers have.
+      modules: endings of modules' paths; by default the names that Hugging Face's
+        classifiers use for their heads.
+
+    Returns:
+      The method.
 
     Raises:
-      ValueError: by `apply`, on a model that lacks one of `modules`, or has no head at all.
+      TypeError: `modules` is not a list of names.
+      ValueError: by `apply`, for a model that lacks one of `modules`, or has no head.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import peft
+      >>> rngs = nnx.Rngs(0)
+      >>> model = nnx.Dict(
+      ...     body=nnx.Linear(4, 8, rngs=rngs), classifier=nnx.Linear(8, 3, rngs=rngs)
+      ... )
+      >>> adapted = peft.apply(model, peft.head())
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.delta))
+      {'classifier': {'bias': (3,), 'kernel': (8, 3)}}
     """
     check_names("modules", modules)
 
@@ -179,8 +246,9 @@ def head(modules: Sequence[str] = HEADS) -> Method:
         paths = head_paths(model, AnyOf(modules))
         if not paths:
             names = sorted(path for path, _ in named_modules(model) if path)
+            listed = ", ".join(names)
             raise ValueError(
-                f"no module ends in one of {list(modules)}; there are {', '.join(names)}"
+                f"no module ends in one of {list(modules)}; there are {listed}"
             )
         return head_paths(model, modules, "modules")
 
@@ -188,18 +256,35 @@ def head(modules: Sequence[str] = HEADS) -> Method:
 
 
 def by_path(predicate: Callable[[str], Any], name: str = "by_path") -> Method:
-    """Trains the parameters whose dotted path `predicate` accepts
-    ('encoder.layer.output.dense.kernel').
+    """Trains the parameters that a function of their paths chooses.
+
+    Args:
+      predicate: `f(dotted path) -> bool`, called with plain paths such as
+        "encoder.layer.output.dense.kernel".
+      name: of the method, for messages.
+
+    Returns:
+      The method.
+
+    Raises:
+      ValueError: by `apply`, if no parameter is chosen, or a quantised one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import peft
+      >>> model = nnx.Dict(norm=nnx.LayerNorm(4, rngs=nnx.Rngs(0)))
+      >>> adapted = peft.apply(model, peft.by_path(lambda path: path.endswith("scale")))
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.delta))
+      {'norm': {'scale': (4,)}}
     """
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         plain = plain_names(model)
         refuse_quantised(model, lambda path: predicate(plain(path)), name)
-        paths = {
-            path for path in parameter_paths(model) if predicate(plain(".".join(path)))
-        }
+        named = {path: plain(".".join(path)) for path in parameter_paths(model)}
+        paths = {path for path, its_name in named.items() if predicate(its_name)}
         if not paths:
-            there = sorted({plain(".".join(path)) for path in parameter_paths(model)})
+            there = sorted(set(named.values()))
             raise ValueError(
                 f"{name} matches no parameter; there are {', '.join(there)}"
             )
@@ -209,16 +294,46 @@ def by_path(predicate: Callable[[str], Any], name: str = "by_path") -> Method:
 
 
 def full() -> Method:
-    """Trains every parameter."""
+    """Trains every parameter of the model, none of which may be quantised.
+
+    Returns:
+      The method; the backbone is empty but for variables that are no parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import peft
+      >>> adapted = peft.apply(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), peft.full())
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.delta))
+      {'bias': (3,), 'kernel': (4, 3)}
+    """
     return by_path(lambda path: True, "full")
 
 
 def combine(*methods: Method) -> Method:
-    """Several methods at once: their trained parameters together.
+    """Applies several methods to one model and trains the parameters of all.
 
-    They are installed in order, and a later one sits closer to the weights:
+    They are installed in order, and a later one is closer to the weights:
     `combine(ia3(), lora(...))` scales the sum of base and update, `combine(lora(...),
     ia3())` the base only.
+
+    Args:
+      *methods: at least one.
+
+    Returns:
+      The method; its name is theirs, joined by "+".
+
+    Raises:
+      TypeError: an argument is not a `Method`.
+      ValueError: there is none; by `apply`, what they raise.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import peft
+      >>> model = nnx.Dict(layer=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+      >>> both = peft.combine(peft.lora(2, targets=["layer"]), peft.bitfit())
+      >>> adapted = peft.apply(model, both)
+      >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(adapted.delta))
+      {'layer': {'base': {'bias': (3,)}, 'lora_a': (4, 2), 'lora_b': (2, 3)}}
     """
     if not methods:
         raise ValueError("combine() needs at least one method")
@@ -228,26 +343,23 @@ def combine(*methods: Method) -> Method:
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
         for number, method in enumerate(methods):
             # The first one draws what it would draw alone.
-            paths = method.install(
-                model, jax.random.fold_in(key, number) if number else key
-            )
+            own_key = jax.random.fold_in(key, number) if number else key
+            paths = method.install(model, own_key)
             variables = parameter_paths(model)
             unknown = paths - set(variables)
             if unknown:
                 raise ValueError(
                     f"{method.name} names unknown parameters: {sorted(unknown)}"
                 )
-            # paths change when a later method wraps a module; a mark stays, on slices
-            # too
+            # Paths change when a later method wraps a module; a mark stays, also on
+            # slices of a stack.
             for path in paths:
                 variables[path].set_metadata(is_trained=True)
-        trained = {
-            p: v
-            for p, v in parameter_paths(model).items()
-            if v.get_metadata().get("is_trained")
-        }
-        for variable in trained.values():
-            variable.del_metadata("is_trained")
-        return set(trained)
+        trained = set()
+        for path, variable in parameter_paths(model).items():
+            if variable.get_metadata().get("is_trained"):
+                trained.add(path)
+                variable.del_metadata("is_trained")
+        return trained
 
     return Method("+".join(method.name for method in methods), install)

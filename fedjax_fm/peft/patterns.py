@@ -1,7 +1,4 @@
-"""Names of modules as people write them.
-
-Expressions, endings of paths, functions; no model is needed here.
-"""
+"""Names of modules: regular expressions, endings of paths, or functions."""
 
 import difflib
 import re
@@ -12,9 +9,9 @@ Targets = str | Sequence[str] | Callable[[str], bool]
 
 
 class AnyOf(tuple):
-    """Names of several families of models, of which a model has some.
+    """Names that several families of models use; a model must have at least one.
 
-    Of other lists every entry must be found.
+    Of other lists, a model must have every entry.
     """
 
 
@@ -23,9 +20,21 @@ HEADS = AnyOf(("classifier", "pre_classifier", "score", "classification_head"))
 
 
 def matches(path: str, targets: Targets) -> bool:
-    """A string is a regular expression, searched in the path.
+    """Whether `targets` name a module.
 
-    A list holds path endings; a function decides itself.
+    Args:
+      path: dotted, of the module.
+      targets: a regular expression that is searched in the path, a list of endings of
+        paths, or a function of the path.
+
+    Returns:
+      True if the expression is found, or the path ends in an entry of the list.
+
+    Example:
+      >>> matches("encoder.layer.query", ["query"])
+      True
+      >>> matches("encoder.layer.query", "key|value")
+      False
     """
     if callable(targets):
         return targets(path)
@@ -35,9 +44,14 @@ def matches(path: str, targets: Targets) -> bool:
 
 
 def entries(targets: Targets) -> list[Targets]:
-    """What of `targets` must be found, each for itself.
+    """Splits `targets` into the parts of which each must match something.
 
-    The entries of a list, the alternatives of an expression.
+    Args:
+      targets: see `matches`.
+
+    Returns:
+      The entries of a list, or the alternatives of an expression; one entry for a
+      function and for an `AnyOf`.
 
     Example:
       >>> entries("query|(key|value)$")
@@ -75,11 +89,18 @@ def _alternatives(expression: str) -> list[str]:
 
 
 def check_targets(name: str, targets: Any) -> Any:
-    """`targets`, if they are an expression, names or a function.
+    """Returns `targets` if they can name modules.
+
+    Args:
+      name: of the parameter, for messages.
+      targets: an expression, a list of names, or a function.
+
+    Returns:
+      `targets`; a set as a sorted list.
 
     Raises:
       TypeError: something else.
-      ValueError: an expression that is none, or no name at all.
+      ValueError: a regular expression that does not compile.
     """
     if callable(targets):
         return targets
@@ -91,9 +112,10 @@ def check_targets(name: str, targets: Any) -> Any:
                 f"expected {name} a regular expression, got {name}={targets!r}: {error}"
             ) from error
         return targets
-    listed = isinstance(targets, Sequence | set | frozenset) and not isinstance(
-        targets, bytes
-    )
+    if isinstance(targets, bytes):
+        listed = False
+    else:
+        listed = isinstance(targets, Sequence | set | frozenset)
     if not listed or not all(isinstance(target, str) for target in targets):
         raise TypeError(
             f"expected {name} a regular expression, a list of path endings or a "
@@ -103,8 +125,17 @@ def check_targets(name: str, targets: Any) -> Any:
 
 
 def check_names(name: str, names: Any) -> Any:
-    """`names`, if they are a list of names and not one text, whose letters would be
-    taken for names.
+    """Returns `names` if they are a list; a single text would be read letter by letter.
+
+    Args:
+      name: of the parameter, for messages.
+      names: a list of names.
+
+    Returns:
+      `names`; a set as a sorted list.
+
+    Raises:
+      TypeError: a text, a function, or a list of something else.
     """
     if isinstance(names, str) or callable(names):
         raise TypeError(
@@ -121,32 +152,44 @@ def refuse_unmatched(
     there: Sequence[str],
     hint: str = "",
 ) -> None:
-    """Raises for entries of `targets` that match nothing, with what is near and what there is."""
+    """Raises for entries that match nothing; suggests the nearest name.
+
+    Args:
+      name: of the parameter, for the message.
+      unmatched: the entries; none raises nothing.
+      kind: of what they should name.
+      there: plain paths of all that could be named.
+      hint: a sentence that goes before the list of these.
+
+    Raises:
+      ValueError: there are such entries.
+    """
     if not unmatched:
         return
-    words = [
-        word
-        for target in unmatched
-        if not callable(target)
-        for word in words_of(target)
-    ]
+    names = [target for target in unmatched if not callable(target)]
+    words = [word for target in names for word in words_of(target)]
     last = sorted({path.rsplit(".", 1)[-1] for path in there})
-    near = [
-        match for word in words for match in difflib.get_close_matches(word, last, n=1)
-    ]
+    near = []
+    for word in words:
+        near += difflib.get_close_matches(word, last, n=1)
     flat = words if all(isinstance(target, list) for target in unmatched) else unmatched
-    shown = (
-        repr(list(flat))
-        if len(flat) > 1 or isinstance(unmatched[0], list)
-        else repr(unmatched[0])
-    )
+    listed = len(flat) > 1 or isinstance(unmatched[0], list)
+    shown = list(flat) if listed else unmatched[0]
+    suggested = ", ".join(repr(word) for word in near)
+    question = f"; did you mean {suggested}?" if near else ""
     raise ValueError(
-        f"{name}={shown} match no {kind}"
-        + (f"; did you mean {', '.join(map(repr, near))}?" if near else "")
-        + f"{hint} There are: {', '.join(there) or 'none'}"
+        f"{name}={shown!r} match no {kind}{question}{hint} "
+        f"There are: {', '.join(there) or 'none'}"
     )
 
 
 def words_of(targets: Any) -> list[str]:
-    """The texts that `targets` are made of."""
+    """Lists the texts that an entry of targets is made of.
+
+    Args:
+      targets: an expression, or a list.
+
+    Returns:
+      One text for an expression, the entries of a list.
+    """
     return [targets] if isinstance(targets, str) else list(targets)

@@ -1,7 +1,7 @@
-"""The fields of PEFT's configurations: what each one means for an adapter that is read.
+"""The fields of PEFT's configurations, and what each means for an adapter that is read.
 
-A field is honoured, or says nothing about a stored adapter, or is refused where its
-value would change the outputs. One that is not listed here is refused unless it is
+A field is honoured; or it says nothing about a stored adapter; or it is refused where
+its value would change the outputs. A field that is not listed is refused unless it is
 empty.
 """
 
@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 
 class Known(NamedTuple):
-    """What is known of one configuration's fields.
+    """What is known about the fields of one configuration.
 
     Attributes:
-      honoured: fields whose value decides what is built.
+      honoured: fields whose values decide what is built.
       inert: {field: why it says nothing about a stored adapter}.
       limited: {field: values that are supported}.
     """
@@ -32,6 +32,7 @@ _NOTED = {
     "revision": "names the base model's version",
     "inference_mode": "says whether PEFT freezes what it reads",
 }
+_INITIAL = "is of initial values, which training has changed"
 _KERNELS = {"fan_in_fan_out": "how kernels lie follows from the model's class"}
 _SHAPES = {
     "token_dim": "is in the tensor's shape, which must fit",
@@ -42,22 +43,10 @@ _SHAPES = {
 KNOWN = {
     "LORA": Known(
         honoured=(
-            *(
-                "r",
-                "lora_alpha",
-                "lora_dropout",
-                "use_rslora",
-                "use_dora",
-                "rank_pattern",
-                "alpha_pattern",
-            ),
-            *(
-                "target_modules",
-                "exclude_modules",
-                "layers_to_transform",
-                "layers_pattern",
-            ),
-            *("modules_to_save", "trainable_token_indices", "ensure_weight_tying"),
+            *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"),
+            *("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"),
+            *("layers_to_transform", "layers_pattern", "modules_to_save"),
+            *("trainable_token_indices", "ensure_weight_tying"),
         ),
         inert={
             **_NOTED,
@@ -65,13 +54,13 @@ KNOWN = {
             "megatron_core": "is read with megatron_config only",
             "qalora_group_size": "is read with use_qalora only",
             "loftq_config": "is read with init_lora_weights='loftq' only",
-            "eva_config": "is of initial values, which training has changed",
+            "eva_config": _INITIAL,
             "corda_config": "is read with init_lora_weights='corda' only",
             "lora_ga_config": "is read with init_lora_weights='lora_ga' only",
             "runtime_config": "is not stored",
         },
         limited={
-            # Others change the base weights when the adapter is made, or which factor is trained.
+            # Others change the base weights at the start, or what is trained.
             "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
             "bias": (None, "none"),
             "megatron_config": (None,),
@@ -97,7 +86,7 @@ KNOWN = {
         inert={
             **_NOTED,
             **_KERNELS,
-            "init_ia3_weights": "is of initial values, which training has changed",
+            "init_ia3_weights": _INITIAL,
         },
         limited={},
     ),
@@ -106,10 +95,10 @@ KNOWN = {
         inert={
             **_NOTED,
             **_SHAPES,
-            "prompt_tuning_init": "is of initial values, which training has changed",
-            "prompt_tuning_init_text": "is of initial values, which training has changed",
-            "tokenizer_name_or_path": "is of initial values, which training has changed",
-            "tokenizer_kwargs": "is of initial values, which training has changed",
+            "prompt_tuning_init": _INITIAL,
+            "prompt_tuning_init_text": _INITIAL,
+            "tokenizer_name_or_path": _INITIAL,
+            "tokenizer_kwargs": _INITIAL,
         },
         limited={"num_transformer_submodules": (None, 1)},
     ),
@@ -120,7 +109,7 @@ KNOWN = {
             **_SHAPES,
             "encoder_hidden_size": "is of a network whose output is stored",
             "prefix_projection": "is of a network whose output is stored",
-            "init_weights": "is of initial values, which training has changed",
+            "init_weights": _INITIAL,
         },
         limited={"num_transformer_submodules": (None, 1)},
     ),
@@ -128,23 +117,34 @@ KNOWN = {
 
 
 def unsupported(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{field: value} of what a configuration asks for and is not done here.
+    """Lists what a configuration asks for and is not supported.
+
+    Args:
+      config: a parsed `adapter_config.json`.
+
+    Returns:
+      {field: value}.
 
     Raises:
       KeyError: a `peft_type` that is not in `KNOWN`.
+
+    Example:
+      >>> unsupported({"peft_type": "LORA", "r": 8, "bias": "all", "use_qalora": False})
+      {'bias': 'all'}
     """
     known = KNOWN[config["peft_type"]]
     found = {}
     for field, value in config.items():
         if field in known.limited:
-            refused = not any(
-                type(value) is type(fine) and value == fine
-                for fine in known.limited[field]
-            )
+            refused = not _is_one_of(value, known.limited[field])
         else:
-            refused = (
-                field not in known.honoured and field not in known.inert and bool(value)
-            )
+            listed = field in known.honoured or field in known.inert
+            refused = not listed and bool(value)
         if refused:
             found[field] = value
     return found
+
+
+def _is_one_of(value: Any, supported: tuple) -> bool:
+    """Whether a value is among these; 0 is not False here, and 1 is not True."""
+    return any(type(value) is type(one) and value == one for one in supported)

@@ -1,6 +1,7 @@
-"""The method that a PEFT configuration describes, its names matched by PEFT's own rules."""
+"""Methods as PEFT's configurations describe them, with PEFT's rules for names."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,42 +32,46 @@ from fedjax_fm.peft.tying import untie
 
 
 class AdapterError(ValueError):
-    """An adapter's configuration or folder does not fit the model, or is not supported."""
+    """A configuration or folder does not fit the model, or is not supported."""
 
 
 def lora_from_config(config: Any) -> Method:
-    """LoRA or DoRA as PEFT's `LoraConfig` describes it, with PEFT's words and rules for names.
+    """Makes LoRA or DoRA from PEFT's `LoraConfig`.
+
+    Words and rules for names are PEFT's. Every field is honoured or refused. With
+    `modules_to_save=None`, the classification head is trained where `task_type` is
+    "SEQ_CLS" or "TOKEN_CLS", as in PEFT, and nothing more otherwise.
 
     Args:
-      config: a `peft.LoraConfig`, its dict, or the parsed `adapter_config.json`;
+      config: a `peft.LoraConfig`, its dict, or a parsed `adapter_config.json`;
         `target_modules` must be given.
 
-    Every field is honoured or refused. `modules_to_save=None` trains the classification
-    head where `task_type` is "SEQ_CLS" or "TOKEN_CLS", as PEFT does, and nothing more
-    otherwise.
+    Returns:
+      The method.
 
     Raises:
       AdapterError: a field whose value is not supported; by `apply`, names that the
         model does not have.
 
     Example:
-      >>> lora_from_config({"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}).name
-      'lora'
+      >>> from fedjax_fm import peft
+      >>> config = {"r": 2, "lora_alpha": 16, "target_modules": ["q_proj"]}
+      >>> model = nnx.Dict(q_proj=nnx.Linear(4, 3, rngs=nnx.Rngs(0)))
+      >>> adapted = peft.apply(model, peft.lora_from_config(config))
+      >>> adapted.model().q_proj.scaling
+      8.0
     """
-    fields = dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
-    fields = {name: _plain(value) for name, value in fields.items()} | {
-        "peft_type": "LORA"
-    }
+    given = config if isinstance(config, Mapping) else config.to_dict()
+    fields = {name: _plain(value) for name, value in dict(given).items()}
+    fields["peft_type"] = "LORA"
     check_fields(fields)
     if fields.get("init_lora_weights", True) not in (True, None):
         raise AdapterError(
             f"init_lora_weights={fields['init_lora_weights']!r} is not supported "
             "for a new adapter; factors start as with PEFT's True"
         )
-    classifies = str(fields.get("task_type")).rpartition(".")[2] in (
-        "SEQ_CLS",
-        "TOKEN_CLS",
-    )
+    task = str(fields.get("task_type")).rpartition(".")[2]
+    classifies = task in ("SEQ_CLS", "TOKEN_CLS")
     saved = fields.get("modules_to_save")
 
     def install(model: nnx.Module, key: jax.Array) -> set[tuple]:
@@ -77,20 +82,31 @@ def lora_from_config(config: Any) -> Method:
                 "or the head of a model without the other, which is tied to it; "
                 "give peft.apply(peft.untie(model), ...)"
             )
-        modules = (
-            HEADS if saved is None and classifies else saved_modules(fields, model)
-        )
-        return lora_method(fields, modules, model, strict=True).install(model, key)
+        if saved is None and classifies:
+            modules = HEADS
+        else:
+            modules = saved_modules(fields, model)
+        method = lora_method(fields, modules, model, strict=True)
+        return method.install(model, key)
 
     return Method("dora" if fields.get("use_dora") else "lora", install)
 
 
 def _plain(value: Any) -> Any:
+    """A set as a sorted list, anything else as it is."""
     return sorted(value) if isinstance(value, set) else value
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
-    """Raises for what a configuration asks for and is not done here."""
+    """Refuses configurations that ask for something that is not supported.
+
+    Args:
+      config: a parsed `adapter_config.json`.
+
+    Raises:
+      AdapterError: another method, an option that is not supported, or no targets.
+      TypeError, ValueError: a number or a flag makes no sense.
+    """
     kind = config.get("peft_type")
     if kind not in KNOWN:
         raise AdapterError(
@@ -111,7 +127,7 @@ def check_fields(config: Mapping[str, Any]) -> None:
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
-    """Raises for numbers and flags of a LoraConfig that are none."""
+    """Refuses numbers and flags of a LoraConfig that make no sense."""
     whole("r", config.get("r", 8), least=1)
     real("lora_alpha", config.get("lora_alpha", 8))
     real("lora_dropout", config.get("lora_dropout", 0.0), least=0, below=1)
@@ -124,18 +140,27 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
 
 
 def method_of(config: Mapping[str, Any], model: nnx.Module) -> Method:
-    """The method of a stored adapter; `model` is the one that it is for, see `model_for`."""
+    """Makes the method of a stored adapter.
+
+    Args:
+      config: a parsed `adapter_config.json`.
+      model: the one that the adapter is for, see `model_for`.
+
+    Returns:
+      The method, for `apply` on this model.
+
+    Raises:
+      AdapterError, ValueError: names that the model does not have.
+    """
     kind, saved = config["peft_type"], saved_modules(config, model)
     if kind == "LORA":
         return lora_method(config, saved, model)
     if kind == "IA3":
         targets = _names_whole_stacks(config, config["target_modules"], model)
         feedforward = config.get("feedforward_modules") or None
-        inner = (
-            None
-            if feedforward is None
-            else _names_whole_stacks(config, feedforward, model)
-        )
+        inner = None
+        if feedforward is not None:
+            inner = _names_whole_stacks(config, feedforward, model)
         return ia3(targets, inner, modules_to_save=saved)
     make = prompt_tuning if kind == "PROMPT_TUNING" else prefix_tuning
     return make(config["num_virtual_tokens"], modules_to_save=saved)
@@ -147,12 +172,17 @@ def lora_method(
     model: nnx.Module,
     strict: bool = False,
 ) -> Method:
-    """LoRA on the layers of `model` that PEFT would adapt.
+    """Makes LoRA on the layers of a model that PEFT would adapt.
 
     Args:
+      config: a LoraConfig as a dict.
       saved: paths of the modules that are trained in full.
-      strict: whether entries of `target_modules` that match nothing are refused, which
-        PEFT drops; the tensors of a stored adapter tell what it holds.
+      model: the one that the method is for.
+      strict: whether entries of `target_modules` that match nothing are refused. PEFT
+        drops them, and for a stored adapter its tensors tell what it holds.
+
+    Returns:
+      The method.
     """
     rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
@@ -160,14 +190,13 @@ def lora_method(
     def choose(model: nnx.Module) -> dict[Place, Factors]:
         there = places(model)
         hit = _hit_by(config, config["target_modules"])
-        found = {
-            place: Factors(
-                rank=of_pattern(ranks, place, rank),
-                alpha=float(of_pattern(alphas, place, alpha)),
-            )
-            for place in there
-            if hit(place)
-        }
+        found = {}
+        for place in there:
+            if hit(place):
+                own_alpha = of_pattern(alphas, place, alpha)
+                found[place] = Factors(
+                    rank=of_pattern(ranks, place, rank), alpha=float(own_alpha)
+                )
         if strict or not found:
             _refuse_missing(config, there, bool(found))
         if strict:
@@ -181,42 +210,45 @@ def lora_method(
         kind=DoRALinear if config.get("use_dora") else LoRALinear,
     )
     tokens = check_token_indices(config.get("trainable_token_indices"))
-    return chosen_lora(
-        choose, setup, saved, _without_tied_head(tokens) if is_tied(model) else tokens
-    )
+    if is_tied(model):
+        tokens = _without_tied_head(tokens)
+    return chosen_lora(choose, setup, saved, tokens)
 
 
 def _refuse_missing(config: Mapping[str, Any], there: list[Place], some: bool) -> None:
-    """Raises for names in `target_modules` and `exclude_modules` that no linear layer has."""
+    """Raises for targets and exclusions that name no linear layer, or leave none."""
     plain = sorted({place.plain for place in there})
     for name in ("target_modules", "exclude_modules"):
         given = config.get(name) or ()
         expression = isinstance(given, str)
-        missing = [
-            e
-            for e in _listed(given)
-            if not any(_named(e, place, expression) for place in there)
-        ]
-        refuse_unmatched(name, [[entry] for entry in missing], "LinearLayer", plain)
+        missing = []
+        for entry in _listed(given):
+            if not any(_named(entry, place, expression) for place in there):
+                missing.append([entry])
+        refuse_unmatched(name, missing, "LinearLayer", plain)
     if not some:
         targets = config["target_modules"]
         raise AdapterError(
-            f"target_modules={targets!r} leave no layer to adapt after exclude_modules and layers"
+            f"target_modules={targets!r} leave no layer to adapt after "
+            "exclude_modules and layers"
         )
 
 
 def _hit_by(
     config: Mapping[str, Any], targets: str | list[str]
 ) -> Callable[[Place], bool]:
-    """PEFT's `check_target_module_exists` for one layer."""
+    """PEFT's `check_target_module_exists`, as a function of a layer."""
     excluded, saved = config.get("exclude_modules"), config.get("modules_to_save") or ()
+
+    def is_excluded(place: Place) -> bool:
+        if not excluded:
+            return False
+        expression = isinstance(excluded, str)
+        return any(_named(entry, place, expression) for entry in _listed(excluded))
 
     def hit(place: Place) -> bool:
         name = place.name
-        if excluded and any(
-            _named(entry, place, isinstance(excluded, str))
-            for entry in _listed(excluded)
-        ):
+        if is_excluded(place):
             return False
         if any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in saved):
             return False
@@ -224,18 +256,19 @@ def _hit_by(
             return _named(targets, place, True)
         if name in targets:
             return True
-        return any(
-            _named(entry, place, False) for entry in targets
-        ) and _in_chosen_layers(config, name)
+        by_ending = any(_named(entry, place, False) for entry in targets)
+        return by_ending and _in_chosen_layers(config, name)
 
     return hit
 
 
 def _listed(names: str | Iterable[str]) -> list[str]:
+    """Names as a list, a single text as a list of one."""
     return [names] if isinstance(names, str) else list(names)
 
 
 def _named(entry: str, place: Place, expression: bool) -> bool:
+    """Whether an expression, or an ending, names a layer."""
     if expression and entry.lower() == ALL_LINEAR:
         return all_linear(place)
     if expression:
@@ -244,33 +277,27 @@ def _named(entry: str, place: Place, expression: bool) -> bool:
 
 
 def _in_chosen_layers(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a layer's number is among `layers_to_transform`, the number being the
-    first behind `layers_pattern`.
-    """
-    chosen, patterns = (
-        config.get("layers_to_transform"),
-        _listed(config.get("layers_pattern") or ()),
-    )
+    """Whether the first number behind `layers_pattern` is in `layers_to_transform`."""
+    chosen = config.get("layers_to_transform")
     if chosen is None or chosen == []:
         return True
-    expressions = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in patterns] or [
-        r".*?\.[^.]*\.(\d+)\."
-    ]
-    number = next(
-        (match for match in (re.match(e, name) for e in expressions) if match), None
-    )
-    return number is not None and int(number[1]) in (
-        [chosen] if isinstance(chosen, int) else chosen
-    )
+    numbers = [chosen] if isinstance(chosen, int) else chosen
+    patterns = _listed(config.get("layers_pattern") or ())
+    expressions = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in patterns]
+    for expression in expressions or [r".*?\.[^.]*\.(\d+)\."]:
+        found = re.match(expression, name)
+        if found:
+            return int(found[1]) in numbers
+    return False
 
 
 def _names_whole_stacks(
     config: Mapping[str, Any], targets: Any, model: nnx.Module
 ) -> Callable[[str], bool]:
-    """Targets as a function of a plain path, for methods that treat all layers of a stack alike."""
-    hit, by_path = _hit_by(config, targets), {}
+    """Targets as a function of a plain path, for methods that act in whole stacks."""
+    hit, by_path = _hit_by(config, targets), defaultdict(list)
     for place in places(model):
-        by_path.setdefault(place.plain, []).append(hit(place))
+        by_path[place.plain].append(hit(place))
     partly = [path for path, hits in by_path.items() if any(hits) and not all(hits)]
     if partly:
         raise AdapterError(
@@ -281,100 +308,120 @@ def _names_whole_stacks(
 
 
 def saved_modules(config: Mapping[str, Any], model: nnx.Module) -> list[str]:
-    """Plain paths of the modules that PEFT trains in full: their names end in an entry, dot or not.
+    """Finds the modules that PEFT trains in full.
+
+    Their names end in an entry of `modules_to_save`, at a dot or not.
+
+    Args:
+      config: a parsed `adapter_config.json`.
+      model: the one that the adapter is for.
+
+    Returns:
+      Plain paths.
 
     Raises:
-      AdapterError: an entry that no module has, other than the heads that PEFT adds
-        unasked; some layers of a stack.
+      ValueError: an entry that no module has, except for the heads that PEFT adds by
+        itself.
+      AdapterError: an entry names only some layers of a stack.
     """
     wanted = list(config.get("modules_to_save") or ())
     names = Names(model)
     named = {path: names.module(path) for path in names.modules}
-    if (
-        is_tied(model)
-        and keeps_tied(config)
-        and any("lm_head".endswith(entry) for entry in wanted)
-    ):
-        wanted = [entry for entry in wanted if not "lm_head".endswith(entry)] + [
-            input_embedding(model)
-        ]
+    if is_tied(model) and keeps_tied(config):
+        kept = [entry for entry in wanted if not "lm_head".endswith(entry)]
+        if kept != wanted:
+            wanted = [*kept, input_embedding(model)]
     everything = [name for own in named.values() for name in own]
-    missing = [
-        entry
-        for entry in wanted
-        if not any(name.endswith(entry) for name in everything)
-    ]
-    missing = [entry for entry in missing if entry not in HEADS]
-    refuse_unmatched(
-        "modules_to_save",
-        [[entry] for entry in missing],
-        "module",
-        sorted(map(names.plain, named)),
-    )
+    missing = []
+    for entry in wanted:
+        there = any(name.endswith(entry) for name in everything)
+        if not there and entry not in HEADS:
+            missing.append([entry])
+    plain_paths = sorted(names.plain(path) for path in named)
+    refuse_unmatched("modules_to_save", missing, "module", plain_paths)
     found: list[str] = []
     for path, own in sorted(named.items()):
-        hits = [any(name.endswith(entry) for entry in wanted) for name in own]
+        hits = [name.endswith(tuple(wanted)) for name in own]
+        plain = names.plain(path)
         if any(hits) and not all(hits):
             raise AdapterError(
-                f"modules_to_save={wanted} name some layers of {names.plain(path)} only"
+                f"modules_to_save={wanted} name some layers of {plain} only"
             )
-        if all(hits) and not any(
-            names.plain(path).startswith(f"{above}.") for above in found
-        ):
-            found.append(names.plain(path))
+        inside = tuple(f"{above}." for above in found)
+        if all(hits) and not plain.startswith(inside):
+            found.append(plain)
     return found
 
 
 def input_embedding(model: Any) -> str:
-    """Hugging Face's name of a language model's token embedding."""
-    names = Names(model)
-    reader: Any = next(
-        module for _, module in named_modules(model) if hasattr(module, "vocabulary")
-    )
-    path = next(
-        path for path, module in named_modules(model) if module is reader.vocabulary
-    )
-    return names.module(path)[0]
+    """Returns Hugging Face's name of a language model's token embedding.
+
+    Args:
+      model: a language model.
+
+    Returns:
+      A dotted name.
+    """
+    modules: dict[str, Any] = dict(named_modules(model))
+    readers = [module for module in modules.values() if hasattr(module, "vocabulary")]
+    table = readers[0].vocabulary
+    path = next(path for path, module in modules.items() if module is table)
+    return Names(model).module(path)[0]
 
 
 def keeps_tied(config: Mapping[str, Any]) -> bool:
     """Whether PEFT trains a tied embedding and head as one.
 
-    It knows them by two names only, which GPT-2's has not.
+    PEFT knows them by two names only, "embed_tokens" and "lm_head"; GPT-2's embedding
+    has another.
+
+    Args:
+      config: a parsed `adapter_config.json`.
+
+    Returns:
+      True for LoRA with `ensure_weight_tying` that trains one of both in full.
     """
-    last_words = [
-        name.rpartition(".")[2] for name in config.get("modules_to_save") or ()
-    ]
+    saved = config.get("modules_to_save") or ()
+    last_words = [name.rpartition(".")[2] for name in saved]
     known = any(word in ("embed_tokens", "lm_head") for word in last_words)
-    return (
-        config.get("peft_type") == "LORA"
-        and bool(config.get("ensure_weight_tying"))
-        and known
-    )
+    asked = config.get("peft_type") == "LORA" and config.get("ensure_weight_tying")
+    return bool(asked) and known
 
 
 def unties(config: Mapping[str, Any], model: nnx.Module) -> bool:
-    """Whether PEFT, given this configuration and a tied model, trains the embedding or
-    the head without the other.
+    """Whether PEFT trains the embedding or the head of a tied model without the other.
+
+    Args:
+      config: a parsed `adapter_config.json`.
+      model: a tied language model.
+
+    Returns:
+      True if so.
     """
     if keeps_tied(config):
         return False
     head = Place(path="lm_head", plain="lm_head", name="lm_head", layer=None)
-    saved = config.get("modules_to_save") or ()
-    if any(
-        name.endswith(entry)
-        for entry in saved
-        for name in ("lm_head", input_embedding(model))
-    ):
+    saved = tuple(config.get("modules_to_save") or ())
+    if "lm_head".endswith(saved):
+        return True
+    if saved and input_embedding(model).endswith(saved):
         return True
     targets = config.get("target_modules")
     return bool(targets) and targets != ALL_LINEAR and _hit_by(config, targets)(head)
 
 
 def model_for(config: Mapping[str, Any], model: nnx.Module) -> nnx.Module:
-    """The model that PEFT would adapt.
+    """Returns the model that PEFT would adapt.
 
-    With a head of its own, where the configuration unties it.
+    Args:
+      config: a parsed `adapter_config.json`.
+      model: a model, tied or not.
+
+    Returns:
+      The model; a copy with a head of its own where the configuration unties it.
+
+    Raises:
+      AdapterError: the model cannot be untied.
     """
     if not is_tied(model) or not unties(config, model):
         return model
@@ -389,7 +436,7 @@ def model_for(config: Mapping[str, Any], model: nnx.Module) -> nnx.Module:
 
 
 def _without_tied_head(tokens: Any) -> Any:
-    """`trainable_token_indices` without those of a tied head, which must be the embedding's."""
+    """`trainable_token_indices` without those of a tied head, if they are the same."""
     if not isinstance(tokens, Mapping) or "lm_head" not in tokens:
         return tokens
     others = {name: ids for name, ids in tokens.items() if name != "lm_head"}

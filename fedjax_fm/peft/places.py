@@ -1,16 +1,13 @@
-"""Linear layers one by one, as PEFT sees them.
-
-Each layer of a stack under its own name, with its own choice.
-"""
+"""Linear layers one by one, as in PEFT: each layer of a stack has its own name."""
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from flax import nnx
 
-from fedjax_fm.models.stacked import Segments
-from fedjax_fm.peft.layers import cut_runs
+from fedjax_fm.peft.layers import cut_runs, n_layers
 from fedjax_fm.peft.linear import LinearLayer
 from fedjax_fm.peft.names import Names
 from fedjax_fm.peft.patterns import HEADS, Targets, entries, matches, refuse_unmatched
@@ -23,19 +20,18 @@ from fedjax_fm.peft.targets import (
 )
 
 ALL_LINEAR = "all-linear"
-_PROJECTIONS_OF_PIXELS = (
-    "patch_embed"  # convolutions at Hugging Face, linear layers on flat patches here
-)
+# Convolutions at Hugging Face, linear layers on flat patches here.
+_PROJECTIONS_OF_PIXELS = "patch_embed"
 
 
 class Place(NamedTuple):
-    """A linear layer of one number.
+    """One linear layer; a stacked module has a place for each of its layers.
 
     Attributes:
-      path: of the module in the model, which holds the layers of a run.
-      plain: the path without what methods have put around it.
-      name: Hugging Face's, with the layer's number.
-      layer: its number, None outside of stacks.
+      path: dotted, of the module in the model, which may hold several layers.
+      plain: the path before any method changed the model.
+      name: Hugging Face's name, with the number of the layer.
+      layer: this number; None outside of stacks.
     """
 
     path: str
@@ -48,7 +44,14 @@ Choose = Callable[[Place], Hashable]
 
 
 def places(model: nnx.Module) -> list[Place]:
-    """All linear layers of a model, those of a stack one by one."""
+    """Lists all linear layers of a model, those of a stack one by one.
+
+    Args:
+      model: adapted or not.
+
+    Returns:
+      One place for each.
+    """
     names, found = Names(model), []
     for path, module in named_modules(model):
         if path and isinstance(module, LinearLayer):
@@ -62,10 +65,15 @@ def places(model: nnx.Module) -> list[Place]:
 
 
 def is_named(place: Place, targets: Targets) -> bool:
-    """Whether `targets` name a layer.
+    """Whether `targets` name a layer, by its plain path or by its name with a number.
 
-    By its plain path as everywhere here, or by its numbered name as PEFT does, where an
-    expression must match the whole name.
+    Args:
+      place: the layer.
+      targets: see `patterns.matches`. As in PEFT, an expression must match the whole
+        numbered name.
+
+    Returns:
+      True if one of both matches.
     """
     if matches(place.plain, targets):
         return True
@@ -77,15 +85,33 @@ def is_named(place: Place, targets: Targets) -> bool:
 
 
 def is_inside(plain: str, modules: Iterable[str]) -> bool:
-    """Whether a path is, or lies below, a module whose path ends in one of `modules`."""
+    """Whether a path is, or lies below, a module whose path ends in one of `modules`.
+
+    Args:
+      plain: dotted path.
+      modules: endings of paths.
+
+    Returns:
+      True if so.
+
+    Example:
+      >>> is_inside("bert.classifier.dense", ["classifier"])
+      True
+    """
     words = plain.split(".")
     above = [".".join(words[:length]) for length in range(1, len(words) + 1)]
-    return any(matches(path, [module]) for module in modules for path in above)
+    endings = list(modules)
+    return any(matches(path, endings) for path in above)
 
 
 def all_linear(place: Place) -> bool:
-    """PEFT's "all-linear": every linear layer but the head, be it of a language model
-    or of a classifier.
+    """Whether PEFT's "all-linear" takes a layer: it takes all but those of the head.
+
+    Args:
+      place: the layer.
+
+    Returns:
+      False for heads of language models and classifiers, and for projections of pixels.
     """
     return (
         not is_inside(place.plain, ("lm_head", *HEADS))
@@ -99,11 +125,20 @@ def selected(
     exclude_modules: Targets | None = None,
     modules_to_save: Sequence[str] = (),
 ) -> list[Place]:
-    """The linear layers that `targets` name, without the excluded ones and those that
-    are trained in full.
+    """Selects the linear layers that `targets` name.
+
+    Args:
+      model: adapted or not.
+      targets: see `is_named`; or "all-linear".
+      exclude_modules: layers that are left out, named likewise.
+      modules_to_save: endings of paths of modules that are trained in full; layers
+        inside of them are left out.
+
+    Returns:
+      The layers.
 
     Raises:
-      ValueError: an entry that matches nothing, or only what is trained in full or excluded.
+      ValueError: an entry matches nothing, or only layers that are left out.
     """
     there = places(model)
     plain = sorted({place.plain for place in there})
@@ -111,39 +146,36 @@ def selected(
         named = [place for place in there if all_linear(place)]
     else:
         named = [place for place in there if is_named(place, targets)]
-        unmatched = [
-            entry
-            for entry in entries(targets)
-            if not any(is_named(place, entry) for place in there)
-        ]
-        refuse_unmatched(
-            "targets",
-            unmatched,
-            LinearLayer.__name__,
-            plain,
-            tied_head(model, unmatched),
-        )
+        unmatched = _unnamed(there, targets)
+        hint = tied_head(model, unmatched)
+        refuse_unmatched("targets", unmatched, LinearLayer.__name__, plain, hint=hint)
     if exclude_modules is not None:
-        unmatched = [
-            entry
-            for entry in entries(exclude_modules)
-            if not any(is_named(p, entry) for p in there)
-        ]
+        unmatched = _unnamed(there, exclude_modules)
         refuse_unmatched("exclude_modules", unmatched, LinearLayer.__name__, plain)
         named = [place for place in named if not is_named(place, exclude_modules)]
     kept = [place for place in named if not is_inside(place.plain, modules_to_save)]
     _refuse_whole(targets, named, kept, modules_to_save)
     if not kept:
         raise ValueError(
-            f"targets={targets!r} without exclude_modules={exclude_modules!r} leave no linear layer"
+            f"targets={targets!r} without exclude_modules={exclude_modules!r} leave no "
+            "linear layer"
         )
     return kept
+
+
+def _unnamed(there: Sequence[Place], targets: Targets) -> list[Targets]:
+    """The entries of `targets` that name none of the layers."""
+    found = []
+    for entry in entries(targets):
+        if not any(is_named(place, entry) for place in there):
+            found.append(entry)
+    return found
 
 
 def _refuse_whole(
     targets: Targets, named: list[Place], kept: list[Place], modules: Sequence[str]
 ) -> None:
-    """Raises where all that one entry names is trained in full anyway."""
+    """Raises ValueError where all layers of one entry are trained in full already."""
     lost = [place for place in named if place not in kept]
     for entry in entries(targets) if targets != ALL_LINEAR else []:
         whole = [place.plain for place in lost if is_named(place, entry)]
@@ -158,11 +190,18 @@ def _refuse_whole(
 def find_linears(
     model: nnx.Module, targets: Targets, modules_to_save: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """{path: layer} of the linear layers that `targets` name, for methods that treat
-    all layers of a stack alike.
+    """Finds linear layers for methods that treat all layers of a stack alike.
+
+    Args:
+      model: adapted or not.
+      targets: see `selected`.
+      modules_to_save: see `selected`.
+
+    Returns:
+      {path: module}.
 
     Raises:
-      ValueError: as `selected`; names that pick some layers of a stack only.
+      ValueError: as `selected`; or `targets` name only some layers of a stack.
     """
     if isinstance(model, LinearLayer) and not callable(targets):
         return find_modules(model, targets, LinearLayer)
@@ -172,7 +211,8 @@ def find_linears(
         found.setdefault(place.path, []).append(place)
     names = Names(model)
     for path, here in found.items():
-        if len(here) != len(names.layers(path) or [None]):
+        layers = names.layers(path) or [None]
+        if len(here) != len(layers):
             raise ValueError(
                 f"targets={targets!r} name some layers of {here[0].plain} only; "
                 "choose layers by peft.on_layers"
@@ -181,14 +221,19 @@ def find_linears(
 
 
 def of_pattern(pattern: Mapping[str, Any], place: Place, otherwise: Any) -> Any:
-    """The value of a layer in PEFT's `rank_pattern` or `alpha_pattern`.
+    """Looks a layer up in PEFT's `rank_pattern` or `alpha_pattern`.
 
-    The first key that the name ends in, each key an expression.
+    Args:
+      pattern: {regular expression: value}.
+      place: the layer.
+      otherwise: the value where no key matches.
+
+    Returns:
+      The value of the first key that matches an ending of the layer's name or path.
     """
     for key, value in pattern.items():
-        if any(
-            re.match(rf"(.*\.)?({key})$", name) for name in (place.name, place.plain)
-        ):
+        ending = re.compile(rf"(.*\.)?({key})$")
+        if ending.match(place.name) or ending.match(place.plain):
             return value
     return otherwise
 
@@ -196,30 +241,35 @@ def of_pattern(pattern: Mapping[str, Any], place: Place, otherwise: Any) -> Any:
 def refuse_unused(
     name: str, pattern: Mapping[str, Any], chosen: Sequence[Place]
 ) -> None:
-    """Raises for keys of a pattern that no adapted layer has."""
-    unused = [
-        key
-        for key in pattern
-        if not any(of_pattern({key: True}, place, False) for place in chosen)
-    ]
-    refuse_unmatched(
-        name,
-        [[key] for key in unused],
-        "adapted layer",
-        sorted({place.plain for place in chosen}),
-    )
+    """Raises for keys of a pattern that no adapted layer has.
+
+    Args:
+      name: of the pattern, for the message.
+      pattern: see `of_pattern`.
+      chosen: the adapted layers.
+
+    Raises:
+      ValueError: there is such a key.
+    """
+    unused = []
+    for key in pattern:
+        if not any(of_pattern({key: True}, place, False) for place in chosen):
+            unused.append([key])
+    there = sorted({place.plain for place in chosen})
+    refuse_unmatched(name, unused, "adapted layer", there)
 
 
 def cut_by_choice(
     model: nnx.Module, choices: Mapping[Place, Hashable]
 ) -> dict[str, Any]:
-    """{path: choice} of the adapted modules, whose layers all have it.
-
-    Stacks whose layers differ are cut into runs.
+    """Cuts stacks into runs so that all layers of a module have the same choice.
 
     Args:
-      model: changed in place where stacks are cut.
-      choices: what each adapted layer is to have.
+      model: changed in place where the layers of a stack differ.
+      choices: {layer: what it gets}; layers that are not adapted are not in it.
+
+    Returns:
+      {path: choice} of the modules that are adapted.
     """
     wanted = {(place.plain, place.layer): choice for place, choice in choices.items()}
     names = Names(model)
@@ -227,24 +277,19 @@ def cut_by_choice(
     for place in places(model):
         if place.layer is not None:
             stack = names.layers_of(place.path)[0]
-            n_layers = _n_layers(get_module(model, stack))
-            here = labels.setdefault(stack, [[] for _ in range(n_layers)])
-            here[place.layer].append(
-                (place.plain, wanted.get((place.plain, place.layer)))
-            )
+            if stack not in labels:
+                length = n_layers(get_module(model, stack))
+                labels[stack] = [[] for _ in range(length)]
+            choice = wanted.get((place.plain, place.layer))
+            labels[stack][place.layer].append((place.plain, choice))
     for stack, by_layer in labels.items():
-        runs = [tuple(sorted(layer, key=lambda entry: entry[0])) for layer in by_layer]
+        runs = [tuple(sorted(layer, key=itemgetter(0))) for layer in by_layer]
         if len(set(runs)) > 1:
-            replace_module(model, stack, cut_runs(get_module(model, stack), runs))
-    found = {
-        place.path: wanted.get((place.plain, place.layer)) for place in places(model)
-    }
-    return {path: choice for path, choice in found.items() if choice is not None}
-
-
-def _n_layers(stack: Any) -> int:
-    return (
-        sum(part.stacked_layers for part in stack.parts)
-        if isinstance(stack, Segments)
-        else stack.stacked_layers
-    )
+            segments = cut_runs(get_module(model, stack), runs)
+            replace_module(model, stack, segments)
+    found = {}
+    for place in places(model):
+        choice = wanted.get((place.plain, place.layer))
+        if choice is not None:
+            found[place.path] = choice
+    return found

@@ -1,4 +1,4 @@
-"""Keyword arguments as Hugging Face PEFT spells them: refused with what to write here."""
+"""Refuses keyword arguments in PEFT's spelling, and says how they are written here."""
 
 import functools
 import inspect
@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 Made = TypeVar("Made")
 
-# PEFT's word: what to write; {value!r} is what was given.
+# {PEFT's word: what to write}; {value!r} stands for the argument.
 INSTEAD = {
     "r": "rank={value!r}",
     "lora_alpha": "alpha={value!r}",
@@ -24,8 +24,8 @@ INSTEAD = {
     "bias": "peft.combine(method, peft.bitfit())",
     "init_lora_weights": "nothing: the factors start as PEFT's do with True",
     "init_ia3_weights": "nothing: the vectors start as ones",
-    "task_type": "nothing: the model's class says it, and modules_to_save what is trained "
-    "beside the adapter",
+    "task_type": "nothing: the model's class says it, and modules_to_save what is "
+    "trained beside the adapter",
     "inference_mode": "nothing: what is trained is the delta that peft.apply gives",
     "fan_in_fan_out": "nothing: the model's class knows how its kernels lie",
     "ensure_weight_tying": "nothing: tied weights stay tied until peft.untie(model)",
@@ -33,7 +33,23 @@ INSTEAD = {
 
 
 def refuses_pefts_words(make: Callable[P, Made]) -> Callable[P, Made]:
-    """Lets `make` refuse PEFT's keywords by one sentence that says what to write."""
+    """Makes a function refuse PEFT's keywords and say what to write.
+
+    Args:
+      make: a function that makes a method.
+
+    Returns:
+      The function, which raises a TypeError for such a keyword.
+
+    Example:
+      >>> @refuses_pefts_words
+      ... def method(rank):
+      ...     return rank
+      >>> method(r=4)
+      Traceback (most recent call last):
+      ...
+      TypeError: method() takes no r=4, PEFT's word; write rank=4
+    """
     own = inspect.signature(make).parameters
 
     @functools.wraps(make)
@@ -52,6 +68,7 @@ def refuses_pefts_words(make: Callable[P, Made]) -> Callable[P, Made]:
 
 
 def _or_from_config(name: str) -> str:
+    """The other way to write it, of methods that have one."""
     return (
         ", or peft.lora_from_config(config) with PEFT's own words"
         if name in ("lora", "dora")

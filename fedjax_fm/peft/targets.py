@@ -1,6 +1,6 @@
-"""Finds modules by name, as PEFT does, whatever other methods have put around them."""
+"""Finds modules by name, as PEFT does, also inside of what other methods have added."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from flax import nnx
@@ -16,10 +16,13 @@ from fedjax_fm.peft.patterns import (
 
 
 class Wrapper(nnx.Module):
-    """A module that stands in the place of another one, `base`, and calls it.
+    """A module that takes the place of another one, `base`, and calls it.
 
-    What a wrapper does to a linear layer is `fold(kernel, bias) -> (kernel, bias)`, and
-    `unfold` its inverse, where it can be said so.
+    Attributes:
+      base: the module inside.
+      fold: `(kernel, bias) -> (kernel, bias)`, what the wrapper does to a linear layer,
+        written into its weights; None where it cannot be written so.
+      unfold: the inverse of `fold`, or None.
     """
 
     base: Any
@@ -27,30 +30,61 @@ class Wrapper(nnx.Module):
     unfold: Callable | None = None
 
 
+def dotted(path: Iterable[Any]) -> str:
+    """Writes a path as text.
+
+    Args:
+      path: its parts, as nnx gives them.
+
+    Returns:
+      The parts joined by dots.
+
+    Example:
+      >>> dotted(("layers", 0, "kernel"))
+      'layers.0.kernel'
+    """
+    return ".".join(str(part) for part in path)
+
+
 def named_modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
-    """(dotted path, module) of every module inside `model`; the root's path is ''."""
+    """Lists every module inside `model`, itself among them.
+
+    Args:
+      model: any module.
+
+    Yields:
+      (dotted path, module); the path of `model` itself is ''.
+    """
     for path, module in nnx.iter_modules(model):
-        yield ".".join(map(str, path)), module
+        yield dotted(path), module
 
 
 def plain_names(model: nnx.Module) -> Callable[[str], str]:
-    """f(path of a module or parameter) -> its path in the model before any method changed it.
+    """Makes a function from paths to paths in the model before any method changed it.
 
-    Without the `base` of wrappers and the `parts.N` of segments.
+    Plain paths lack the `base` of wrappers and the `parts.N` of segments.
+
+    Args:
+      model: adapted or not.
+
+    Returns:
+      `f(path of a module or parameter) -> plain path`.
     """
-    modules = dict(named_modules(model))
-    skips = {path: 1 for path, module in modules.items() if isinstance(module, Wrapper)}
-    skips |= {
-        path: 2 for path, module in modules.items() if isinstance(module, Segments)
-    }
-    words = {1: ("base",), 2: ("parts",)}
+    # {path of a module: (the name below it that is left out, parts that it takes)}
+    skips: dict[str, tuple[str, int]] = {}
+    for path, module in named_modules(model):
+        if isinstance(module, Wrapper):
+            skips[path] = ("base", 1)
+        elif isinstance(module, Segments):
+            skips[path] = ("parts", 2)
 
     def plain(path: str) -> str:
         parts, kept, position = path.split("."), [], 0
         while position < len(parts):
-            skip = skips.get(".".join(parts[:position]))
-            if skip and parts[position] in words[skip]:
-                position += skip
+            above = ".".join(parts[:position])
+            word, length = skips.get(above, ("", 0))
+            if length and parts[position] == word:
+                position += length
                 continue
             kept.append(parts[position])
             position += 1
@@ -62,7 +96,16 @@ def plain_names(model: nnx.Module) -> Callable[[str], str]:
 def find_modules(
     model: nnx.Module, targets: Targets, kind: type, name: str = "targets"
 ) -> dict[str, Any]:
-    """{path: module} of all modules of `kind` that `targets` names; the patterns see plain paths.
+    """Finds all modules of one kind that `targets` names.
+
+    Args:
+      model: adapted or not.
+      targets: see `patterns.matches`; compared with plain paths.
+      kind: a class.
+      name: of the parameter, for messages.
+
+    Returns:
+      {path: module}.
 
     Raises:
       ValueError: an entry of a list, or an alternative of an expression, matches
@@ -80,25 +123,45 @@ def find_modules(
         if matches(plain(path), targets)
     }
     there = sorted({plain(path) for path in modules})
-    unmatched = [
-        entry
-        for entry in entries(targets)
-        if not any(matches(path, entry) for path in there)
-    ]
-    refuse_unmatched(name, unmatched, kind.__name__, there, tied_head(model, unmatched))
+    unmatched = unmatched_by(there, targets)
+    hint = tied_head(model, unmatched)
+    refuse_unmatched(name, unmatched, kind.__name__, there, hint=hint)
+    return found
+
+
+def unmatched_by(paths: Sequence[str], targets: Targets) -> list[Targets]:
+    """Lists the entries of `targets` that match none of the paths.
+
+    Args:
+      paths: plain paths.
+      targets: see `patterns.entries`.
+
+    Returns:
+      The entries, in order.
+
+    Example:
+      >>> unmatched_by(["encoder.query", "encoder.key"], ["query", "valeu"])
+      [['valeu']]
+    """
+    found = []
+    for entry in entries(targets):
+        if not any(matches(path, entry) for path in paths):
+            found.append(entry)
     return found
 
 
 def tied_head(model: nnx.Module, unmatched: Sequence[Targets]) -> str:
-    """What to say of a head that is no module as its weights are the embedding's; ''
-    where that is not the matter.
+    """Explains why a tied head cannot be named: it is not a module of its own.
+
+    Args:
+      model: a language model, or any other.
+      unmatched: entries of targets that match nothing.
+
+    Returns:
+      A sentence for an error; '' where no tied head is among the entries.
     """
-    wanted = any(
-        "lm_head" in word
-        for target in unmatched
-        if not callable(target)
-        for word in words_of(target)
-    )
+    names = [entry for entry in unmatched if not callable(entry)]
+    wanted = any("lm_head" in word for entry in names for word in words_of(entry))
     if not wanted or not is_tied(model):
         return ""
     return (
@@ -108,13 +171,29 @@ def tied_head(model: nnx.Module, unmatched: Sequence[Targets]) -> str:
 
 
 def is_tied(model: Any) -> bool:
-    """Whether a language model's head reads the table of its token embedding."""
-    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
+    """Whether a language model's head reads the table of its token embedding.
+
+    Args:
+      model: any module.
+
+    Returns:
+      True only where the config says so and there is no head with weights of its own.
+    """
+    config = getattr(model, "config", None)
+    tied = getattr(config, "tie_word_embeddings", False)
     return bool(tied) and hasattr(model, "head") and not hasattr(model, "lm_head")
 
 
 def get_module(model: nnx.Module, path: str) -> Any:
-    """The module (or parameter) at a dotted path; '' is the model."""
+    """Returns the module or parameter at a dotted path.
+
+    Args:
+      model: where the path starts.
+      path: parts joined by dots; '' is the model itself.
+
+    Returns:
+      What is there, not a copy.
+    """
     owner: Any = model
     for part in path.split(".") if path else ():
         if part.isdigit():
@@ -125,10 +204,20 @@ def get_module(model: nnx.Module, path: str) -> Any:
 
 
 def replace_module(model: nnx.Module, path: str, new: nnx.Module) -> None:
-    """Puts `new` in the place that `path` names."""
+    """Puts a module in the place of another one.
+
+    Args:
+      model: changed in place.
+      path: dotted, of the module that is replaced.
+      new: takes its place.
+
+    Raises:
+      ValueError: the path is '', the model itself.
+    """
     if not path:
         raise ValueError(
-            f"the model itself, a {type(model).__name__}, cannot be wrapped: put it into a module"
+            f"the model itself, a {type(model).__name__}, cannot be wrapped: put it "
+            "into a module"
         )
     parent, _, name = path.rpartition(".")
     owner = get_module(model, parent)
@@ -139,15 +228,20 @@ def replace_module(model: nnx.Module, path: str, new: nnx.Module) -> None:
 
 
 def stack_root(model: nnx.Module, path: str) -> str | None:
-    """Path of the layer that a module belongs to or is.
+    """Finds the layer that a module belongs to, or is.
 
-    The outermost stack above it, else the numbered entry of a list.
+    Args:
+      model: any module.
+      path: dotted, of a module in it.
+
+    Returns:
+      The path of the outermost stack above the module, or of the numbered entry of a
+      list; None where there is neither.
     """
     parts = path.split(".")
     for length in range(1, len(parts) + 1):
         above = ".".join(parts[:length])
-        if parts[length - 1].isdigit() or hasattr(
-            get_module(model, above), "stacked_layers"
-        ):
+        module = get_module(model, above)
+        if parts[length - 1].isdigit() or hasattr(module, "stacked_layers"):
             return above
     return None

@@ -1,7 +1,7 @@
-"""Some tokens of an embedding, trained beside a frozen table: PEFT's `trainable_token_indices`.
+"""Trained embeddings of some tokens beside a frozen table.
 
-Rows of the table are replaced, not added to. Where the head of a language model is tied
-to the table, it reads the trained rows, too.
+This is PEFT's `trainable_token_indices`. Trained rows replace those of the table. Where
+the head of a language model is tied to the table, it reads the trained rows, too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,20 @@ TokenIndices = Sequence[int] | Mapping[str, Sequence[int]]
 
 
 class TokenRows(Wrapper):
-    """An embedding of which the rows `ids` are `rows` f32[n, d], a parameter of their own."""
+    """An embedding in which some rows are trained.
+
+    Args:
+      base: the frozen embedding.
+      ids: the n tokens whose rows are trained; `rows` f32[n, d] holds them.
+    """
 
     def __init__(self, base: nnx.Embed, ids: tuple[int, ...]):
         self.base, self.ids = base, ids
-        self.rows = nnx.Param(base.embedding[...][np.asarray(ids)].astype(jnp.float32))
+        start = base.embedding[...][np.asarray(ids)]
+        self.rows = nnx.Param(start.astype(jnp.float32))
 
     def __call__(self, ids: jax.Array) -> jax.Array:
+        """i32[...] -> [..., d]."""
         embedded = self.base(ids)
         place = self._places()[ids]  # [...], -1 for tokens that are not trained
         trained = self.rows[...][place].astype(embedded.dtype)
@@ -39,31 +46,37 @@ class TokenRows(Wrapper):
 
     @property
     def embedding(self) -> jax.Array:
-        """The whole table [V, d] with the trained rows in it, a copy: what a tied head reads."""
-        table = self.base.embedding[...]
-        return table.at[np.asarray(self.ids)].set(self.rows[...].astype(table.dtype))
+        """A copy of the table [V, d] with the trained rows, for a tied head."""
+        table, ids = self.base.embedding[...], np.asarray(self.ids)
+        rows = self.rows[...].astype(table.dtype)
+        return table.at[ids].set(rows)
 
     def _places(self) -> jax.Array:
-        """i32[V]: which row a token has."""
-        n_rows, n_words = len(self.ids), self.base.embedding.shape[0]
-        return (
-            jnp.full(n_words, -1, jnp.int32)
-            .at[np.asarray(self.ids)]
-            .set(jnp.arange(n_rows, dtype=jnp.int32))
-        )
+        """i32[V]: the row of each token, -1 for those that are not trained."""
+        n_words, ids = self.base.embedding.shape[0], np.asarray(self.ids)
+        numbers = jnp.arange(len(ids), dtype=jnp.int32)
+        untrained = jnp.full(n_words, -1, jnp.int32)
+        return untrained.at[ids].set(numbers)
 
 
 def check_token_indices(indices: Any) -> Any:
-    """`indices`, if they are whole numbers, in one list or in one for each embedding."""
+    """Returns `indices` if they are token ids, each once.
+
+    Args:
+      indices: a list of ids, {name of an embedding: such a list}, or None.
+
+    Returns:
+      `indices`.
+
+    Raises:
+      TypeError, ValueError: something else.
+    """
     if indices is None:
         return None
     named = indices if isinstance(indices, Mapping) else {"": indices}
     for ids in named.values():
-        if (
-            isinstance(ids, str)
-            or not isinstance(ids, Sequence | np.ndarray)
-            or not len(ids)
-        ):
+        listed = isinstance(ids, Sequence | np.ndarray) and not isinstance(ids, str)
+        if not listed or not len(ids):
             raise TypeError(
                 "expected trainable_token_indices a list of token ids or {name "
                 "of an embedding: such a list}, got "
@@ -71,7 +84,8 @@ def check_token_indices(indices: Any) -> Any:
             )
         for one in ids:
             whole("trainable_token_indices", one, least=0)
-        if len(set(map(int, ids))) != len(ids):
+        distinct = {int(one) for one in ids}
+        if len(distinct) != len(ids):
             raise ValueError(
                 f"expected each token once, got trainable_token_indices={indices!r}"
             )
@@ -79,18 +93,23 @@ def check_token_indices(indices: Any) -> Any:
 
 
 def install_tokens(model: nnx.Module, indices: TokenIndices) -> set[tuple]:
-    """Puts trained rows around embeddings, in place; the paths of the rows.
+    """Lets some tokens of a model's embeddings be trained.
 
     Args:
+      model: changed in place.
       indices: token ids of the model's input embedding, or {ending of an embedding's
         path: token ids}.
+
+    Returns:
+      Paths of the trained rows.
 
     Raises:
       ValueError: no such embedding, or an id outside of the vocabulary.
     """
-    named = (
-        indices if isinstance(indices, Mapping) else {_input_embedding(model): indices}
-    )
+    if isinstance(indices, Mapping):
+        named = indices
+    else:
+        named = {_input_embedding(model): indices}
     paths = set()
     for name, ids in named.items():
         found = find_modules(model, [name], nnx.Embed, "trainable_token_indices")
@@ -102,22 +121,24 @@ def install_tokens(model: nnx.Module, indices: TokenIndices) -> set[tuple]:
                     f"expected ids of a vocabulary of {n_words}, got "
                     f"trainable_token_indices={outside}"
                 )
-            replace_module(model, path, TokenRows(base, tuple(map(int, ids))))
+            whole_numbers = tuple(int(one) for one in ids)
+            replace_module(model, path, TokenRows(base, whole_numbers))
             paths.add((*path.split("."), "rows"))
     return paths
 
 
 def _input_embedding(model: nnx.Module) -> str:
-    """Path of the embedding that the model's text goes through."""
-    readers: dict[str, Any] = {
-        path: module
-        for path, module in named_modules(model)
+    """The path of the embedding of the model's text."""
+    modules: dict[str, Any] = dict(named_modules(model))
+    tables = [
+        module.vocabulary
+        for module in modules.values()
         if hasattr(module, "vocabulary")
-    }
+    ]
     inside = [
-        p
-        for p, m in named_modules(model)
-        if any(m is reader.vocabulary for reader in readers.values())
+        path
+        for path, module in modules.items()
+        if any(module is table for table in tables)
     ]
     if len(inside) != 1:
         raise ValueError(
@@ -128,7 +149,14 @@ def _input_embedding(model: nnx.Module) -> str:
 
 
 def token_modules(model: nnx.Module) -> dict[str, TokenRows]:
-    """{path: embedding with trained rows}."""
+    """Finds the embeddings with trained rows.
+
+    Args:
+      model: adapted or not.
+
+    Returns:
+      {path: module}.
+    """
     return {
         path: module
         for path, module in named_modules(model)
@@ -137,7 +165,11 @@ def token_modules(model: nnx.Module) -> dict[str, TokenRows]:
 
 
 def fold_tokens(model: nnx.Module) -> None:
-    """Writes trained rows into their tables, in place."""
+    """Writes trained rows into their tables.
+
+    Args:
+      model: changed in place; its embeddings are plain ones afterwards.
+    """
     for path, module in token_modules(model).items():
         base = get_module(model, path).base
         base.embedding[...] = module.embedding

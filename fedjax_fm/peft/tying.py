@@ -1,5 +1,6 @@
-"""A tied head given weights of its own, as PEFT does where one of the two is trained
-without the other.
+"""Unties a language model's head from its embedding.
+
+PEFT does so where one of the two is trained without the other.
 """
 
 import dataclasses
@@ -13,19 +14,30 @@ from fedjax_fm.peft.targets import is_tied
 
 
 def untie(model: nnx.Module) -> nnx.Module:
-    """A copy of a language model whose head, tied to its embedding so far, has weights
-    of its own: a copy of the table.
+    """Gives a tied head weights of its own, a copy of the embedding's table.
 
-    The copy computes the same, up to the rounding of logits in the weights' dtype.
-    Takes as much memory more as the embedding.
+    The result computes the same, up to the rounding of logits in the weights' dtype. It
+    takes the memory of a second table.
 
     Args:
-      model: a `LlamaForCausalLM` (LLaMA, Mistral, Qwen).
+      model: a `LlamaForCausalLM` (LLaMA, Mistral, Qwen); it is not changed.
+
+    Returns:
+      A copy with `lm_head`, which methods can adapt.
 
     Raises:
-      ValueError: another class, or a head that has weights of its own already.
+      ValueError: a model of another class, or a head that has weights of its own.
 
-    Example: `peft.apply(peft.untie(model), peft.lora(8, targets=["q_proj", "lm_head"]))`
+    Example:
+      >>> from fedjax_fm import models, peft
+      >>> config = models.LlamaConfig(
+      ...     vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+      ...     num_attention_heads=2, tie_word_embeddings=True,
+      ... )
+      >>> model = models.LlamaForCausalLM(config, rngs=nnx.Rngs(0))
+      >>> adapted = peft.apply(peft.untie(model), peft.lora(2, targets=["lm_head"]))
+      >>> nnx.to_pure_dict(adapted.delta)["lm_head"]["lora_a"].shape
+      (8, 2)
     """
     if not isinstance(model, LlamaForCausalLM):
         raise ValueError(
@@ -39,14 +51,16 @@ def untie(model: nnx.Module) -> nnx.Module:
     free: Any = nnx.clone(model)
     table = free.model.embed_tokens.embedding[...]
     n_words, width = table.shape
-    head = nnx.eval_shape(
-        lambda: nnx.Linear(
-            width, n_words, use_bias=False, param_dtype=table.dtype, rngs=nnx.Rngs(0)
+
+    def make() -> nnx.Linear:
+        rngs = nnx.Rngs(0)
+        return nnx.Linear(
+            width, n_words, use_bias=False, param_dtype=table.dtype, rngs=rngs
         )
-    )
+
+    head = nnx.eval_shape(make)
     head.kernel = nnx.Param(jnp.array(table.T))
     free.lm_head = head
-    free.config = free.model.config = dataclasses.replace(
-        free.config, tie_word_embeddings=False
-    )
+    config = dataclasses.replace(free.config, tie_word_embeddings=False)
+    free.config = free.model.config = config
     return free

@@ -1,9 +1,8 @@
-"""Visual Prompt Tuning.
+"""Visual prompt tuning: trained tokens among those of an image.
 
-Jia, Tang, Chen, Cardie, Belongie, Hariharan, Lim, 2022, arXiv 2203.12119. p trained
-tokens behind the class token: shallow, before the first layer only (their equations 4
-to 6); deep, new ones before every layer in place of what the layer before made of its
-own (7, 8). The sequence in every layer has 1 + N + p tokens.
+References:
+  Jia, Tang, Chen, Cardie, Belongie, Hariharan, Lim (2022). Visual Prompt Tuning. arXiv
+  2203.12119.
 """
 
 import math
@@ -31,8 +30,13 @@ from fedjax_fm.peft.targets import (
 
 
 class VisualPrompt(Wrapper):
-    """Puts tokens [..., p, d] behind the class token of hidden [B, 1 + N, d], runs
-    `base` and takes them off again.
+    """Adds p tokens behind the class token, runs a module, and removes them again.
+
+    Args:
+      base: maps hidden states [B, T, d] to the same shape.
+      prompt: f32[..., p, d], with a leading axis for the layers of a stack.
+      rate: of dropout on the tokens.
+      stacked_layers: number of these layers; None outside of stacks.
     """
 
     def __init__(
@@ -44,19 +48,18 @@ class VisualPrompt(Wrapper):
             self.stacked_layers = stacked_layers
 
     def __call__(self, hidden: jax.Array, *context: Any) -> jax.Array:
+        """[B, 1 + N, d] -> [B, 1 + N, d]."""
         if any(extra is not None for extra in context):
             raise ValueError(
                 "visual prompts go into encoders whose layers see all tokens; "
                 "this one is given a mask"
             )
-        tokens = jnp.broadcast_to(
-            self.prompt[...], (hidden.shape[0], *self.prompt.shape)
-        ).astype(hidden.dtype)
+        shape = (hidden.shape[0], *self.prompt.shape)
+        tokens = jnp.broadcast_to(self.prompt[...], shape).astype(hidden.dtype)
         tokens = dropout(tokens, self.rate, place=0)
         n_tokens = tokens.shape[1]
-        out = self.base(
-            jnp.concatenate([hidden[:, :1], tokens, hidden[:, 1:]], axis=1), *context
-        )
+        longer = jnp.concatenate([hidden[:, :1], tokens, hidden[:, 1:]], axis=1)
+        out = self.base(longer, *context)
         return jnp.concatenate([out[:, :1], out[:, 1 + n_tokens :]], axis=1)
 
 
@@ -69,23 +72,49 @@ def vpt(
     at: str | None = None,
     modules_to_save: tuple[str, ...] | list[str] = HEADS,
 ) -> Method:
-    """Visual prompts of `n_tokens` tokens in a vision transformer.
+    """Visual prompt tuning: trains p tokens behind the class token of an image.
+
+    The sequence in every layer has 1 + N + p tokens. The tokens start uniform within
+    sqrt(6 / (patch + d)), which is Xavier's bound for the projection of patches.
 
     Args:
       n_tokens: p; 0 leaves the model as it is.
-      mode: "shallow", p d numbers, or "deep", L p d.
-      dropout: rate on the prompts; acts only where the model is called with a key.
+      mode: "shallow" adds tokens before the first layer only (equations 4 to 6), p d
+        trained numbers. "deep" replaces the tokens before every one of L layers by new
+        ones (equations 7 and 8), L p d trained numbers.
+      dropout: rate on the tokens; acts only where the model is called with a key.
       at: a regular expression that picks the stack of layers, where a model has several
-        (image and text).
-      modules_to_save: trained in full beside it; by default the head, where the model has one.
+        (image and text). None: the model has one.
+      modules_to_save: modules that are trained in full; by default the head, where the
+        model has one.
 
-    Prompts start uniform within sqrt(6 / (patch + d)), Xavier's bound for the patch
-    projection. "shallow" acts around the module that holds the stack and maps hidden
-    states to hidden states.
+    Returns:
+      The method.
 
     Raises:
-      ValueError: by `apply`, on a model without one stack of layers to choose, or where
-        that stack reads text.
+      TypeError, ValueError: an argument makes no sense; by `apply`, for a model in
+        which there is not exactly one stack of layers inside of an encoder, or one that
+        reads text.
+
+    References:
+      Jia, Tang, Chen, Cardie, Belongie, Hariharan, Lim (2022), arXiv 2203.12119,
+      section 3.2.
+
+    Example:
+      >>> from fedjax_fm import models, peft
+      >>> config = models.ViTConfig(
+      ...     hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+      ...     intermediate_size=8, image_size=4, patch_size=2, num_channels=1,
+      ... )
+      >>> model = nnx.eval_shape(  # shapes alone; the weights take no memory
+      ...     lambda: models.ViTForImageClassification(config, 3, nnx.Rngs(0))
+      ... )
+      >>> adapted = peft.apply(model, vpt(5))
+      >>> delta = nnx.to_pure_dict(adapted.delta)
+      >>> jax.tree.map(jnp.shape, delta["vit"]["encoder"])  # for each of two layers
+      {'layer': {'prompt': (2, 5, 8)}}
+      >>> sorted(delta)
+      ['classifier', 'vit']
     """
     choice("mode", mode, ("shallow", "deep"))
     whole("n_tokens", n_tokens, least=0)
@@ -99,41 +128,41 @@ def vpt(
         if n_tokens == 0:
             return heads
         plain, there = plain_names(model), stacks(model)
-        found = [
-            p
-            for p in there
-            if not isinstance(get_module(model, p), nnx.List | Segments)
-        ]
-        found = [p for p in found if at is None or matches(plain(p), at)]
+        found = []
+        for stack in there:
+            whole_stack = not isinstance(get_module(model, stack), nnx.List | Segments)
+            if whole_stack and (at is None or matches(plain(stack), at)):
+                found.append(stack)
         if len(found) != 1 or (mode == "shallow" and "." not in found[0]):
             raise ValueError(
                 f"expected one stack of layers inside an encoder, got {found}; "
                 f"there are {sorted(there)}"
             )
-        path, n_layers = found[0], there[found[0]]
+        (path,) = found
+        n_layers = there[path]
         _refuse_text(model, path)
         width = width_of(get_module(model, path))
         bound = math.sqrt(6 / (_patch_size(model, width) + width))
-        if mode == "shallow":
+        if mode == "shallow":  # around the module that holds the stack
             path = path.rpartition(".")[0]
         shape = (n_tokens, width) if mode == "shallow" else (n_layers, n_tokens, width)
-        prompt = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-        base = get_module(model, path)
-        replace_module(
-            model,
-            path,
-            VisualPrompt(base, prompt, dropout, n_layers if mode == "deep" else None),
+        prompt = jax.random.uniform(
+            key, shape, jnp.float32, minval=-bound, maxval=bound
         )
+        base = get_module(model, path)
+        stacked_layers = n_layers if mode == "deep" else None
+        wrapper = VisualPrompt(base, prompt, dropout, stacked_layers)
+        replace_module(model, path, wrapper)
         return {(*path.split("."), "prompt")} | heads
 
     return Method(f"vpt_{mode}", install)
 
 
 def _refuse_text(model: nnx.Module, path: str) -> None:
+    """Raises ValueError where a module above `path` reads text."""
     words = path.split(".")
-    above = [
-        get_module(model, ".".join(words[:length])) for length in range(len(words))
-    ]
+    paths = [".".join(words[:length]) for length in range(len(words))]
+    above = [get_module(model, one) for one in paths]
     readers = [
         type(module).__name__ for module in above if hasattr(module, "vocabulary")
     ]
@@ -145,10 +174,7 @@ def _refuse_text(model: nnx.Module, path: str) -> None:
 
 
 def _patch_size(model: nnx.Module, width: int) -> int:
-    """Numbers in a patch, from the layer that projects them.
-
-    The width where no layer can be told to do so.
-    """
+    """Numbers in a patch, by the layer that projects patches; else the width."""
     sizes = [
         linear_shape(layer)[-2]
         for path, layer in named_modules(model)

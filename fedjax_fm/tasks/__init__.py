@@ -1,4 +1,4 @@
-"""Tasks of the usual kinds, so that nobody has to write cross-entropy by hand."""
+"""Tasks of the usual kinds: classification, language modelling, regression."""
 
 from fedjax_fm.tasks.classification import classification, from_logits
 from fedjax_fm.tasks.language_modeling import language_modeling

@@ -22,15 +22,18 @@ def classification(
     Args:
       adapted: from `peft.apply`; its model returns logits f32[B, K].
       label: the column of class numbers, i32[B] in 0..K-1.
-      inputs: columns that the model is called with, by name; default: all but the label.
+      inputs: columns that the model is called with, by name; default: all but the
+        label.
 
     Returns:
       A task with the loss and the metric `accuracy` of every example. A label outside
-      of the classes makes the loss NaN, which stops a run and names the client.
+      of the classes makes the loss NaN, which stops a run with the client's number.
 
     Raises:
-      TypeError: `adapted` is no model, or a label is no whole number.
-      ValueError: while a round is traced, for columns that do not fit the model; names both.
+      TypeError: `adapted` is not from `peft.apply`; while a round is traced, labels
+        that are not whole numbers.
+      ValueError: while a round is traced, columns that do not fit the model; the
+        message names both.
 
     Example:
       >>> from flax import nnx
@@ -50,26 +53,29 @@ def classification(
         delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any
     ) -> jax.Array:
         model = adapted.model(delta, backbone)
-        return call_model(model, batch, (label,), inputs, key)
+        return call_model(model, batch, (label,), inputs=inputs, key=key)
 
     return from_logits(logits, label=label)
 
 
 def from_logits(fn: Logits, *, label: str = "label") -> Task:
-    """Cross-entropy of any function that gives logits: plain JAX, linen, haiku, equinox.
+    """Cross-entropy of any function that returns logits.
+
+    The function may be of plain JAX, linen, haiku or equinox.
 
     Args:
       fn: `(delta, backbone, batch, key) -> logits f32[B, K]`. `key` is None where the
-        model is evaluated:
-        `deterministic=key is None` switches dropout off.
+        model is evaluated, so `deterministic=key is None` switches dropout off.
       label: the column of class numbers, i32[B] in 0..K-1.
 
     Returns:
-      As `classification`.
+      A task as of `classification`.
 
     Raises:
-      TypeError: `fn` is no function; while a round is traced, a label that is no whole number.
-      ValueError: while a round is traced, logits of another shape than [B, K], or no such column.
+      TypeError: `fn` is not a function; while a round is traced, labels that are not
+        whole numbers.
+      ValueError: while a round is traced, logits of another shape than [B, K], or a
+        missing column.
 
     Example:
       >>> def logits(delta, backbone, batch, key):
@@ -82,7 +88,8 @@ def from_logits(fn: Logits, *, label: str = "label") -> Task:
     """
     if not callable(fn):
         raise TypeError(
-            f"expected fn(delta, backbone, batch, key) -> logits, got fn={checks.shown(fn)}"
+            "expected fn(delta, backbone, batch, key) -> logits, got "
+            f"fn={checks.shown(fn)}"
         )
     checks.text("label", label)
 
@@ -97,14 +104,19 @@ def from_logits(fn: Logits, *, label: str = "label") -> Task:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """-log softmax(logits)[label], f32[B]; NaN where the label is no class.
+    """Computes -log softmax(logits)[label]; NaN where the label is not a class.
 
     Args:
-      logits: [B, K].
-      labels: i32[B].
+      logits: f32[B, K].
+      labels: i32[B] in 0..K-1.
 
     Returns:
       f32[B], in nats.
+
+    Example:
+      >>> losses = cross_entropy(jnp.zeros((2, 4)), jnp.array([1, 4]))
+      >>> print(losses)
+      [1.3862944       nan]
     """
     logits = logits.astype(jnp.float32)
     inside = (labels >= 0) & (labels < logits.shape[-1])
@@ -115,7 +127,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _check_shapes(logits: Any, labels: Any, label: str) -> None:
-    """Raises for shapes that would broadcast to something else."""
+    """Raises for logits and labels whose shapes or dtypes do not fit."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
             f"expected {label!r} as whole numbers, the classes, got {labels.dtype}"
@@ -126,5 +138,6 @@ def _check_shapes(logits: Any, labels: Any, label: str) -> None:
         raise TypeError(f"expected logits as one array [B, K], got {kind}")
     if labels.ndim != 1 or len(shape) != 2 or shape[0] != labels.shape[0]:
         raise ValueError(
-            f"expected logits [B, K] and {label!r} [B], got {list(shape)} and {list(labels.shape)}"
+            f"expected logits [B, K] and {label!r} [B], got {list(shape)} and "
+            f"{list(labels.shape)}"
         )

@@ -1,4 +1,4 @@
-"""Which columns of a batch a model is called with, and what is said when they do not fit."""
+"""Calls models with the columns of a batch, and explains columns that do not fit."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,11 @@ KEY = "key"  # the parameter through which a model is given what its dropout dra
 
 
 def check_adapted(adapted: Any) -> None:
-    """Raises TypeError unless a model can be made of `adapted`."""
+    """Raises TypeError unless `adapted` comes from `peft.apply`.
+
+    Args:
+      adapted: anything with a method `model`.
+    """
     if not callable(getattr(adapted, "model", None)):
         raise TypeError(
             "expected adapted from peft.apply(model, method), got "
@@ -21,23 +25,32 @@ def check_adapted(adapted: Any) -> None:
 
 
 def check_names(name: str, names: Any) -> None:
-    """Raises TypeError unless `names` is None or names of columns."""
+    """Raises TypeError unless `names` is None or a list of columns.
+
+    Args:
+      name: of the parameter, for the message.
+      names: its value.
+    """
     if names is None:
         return
-    if isinstance(names, str) or not all(isinstance(one, str) for one in names):
+    single = isinstance(names, str)
+    if single or not all(isinstance(one, str) for one in names):
         raise TypeError(
             f"expected {name} as a list of names of columns, got {name}={names!r}"
         )
 
 
 def need(batch: Mapping[str, Any], names: Sequence[str], who: str) -> None:
-    """Raises ValueError naming the columns that `who` needs and those that the batch has."""
+    """Raises ValueError unless the batch has the columns that are needed.
+
+    Args:
+      batch: {column: [B, ...]}.
+      names: columns that are needed.
+      who: needs them, for the message.
+    """
     missing = [name for name in names if name not in batch]
     if missing:
-        raise ValueError(
-            f"{who} needs the columns {', '.join(names)}; the batch has "
-            f"{', '.join(sorted(batch)) or 'none'}: {', '.join(missing)} missing"
-        )
+        raise ValueError(_said_missing(who, names, sorted(batch), missing))
 
 
 def call_model(
@@ -47,25 +60,27 @@ def call_model(
     inputs: Sequence[str] | None,
     key: jax.Array | None,
 ) -> Any:
-    """Calls the model with the batch's columns as its parameters of the same names.
+    """Calls the model with columns of the batch as parameters of the same names.
+
+    A single column is passed to a model of a single parameter whatever their names are.
 
     Args:
       model: a module.
       batch: {column: [B, ...]}.
       targets: columns that the loss reads, not the model.
       inputs: columns that the model is given; None: all but the targets.
-      key: of dropout; None: there is none.
+      key: for dropout; None: no dropout.
 
-    A single column goes to a model of a single parameter whatever their names are.
+    Returns:
+      What the model returns.
 
     Raises:
-      ValueError: a column that the model does not take, or a parameter without a column.
+      ValueError: a column that the model does not take, or a parameter without a
+        column.
     """
-    names = (
-        [name for name in batch if name not in targets]
-        if inputs is None
-        else list(inputs)
-    )
+    if inputs is None:
+        inputs = [name for name in batch if name not in targets]
+    names = list(inputs)
     who = f"the model {type(model).__name__}"
     need(batch, names, who)
     parameters = inspect.signature(model).parameters
@@ -77,13 +92,14 @@ def call_model(
     with randomness(key):
         if len(names) == 1 and names[0] not in takes and _takes_one(parameters):
             return model(batch[names[0]], **more)
-        if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        if not takes_any:
             _check_fit(names, takes, parameters, who)
         return model(**{name: batch[name] for name in names}, **more)
 
 
 def _takes_one(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Whether exactly one argument has to be given."""
+    """Whether exactly one argument must be given."""
     required = [
         one
         for one in parameters.values()
@@ -99,6 +115,7 @@ def _check_fit(
     parameters: Mapping[str, inspect.Parameter],
     who: str,
 ) -> None:
+    """Raises ValueError unless columns and parameters have the same names."""
     required = [
         name
         for name in parameters
@@ -106,14 +123,23 @@ def _check_fit(
     ]
     missing = [name for name in required if name not in names]
     if missing:
-        raise ValueError(
-            f"{who} needs the columns {', '.join(required)}; the batch has "
-            f"{', '.join(sorted(names)) or 'none'}: {', '.join(missing)} missing"
-        )
+        raise ValueError(_said_missing(who, required, sorted(names), missing))
     unknown = [name for name in names if name not in takes]
     if unknown:
+        taken = ", ".join(sorted(takes))
         raise ValueError(
-            f"{who} takes {', '.join(sorted(takes))}, not {', '.join(unknown)}, a "
+            f"{who} takes {taken}, not {', '.join(unknown)}, a "
             "column of the batch: leave it out of the data, or name the model's "
             "columns, inputs=[...]"
         )
+
+
+def _said_missing(
+    who: str, needed: Sequence[str], present: Sequence[str], missing: Sequence[str]
+) -> str:
+    """The message for columns that are missing."""
+    has = ", ".join(present) or "none"
+    return (
+        f"{who} needs the columns {', '.join(needed)}; the batch has "
+        f"{has}: {', '.join(missing)} missing"
+    )

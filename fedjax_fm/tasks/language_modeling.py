@@ -1,4 +1,4 @@
-"""Language modelling: every answer token counts alike."""
+"""Language modelling: the loss of every token that counts has the same weight."""
 
 from typing import Any
 
@@ -15,28 +15,47 @@ COLUMNS = ("input_ids", "attention_mask", "labels")
 
 
 def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
-    """Mean -log p(token) over the tokens of a row that count, weighted by their number.
+    """Mean of -log p(token) over the tokens of a row, weighted by their number.
 
-    The batch has `input_ids`, `attention_mask` and `labels`, all i32[B, T], the labels
-    unshifted as in Hugging Face: -100 does not count. So is a token that is predicted
-    from padding or from another text of a packed row. An encoder-decoder (T5) is given
-    `labels` [B, U] as its decoder's targets.
+        loss_i = 1 / n_i sum_t -log p(token_t | tokens before t),   weight_i = n_i
+
+    The sum is over the n_i tokens that count. Batches have the columns `input_ids`,
+    `attention_mask` and `labels`, all i32[B, T]. Labels are unshifted, as in Hugging
+    Face, and -100 does not count. Tokens that would be predicted from padding or from
+    another text of a packed row do not count either. For an encoder-decoder (T5),
+    `labels` i32[B, U] are the targets of the decoder.
 
     Args:
       adapted: from `peft.apply`; its model has `hidden` and `head`, as all language
-        models of `models`.
-      chunk: positions whose logits exist at one time, see `models.next_token_losses`.
+        models of `fedjax_fm.models` have.
+      chunk: positions whose logits are in memory at one time, see
+        `models.next_token_losses`.
 
     Returns:
-      A task that is token-weighted, in a batch as among clients: exp of its mean loss
-      is the perplexity.
+      A task that is weighted by tokens, within a batch and among clients: the
+      exponential of its mean loss is the perplexity.
 
     Raises:
-      TypeError: `adapted` is no model, or one without `hidden` and `head`.
-      ValueError: while a round is traced, a column that is not there.
+      TypeError: `adapted` is not from `peft.apply`; while a round is traced, a model
+        without `hidden` and `head`.
+      ValueError: while a round is traced, a missing column.
 
     Example:
-      `task = tasks.language_modeling(peft.apply(model, peft.lora(8, targets=["q_proj"])))`
+      >>> from flax import nnx
+      >>> from fedjax_fm import models, peft
+      >>> config = models.LlamaConfig(
+      ...     vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+      ...     num_attention_heads=2,
+      ... )
+      >>> model = models.LlamaForCausalLM(config, rngs=nnx.Rngs(0))
+      >>> adapted = peft.apply(model, peft.lora(2, targets=["q_proj"]))
+      >>> task = language_modeling(adapted)
+      >>> ids = jnp.array([[1, 2, 3, 4]])
+      >>> labels = ids.at[0, 1].set(-100)  # not the second token
+      >>> batch = {"input_ids": ids, "attention_mask": ids > 0, "labels": labels}
+      >>> loss, _ = task.loss(adapted.delta, adapted.backbone, batch, None)
+      >>> loss.shape, task.weight(batch).tolist()
+      ((1,), [2.0])
     """
     check_adapted(adapted)
     checks.whole("chunk", chunk, least=1)
@@ -47,7 +66,8 @@ def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
         _check_model(model)
         with randomness(key):
             losses, counts = _losses(model, batch, chunk)
-        return losses.sum(axis=1) / jnp.maximum(counts.sum(axis=1), 1), {}
+        n_tokens = counts.sum(axis=1)
+        return losses.sum(axis=1) / jnp.maximum(n_tokens, 1), {}
 
     def weight(batch: dict[str, jax.Array]) -> jax.Array:
         need(batch, COLUMNS, "the task")
@@ -65,20 +85,22 @@ def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
 def _losses(
     model: Any, batch: dict[str, jax.Array], chunk: int
 ) -> tuple[jax.Array, jax.Array]:
+    """(losses f32[B, T], whether each counts bool[B, T])."""
     ids, mask, labels = (batch[name] for name in COLUMNS)
     if not hasattr(model, "shift_right"):
-        return next_token_losses(model, ids, mask, labels, chunk)
+        return next_token_losses(model, ids, mask, labels, chunk=chunk)
     hidden = model.hidden(ids, mask, model.shift_right(labels))
     return token_losses(hidden, model.head, labels, chunk), labels != IGNORED
 
 
 def _has_decoder(adapted: Any) -> bool:
-    """Whether the model reads one text and writes another."""
+    """Whether the model is an encoder-decoder."""
     own = getattr(adapted, "adapted", adapted)  # of two adapters side by side
     return hasattr(own.model(), "shift_right")
 
 
 def _check_model(model: Any) -> None:
+    """Raises TypeError unless the model is a language model."""
     if not (hasattr(model, "hidden") and hasattr(model, "head")):
         raise TypeError(
             "expected a language model with hidden(input_ids, attention_mask) "
@@ -88,4 +110,5 @@ def _check_model(model: Any) -> None:
 
 
 def _number(mask: jax.Array) -> jax.Array:
+    """bool[B, T] -> f32[B], how many are true."""
     return mask.sum(axis=1).astype(jnp.float32)

@@ -14,30 +14,32 @@ from fedjax_fm.types import Task, Tree
 def regression(
     adapted: Any, *, label: str = "label", inputs: Sequence[str] | None = None
 ) -> Task:
-    """Squared error (y - label)^2 of an adapted model.
+    """Squared error of an adapted model.
 
-    The mean over coordinates where there are several.
+        loss_i = (y_i - label_i)^2,   the mean over coordinates where there are several
 
     Args:
-      adapted: from `peft.apply`; its model returns f32[B], f32[B, 1] or, for labels [B,
-        D], f32[B, D].
-      label: the column of targets, [B] or [B, D].
-      inputs: columns that the model is called with, by name; default: all but the label.
+      adapted: from `peft.apply`; its model returns f32[B] or f32[B, 1], and f32[B, D]
+        for labels f32[B, D].
+      label: the column of targets, f32[B] or f32[B, D].
+      inputs: columns that the model is called with, by name; default: all but the
+        label.
 
     Returns:
       A task with the loss and the metric `absolute_error` of every example.
 
     Raises:
-      TypeError: `adapted` is no model.
-      ValueError: while a round is traced, for columns that do not fit the model (names
-        both), and for shapes of output and label that differ.
+      TypeError: `adapted` is not from `peft.apply`.
+      ValueError: while a round is traced, columns that do not fit the model (the
+        message names both), or different shapes of output and label.
 
     Example:
       >>> from flax import nnx
       >>> from fedjax_fm import peft
       >>> adapted = peft.apply(nnx.Linear(4, 1, rngs=nnx.Rngs(0)), peft.full())
       >>> batch = {"x": jnp.zeros((2, 4)), "label": jnp.array([0.0, 3.0])}
-      >>> loss, _ = regression(adapted).loss(adapted.delta, adapted.backbone, batch, None)
+      >>> task = regression(adapted)
+      >>> loss, _ = task.loss(adapted.delta, adapted.backbone, batch, None)
       >>> loss.tolist()
       [0.0, 9.0]
     """
@@ -48,9 +50,8 @@ def regression(
     def loss(delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any):
         need(batch, (label,), "the task")
         target = batch[label]
-        output = call_model(
-            adapted.model(delta, backbone), batch, (label,), inputs, key
-        )
+        model = adapted.model(delta, backbone)
+        output = call_model(model, batch, (label,), inputs=inputs, key=key)
         if output.ndim == target.ndim + 1 and output.shape[-1] == 1:
             output = output[..., 0]
         if output.shape != target.shape:
@@ -59,9 +60,8 @@ def regression(
                 f"got {list(output.shape)}"
             )
         error = output.astype(jnp.float32) - target.astype(jnp.float32)
-        each = tuple(range(1, error.ndim))
-        return jnp.mean(error**2, axis=each), {
-            "absolute_error": jnp.mean(jnp.abs(error), axis=each)
-        }
+        coordinates = tuple(range(1, error.ndim))
+        absolute = jnp.mean(jnp.abs(error), axis=coordinates)
+        return jnp.mean(error**2, axis=coordinates), {"absolute_error": absolute}
 
     return Task(loss)

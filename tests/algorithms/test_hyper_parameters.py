@@ -175,8 +175,6 @@ ROWS = (
     Row(shift, {}, {"scale": "real"}),
     Row(evaluation.evaluate, SCORED, {"batch_size": "whole", "bucket": "whole?"}),
     Row(evaluation.plus_minus, {"values": [1.0, 2.0]}, {"scale": "real", "digits": "whole"}),
-    Row(evaluation.Evaluator, {"logits_fn": print}, {"batch_size": "whole", "bucket": "whole"}),
-    Row(evaluation.PerplexityEvaluator, {"losses_fn": print}, {"batch_size": "whole", "bucket": "whole"}),
     Row(intervals.student_t975, {"freedom": 3}, {"freedom": "whole"}),
 )  # fmt: skip
 
@@ -216,12 +214,7 @@ def test_how_a_client_walks_its_data_is_checked(name):
 
 
 ELSEWHERE = {"dp_fedavg", "AdaptiveClip"}  # tests/algorithms/test_dp_fedavg.py
-RESULTS = {
-    "Comparison",
-    "Results",
-    "Schedule",
-    "TokenLosses",
-}  # made by functions, not by people
+RESULTS = {"Comparison", "Schedule"}  # made by functions, not by people
 
 
 def public(module):

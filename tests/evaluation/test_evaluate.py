@@ -60,6 +60,52 @@ def test_it_equals_a_plain_loop_on_ragged_arrays(n, batch_size, bucket):
     np.testing.assert_array_equal(found["accuracy"], correct)
 
 
+SIDES = {
+    "right": [
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+    ],
+    "left": [
+        [0, 0, 0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+    ],
+    "holes": [
+        [1, 0, 0, 0, 0, 0, 1, 0],
+        [0, 1, 0, 1, 1, 0, 0, 1],
+        [1, 1, 1, 0, 1, 1, 1, 1],
+    ],
+    "nothing": [
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0, 0, 0],
+    ],
+}
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_no_real_token_is_cut_off_wherever_the_padding_is(side):
+    """Rows are cut to the width of their bucket: counting ones would cut a row that is
+    padded on the left.
+    """
+    mask = np.array(SIDES[side])
+    ids = np.random.default_rng(0).integers(1, 9, mask.shape)
+    total = (ids * mask).sum(axis=1)
+
+    def logits(delta, backbone, batch, key):
+        real = batch["input_ids"] * batch["attention_mask"]
+        score = delta * real.sum(axis=1)
+        return jnp.stack([0.0 * score, score - 15.0], axis=1)
+
+    task = tasks.from_logits(logits)
+    arrays = {"input_ids": ids, "attention_mask": mask, "label": ids[:, 0] % 2}
+    found = evaluate(task, 1.5, (), arrays, batch_size=2, bucket=2)
+    np.testing.assert_array_equal(
+        found["accuracy"], (1.5 * total > 15.0) == arrays["label"]
+    )
+
+
 def test_one_compile_serves_any_number_of_rows():
     _scores.clear_cache()
     for n in (3, 8, 21):
@@ -152,6 +198,46 @@ X = {"x": np.ones(3, np.float32)}
 def test_bad_input_is_named(loss, arrays, how, error, said):
     with pytest.raises(error, match=said):
         evaluate(ffm.Task(loss), (), (), arrays, **how)
+
+
+UNIFORM = tasks.from_logits(
+    lambda delta, backbone, batch, key: jnp.zeros((len(batch["input_ids"]), 3))
+)
+GOOD = {
+    "input_ids": np.ones((4, 3), np.int32),
+    "attention_mask": np.ones((4, 3), np.int32),
+    "label": np.arange(4) % 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "error", "said"),
+    [
+        ("label", np.arange(6), ValueError, "equal length.*'label': 6"),
+        ("label", np.arange(3), ValueError, "equal length.*'label': 3"),
+        ("input_ids", np.ones((5, 3), int), ValueError, "equal length.*'input_ids': 5"),
+        ("label", np.array([0, 1, 2, 2**32 + 1]), ValueError, "'label'.*4294967297"),
+        ("label", np.array([0, 1, 2, -1]), FloatingPointError, "example 3.*label=-1"),
+        ("label", np.array([0, 1, 3, 0]), FloatingPointError, "example 2.*label=3"),
+        ("label", np.array([0, 1, 2, 0.5]), TypeError, "'label' as whole numbers"),
+        ("label", np.array(["a", "b", "a", "b"]), ValueError, "'label' holds text"),
+        ("attention_mask", np.ones(4, int), ValueError, r"attention_mask.*\[n, T\]"),
+    ],
+)
+def test_columns_that_do_not_belong_together_are_refused(name, array, error, said):
+    assert evaluate(UNIFORM, (), (), GOOD, bucket=8)["accuracy"].sum() == 2
+    with pytest.raises(error, match=said):
+        evaluate(UNIFORM, (), (), {**GOOD, name: array}, bucket=8)
+
+
+def test_parameters_that_are_not_finite_are_named_by_the_first_example():
+    def logits(delta, backbone, batch, key):
+        return delta * jnp.ones((len(batch["input_ids"]), 2))
+
+    with pytest.raises(FloatingPointError, match=r"example 0 .*\(4 of 4 examples\)"):
+        evaluate(
+            tasks.from_logits(logits), jnp.nan, (), {**GOOD, "label": np.zeros(4, int)}
+        )
 
 
 def test_a_loss_that_draws_may_be_given_a_key():

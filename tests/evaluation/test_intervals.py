@@ -1,55 +1,11 @@
-"""Scores against plain formulas; intervals against tables and simulation."""
+"""Intervals, verdicts and corrections against tables, scipy and simulation."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from fedjax_fm.evaluation import (
-    Evaluator,
-    by_client,
-    holm,
-    paired_examples,
-    paired_seeds,
-)
+from fedjax_fm.evaluation import holm, paired_examples, paired_seeds
 from fedjax_fm.evaluation.intervals import half_width, student_t975
-
-
-def test_buckets_and_padding_change_no_score():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 20, 101)
-    mask = (np.arange(20) < lengths[:, None]).astype(np.int32)
-    ids = rng.integers(0, 50, (101, 20)).astype(np.int32)
-    table = jnp.asarray(rng.normal(size=(50, 3)).astype(np.float32))
-
-    def logits(params, ids, mask):
-        return (params[ids] * mask[..., None]).sum(1)
-
-    label = rng.integers(0, 3, 101).astype(np.int32)
-    results = Evaluator(logits, batch_size=8, bucket=4)(
-        table, {"input_ids": ids, "attention_mask": mask, "label": label}
-    )
-    scores = (np.asarray(table)[ids] * mask[..., None]).sum(1).astype(np.float64)
-    losses = np.log(np.exp(scores).sum(1)) - scores[np.arange(101), label]
-    np.testing.assert_array_equal(results.correct, scores.argmax(1) == label)
-    np.testing.assert_allclose(results.loss, losses, rtol=1e-4, atol=1e-5)
-    per_client = by_client(results, [1, 60, 40])
-    assert per_client[2] == pytest.approx(results.correct[61:].mean())
-    with pytest.raises(ValueError, match="99 rows, the results 101"):
-        by_client(results, [99])
-
-
-def test_non_finite_losses_are_named():
-    evaluate = Evaluator(lambda p, ids, mask: jnp.full((ids.shape[0], 2), jnp.nan))
-    arrays = {
-        "input_ids": np.ones((3, 4), int),
-        "attention_mask": np.ones((3, 4), int),
-        "label": np.zeros(3, int),
-    }
-    with pytest.raises(FloatingPointError, match="example 0"):
-        evaluate(None, arrays)
-    with pytest.raises(ValueError, match="no rows"):
-        evaluate(None, {name: array[:0] for name, array in arrays.items()})
 
 
 def test_student_t_equals_the_table():
@@ -165,3 +121,31 @@ def test_half_an_interval_is_students():
     values = [3.0, 5.0, 10.0]  # mean 6, variance 13
     assert half_width(values) == pytest.approx(4.3026527299 * (13 / 3) ** 0.5, rel=1e-6)
     assert half_width([1.0]) == np.inf
+
+
+# Values that are not finite
+
+
+@pytest.mark.parametrize("compare", [paired_seeds, paired_examples])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_comparison_of_values_that_are_not_finite_is_refused(compare, bad):
+    """Its interval would hold nothing, and the verdict be "no difference seen"."""
+    good, wrong = np.array([0.1, 0.2, 0.3]), np.array([0.5, bad, 0.7])
+    with pytest.raises(ValueError, match=r"a is not finite at \[1\]"):
+        compare(wrong, good)
+    with pytest.raises(ValueError, match=r"b is not finite at \[1\]"):
+        compare(good, wrong)
+
+
+@pytest.mark.parametrize("compare", [paired_seeds, paired_examples])
+@pytest.mark.parametrize("values", [["1", "2"], [b"x", b"y"], [0.5, None]], ids=repr)
+def test_a_comparison_of_what_is_no_number_is_refused(compare, values):
+    with pytest.raises(TypeError, match="a as numbers"):
+        compare(values, np.ones(2))
+
+
+def test_a_half_width_of_nan_or_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"values.*not finite.*\[1\]"):
+        half_width([0.1, np.nan, 0.3])
+    with pytest.raises(ValueError, match="at least one"):
+        half_width([])
