@@ -1,4 +1,4 @@
-"""DoCoFL's downlink: an old model that receivers fetch early, and a small correction."""
+"""DoCoFL's downlink: an old model that receivers fetch early, and a correction."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -60,7 +60,8 @@ def checked_whole(name: str, value: Any, *, least: int, most: int | None = None)
     Args:
       name: of the parameter, for the message.
       value: what should be a whole number.
-      least, most: bounds, both allowed; None for no upper one.
+      least: the least value that is allowed.
+      most: the largest one; None for no bound.
     """
     checks.whole(name, value, least=least, most=most)
     _is_known(name, value)

@@ -23,7 +23,7 @@ def cast(dtype: str = "bfloat16", block_size: int | None = None) -> Channel:
     Contractive: delta >= 1 - u^2, u the largest relative error of a normal number: 2^-8
     (bfloat16), 2^-11 (float16), 2^-4 (float8_e4m3fn), 2^-3 (float8_e5m2). Entries below
     the smallest number fade to zero. Entries above the largest one (448 in
-    float8_e4m3fn) become infinity or NaN. A `block_size` avoids both: each block is
+    float8_e4m3fn) become infinity or NaN. With a `block_size`, each block is first
     scaled by the power of two that brings its largest entry near the top of the range,
     as in microscaling formats. Bits: 16 or 8 an entry, plus 8 a block.
 
