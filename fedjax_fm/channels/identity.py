@@ -1,4 +1,4 @@
-"""The channel that changes nothing: arrays travel as they lie in memory, flags as bits."""
+"""The channel that changes nothing: arrays travel as they are, flags as bits."""
 
 import functools
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""NNADQ, the quantiser of FedOBD: the range of a tensor decides its number of levels."""
+"""NNADQ, the quantiser of FedOBD: the range of a tensor decides its levels."""
 
 from dataclasses import dataclass
 

@@ -85,7 +85,7 @@ def _takes(rule: Rule, path: str, leaf) -> bool:
 
 @contextlib.contextmanager
 def _naming(part: Part):
-    """Adds the leaves' names to a channel's complaint, which sees a bare list of them."""
+    """Adds the leaves' names to an error of a channel, which sees a bare list."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -151,7 +151,8 @@ def per_leaf(
       ...     (is_vector, channels.identity()),
       ...     otherwise=channels.int_blocks(bits=8),
       ... )
-      >>> tree = {"bias": jnp.ones(2), "lora_A": jnp.ones((2, 2)), "w": jnp.ones((2, 2))}
+      >>> matrix = jnp.ones((2, 2))
+      >>> tree = {"bias": jnp.ones(2), "lora_A": matrix, "w": matrix}
       >>> payload, _ = channel.encode(channel.init(tree), tree, jax.random.key(0))
       >>> channel.bits(payload)  # 2 * 32, 4 * 16, 4 * 8 and a scale
       192

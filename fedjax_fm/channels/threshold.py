@@ -75,7 +75,7 @@ def threshold(least: float, relative_to: str | None = None) -> Channel:
 
     def encode(x, live, key):
         n = x.shape[0]
-        # Zeros are never worth sending; a NaN sends one entry at least, which then says so.
+        # Zeros are never worth sending. With a NaN, entry 0 is sent, as NaN.
         bad = jnp.any(jnp.isnan(x))
         reaches = _reaches(x, least, relative_to, n if live is None else live)
         mask = jnp.where(bad, jnp.arange(n) == 0, reaches & (x != 0))
