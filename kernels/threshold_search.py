@@ -232,7 +232,7 @@ def _last_ties(
 def _last_tie(
     leaf: jax.Array, key: jax.Array, n_open: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(index of the n_open-th entry equal to key, or the length for fewer; their count)."""
+    """(index of the n_open-th tie, or the length if there are fewer; number of ties)."""
     n = leaf.shape[0]
     n_blocks = -(-n // _TIE_BLOCK)
     whole = n // _TIE_BLOCK * _TIE_BLOCK

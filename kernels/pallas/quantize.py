@@ -13,7 +13,7 @@ _LANES, _SUBLANES = 128, 32  # a tile of int8
 
 
 def _kernel(words_ref, scale_ref, x_ref, codes_ref, *, levels):
-    """Codes of one block; the words are the key's and the start of the Weyl sequence."""
+    """Codes of one block; the words are the key and the start of the Weyl sequence."""
     shape = x_ref.shape
     # By the place in the whole vector: the numbers do not depend on how it is cut.
     first = pl.program_id(0) * (shape[0] * shape[1])
