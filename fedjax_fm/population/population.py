@@ -76,7 +76,8 @@ class Population:
 
         Raises:
           TypeError: no sequence of mappings.
-          ValueError: no client, or clients whose names, lengths, dtypes or shapes differ.
+          ValueError: no client, or clients whose names, lengths, dtypes or shapes
+            differ.
 
         Example:
           >>> clients = [{"x": np.ones((2, 3), np.float32)}, {"x": np.array([])}]
@@ -143,7 +144,8 @@ class Population:
     def open(cls, folder: str | os.PathLike[str]) -> Population:
         """What `save` wrote, memory-mapped: examples are read when a client takes part.
 
-        Arrays of 64-bit numbers are read once, in chunks, since a device may not hold their values.
+        Arrays of 64-bit numbers are read once, in chunks, since a device may not hold
+        their values.
         """
         return cls(*folders.read(folder))
 

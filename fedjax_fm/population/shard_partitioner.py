@@ -36,7 +36,8 @@ class ShardPartitioner:
     rows are dealt for sure only in the third line with `keep_incomplete_shard=True`, or
     where the numbers divide.
 
-    Rows of equal label keep the order of the table (flwr-datasets leaves it to its sort).
+    Rows of equal label keep the order of the table (flwr-datasets leaves it to its
+    sort).
 
     Raises:
       ValueError: a number < 1, or neither `num_shards_per_partition` nor `shard_size`

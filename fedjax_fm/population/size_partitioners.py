@@ -26,7 +26,8 @@ class SizePartitioner:
     Rows beyond the sum of the sizes go to nobody; as in flwr-datasets this warns.
 
     Raises:
-      ValueError: no size or a size < 1; at partition time sizes that add up to more than the rows.
+      ValueError: no size or a size < 1; at partition time sizes that add up to more
+        than the rows.
 
     Example:
       >>> SizePartitioner([1, 2]).partition({"label": np.zeros(3)})
@@ -60,11 +61,13 @@ class SizePartitioner:
 class IdToSizeFncPartitioner:
     """Client k = 1, ..., P owns a share of the rows proportional to f(k).
 
-    size_k = floor(n f(k) / sum_j f(j)); what the rounding leaves goes to the last client.
+    size_k = floor(n f(k) / sum_j f(j)); what the rounding leaves goes to the last
+    client.
 
     Attributes:
       num_partitions: P, number of clients.
-      partition_id_to_size_fn: f, from the numbers f64[P] = 1, ..., P to f64[P], not negative.
+      partition_id_to_size_fn: f, from the numbers f64[P] = 1, ..., P to f64[P], not
+        negative.
 
     Raises:
       ValueError: num_partitions < 1; at partition time an f that is not finite and >= 0

@@ -38,18 +38,20 @@ def split_by_group(
     order and hand on what a split lacks or has too much. So the split depends on the
     seed and on the names and sizes of the groups, not on the order of rows.
 
-    Guarantee: a split exceeds its share of all rows by less than the rows of the largest group.
+    Guarantee: a split exceeds its share of all rows by less than the rows of the
+    largest group.
 
     Args:
       groups: [rows], which group a row belongs to (str, or any values of one type).
-      fractions: name of the split -> its share of the rows; positive, sum 1. If two splits lack
-        equally many rows, the one named first is served.
+      fractions: name of the split -> its share of the rows; positive, sum 1. If two
+        splits lack equally many rows, the one named first is served.
       seed: non-negative.
       strata: [rows], a property of the group such as its domain: the shares are kept
         within each of them.
 
     Returns:
-      name -> int64[rows of the split], ascending; every row in exactly one split, no split empty.
+      name -> int64[rows of the split], ascending; every row in exactly one split, no
+      split empty.
 
     Raises:
       ValueError: fractions that are not positive or do not sum to 1, a group in two
@@ -112,7 +114,8 @@ def split_clients(
       exactly one split.
 
     Raises:
-      ValueError: a count < 1 (leave the name out instead), or counts that do not add up.
+      ValueError: a count < 1 (leave the name out instead), or counts that do not add
+        up.
 
     Example:
       >>> split_clients(5, {"train": 3, "held_out": 2}, seed=42)
@@ -139,7 +142,8 @@ def split_within(
 
     Args:
       indices: [rows], the client's row numbers, each once, in any order.
-      fraction: share of the rows for local *train*, in (0, 1); rounded to whole rows, half up.
+      fraction: share of the rows for local *train*, in (0, 1); rounded to whole rows,
+        half up.
       seed: non-negative.
 
     Returns:

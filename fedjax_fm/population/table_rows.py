@@ -21,7 +21,8 @@ def rows_of_clients(table: TableLike, by: Any, rows: Any) -> list[np.ndarray]:
     """Row numbers of each client, from a column of ids, a partitioner, or as they were given.
 
     Raises:
-      TypeError: not exactly one of `by` and `rows`, or what is neither a column nor a partitioner.
+      TypeError: not exactly one of `by` and `rows`, or what is neither a column nor a
+        partitioner.
       ValueError, IndexError: row numbers that the table does not have.
     """
     if (by is None) == (rows is None):

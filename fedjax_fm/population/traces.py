@@ -37,7 +37,8 @@ def diurnal(
       n_clients: clients in the population.
       n_rounds: length of the trace; with a whole number of days it continues smoothly.
       period: rounds a day.
-      mean: share of the rounds in which a client is there; one number, or f64[n_clients].
+      mean: share of the rounds in which a client is there; one number, or
+        f64[n_clients].
       amplitude: 0 makes availability constant; one number, or f64[n_clients]. mean +-
         amplitude must lie in [0, 1].
       spread: days over which the clients' phases are spread. 1: all over the globe,
@@ -111,8 +112,10 @@ def markov(
     Args:
       n_clients: clients in the population.
       n_rounds: length of the trace.
-      mean_on: mean number of rounds that a client stays, >= 1; one number, or f64[n_clients].
-      mean_off: mean number of rounds that it stays away, >= 1; one number, or f64[n_clients].
+      mean_on: mean number of rounds that a client stays, >= 1; one number, or
+        f64[n_clients].
+      mean_off: mean number of rounds that it stays away, >= 1; one number, or
+        f64[n_clients].
       seed: of the chains.
 
     Returns:

@@ -12,8 +12,8 @@ shared columns. `active_party_columns_mode` says where the columns of the active
 go:
 
 - "add_to_first", "add_to_last", "add_to_all", or a number: to the first, the last, all,
-or that client.
-- "create_as_first", "create_as_last": to a client of their own, before or after the others.
+or that client. - "create_as_first", "create_as_last": to a client of their own, before
+or after the others.
 """
 
 from __future__ import annotations
