@@ -127,7 +127,7 @@ class DistributionPartitioner:
         return shuffled(clients, rng, self.shuffle)
 
     def _counts(self, n_rows: np.ndarray) -> np.ndarray:
-        """int64[L, C]: rows of each label, which has n_rows int64[L], for its clients."""
+        """int64[L, C]: rows of each label for its clients, of `n_rows` int64[L]."""
         matrix = self.distribution_array
         if not self.rescale:
             too_many = np.flatnonzero(matrix.sum(axis=1) > n_rows)

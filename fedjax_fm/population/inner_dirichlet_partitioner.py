@@ -1,4 +1,4 @@
-"""The partitioner of FedDyn: sizes are given, each client's mixture of labels is drawn."""
+"""The partitioner of FedDyn: sizes are given, mixtures of labels are drawn."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class InnerDirichletPartitioner:
         return shuffled(clients, rng, self.shuffle)
 
     def _check_fit(self, n_classes: int, n_rows: int) -> None:
-        """Raises ValueError if the sizes or alpha do not fit the table; warns of rows left."""
+        """Refuses sizes or alpha that do not fit the table; warns of rows left."""
         total = sum(self.partition_sizes)
         if total > n_rows:
             raise ValueError(
@@ -128,7 +128,7 @@ class _Mixtures:
         self._ends = _cumulated(self.shares)
 
     def draw(self, client: int) -> int:
-        """A class from the client's mixture, as `rng.choice(classes, p=shares)` draws it."""
+        """Draws a class of a client's mixture as rng.choice(classes, p=shares) does."""
         drawn = self.rng.random()
         return int(self._ends[client].searchsorted(drawn, side="right"))
 
@@ -157,11 +157,12 @@ def _deal(
     alpha: np.ndarray,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Rows of each client: last rows of a class first, last places of a client first."""
+    """Deals the last rows of a class first, to the last free places of a client."""
     mixtures = _Mixtures(alpha, len(sizes), rng)
     clients = [np.zeros(size, dtype=np.int64) for size in sizes]
     room, stock = list(sizes), [len(rows) for rows in rows_of_classes]
-    open_clients = [client for client, _ in enumerate(sizes)]
+    n_clients = len(sizes)
+    open_clients = list(range(n_clients))
     for _ in range(sum(sizes)):
         client = _with_room(open_clients, room, rng)
         room[client] -= 1

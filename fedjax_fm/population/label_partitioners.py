@@ -127,7 +127,7 @@ class DirichletPartitioner:
     def _draw(
         self, rows_of_classes: list[np.ndarray], rng: np.random.Generator
     ) -> list[np.ndarray] | None:
-        """One draw over all classes; None if a class is left with no client to take it."""
+        """One draw over all classes; None if no client is left to take one of them."""
         alpha = np.broadcast_to(np.asarray(self.alpha), (self.num_partitions,))
         mean_size = sum(len(rows) for rows in rows_of_classes) / self.num_partitions
         sizes = np.zeros(self.num_partitions, dtype=np.int64)

@@ -36,7 +36,7 @@ def check_seed(seed: object) -> None:
 
 
 def check_alpha(alpha: Any) -> float | tuple[float, ...]:
-    """A concentration of a Dirichlet law, or one for each component: 0 < alpha <= 1e100.
+    """Concentrations of a Dirichlet law, one or one a component, 0 < alpha <= 1e100.
 
     Args:
       alpha: a number, or a list of numbers.
@@ -141,9 +141,10 @@ def categories(table: TableLike, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _check_all_there(column: np.ndarray, name: str) -> None:
     """Raises ValueError if a row has no value."""
     if column.dtype.kind == "f" and np.isnan(column).any():
+        n_nan = np.count_nonzero(np.isnan(column))
         raise ValueError(
-            f"column {name!r} holds {np.count_nonzero(np.isnan(column))} NaN, expected a "
-            "value in every row; drop these rows or give them a value"
+            f"column {name!r} holds {n_nan} NaN, expected a value in every row; drop "
+            "these rows or give them a value"
         )
     if column.dtype.kind in "mM":
         refuse_missing(f"column {name!r}", np.isnat(column))

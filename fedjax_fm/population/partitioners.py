@@ -154,10 +154,10 @@ class IidPartitioner:
 
 @dataclass(frozen=True)
 class NaturalIdPartitioner:
-    """Makes one client of each distinct value of a column: a reviewer, a role, a document.
+    """Makes one client of each distinct value of a column.
 
-    Deviation: clients stand in the order in which their value first appears;
-    flwr-datasets sorts the values.
+    A reviewer, a role, a document. Deviation: clients stand in the order in which their
+    value first appears; flwr-datasets sorts the values.
 
     Attributes:
       partition_by: column of the ids.
