@@ -94,7 +94,9 @@ def whole(
     expected = f"a whole number {bounds.around(name)}"
     if not _is_number(value, numbers.Integral, np.integer):
         raise TypeError(f"expected {expected}, got {name}={shown(value)}")
-    if not isinstance(value, Tracer) and not bounds.hold(int(value)):
+    if isinstance(value, Tracer):
+        return value
+    if not bounds.hold(int(value)):
         raise ValueError(f"expected {expected}, got {name}={value}")
     return value
 
@@ -300,7 +302,7 @@ class _Bounds(NamedTuple):
 
     def around(self, name: str) -> str:
         """The bounds in words: '0 < name <= 1'; the name alone if there are none."""
-        low = high = ""
+        low = high = alone = ""
         if self.least is not None:
             low, alone = f"{self.least:g} <= ", f">= {self.least:g}"
         elif self.above is not None:

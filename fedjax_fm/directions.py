@@ -19,7 +19,8 @@ from fedjax_fm.kernels.random_bits import random_bits_at, to_uniform
 from fedjax_fm.types import Tree
 
 # The least number that is drawn: erf_inv(-1) would be minus infinity.
-_LOWEST = np.nextafter(np.float32(-1), np.float32(0))
+_ONE, _ZERO = np.float32(1), np.float32(0)
+_LOWEST = np.nextafter(-_ONE, _ZERO)
 _ROOT_OF_TWO = np.float32(np.sqrt(2))
 
 
@@ -35,7 +36,7 @@ def normal_at(key: jax.Array, index: jax.Array) -> jax.Array:
       index: u32[...], the places.
     """
     fraction = to_uniform(random_bits_at(key, index))
-    symmetric = jnp.maximum(_LOWEST, fraction * (np.float32(1) - _LOWEST) + _LOWEST)
+    symmetric = jnp.maximum(_LOWEST, fraction * (_ONE - _LOWEST) + _LOWEST)
     return _ROOT_OF_TWO * jax.lax.erf_inv(symmetric)
 
 
@@ -118,7 +119,8 @@ class Perturbed:
             raise TypeError(f"expected `...` or integer rows, got {ids.dtype}")
         rows = self.value.at[ids].get(mode="fill", fill_value=jnp.nan)
         numbers = ids.reshape(-1).astype(jnp.uint32)
-        return self._drawn(rows, numbers * jnp.uint32(self._width()))
+        width = jnp.uint32(self._width())
+        return self._drawn(rows, numbers * width)
 
     def rows(self, first: jax.Array | int, count: int) -> "Perturbed":
         """Consecutive rows, still not drawn.
