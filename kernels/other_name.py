@@ -41,7 +41,7 @@ def give_way(name: str) -> None:
 
 
 def _empty(name: str) -> types.ModuleType:
-    """A package without submodules that knows where ours is."""
+    """A package without submodules, whose errors say where ours is."""
 
     def refuse(wanted: str) -> object:
         if wanted.startswith("__"):  # what Python and others ask of any module

@@ -38,9 +38,9 @@ def checked_channel(where: str, value: Any) -> Channel:
 
 
 def checked_real(name: str, value: Any, **bounds: Any) -> Any:
-    """`checks.real` of a number that both ends of the wire know, as a Python number.
+    """`checks.real` of a number that configures both ends of the wire.
 
-    0.1 in f32 becomes the decimal 0.1, not the f32 number next to it.
+    A Python number: 0.1 in f32 becomes the decimal 0.1, not the f32 number next to it.
 
     Args:
       name: of the parameter, for the message.
@@ -55,7 +55,7 @@ def checked_real(name: str, value: Any, **bounds: Any) -> Any:
 
 
 def checked_whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
-    """`checks.whole` of a number that both ends of the wire know, as a Python int.
+    """`checks.whole` of a number that configures both ends of the wire, as an int.
 
     Args:
       name: of the parameter, for the message.

@@ -38,14 +38,14 @@ def is_bool(x: Any) -> bool:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Codes:
-    """Packed symbols; of all n the first `live` travel where the data decide how many.
+    """Packed symbols, of which a number that depends on the data may travel.
 
     Attributes:
       packed: u8[...], or `Rows` of the bytes that travel.
       n: symbols in the buffer.
       symbols: size of the alphabet, 3 or a power of two.
-      live: () when all n travel, else Unbilled(i32[]): the receiver knows it from
-        another part of the message.
+      live: () when all n travel, else Unbilled(i32[]), how many do; they are the first
+        ones, and the receiver has their number from another part of the message.
     """
 
     packed: Any
@@ -172,7 +172,7 @@ def pack_places(mask: jax.Array, places: jax.Array) -> Places:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CountedPlaces:
-    """Like `Places`, for a count that the data decide.
+    """Like `Places`, for a count that depends on the data.
 
     The count travels, in 32 bits, and tells which of the two forms does.
 

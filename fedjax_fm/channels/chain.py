@@ -66,7 +66,7 @@ def chain(*channels: Channel) -> Channel:
     def encode_first(state, tree, key):
         payload, state = first.encode(state, tree, key)
         if not isinstance(payload, Payload):
-            # Of a channel that knows no chains: the wrapper tells `decode`.
+            # Of a channel without `Payload`s: the wrapper tells `decode`.
             payload = Payload(payload, (), BARE)
         if isinstance(payload.values, Anchored) or not jax.tree.leaves(payload.values):
             raise ValueError(

@@ -60,7 +60,7 @@ def nnadq(weight: float = 1e-3) -> Channel:
     entry is at most norm / (2 s). A constant leaf arrives exactly; weight -> 0 is
     lossless up to 2^-23 of the range (s is at most 2^22 - 1).
 
-    Bits, which the data decide: 1 + ceil(log2(s + 1)) an entry, each bit plane of a
+    Bits, which depend on the data: 1 + ceil(log2(s + 1)) an entry, each bit plane of a
     leaf in whole bytes, and 96 a leaf for norm, offset and s. `bits` gives a u32[].
 
     Args:

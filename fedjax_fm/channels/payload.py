@@ -38,8 +38,8 @@ def payload_bits(payload: Tree) -> int | jax.Array:
 
     There is no header. A bool array counts one bit an entry, in whole bytes a leaf.
     `Rows` count the rows that travel; their height, like every shape, is no part of the
-    bill, and a length that the data decide is sent, and billed, beside them. `Unbilled`
-    counts nothing.
+    bill, and a length that depends on the data is sent, and billed, beside them.
+    `Unbilled` counts nothing.
 
     Args:
       payload: any tree of arrays, `Rows` and `Unbilled`, or of shapes.

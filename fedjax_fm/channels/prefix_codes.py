@@ -245,7 +245,7 @@ class _Reader:
         return np.diff(ones, prepend=-1) - 1
 
     def fields(self, widths: np.ndarray) -> np.ndarray:
-        """Reads a number for each width, of so many bits."""
+        """Reads a number of as many bits for each width."""
         owner, shift = _layout(widths)
         bits = self._take(owner.size)
         numbers = np.bincount(owner, bits * 2.0**shift, widths.size)

@@ -32,7 +32,7 @@ def _reaches(
 
 
 def threshold(least: float, relative_to: str | None = None) -> Channel:
-    """Keeps the entries of magnitude at least t; the data decide how many these are.
+    """Keeps the entries of magnitude at least t, however many these are.
 
         t = least,  least max_j |x_j|  or  least sqrt(sum_j x_j^2 / n)
 

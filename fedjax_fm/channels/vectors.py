@@ -61,7 +61,7 @@ class Form:
 
     @property
     def has_rows(self) -> bool:
-        """Whether the data decide how many floats travel."""
+        """Whether the number of floats that travel depends on the data."""
         return any(leaf.kind == "rows" for leaf in self.leaves)
 
 

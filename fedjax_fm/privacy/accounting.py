@@ -220,7 +220,7 @@ def multiplier_for(
 def accounted_for(
     noise: Noise, noise_multiplier: float, accounting: Accounting | None
 ) -> Accounted | None:
-    """What a method with this noise was accounted for; None if nobody said.
+    """What a method with this noise was accounted for; None if nothing was said.
 
     Args:
       noise: of the method.
@@ -333,7 +333,7 @@ def _epsilon_after(
 def _spent(
     mechanism: Mechanism, noise_multiplier: float, rounds: int, delta: float
 ) -> Spent:
-    """What so many rounds of a mechanism spend."""
+    """Privacy that rounds of a mechanism spend."""
     epsilon = epsilon_of(mechanism, noise_multiplier, rounds, delta)
     return Spent(
         epsilon=epsilon,
@@ -385,7 +385,7 @@ def check_noise(noise: Noise) -> None:
 
 
 def _same(one: Noise, other: Noise, rounds: int) -> bool:
-    """Whether two kinds of noise have one strategy over so many rounds."""
+    """Whether two kinds of noise have one strategy over these rounds."""
     if one.is_independent != other.is_independent:
         return False
     if one.is_independent:

@@ -50,7 +50,7 @@ class Mechanism(NamedTuple):
         return gaussian
 
     def times(self, rounds: int) -> int:
-        """How often the event happens in so many rounds.
+        """How often the event happens in a number of rounds.
 
         Args:
           rounds: done or planned.
@@ -67,7 +67,7 @@ def mechanism_of(
       law: of the sampler.
       noise: how it is correlated over rounds.
       rounds: done or planned.
-      bound: the sensitivity of so many rounds, if it is known.
+      bound: the sensitivity of these rounds, if it was computed before.
 
     Raises:
       ValueError: correlated noise with a law that does not limit participation.
@@ -113,7 +113,7 @@ def mechanism_of(
 def epsilon_of(
     mechanism: Mechanism, noise_multiplier: float, rounds: int, delta: float
 ) -> float:
-    """Epsilon of so many rounds at delta.
+    """Epsilon of a number of rounds at delta.
 
     Args:
       mechanism: of a round or of the run.

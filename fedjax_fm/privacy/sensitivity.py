@@ -83,7 +83,7 @@ def sensitivities(strategy: np.ndarray, law: Spaced) -> np.ndarray:
 
 
 def _most(rounds: int, law: Spaced) -> int:
-    """Participations of one client in so many rounds."""
+    """The most participations of one client in a number of rounds."""
     fitting = -(-rounds // law.min_separation)
     if law.max_participations is None:
         return fitting

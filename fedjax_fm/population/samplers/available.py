@@ -125,7 +125,7 @@ def _from_function(n_clients: int, trace: Trace, places: Callable) -> Pick:
         n = ranks[-1]
         wanted = places(key, n) + 1
         ids = jnp.searchsorted(ranks, wanted).astype(jnp.int32)
-        # With nobody there the search ends past the last client.
+        # With no client there the search ends past the last client.
         return jnp.minimum(ids, n_clients - 1), n
 
     return pick
