@@ -1,8 +1,8 @@
 """Array kernels: arrays in, arrays out; nothing but jax is imported here.
 
 Installed as `fedjax_fm.kernels`; the top-level name `kernels` belongs to another
-project. All are pure functions for use inside `jax.jit`. Shapes are written as
-`f32[n]`; `f32[..., m]` works on the last axis.
+project. Functions of arrays are pure, for use inside `jax.jit`. Shapes are written as
+`f32[n]`; with `f32[..., m]` a function works on the last axis.
 """
 
 if __name__ != "fedjax_fm.kernels":
