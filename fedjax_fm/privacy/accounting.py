@@ -18,8 +18,6 @@ from fedjax_fm.privacy.noise import Noise
 from fedjax_fm.privacy.sensitivity import sensitivities
 from fedjax_fm.types import Privacy, Sampler
 
-MOST_NOISE = 1e4
-
 
 class Spent(NamedTuple):
     """An (epsilon, delta) guarantee at the level of clients.
@@ -212,7 +210,7 @@ def multiplier_for(
             f"expected a finite epsilon > 0 and rounds >= 1, {found}"
         ) from None
     mechanism = mechanism_of(law, noise, rounds)
-    found = calibrated(mechanism, epsilon, rounds, delta=delta, most=MOST_NOISE)
+    found = calibrated(mechanism, epsilon, rounds, delta)
     accounted = Accounted(law=law, noise=noise, rounds=rounds, delta=delta)
     return Multiplier(found, accounted)
 

@@ -147,11 +147,8 @@ def clipped_mean(norm_of: Callable[[Any], jax.Array | float]) -> Reduce:
       ([0.0, 0.5], 0.25)
     """
 
-    def widened(x):
-        return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
-
     def lift(server, sent, weight):
-        wide = jax.tree.map(widened, sent)
+        wide = jax.tree.map(_widened, sent)
         clipped, within = clip(wide, norm_of(server))
         return clipped, within.astype(jnp.float32) - 0.5
 
@@ -162,3 +159,8 @@ def clipped_mean(norm_of: Callable[[Any], jax.Array | float]) -> Reduce:
         )
 
     return Reduce(lift=lift, finish=finish)
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    """A leaf in float32 if it is narrower."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

@@ -15,6 +15,7 @@ from fedjax_fm.privacy.sensitivity import sensitivity
 LESS = "one client more or less"
 ZERO = "one client's contribution there or zero"
 REPLACED = "one client's data replaced"
+MOST_NOISE = 1e4  # the largest multiplier that is tried
 _TOLERANCE = 1e-4  # of a multiplier that is looked for, relative
 
 
@@ -135,7 +136,7 @@ def epsilon_of(
 
 
 def calibrated(
-    mechanism: Mechanism, epsilon: float, rounds: int, *, delta: float, most: float
+    mechanism: Mechanism, epsilon: float, rounds: int, delta: float
 ) -> float:
     """The least noise multiplier that spends at most epsilon.
 
@@ -146,13 +147,12 @@ def calibrated(
       epsilon: target.
       rounds: planned.
       delta: of the guarantee.
-      most: the largest multiplier that is tried.
 
     Raises:
-      ValueError: none up to `most` does.
+      ValueError: none up to 1e4 does.
     """
     dp = _dp_accounting()
-    low, high = _bracket(mechanism, epsilon, rounds, delta=delta, most=most)
+    low, high = _bracket(mechanism, epsilon, rounds, delta)
     if low == 0:  # next to nothing is enough
         return high
 
@@ -173,7 +173,7 @@ def calibrated(
 
 
 def _bracket(
-    mechanism: Mechanism, epsilon: float, rounds: int, *, delta: float, most: float
+    mechanism: Mechanism, epsilon: float, rounds: int, delta: float
 ) -> tuple[float, float]:
     """(too little noise, enough noise), a factor of two apart.
 
@@ -182,12 +182,12 @@ def _bracket(
     high = 1.0
     while epsilon_of(mechanism, high, rounds, delta) > epsilon:
         high *= 2
-        if high > most:
+        if high > MOST_NOISE:
             raise ValueError(
-                f"no noise_multiplier up to {most:g} spends as little as "
+                f"no noise_multiplier up to {MOST_NOISE:g} spends as little as "
                 f"epsilon={epsilon}"
             )
-    while high > 1 / most:
+    while high > 1 / MOST_NOISE:
         if epsilon_of(mechanism, high / 2, rounds, delta) > epsilon:
             return high / 2, high
         high /= 2
