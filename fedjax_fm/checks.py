@@ -1,16 +1,15 @@
 """Checks of the values that people hand to the library.
 
-One sentence that names the value and what was expected.
-
-Each check returns the value as it came, so that it can stand where the value is stored.
-A traced value (a hyper-parameter of a sweep) has a dtype and no number: its dtype is
-checked, its bounds are not.
+An error is one sentence that names the value and what was expected. Each check returns
+the value as it came, so that it can stand where the value is stored. A traced value (a
+hyper-parameter of a sweep) has a dtype and no number: its dtype is checked, its bounds
+are not.
 """
 
 import math
 import numbers
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,8 +31,11 @@ def real(
 
     Args:
       name: what the caller calls it, for the message.
-      least, above: bounds from below, `least <= value` and `above < value`.
-      most, below: bounds from above, `value <= most` and `value < below`.
+      value: what should be a number.
+      least: bound from below, `least <= value`; None for none, as for all bounds.
+      above: bound from below, `above < value`.
+      most: bound from above, `value <= most`.
+      below: bound from above, `value < below`.
       infinite: whether infinity is a number here; NaN never is.
 
     Raises:
@@ -48,15 +50,17 @@ def real(
       ...
       ValueError: expected 0 < fraction <= 1, got fraction=nan
     """
-    expected = _expected(name, "a finite number", least, above, most, below)
+    bounds = _Bounds(least=least, above=above, most=most, below=below)
+    expected = bounds.around(name)
+    if expected == name:
+        expected = f"a finite number {name}"
     if not _is_number(value, numbers.Real, np.number):
         raise TypeError(f"expected {expected}, got {name}={shown(value)}")
     if isinstance(value, Tracer):
         return value
     number = float(value)
-    if not (math.isfinite(number) or (infinite and math.isinf(number))) or not _inside(
-        number, least, above, most, below
-    ):
+    is_number = not math.isnan(number) if infinite else math.isfinite(number)
+    if not is_number or not bounds.hold(number):
         raise ValueError(f"expected {expected}, got {name}={value}")
     return value
 
@@ -68,6 +72,16 @@ def whole(
 
     As `real`, and 2.0 is no whole number.
 
+    Args:
+      name: what the caller calls it, for the message.
+      value: what should be a number.
+      least: the least that is allowed; None for no bound.
+      most: the largest that is allowed; None for no bound.
+
+    Raises:
+      TypeError: no whole number.
+      ValueError: out of bounds.
+
     Example:
       >>> whole("rounds", 3, least=1)
       3
@@ -76,13 +90,13 @@ def whole(
       ...
       TypeError: expected a whole number rounds >= 1, got rounds=True of type bool
     """
-    bounds = _expected(name, name, least, None, most, None)
-    expected = f"a whole number {bounds}"
+    bounds = _Bounds(least=least, most=most)
+    expected = f"a whole number {bounds.around(name)}"
     if not _is_number(value, numbers.Integral, np.integer):
         raise TypeError(f"expected {expected}, got {name}={shown(value)}")
-    if not isinstance(value, Tracer) and not _inside(
-        int(value), least, None, most, None
-    ):
+    if isinstance(value, Tracer):
+        return value
+    if not bounds.hold(int(value)):
         raise ValueError(f"expected {expected}, got {name}={value}")
     return value
 
@@ -91,6 +105,13 @@ def flag(name: str, value: Any) -> bool:
     """`value`, if it is True or False.
 
     Not 1, "false" or None, which are true or false by accident.
+
+    Args:
+      name: what the caller calls it, for the message.
+      value: what should be a bool.
+
+    Raises:
+      TypeError: anything else.
     """
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"expected {name} True or False, got {name}={value!r}")
@@ -98,7 +119,16 @@ def flag(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, options: Collection[Any]) -> Any:
-    """`value`, if it is one of `options`."""
+    """`value`, if it is one of `options`.
+
+    Args:
+      name: what the caller calls it, for the message.
+      value: what should be one of them.
+      options: what is allowed.
+
+    Raises:
+      ValueError: anything else.
+    """
     if not any(
         value is option or (type(value) is type(option) and value == option)
         for option in options
@@ -115,8 +145,14 @@ def instance(
     """`value`, if it is a `kind`; else a TypeError that says how to make one.
 
     Args:
+      name: what the caller calls it, for the message.
+      value: what should be a `kind`.
+      kind: the class.
       how: what to write instead, for the end of the message.
       optional: whether None is a value, too.
+
+    Raises:
+      TypeError: anything else.
     """
     if isinstance(value, kind) or (optional and value is None):
         return value
@@ -127,24 +163,39 @@ def instance(
 
 
 def server_optimizer(name: str, value: Any) -> Any:
-    """`value`, if it is an optax optimizer or None."""
+    """`value`, if it is an optax optimizer or None.
+
+    Args:
+      name: what the caller calls it, for the message.
+      value: what should be an optimizer.
+
+    Raises:
+      TypeError: anything else.
+    """
     if value is None or isinstance(value, optax.GradientTransformation):
         return value
     raise TypeError(
-        f"expected {name} to be an optax optimizer, got {shown(value)}; {_optimizer_hint(value)}"
+        f"expected {name} to be an optax optimizer, got {shown(value)}; "
+        f"{_optimizer_hint(value)}"
     )
 
 
 def client_optimizer(name: str, value: Any) -> Any:
-    """`value`, if it is an optax optimizer, or a function of the round's number that makes one.
+    """`value`, if it is an optax optimizer, or a function of the round that makes one.
 
     An optimizer's own factory, `optax.sgd` without its brackets, would take the number
     of the round for its rate.
+
+    Args:
+      name: what the caller calls it, for the message.
+      value: what should be an optimizer, or `round -> optimizer`.
+
+    Raises:
+      TypeError: anything else, optax's factories too.
     """
     made = isinstance(value, optax.GradientTransformation)
-    makes = callable(value) and not str(getattr(value, "__module__", "")).startswith(
-        "optax"
-    )
+    module = str(getattr(value, "__module__", ""))
+    makes = callable(value) and not module.startswith("optax")
     if made or makes:
         return value
     raise TypeError(
@@ -154,8 +205,13 @@ def client_optimizer(name: str, value: Any) -> Any:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value and its type for a message: '0.5 of type str', or the type alone where
-    the value fills lines.
+    """A value and its type for a message: '0.5 of type str'.
+
+    The type alone where the value fills lines.
+
+    Args:
+      value: any.
+      most: characters of a value that is shown.
     """
     words = repr(value)
     if len(words) > most or "\n" in words:
@@ -164,6 +220,7 @@ def shown(value: Any, most: int = 80) -> str:
 
 
 def _optimizer_hint(value: Any) -> str:
+    """What to write instead of a value that is no optimizer."""
     if isinstance(value, (float, int)) and not isinstance(value, bool):
         return f"write optax.sgd({value})"
     if callable(value):
@@ -172,7 +229,13 @@ def _optimizer_hint(value: Any) -> str:
 
 
 def text(name: str, value: Any) -> str:
-    """`value`, if it is text that has an encoding; not None, bytes or NaN, whose text nobody wrote.
+    """`value`, if it is text that has an encoding.
+
+    Not None, bytes or NaN, whose text would be made up.
+
+    Args:
+      name: what the caller calls it, for the message.
+      value: what should be text.
 
     Raises:
       TypeError: anything but text.
@@ -219,43 +282,40 @@ def _is_number(value: Any, kind: type, dtype: type) -> bool:
     )
 
 
-def _inside(number: float, least, above, most, below) -> bool:
-    high_enough = (least is None or number >= least) and (
-        above is None or number > above
-    )
-    return (
-        high_enough
-        and (most is None or number <= most)
-        and (below is None or number < below)
-    )
+class _Bounds(NamedTuple):
+    """Bounds of a number; None for none."""
 
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
 
-def _expected(name: str, otherwise: str, least, above, most, below) -> str:
-    """The bounds as people write them: '0 < name <= 1', or `otherwise` where there are none."""
-    low = (
-        f"{least:g} <= "
-        if least is not None
-        else f"{above:g} < "
-        if above is not None
-        else ""
-    )
-    high = (
-        f" <= {most:g}"
-        if most is not None
-        else f" < {below:g}"
-        if below is not None
-        else ""
-    )
-    if low and high:
+    def hold(self, number: float) -> bool:
+        """Whether a number is inside."""
+        if self.least is not None and not number >= self.least:
+            return False
+        if self.above is not None and not number > self.above:
+            return False
+        if self.most is not None and not number <= self.most:
+            return False
+        return self.below is None or number < self.below
+
+    def around(self, name: str) -> str:
+        """The bounds in words: '0 < name <= 1'; the name alone if there are none."""
+        low = high = alone = ""
+        if self.least is not None:
+            low, alone = f"{self.least:g} <= ", f">= {self.least:g}"
+        elif self.above is not None:
+            low, alone = f"{self.above:g} < ", f"> {self.above:g}"
+        if self.most is not None:
+            high = f" <= {self.most:g}"
+        elif self.below is not None:
+            high = f" < {self.below:g}"
+        if low and not high:
+            return f"{name} {alone}"
         return f"{low}{name}{high}"
-    if low:
-        return f"{name} >= {least:g}" if least is not None else f"{name} > {above:g}"
-    return (
-        f"{name}{high}"
-        if high
-        else (otherwise if otherwise == name else f"{otherwise} {name}")
-    )
 
 
 def _listed(options: Collection[Any]) -> str:
+    """Options in a row."""
     return ", ".join(repr(option) for option in options)

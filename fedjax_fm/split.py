@@ -5,9 +5,10 @@ The ends stay with a client, the middle with the server.
     batch -> embed -> activations | body | features -> head -> losses
              client                server             client
 
-Gupta and Raskar, 2018, Distributed learning of deep neural network over multiple
-agents, arXiv 1810.06060; the U shape, in which labels stay with the client as well, is
-Vepakomma, Gupta, Swedish and Raskar's, 2018, arXiv 1812.00564.
+References:
+  Gupta and Raskar, 2018, Distributed learning of deep neural network over multiple
+  agents, arXiv 1810.06060; the U shape, in which labels stay with the client as well,
+  is Vepakomma, Gupta, Swedish and Raskar's, 2018, arXiv 1812.00564.
 """
 
 from collections.abc import Callable
@@ -21,16 +22,18 @@ Batch = dict[str, jax.Array]
 
 
 class Split(NamedTuple):
-    """Pure functions of a batch; rows do not look at each other.
+    """A model in three pieces, pure functions of a batch whose rows are independent.
 
-    B rows, leaves [B, ...] at the cuts.
+    B rows; leaves are [B, ...] at the cuts.
 
-    `embed(client, batch, key) -> (activations, context)`: activations are floats and
-    differentiated, the context (an attention mask) is not; both are sent. `body(server,
-    activations, context) -> features`, floats. `head(client, features, batch, key) ->
-    (losses f32[B], {name: f32[B]})`; the key is the one that `embed` had. `sent`:
-    shapes of one row of (activations, context). `weight(batch) -> f32[B]`: as in
-    `Task`.
+    Attributes:
+      embed: `(client, batch, key) -> (activations, context)`: activations are floats
+        and differentiated, the context (an attention mask) is not; both are sent.
+      body: `(server, activations, context) -> features`, floats.
+      head: `(client, features, batch, key) -> (losses f32[B], {name: f32[B]})`; the key
+        is the one that `embed` had.
+      sent: shapes of one row of (activations, context), of `jax.ShapeDtypeStruct`.
+      weight: `batch -> f32[B]`, as in `Task`; None counts each row as one.
     """
 
     embed: Callable[[Tree, Batch, jax.Array], tuple[Tree, Tree]]
@@ -38,12 +41,16 @@ class Split(NamedTuple):
     head: Callable[
         [Tree, Tree, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
     ]
-    sent: tuple[Tree, Tree]  # of jax.ShapeDtypeStruct
+    sent: tuple[Tree, Tree]
     weight: Callable[[Batch], jax.Array] | None = None
 
 
 def unsplit(split: Split) -> Task:
-    """The same model in one piece: the task of `delta = {"client": ..., "server": ...}`."""
+    """The same model in one piece: the task of delta = {"client": ..., "server": ...}.
+
+    Args:
+      split: the model in three pieces.
+    """
 
     def loss(delta, backbone, batch, key):
         activations, context = split.embed(delta["client"], batch, key)

@@ -1,6 +1,8 @@
 """Array kernels: arrays in, arrays out; nothing but jax is imported here.
 
-Installed as `fedjax_fm.kernels`; the top-level name `kernels` belongs to another project.
+Installed as `fedjax_fm.kernels`; the top-level name `kernels` belongs to another
+project. Functions of arrays are pure, for use inside `jax.jit`. Shapes are written as
+`f32[n]`; with `f32[..., m]` a function works on the last axis.
 """
 
 if __name__ != "fedjax_fm.kernels":

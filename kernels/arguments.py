@@ -1,4 +1,4 @@
-"""What kernels ask of numbers that are no arrays; like all kernels they know nothing but jax."""
+"""Checks of the kernels' arguments that are no arrays; they need nothing but jax."""
 
 import math
 import numbers
@@ -10,7 +10,17 @@ import jax.numpy as jnp
 def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
     """`value`, if it is one whole number from `least` to `most`, known while tracing.
 
-    No bool, float, text, NaN.
+    No bool, float, text or NaN.
+
+    Args:
+      name: of the parameter, for the message.
+      value: what should be a whole number.
+      least: the least value that is allowed.
+      most: the largest one; None for no bound.
+
+    Raises:
+      TypeError: no whole number, or a traced one.
+      ValueError: out of the bounds.
 
     Example:
       >>> whole("bits", 9, least=1, most=8)
@@ -30,13 +40,22 @@ def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
 
 
 def count(name: str, value: Any, *, least: int = 0) -> Any:
-    """`value`, if it is a whole number as `whole` asks, or an integer array without
-    axes, which may be traced.
+    """`value`, if it is a whole number or a scalar integer array, which may be traced.
+
+    Args:
+      name: of the parameter, for the message.
+      value: what should be a whole number.
+      least: the least value that is allowed; not checked for arrays.
+
+    Raises:
+      TypeError: neither a whole number nor such an array.
+      ValueError: below `least`.
     """
     if hasattr(value, "dtype") and not isinstance(value, numbers.Integral):
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.integer):
             raise TypeError(
-                f"expected {name} as one whole number, got {name}={value.dtype}{list(value.shape)}"
+                f"expected {name} as one whole number, got "
+                f"{name}={value.dtype}{list(value.shape)}"
             )
         return value
     return whole(name, value, least=least)

@@ -1,4 +1,4 @@
-"""Blocks that share their largest magnitude: int4, int8 and NF4, rounded to the nearest level."""
+"""Blocks that share their largest magnitude: int2 to int8 and NF4."""
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,15 @@ NF4 = (
 
 
 def _relative(x: jax.Array, largest: jax.Array) -> jax.Array:
-    """X / largest in [-1, 1], zero where it is not finite: the scale says so to the receiver."""
+    """Entries by their block's largest, in [-1, 1]; zero where that is not finite.
+
+    The scale tells the receiver of a block that is not finite.
+    """
     largest = largest[..., None]
     # Selected entry by entry: else XLA multiplies with the inverse, and entries on a
     # level would miss it.
-    return jnp.nan_to_num(x / jnp.where((x != 0) & (largest > 0), largest, 1.0))
+    divisor = jnp.where((x != 0) & (largest > 0), largest, 1.0)
+    return jnp.nan_to_num(x / divisor)
 
 
 def int_block_encode(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
@@ -27,27 +31,32 @@ def int_block_encode(x: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
 
     Args:
       x: f32[..., m], blocks in the last axis.
-      bits: 2 to 8.
+      bits: width of a code, 2 to 8.
 
     Returns:
       (codes i8[..., m] in [-(2^(bits - 1) - 1), 2^(bits - 1) - 1], scale f32[...] =
-      max|x| / (2^(bits - 1) - 1)).
-      |code * scale - x| <= scale / 2. A block that is not finite has a scale that is not.
+      max|x| / (2^(bits - 1) - 1)). |code * scale - x| <= scale / 2. A block that is not
+      finite has a scale that is not.
     """
     whole("bits", bits, least=2, most=8)
     top = 2 ** (bits - 1) - 1
     largest = largest_magnitude(x)
-    codes = jnp.clip(jnp.round(_relative(x, largest) * top), -top, top)
+    rounded = jnp.round(_relative(x, largest) * top)
+    codes = jnp.clip(rounded, -top, top)
     return codes.astype(jnp.int8), scale_of(largest, top)
 
 
 def nf4_encode(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Nearest of the 16 levels of NF4.
 
-    F32[..., m] -> (codes u8[..., m] below 16, scale f32[...] = max|x|).
-
     The levels are closest where a normal number is likeliest. They are no mirror image
     of each other: C(-x) is not -C(x).
+
+    Args:
+      x: f32[..., m], blocks in the last axis.
+
+    Returns:
+      (codes u8[..., m] below 16, scale f32[...] = max|x|).
 
     References:
       Dettmers et al., QLoRA, 2023, arXiv 2305.14314, appendix E.
@@ -55,13 +64,18 @@ def nf4_encode(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     largest = largest_magnitude(x)
     relative = _relative(x, largest)
     middles = [(NF4[i] + NF4[i + 1]) / 2 for i in range(len(NF4) - 1)]
-    codes = sum(
-        ((relative > middle).astype(jnp.uint8) for middle in middles),
-        jnp.zeros(x.shape, jnp.uint8),
-    )
+    codes = jnp.zeros(x.shape, jnp.uint8)
+    for middle in middles:
+        codes = codes + (relative > middle).astype(jnp.uint8)
     return codes, largest
 
 
 def nf4_decode(codes: jax.Array, scale: jax.Array) -> jax.Array:
-    """u8[..., m] below 16, f32[...] -> f32[..., m]."""
-    return jnp.asarray(NF4, jnp.float32)[codes.astype(jnp.int32)] * scale[..., None]
+    """The inverse of `nf4_encode`: f32[..., m].
+
+    Args:
+      codes: u8[..., m], below 16.
+      scale: f32[...], of each block.
+    """
+    levels = jnp.asarray(NF4, jnp.float32)
+    return levels[codes.astype(jnp.int32)] * scale[..., None]

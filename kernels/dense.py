@@ -5,7 +5,9 @@ import jax
 
 @jax.custom_jvp
 def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel`: [..., in], [in, out] -> [..., out]; can be differentiated in both modes.
+    """`x @ kernel` with a gradient that is fast on CPU.
+
+    Can be differentiated in both modes.
 
     The kernel's gradient x^T g is the product of a transposed and a plain matrix. XLA
     folds the transposition into the product, which its CPU backend then runs a quarter
@@ -14,16 +16,25 @@ def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
     the larger factor first. So x is read as rows, and on CPU its transposition is kept
     apart.
 
-    >>> import jax.numpy as jnp
-    >>> x, w = jnp.ones((2, 3)), jnp.ones((3, 4))
-    >>> bool((jax.grad(lambda w: dense(x, w).sum())(w) == 2).all())
-    True
+    Args:
+      x: f[..., in].
+      kernel: f[in, out].
+
+    Returns:
+      f[..., out].
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> x, w = jnp.ones((2, 3)), jnp.ones((3, 4))
+      >>> bool((jax.grad(lambda w: dense(x, w).sum())(w) == 2).all())
+      True
     """
     rows = x.reshape(-1, x.shape[-1])
     return (rows @ kernel).reshape(*x.shape[:-1], -1)
 
 
 def _tangent(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    """The derivative of `dense`."""
     x, kernel = primals
     x_dot, kernel_dot = tangents
     columns = x.reshape(-1, x.shape[-1]).T

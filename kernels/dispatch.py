@@ -1,4 +1,4 @@
-"""Which form of a kernel to run, from what is known when it is traced: the backend and the shapes.
+"""Which form of a kernel to run, by the backend and the shapes known while tracing.
 
 Every form gives the same bits, so a program that is then compiled for another backend
 is slower, not wrong.
@@ -15,8 +15,9 @@ def on_cpu() -> bool:
 
 
 def row_stays_in_kernel(n: int) -> bool:
-    """Whether to select from a vector of n entries by the Pallas kernel that holds it.
+    """Whether the Pallas kernel that holds a vector is used: on TPU, if it fits.
 
-    On TPU, if it fits.
+    Args:
+      n: entries of the vector.
     """
     return jax.default_backend() == "tpu" and n <= _LONGEST_RESIDENT_ROW

@@ -10,15 +10,21 @@ import jax.numpy as jnp
 
 from fedjax_fm.kernels import arguments
 
-SMALLEST_BLOCK = (
-    128  # a shorter tail is padded to it: too few summands are not near Gaussian
-)
+# A shorter tail is padded to it: too few summands are not near Gaussian.
+SMALLEST_BLOCK = 128
 
 
 def walsh_hadamard(x: jax.Array) -> jax.Array:
     """The orthonormal Walsh-Hadamard transform of the last axis, its own inverse.
 
-    F32[..., m], m a power of two.
+    Args:
+      x: f32[..., m], m a power of two.
+
+    Returns:
+      f32[..., m].
+
+    Raises:
+      ValueError: m is no power of two.
 
     Example:
       >>> import jax.numpy as jnp
@@ -28,10 +34,9 @@ def walsh_hadamard(x: jax.Array) -> jax.Array:
     m = x.shape[-1]
     if m & (m - 1) or m == 0:
         raise ValueError(f"expected a power of two, got a last axis of {m}")
+    # log2 m stages of sums and differences, the same additions on every backend.
     half = 1
-    while (
-        half < m
-    ):  # log2 m stages of sums and differences, the same order of additions on every backend
+    while half < m:
         pairs = x.reshape(*x.shape[:-1], m // (2 * half), 2, half)
         a, b = pairs[..., 0, :], pairs[..., 1, :]
         x = jnp.stack([a + b, a - b], axis=-2).reshape(x.shape)
@@ -40,12 +45,14 @@ def walsh_hadamard(x: jax.Array) -> jax.Array:
 
 
 def random_signs(seed: jax.Array, n: int) -> jax.Array:
-    """bool[n], True for minus.
+    """Signs of n coordinates, hashed from seed and index, bool[n], True for minus.
 
-    One bit a coordinate, hashed from (seed u32[], index) where it is used, never
-    stored.
+    Computed where they are used, never stored. The finaliser of MurmurHash3: good for
+    rotations and rounding, no source of noise for privacy.
 
-    The finaliser of MurmurHash3: good for rotations and rounding, no source of noise for privacy.
+    Args:
+      seed: u32[].
+      n: coordinates.
     """
     h = jnp.arange(n, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9) + seed
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
@@ -54,9 +61,14 @@ def random_signs(seed: jax.Array, n: int) -> jax.Array:
 
 
 def block_sizes(n: int, block: int) -> tuple[int, int, int]:
-    """(number of whole blocks, entries left over, size of the block that they are padded to.
+    """(whole blocks, entries left over, size of the block for these; 0 for none).
 
-    0 for none).
+    Args:
+      n: entries of the vector.
+      block: entries of a block, a power of two from 128.
+
+    Raises:
+      ValueError: another `block`.
     """
     arguments.whole("block", block, least=1)
     if block & (block - 1) or block < SMALLEST_BLOCK:
@@ -64,30 +76,40 @@ def block_sizes(n: int, block: int) -> tuple[int, int, int]:
             f"expected a power of two >= {SMALLEST_BLOCK}, got block={block}"
         )
     left = n % block
-    return (
-        n // block,
-        left,
-        max(SMALLEST_BLOCK, 1 << (left - 1).bit_length()) if left else 0,
-    )
+    tail = max(SMALLEST_BLOCK, 1 << (left - 1).bit_length()) if left else 0
+    return n // block, left, tail
 
 
 def rotated_length(n: int, block: int) -> int:
-    """Entries of a rotated vector: n, and the padding of the last block."""
+    """Entries of a rotated vector: n, and the padding of the last block.
+
+    Args:
+      n: entries of the vector.
+      block: entries of a block, a power of two from 128.
+    """
     whole, _, tail = block_sizes(n, block)
     return whole * block + tail
 
 
 def _by_blocks(x: jax.Array, block: int, whole: int) -> jax.Array:
+    """The transform of each block of a padded vector."""
     head, tail = x[: whole * block], x[whole * block :]
-    parts = [walsh_hadamard(head.reshape(whole, block)).reshape(-1)] if whole else []
-    return jnp.concatenate([*parts, walsh_hadamard(tail)] if tail.shape[0] else parts)
+    parts = []
+    if whole:
+        blocks = walsh_hadamard(head.reshape(whole, block))
+        parts.append(blocks.reshape(-1))
+    if tail.shape[0]:
+        parts.append(walsh_hadamard(tail))
+    return jnp.concatenate(parts)
 
 
 def _flip(x: jax.Array, seed: jax.Array) -> jax.Array:
+    """Gives x the random signs of a seed."""
     return jnp.where(random_signs(seed, x.shape[0]), -x, x)
 
 
 def _seed(seed: jax.Array, turn: int) -> jax.Array:
+    """The seed of one turn."""
     return seed ^ jnp.uint32((0x632BE5AB * turn) & 0xFFFFFFFF)
 
 
@@ -96,30 +118,47 @@ def rotate(
 ) -> jax.Array:
     """Random signs, then a Hadamard matrix, block by block, `turns` times.
 
-    F32[n] -> f32[rotated_length(n, block)].
-
     Linear and orthogonal: norms of blocks stay. One turn spreads a dense vector; of a
     block with two or three entries that are not zero it makes a handful of values, far
     from Gaussian, which a second turn cures. The sum of a block's magnitudes must stay
     below the largest float.
 
     Args:
+      x: f32[n].
       seed: u32[], decides the signs.
       block: entries of a block, a power of two from 128.
       turns: signs and transforms in a row.
+
+    Returns:
+      f32[rotated_length(n, block)].
+
+    Raises:
+      ValueError: `block` or `turns` is out of its bounds.
     """
     arguments.whole("turns", turns, least=1)
     whole, _, tail = block_sizes(x.shape[0], block)
     x = jnp.pad(jnp.asarray(x, jnp.float32), (0, whole * block + tail - x.shape[0]))
     for turn in range(turns):
-        x = _by_blocks(_flip(x, _seed(seed, turn)), block, whole)
+        flipped = _flip(x, _seed(seed, turn))
+        x = _by_blocks(flipped, block, whole)
     return x
 
 
 def rotate_back(
     y: jax.Array, seed: jax.Array, n: int, block: int = 4096, turns: int = 1
 ) -> jax.Array:
-    """The inverse of `rotate`: f32[rotated_length(n, block)] -> f32[n]."""
+    """The inverse of `rotate`, f32[n].
+
+    Args:
+      y: f32[rotated_length(n, block)].
+      seed: u32[], as for `rotate`.
+      n: entries of the vector that was rotated.
+      block: as for `rotate`.
+      turns: as for `rotate`.
+
+    Raises:
+      ValueError: `y` has another length.
+    """
     arguments.whole("turns", turns, least=1)
     whole, _, _ = block_sizes(n, block)
     if y.shape != (rotated_length(n, block),):
@@ -128,5 +167,6 @@ def rotate_back(
             f"{block}, got shape {y.shape}"
         )
     for turn in reversed(range(turns)):
-        y = _flip(_by_blocks(y, block, whole), _seed(seed, turn))
+        turned = _by_blocks(y, block, whole)
+        y = _flip(turned, _seed(seed, turn))
     return y[:n]

@@ -1,6 +1,4 @@
-"""The best scalar quantiser of a standard normal number, and its two ways to scale back
-(EDEN, DRIVE).
-"""
+"""The best scalar quantiser of a normal number, with two scales (EDEN, DRIVE)."""
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +27,21 @@ CENTROIDS = {
 
 
 def _levels(bits: int) -> tuple[float, ...]:
+    """Positive centroids of a width."""
     return CENTROIDS[whole("bits", bits, least=1, most=max(CENTROIDS))]
 
 
 def lloyd_max_values(codes: jax.Array, bits: int) -> jax.Array:
-    """Centroids of codes below 2**bits: unsigned[...] -> f32[...]; the highest bit is the sign."""
-    half = len(_levels(bits))
+    """Centroids of codes, f32[...]; the highest bit is the sign.
+
+    Args:
+      codes: unsigned[...], below 2**bits.
+      bits: width of a code, 1 to 6.
+    """
+    levels = jnp.asarray(_levels(bits), jnp.float32)
+    half = levels.shape[0]
     codes = codes.astype(jnp.uint32)
-    magnitude = jnp.asarray(_levels(bits), jnp.float32)[codes & jnp.uint32(half - 1)]
+    magnitude = levels[codes & jnp.uint32(half - 1)]
     return jnp.where(codes >= half, -magnitude, magnitude)
 
 
@@ -45,24 +50,29 @@ def lloyd_max_encode(
 ) -> tuple[jax.Array, jax.Array]:
     """Quantises blocks whose entries are near Gaussian, each by its own norm.
 
-    q = nearest centroid of y sqrt(m) / ||y||; the receiver takes S q, with S = ||y||^2
-    / <q, y> ("unbiased": after a uniformly random rotation the estimate of what was
-    rotated has no bias) or S = <q, y> / ||q||^2 ("mse": the least error for this q, and
-    a contraction: ||S q - y||^2 = ||y||^2 - <q, y>^2 / ||q||^2).
+        q = nearest centroid of y sqrt(m) / ||y||;  the receiver takes S q
+
+    "unbiased": S = ||y||^2 / <q, y>; after a uniformly random rotation the estimate of
+    what was rotated has no bias. "mse": S = <q, y> / ||q||^2, the least error for this
+    q, and a contraction: ||S q - y||^2 = ||y||^2 - <q, y>^2 / ||q||^2.
 
     Args:
       y: f32[..., m], blocks in the last axis.
-      bits: 1 to 6. One bit is DRIVE.
+      bits: width of a code, 1 to 6. One bit is DRIVE.
       scale: "unbiased" or "mse".
 
     Returns:
       (codes u8[..., m] below 2**bits, S f32[...]). A zero block has S = 0; one that is
-      not finite, an S that is not. The error is E||S q - y||^2 / ||y||^2 = D / (1 - D)
-      unbiased, D with "mse", where D is the mean squared error of the quantiser:
-      0.3634, 0.1175, 0.0345, 0.0095, 0.0025, 0.00064 for 1 to 6 bits.
+      not finite, an S that is not. The error E ||S q - y||^2 / ||y||^2 is D / (1 - D)
+      for "unbiased" and D for "mse", where D is the mean squared error of the
+      quantiser: 0.3634, 0.1175, 0.0345, 0.0095, 0.0025, 0.00064 for 1 to 6 bits.
+
+    Raises:
+      ValueError: `bits` or `scale` is none of these.
 
     References:
-      Vargaftik et al., DRIVE, 2021, arXiv 2105.08339; EDEN, 2022, arXiv 2108.08842, algorithm 1.
+      Vargaftik et al., DRIVE, 2021, arXiv 2105.08339; EDEN, 2022, arXiv 2108.08842,
+      algorithm 1.
     """
     levels = _levels(bits)
     if scale not in ("unbiased", "mse"):
@@ -74,20 +84,20 @@ def lloyd_max_encode(
     # normal number for huge ones.
     small = y / jnp.where((y != 0) & (largest > 0), largest, 1.0)
     square = jnp.sum(jnp.square(small), axis=-1, keepdims=True)
-    normal = jnp.abs(small) * jnp.sqrt(m / jnp.where(square > 0, square, 1.0))
+    to_normal = jnp.sqrt(m / jnp.where(square > 0, square, 1.0))
+    normal = jnp.abs(small) * to_normal
     middles = [(levels[i] + levels[i + 1]) / 2 for i in range(len(levels) - 1)]
-    index = sum(
-        ((normal > middle).astype(jnp.uint8) for middle in middles),
-        jnp.zeros(y.shape, jnp.uint8),
-    )
-    codes = index + jnp.where(jnp.signbit(y), jnp.uint8(len(levels)), jnp.uint8(0))
+    index = jnp.zeros(y.shape, jnp.uint8)
+    for middle in middles:
+        index = index + (normal > middle).astype(jnp.uint8)
+    sign_bit = jnp.uint8(len(levels))
+    codes = index + jnp.where(jnp.signbit(y), sign_bit, jnp.uint8(0))
     value = lloyd_max_values(codes, bits)
     inner = jnp.sum(value * small, axis=-1, keepdims=True)
     if scale == "unbiased":
         factor = square / jnp.where(inner > 0, inner, 1.0)
     else:
         factor = inner / jnp.sum(jnp.square(value), axis=-1, keepdims=True)
-    factor = jnp.where(
-        largest > 0, factor * largest, jnp.where(largest == 0, 0.0, jnp.nan)
-    )
+    of_zeros = jnp.where(largest == 0, 0.0, jnp.nan)
+    factor = jnp.where(largest > 0, factor * largest, of_zeros)
     return codes, jnp.where(jnp.isfinite(largest), factor, jnp.nan)[..., 0]

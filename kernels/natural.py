@@ -9,16 +9,16 @@ MANTISSA = 23  # bits of an f32
 
 
 def natural_encode(x: jax.Array, key: jax.Array) -> jax.Array:
-    """f32[n] -> u32[n] codes of 9 bits.
-
-    The sign, and the exponent rounded up with the mantissa as probability.
+    """Draws for each entry a power of two beside it, without bias, u32[n] of 9 bits.
 
     2^e (1 + f) becomes 2^(e + 1) with probability f, else 2^e: unbiased, with variance
-    4^e f (1 - f), at most an eighth of the square. Adding 23 random bits to the
-    mantissa and keeping the carry is exactly that law, denormal numbers included.
-    Magnitudes above 2^127 may round up to infinity; NaN becomes infinity.
+    4^e f (1 - f), at most an eighth of the square. A code is the sign and the exponent.
+    Adding 23 random bits to the mantissa and keeping the carry is exactly that law,
+    denormal numbers included. Magnitudes above 2^127 may round up to infinity; NaN
+    becomes infinity.
 
     Args:
+      x: f32[n].
       key: consumed; one word an entry.
 
     References:
@@ -33,8 +33,11 @@ def natural_encode(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def natural_decode(codes: jax.Array) -> jax.Array:
-    """u32[n] below 2**9 -> f32[n], powers of two, zeros and infinities."""
+    """The inverse of `natural_encode`: f32[n], powers of two, zeros and infinities.
+
+    Args:
+      codes: u32[n], below 2**9.
+    """
     codes = codes.astype(jnp.uint32)
-    return jax.lax.bitcast_convert_type(
-        ((codes >> 8) << 31) | ((codes & 0xFF) << MANTISSA), jnp.float32
-    )
+    words = ((codes >> 8) << 31) | ((codes & 0xFF) << MANTISSA)
+    return jax.lax.bitcast_convert_type(words, jnp.float32)

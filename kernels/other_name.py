@@ -1,5 +1,6 @@
-"""Who has this repository's root on the path finds this folder as `kernels`, which is
-the name of another package.
+"""Gives the name `kernels` to the package that it belongs to.
+
+With this repository's root on the path, Python finds this folder under that name.
 """
 
 import sys
@@ -12,13 +13,16 @@ from pathlib import Path
 def give_way(name: str) -> None:
     """Puts the package that `name` belongs to in our place in `sys.modules`.
 
-    Hugging Face's `kernels`, which transformers looks for. Where it is not installed,
-    an empty module takes its place: it has no version, as transformers expects of what
-    is not there, and says of every other name where ours is. There is never a second
-    copy of our modules.
+    That is Hugging Face's `kernels`, which transformers looks for. Where it is not
+    installed, an empty module takes its place: it has no version, as transformers
+    expects of what is not there, and every other name raises an error that says where
+    ours is. There is never a second copy of our modules.
 
     Args:
       name: the `__name__` of the package that was imported from this folder.
+
+    Raises:
+      ImportError: `name` is that of a package inside another one.
     """
     if "." in name:
         raise ImportError(
@@ -37,12 +41,10 @@ def give_way(name: str) -> None:
 
 
 def _empty(name: str) -> types.ModuleType:
-    """A package without submodules that knows where ours is."""
+    """A package without submodules, whose errors say where ours is."""
 
     def refuse(wanted: str) -> object:
-        if wanted.startswith(
-            "__"
-        ):  # questions that Python and others ask of any module
+        if wanted.startswith("__"):  # what Python and others ask of any module
             raise AttributeError(f"module {name!r} has no attribute {wanted!r}")
         raise ImportError(
             f"{name}.{wanted}: the package {name!r} is not installed; the folder "

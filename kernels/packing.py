@@ -12,7 +12,12 @@ from fedjax_fm.kernels.arguments import whole
 
 
 def packed_length(n: int, bits: int) -> int:
-    """Bytes that n codes of `bits` bits take: ceil(n * bits / 8)."""
+    """Bytes of packed codes: ceil(n * bits / 8).
+
+    Args:
+      n: codes.
+      bits: width of a code.
+    """
     return -(-n * bits // 8)
 
 
@@ -32,27 +37,26 @@ def _fold(codes: jax.Array, bits: int) -> jax.Array:
 
 
 def pack_bits(codes: jax.Array, bits: int) -> jax.Array:
-    """Packs codes below 2**bits.
+    """Packs codes of `bits` bits into bytes; higher bits are cut off.
 
-    Unsigned[n] (or bool[n]) -> u8[ceil(n * bits / 8)]; higher bits are cut off.
+    Args:
+      codes: unsigned[n] or bool[n].
+      bits: width of a code, 1 to 32.
+
+    Returns:
+      u8[ceil(n * bits / 8)].
 
     Example:
-          >>> import jax.numpy as jnp
-
-    from fedjax_fm.kernels.arguments import whole
-          >>> pack_bits(jnp.array([1, 2, 3]), 4).tolist()
-          [33, 3]
+      >>> import jax.numpy as jnp
+      >>> pack_bits(jnp.array([1, 2, 3]), 4).tolist()
+      [33, 3]
     """
     whole("bits", bits, least=1, most=32)
     n = codes.shape[0]
     if bits in _WORDS:
-        return _fold(
-            jnp.pad(
-                jnp.asarray(codes).astype(jnp.uint8) & jnp.uint8(2**bits - 1),
-                (0, -n % (8 // bits)),
-            ),
-            bits,
-        )
+        octets = jnp.asarray(codes).astype(jnp.uint8) & jnp.uint8(2**bits - 1)
+        padded = jnp.pad(octets, (0, -n % (8 // bits)))
+        return _fold(padded, bits)
     codes = jnp.asarray(codes).astype(jnp.uint32)
     if bits < 32:
         codes = codes & jnp.uint32((1 << bits) - 1)
@@ -66,11 +70,26 @@ def pack_bits(codes: jax.Array, bits: int) -> jax.Array:
                 code = groups[:, j]
                 value = value | (code << shift if shift >= 0 else code >> -shift)
         columns.append((value & 0xFF).astype(jnp.uint8))
-    return jnp.stack(columns, axis=1).reshape(-1)[: packed_length(n, bits)]
+    packed = jnp.stack(columns, axis=1).reshape(-1)
+    return packed[: packed_length(n, bits)]
 
 
 def unpack_bits(packed: jax.Array, bits: int, n: int) -> jax.Array:
-    """The inverse of `pack_bits`: u8[ceil(n * bits / 8)] -> u32[n]."""
+    """The inverse of `pack_bits`: u32[n].
+
+    Args:
+      packed: u8[ceil(n * bits / 8)].
+      bits: width of a code, 1 to 32.
+      n: codes.
+
+    Raises:
+      ValueError: `packed` has another length.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> unpack_bits(jnp.array([33, 3], jnp.uint8), 4, 3).tolist()
+      [1, 2, 3]
+    """
     whole("bits", bits, least=1, most=32)
     if packed.shape != (packed_length(n, bits),):
         raise ValueError(
@@ -82,13 +101,11 @@ def unpack_bits(packed: jax.Array, bits: int, n: int) -> jax.Array:
         return packed.astype(jnp.uint32)
     if bits == 4:
         pairs = packed.astype(jnp.uint16)
-        return ((pairs | pairs << 4) & 0x0F0F).view(jnp.uint8)[:n].astype(jnp.uint32)
+        codes = ((pairs | pairs << 4) & 0x0F0F).view(jnp.uint8)
+        return codes[:n].astype(jnp.uint32)
     n_groups = -(-n // 8)
-    group_bytes = (
-        jnp.pad(packed, (0, n_groups * bits - packed.shape[0]))
-        .reshape(n_groups, bits)
-        .astype(jnp.uint32)
-    )
+    padded = jnp.pad(packed, (0, n_groups * bits - packed.shape[0]))
+    group_bytes = padded.reshape(n_groups, bits).astype(jnp.uint32)
     columns = []
     for j in range(8):
         value = jnp.zeros(n_groups, jnp.uint32)

@@ -1,7 +1,4 @@
-"""Unbiased stochastic quantisation.
-
-QSGD, whole or in buckets, and the uniform quantiser between two bounds.
-"""
+"""Unbiased stochastic quantisation: QSGD, and a uniform quantiser between bounds."""
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +9,18 @@ from fedjax_fm.kernels.scaling import largest_magnitude, power_of_two
 
 
 def norm_of(x: jax.Array, norm: str) -> jax.Array:
-    """f32[..., n] -> f32[...]: the l2 or the max norm of the last axis."""
+    """The l2 or the max norm of the last axis, f32[...].
+
+    Args:
+      x: f32[..., n].
+      norm: "l2" or "max".
+    """
     scaled, power = _norm_times_power(x, norm)
     return scaled / power
 
 
 def _norm_times_power(x: jax.Array, norm: str) -> tuple[jax.Array, jax.Array]:
-    """(norm * p, p), f32[...] each.
-
-    P a power of two, so that no norm of finite numbers overflows.
-    """
+    """(norm * p, p), f32[...] each, p a power of two with which no norm overflows."""
     if norm not in ("l2", "max"):
         raise ValueError(f"expected norm 'l2' or 'max', got {norm!r}")
     largest = largest_magnitude(x)
@@ -31,58 +30,74 @@ def _norm_times_power(x: jax.Array, norm: str) -> tuple[jax.Array, jax.Array]:
     # squares. XLA divides by a scalar as a product with its inverse, which must be a
     # normal float: beyond the bounds it would be zero.
     power, safe = power_of_two(largest), jnp.clip(largest, 2.0**-126, 2.0**126)
-    return power * safe * jnp.sqrt(
-        jnp.sum(jnp.square(x / safe[..., None]), axis=-1)
-    ), power
+    squares = jnp.square(x / safe[..., None])
+    return power * safe * jnp.sqrt(jnp.sum(squares, axis=-1)), power
 
 
 def scale_of(norm: jax.Array, levels: int) -> jax.Array:
-    """f32[...]: the distance of two levels, norm / levels.
+    """The distance of two levels, norm / levels, f32[...].
 
     From 2^127 on two units less in the last place, so that levels * (norm / levels),
     rounded twice, is finite.
+
+    Args:
+      norm: f32[...].
+      levels: on each side of zero.
     """
-    scale = norm / jnp.where(
-        norm > 0, levels, 1
-    )  # a divisor that is selected is divided by, see `round_up_or_down`
+    # A divisor that is selected is divided by, see `signed_codes`.
+    scale = norm / jnp.where(norm > 0, levels, 1)
     return scale * jnp.where(norm > 2.0**127, 1 - 2.0**-22, 1.0)
 
 
 def level_distance(x: jax.Array, norm: str, levels: int) -> jax.Array:
-    """f32[..., n] -> f32[...].
+    """The distance of two levels, also where the l2 norm itself overflows, f32[...].
 
-    Norm / levels, also where the l2 norm itself is beyond the largest float.
+    Args:
+      x: f32[..., n].
+      norm: "l2" or "max".
+      levels: on each side of zero.
     """
     scaled, power = _norm_times_power(x, norm)
     return scale_of(scaled, levels) / power
 
 
 def round_up_or_down(steps: jax.Array, noise: jax.Array, most: int) -> jax.Array:
-    """i32: floor(steps), or one more where noise >= 1 - (steps - floor(steps)), from 0 to `most`.
+    """floor(steps), or one more where the noise says so, from 0 to `most`, i32[...].
 
-    That is floor(steps + noise) without the sum, which would round up to the next
-    integer, even from a whole number, when the noise is near 1. NaN gives `most`. Steps
-    a little above `most` come from a rounded division.
+    One more where noise >= 1 - (steps - floor(steps)). That is floor(steps + noise)
+    without the sum, which would round up to the next integer, even from a whole number,
+    when the noise is near 1. NaN gives `most`. Steps a little above `most` come from a
+    rounded division.
+
+    Args:
+      steps: f32[...].
+      noise: f32[...], in [0, 1).
+      most: the largest result.
     """
-    steps = jnp.where(steps < most, jnp.maximum(steps, 0.0), float(most))
+    positive = jnp.maximum(steps, 0.0)
+    steps = jnp.where(steps < most, positive, float(most))
     floor = steps.astype(jnp.int32)
-    return floor + (noise >= 1.0 - (steps - floor.astype(jnp.float32))).astype(
-        jnp.int32
-    )
+    fraction = steps - floor.astype(jnp.float32)
+    return floor + (noise >= 1.0 - fraction).astype(jnp.int32)
 
 
 def signed_codes(
     x: jax.Array, scale: jax.Array, noise: jax.Array, levels: int
 ) -> jax.Array:
-    """i32: sign(x) * round(|x| / scale), shapes as broadcast.
+    """sign(x) * round(|x| / scale), i32[...], as every form of the kernel has it.
 
-    The arithmetic of every form of the kernel.
+    Args:
+      x: f32[...].
+      scale: f32[...], distance of two levels; broadcast against x.
+      noise: f32[...], in [0, 1).
+      levels: on each side of zero.
     """
     # XLA divides by a constant or by a scalar as a product with its rounded inverse,
     # and entries on a level would miss it. A divisor that is selected, entry by entry,
-    # is divided by. And it would write |x| to memory once for this and for the norm; |x
-    # / scale| is the same number.
-    steps = jnp.abs(x / jnp.where((x != 0) & (scale > 0), scale, 1.0))
+    # is divided by. |x / scale| is |x| / scale, of which XLA would write |x| to memory,
+    # since the norm reads it as well.
+    divisor = jnp.where((x != 0) & (scale > 0), scale, 1.0)
+    steps = jnp.abs(x / divisor)
     magnitude = round_up_or_down(steps, noise, levels)
     return jnp.where(x < 0, -magnitude, magnitude)
 
@@ -90,7 +105,9 @@ def signed_codes(
 def stochastic_quantize(
     x: jax.Array, key: jax.Array, levels: int = 7, norm: str = "l2"
 ) -> tuple[jax.Array, jax.Array]:
-    """QSGD: code_i = sign(x_i) * floor(levels * |x_i| / norm + u_i), u_i uniform on [0, 1).
+    """QSGD: rounds every entry at random to one of two levels beside it, without bias.
+
+        code_i = sign(x_i) floor(levels |x_i| / norm + u_i),  u_i uniform on [0, 1)
 
     The noise u is `rounding_noise(key, n)`, within 2**-16 of jax.random.uniform(key,
     (n,)): with jax.random it takes nine tenths of the time on CPU.
@@ -104,15 +121,23 @@ def stochastic_quantize(
 
     Returns:
       (codes, scale): int8[n] (int32 above 127 levels) in [-levels, levels], and f32[] =
-      norm / levels. `codes * scale` is unbiased with variance scale^2 * sum p(1-p), p
-      the fraction above the floor. x = 0 gives zeros and scale 0. A non-finite entry
-      makes the scale non-finite: it does not pass in silence.
+      norm / levels. `codes * scale` is unbiased with variance scale^2 * sum p(1 - p), p
+      the fraction above the floor. x = 0 gives zeros and scale 0. An entry that is not
+      finite makes the scale so: it does not pass in silence.
 
     References:
       Alistarh et al., QSGD, 2017, arXiv 1610.02132, section 3.1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> x = jnp.array([1.0, -7.0, 2.0])
+      >>> codes, scale = stochastic_quantize(x, jax.random.key(0), levels=7, norm="max")
+      >>> codes.tolist(), float(scale)
+      ([1, -7, 2], 1.0)
     """
+    whole_vector = max(1, x.shape[0])
     codes, scales = stochastic_quantize_buckets(
-        x, key, levels, norm, max(1, x.shape[0])
+        x, key, levels, norm=norm, bucket_size=whole_vector
     )
     return codes, scales[0]
 
@@ -124,15 +149,21 @@ def stochastic_quantize_buckets(
     norm: str = "max",
     bucket_size: int = 512,
 ) -> tuple[jax.Array, jax.Array]:
-    """`stochastic_quantize` of each bucket of `bucket_size` entries, the last one
-    shorter, in one loop.
+    """`stochastic_quantize` of each bucket of entries, in one loop.
 
     Entry i is rounded by number i of the key, whatever its bucket: with one bucket this
     is `stochastic_quantize`.
 
+    Args:
+      x: f32[n].
+      key: a threefry key, consumed; one uniform number an entry.
+      levels: s >= 1, quantisation levels on each side of zero.
+      norm: "max" or "l2", of a bucket.
+      bucket_size: entries of a bucket; the last one may be shorter.
+
     Returns:
-      (codes, scales): codes as there, [n]; f32[max(1, ceil(n / bucket_size))].
-      Entry i decodes to codes[i] * scales[i // bucket_size].
+      (codes, scales): codes as there, [n]; f32[max(1, ceil(n / bucket_size))]. Entry i
+      decodes to codes[i] * scales[i // bucket_size].
 
     References:
       Alistarh et al., QSGD, 2017, arXiv 1610.02132, section 4 (buckets, max norm).
@@ -142,23 +173,24 @@ def stochastic_quantize_buckets(
     x = jnp.asarray(x, jnp.float32)
     n = x.shape[0]
     width = max(1, min(bucket_size, n))
-    buckets = jnp.pad(x, (0, max(1, -(-n // width)) * width - n)).reshape(-1, width)
+    n_buckets = max(1, -(-n // width))
+    buckets = jnp.pad(x, (0, n_buckets * width - n)).reshape(-1, width)
     scales = level_distance(buckets, norm, levels)
     noise = rounding_noise(key, buckets.size).reshape(buckets.shape)
     codes = signed_codes(buckets, scales[:, None], noise, levels)
-    return codes.reshape(-1)[:n].astype(
-        jnp.int8 if levels <= 127 else jnp.int32
-    ), scales
+    dtype = jnp.int8 if levels <= 127 else jnp.int32
+    return codes.reshape(-1)[:n].astype(dtype), scales
 
 
 def uniform_quantize(
     x: jax.Array, key: jax.Array, bits: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rounds every entry to one of 2**bits points, evenly spaced from min(x) to max(x),
-    without bias.
+    """Rounds every entry at random to one of 2**bits points from min(x) to max(x).
 
-    code_i = floor((x_i - low) / step + u_i), step = (max - min) / (2**bits - 1); the variance is
-    step^2 * sum p(1 - p) <= n step^2 / 4.
+        code_i = floor((x_i - low) / step + u_i),  step = (max - min) / (2**bits - 1)
+
+    Unbiased; the points are evenly spaced and the variance is step^2 * sum p(1 - p) <=
+    n step^2 / 4, p the fraction above the floor.
 
     Args:
       x: f32[n].
@@ -167,8 +199,8 @@ def uniform_quantize(
 
     Returns:
       (codes, low, step): u8[n] (u16 above 8 bits), f32[], f32[]; `uniform_dequantize`
-      inverts it. All entries equal: codes and step 0. A non-finite entry makes low or
-      step non-finite, as does, with one bit, a range beyond the largest float.
+      inverts it. All entries equal: codes and step 0. An entry that is not finite makes
+      low or step so, as does, with one bit, a range beyond the largest float.
 
     References:
       Suresh et al., Distributed mean estimation with limited communication, 2017, arXiv
@@ -177,14 +209,13 @@ def uniform_quantize(
     whole("bits", bits, least=1, most=16)
     x = jnp.asarray(x, jnp.float32)
     most = 2**bits - 1
-    finite = x.shape[0] > 0
-    # A minimum may drop NaN, see `largest_magnitude`.
-    low = (
-        jnp.where(jnp.isnan(largest_magnitude(x)), jnp.nan, jnp.min(x))
-        if finite
-        else jnp.float32(0)
-    )
-    high = jnp.max(x) if finite else jnp.float32(0)
+    if x.shape[0] > 0:
+        # A minimum may drop NaN, see `largest_magnitude`.
+        has_nan = jnp.isnan(largest_magnitude(x))
+        low = jnp.where(has_nan, jnp.nan, jnp.min(x))
+        high = jnp.max(x)
+    else:
+        low = high = jnp.float32(0)
     # Halves, so that a range beyond the largest float does not overflow.
     step = (high / 2 - low / 2) / jnp.where(high > low, most / 2, 1.0)
     steps = (x / 2 - low / 2) / jnp.where((x > low) & (step > 0), step / 2, 1.0)
@@ -193,5 +224,11 @@ def uniform_quantize(
 
 
 def uniform_dequantize(codes: jax.Array, low: jax.Array, step: jax.Array) -> jax.Array:
-    """The points that `uniform_quantize` chose: f32[n]."""
+    """The points that `uniform_quantize` chose, f32[n].
+
+    Args:
+      codes: unsigned[n].
+      low: f32[], the first point.
+      step: f32[], the distance of two points.
+    """
     return low + codes.astype(jnp.float32) * step

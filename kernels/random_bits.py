@@ -1,4 +1,4 @@
-"""Random words of jax.random, bit for bit, as straight arithmetic that fuses with what uses them.
+"""Random words of jax.random, bit for bit, as arithmetic that fuses with its consumers.
 
 On CPU, jax.random lowers threefry to rolled loops over whole arrays: 9 times the time
 of the same hash written out. Word i depends on (key, i) alone, so a block of a long
@@ -17,9 +17,12 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def threefry2x32(
     key: tuple[jax.Array, jax.Array], high: jax.Array, low: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The Threefry-2x32 block cipher, 20 rounds.
+    """The Threefry-2x32 block cipher, 20 rounds: two words of u32[...].
 
-    Two words of key, two of counter -> two words, all u32.
+    Args:
+      key: two words, u32[].
+      high: u32[...], upper word of the counter.
+      low: u32[...], lower word of the counter.
 
     References:
       Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011.
@@ -36,7 +39,14 @@ def threefry2x32(
 
 
 def key_words(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The two u32 words of a threefry key, typed or raw u32[2]; ValueError for every other kind."""
+    """The two u32[] words of a threefry key.
+
+    Args:
+      key: typed, or raw u32[2].
+
+    Raises:
+      ValueError: a key of another kind, or several.
+    """
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if str(jax.random.key_impl(key)) not in ("threefry2x32", "fry"):
             raise ValueError(
@@ -45,32 +55,39 @@ def key_words(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key = jax.random.key_data(key)
     if key.shape != (2,) or key.dtype != jnp.uint32:
         raise ValueError(
-            f"expected one threefry2x32 key, got {key.dtype}{list(key.shape)} of key words"
+            f"expected one threefry2x32 key, got {key.dtype}{list(key.shape)} of key "
+            "words"
         )
     return key[0], key[1]
 
 
 def random_bits_at(key: jax.Array, index: jax.Array) -> jax.Array:
-    """Word `index` of the endless stream of a key.
+    """Words of a key's endless stream, u32[...], equal to random_bits(key, n)[index].
 
-    U32[...] -> u32[...], equal to random_bits(key, n)[index].
+    Args:
+      key: a threefry key.
+      index: u32[...], which words.
     """
     index = jnp.asarray(index).astype(jnp.uint32)
-    high, low = threefry2x32(key_words(key), jnp.zeros_like(index), index)
+    words = key_words(key)
+    high, low = threefry2x32(words, jnp.zeros_like(index), index)
     return high ^ low
 
 
 def random_bits(key: jax.Array, n: int) -> jax.Array:
-    """u32[n], equal to `jax.random.bits(key, (n,))` in its partitionable layout, the
-    default since jax 0.5.
+    """u32[n], equal to `jax.random.bits(key, (n,))`.
 
-    The key is consumed. A longer draw begins with the shorter one. Good for rounding
-    and masks, and, being threefry, for the noise of differential privacy.
+    That is in the partitionable layout, the default since jax 0.5. A longer draw begins
+    with the shorter one. Good for rounding and masks, and, being threefry, for the
+    noise of differential privacy.
 
     Args:
-      key: a threefry key; ValueError for other kinds, whose words differ between
-        backends and under vmap.
-      n: at most 2**32.
+      key: a threefry key, consumed. The words of other kinds differ between backends
+        and under vmap.
+      n: words, at most 2**32.
+
+    Raises:
+      ValueError: a key of another kind.
 
     Example:
       >>> import jax
@@ -83,19 +100,21 @@ def random_bits(key: jax.Array, n: int) -> jax.Array:
 
 
 def to_uniform(bits: jax.Array) -> jax.Array:
-    """u32 -> f32 on [0, 1): the upper 23 bits as a fraction, as jax.random.uniform reads them."""
-    return (
-        jax.lax.bitcast_convert_type(
-            (bits >> jnp.uint32(9)) | jnp.uint32(0x3F800000), jnp.float32
-        )
-        - 1.0
-    )
+    """f32[...] on [0, 1): the upper 23 bits as a fraction, as in jax.random.uniform.
+
+    Args:
+      bits: u32[...].
+    """
+    words = (bits >> jnp.uint32(9)) | jnp.uint32(0x3F800000)  # on [1, 2)
+    return jax.lax.bitcast_convert_type(words, jnp.float32) - 1.0
 
 
 def uniform(key: jax.Array, n: int) -> jax.Array:
     """f32[n] on [0, 1), multiples of 2**-23, equal to `jax.random.uniform(key, (n,))`.
 
-    See `random_bits`.
+    Args:
+      key: a threefry key, consumed.
+      n: numbers, at most 2**32.
     """
     return to_uniform(random_bits(key, n))
 
@@ -103,26 +122,38 @@ def uniform(key: jax.Array, n: int) -> jax.Array:
 def rounding_noise(key: jax.Array, n: int) -> jax.Array:
     """f32[n] on [0, 1), multiples of 2**-23, for stochastic rounding.
 
-    Within 2**-16 of `uniform(key, n)`.
+    Within 2**-16 of `uniform(key, n)`. The upper 16 bits of word i are those of
+    `random_bits`. Below come the upper bits of a Weyl sequence with a random start,
+    (start + i * 0x9E3779B9) mod 2**32, so that each number alone is exactly uniform;
+    two of them depend on each other by less than 2**-16 of a rounding step. Not for
+    differential privacy: see `uniform`.
 
-    The upper 16 bits of word i are those of `random_bits`. Below come the upper bits of
-    a Weyl sequence with a random start, (start + i * 0x9E3779B9) mod 2**32, so that
-    each number alone is exactly uniform; two of them depend on each other by less than
-    2**-16 of a rounding step. Not for differential privacy: see `uniform`.
+    Args:
+      key: a threefry key, consumed.
+      n: numbers, at most 2**32.
     """
     index = jax.lax.iota(jnp.uint32, n)
-    return noise_of(_upper_halves(key, n), weyl_start(key), index)
+    upper = _upper_halves(key, n)
+    return noise_of(upper, weyl_start(key), index)
 
 
 def weyl_start(key: jax.Array) -> jax.Array:
-    """u32[], made of a counter that `random_bits` never uses."""
-    return threefry2x32(key_words(key), jnp.uint32(1), jnp.uint32(0))[0]
+    """u32[], made of a counter that `random_bits` never uses.
+
+    Args:
+      key: a threefry key.
+    """
+    words = key_words(key)
+    return threefry2x32(words, jnp.uint32(1), jnp.uint32(0))[0]
 
 
 def noise_of(upper: jax.Array, start: jax.Array, index: jax.Array) -> jax.Array:
-    """Number `index` of `rounding_noise` from the upper 16 bits of its word.
+    """Numbers of `rounding_noise` from the upper 16 bits of their words, f32[...].
 
-    Integers, u32[], u32 -> f32.
+    Args:
+      upper: integers [...], those bits.
+      start: u32[], see `weyl_start`.
+      index: u32[...], which numbers.
     """
     weyl = start + index * jnp.uint32(0x9E3779B9)
     return to_uniform((upper.astype(jnp.uint32) << 16) | (weyl >> 16))
@@ -142,8 +173,8 @@ def _upper_halves(key: jax.Array, n: int) -> jax.Array:
         return random_bits(key, n) >> 16
 
     def chunk(i):
-        return (
-            random_bits_at(key, i * _CHUNK + jax.lax.iota(jnp.uint32, _CHUNK)) >> 16
-        ).astype(jnp.uint16)
+        index = i * _CHUNK + jax.lax.iota(jnp.uint32, _CHUNK)
+        return (random_bits_at(key, index) >> 16).astype(jnp.uint16)
 
-    return jax.lax.map(chunk, jax.lax.iota(jnp.uint32, -(-n // _CHUNK))).reshape(-1)[:n]
+    chunks = jax.lax.map(chunk, jax.lax.iota(jnp.uint32, -(-n // _CHUNK)))
+    return chunks.reshape(-1)[:n]

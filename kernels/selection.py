@@ -1,4 +1,4 @@
-"""Exact selection of the k largest magnitudes: no sort, no index list, and k may be traced.
+"""Exact selection of the k largest magnitudes, without a sort; k may be traced.
 
 For floats the bit pattern of |x|, read as an unsigned integer, grows with |x|. A search
 by counting finds a threshold that k of these keys reach; a mask follows from one
@@ -24,11 +24,9 @@ __all__ = [
 ]
 
 
-_SMALL = (
-    2**16
-    # neighbouring leaves below this are joined: the copy is cheap, a loop for each is slow
-    # to compile
-)
+# Neighbouring leaves below this are joined: the copy is cheap, a loop for each is slow
+# to compile.
+_SMALL = 2**16
 
 
 def top_k_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
@@ -46,6 +44,9 @@ def top_k_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
     Returns:
       bool[n] with exactly min(k, n) true.
 
+    Raises:
+      ValueError: `x` is no vector of floats.
+
     Example:
       >>> import jax.numpy as jnp
       >>> top_k_mask(jnp.array([1.0, -3.0, 2.0, 3.0]), 2).tolist()
@@ -53,22 +54,23 @@ def top_k_mask(x: jax.Array, k: jax.Array | int) -> jax.Array:
     """
     if x.ndim != 1:
         raise ValueError(
-            f"expected a vector, got shape {x.shape}; ravel it or vmap over the leading axes"
+            f"expected a vector, got shape {x.shape}; ravel it or vmap over the "
+            "leading axes"
         )
     cut = top_k_cut((x,), k)
     return selected(_comparable(x), cut.key, cut.last[0])
 
 
 def top_k_masks(tree: Any, k: jax.Array | int) -> Any:
-    """Marks the k entries of largest magnitude of all leaves together, without joining
-    the large ones.
+    """Marks the k entries of largest magnitude of all leaves together.
 
-    As `top_k_mask` on the leaves, each in row-major order, one after another: one
-    threshold from the sum of the leaves' counts; ties go to the first leaf.
+    As `top_k_mask` on the leaves, each in row-major order, one after another, without
+    joining the large ones: one threshold from the sum of the leaves' counts. Ties go to
+    the first leaf.
 
     Args:
       tree: leaves f32[...] (other floats are cast).
-      k: int or i32[]; may be traced.
+      k: how many, int or i32[]; may be traced.
 
     Returns:
       A tree of bool[...], with min(k, entries) true in all.
@@ -92,7 +94,7 @@ def top_k_masks(tree: Any, k: jax.Array | int) -> Any:
 
 
 def _joined(leaves: list[jax.Array]) -> jax.Array:
-    """One vector of neighbouring leaves: a leaf alone as it is, several copied as f32."""
+    """One vector of neighbouring leaves: one leaf as it is, several copied as f32."""
     vectors = [_comparable(jnp.ravel(leaf)) for leaf in leaves]
     if len(vectors) == 1:
         return vectors[0]
@@ -100,40 +102,49 @@ def _joined(leaves: list[jax.Array]) -> jax.Array:
 
 
 def top_k_cut(vectors: tuple[jax.Array, ...], k: jax.Array | int) -> Cut:
-    """The cut that selects min(k, n) of the n entries of these vectors: see `top_k_mask` and `Cut`.
+    """The cut that selects min(k, n) of the n entries of these vectors.
+
+    See `top_k_mask` for which, and `threshold_search.Cut` for its form.
 
     Args:
       vectors: floats, taken by magnitude, or u32 keys below 2**31.
-      k: int or i32[]; may be traced.
+      k: how many, int or i32[]; may be traced.
+
+    Raises:
+      ValueError: 2**31 entries or more, or vectors of another type.
     """
     count("k", k)
     n = sum(vector.shape[0] for vector in vectors)
     if n >= 2**31:
         raise ValueError(f"expected fewer than 2**31 entries, got {n}")
     vectors = tuple(_comparable(vector) for vector in vectors)
-    if n == 0:
-        return Cut(jnp.uint32(LARGEST_KEY), (jnp.int32(-1),) * len(vectors))
-    filled = [i for i, vector in enumerate(vectors) if vector.shape[0]]
-    cut = find_cut(tuple(vectors[i] for i in filled), jnp.asarray(k, jnp.int32))
     lasts = [jnp.int32(-1)] * len(vectors)
+    if n == 0:
+        return Cut(jnp.uint32(LARGEST_KEY), tuple(lasts))
+    filled = [i for i, vector in enumerate(vectors) if vector.shape[0]]
+    searched = tuple(vectors[i] for i in filled)
+    cut = find_cut(searched, jnp.asarray(k, jnp.int32))
     for i, last in zip(filled, cut.last, strict=True):
         lasts[i] = last
     return Cut(cut.key, tuple(lasts))
 
 
 def kth_largest_key(keys: jax.Array, k: jax.Array | int) -> jax.Array:
-    """The k-th largest of `keys`, u32[n] below 2**31 -> u32[].
+    """The k-th largest of some keys, u32[]; 0 when k > n, 2**31 - 1 when k = 0.
 
-    0 when k > n, 2**31 - 1 when k = 0.
+    Args:
+      keys: u32[n], below 2**31.
+      k: rank from 1, int or i32[]; may be traced.
     """
     n = keys.shape[0]
     cut = top_k_cut((keys,), k)
     key = jnp.min(keys, where=keys >= cut.key, initial=jnp.uint32(LARGEST_KEY))
-    return jnp.where(jnp.asarray(k) > n, jnp.uint32(0), key)
+    too_many = jnp.asarray(k) > n
+    return jnp.where(too_many, jnp.uint32(0), key)
 
 
 def _comparable(vector: jax.Array) -> jax.Array:
-    """u32 keys as they are, floats outside differentiation; ValueError for the rest."""
+    """u32 keys as they are, floats outside differentiation; refuses the rest."""
     if vector.dtype == jnp.uint32:
         return vector
     if not jnp.issubdtype(vector.dtype, jnp.floating):

@@ -1,7 +1,4 @@
-"""A whole uplink in one piece.
-
-Error feedback, top-k, and stochastic rounding of the kept values.
-"""
+"""A whole uplink in one piece: error feedback, top-k and rounding of what is kept."""
 
 from typing import Any, NamedTuple
 
@@ -21,11 +18,17 @@ _IN_ORDER: dict[str, Any] = {
 
 
 class SparseCodes(NamedTuple):
-    """Kept entries in index order, rounded in buckets of `bucket_size` of them."""
+    """Kept entries in index order, rounded in buckets of `bucket_size` of them.
 
-    places: jax.Array  # i32[k], ascending
-    codes: jax.Array  # i8[k], in [-levels, levels]
-    scales: jax.Array  # f32[ceil(k / bucket_size)]
+    Attributes:
+      places: i32[k], ascending.
+      codes: i8[k], in [-levels, levels].
+      scales: f32[ceil(k / bucket_size)].
+    """
+
+    places: jax.Array
+    codes: jax.Array
+    scales: jax.Array
 
 
 def sparse_codes(
@@ -36,8 +39,9 @@ def sparse_codes(
     norm: str = "max",
     bucket_size: int = 512,
 ) -> SparseCodes:
-    """Selects min(k, n) entries and rounds them to 2**bits - 1 symbols, noise number r
-    of the key for the r-th one.
+    """Selects min(k, n) entries and rounds them to 2**bits - 1 symbols.
+
+    The r-th of them is rounded by noise number r of the key.
 
     Args:
       x: f32[n].
@@ -49,20 +53,26 @@ def sparse_codes(
     """
     whole("k", k, least=0)
     whole("bits", bits, least=2, most=8)
-    places = mask_indices(top_k_mask(x, k), min(k, x.shape[0]))
+    mask = top_k_mask(x, k)
+    places = mask_indices(mask, min(k, x.shape[0]))
+    levels = 2 ** (bits - 1) - 1
     codes, scales = stochastic_quantize_buckets(
-        x[places], key, 2 ** (bits - 1) - 1, norm, bucket_size
+        x[places], key, levels, norm=norm, bucket_size=bucket_size
     )
     return SparseCodes(places, codes, scales)
 
 
 def sparse_decode(sent: SparseCodes, n: int, bucket_size: int = 512) -> jax.Array:
-    """f32[n]: codes * scale at the places, zero elsewhere."""
-    values = (
-        sent.codes.astype(jnp.float32)
-        * jnp.repeat(sent.scales, bucket_size)[: sent.codes.shape[0]]
-    )
-    # The places are in order and differ; said so, the scatter need not look.
+    """f32[n]: codes * scale at the places, zero elsewhere.
+
+    Args:
+      sent: what `sparse_codes` returned.
+      n: length of the vector.
+      bucket_size: as for `sparse_codes`.
+    """
+    scales = jnp.repeat(sent.scales, bucket_size)[: sent.codes.shape[0]]
+    values = sent.codes.astype(jnp.float32) * scales
+    # The places are in order and differ; told so, the scatter need not look.
     return jnp.zeros(n, jnp.float32).at[sent.places].set(values, **_IN_ORDER)
 
 
@@ -75,7 +85,7 @@ def sparse_quantize(
     norm: str = "max",
     bucket_size: int = 512,
 ) -> tuple[jax.Array, jax.Array]:
-    """What the server decodes, and what the sender keeps: C(x + e) and (x + e) - C(x + e).
+    """What the server decodes, C(x + e), and what the sender keeps, (x + e) - C(x + e).
 
     Bit for bit the message that is selected, gathered in index order, rounded bucket by
     bucket, and scattered back: there is no faster way, because the list of the k places
@@ -83,8 +93,12 @@ def sparse_quantize(
 
     Args:
       x: f32[n], the update.
-      residual: f32[n], what earlier rounds left.
-      k, bits, key, norm, bucket_size: see `sparse_codes`.
+      residual: f32[n], e, what earlier rounds left.
+      k: int, entries to keep; static.
+      bits: width of a code, 2 to 8.
+      key: a threefry key, consumed.
+      norm: of a bucket, "max" or "l2".
+      bucket_size: kept entries that share a scale.
 
     Returns:
       (decoded f32[n], residual f32[n]). A kept entry that is not finite makes every
@@ -95,7 +109,7 @@ def sparse_quantize(
       arXiv 1809.07599, algorithm 1.
     """
     corrected = x + residual
-    sent = sparse_codes(corrected, k, bits, key, norm, bucket_size)
+    sent = sparse_codes(corrected, k, bits, key, norm=norm, bucket_size=bucket_size)
     decoded = sparse_decode(sent, x.shape[0], bucket_size)
     # The difference at the k places only: elsewhere the residual is the corrected
     # update itself, left in place. Read from what was decoded, not from code * scale,

@@ -1,7 +1,4 @@
-"""Codes of a base that is no power of two, several to a byte.
-
-5 trits, or 3 codes of base 5 or 6.
-"""
+"""Codes of a base that is no power of two, several to a byte."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +7,11 @@ from fedjax_fm.kernels.arguments import whole
 
 
 def symbols_per_byte(base: int) -> int:
-    """How many codes below `base` one byte holds: the largest m with base**m <= 256."""
+    """How many codes below `base` one byte holds: the largest m with base**m <= 256.
+
+    Args:
+      base: size of the alphabet, 2 to 256.
+    """
     whole("base", base, least=2, most=256)
     m = 1
     while base ** (m + 1) <= 256:
@@ -19,30 +20,44 @@ def symbols_per_byte(base: int) -> int:
 
 
 def pack_symbols(codes: jax.Array, base: int) -> jax.Array:
-    """Packs codes below `base`: unsigned[n] -> u8[ceil(n / m)], m = symbols_per_byte(base).
+    """Packs codes below `base`, m = symbols_per_byte(base) in a byte.
 
-        Byte j is sum over i < m of codes[j m + i] * base**i; codes past the end count
-        as 0. Base 3 takes 1.6 bits an entry where log2(3) is 1.585. Codes of 2s + 1
-        levels are shifted by s first. From base 17 on a byte holds one code.
+        byte_j = sum over i < m of codes[j m + i] * base**i
+
+    Codes past the end count as 0. Base 3 takes 1.6 bits an entry where log2(3) is
+    1.585. Codes of 2s + 1 levels are shifted by s first. From base 17 on a byte holds
+    one code.
+
+    Args:
+      codes: unsigned[n].
+      base: size of the alphabet, 2 to 256.
+
+    Returns:
+      u8[ceil(n / m)].
 
     Example:
-          >>> import jax.numpy as jnp
-
-    from fedjax_fm.kernels.arguments import whole
-          >>> pack_symbols(jnp.array([2, 1, 0, 0, 1, 2]), 3).tolist()
-          [86, 2]
+      >>> import jax.numpy as jnp
+      >>> pack_symbols(jnp.array([2, 1, 0, 0, 1, 2]), 3).tolist()
+      [86, 2]
     """
     m = symbols_per_byte(base)
     n = codes.shape[0]
-    columns = jnp.pad(jnp.asarray(codes).astype(jnp.uint32), (0, -n % m)).reshape(-1, m)
+    codes = jnp.asarray(codes).astype(jnp.uint32)
+    columns = jnp.pad(codes, (0, -n % m)).reshape(-1, m)
     weights = jnp.array([base**i for i in range(m)], jnp.uint32)
     return jnp.sum(columns * weights, axis=1, dtype=jnp.uint32).astype(jnp.uint8)
 
 
 def unpack_symbols(packed: jax.Array, base: int, n: int) -> jax.Array:
-    """The inverse of `pack_symbols`.
+    """The inverse of `pack_symbols`: u32[n].
 
-    U8[ceil(n / m)] -> u32[n]; bytes of base**m or more do not occur.
+    Args:
+      packed: u8[ceil(n / m)]; bytes of base**m or more do not occur.
+      base: size of the alphabet, 2 to 256.
+      n: codes.
+
+    Raises:
+      ValueError: `packed` has another length.
     """
     m = symbols_per_byte(base)
     if packed.shape != (-(-n // m),):
@@ -52,6 +67,6 @@ def unpack_symbols(packed: jax.Array, base: int, n: int) -> jax.Array:
             "another shape"
         )
     octets = packed.astype(jnp.uint32)
-    return jnp.stack(
-        [octets // jnp.uint32(base**i) % jnp.uint32(base) for i in range(m)], axis=1
-    ).reshape(-1)[:n]
+    symbols = jnp.uint32(base)
+    columns = [octets // jnp.uint32(base**i) % symbols for i in range(m)]
+    return jnp.stack(columns, axis=1).reshape(-1)[:n]

@@ -8,10 +8,12 @@ from fedjax_fm.kernels.quantize import stochastic_quantize
 def ternary_encode(
     x: jax.Array, key: jax.Array, norm: str = "max"
 ) -> tuple[jax.Array, jax.Array]:
-    """DIANA's p-quantisation of one block: ||x||_p sign(x_i) Bernoulli(|x_i| / ||x||_p).
+    """Rounds the entries of one block at random to -1, 0 or 1 times its norm.
 
-    Unbiased; E||Q(x) - x||^2 = ||x||_1 ||x||_p - ||x||^2 and E||Q(x)||_0 = ||x||_1 /
-    ||x||_p, both exactly.
+        ||x||_p sign(x_i) Bernoulli(|x_i| / ||x||_p)
+
+    DIANA's p-quantisation. Unbiased; E ||Q(x) - x||^2 = ||x||_1 ||x||_p - ||x||^2 and
+    E ||Q(x)||_0 = ||x||_1 / ||x||_p, both exactly.
 
     Args:
       x: f32[m].

@@ -1,4 +1,17 @@
-"""Channels: what the wire does to a message, and how many bits it takes."""
+"""Channels: how a message is encoded for the wire, and how many bits that takes.
+
+A channel is used for the uplink or the downlink of a simulator:
+
+    Simulator(..., uplink=channels.error_feedback(channels.top_k(0.01)))
+
+The receiver sees `decode(payload)` only. Two classes of lossy channels are told apart
+in the docstrings, for a message x and what arrives of it, C(x):
+
+    unbiased:     E C(x) = x,  E ||C(x) - x||^2 <= omega ||x||^2
+    contractive:  ||C(x) - x||^2 <= (1 - delta) ||x||^2,  0 < delta <= 1
+
+Contractive channels are biased in general: put `error_feedback` around them.
+"""
 
 from fedjax_fm.channels.anchored import Anchored, anchored, anchored_bits
 from fedjax_fm.channels.bernoulli_mask import bernoulli_mask

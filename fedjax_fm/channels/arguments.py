@@ -1,4 +1,4 @@
-"""What channels ask of their arguments."""
+"""Checks of the arguments of channels."""
 
 from fractions import Fraction
 from typing import Any
@@ -14,14 +14,17 @@ def checked_channel(where: str, value: Any) -> Channel:
 
     Args:
       where: the function, and the parameter if its name says more, for the message.
+      value: what should be a channel.
 
     Raises:
-      TypeError: anything else, such as the name of a channel, or `top_k` instead of `top_k(0.01)`.
+      TypeError: anything else, such as the name of a channel, or `top_k` instead of
+        `top_k(0.01)`.
 
     Example:
       >>> checked_channel("error_feedback", "top_k")
-      Traceback (most recent call last): ... TypeError: error_feedback: expected a
-      channel, such as channels.top_k(0.01), got 'top_k' of type str
+      Traceback (most recent call last):
+        ...
+      TypeError: error_feedback: expected a channel, such as ... got 'top_k' of type str
     """
     if isinstance(value, Channel):
         return value
@@ -35,24 +38,43 @@ def checked_channel(where: str, value: Any) -> Channel:
 
 
 def checked_real(name: str, value: Any, **bounds: Any) -> Any:
-    """`checks.real` of a number that both ends of the wire know: a Python number.
+    """`checks.real` of a number that configures both ends of the wire.
 
-    0.1 in f32 is the decimal 0.1 here, not the f32 number next to it.
+    A Python number: 0.1 in f32 becomes the decimal 0.1, not the f32 number next to it.
+
+    Args:
+      name: of the parameter, for the message.
+      value: what should be a finite number.
+      **bounds: those of `checks.real`.
     """
     checks.real(name, value, **bounds)
     _is_known(name, value)
-    return value if isinstance(value, int | float | Fraction) else float(str(value))
+    if isinstance(value, int | float | Fraction):
+        return value
+    return float(str(value))
 
 
 def checked_whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
-    """`checks.whole` of a number that both ends of the wire know: a Python int."""
+    """`checks.whole` of a number that configures both ends of the wire, as an int.
+
+    Args:
+      name: of the parameter, for the message.
+      value: what should be a whole number.
+      least: the least value that is allowed.
+      most: the largest one; None for no bound.
+    """
     checks.whole(name, value, least=least, most=most)
     _is_known(name, value)
     return int(value)
 
 
 def checked_block(size: int | None, name: str = "block_size") -> int | None:
-    """Entries that share a scale, at least 1, or None for the whole message."""
+    """`size`, if it can be the number of entries that share a scale.
+
+    Args:
+      size: at least 1, or None for the whole message.
+      name: of the parameter, for the message.
+    """
     if size is None:
         return None
     try:
@@ -62,11 +84,16 @@ def checked_block(size: int | None, name: str = "block_size") -> int | None:
 
 
 def checked_fraction(fraction: float) -> float:
-    """A share of the entries, above 0 and at most 1."""
+    """`fraction`, if it is a share of the entries: above 0 and at most 1.
+
+    Args:
+      fraction: what should be such a share.
+    """
     return checked_real("fraction", fraction, above=0, most=1)
 
 
 def _is_known(name: str, value: Any) -> None:
+    """Refuses a number that is traced."""
     if isinstance(value, Tracer):
         raise TypeError(
             f"expected {name} as a number that is known before the round is "

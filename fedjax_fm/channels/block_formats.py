@@ -1,4 +1,4 @@
-"""Number formats with a scale a block, as in quantised weights: int4, int8, NF4."""
+"""Number formats with one scale a block, as in quantised weights: int2 to int8, NF4."""
 
 import jax.numpy as jnp
 
@@ -10,16 +10,35 @@ from fedjax_fm.types import Channel
 
 
 def int_blocks(bits: int = 8, block_size: int | None = 256) -> Channel:
-    """Integers of `bits` bits with one scale a block, rounded to nearest.
+    """Integers of `bits` bits with one scale a block, rounded to the nearest.
 
-    Contractive: |C(x)_i - x_i| <= max|x_b| / (2 (2^(bits - 1) - 1)) in a block b, never
-    more than |x_i|, and the largest entry is exact, so delta >= 1 / block_size.
-    Deterministic, hence biased; `quantize(bits, "max")` is the unbiased form. Bits:
-    `bits` an entry plus 32 a block.
+        code_i = round(x_i / scale_b),  scale_b = max|x_b| / (2^(bits - 1) - 1)
+
+    Contractive: |C(x)_i - x_i| is at most scale_b / 2 in a block b and never more than
+    |x_i|, and the largest entry is exact, so delta >= 1 / block_size. Deterministic,
+    hence biased; `quantize(bits, "max")` is the unbiased form. Bits: `bits` an entry
+    plus 32 a block.
 
     Args:
-      bits: 2 to 8.
+      bits: width of a code, 2 to 8.
       block_size: entries that share a scale; None for the whole message.
+
+    Returns:
+      A channel without state.
+
+    Raises:
+      ValueError: `bits` or `block_size` is out of its bounds.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fedjax_fm import channels
+      >>> channel = channels.int_blocks(bits=3)
+      >>> tree = {"w": jnp.array([3.0, -1.2, 0.4, 2.0])}
+      >>> payload, _ = channel.encode((), tree, jax.random.key(0))
+      >>> channel.decode(payload)["w"].tolist()
+      [3.0, -1.0, 0.0, 2.0]
+      >>> channel.bits(payload)
+      48
     """
     bits = checked_whole("bits", bits, least=2, most=8)
     block_size = checked_block(block_size)
@@ -27,15 +46,15 @@ def int_blocks(bits: int = 8, block_size: int | None = 256) -> Channel:
 
     def encode(x, live, key):
         blocks = blocks_of(x, block_size)
-        codes, scales = int_block_encode(blocks, bits)
-        codes = (codes.reshape(-1)[: x.shape[0]].astype(jnp.int32) + top).astype(
-            jnp.uint8
-        )
+        signed, scales = int_block_encode(blocks, bits)
+        signed = signed.reshape(-1)[: x.shape[0]]
+        codes = (signed.astype(jnp.int32) + top).astype(jnp.uint8)
         return (), (pack(codes, 2**bits, live), cut(scales, live, blocks.shape[1]))
 
     def decode(values, side, n):
         codes = side[0].unpack().astype(jnp.int32) - top
-        return codes * jnp.repeat(whole(side[1]), min(block_size or n, n))[:n]
+        width = min(block_size or n, n)
+        return codes * jnp.repeat(whole(side[1]), width)[:n]
 
     return vector_channel(
         "int_blocks", (bits, block_size), encode, decode, nearest=True
@@ -43,31 +62,46 @@ def int_blocks(bits: int = 8, block_size: int | None = 256) -> Channel:
 
 
 def nf4(block_size: int | None = 64) -> Channel:
-    """NormalFloat: 16 levels at quantiles of a normal law, one scale a block, rounded to nearest.
+    """NormalFloat: 16 levels at quantiles of a normal law, one scale a block.
 
-    Contractive with delta >= 1 / block_size (zero and the largest entry are exact, no
-    entry gains error above its magnitude). Deterministic, hence biased, and not odd:
-    C(-x) is not -C(x). Bits: 4 an entry plus 32 a block.
+    Rounded to the nearest level. Contractive with delta >= 1 / block_size: zero and the
+    largest entry are exact, and no entry gains an error above its magnitude.
+    Deterministic, hence biased, and not odd: C(-x) is not -C(x). Bits: 4 an entry plus
+    32 a block.
 
     Args:
       block_size: entries that share a scale; None for the whole message.
 
+    Returns:
+      A channel without state.
+
+    Raises:
+      ValueError: `block_size` is below 1.
+
     References:
       Dettmers et al., QLoRA, 2023, arXiv 2305.14314, section 3 and appendix E.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fedjax_fm import channels
+      >>> channel = channels.nf4()
+      >>> tree = {"w": jnp.array([1.0, 0.0, -0.5, 0.25])}
+      >>> payload, _ = channel.encode((), tree, jax.random.key(0))
+      >>> channel.decode(payload)["w"].round(3).tolist()
+      [1.0, 0.0, -0.5250000357627869, 0.2460000067949295]
+      >>> channel.bits(payload)
+      48
     """
     block_size = checked_block(block_size)
 
     def encode(x, live, key):
         blocks = blocks_of(x, block_size)
         codes, scales = nf4_encode(blocks)
-        return (), (
-            pack(codes.reshape(-1)[: x.shape[0]], 16, live),
-            cut(scales, live, blocks.shape[1]),
-        )
+        codes = codes.reshape(-1)[: x.shape[0]]
+        return (), (pack(codes, 16, live), cut(scales, live, blocks.shape[1]))
 
     def decode(values, side, n):
-        return nf4_decode(
-            blocks_of(side[0].unpack(), block_size), whole(side[1])
-        ).reshape(-1)[:n]
+        codes = blocks_of(side[0].unpack(), block_size)
+        return nf4_decode(codes, whole(side[1])).reshape(-1)[:n]
 
     return vector_channel("nf4", block_size, encode, decode, nearest=True)

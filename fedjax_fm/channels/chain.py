@@ -1,4 +1,4 @@
-"""Channels in a row: each next one encodes the values that the one before it would send."""
+"""Channels in a row: each encodes the values that the one before it would send."""
 
 import dataclasses
 
@@ -10,20 +10,47 @@ from fedjax_fm.channels.identity import identity
 from fedjax_fm.channels.payload import Payload, payload_bits
 from fedjax_fm.types import Channel
 
-BARE = "bare"  # form of the wrapper around what a channel sends without a Payload of its own
+# Form of the wrapper around what a channel sends without a `Payload` of its own.
+BARE = "bare"
 CHAIN = "chain"
 
 
 def chain(*channels: Channel) -> Channel:
-    """`chain(top_k(0.01), quantize(4))` selects, then quantises what was selected.
+    """Applies channels in a row, each to the values that the one before it would send.
 
-    Positions travel as they are.
+    `chain(top_k(0.01), quantize(4))` selects, then quantises what was selected; the
+    positions travel as they are. Only the last channel may leave no float values to
+    encode. Chains of chains are chains.
 
-    Only channels whose payload still has float values can be followed by another one.
-    Chains of chains are chains. Unbiased if all are; errors of a contraction and then
-    an unbiased channel of variance omega: 1 - delta' = (1 - delta) + omega delta at
-    most for selections (the error of the second falls on what is kept). Bits: those of
-    the positions, seeds and scales of all, and of the values of the last.
+    Unbiased if all are. A selection with delta, then an unbiased channel of variance
+    omega, has at most
+
+        E ||C(x) - x||^2 <= (1 - delta + omega delta) ||x||^2,
+
+    since the error of the second falls on what is kept. Bits: those of the positions,
+    seeds and scales of all channels, and of the values of the last.
+
+    Args:
+      *channels: in the order in which a sender applies them, at least one.
+
+    Returns:
+      A channel whose state holds those of its parts.
+
+    Raises:
+      TypeError: a part that is no channel.
+      ValueError: no channel; at the first message, a part before the last that leaves
+        no values to encode.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fedjax_fm import channels
+      >>> channel = channels.chain(channels.top_k(0.5), channels.int_blocks(bits=4))
+      >>> tree = {"w": jnp.array([1.0, -7.0, 2.0, 0.5])}
+      >>> payload, _ = channel.encode(channel.init(tree), tree, jax.random.key(0))
+      >>> channel.decode(payload)["w"].tolist()
+      [0.0, -7.0, 2.0, 0.0]
+      >>> channel.bits(payload)  # a bitmap in one byte, two codes, a scale
+      48
     """
     if not channels:
         raise ValueError("chain needs at least one channel, got none")
@@ -38,14 +65,13 @@ def chain(*channels: Channel) -> Channel:
 
     def encode_first(state, tree, key):
         payload, state = first.encode(state, tree, key)
-        if not isinstance(
-            payload, Payload
-        ):  # of a channel that knows no chains: `decode` is told by the wrapper
+        if not isinstance(payload, Payload):
+            # Of a channel without `Payload`s: the wrapper tells `decode`.
             payload = Payload(payload, (), BARE)
         if isinstance(payload.values, Anchored) or not jax.tree.leaves(payload.values):
-            name = _name(payload)
             raise ValueError(
-                f"chain: a channel that leaves no values to encode, here {name}, must come last"
+                "chain: a channel that leaves no values to encode, here "
+                f"{_name(payload)}, must come last"
             )
         return payload, state
 
@@ -60,11 +86,9 @@ def chain(*channels: Channel) -> Channel:
         inner, rest_state = rest.encode(state[1], outer.values, rest_key)
         if not isinstance(inner, Payload):
             inner = Payload(inner, (), BARE)
-        # The values lie on top, so that a chain can itself be followed by another channel.
-        return Payload(inner.values, (_hollow(outer), _hollow(inner)), CHAIN), (
-            first_state,
-            rest_state,
-        )
+        # The values lie on top: a chain can itself be followed by another channel.
+        side = _hollow(outer), _hollow(inner)
+        return Payload(inner.values, side, CHAIN), (first_state, rest_state)
 
     def decode(payload):
         if not isinstance(payload, Payload) or payload.form != CHAIN:
@@ -73,13 +97,14 @@ def chain(*channels: Channel) -> Channel:
                 f"{getattr(payload, 'form', payload)}"
             )
         outer, inner = payload.side
-        return first.decode(_filled(outer, rest.decode(_filled(inner, payload.values))))
+        values = rest.decode(_filled(inner, payload.values))
+        return first.decode(_filled(outer, values))
 
     return Channel(init=init, encode=encode, decode=decode, bits=payload_bits)
 
 
 def _name(payload: Payload) -> str:
-    """Of the channel that wrote last."""
+    """The name of the channel that wrote last."""
     if isinstance(payload.values, Anchored):
         return "anchored"
     if payload.form == CHAIN:
@@ -88,10 +113,12 @@ def _name(payload: Payload) -> str:
 
 
 def _hollow(payload: Payload) -> Payload:
+    """A payload without its values."""
     return dataclasses.replace(payload, values=())
 
 
 def _filled(payload: Payload, values):
-    return (
-        values if payload.form == BARE else dataclasses.replace(payload, values=values)
-    )
+    """The inverse of `_hollow`, as the channel that wrote the payload reads it."""
+    if payload.form == BARE:
+        return values
+    return dataclasses.replace(payload, values=values)

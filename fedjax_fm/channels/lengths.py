@@ -1,4 +1,4 @@
-"""Three lengths of a message, on the host: as packed, by entropy, and as a real coder writes it."""
+"""Three lengths of a message, on the host: as packed, by entropy, and when coded."""
 
 import math
 from typing import NamedTuple
@@ -17,15 +17,19 @@ PARTS = (Codes, Places, CountedPlaces, Levels, Rows, Unbilled)
 
 
 class Lengths(NamedTuple):
-    """Bits of one message."""
+    """Bits of one message.
 
-    fixed: int  # its packed buffers: what `bits` says
-    # sum of n H over its strings of symbols, log2 C(n, k) for positions; scalars as
-    # they are
+    Attributes:
+      fixed: its packed buffers, what `bits` says.
+      entropy: n H over its strings of symbols and log2 C(n, k) for positions, in sum;
+        scalars as they are.
+      coded: as written by an arithmetic coder for symbols, with its model, and by Rice
+        codes for positions.
+    """
+
+    fixed: int
     entropy: float
-    coded: (
-        int  # an arithmetic coder for symbols with its model, Rice codes for positions
-    )
+    coded: int
 
     def __add__(self, other: "Lengths") -> "Lengths":  # type: ignore[override]
         return Lengths(
@@ -36,14 +40,18 @@ class Lengths(NamedTuple):
 
 
 def code_lengths(payload: Tree) -> Lengths:
-    """Measures one payload (not a batch of them) with concrete arrays.
+    """Measures one message by running the coders on the host.
 
-    Runs the coders, some tenths of a second a million codes.
+    Some tenths of a second a million codes. Symbols are written under their own
+    frequencies, which a receiver must be told: 32 bits for a string of flags, else
+    which symbols occur, as a bitmap or a list, and how often, in Elias's gamma code.
+    For few codes that model outweighs the gain: `coded` may exceed `fixed`.
 
-    Symbols are written under their own frequencies, which a receiver must be told: 32
-    bits for a string of flags, else which symbols occur, as a bitmap or a list, and how
-    often, in Elias's gamma code. For few codes that model outweighs the gain: `coded`
-    may exceed `fixed`.
+    Args:
+      payload: of one sender (not a batch of them), with concrete arrays.
+
+    Returns:
+      `Lengths`, in bits.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -55,41 +63,40 @@ def code_lengths(payload: Tree) -> Lengths:
       (1000, 286, 319)
     """
     parts = jax.tree.leaves(payload, is_leaf=lambda node: isinstance(node, PARTS))
-    return sum((_lengths(part) for part in parts), Lengths(0, 0.0, 0))
+    nothing = Lengths(0, 0.0, 0)
+    return sum((_lengths(part) for part in parts), nothing)
 
 
 def _lengths(part: object) -> Lengths:
+    """Of one part of a payload."""
     fixed = int(payload_bits(part))
     if isinstance(part, Codes):
         codes = np.asarray(part.unpack())
-        return _of_symbols(
-            fixed,
-            codes[: int(part.live.value)] if isinstance(part.live, Unbilled) else codes,
-            part.symbols,
-        )
+        if isinstance(part.live, Unbilled):
+            codes = codes[: int(part.live.value)]
+        return _of_symbols(fixed, codes, part.symbols)
     if isinstance(part, Levels):
         codes = np.asarray(part.codes())
-        return _of_symbols(fixed - 96, codes, 2 * int(part.level) + 2) + Lengths(
-            96, 96.0, 96
-        )
+        scalars = Lengths(96, 96.0, 96)  # norm, offset and level
+        return _of_symbols(fixed - 96, codes, 2 * int(part.level) + 2) + scalars
     if isinstance(part, Places | CountedPlaces):
         mask = np.asarray(part.unpack())
         if isinstance(part, Places):
             mask = np.bincount(mask, minlength=part.n) > 0
-        k, told = int(mask.sum()), 32 * isinstance(part, CountedPlaces)
-        return Lengths(
-            fixed,
-            told + log2_choose(part.n, k),
-            told + (rice_encode(mask).n_bits if k else 0),
-        )
+        k = int(mask.sum())
+        told = 32 if isinstance(part, CountedPlaces) else 0  # bits of the count
+        coded = rice_encode(mask).n_bits if k else 0
+        return Lengths(fixed, told + log2_choose(part.n, k), told + coded)
     return Lengths(fixed, float(fixed), fixed)
 
 
 def _of_symbols(fixed: int, codes: np.ndarray, symbols: int) -> Lengths:
+    """Of a string of symbols, and the model that its decoder is told."""
     if codes.size == 0:
         return Lengths(fixed, 0.0, 0)
     present, numbers, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    entropy = float(np.sum(counts * np.log2(codes.size / counts)))
+    information = np.log2(codes.size / counts)  # bits of each symbol
+    entropy = float(np.sum(counts * information))
     if symbols == 2:
         model = 32
     else:
@@ -99,7 +106,11 @@ def _of_symbols(fixed: int, codes: np.ndarray, symbols: int) -> Lengths:
 
 
 def log2_choose(n: int, k: int) -> float:
-    """log2 of the number of k-subsets of n."""
-    return (
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    ) / math.log(2)
+    """log2 of the number of k-subsets of n.
+
+    Args:
+      n: size of the set.
+      k: size of the subsets.
+    """
+    chosen, left = math.lgamma(k + 1), math.lgamma(n - k + 1)
+    return (math.lgamma(n + 1) - chosen - left) / math.log(2)

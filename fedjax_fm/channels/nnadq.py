@@ -1,4 +1,4 @@
-"""NNADQ, the quantiser of FedOBD: as many levels a tensor as its range deserves."""
+"""NNADQ, the quantiser of FedOBD: the range of a tensor decides its levels."""
 
 from dataclasses import dataclass
 
@@ -23,12 +23,21 @@ from fedjax_fm.types import Channel, Rows
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Levels:
-    """One tensor: bit planes, of which the first `width` travel, and three scalars."""
+    """One tensor on the wire: bit planes and three scalars.
 
-    planes: Rows  # u8[MAX_BITS + 1, ceil(n / 8)]
-    norm: jax.Array  # f32[]
-    offset: jax.Array  # f32[]
-    level: jax.Array  # u32[]; tells how many planes there are
+    Attributes:
+      planes: u8[MAX_BITS + 1, ceil(n / 8)], of which the first ceil(log2(level + 1)) +
+        1 travel.
+      norm: f32[], half the range of the tensor.
+      offset: f32[], its middle.
+      level: u32[], levels on each side of the middle; tells how many planes there are.
+      n: entries of the tensor.
+    """
+
+    planes: Rows
+    norm: jax.Array
+    offset: jax.Array
+    level: jax.Array
     n: int = static()
 
     def codes(self) -> jax.Array:
@@ -43,34 +52,56 @@ class Levels:
 
 
 def nnadq(weight: float = 1e-3) -> Channel:
-    """Each leaf rounded to 2 s + 1 levels around the middle of its range, s =
-    floor(max(1, sqrt(norm b ln 4 / weight))).
+    """Rounds each leaf to 2 s + 1 levels around the middle of its range.
 
-    Deterministic, hence biased; error of an entry at most norm / (2 s), norm half the
-    leaf's range. A constant leaf arrives exactly; weight -> 0 is lossless up to 2^-23
-    of the range (s is at most 2^22 - 1). Bits, which the data decide: per leaf 1 +
-    ceil(log2(s + 1)) an entry, each plane in whole bytes, and 96 for norm, offset and
-    s; `bits` is a u32[].
+        s = floor(max(1, sqrt(norm b ln 4 / weight))),  norm half the leaf's range,
+
+    with b the bits of the leaf's type. Deterministic, hence biased; the error of an
+    entry is at most norm / (2 s). A constant leaf arrives exactly; weight -> 0 is
+    lossless up to 2^-23 of the range (s is at most 2^22 - 1).
+
+    Bits, which depend on the data: 1 + ceil(log2(s + 1)) an entry, each bit plane of a
+    leaf in whole bytes, and 96 a leaf for norm, offset and s. `bits` gives a u32[].
 
     Args:
-      weight: price of a bit against error; 1e-3 and 1e-4 in the authors' experiments.
+      weight: price of a bit against error, above 0; 1e-3 and 1e-4 in the authors'
+        experiments.
+
+    Returns:
+      A channel without state.
+
+    Raises:
+      ValueError: `weight` is not positive.
+      TypeError: at the first message, `Rows` among the leaves.
 
     References:
-      Chen et al., FedOBD, 2023, arXiv 2208.05174, section 3.3; cyyever/torch_algorithm.
+      Chen et al., FedOBD, 2023, arXiv 2208.05174, section 3.3; the authors' code,
+      github.com/cyyever/torch_algorithm.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fedjax_fm import channels
+      >>> channel = channels.nnadq(weight=1.0)
+      >>> tree = {"w": jnp.array([0.0, 0.1, 0.5, 1.0])}
+      >>> payload, _ = channel.encode((), tree, jax.random.key(0))
+      >>> channel.decode(payload)["w"].round(3).tolist()
+      [0.0, 0.125, 0.5, 1.0]
+      >>> int(channel.bits(payload))
+      128
     """
     weight = checked_real("weight", weight, above=0)
 
     def encode_leaf(x, dtype):
-        codes, norm, offset, level = nnadq_encode(
-            x, weight, 8 * jnp.dtype(dtype).itemsize
-        )
+        n_bits = 8 * jnp.dtype(dtype).itemsize
+        codes, norm, offset, level = nnadq_encode(x, weight, n_bits)
         planes = to_planes(codes, MAX_BITS + 1)
+        width = nnadq_width(level).astype(jnp.int32)
         return Levels(
-            Rows(planes, nnadq_width(level).astype(jnp.int32)),
-            norm,
-            offset,
-            level,
-            x.shape[0],
+            planes=Rows(planes, width),
+            norm=norm,
+            offset=offset,
+            level=level,
+            n=x.shape[0],
         )
 
     def decode_leaf(sent):
@@ -78,12 +109,12 @@ def nnadq(weight: float = 1e-3) -> Channel:
 
     def encode(state, tree, key):
         form = form_of(tree, "nnadq", rows=False)
-        vector, start, side = flatten(tree, form), 0, []
+        vector = flatten(tree, form)
+        start, side = 0, []
         for leaf in form.leaves:
             if leaf.kind == "float":
-                side.append(
-                    encode_leaf(vector.x[start : start + leaf.size], leaf.dtype)
-                )
+                x = vector.x[start : start + leaf.size]
+                side.append(encode_leaf(x, leaf.dtype))
                 start += leaf.size
         return Payload((), tuple(side), ("nnadq", weight, form), vector.rest), state
 

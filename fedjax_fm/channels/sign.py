@@ -17,24 +17,39 @@ def sign(block_size: int | None = None) -> Channel:
     Args:
       block_size: entries that share a scale; None for the whole message.
 
+    Returns:
+      A channel without state.
+
+    Raises:
+      ValueError: `block_size` is below 1.
+
     References:
       Bernstein et al., signSGD, 2018, arXiv 1802.04434; Karimireddy et al. 2019, arXiv
       1901.09847, section 3.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fedjax_fm import channels
+      >>> channel = channels.sign()
+      >>> tree = {"w": jnp.array([1.0, -3.0])}
+      >>> payload, _ = channel.encode((), tree, jax.random.key(0))
+      >>> channel.decode(payload)["w"].tolist()
+      [2.0, -2.0]
+      >>> channel.bits(payload)
+      40
     """
     block_size = checked_block(block_size)
 
     def encode(x, live, key):
         blocks = blocks_of(x, block_size)
-        minus, scales = sign_encode(
-            blocks, live_per_block(x.shape[0], blocks.shape[1], live)
-        )
-        return (), (
-            pack(minus.reshape(-1)[: x.shape[0]], 2, live),
-            cut(scales, live, blocks.shape[1]),
-        )
+        n, width = x.shape[0], blocks.shape[1]
+        minus, scales = sign_encode(blocks, live_per_block(n, width, live))
+        flags = minus.reshape(-1)[:n]
+        return (), (pack(flags, 2, live), cut(scales, live, width))
 
     def decode(values, side, n):
         minus = blocks_of(side[0].unpack(), block_size) == 1
-        return sign_decode(minus, whole(side[1])).reshape(-1)[:n]
+        scales = whole(side[1])
+        return sign_decode(minus, scales).reshape(-1)[:n]
 
     return vector_channel("sign", block_size, encode, decode, nearest=True)

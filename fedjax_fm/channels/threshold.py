@@ -1,4 +1,4 @@
-"""Hard threshold: what is large enough is sent, however many entries that is."""
+"""Hard threshold: all large entries are sent, however many they are."""
 
 import jax
 import jax.numpy as jnp
@@ -26,49 +26,68 @@ def _reaches(
     # Of tiny or huge numbers the squares would all be zero, or their sum infinite:
     # nothing would reach it.
     scaled = magnitude * power_of_two(largest)
-    rms = jnp.sqrt(jnp.sum(jnp.square(scaled)) / jnp.maximum(n_live, 1))
+    total = jnp.sum(jnp.square(scaled))
+    rms = jnp.sqrt(total / jnp.maximum(n_live, 1))
     return scaled >= jnp.float32(least) * rms
 
 
 def threshold(least: float, relative_to: str | None = None) -> Channel:
-    """Keeps the entries of magnitude at least `least`, or at least `least` times the
-    largest or the root mean square.
+    """Keeps the entries of magnitude at least t, however many these are.
 
-    Error of an entry below the threshold t: ||C(x) - x||^2 <= n t^2, and contractive
-    with delta >= 1 / n when relative to "max" with least <= 1 (the largest entry is
-    exact). Biased: use `error_feedback`. Bits, which the data decide: 32 for the number
-    k of kept entries, 32 k for their values (fewer in a `chain`), and k ceil(log2 n) or
-    n bits for the positions, the shorter form; `bits` is a u32[]. The buffers have room
-    for all n, the worst case. A NaN makes all that is sent NaN.
+        t = least,  least max_j |x_j|  or  least sqrt(sum_j x_j^2 / n)
+
+    ||C(x) - x||^2 <= n t^2. Contractive with delta >= 1 / n when relative to "max" with
+    least <= 1, since the largest entry is exact. Biased: use `error_feedback`. A NaN
+    makes all that is sent NaN.
+
+    Bits: 32 for the number k of kept entries, 32 k for their values (fewer in a
+    `chain`), and k ceil(log2 n) or n bits for the positions, the shorter form; `bits`
+    gives a u32[]. The buffers have room for all n entries, the worst case.
 
     Args:
-      least: the threshold, positive.
-      relative_to: None, "max" or "rms" (then C(c x) = c C(x)).
+      least: the threshold, or its share of the largest entry or the root mean square;
+        positive.
+      relative_to: None, "max" or "rms"; with the last two C(c x) = c C(x).
+
+    Returns:
+      A channel without state.
+
+    Raises:
+      ValueError: `least` is not positive, or another `relative_to`.
 
     References:
       Strom 2015; Sahu et al., Rethinking gradient sparsification, 2021, arXiv
       2108.00951, definition 4.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fedjax_fm import channels
+      >>> channel = channels.threshold(0.5, relative_to="max")
+      >>> tree = {"w": jnp.array([1.0, -4.0, 2.0, 0.5])}
+      >>> payload, _ = channel.encode((), tree, jax.random.key(0))
+      >>> channel.decode(payload)["w"].tolist()
+      [0.0, -4.0, 2.0, 0.0]
+      >>> int(channel.bits(payload))  # a count, two values, a byte of positions
+      104
     """
     least = checked_real("least", least, above=0)
     checks.choice("relative_to", relative_to, RELATIVE)
 
     def encode(x, live, key):
         n = x.shape[0]
-        # Zeros are never worth sending; a NaN sends one entry at least, which then says so.
+        # Zeros are never worth sending. With a NaN, entry 0 is sent, as NaN.
         bad = jnp.any(jnp.isnan(x))
         reaches = _reaches(x, least, relative_to, n if live is None else live)
         mask = jnp.where(bad, jnp.arange(n) == 0, reaches & (x != 0))
         positions = pack_counted_places(mask)
         slots = jnp.where(mask, jnp.cumsum(mask) - 1, n)
-        values = (
-            jnp.zeros(n, jnp.float32)
-            .at[slots]
-            .set(jnp.where(bad, jnp.nan, x), mode="drop")
-        )
+        empty, sent = jnp.zeros(n, jnp.float32), jnp.where(bad, jnp.nan, x)
+        values = empty.at[slots].set(sent, mode="drop")
         return Rows(values, positions.count.astype(jnp.int32)), (positions,)
 
     def decode(values, side, n):
         mask = side[0].unpack()
-        return jnp.where(mask, values.values[jnp.maximum(jnp.cumsum(mask) - 1, 0)], 0.0)
+        slots = jnp.maximum(jnp.cumsum(mask) - 1, 0)
+        return jnp.where(mask, values.values[slots], 0.0)
 
     return vector_channel("threshold", (least, relative_to), encode, decode)

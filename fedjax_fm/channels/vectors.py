@@ -1,4 +1,4 @@
-"""From trees to vectors and back: a channel that codes one vector of floats carries any message."""
+"""From trees to vectors and back: a channel that codes a vector carries any message."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -15,25 +15,41 @@ from fedjax_fm.types import Channel, Rows, Tree, Unbilled
 
 
 def is_rows(node):
+    """Whether a node of a tree is a `Rows`.
+
+    Args:
+      node: any part of a tree.
+    """
     return isinstance(node, Rows)
 
 
 class Leaf(NamedTuple):
-    """One part of a message."""
+    """One part of a message.
 
-    kind: str  # "float", "bool" or "rows"
+    Attributes:
+      kind: "float", "bool" or "rows".
+      shape: of the array.
+      dtype: of the array, by name.
+    """
+
+    kind: str
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def size(self) -> int:
-        """Entries."""
+        """Entries of the array."""
         return jax.ShapeDtypeStruct(self.shape, jnp.float32).size
 
 
 @dataclass(frozen=True)
 class Form:
-    """Structure of a message, so that it can be flattened to one vector and rebuilt."""
+    """Structure of a message, so that it can be flattened to one vector and rebuilt.
+
+    Attributes:
+      structure: the tree's.
+      leaves: its parts in tree order.
+    """
 
     structure: Hashable
     leaves: tuple[Leaf, ...]
@@ -45,12 +61,17 @@ class Form:
 
     @property
     def has_rows(self) -> bool:
-        """Whether the data decide how many floats travel."""
+        """Whether the number of floats that travel depends on the data."""
         return any(leaf.kind == "rows" for leaf in self.leaves)
 
 
 def form_of(tree: Tree, channel: str, rows: bool = True) -> Form:
     """The form of a message; refuses leaves that a lossy channel cannot carry.
+
+    Args:
+      tree: the message, or its shapes.
+      channel: name of the channel, for messages.
+      rows: whether the channel can carry `Rows`.
 
     Raises:
       TypeError: a leaf of integers, or `Rows` with rows=False.
@@ -59,29 +80,8 @@ def form_of(tree: Tree, channel: str, rows: bool = True) -> Form:
     paths, structure = jax.tree.flatten_with_path(tree, is_leaf=is_rows)
     leaves = []
     for path, leaf in paths:
-        name, values = (
-            trees.path_of(path) or "the leaf",
-            leaf.values if is_rows(leaf) else leaf,
-        )
-        check_array(channel, name, values)
-        kind = "rows" if is_rows(leaf) else "bool" if is_bool(values) else "float"
-        if kind != "bool" and not jnp.issubdtype(values.dtype, jnp.floating):
-            raise TypeError(
-                f"{channel} carries floating leaves only (and packs bool ones), "
-                f"but {name} is {values.dtype}; send it through `identity` or "
-                "leave it out of the upload"
-            )
-        if kind == "rows" and not rows:
-            raise TypeError(
-                f"{channel} needs to know how many entries a message has, but "
-                f"{name} is `Rows`, whose height the data decide; take "
-                "`threshold`, a quantiser or `identity` for it"
-            )
-        if values.size == 0:
-            raise ValueError(
-                f"{channel}: the leaf {name} of shape {values.shape} is empty"
-            )
-        leaves.append(Leaf(kind, values.shape, str(values.dtype)))
+        name = trees.path_of(path) or "the leaf"
+        leaves.append(_leaf_of(leaf, name, channel, rows))
     if not paths:
         raise ValueError(
             f"{channel}: the message has no leaves, there is nothing to send"
@@ -95,8 +95,43 @@ def form_of(tree: Tree, channel: str, rows: bool = True) -> Form:
     return form
 
 
+def _leaf_of(leaf: Any, name: str, channel: str, rows: bool) -> Leaf:
+    """The kind of a leaf; refuses those that a lossy channel cannot carry."""
+    values = leaf.values if is_rows(leaf) else leaf
+    check_array(channel, name, values)
+    if is_rows(leaf):
+        kind = "rows"
+    else:
+        kind = "bool" if is_bool(values) else "float"
+    if kind != "bool" and not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(
+            f"{channel} carries floating leaves only (and packs bool ones), "
+            f"but {name} is {values.dtype}; send it through `identity` or "
+            "leave it out of the upload"
+        )
+    if kind == "rows" and not rows:
+        raise TypeError(
+            f"{channel} needs to know how many entries a message has, but "
+            f"{name} is `Rows`, whose height the data decide; take "
+            "`threshold`, a quantiser or `identity` for it"
+        )
+    if values.size == 0:
+        raise ValueError(f"{channel}: the leaf {name} of shape {values.shape} is empty")
+    dtype = str(values.dtype)
+    return Leaf(kind, values.shape, dtype)
+
+
 def check_array(channel: str, name: str, leaf: Any) -> None:
-    """TypeError for a leaf that is no array, nor the shape of one."""
+    """Refuses a leaf that is no array, nor the shape of one.
+
+    Args:
+      channel: name of the channel, for the message.
+      name: of the leaf, for the message.
+      leaf: what should be an array.
+
+    Raises:
+      TypeError: it is none.
+    """
     if not hasattr(leaf, "dtype"):
         raise TypeError(
             f"{channel} carries arrays, but {name} is {leaf!r} of type "
@@ -113,16 +148,17 @@ class Vector(NamedTuple):
 
 
 def _heights(rest: Tree) -> list[jax.Array]:
+    """Heights of the `Rows` of a message."""
     return list(rest[1].value) if rest else []
 
 
 def _alive(form: Form, heights: list[jax.Array]) -> jax.Array:
-    """bool[n]: belongs to a row that travels."""
+    """bool[n]: whether an entry belongs to a row that travels."""
     coming, parts = iter(heights), []
     for leaf in form.leaves:
         if leaf.kind == "rows":
-            row = leaf.size // leaf.shape[0]
-            parts.append(jnp.arange(leaf.size) < next(coming) * row)
+            live = next(coming) * (leaf.size // leaf.shape[0])
+            parts.append(jnp.arange(leaf.size) < live)
         elif leaf.kind == "float":
             parts.append(jnp.ones(leaf.size, bool))
     return jnp.concatenate(parts)
@@ -138,20 +174,22 @@ def flatten(tree: Tree, form: Form) -> Vector:
     """All floats as one f32 vector, in tree order.
 
     Dead rows of `Rows` are left out, zeros fill the end.
+
+    Args:
+      tree: the message.
+      form: its form.
     """
-    parts = jax.tree.leaves(tree, is_leaf=is_rows)
-    floats = [
-        part.values if is_rows(part) else part
-        for part in parts
-        if is_rows(part) or not is_bool(part)
-    ]
-    x = jnp.concatenate([part.reshape(-1).astype(jnp.float32) for part in floats])
-    bools = tuple(
-        pack_bits(part.reshape(-1), 1)
-        for part in parts
-        if not is_rows(part) and is_bool(part)
-    )
-    heights = tuple(jnp.asarray(part.count) for part in parts if is_rows(part))
+    floats, bools, heights = [], [], []
+    for part in jax.tree.leaves(tree, is_leaf=is_rows):
+        if is_rows(part):
+            floats.append(part.values.reshape(-1))
+            heights.append(jnp.asarray(part.count))
+        elif is_bool(part):
+            bools.append(pack_bits(part.reshape(-1), 1))
+        else:
+            floats.append(part.reshape(-1))
+    x = jnp.concatenate([part.astype(jnp.float32) for part in floats])
+    bools, heights = tuple(bools), tuple(heights)
     if not form.has_rows:
         return Vector(x, None, (bools, Unbilled(())) if bools else ())
     alive = _alive(form, list(heights))
@@ -159,21 +197,32 @@ def flatten(tree: Tree, form: Form) -> Vector:
     if _has_holes(form):
         place = jnp.where(alive, jnp.cumsum(alive) - 1, form.n)
         x = jnp.zeros_like(x).at[place].set(x, mode="drop")
-    return Vector(x, jnp.sum(alive, dtype=jnp.int32), (bools, Unbilled(heights)))
+    live = jnp.sum(alive, dtype=jnp.int32)
+    return Vector(x, live, (bools, Unbilled(heights)))
 
 
 def within(x: jax.Array, dtype: str | jnp.dtype) -> jax.Array:
-    """x, its finite entries moved into the range of a floating type."""
+    """x, its finite entries moved into the range of a floating type.
+
+    Args:
+      x: f32[...].
+      dtype: the floating type.
+    """
     most = float(jnp.finfo(dtype).max)
-    return jnp.where(jnp.isfinite(x), jnp.clip(x, -most, most), x)
+    clipped = jnp.clip(x, -most, most)
+    return jnp.where(jnp.isfinite(x), clipped, x)
 
 
 def unflatten(x: jax.Array, form: Form, rest: Tree = (), nearest: bool = False) -> Tree:
-    """The inverse of `flatten`: f32[n] -> the message, leaves in their dtypes.
+    """The inverse of `flatten`: the message, leaves in their dtypes.
 
     Args:
-      nearest: entries that were rounded beyond the largest number of their leaf's type
-        become that number; else infinity, which is right for estimates without bias.
+      x: f32[n].
+      form: of the message.
+      rest: packed bool leaves and heights of `Rows`, as `flatten` returned them.
+      nearest: whether entries that were rounded beyond the largest number of their
+        leaf's type become that number; else they become infinity, which is right for
+        estimates without bias.
     """
     heights = _heights(rest)
     if form.has_rows:
@@ -186,13 +235,17 @@ def unflatten(x: jax.Array, form: Form, rest: Tree = (), nearest: bool = False) 
     start = 0
     for leaf in form.leaves:
         if leaf.kind == "bool":
-            leaves.append(
-                unpack_bits(next(bools), 1, leaf.size).astype(bool).reshape(leaf.shape)
-            )
+            flags = unpack_bits(next(bools), 1, leaf.size)
+            leaves.append(flags.astype(bool).reshape(leaf.shape))
             continue
         values = x[start : start + leaf.size].reshape(leaf.shape)
-        values = (within(values, leaf.dtype) if nearest else values).astype(leaf.dtype)
-        leaves.append(Rows(values, next(coming)) if leaf.kind == "rows" else values)
+        if nearest:
+            values = within(values, leaf.dtype)
+        values = values.astype(leaf.dtype)
+        if leaf.kind == "rows":
+            leaves.append(Rows(values, next(coming)))
+        else:
+            leaves.append(values)
         start += leaf.size
     return jax.tree.unflatten(form.structure, leaves)
 
@@ -205,16 +258,14 @@ def vector_channel(
     rows: bool = True,
     nearest: bool = False,
 ) -> Channel:
-    """A channel from a code of vectors.
-
-    No state, the message as one vector, bool leaves packed beside it.
+    """A channel without state from a code of vectors; bool leaves are packed beside it.
 
     Args:
       name: for errors; with `setting` it tells a payload of this channel from others.
       setting: what both ends must have in common to understand each other.
       encode: `(x f32[n], live i32[] | None, key) -> (values, side)` as in `Payload`.
       decode: `(values, side, n) -> f32[n]`.
-      rows: whether `encode` can handle `live`.
+      rows: whether `encode` can handle `live`, hence `Rows`.
       nearest: whether it rounds to the nearest value, see `unflatten`.
     """
 
@@ -239,8 +290,15 @@ def vector_channel(
 
 
 def opened(payload: Any, name: str, setting: Hashable) -> Any:
-    """The form of a payload, or ValueError when another channel, or the same with other
-    arguments, wrote it.
+    """The form of a payload that this channel wrote.
+
+    Args:
+      payload: what a receiver got.
+      name: of the channel that reads it.
+      setting: of the channel that reads it.
+
+    Raises:
+      ValueError: another channel wrote it, or the same with other arguments.
     """
     found = payload.form if isinstance(payload, Payload) else type(payload).__name__
     if isinstance(found, tuple) and found[:2] == (name, setting):
@@ -254,21 +312,37 @@ def opened(payload: Any, name: str, setting: Hashable) -> Any:
 
 
 def poisoned(values: jax.Array, x: jax.Array) -> jax.Array:
-    """The values that were selected from x.
+    """The values that were selected from x; all NaN when x has one.
 
-    All NaN when x has a NaN, which selection would drop in silence.
+    Selection alone would drop a NaN in silence.
+
+    Args:
+      values: f32[k], of x.
+      x: f32[n].
     """
-    return jnp.where(jnp.any(jnp.isnan(x)), jnp.nan, values)
+    has_nan = jnp.any(jnp.isnan(x))
+    return jnp.where(has_nan, jnp.nan, values)
 
 
 def blocks_of(x: jax.Array, width: int | None) -> jax.Array:
-    """f32[n] -> f32[ceil(n / w), w], zeros at the end; one block for None or a width above n."""
+    """f32[ceil(n / w), w]: a vector in blocks of w entries, zeros at the end.
+
+    Args:
+      x: f32[n].
+      width: w; one block for None or a width above n.
+    """
     n = x.shape[0]
     width = min(width or n, n)
     return jnp.pad(x, (0, -n % width)).reshape(-1, width)
 
 
 def live_per_block(n: int, width: int, live: jax.Array | None) -> jax.Array:
-    """i32[ceil(n / width)]: entries of each block that are not padding."""
+    """i32[ceil(n / width)]: entries of each block that are not padding.
+
+    Args:
+      n: entries of the vector.
+      width: of a block.
+      live: i32[], entries that travel; None for all.
+    """
     starts = jnp.arange(-(-n // width)) * width
     return jnp.clip((n if live is None else live) - starts, 0, width)

@@ -1,4 +1,9 @@
-"""Clients: their data, how it is split among them, and who takes part."""
+"""Clients: their data, how it is split among them, and which of them take part.
+
+A `Population` holds the examples of all clients. A partitioner deals the rows of a
+table to clients, a sampler of `samplers` draws the cohort of a round, and `traces`
+makes arrays of who is available when.
+"""
 
 from fedjax_fm.population import samplers, traces
 from fedjax_fm.population.partitioners import (

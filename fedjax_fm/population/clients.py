@@ -16,9 +16,12 @@ def packed(
     """The arrays of all clients one after the other, and how many examples each has.
 
     A client without examples takes dtypes and shapes from the others, so that
-    `np.array([])`, which NumPy makes float64, changes nobody's labels. Among the others
-    dtypes must agree: NumPy would widen int32 beside float32 to float64, and int64
-    beside uint64, too.
+    `np.array([])`, which NumPy makes float64, does not change the labels of the others.
+    Among these dtypes must agree: NumPy would widen int32 beside float32 to float64,
+    and int64 beside uint64, too.
+
+    Args:
+      clients: {name: array[n_k, ...]} of each client.
 
     Returns:
       {name: [n, ...]} in the order of client 0, and the sizes.
@@ -27,7 +30,8 @@ def packed(
       TypeError: no sequence of mappings.
       ValueError: no client, or clients whose names, lengths, dtypes or shapes differ.
     """
-    checked = [_checked_client(k, client) for k, client in enumerate(_listed(clients))]
+    listed = _listed(clients)
+    checked = [_checked_client(k, client) for k, client in enumerate(listed)]
     names = list(checked[0])
     sizes = []
     for k, client in enumerate(checked):
@@ -36,11 +40,13 @@ def packed(
                 f"client {k} has arrays {_named(client)}, client 0 has {_named(names)}"
             )
         lengths = {name: len(client[name]) for name in names}
-        if len(set(lengths.values())) > 1:
+        different = set(lengths.values())
+        if len(different) > 1:
             raise ValueError(
-                f"client {k}: arrays must share their first dimension, got lengths {lengths}"
+                f"client {k}: arrays must share their first dimension, got lengths "
+                f"{lengths}"
             )
-        sizes.append(next(iter(lengths.values()), 0))
+        sizes.append(different.pop() if different else 0)
     full = [k for k, size in enumerate(sizes) if size > 0] or [0]
     _check_alike(checked, full)
     arrays = {name: np.concatenate([checked[k][name] for k in full]) for name in names}
@@ -50,9 +56,11 @@ def packed(
 def _listed(clients: Any) -> list[Any]:
     """The clients, or a TypeError that says how to make a list of what was given."""
     if isinstance(clients, Mapping):
-        if clients and all(isinstance(client, Mapping) for client in clients.values()):
+        inner = list(clients.values())
+        if inner and all(isinstance(client, Mapping) for client in inner):
             raise TypeError(
-                "expected a sequence of clients, got a mapping of them; pass list(clients.values())"
+                "expected a sequence of clients, got a mapping of them; pass "
+                "list(clients.values())"
             )
         raise TypeError(
             "expected a sequence of clients, got one mapping of arrays; for flat "
@@ -73,7 +81,8 @@ def _checked_client(k: int, client: Any) -> dict[str, np.ndarray]:
     """A client's arrays; those without rows may hold anything."""
     if not isinstance(client, Mapping):
         raise TypeError(
-            f"client {k}: expected a mapping from names to arrays, got a {type(client).__name__}"
+            f"client {k}: expected a mapping from names to arrays, got a "
+            f"{type(client).__name__}"
         )
     arrays = {}
     for name, array in client.items():
@@ -96,9 +105,7 @@ def _is_empty(array: Any) -> bool:
 
 
 def _check_alike(clients: list[dict[str, np.ndarray]], full: list[int]) -> None:
-    """Raises ValueError unless clients with examples agree in dtypes and in the shape
-    of an example.
-    """
+    """Raises ValueError unless clients with examples agree in dtypes and shapes."""
     first = clients[full[0]]
     for k in full[1:]:
         for name, array in clients[k].items():
@@ -117,4 +124,5 @@ def _check_alike(clients: list[dict[str, np.ndarray]], full: list[int]) -> None:
 
 
 def _named(names: Iterable[Any]) -> list[Any]:
+    """Names in an order for messages."""
     return sorted(names, key=str)

@@ -1,9 +1,7 @@
-"""Arrays of values as people have them.
+"""Arrays of values as people have them: lists, lists of lists, arrays of objects.
 
-Lists, lists of lists, arrays of objects; nothing is changed in silence.
-
-NumPy makes text of [0, "0"], float64 of [-1, 2**63] and 1 of True. Each would let two
-different values meet.
+Nothing is changed in silence. NumPy makes text of [0, "0"], float64 of [-1, 2**63] and
+1 of True; each would make two different values one.
 """
 
 from __future__ import annotations
@@ -32,7 +30,8 @@ def as_array(
     Args:
       what: how messages name the values.
       values: an array, or a sequence of numbers, of text, or of such sequences.
-      pad: fills rows of unequal length up to the longest, on the right; None refuses them.
+      pad: fills rows of unequal length up to the longest, on the right; None refuses
+        them.
       cure: what the caller can do about rows of unequal length, for the message.
 
     Returns:
@@ -66,7 +65,15 @@ def as_array(
 
 
 def refuse_missing(what: str, absent: np.ndarray) -> None:
-    """Raises ValueError if a row has no value; `absent` is bool[rows]."""
+    """Refuses rows without a value.
+
+    Args:
+      what: how messages name the values.
+      absent: bool[rows], True where there is none.
+
+    Raises:
+      ValueError: there is such a row.
+    """
     rows = np.flatnonzero(absent)
     if rows.size:
         values = "missing value" if rows.size == 1 else "missing values"
@@ -77,11 +84,17 @@ def refuse_missing(what: str, absent: np.ndarray) -> None:
 
 
 def kinds_of(values: Any) -> list[str]:
-    """The names of the types of some values, sorted; NumPy's numbers and text count as Python's."""
-    return sorted(set(map(_kind, set(map(type, values)))))
+    """Names of the types of some values, sorted; NumPy's scalars count as Python's.
+
+    Args:
+      values: any.
+    """
+    types = set(map(type, values))
+    return sorted({_kind(kind) for kind in types})
 
 
 def _kind(kind: type) -> str:
+    """The name of a type."""
     for name, kinds in _KINDS.items():
         if issubclass(kind, kinds):
             return name
@@ -89,7 +102,11 @@ def _kind(kind: type) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value stands for none: None, NaN, NaT, pandas.NA."""
+    """Whether a value stands for none: None, NaN, NaT, pandas.NA.
+
+    Args:
+      value: any.
+    """
     if value is None:
         return True
     if isinstance(value, (str, bytes, int, list, dict, np.ndarray)):
@@ -101,7 +118,7 @@ def is_missing(value: Any) -> bool:
 
 
 def _of_sequence(what: str, values: Any) -> np.ndarray:
-    """An array of the items of a sequence: of numbers if all of them are, otherwise of objects."""
+    """An array of a sequence's items: of numbers if all are, otherwise of objects."""
     try:
         items = list(values)
     except TypeError:
@@ -114,11 +131,12 @@ def _of_sequence(what: str, values: Any) -> np.ndarray:
 
 
 def _of_numbers(items: list[Any], kinds: set[type]) -> np.ndarray | None:
-    """What NumPy makes of numbers or of rows of equal shape; None where it would change them."""
+    """An array of numbers or of equal rows; None where NumPy would change them."""
     flags = kinds & {bool, np.bool_}
-    if any(issubclass(kind, (str, bytes, type(None))) for kind in kinds) or (
-        flags and flags != kinds
-    ):
+    no_numbers = str, bytes, type(None)
+    if any(issubclass(kind, no_numbers) for kind in kinds):
+        return None
+    if flags and flags != kinds:
         return None
     try:
         array = np.asarray(items)
@@ -138,7 +156,8 @@ def _of_rows(what: str, rows: np.ndarray, pad: Any, cure: str) -> np.ndarray:
         )
     arrays = [as_array(f"{what}, row {k}", row) for k, row in enumerate(rows)]
     lengths = {len(array) for array in arrays}
-    kinds = sorted({str(array.dtype) for array in arrays if len(array)})
+    dtypes = {array.dtype for array in arrays if len(array)}
+    kinds = sorted({str(dtype) for dtype in dtypes})
     if len(kinds) > 1:
         raise ValueError(
             f"{what} mixes rows of {' and '.join(kinds)}; give all its values one type"
@@ -158,7 +177,8 @@ def _padded(what: str, arrays: list[np.ndarray], length: int, pad: Any) -> np.nd
     filled = [array for array in arrays if len(array)]
     if any(array.ndim != 1 for array in filled):
         raise ValueError(
-            f"padding (pad=) is for rows of numbers, {what} has rows of shape {filled[0].shape}"
+            f"padding (pad=) is for rows of numbers, {what} has rows of shape "
+            f"{filled[0].shape}"
         )
     dtype = filled[0].dtype if filled else np.asarray(pad).dtype
     padding = np.asarray(pad).astype(dtype)
@@ -171,6 +191,7 @@ def _padded(what: str, arrays: list[np.ndarray], length: int, pad: Any) -> np.nd
 
 
 def _objects(items: Sequence[Any]) -> np.ndarray:
+    """An array of objects."""
     array = np.empty(len(items), dtype=object)
     for k, item in enumerate(items):
         array[k] = item
@@ -178,6 +199,7 @@ def _objects(items: Sequence[Any]) -> np.ndarray:
 
 
 def _is_row(value: Any) -> bool:
+    """Whether a value is a row of values."""
     return isinstance(value, (list, tuple)) or (
         isinstance(value, np.ndarray) and value.ndim > 0
     )

@@ -1,4 +1,4 @@
-"""Reads the columns of the tables that people have, without importing the libraries that made them.
+"""Reads columns of the tables that people have, without importing their libraries.
 
 A table is anything with named columns of equal length: a dict of arrays or lists, a
 NumPy structured array, a `fedjax_fm.datasets.Table`, a pandas or polars frame, a
@@ -17,7 +17,7 @@ import numpy as np
 from fedjax_fm.datasets.table import Table, unknown_column_error
 from fedjax_fm.population.column_values import as_array, is_missing, refuse_missing
 
-# as listed above; no annotation can name classes of libraries that are not installed
+# As listed above; no annotation can name classes of libraries that are not installed.
 TableLike = Any
 
 _EXPECTED = (
@@ -28,6 +28,9 @@ _EXPECTED = (
 
 def column_names(table: TableLike) -> list[Any]:
     """The names of a table's columns, in its order.
+
+    Args:
+      table: anything with named columns.
 
     Raises:
       TypeError: not a table; the message says what to call.
@@ -42,13 +45,16 @@ def column_names(table: TableLike) -> list[Any]:
     if isinstance(table, np.ndarray):
         return list(table.dtype.names or ())
     names = getattr(table, "column_names", None)
-    return list(
-        names if isinstance(names, list) else table.columns
-    )  # a frame may have a column of that name
+    if isinstance(names, list):  # a frame may have a column of that name
+        return list(names)
+    return list(table.columns)
 
 
 def count_rows(table: TableLike) -> int:
     """The common length of all columns.
+
+    Args:
+      table: anything with named columns.
 
     Raises:
       TypeError: not a table, or a column without a length.
@@ -58,19 +64,22 @@ def count_rows(table: TableLike) -> int:
     if not isinstance(table, Mapping):
         return len(table)
     lengths = {name: _length(name, column) for name, column in table.items()}
-    if len(set(lengths.values())) != 1:
+    different = set(lengths.values())
+    if len(different) != 1:
         raise ValueError(
             f"expected one or more columns of equal length, got lengths {lengths}"
         )
-    return next(iter(lengths.values()))
+    return different.pop()
 
 
 def read_column(table: TableLike, name: str, pad: Any = None) -> np.ndarray:
     """One column as an array, rows first.
 
     Args:
+      table: anything with named columns.
       name: of the column.
-      pad: fills rows of a ragged column up to the longest, on the right; None refuses them.
+      pad: fills rows of a ragged column up to the longest, on the right; None refuses
+        them.
 
     Returns:
       [rows, ...], with the dtype that the table gives; text and other objects as an
@@ -78,13 +87,8 @@ def read_column(table: TableLike, name: str, pad: Any = None) -> np.ndarray:
 
     Raises:
       KeyError: no such column; the message lists the columns and the nearest name.
-      ValueError: missing values, values of several types, a ragged column, or a name
-        that occurs twice.
-
-    Example:
-      >>> read_column({"ids": [[1, 2], [3]]}, "ids", pad=0)
-      array([[1, 2],
-             [3, 0]])
+      TypeError: not a table, or a padding that is no number.
+      ValueError: missing values, values of several types, ragged rows without `pad`.
     """
     count_rows(table)
     names = column_names(table)
@@ -93,21 +97,25 @@ def read_column(table: TableLike, name: str, pad: Any = None) -> np.ndarray:
     if names.count(name) > 1:
         raise ValueError(f"column {name!r} is in the table twice; rename one")
     cure = f"Population.from_table pads it with pad={{{name!r}: 0}}"
-    array = as_array(
-        f"column {name!r}", _whole_column(name, _checked(table)), pad=pad, cure=cure
-    )
+    column = _whole_column(name, _checked(table))
+    array = as_array(f"column {name!r}", column, pad=pad, cure=cure)
     if array.dtype.kind == "O" and array.ndim == 1:
-        refuse_missing(
-            f"column {name!r}", np.fromiter(map(is_missing, array), bool, len(array))
-        )
+        absent = map(is_missing, array)
+        refuse_missing(f"column {name!r}", np.fromiter(absent, bool, len(array)))
     return array
 
 
 def check_column_name(parameter: str, value: object) -> None:
-    """Raises TypeError unless `value` is text that can name a column."""
+    """Raises TypeError unless `value` is text that can name a column.
+
+    Args:
+      parameter: name of the parameter, for the message.
+      value: what should be the name of a column.
+    """
     if not isinstance(value, str) or not value:
         raise TypeError(
-            f"expected {parameter} to be the name of one column (text), got {parameter}={value!r}"
+            f"expected {parameter} to be the name of one column (text), got "
+            f"{parameter}={value!r}"
         )
 
 
@@ -172,11 +180,11 @@ def _described(value: Any) -> str:
 
 
 def _length(name: Any, column: Any) -> int:
+    """Rows of a column."""
     if isinstance(column, (str, bytes)):
         raise TypeError(f"expected column {name!r} to be one value a row, got one text")
-    if not isinstance(column, Sized) or (
-        isinstance(column, np.ndarray) and column.ndim == 0
-    ):
+    is_scalar = isinstance(column, np.ndarray) and column.ndim == 0
+    if is_scalar or not isinstance(column, Sized):
         raise TypeError(
             f"expected column {name!r} to be an array or a list, got a {_type(column)}"
         )
@@ -184,13 +192,13 @@ def _length(name: Any, column: Any) -> int:
 
 
 def _whole_column(name: str, table: Any) -> Any:
-    """The column as an array or a list of values; every value that is missing is refused."""
+    """The column as an array or a list of values; missing values are refused."""
     if isinstance(table, (Mapping, np.ndarray)):
         column = table[name]
-    elif hasattr(table, "with_format") and hasattr(
-        table, "select_columns"
-    ):  # datasets: through Arrow, values as stored
-        column = table.select_columns([name]).with_format("arrow")[:].column(name)
+    elif hasattr(table, "with_format") and hasattr(table, "select_columns"):
+        # datasets: through Arrow, values as stored.
+        selected = table.select_columns([name])
+        column = selected.with_format("arrow")[:].column(name)
     elif callable(getattr(table, "column", None)):  # Arrow
         column = table.column(name)
     else:  # pandas, polars
@@ -205,13 +213,14 @@ def _numpy_of(name: str, column: Any) -> Any:
     if isinstance(getattr(column, "null_count", None), int):
         return _numpy_of_arrow(name, column)
     if hasattr(column, "null_count"):  # polars
-        refuse_missing(f"column {name!r}", column.is_null().to_numpy())
+        absent = column.is_null()
+        refuse_missing(f"column {name!r}", absent.to_numpy())
         return column.to_numpy()
-    if hasattr(
-        column, "isna"
-    ):  # pandas; a NaN among NumPy's own floats is a number that the table was given
+    if hasattr(column, "isna"):  # pandas
+        # A NaN among NumPy's own floats is a number that the table was given.
         if not (isinstance(column.dtype, np.dtype) and column.dtype.kind == "f"):
-            refuse_missing(f"column {name!r}", np.asarray(column.isna()))
+            absent = column.isna()
+            refuse_missing(f"column {name!r}", np.asarray(absent))
         return column.to_numpy()
     if hasattr(column, "__array__"):
         return np.asarray(column)
@@ -219,11 +228,12 @@ def _numpy_of(name: str, column: Any) -> Any:
 
 
 def _numpy_of_arrow(name: str, column: Any) -> np.ndarray:
-    refuse_missing(f"column {name!r}", np.asarray(column.is_null()))
+    """An array of an Arrow column."""
+    absent = column.is_null()
+    refuse_missing(f"column {name!r}", np.asarray(absent))
     whole = column.combine_chunks() if hasattr(column, "combine_chunks") else column
-    for array in getattr(
-        whole, "chunks", [whole]
-    ):  # a large chunked column may stay in chunks
+    # A large chunked column may stay in chunks.
+    for array in getattr(whole, "chunks", [whole]):
         inner = array
         while "list" in str(inner.type).partition("<")[0]:
             inner = inner.flatten()
@@ -232,14 +242,12 @@ def _numpy_of_arrow(name: str, column: Any) -> np.ndarray:
                     f"column {name!r} has {inner.null_count} missing values "
                     "inside its lists; fill them or drop their rows"
                 )
-    return (
-        whole.to_numpy()
-        if hasattr(whole, "chunks")
-        else whole.to_numpy(zero_copy_only=False)
-    )
+    if hasattr(whole, "chunks"):
+        return whole.to_numpy()
+    return whole.to_numpy(zero_copy_only=False)
 
 
 def _type(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix(
-        "builtins."
-    )
+    """The name of a value's type, with its module."""
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")

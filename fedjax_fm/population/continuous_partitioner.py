@@ -1,4 +1,4 @@
-"""A partitioner that skews a measured property between clients: length, age, a date as a number."""
+"""A partitioner that skews a measured property between clients, such as length."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fedjax_fm.population.partition_checks import (
 
 @dataclass(frozen=True)
 class ContinuousPartitioner:
-    """Rows are sorted by a property, blurred by noise, and cut into equal parts.
+    """Sorts rows by a property, blurred by noise, and cuts them into equal parts.
 
-    score = strictness z + (1 - strictness) noise,  z = (x - mean) / std,  noise ~ N(0, 1)
+        score = strictness (x - mean) / std + (1 - strictness) noise,  noise ~ N(0, 1)
 
     Strictness 0 is IID, 1 follows the property. The first `rows % num_partitions`
     clients have one row more.
@@ -42,8 +42,11 @@ class ContinuousPartitioner:
         > 0.
 
     Example:
-      >>> columns = {"length": np.array([5.0, 1.0, 4.0, 2.0])}
-      >>> ContinuousPartitioner(2, "length", strictness=1.0, shuffle=False).partition(columns)
+      >>> import numpy as np
+      >>> from fedjax_fm.population import ContinuousPartitioner
+      >>> table = {"length": np.array([5.0, 1.0, 4.0, 2.0])}
+      >>> rule = ContinuousPartitioner(2, "length", strictness=1.0, shuffle=False)
+      >>> rule.partition(table)
       [array([1, 3]), array([2, 0])]
     """
 
@@ -61,14 +64,20 @@ class ContinuousPartitioner:
         check_seed(self.seed)
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client."""
+        """Row numbers of each client.
+
+        Args:
+          table: anything with named columns of equal length, see `partitioners`.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         values = _numbers(table, self.partition_by)
         check_enough_rows(self.num_partitions, len(values))
         rng = np.random.default_rng(self.seed)
         noise = rng.normal(loc=0, scale=1, size=len(values))
-        scores = (
-            self.strictness * self._standardised(values) + (1 - self.strictness) * noise
-        )
+        signal = self.strictness * self._standardised(values)
+        scores = signal + (1 - self.strictness) * noise
         order = np.argsort(scores, kind="stable").astype(np.int64)
         return shuffled(np.array_split(order, self.num_partitions), rng, self.shuffle)
 
@@ -91,14 +100,16 @@ def _numbers(table: TableLike, name: str) -> np.ndarray:
     column = read_column(table, name)
     if column.ndim != 1:
         raise ValueError(
-            f"expected a one-dimensional column {name!r} to partition by, got shape {column.shape}"
+            f"expected a one-dimensional column {name!r} to partition by, got shape "
+            f"{column.shape}"
         )
     if column.dtype.kind not in "iuf":
         raise ValueError(
-            f"expected column {name!r} to hold numbers, got {column.dtype}; convert it with astype"
+            f"expected column {name!r} to hold numbers, got {column.dtype}; convert it "
+            "with astype"
         )
     if column.dtype.kind == "f" and not np.isfinite(column).all():
-        n_nan = int(np.isnan(column).sum())
+        n_nan = np.count_nonzero(np.isnan(column))
         found = (
             f"holds {n_nan} NaN" if n_nan else f"holds {column[np.isinf(column)][0]}"
         )

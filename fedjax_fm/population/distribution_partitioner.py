@@ -1,7 +1,4 @@
-"""The partitioner of the FedProx paper.
-
-Few labels a client, and a given law of how many rows of each.
-"""
+"""The partitioner of FedProx: few labels a client, and how many rows of each."""
 
 from __future__ import annotations
 
@@ -24,20 +21,22 @@ from fedjax_fm.population.partition_checks import (
 
 @dataclass(frozen=True)
 class DistributionPartitioner:
-    """Client k has labels k, k + 1, ... (modulo their number L); a matrix says how much of each.
+    """Deals each client a few labels; a matrix says how much of each.
 
-    Row i of the matrix belongs to the label i in ascending order, its columns to the
-    clients that have this label, in ascending order. With P clients of K labels there
-    are C = K P / L columns. With `rescale`, the j-th client of a label with n rows gets
+    Client k has the labels k, k + 1, ... (modulo their number L). Row i of the matrix
+    belongs to the label i in ascending order, its columns to the clients that have this
+    label, in ascending order. With P clients of K labels there are C = K P / L columns.
+    With `rescale`, the j-th client of a label with n rows gets
 
-      preassigned + floor((n - C preassigned) matrix[i, j] / sum_j matrix[i, j])
+        preassigned + floor((n - C preassigned) matrix[i, j] / sum_j matrix[i, j])
 
     of them, and what the rounding leaves goes to one of these clients, drawn at random.
     Without it the matrix holds numbers of rows. As in flwr-datasets' code (not in its
     text) fractions are cut, not rounded.
 
     Attributes:
-      distribution_array: [L, C], not negative; with `rescale` each row has a positive sum.
+      distribution_array: [L, C], not negative; with `rescale` each row has a positive
+        sum.
       num_partitions: P, a multiple of L.
       num_unique_labels_per_partition: K, at most L.
       partition_by: column of the labels.
@@ -58,10 +57,12 @@ class DistributionPartitioner:
       log-normal matrix).
 
     Example:
-      >>> columns = {"label": np.array([0, 1] * 6)}
+      >>> import numpy as np
+      >>> from fedjax_fm.population import DistributionPartitioner
+      >>> table = {"label": np.array([0, 1] * 6)}
       >>> shares = np.array([[1.0, 2.0], [2.0, 1.0]])
-      >>> clients = DistributionPartitioner(shares, 2, 2, "label", 0).partition(columns)
-      >>> [np.bincount(columns["label"][rows]).tolist() for rows in clients]
+      >>> clients = DistributionPartitioner(shares, 2, 2, "label", 0).partition(table)
+      >>> [np.bincount(table["label"][rows]).tolist() for rows in clients]
       [[2, 4], [4, 2]]
     """
 
@@ -90,19 +91,24 @@ class DistributionPartitioner:
         checks.flag("rescale", self.rescale)
         checks.flag("shuffle", self.shuffle)
         check_seed(self.seed)
-        object.__setattr__(
-            self,
-            "distribution_array",
-            _checked_matrix(self.distribution_array, self.rescale),
-        )
+        matrix = _checked_matrix(self.distribution_array, self.rescale)
+        object.__setattr__(self, "distribution_array", matrix)
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client."""
+        """Row numbers of each client.
+
+        Args:
+          table: anything with named columns of equal length, see `partitioners`.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         values, codes = categories(table, self.partition_by)
         check_enough_rows(self.num_partitions, len(codes))
         rows_of_labels = rows_by_category(codes, len(values))
         self._check_fit(len(values))
-        counts = self._counts(np.array([len(rows) for rows in rows_of_labels]))
+        n_rows = [len(rows) for rows in rows_of_labels]
+        counts = self._counts(np.array(n_rows))
         rng = np.random.default_rng(self.seed)
         pieces = [
             iter(self._cut(rows, numbers, rng))
@@ -114,12 +120,14 @@ class DistributionPartitioner:
                 (client + k) % len(values)
                 for k in range(self.num_unique_labels_per_partition)
             ]
-            clients.append(np.concatenate([next(pieces[label]) for label in labels]))
-        self._warn_of_rows_left(sum(map(len, clients)), len(codes))
+            parts = [next(pieces[label]) for label in labels]
+            clients.append(np.concatenate(parts))
+        n_dealt = sum(len(rows) for rows in clients)
+        self._warn_of_rows_left(n_dealt, len(codes))
         return shuffled(clients, rng, self.shuffle)
 
     def _counts(self, n_rows: np.ndarray) -> np.ndarray:
-        """int64[L, C]: rows of each label for each client that has it; `n_rows` is int64[L]."""
+        """int64[L, C]: rows of each label for its clients, of `n_rows` int64[L]."""
         matrix = self.distribution_array
         if not self.rescale:
             too_many = np.flatnonzero(matrix.sum(axis=1) > n_rows)
@@ -148,13 +156,11 @@ class DistributionPartitioner:
     def _cut(
         self, rows: np.ndarray, numbers: np.ndarray, rng: np.random.Generator
     ) -> list[np.ndarray]:
-        """A label's rows for each of its clients, int64[numbers[j]] and for one of them
-        what is left.
-        """
+        """A label's rows for each of its clients; one of them also has what is left."""
         *pieces, left = np.split(rows, np.cumsum(numbers))
         if self.rescale:
-            lucky = int(rng.integers(0, len(pieces)))
-            pieces[lucky] = np.append(pieces[lucky], left)
+            drawn = rng.integers(0, len(pieces))
+            pieces[drawn] = np.append(pieces[drawn], left)
         return pieces
 
     def _check_fit(self, n_labels: int) -> None:
@@ -183,6 +189,7 @@ class DistributionPartitioner:
             )
 
     def _warn_of_rows_left(self, n_dealt: int, n_rows: int) -> None:
+        """Warns if rows are dropped."""
         if n_dealt < n_rows:
             warn(
                 f"distribution_array deals {n_dealt} of {n_rows} rows; "
@@ -197,7 +204,8 @@ def _checked_matrix(matrix: Any, rescale: bool) -> np.ndarray:
         array = np.asarray(matrix)
     except ValueError as error:
         raise ValueError(
-            "expected distribution_array as one matrix of numbers, got rows of unequal length"
+            "expected distribution_array as one matrix of numbers, got rows of unequal "
+            "length"
         ) from error
     if array.ndim != 2 or array.dtype.kind not in "iuf" or array.size == 0:
         raise ValueError(
@@ -207,7 +215,8 @@ def _checked_matrix(matrix: Any, rescale: bool) -> np.ndarray:
     wrong = array[~(np.isfinite(array) & (array >= 0))]
     if wrong.size:
         raise ValueError(
-            f"expected a distribution_array of finite numbers >= 0, got {wrong[0]} in it"
+            "expected a distribution_array of finite numbers >= 0, got "
+            f"{wrong[0]} in it"
         )
     empty = np.flatnonzero(array.sum(axis=1) == 0)
     if rescale and empty.size:

@@ -1,9 +1,8 @@
-"""A population as a folder.
+"""A population as a folder of .npy files.
 
-One .npy file an array, `offsets.npy`, and `arrays.json`, which says what is where.
-
-A folder is written beside its place and renamed when it is whole, so that a full disk
-leaves nothing behind.
+One file an array, `offsets.npy`, and `arrays.json`, which says what is where. A folder
+is written beside its place and renamed when it is whole, so that a full disk leaves
+nothing behind.
 """
 
 from __future__ import annotations
@@ -27,6 +26,11 @@ def write(
     offsets: np.ndarray,
 ) -> None:
     """Writes a new folder, whole or not at all.
+
+    Args:
+      folder: where; must not be there yet.
+      arrays: {name: [n, ...]}.
+      offsets: int64[N + 1].
 
     Raises:
       FileExistsError: there is something at `folder`.
@@ -55,6 +59,9 @@ def write(
 def read(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The arrays of a folder, memory-mapped, and its offsets.
 
+    Args:
+      folder: what `write` wrote.
+
     Raises:
       FileNotFoundError: not a population, or one that lacks a file of its list.
       ValueError: a file that is no whole array.
@@ -73,9 +80,9 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], np.ndar
 
 
 def _file_names(names: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """A file for each array.
+    """A file for each array: its name, escaped.
 
-    Its name, escaped, and numbered where a disk without cases would mix two up.
+    Numbered where a disk that ignores case would mix two up.
     """
     files: dict[str, str] = {}
     taken = {OFFSETS, INDEX}
@@ -112,6 +119,7 @@ def _files_of(path: Path) -> dict[str, str]:
 
 
 def _load(file: Path, *, mapped: bool) -> np.ndarray:
+    """The array of a file."""
     try:
         return np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (ValueError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""The partitioner of FedDyn: sizes are given, each client's mixture of labels is drawn."""
+"""The partitioner of FedDyn: sizes are given, mixtures of labels are drawn."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from fedjax_fm.population.partition_checks import (
 
 @dataclass(frozen=True)
 class InnerDirichletPartitioner:
-    """Client k gets `partition_sizes[k]` rows, whose labels follow its own mixture.
+    """Deals rows to clients of given sizes, each with a mixture of labels of its own.
 
-    mixture_k ~ Dirichlet(alpha) over the classes. Row by row a client that has room is
-    drawn uniformly, then a class from its mixture. A class that has run out drops from
-    all mixtures, which are scaled to sum to one again.
+        mixture_k ~ Dirichlet(alpha) over the classes
+
+    Row by row a client that has room is drawn uniformly, then a class from its mixture.
+    A class that has run out drops from all mixtures, which are scaled to sum to one
+    again.
 
     With the same seed and labels 0, 1, ... this draws the numbers of flwr-datasets 0.6.
     Deviations: labels may be of any kind; where a client's whole mixture lay on classes
@@ -35,12 +37,13 @@ class InnerDirichletPartitioner:
     them.
 
     Attributes:
-      partition_sizes: rows of each client, 0 allowed. Rows beyond their sum go to
-        nobody; this warns.
+      partition_sizes: rows of each client, 0 allowed. Rows beyond their sum are
+        dropped, with a warning.
       partition_by: column of the labels.
       alpha: one concentration for all classes, or one for each class in ascending order
         of the labels.
-      shuffle: put each client's rows in random order; else in reverse order of the draws.
+      shuffle: put each client's rows in random order; else in reverse order of the
+        draws.
       seed: of the draws and the shuffling.
 
     Raises:
@@ -52,9 +55,11 @@ class InnerDirichletPartitioner:
       ICLR. arXiv:2111.04263.
 
     Example:
-      >>> columns = {"label": np.array([0, 1] * 6)}
-      >>> clients = InnerDirichletPartitioner([4, 8], "label", alpha=0.5).partition(columns)
-      >>> [len(rows) for rows in clients]
+      >>> import numpy as np
+      >>> from fedjax_fm.population import InnerDirichletPartitioner
+      >>> table = {"label": np.array([0, 1] * 6)}
+      >>> rule = InnerDirichletPartitioner([4, 8], "label", alpha=0.5)
+      >>> [len(rows) for rows in rule.partition(table)]
       [4, 8]
     """
 
@@ -74,21 +79,25 @@ class InnerDirichletPartitioner:
         check_seed(self.seed)
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client."""
+        """Row numbers of each client.
+
+        Args:
+          table: anything with named columns of equal length, see `partitioners`.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         values, codes = categories(table, self.partition_by)
-        self._check_fit(len(values), len(codes))
+        n_classes, n_rows = len(values), len(codes)
+        self._check_fit(n_classes, n_rows)
         rng = np.random.default_rng(self.seed)
-        alpha = np.broadcast_to(np.asarray(self.alpha), (len(values),))
-        clients = _deal(
-            rows_by_category(codes, len(values)), self.partition_sizes, alpha, rng
-        )
+        alpha = np.broadcast_to(np.asarray(self.alpha), (n_classes,))
+        rows_of_classes = rows_by_category(codes, n_classes)
+        clients = _deal(rows_of_classes, self.partition_sizes, alpha, rng)
         return shuffled(clients, rng, self.shuffle)
 
     def _check_fit(self, n_classes: int, n_rows: int) -> None:
-        """Raises ValueError if the sizes or alpha do not fit the table.
-
-        Warns of rows that nobody gets.
-        """
+        """Refuses sizes or alpha that do not fit the table; warns of rows left."""
         total = sum(self.partition_sizes)
         if total > n_rows:
             raise ValueError(
@@ -103,7 +112,8 @@ class InnerDirichletPartitioner:
             )
         if total < n_rows:
             warn(
-                f"partition_sizes add up to {total} of {n_rows} rows; {n_rows - total} are dropped",
+                f"partition_sizes add up to {total} of {n_rows} rows; "
+                f"{n_rows - total} are dropped",
                 stacklevel=3,
             )
 
@@ -118,8 +128,9 @@ class _Mixtures:
         self._ends = _cumulated(self.shares)
 
     def draw(self, client: int) -> int:
-        """A class from the client's mixture, as `rng.choice(classes, p=shares)` draws it."""
-        return int(self._ends[client].searchsorted(self.rng.random(), side="right"))
+        """Draws a class of a client's mixture as rng.choice(classes, p=shares) does."""
+        drawn = self.rng.random()
+        return int(self._ends[client].searchsorted(drawn, side="right"))
 
     def drop(self, label: int) -> None:
         """Takes a class that has run out from all mixtures."""
@@ -127,15 +138,15 @@ class _Mixtures:
         self.shares[:, label] = 0
         totals = self.shares.sum(axis=1, keepdims=True)
         for client in np.flatnonzero(totals[:, 0] == 0):
-            self.shares[client, self.is_left] = self.rng.dirichlet(
-                self.alpha[self.is_left]
-            )
+            again = self.rng.dirichlet(self.alpha[self.is_left])
+            self.shares[client, self.is_left] = again
             totals[client] = self.shares[client].sum()
         self.shares = self.shares / totals
         self._ends = _cumulated(self.shares)
 
 
 def _cumulated(shares: np.ndarray) -> np.ndarray:
+    """Cumulated shares of each client, the last one exactly 1."""
     ends = shares.cumsum(axis=1)
     return ends / ends[:, -1:]
 
@@ -146,13 +157,12 @@ def _deal(
     alpha: np.ndarray,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """Rows of each client: the last row of a class first, into the last free place of
-    the client.
-    """
+    """Deals the last rows of a class first, to the last free places of a client."""
     mixtures = _Mixtures(alpha, len(sizes), rng)
     clients = [np.zeros(size, dtype=np.int64) for size in sizes]
     room, stock = list(sizes), [len(rows) for rows in rows_of_classes]
-    open_clients = list(range(len(sizes)))
+    n_clients = len(sizes)
+    open_clients = list(range(n_clients))
     for _ in range(sum(sizes)):
         client = _with_room(open_clients, room, rng)
         room[client] -= 1
@@ -168,13 +178,13 @@ def _deal(
 def _with_room(
     open_clients: list[int], room: list[int], rng: np.random.Generator
 ) -> int:
-    """A client drawn uniformly.
+    """A client drawn uniformly among those with room.
 
     One that turns out to be full leaves the list, and another is drawn.
     """
     while True:
-        place = int(rng.integers(0, len(open_clients)))
+        place = rng.integers(0, len(open_clients))
         client = open_clients[place]
         if room[client] > 0:
             return client
-        open_clients.pop(place)
+        del open_clients[place]

@@ -32,23 +32,25 @@ DIRICHLET_DRAWS = 11  # flwr-datasets draws once and repeats ten times
 
 @dataclass(frozen=True)
 class DirichletPartitioner:
-    """Each class is dealt to the clients in shares drawn from a Dirichlet distribution.
+    """Deals each class to the clients in shares drawn from a Dirichlet distribution.
 
-    For every class, shares ~ Dirichlet(alpha) over the clients. Small alpha: a class
-    sits with few clients; alpha to infinity: every client has the label shares of the
-    whole table.
+        shares of a class ~ Dirichlet(alpha) over the clients
+
+    With a small alpha a class sits with few clients; with alpha to infinity every
+    client has the label shares of the whole table.
 
     Attributes:
       num_partitions: number of clients.
       partition_by: column of the labels.
-      alpha: one concentration for all clients, or one per client (length `num_partitions`).
+      alpha: one concentration for all clients, or one per client (length
+        `num_partitions`).
       min_partition_size: rows each client must get. A draw that misses it is thrown
         away and all classes are drawn again, up to 11 draws, so the result is a draw
-        *given* that size. Deviation: flwr-datasets warns at each repetition, here only
-        the last failure speaks.
+        *given* that size. Deviation: flwr-datasets warns at each repetition; here only
+        the last failure raises.
       self_balancing: a client above the mean number of rows gets nothing of the classes
         still to be dealt (in the code of Yurochkin et al., not in their text).
-        Deviation: where a tiny alpha leaves a class with nobody to take it,
+        Deviation: where a tiny alpha leaves a class with no client to take it,
         flwr-datasets divides by zero; here the draw counts as failed.
       shuffle: put each client's rows in random order; else class by class, ascending.
       seed: of the draws and the shuffling.
@@ -63,9 +65,12 @@ class DirichletPartitioner:
       Networks. ICML. arXiv:1905.12022, section 4.
 
     Example:
-      >>> columns = {"label": np.array([0, 1] * 50)}
-      >>> clients = DirichletPartitioner(4, "label", alpha=1.0).partition(columns)
-      >>> len(clients), sum(len(rows) for rows in clients), min(len(rows) for rows in clients) >= 10
+      >>> import numpy as np
+      >>> from fedjax_fm.population import DirichletPartitioner
+      >>> table = {"label": np.array([0, 1] * 50)}
+      >>> clients = DirichletPartitioner(4, "label", alpha=1.0).partition(table)
+      >>> sizes = [len(rows) for rows in clients]
+      >>> len(sizes), sum(sizes), min(sizes) >= 10
       (4, 100, True)
     """
 
@@ -86,13 +91,21 @@ class DirichletPartitioner:
         check_seed(self.seed)
         if np.shape(self.alpha) not in ((), (self.num_partitions,)):
             raise ValueError(
-                f"expected one alpha or one per client (num_partitions={self.num_partitions}), "
-                f"got alpha={self.alpha!r} of shape {np.shape(self.alpha)}"
+                "expected one alpha or one per client "
+                f"(num_partitions={self.num_partitions}), got alpha={self.alpha!r} of "
+                f"shape {np.shape(self.alpha)}"
             )
         object.__setattr__(self, "alpha", check_alpha(self.alpha))
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client."""
+        """Row numbers of each client.
+
+        Args:
+          table: anything with named columns of equal length, see `partitioners`.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         values, codes = categories(table, self.partition_by)
         check_enough_rows(self.num_partitions, len(codes))
         if self.num_partitions * self.min_partition_size > len(codes):
@@ -114,7 +127,7 @@ class DirichletPartitioner:
     def _draw(
         self, rows_of_classes: list[np.ndarray], rng: np.random.Generator
     ) -> list[np.ndarray] | None:
-        """One draw over all classes; None if balancing left a class with no client to take it."""
+        """One draw over all classes; None if no client is left to take one of them."""
         alpha = np.broadcast_to(np.asarray(self.alpha), (self.num_partitions,))
         mean_size = sum(len(rows) for rows in rows_of_classes) / self.num_partitions
         sizes = np.zeros(self.num_partitions, dtype=np.int64)
@@ -124,17 +137,18 @@ class DirichletPartitioner:
             if self.self_balancing:
                 shares[sizes > mean_size] = 0.0
                 total = sum(shares.tolist())
-                if (
-                    total == 0.0
-                ):  # tiny alpha: all of the class fell to clients that are already full
+                if total == 0.0:
+                    # Tiny alpha: all of the class fell to clients that are full.
                     return None
                 shares = shares / total
-            ends = (np.cumsum(shares) * len(rows)).astype(np.int64)[:-1]
+            ends = np.cumsum(shares) * len(rows)
+            ends = ends.astype(np.int64)[:-1]
             pieces.append(np.split(rows, ends))
             sizes += [len(piece) for piece in pieces[-1]]
         return [np.concatenate(client) for client in zip(*pieces, strict=True)]
 
     def _size_error(self, finding: str) -> ValueError:
+        """The error of a size that was not reached."""
         return ValueError(
             f"expected min_partition_size={self.min_partition_size} rows for each "
             f"of num_partitions={self.num_partitions} clients with "
@@ -145,17 +159,22 @@ class DirichletPartitioner:
 
 @dataclass(frozen=True)
 class PathologicalPartitioner:
-    """Each client has rows of exactly `num_classes_per_partition` classes.
+    """Gives each client rows of exactly `num_classes_per_partition` classes.
 
     First each client is given its classes, then the rows of a class are cut into equal
-    parts for the clients that have it. The assignment of classes, in ascending order of
-    the labels:
+    parts for the clients that have it. A class that no client has is dropped; as in
+    flwr-datasets this warns.
 
-    - "random": drawn without replacement for each client.
-    - "deterministic": client k has classes k, k + 1, ... (modulo their number).
-    - "first-deterministic": client k has class k (modulo their number), the others are drawn.
-
-    A class that no client has is dropped; as in flwr-datasets this warns.
+    Attributes:
+      num_partitions: number of clients.
+      partition_by: column of the labels.
+      num_classes_per_partition: classes of each client.
+      class_assignment_mode: which they are, in ascending order of the labels. "random":
+        drawn without replacement for each client. "deterministic": client k has classes
+        k, k + 1, ... (modulo their number). "first-deterministic": client k has class k
+        (modulo their number), the others are drawn.
+      shuffle: put each client's rows in random order; else class by class, ascending.
+      seed: of the draws and the shuffling.
 
     Raises:
       ValueError: an unknown mode; at partition time more classes per client than there
@@ -167,8 +186,11 @@ class PathologicalPartitioner:
       imbalance; there "first-deterministic").
 
     Example:
-      >>> columns = {"label": np.array([0, 1, 2, 0, 1, 2])}
-      >>> PathologicalPartitioner(3, "label", 1, "deterministic", shuffle=False).partition(columns)
+      >>> import numpy as np
+      >>> from fedjax_fm.population import PathologicalPartitioner
+      >>> table = {"label": np.array([0, 1, 2, 0, 1, 2])}
+      >>> rule = PathologicalPartitioner(3, "label", 1, "deterministic", shuffle=False)
+      >>> rule.partition(table)
       [array([0, 3]), array([1, 4]), array([2, 5])]
     """
 
@@ -194,38 +216,47 @@ class PathologicalPartitioner:
         check_seed(self.seed)
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client."""
+        """Row numbers of each client.
+
+        Args:
+          table: anything with named columns of equal length, see `partitioners`.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         values, codes = categories(table, self.partition_by)
+        n_classes = len(values)
         check_enough_rows(self.num_partitions, len(codes))
-        if self.num_classes_per_partition > len(values):
+        if self.num_classes_per_partition > n_classes:
             raise ValueError(
                 "expected num_classes_per_partition <= number of classes in "
                 f"{self.partition_by!r}, got "
                 f"num_classes_per_partition={self.num_classes_per_partition} for "
-                f"{len(values)} classes"
+                f"{n_classes} classes"
             )
         rng = np.random.default_rng(self.seed)
         classes = [
-            self._classes_of(client, len(values), rng)
+            self._classes_of(client, n_classes, rng)
             for client in range(self.num_partitions)
         ]
-        n_owners = np.bincount(np.concatenate(classes), minlength=len(values))
-        n_rows = np.bincount(codes, minlength=len(values))
+        n_owners = np.bincount(np.concatenate(classes), minlength=n_classes)
+        n_rows = np.bincount(codes, minlength=n_classes)
         self._check_owners(values, n_owners, n_rows)
-        parts = [
-            iter(np.array_split(rows, max(owners, 1)))
-            for rows, owners in zip(
-                rows_by_category(codes, len(values)), n_owners, strict=True
-            )
-        ]
-        clients = [
-            np.concatenate([next(parts[k]) for k in sorted(owned)]) for owned in classes
-        ]
+        parts = []  # of each class, one for each client that has it
+        rows_of_classes = rows_by_category(codes, n_classes)
+        for rows, owners in zip(rows_of_classes, n_owners, strict=True):
+            pieces = np.array_split(rows, max(owners, 1))
+            parts.append(iter(pieces))
+        clients = []
+        for owned in classes:
+            pieces = [next(parts[k]) for k in sorted(owned)]
+            clients.append(np.concatenate(pieces))
         return shuffled(clients, rng, self.shuffle)
 
     def _classes_of(
         self, client: int, n_classes: int, rng: np.random.Generator
     ) -> list[int]:
+        """The classes of one client."""
         n_wanted = self.num_classes_per_partition
         if self.class_assignment_mode == "deterministic":
             return [(client + k) % n_classes for k in range(n_wanted)]
@@ -241,6 +272,7 @@ class PathologicalPartitioner:
     def _check_owners(
         self, values: np.ndarray, n_owners: np.ndarray, n_rows: np.ndarray
     ) -> None:
+        """Refuses classes with too few rows; warns of those that no client has."""
         for k in np.flatnonzero(n_owners > n_rows):
             raise ValueError(
                 f"class {values[k]!r} is assigned to {n_owners[k]} clients but "

@@ -1,7 +1,4 @@
-"""What all partitioners share.
-
-Reading a column, and checks whose errors name the value and the cure.
-"""
+"""Parts that all partitioners share: reading a column, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -14,9 +11,8 @@ from fedjax_fm import checks
 from fedjax_fm.population.column_values import kinds_of, refuse_missing
 from fedjax_fm.population.columns import TableLike, count_rows, read_column
 
-LARGEST_ALPHA = (
-    1e100  # a sum of larger ones may overflow, and numpy then draws shares of zero
-)
+# A sum of larger ones may overflow, and numpy then draws shares of zero.
+LARGEST_ALPHA = 1e100
 
 __all__ = [
     "categories",
@@ -31,28 +27,34 @@ __all__ = [
 
 
 def check_seed(seed: object) -> None:
-    """Raises unless `seed` is a whole number >= 0.
+    """Raises unless `seed` is a whole number >= 0, so that a partition can be repeated.
 
-    A partition that nobody can repeat is refused.
+    Args:
+      seed: what should be one.
     """
     checks.whole("seed", seed, least=0)
 
 
 def check_alpha(alpha: Any) -> float | tuple[float, ...]:
-    """A concentration of a Dirichlet law, or one for each component: 0 < alpha <= 1e100.
+    """Concentrations of a Dirichlet law, one or one a component, 0 < alpha <= 1e100.
+
+    Args:
+      alpha: a number, or a list of numbers.
 
     Returns:
       One float, or a tuple of them.
+
+    Raises:
+      TypeError: no numbers.
+      ValueError: a number out of the bounds, or more than one axis.
     """
-    if (
-        isinstance(alpha, (str, bytes))
-        or not isinstance(alpha, (Sequence, np.ndarray))
-        or np.ndim(alpha) == 0
-    ):
+    is_list = isinstance(alpha, (Sequence, np.ndarray))
+    if not is_list or isinstance(alpha, (str, bytes)) or np.ndim(alpha) == 0:
         return float(checks.real("alpha", alpha, above=0, most=LARGEST_ALPHA))
     if np.ndim(alpha) != 1:
         raise ValueError(
-            f"expected one alpha or a list of them, got alpha of shape {np.shape(alpha)}"
+            "expected one alpha or a list of them, got alpha of shape "
+            f"{np.shape(alpha)}"
         )
     for k, entry in enumerate(alpha):
         try:
@@ -63,7 +65,16 @@ def check_alpha(alpha: Any) -> float | tuple[float, ...]:
 
 
 def check_sizes(sizes: Any, least: int) -> tuple[int, ...]:
-    """Rows of each client, each a whole number >= `least`; at least one client."""
+    """Rows of each client as a tuple.
+
+    Args:
+      sizes: whole numbers, one a client.
+      least: the least that each may be.
+
+    Raises:
+      TypeError: no list of whole numbers.
+      ValueError: no size, or one below `least`.
+    """
     if isinstance(sizes, (str, bytes)) or not isinstance(sizes, (Sequence, np.ndarray)):
         raise TypeError(
             f"expected a list of whole numbers, got partition_sizes={sizes!r}"
@@ -76,7 +87,12 @@ def check_sizes(sizes: Any, least: int) -> tuple[int, ...]:
 
 
 def check_enough_rows(num_partitions: int, n_rows: int) -> None:
-    """Raises ValueError if some client would have no row whatever the rule."""
+    """Raises ValueError if some client would have no row whatever the rule.
+
+    Args:
+      num_partitions: clients.
+      n_rows: rows of the table.
+    """
     if num_partitions > n_rows:
         raise ValueError(
             "expected num_partitions <= number of rows, got "
@@ -93,8 +109,7 @@ def categories(table: TableLike, name: str) -> tuple[np.ndarray, np.ndarray]:
       name: of the column.
 
     Returns:
-      values: shape [categories].
-      codes: int64[rows], each in [0, categories).
+      (values [categories], codes int64[rows], each in [0, categories)).
 
     Raises:
       KeyError: no such column; the message lists the columns and the nearest name.
@@ -104,7 +119,8 @@ def categories(table: TableLike, name: str) -> tuple[np.ndarray, np.ndarray]:
     column = read_column(table, name)
     if column.ndim != 1:
         raise ValueError(
-            f"expected a one-dimensional column {name!r} to partition by, got shape {column.shape}"
+            f"expected a one-dimensional column {name!r} to partition by, got shape "
+            f"{column.shape}"
         )
     _check_all_there(column, name)
     kinds = kinds_of(column) if column.dtype.kind == "O" else []
@@ -123,26 +139,42 @@ def categories(table: TableLike, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_all_there(column: np.ndarray, name: str) -> None:
-    """Raises ValueError if a row has no value: clients of nobody would be made."""
+    """Raises ValueError if a row has no value."""
     if column.dtype.kind == "f" and np.isnan(column).any():
+        n_nan = np.count_nonzero(np.isnan(column))
         raise ValueError(
-            f"column {name!r} holds {int(np.isnan(column).sum())} NaN, expected a "
-            "value in every row; drop these rows or give them a value"
+            f"column {name!r} holds {n_nan} NaN, expected a value in every row; drop "
+            "these rows or give them a value"
         )
     if column.dtype.kind in "mM":
         refuse_missing(f"column {name!r}", np.isnat(column))
 
 
 def rows_by_category(codes: np.ndarray, n_categories: int) -> list[np.ndarray]:
-    """The rows of each category, ascending: a list of int64[rows of that category]."""
+    """The rows of each category, ascending.
+
+    Args:
+      codes: int64[rows], category of each row.
+      n_categories: how many categories there are.
+
+    Returns:
+      int64[rows of that category] for each category.
+    """
     order = np.argsort(codes, kind="stable").astype(np.int64)
-    return np.split(order, np.cumsum(np.bincount(codes, minlength=n_categories))[:-1])
+    sizes = np.bincount(codes, minlength=n_categories)
+    return np.split(order, np.cumsum(sizes)[:-1])
 
 
 def shuffled(
     clients: list[np.ndarray], rng: np.random.Generator, shuffle: bool
 ) -> list[np.ndarray]:
-    """Each client's rows, in random order if `shuffle`; draws from `rng` client by client."""
+    """Each client's rows, in random order if `shuffle`.
+
+    Args:
+      clients: rows of each client; not changed.
+      rng: draws from it client by client.
+      shuffle: whether to.
+    """
     if not shuffle:
         return clients
     clients = [rows.copy() for rows in clients]

@@ -1,4 +1,4 @@
-"""Who owns which row: rules that deal the rows of a table to clients.
+"""Partitioners: rules that deal the rows of a table to clients.
 
 Names, parameters and semantics are those of flwr-datasets 0.6 (Apache-2.0, Flower
 Labs), written anew; each docstring says where it deviates. All of them deviate in three
@@ -8,8 +8,9 @@ ways:
   dataset per call. The same object and table give the same arrays however often it is
   called. A table is a dict of columns, a pandas or polars frame, a pyarrow.Table, a
   datasets.Dataset; only the column that decides is read.
-- An integer seed is required: a partition nobody can repeat is refused.
-- Parameters are checked when the partitioner is made, not when the first client is loaded.
+- An integer seed is required, so that every partition can be repeated.
+- Parameters are checked when the partitioner is made, not when the first client is
+  loaded.
 
 The clients' arrays never share a row. They cover all rows, except where a docstring
 says what is dropped. The two vertical partitioners deal columns and return names.
@@ -76,30 +77,51 @@ GroupMode = Literal["allow-smaller", "allow-bigger", "drop-reminder", "strict"]
 
 
 class Partitioner(Protocol):
-    """Anything that deals the rows of a table to clients."""
+    """Anything that deals the rows of a table to clients.
+
+    Example:
+      >>> import numpy as np
+      >>> from fedjax_fm.population import Population
+      >>> class OddAndEven:
+      ...     def partition(self, table):
+      ...         rows = np.arange(len(table["x"]))
+      ...         return [rows[1::2], rows[::2]]
+      >>> Population.from_table({"x": np.arange(5)}, by=OddAndEven()).sizes.tolist()
+      [2, 3]
+    """
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
         """Row numbers of each client.
 
-        A list of int64[rows of the client], no row in two of them.
+        Args:
+          table: anything with named columns of equal length.
+
+        Returns:
+          int64[rows of the client] for each client, no row in two of them.
         """
         ...
 
 
 @dataclass(frozen=True)
 class IidPartitioner:
-    """Shards of equal size, of rows in random order.
+    """Cuts rows in random order into shards of equal size.
 
-    The first `rows % num_partitions` have one row more.
+    The first `rows % num_partitions` clients have one row more. Deviation:
+    flwr-datasets cuts contiguous shards of the rows as they stand, which is IID only if
+    they were shuffled before. `shuffle` and `seed` are ours; `shuffle=False` gives
+    flwr's shards.
 
-    Deviation: flwr-datasets cuts contiguous shards of the rows as they stand, which is
-    IID only if somebody shuffled them before. `shuffle` and `seed` are ours;
-    `shuffle=False` gives flwr's shards.
+    Attributes:
+      num_partitions: number of clients.
+      shuffle: whether rows come in random order; else in the order of the table.
+      seed: of that order.
 
     Raises:
       ValueError: num_partitions < 1; at partition time more partitions than rows.
 
     Example:
+      >>> import numpy as np
+      >>> from fedjax_fm.population import IidPartitioner
       >>> IidPartitioner(2, shuffle=False).partition({"label": np.zeros(5)})
       [array([0, 1, 2]), array([3, 4])]
     """
@@ -114,7 +136,14 @@ class IidPartitioner:
         check_seed(self.seed)
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client."""
+        """Row numbers of each client.
+
+        Args:
+          table: anything with named columns of equal length.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         n_rows = count_rows(table)
         check_enough_rows(self.num_partitions, n_rows)
         rows = np.arange(n_rows, dtype=np.int64)
@@ -125,16 +154,21 @@ class IidPartitioner:
 
 @dataclass(frozen=True)
 class NaturalIdPartitioner:
-    """One client per distinct value of a column: the reviewer, the role, the document.
+    """Makes one client of each distinct value of a column.
 
-    Deviation: clients stand in the order in which their value first appears;
-      flwr-datasets sorts the values.
+    A reviewer, a role, a document. Deviation: clients stand in the order in which their
+    value first appears; flwr-datasets sorts the values.
+
+    Attributes:
+      partition_by: column of the ids.
 
     Example:
-      >>> partitioner = NaturalIdPartitioner("role")
-      >>> partitioner.partition({"role": np.array(["b", "a", "b"])})
+      >>> import numpy as np
+      >>> from fedjax_fm.population import NaturalIdPartitioner
+      >>> partitioner, table = NaturalIdPartitioner("role"), {"role": ["b", "a", "b"]}
+      >>> partitioner.partition(table)
       [array([0, 2]), array([1])]
-      >>> partitioner.client_names({"role": np.array(["b", "a", "b"])})
+      >>> partitioner.client_names(table)
       ['b', 'a']
     """
 
@@ -144,40 +178,50 @@ class NaturalIdPartitioner:
         check_column_name("partition_by", self.partition_by)
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client, ascending."""
+        """Row numbers of each client, ascending.
+
+        Args:
+          table: anything with named columns of equal length.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         return _natural_clients(table, self.partition_by)[1]
 
     def client_names(self, table: TableLike) -> list[str]:
-        """The value each client stands for, in the order of `partition`."""
-        return [
-            str(value)
-            for value in _natural_clients(table, self.partition_by)[0].tolist()
-        ]
+        """The value each client stands for, in the order of `partition`.
+
+        Args:
+          table: the one that is partitioned.
+        """
+        values, _ = _natural_clients(table, self.partition_by)
+        return [str(value) for value in values.tolist()]
 
 
 @dataclass(frozen=True)
 class GroupedNaturalIdPartitioner:
-    """`group_size` natural ids make one client.
+    """Makes one client of every `group_size` distinct values of a column.
 
     Devices become organisations (cross-device to cross-silo).
 
-    Ids are taken in order of first appearance, or sorted with `sort_unique_ids`. What
-    happens to a remainder of ids is the `mode`, spelled as in flwr-datasets:
-
-    - "allow-smaller": it forms a last, smaller client (also if there are fewer ids than
-    `group_size`).
-    - "allow-bigger": it is spread over the first clients.
-    - "drop-reminder": its rows are dropped.
-    - "strict": it is an error.
+    Attributes:
+      partition_by: column of the ids.
+      group_size: ids of a client. flwr-datasets lets 0 pass.
+      mode: what happens to ids that are left, spelled as in flwr-datasets.
+        "allow-smaller": they form a last, smaller client (also if there are fewer ids
+        than `group_size`). "allow-bigger": they are spread over the first clients.
+        "drop-reminder": their rows are dropped. "strict": they are an error.
+      sort_unique_ids: take the ids sorted; else in order of first appearance.
 
     Raises:
-      ValueError: group_size < 1 (flwr-datasets lets 0 pass) or an unknown mode; at
-        partition time fewer ids than `group_size` in any mode but "allow-smaller", or a
-        remainder in mode "strict".
+      ValueError: group_size < 1 or an unknown mode; at partition time fewer ids than
+        `group_size` in any mode but "allow-smaller", or a remainder in mode "strict".
 
     Example:
-      >>> columns = {"role": np.array(["b", "a", "b", "c"])}
-      >>> GroupedNaturalIdPartitioner("role", group_size=2).partition(columns)
+      >>> import numpy as np
+      >>> from fedjax_fm.population import GroupedNaturalIdPartitioner
+      >>> table = {"role": np.array(["b", "a", "b", "c"])}
+      >>> GroupedNaturalIdPartitioner("role", group_size=2).partition(table)
       [array([0, 2, 1]), array([3])]
     """
 
@@ -193,23 +237,20 @@ class GroupedNaturalIdPartitioner:
         checks.flag("sort_unique_ids", self.sort_unique_ids)
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client: id after id, the rows of an id ascending."""
+        """Row numbers of each client: id after id, the rows of an id ascending.
+
+        Args:
+          table: anything with named columns of equal length.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         values, rows_of_ids = _natural_clients(table, self.partition_by)
         if self.sort_unique_ids:
             rows_of_ids = [rows_of_ids[k] for k in np.argsort(values, kind="stable")]
-        n_ids, remainder = len(rows_of_ids), len(rows_of_ids) % self.group_size
-        if n_ids < self.group_size and self.mode != "allow-smaller":
-            raise ValueError(
-                f"expected group_size <= number of ids in mode {self.mode!r}, got group_size="
-                f"{self.group_size} for {n_ids} ids; take a smaller group_size or "
-                'mode="allow-smaller"'
-            )
-        if remainder and self.mode == "strict":
-            raise ValueError(
-                f'expected group_size to divide the number of ids in mode "strict", got group_size='
-                f"{self.group_size} for {n_ids} ids (remainder {remainder}); change it or "
-                "take another mode"
-            )
+        n_ids = len(rows_of_ids)
+        remainder = n_ids % self.group_size
+        self._check_fit(n_ids, remainder)
         if self.mode == "allow-bigger":
             groups = np.array_split(np.arange(n_ids), n_ids // self.group_size)
         else:
@@ -219,6 +260,21 @@ class GroupedNaturalIdPartitioner:
                 for start in range(0, end, self.group_size)
             ]
         return [np.concatenate([rows_of_ids[k] for k in group]) for group in groups]
+
+    def _check_fit(self, n_ids: int, remainder: int) -> None:
+        """Raises ValueError if the mode does not allow this number of ids."""
+        if n_ids < self.group_size and self.mode != "allow-smaller":
+            raise ValueError(
+                f"expected group_size <= number of ids in mode {self.mode!r}, got "
+                f"group_size={self.group_size} for {n_ids} ids; take a smaller "
+                'group_size or mode="allow-smaller"'
+            )
+        if remainder and self.mode == "strict":
+            raise ValueError(
+                'expected group_size to divide the number of ids in mode "strict", got '
+                f"group_size={self.group_size} for {n_ids} ids (remainder "
+                f"{remainder}); change it or take another mode"
+            )
 
 
 def _natural_clients(

@@ -27,39 +27,42 @@ def _feistel(words: jax.Array, side: jax.Array, value: jax.Array) -> jax.Array:
     """A bijection of [0, side**2), keyed by words u32[2]."""
     left, right = value // side, value % side
     for i in range(_ROUNDS):
-        hashed = _mix(
-            _mix(right ^ words[0])
-            + words[1]
-            + jnp.uint32(0x9E3779B9 * (i + 1) & 0xFFFFFFFF)
-        )
-        # Reduced before the sum: a wrap at 2**32 would not be a bijection modulo `side`.
+        of_round = jnp.uint32(0x9E3779B9 * (i + 1) & 0xFFFFFFFF)
+        hashed = _mix(_mix(right ^ words[0]) + words[1] + of_round)
+        # Reduced before the sum: with a wrap at 2**32 it would be no bijection.
         left, right = right, (left + hashed % side) % side
     return left * side + right
 
 
 def _by_feistel(key: jax.Array, n: jax.Array, positions: jax.Array) -> jax.Array:
-    words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)[:2]
+    """Values of a permutation of n by a Feistel network, for large n."""
+    words = jax.random.key_data(key).astype(jnp.uint32)
+    words = words.reshape(-1)[:2]
     n = jnp.maximum(n, 1).astype(jnp.uint32)
-    root = jnp.sqrt(n.astype(jnp.float32)).astype(jnp.uint32)
+    root = jnp.sqrt(n.astype(jnp.float32))
+    root = root.astype(jnp.uint32)
     side = root + jnp.where(root * root < n, 1, 0).astype(jnp.uint32)
-    side = side + jnp.where(side * side < n, 1, 0).astype(
-        jnp.uint32
-    )  # the float root may be one short
+    # The float root may be one short.
+    side = side + jnp.where(side * side < n, 1, 0).astype(jnp.uint32)
     value = _feistel(words, side, positions.astype(jnp.uint32))
+
+    def is_outside(v):
+        return jnp.any(v >= n)
+
+    def step(v):
+        return jnp.where(v >= n, _feistel(words, side, v), v)
+
     # Cycle walking: follow the orbit until it is back below n, at most a few steps as
     # side**2 is close to n.
-    return jax.lax.while_loop(
-        lambda v: jnp.any(v >= n),
-        lambda v: jnp.where(v >= n, _feistel(words, side, v), v),
-        value,
-    ).astype(jnp.int32)
+    return jax.lax.while_loop(is_outside, step, value).astype(jnp.int32)
 
 
 def _by_sort(key: jax.Array, n: jax.Array, positions: jax.Array) -> jax.Array:
+    """Values of a permutation of n <= SORT_LIMIT by sorting random words."""
     noise = jax.random.bits(key, (SORT_LIMIT,), jnp.uint32) >> 1
-    order = jnp.argsort(
-        jnp.where(jnp.arange(SORT_LIMIT) < n, noise, jnp.uint32(0xFFFFFFFF))
-    )
+    is_below = jnp.arange(SORT_LIMIT) < n
+    words = jnp.where(is_below, noise, jnp.uint32(0xFFFFFFFF))  # the others come last
+    order = jnp.argsort(words)
     return order[positions].astype(jnp.int32)
 
 
@@ -80,6 +83,5 @@ def permuted(
     if n_max <= SORT_LIMIT:
         return _by_sort(key, n, positions)
     large = _by_feistel(key, n, positions)
-    return jnp.where(
-        n <= SORT_LIMIT, _by_sort(key, n, jnp.minimum(positions, SORT_LIMIT - 1)), large
-    )
+    small = _by_sort(key, n, jnp.minimum(positions, SORT_LIMIT - 1))
+    return jnp.where(n <= SORT_LIMIT, small, large)

@@ -1,4 +1,4 @@
-"""All clients' examples as flat arrays with offsets (compressed rows)."""
+"""A population: all clients' examples as flat arrays with offsets (compressed rows)."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ class Population:
       TypeError: a name that is no text, offsets that are no integers.
       ValueError: arrays of unequal length, offsets that do not rise from 0 to n, values
         that no device holds.
+
+    Example:
+      >>> import numpy as np
+      >>> from fedjax_fm import Population
+      >>> population = Population({"x": np.arange(3)}, offsets=np.array([0, 2, 3]))
+      >>> population.client(0)["x"].tolist(), population.sizes.tolist()
+      ([0, 1], [2, 1])
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -42,7 +49,8 @@ class Population:
     def __post_init__(self) -> None:
         if not isinstance(self.arrays, Mapping):
             raise TypeError(
-                f"expected a mapping from names to arrays, got a {type(self.arrays).__name__}"
+                "expected a mapping from names to arrays, got a "
+                f"{type(self.arrays).__name__}"
             )
         arrays = {
             name: checked_array(name, array) for name, array in self.arrays.items()
@@ -50,41 +58,59 @@ class Population:
         lengths = {name: len(array) for name, array in arrays.items()}
         if not lengths:
             raise ValueError("a population needs at least one array, got none")
-        if len(set(lengths.values())) != 1:
+        different = set(lengths.values())
+        if len(different) != 1:
             raise ValueError(
                 f"arrays must share their first dimension, got lengths {lengths}"
             )
+        offsets = _checked_offsets(self.offsets, different.pop())
         object.__setattr__(self, "arrays", arrays)
-        object.__setattr__(
-            self,
-            "offsets",
-            _checked_offsets(self.offsets, next(iter(lengths.values()))),
-        )
+        object.__setattr__(self, "offsets", offsets)
 
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, np.ndarray], offsets: np.ndarray | Sequence[int]
     ) -> Population:
-        """Takes flat arrays as they are, without a copy."""
-        return cls(arrays, offsets)  # type: ignore[arg-type]  # checked and made an array there
+        """Takes flat arrays as they are, without a copy.
+
+        Args:
+          arrays: {name: [n, ...]}.
+          offsets: [N + 1], where each client's rows begin, and n.
+
+        Raises:
+          TypeError, ValueError: as for `Population`.
+
+        Example:
+          >>> import numpy as np
+          >>> Population.from_arrays({"x": np.arange(3)}, [0, 2, 3]).n_clients
+          2
+        """
+        # Checked and made an array there.
+        return cls(arrays, offsets)  # type: ignore[arg-type]
 
     @classmethod
     def from_clients(cls, clients: Iterable[Mapping[str, np.ndarray]]) -> Population:
-        """Packs a sequence of {name: array[n_k, ...]}; n_k may be 0 and may differ.
+        """Packs the examples of clients that are given one by one.
 
         A client without examples takes dtypes and shapes from the others.
 
+        Args:
+          clients: {name: array[n_k, ...]} of each client; n_k may be 0 and may differ.
+
         Raises:
           TypeError: no sequence of mappings.
-          ValueError: no client, or clients whose names, lengths, dtypes or shapes differ.
+          ValueError: no client, or clients whose names, lengths, dtypes or shapes
+            differ.
 
         Example:
+          >>> import numpy as np
           >>> clients = [{"x": np.ones((2, 3), np.float32)}, {"x": np.array([])}]
           >>> Population.from_clients(clients)
           Population(2 clients, 2 examples, 0 to 2 a client (median 1); x float32[3])
         """
         arrays, sizes = packed(clients)
-        return cls(arrays, np.concatenate([[0], np.cumsum(sizes)]))
+        offsets = np.cumsum([0, *sizes])
+        return cls(arrays, offsets)
 
     @classmethod
     def from_table(
@@ -96,12 +122,11 @@ class Population:
         columns: Sequence[str] | None = None,
         pad: Mapping[str, float] | None = None,
     ) -> Population:
-        """Reads the clients from a table.
-
-        A dict of columns, a frame, a pyarrow.Table, a datasets.Dataset.
+        """Reads the clients from a table: by ids, by a partitioner, or by row numbers.
 
         Args:
-          table: anything with named columns of equal length.
+          table: anything with named columns of equal length: a dict of columns, a
+            pandas or polars frame, a pyarrow.Table, a datasets.Dataset.
           by: a column of ids, each distinct value one client in order of first
             appearance; or a partitioner.
           rows: instead of `by`, the row numbers of each client.
@@ -116,23 +141,26 @@ class Population:
             ragged rows, foreign row numbers.
 
         Example:
-          >>> table = {"user": ["ann", "bob", "ann"], "ids": [[1, 2], [3], [4]], "label": [0, 1, 1]}
+          >>> users, ids = ["ann", "bob", "ann"], [[1, 2], [3], [4]]
+          >>> table = {"user": users, "ids": ids, "label": [0, 1, 1]}
           >>> population = Population.from_table(table, by="user", pad={"ids": 0})
           >>> population.client(0)["ids"].tolist()
           [[1, 2], [4, 0]]
         """
         clients = rows_of_clients(table, by, rows)
         order = np.concatenate(clients)
-        arrays = {
-            name: column[order]
-            for name, column in arrays_of(table, columns, by, pad).items()
-        }
-        return cls(arrays, np.cumsum([0, *map(len, clients)]))
+        found = arrays_of(table, columns, by, pad)
+        arrays = {name: column[order] for name, column in found.items()}
+        sizes = [len(rows) for rows in clients]
+        return cls(arrays, np.cumsum([0, *sizes]))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a new folder for `open`: one .npy file per array.
 
         It is whole or not there, whatever fails.
+
+        Args:
+          folder: where; must not be there yet.
 
         Raises:
           FileExistsError: there is something at `folder`.
@@ -141,15 +169,23 @@ class Population:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Population:
-        """What `save` wrote, memory-mapped: examples are read when a client takes part.
+        """Opens what `save` wrote, memory-mapped.
 
-        Arrays of 64-bit numbers are read once, in chunks, since a device may not hold their values.
+        Examples are read when a client takes part. Arrays of 64-bit numbers are read
+        once, in chunks, since a device may not hold their values.
+
+        Args:
+          folder: what `save` wrote.
+
+        Raises:
+          FileNotFoundError: not a population, or one that lacks a file.
+          ValueError: a file that is no whole array.
         """
         return cls(*folders.read(folder))
 
     @property
     def n_clients(self) -> int:
-        """N."""
+        """Number of clients, N."""
         return len(self.offsets) - 1
 
     @property
@@ -163,7 +199,15 @@ class Population:
         return np.diff(self.offsets)
 
     def client(self, k: int) -> dict[str, np.ndarray]:
-        """Client k's own examples, as views."""
+        """The examples of one client, as views.
+
+        Args:
+          k: its id, 0 to N - 1.
+
+        Raises:
+          TypeError: no whole number.
+          IndexError: no such client.
+        """
         if isinstance(k, bool) or not hasattr(k, "__index__"):
             raise TypeError(
                 f"expected a client id from 0 to {self.n_clients - 1}, got {k!r}"
@@ -183,9 +227,10 @@ class Population:
             f"{name} {array.dtype}{list(array.shape[1:])}"
             for name, array in self.arrays.items()
         )
+        least, most, median = sizes.min(), sizes.max(), np.median(sizes)
         return (
             f"Population({self.n_clients} clients, {self.n_examples} examples, "
-            f"{sizes.min()} to {sizes.max()} a client (median {np.median(sizes):g}); {shapes})"
+            f"{least} to {most} a client (median {median:g}); {shapes})"
         )
 
 
@@ -199,7 +244,8 @@ def _checked_offsets(offsets: Any, n: int) -> np.ndarray:
         ) from error
     if found.ndim != 1 or len(found) < 2:
         raise ValueError(
-            f"expected offsets of integers of shape [N + 1] with N >= 1, got shape {found.shape}"
+            "expected offsets of integers of shape [N + 1] with N >= 1, got shape "
+            f"{found.shape}"
         )
     if found.dtype.kind not in "iu":
         raise TypeError(
@@ -207,10 +253,11 @@ def _checked_offsets(offsets: Any, n: int) -> np.ndarray:
             "np.cumsum([0, *sizes]) of whole sizes gives them"
         )
     found = found.astype(np.int64)
-    falls = bool((np.diff(found) < 0).any())
+    falls = np.any(np.diff(found) < 0)
     if found[0] != 0 or found[-1] != n or falls:
+        between = " with a fall in between" if falls else ""
         raise ValueError(
-            f"offsets must rise from 0 to the number of examples {n}, got {found[0]} to {found[-1]}"
-            + (" with a fall in between" if falls else "")
+            f"offsets must rise from 0 to the number of examples {n}, got {found[0]} "
+            f"to {found[-1]}{between}"
         )
     return found

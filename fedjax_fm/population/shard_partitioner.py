@@ -1,7 +1,4 @@
-"""The partitioner of the FedAvg paper.
-
-Rows sorted by label, cut into shards, shards dealt to clients.
-"""
+"""The partitioner of FedAvg: rows sorted by label, cut into shards, shards dealt."""
 
 from __future__ import annotations
 
@@ -21,22 +18,30 @@ from fedjax_fm.population.partition_checks import (
 
 @dataclass(frozen=True)
 class ShardPartitioner:
-    """Rows are sorted by label, cut into shards, and each client gets shards drawn at random.
+    """Sorts rows by label, cuts them into shards, and deals the shards at random.
 
     Which shards there are, with n rows and P clients, as in flwr-datasets:
 
     | num_shards_per_partition | shard_size | size of a shard | shards dealt |
     |---|---|---|---|
     | s | z | z | P s of the n // z whole ones (error if P s z > n) |
-    | s | None | n // (P s) | P s of the whole ones, or of all with `keep_incomplete_shard` |
-    | None | z | z | all whole ones, or all; the first clients get one more than the last |
+    | s | None | n // (P s) | P s of the whole ones (of all, if incomplete are kept) |
+    | None | z | z | all whole ones (or all); the first clients get one more |
 
     Rows of shards not dealt are dropped, and so is the incomplete last shard unless
-    `keep_incomplete_shard` (which has no effect in the first line of the table). All
-    rows are dealt for sure only in the third line with `keep_incomplete_shard=True`, or
-    where the numbers divide.
+    `keep_incomplete_shard`. All rows are dealt for sure only in the third line with
+    `keep_incomplete_shard=True`, or where the numbers divide. Rows of equal label keep
+    the order of the table (flwr-datasets leaves it to its sort).
 
-    Rows of equal label keep the order of the table (flwr-datasets leaves it to its sort).
+    Attributes:
+      num_partitions: P, number of clients.
+      partition_by: column of the labels.
+      num_shards_per_partition: s, shards of each client; None lets `shard_size` decide.
+      shard_size: z, rows of a shard; None lets `num_shards_per_partition` decide.
+      keep_incomplete_shard: whether a last shard with fewer rows is dealt, too; of no
+        effect where both numbers are given.
+      shuffle: put each client's rows in random order; else shard by shard.
+      seed: of the deal and the shuffling.
 
     Raises:
       ValueError: a number < 1, or neither `num_shards_per_partition` nor `shard_size`
@@ -49,10 +54,11 @@ class ShardPartitioner:
       shards of 300 digits each.
 
     Example:
-      >>> columns = {"label": np.array([1, 0, 1, 0])}
+      >>> import numpy as np
+      >>> from fedjax_fm.population import ShardPartitioner
+      >>> table = {"label": np.array([1, 0, 1, 0])}
       >>> rule = ShardPartitioner(2, "label", num_shards_per_partition=1, shuffle=False)
-      >>> clients = rule.partition(columns)
-      >>> sorted(rows.tolist() for rows in clients)
+      >>> sorted(rows.tolist() for rows in rule.partition(table))
       [[0, 2], [1, 3]]
     """
 
@@ -75,11 +81,19 @@ class ShardPartitioner:
                 checks.whole(name, getattr(self, name), least=1)
         if self.num_shards_per_partition is None and self.shard_size is None:
             raise ValueError(
-                "expected num_shards_per_partition or shard_size or both, got None for both"
+                "expected num_shards_per_partition or shard_size or both, got None for "
+                "both"
             )
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client."""
+        """Row numbers of each client.
+
+        Args:
+          table: anything with named columns of equal length, see `partitioners`.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         _, codes = categories(table, self.partition_by)
         n_rows = len(codes)
         check_enough_rows(self.num_partitions, n_rows)
@@ -89,29 +103,29 @@ class ShardPartitioner:
         shards_of_clients = self._shards_of_clients(n_shards)
         rng = np.random.default_rng(self.seed)
         dealt = rng.permutation(n_shards)[: shards_of_clients.sum()]
-        clients = [
-            np.concatenate(
-                [by_label[shard * size : (shard + 1) * size] for shard in shards]
-            )
-            for shards in np.split(dealt, np.cumsum(shards_of_clients)[:-1])
-        ]
+        clients = []
+        for shards in np.split(dealt, np.cumsum(shards_of_clients)[:-1]):
+            parts = [by_label[shard * size : (shard + 1) * size] for shard in shards]
+            clients.append(np.concatenate(parts))
         return shuffled(clients, rng, self.shuffle)
 
     def _size_of_shard(self, n_rows: int) -> int:
+        """Rows of a shard."""
         n_wanted = self.num_partitions * (self.num_shards_per_partition or 1)
         size = n_rows // n_wanted if self.shard_size is None else self.shard_size
-        if size == 0 or (
-            self.num_shards_per_partition is not None and n_wanted * size > n_rows
-        ):
+        is_given = self.num_shards_per_partition is not None
+        if size == 0 or (is_given and n_wanted * size > n_rows):
+            least = max(size, 1)
             raise ValueError(
-                f"expected at least {n_wanted * max(size, 1)} rows for "
+                f"expected at least {n_wanted * least} rows for "
                 f"num_partitions={self.num_partitions} x "
                 f"num_shards_per_partition={self.num_shards_per_partition} x "
-                f"shard_size={max(size, 1)}, got {n_rows}; lower one of the three"
+                f"shard_size={least}, got {n_rows}; lower one of the three"
             )
         return size
 
     def _count_shards(self, n_rows: int, size: int) -> int:
+        """Shards that may be dealt."""
         both_given = (
             self.num_shards_per_partition is not None and self.shard_size is not None
         )

@@ -1,6 +1,4 @@
-"""Partitioners that deal runs of rows by size alone.
-
-Sizes that are given, or a function of the client's number.
+"""Partitioners that deal runs of rows by size alone, given or by the client's number.
 
 Semantics of flwr-datasets 0.6. Rows keep the order of the table; shuffle the table
 first if that order means something.
@@ -21,14 +19,20 @@ from fedjax_fm.population.partition_checks import check_sizes, count_rows
 
 @dataclass(frozen=True)
 class SizePartitioner:
-    """Client k owns the next `partition_sizes[k]` rows in the order of the table, unshuffled.
+    """Gives client k the next `partition_sizes[k]` rows in the order of the table.
 
-    Rows beyond the sum of the sizes go to nobody; as in flwr-datasets this warns.
+    Rows beyond the sum of the sizes are dropped; as in flwr-datasets this warns.
+
+    Attributes:
+      partition_sizes: rows of each client, at least 1.
 
     Raises:
-      ValueError: no size or a size < 1; at partition time sizes that add up to more than the rows.
+      ValueError: no size or a size < 1; at partition time sizes that add up to more
+        than the rows.
 
     Example:
+      >>> import numpy as np
+      >>> from fedjax_fm.population import SizePartitioner
       >>> SizePartitioner([1, 2]).partition({"label": np.zeros(3)})
       [array([0]), array([1, 2])]
     """
@@ -41,7 +45,14 @@ class SizePartitioner:
         )
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client, ascending."""
+        """Row numbers of each client, ascending.
+
+        Args:
+          table: anything with named columns of equal length.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         n_rows, total = count_rows(table), sum(self.partition_sizes)
         if total > n_rows:
             raise ValueError(
@@ -50,7 +61,8 @@ class SizePartitioner:
             )
         if total < n_rows:
             warn(
-                f"partition_sizes add up to {total} of {n_rows} rows; {n_rows - total} are dropped",
+                f"partition_sizes add up to {total} of {n_rows} rows; "
+                f"{n_rows - total} are dropped",
                 stacklevel=2,
             )
         return _runs(self.partition_sizes)
@@ -58,20 +70,26 @@ class SizePartitioner:
 
 @dataclass(frozen=True)
 class IdToSizeFncPartitioner:
-    """Client k = 1, ..., P owns a share of the rows proportional to f(k).
+    """Gives client k = 1, ..., P a share of the rows proportional to f(k).
 
-    size_k = floor(n f(k) / sum_j f(j)); what the rounding leaves goes to the last client.
+        size_k = floor(n f(k) / sum_j f(j)),  n rows
+
+    What the rounding leaves goes to the last client. Rows keep the order of the table.
 
     Attributes:
       num_partitions: P, number of clients.
-      partition_id_to_size_fn: f, from the numbers f64[P] = 1, ..., P to f64[P], not negative.
+      partition_id_to_size_fn: f, from the numbers f64[P] = 1, ..., P to f64[P], not
+        negative.
 
     Raises:
       ValueError: num_partitions < 1; at partition time an f that is not finite and >= 0
         with a positive sum, or too few rows for each client to have one.
 
     Example:
-      >>> IdToSizeFncPartitioner(3, lambda ids: 1 / ids).partition({"label": np.zeros(11)})
+      >>> import numpy as np
+      >>> from fedjax_fm.population import IdToSizeFncPartitioner
+      >>> partitioner = IdToSizeFncPartitioner(3, lambda ids: 1 / ids)
+      >>> partitioner.partition({"label": np.zeros(11)})
       [array([0, 1, 2, 3, 4, 5]), array([6, 7, 8]), array([ 9, 10])]
     """
 
@@ -87,7 +105,14 @@ class IdToSizeFncPartitioner:
             )
 
     def partition(self, table: TableLike) -> list[np.ndarray]:
-        """Row numbers of each client, ascending."""
+        """Row numbers of each client, ascending.
+
+        Args:
+          table: anything with named columns of equal length.
+
+        Returns:
+          int64[rows of the client] for each client.
+        """
         n_rows = count_rows(table)
         units = self._units()
         sizes = (units / units.sum() * n_rows).astype(np.int64)
@@ -102,7 +127,7 @@ class IdToSizeFncPartitioner:
         return _runs(sizes)
 
     def _units(self) -> np.ndarray:
-        """f64[P], checked."""
+        """f(1), ..., f(P), f64[P], checked."""
         ids = np.linspace(1, self.num_partitions, self.num_partitions)
         with np.errstate(over="ignore"):  # infinity is refused by name below
             found = self.partition_id_to_size_fn(ids)
@@ -124,10 +149,21 @@ class IdToSizeFncPartitioner:
 
 
 class LinearPartitioner(IdToSizeFncPartitioner):
-    """Client k = 1, ..., P owns a share of the rows proportional to k.
+    """Gives client k = 1, ..., P a share of the rows proportional to k.
+
+    Attributes:
+      num_partitions: P, number of clients.
+      partition_id_to_size_fn: the identity.
+
+    Raises:
+      ValueError: num_partitions < 1; at partition time too few rows for each client to
+        have one.
 
     Example:
-      >>> [len(rows) for rows in LinearPartitioner(4).partition({"label": np.zeros(20)})]
+      >>> import numpy as np
+      >>> from fedjax_fm.population import LinearPartitioner
+      >>> clients = LinearPartitioner(4).partition({"label": np.zeros(20)})
+      >>> [len(rows) for rows in clients]
       [2, 4, 6, 8]
     """
 
@@ -136,10 +172,21 @@ class LinearPartitioner(IdToSizeFncPartitioner):
 
 
 class SquarePartitioner(IdToSizeFncPartitioner):
-    """Client k = 1, ..., P owns a share of the rows proportional to k ** 2.
+    """Gives client k = 1, ..., P a share of the rows proportional to k ** 2.
+
+    Attributes:
+      num_partitions: P, number of clients.
+      partition_id_to_size_fn: the square.
+
+    Raises:
+      ValueError: num_partitions < 1; at partition time too few rows for each client to
+        have one.
 
     Example:
-      >>> [len(rows) for rows in SquarePartitioner(3).partition({"label": np.zeros(28)})]
+      >>> import numpy as np
+      >>> from fedjax_fm.population import SquarePartitioner
+      >>> clients = SquarePartitioner(3).partition({"label": np.zeros(28)})
+      >>> [len(rows) for rows in clients]
       [2, 8, 18]
     """
 
@@ -148,15 +195,24 @@ class SquarePartitioner(IdToSizeFncPartitioner):
 
 
 class ExponentialPartitioner(IdToSizeFncPartitioner):
-    """Client k = 1, ..., P owns a share of the rows proportional to exp(k).
+    """Gives client k = 1, ..., P a share of the rows proportional to exp(k).
 
-    Each has e times the one before.
+    Each has e times the rows of the one before. With P clients the first has about a
+    fraction exp(1 - P) of the rows, so that few clients need many rows.
 
-    With P clients the first has about a fraction exp(1 - P) of the rows, so that few
-    clients need many rows.
+    Attributes:
+      num_partitions: P, number of clients.
+      partition_id_to_size_fn: the exponential.
+
+    Raises:
+      ValueError: num_partitions < 1; at partition time too few rows for each client to
+        have one.
 
     Example:
-      >>> [len(rows) for rows in ExponentialPartitioner(3).partition({"label": np.zeros(20)})]
+      >>> import numpy as np
+      >>> from fedjax_fm.population import ExponentialPartitioner
+      >>> clients = ExponentialPartitioner(3).partition({"label": np.zeros(20)})
+      >>> [len(rows) for rows in clients]
       [1, 4, 15]
     """
 
@@ -166,4 +222,5 @@ class ExponentialPartitioner(IdToSizeFncPartitioner):
 
 def _runs(sizes: Sequence[int] | np.ndarray) -> list[np.ndarray]:
     """Row numbers one after the other, in runs of these sizes."""
-    return np.split(np.arange(sum(sizes), dtype=np.int64), np.cumsum(sizes)[:-1])
+    rows = np.arange(sum(sizes), dtype=np.int64)
+    return np.split(rows, np.cumsum(sizes)[:-1])

@@ -1,4 +1,4 @@
-"""Splits that keep what belongs together on one side: groups, clients, and a client's own rows.
+"""Splits that keep what belongs together on one side: groups, clients, a client's rows.
 
 Three levels, from the outside in: whole groups go to train or test (`split_by_group`),
 whole clients go to train, validation or held-out (`split_clients`), and a client's rows
@@ -30,26 +30,25 @@ def split_by_group(
     seed: int,
     strata: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Deals whole groups to splits so that the splits' shares of the rows come close to
-    `fractions`.
+    """Deals whole groups to splits whose shares of the rows come close to `fractions`.
 
     The groups of a stratum are ranked by SHA-256 of "<seed>/<group>" and dealt one by
     one to the split that lacks most rows; the strata follow each other in ascending
     order and hand on what a split lacks or has too much. So the split depends on the
-    seed and on the names and sizes of the groups, not on the order of rows.
-
-    Guarantee: a split exceeds its share of all rows by less than the rows of the largest group.
+    seed and on the names and sizes of the groups, not on the order of rows. A split
+    exceeds its share of all rows by less than the rows of the largest group.
 
     Args:
       groups: [rows], which group a row belongs to (str, or any values of one type).
-      fractions: name of the split -> its share of the rows; positive, sum 1. If two splits lack
-        equally many rows, the one named first is served.
-      seed: non-negative.
+      fractions: name of the split -> its share of the rows; positive, sum 1. If two
+        splits lack equally many rows, the one named first is served.
+      seed: not negative.
       strata: [rows], a property of the group such as its domain: the shares are kept
-        within each of them.
+        within each of them. None for one stratum.
 
     Returns:
-      name -> int64[rows of the split], ascending; every row in exactly one split, no split empty.
+      name -> int64[rows of the split], ascending; every row in exactly one split, no
+      split empty.
 
     Raises:
       ValueError: fractions that are not positive or do not sum to 1, a group in two
@@ -68,13 +67,17 @@ def split_by_group(
     columns["strata"] = np.zeros(len(groups), np.int64) if strata is None else strata
     names, codes = categories(columns, "groups")
     strata_names, strata_codes = categories(columns, "strata")
-    rows = rows_by_category(codes, len(names)) if len(codes) else []
+    n_groups, n_rows_in_all = len(names), len(codes)
+    rows = rows_by_category(codes, n_groups) if n_rows_in_all else []
     sizes = [len(rows_of_group) for rows_of_group in rows]
     stratum_of_group = _stratum_of_groups(rows, strata_codes, names, strata_names)
 
+    def rank(group: int) -> bytes:
+        return _rank(seed, names[group])
+
     chosen: dict[str, list[np.ndarray]] = {name: [] for name in fractions}
     lacking = dict.fromkeys(fractions, 0.0)
-    ranked = sorted(range(len(names)), key=lambda group: _rank(seed, names[group]))
+    ranked = sorted(range(n_groups), key=rank)
     for stratum in range(len(strata_names)):
         members = [group for group in ranked if stratum_of_group[group] == stratum]
         n_rows = sum(sizes[group] for group in members)
@@ -90,10 +93,11 @@ def split_by_group(
         if not parts:
             raise ValueError(
                 f"split {name!r} with fraction {fractions[name]} stays empty: "
-                f"{len(names)} groups with up to {max(sizes, default=0)} of "
-                f"{len(codes)} rows; raise its fraction or pass more groups"
+                f"{n_groups} groups with up to {max(sizes, default=0)} of "
+                f"{n_rows_in_all} rows; raise its fraction or pass more groups"
             )
-    return {name: np.sort(np.concatenate(parts)) for name, parts in chosen.items()}
+    joined = {name: np.concatenate(parts) for name, parts in chosen.items()}
+    return {name: np.sort(rows) for name, rows in joined.items()}
 
 
 def split_clients(
@@ -105,14 +109,15 @@ def split_clients(
       num_clients: number of clients.
       counts: name of the split -> number of clients in it, at least 1; they add up to
         `num_clients`.
-      seed: non-negative.
+      seed: not negative.
 
     Returns:
       name -> int64[counts[name]], ids in [0, num_clients), ascending; every client in
       exactly one split.
 
     Raises:
-      ValueError: a count < 1 (leave the name out instead), or counts that do not add up.
+      ValueError: a count < 1 (leave the name out instead), or counts that do not add
+        up.
 
     Example:
       >>> split_clients(5, {"train": 3, "held_out": 2}, seed=42)
@@ -122,13 +127,14 @@ def split_clients(
     check_seed(seed)
     for name, count in counts.items():
         checks.whole(f"counts[{name!r}]", count, least=1)
-    if sum(counts.values()) != num_clients:
+    sizes = list(counts.values())
+    if sum(sizes) != num_clients:
         raise ValueError(
             f"expected counts that add up to num_clients={num_clients}, got "
-            f"{dict(counts)} with a sum of {sum(counts.values())}"
+            f"{dict(counts)} with a sum of {sum(sizes)}"
         )
-    ids = np.random.default_rng(seed).permutation(num_clients).astype(np.int64)
-    parts = np.split(ids, np.cumsum(list(counts.values()))[:-1])
+    ids = np.random.default_rng(seed).permutation(num_clients)
+    parts = np.split(ids.astype(np.int64), np.cumsum(sizes)[:-1])
     return {name: np.sort(part) for name, part in zip(counts, parts, strict=True)}
 
 
@@ -139,8 +145,9 @@ def split_within(
 
     Args:
       indices: [rows], the client's row numbers, each once, in any order.
-      fraction: share of the rows for local *train*, in (0, 1); rounded to whole rows, half up.
-      seed: non-negative.
+      fraction: share of the rows for local *train*, in (0, 1); rounded to whole rows,
+        half up.
+      seed: not negative.
 
     Returns:
       (train, test): int64 row numbers, ascending. With two or more rows both have at
@@ -157,22 +164,29 @@ def split_within(
     check_seed(seed)
     rows, times = np.unique(_row_numbers("indices", indices), return_counts=True)
     if (times > 1).any():
+        again = times > 1
         raise ValueError(
-            f"expected each row once, got row {rows[times > 1][0]} {times[times > 1][0]} times"
+            f"expected each row once, got row {rows[again][0]} {times[again][0]} times"
         )
-    n_train = math.floor(fraction * len(rows) + 0.5)
-    if len(rows) >= 2:
-        n_train = min(max(n_train, 1), len(rows) - 1)
-    elif len(rows) == 1:
+    n_rows = len(rows)
+    n_train = math.floor(fraction * n_rows + 0.5)
+    if n_rows >= 2:
+        n_train = min(max(n_train, 1), n_rows - 1)
+    elif n_rows == 1:
         n_train = 1
     mixed = np.random.default_rng(seed).permutation(rows)
     return np.sort(mixed[:n_train]), np.sort(mixed[n_train:])
 
 
 def assert_disjoint(**named_index_arrays: np.ndarray) -> None:
-    """Raises ValueError if two of the splits share a row; the message names both and one such row.
+    """Raises ValueError if two of the splits share a row.
 
-    >>> assert_disjoint(train=np.array([0, 1]), test=np.array([2]))
+    Args:
+      **named_index_arrays: row numbers of each split; the message names both splits and
+        one shared row.
+
+    Example:
+      >>> assert_disjoint(train=np.array([0, 1]), test=np.array([2]))
     """
     numbers = {
         name: _row_numbers(name, rows) for name, rows in named_index_arrays.items()
@@ -187,7 +201,7 @@ def assert_disjoint(**named_index_arrays: np.ndarray) -> None:
 
 
 def _row_numbers(name: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-    """int64[rows], checked: a mask or fractions would be other rows without a word."""
+    """int64[rows]; refuses masks and fractions, which would select other rows."""
     numbers = as_array(name, rows)
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
         raise TypeError(
@@ -201,6 +215,7 @@ def _row_numbers(name: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:
+    """Raises ValueError unless fractions are positive and sum to 1."""
     for name, fraction in fractions.items():
         try:
             checks.real(f"fractions[{name!r}]", fraction, above=0)
@@ -211,12 +226,15 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
     total = sum(fractions.values())
     if not math.isclose(total, 1.0, abs_tol=1e-9):
         raise ValueError(
-            f"expected fractions that sum to 1, got {dict(fractions)} with a sum of {total}"
+            f"expected fractions that sum to 1, got {dict(fractions)} with a sum of "
+            f"{total}"
         )
 
 
 def _rank(seed: int, group: object) -> bytes:
-    return hashlib.sha256(f"{seed}/{group}".encode()).digest()
+    """A hash of a group's name, by which groups are ordered."""
+    name = f"{seed}/{group}"
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _stratum_of_groups(
@@ -232,7 +250,8 @@ def _stratum_of_groups(
         if len(codes) > 1:
             raise ValueError(
                 f"expected each group in one stratum, got group {names[group]!s} in "
-                f"{strata_names[codes].tolist()}; a stratum must be a property of the whole group"
+                f"{strata_names[codes].tolist()}; a stratum must be a property of the "
+                "whole group"
             )
         found.append(int(codes[0]))
     return found

@@ -18,10 +18,16 @@ from fedjax_fm.population.partitioners import NaturalIdPartitioner
 
 
 def rows_of_clients(table: TableLike, by: Any, rows: Any) -> list[np.ndarray]:
-    """Row numbers of each client, from a column of ids, a partitioner, or as they were given.
+    """Row numbers of each client, by a column of ids, a partitioner, or as given.
+
+    Args:
+      table: anything with named columns.
+      by: a column of ids, or a partitioner; None with `rows`.
+      rows: row numbers of each client; None with `by`.
 
     Raises:
-      TypeError: not exactly one of `by` and `rows`, or what is neither a column nor a partitioner.
+      TypeError: not exactly one of `by` and `rows`, or what is neither a column nor a
+        partitioner.
       ValueError, IndexError: row numbers that the table does not have.
     """
     if (by is None) == (rows is None):
@@ -40,19 +46,31 @@ def rows_of_clients(table: TableLike, by: Any, rows: Any) -> list[np.ndarray]:
     found = by.partition(table)
     if found and isinstance(found[0], list):
         raise TypeError(
-            f"{type(by).__name__} deals columns and no rows; a population is made of rows"
+            f"{type(by).__name__} deals columns and no rows; a population is made of "
+            "rows"
         )
     return checked_rows(found, count_rows(table))
 
 
 def checked_rows(rows: Iterable[Any], n_rows: int) -> list[np.ndarray]:
-    """int64[rows] for each client, each in [0, n_rows); a row may be with several clients."""
+    """int64[rows] for each client; a row may be with several clients.
+
+    Args:
+      rows: row numbers of each client.
+      n_rows: rows of the table.
+
+    Raises:
+      TypeError: a mask, or no whole numbers.
+      IndexError: a number outside [0, n_rows).
+      ValueError: no client.
+    """
     clients = []
     for k, given in enumerate(rows):
         numbers = np.asarray(given)
         if numbers.dtype == bool:
             raise TypeError(
-                f"client {k}: expected row numbers, got a mask; call np.flatnonzero(mask)"
+                f"client {k}: expected row numbers, got a mask; call "
+                "np.flatnonzero(mask)"
             )
         if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
             raise TypeError(
@@ -78,7 +96,19 @@ def arrays_of(
     by: Any,
     pad: Mapping[str, Any] | None,
 ) -> dict[str, np.ndarray]:
-    """The columns that become arrays: those named, or all but the one of ids."""
+    """The columns that become arrays: those named, or all but the one of ids.
+
+    Args:
+      table: anything with named columns.
+      columns: which; None for all but `by`.
+      by: the column of ids, or anything else.
+      pad: column -> what fills its rows.
+
+    Raises:
+      KeyError: no such column.
+      TypeError: names that are no text.
+      ValueError: no column, one twice, or a `pad` of none of them.
+    """
     known = column_names(table)
     if isinstance(columns, str):
         raise TypeError(
@@ -87,7 +117,8 @@ def arrays_of(
     names = [name for name in known if name != by] if columns is None else list(columns)
     if not names:
         raise ValueError(
-            f"expected one or more columns for the population, got columns={names} of {known}"
+            "expected one or more columns for the population, got "
+            f"columns={names} of {known}"
         )
     for name in names:
         if not isinstance(name, str):

@@ -1,8 +1,7 @@
-"""Who is available when.
+"""Traces: who is available when, for `samplers.available`.
 
-Arrays bool[n_rounds, n_clients] for `samplers.available`, from a seed, on the host.
-
-A round after the last one starts again at the first.
+Arrays bool[n_rounds, n_clients], from a seed, on the host. A round after the last one
+starts again at the first.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ def diurnal(
     spread: float = 1.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Each client has its time of the day: phones train at night, on power and Wi-Fi.
+    """Gives each client its time of the day: phones train at night, on power and Wi-Fi.
 
-    P(client k is there in round t) = mean + amplitude * sin(2 pi (t / period +
-    phase_k)),  phase_k ~ U[0, spread)
+        P(k is there in round t) = mean + amplitude sin(2 pi (t / period + phase_k))
 
-    independently over clients and rounds given the phases.
+    with phase_k ~ U[0, spread), independently over clients and rounds given the phases.
 
     Args:
       n_clients: clients in the population.
       n_rounds: length of the trace; with a whole number of days it continues smoothly.
       period: rounds a day.
-      mean: share of the rounds in which a client is there; one number, or f64[n_clients].
+      mean: share of the rounds in which a client is there; one number, or
+        f64[n_clients].
       amplitude: 0 makes availability constant; one number, or f64[n_clients]. mean +-
         amplitude must lie in [0, 1].
       spread: days over which the clients' phases are spread. 1: all over the globe,
@@ -58,19 +57,18 @@ def diurnal(
       NeurIPS. arXiv:2409.17446 (sine waves).
 
     Example:
-      >>> diurnal(1000, 48).mean(axis=1).round(1)[:4].tolist()
+      >>> from fedjax_fm.population import traces
+      >>> traces.diurnal(1000, 48).mean(axis=1).round(1)[:4].tolist()
       [0.5, 0.5, 0.5, 0.5]
-      >>> diurnal(1000, 48, spread=0.0).mean(axis=1).round(1)[[0, 6, 12, 18]].tolist()
+      >>> share = traces.diurnal(1000, 48, spread=0.0).mean(axis=1)
+      >>> share.round(1)[[0, 6, 12, 18]].tolist()
       [0.5, 1.0, 0.5, 0.0]
     """
     _check_sizes(n_clients, n_rounds, seed)
-    means, amplitudes = (
-        _per_client("mean", mean, n_clients),
-        _per_client("amplitude", amplitude, n_clients),
-    )
-    wrong = np.flatnonzero(
-        ~((means - np.abs(amplitudes) >= 0) & (means + np.abs(amplitudes) <= 1))
-    )
+    means = _per_client("mean", mean, n_clients)
+    amplitudes = _per_client("amplitude", amplitude, n_clients)
+    swing = np.abs(amplitudes)
+    wrong = np.flatnonzero(~((means - swing >= 0) & (means + swing <= 1)))
     if wrong.size:
         k = wrong[0]
         raise ValueError(
@@ -83,9 +81,8 @@ def diurnal(
     phases = spread * rng.random(n_clients)
     trace = np.empty((n_rounds, n_clients), dtype=bool)
     for t in range(n_rounds):
-        trace[t] = rng.random(n_clients) < means + amplitudes * np.sin(
-            2 * np.pi * (t / period + phases)
-        )
+        wave = np.sin(2 * np.pi * (t / period + phases))
+        trace[t] = rng.random(n_clients) < means + amplitudes * wave
     return trace
 
 
@@ -97,12 +94,10 @@ def markov(
     mean_off: float | Sequence[float] | np.ndarray,
     seed: int = 0,
 ) -> np.ndarray:
-    """Each client is a chain of two states.
+    """Makes each client a chain of two states: who is there now is likely to stay.
 
-    Who is there now is likely to be there in the next round.
-
-    P(on -> off) = 1 / mean_on,  P(off -> on) = 1 / mean_off,  P(on) = mean_on /
-    (mean_on + mean_off)
+        P(on -> off) = 1 / mean_on,  P(off -> on) = 1 / mean_off,
+        P(on) = mean_on / (mean_on + mean_off)
 
     Lengths of stay are geometric. The chains start in their stationary law and are
     independent of each other. With 1 / mean_on + 1 / mean_off = 1 there is no memory:
@@ -111,8 +106,10 @@ def markov(
     Args:
       n_clients: clients in the population.
       n_rounds: length of the trace.
-      mean_on: mean number of rounds that a client stays, >= 1; one number, or f64[n_clients].
-      mean_off: mean number of rounds that it stays away, >= 1; one number, or f64[n_clients].
+      mean_on: mean number of rounds that a client stays, >= 1; one number, or
+        f64[n_clients].
+      mean_off: mean number of rounds that it stays away, >= 1; one number, or
+        f64[n_clients].
       seed: of the chains.
 
     Returns:
@@ -126,7 +123,8 @@ def markov(
       Client Availability. INFOCOM. arXiv:2301.04632.
 
     Example:
-      >>> markov(2000, 50, mean_on=2.0, mean_off=6.0).mean().round(2).item()
+      >>> from fedjax_fm.population import traces
+      >>> traces.markov(2000, 50, mean_on=2.0, mean_off=6.0).mean().round(2).item()
       0.25
     """
     _check_sizes(n_clients, n_rounds, seed)
@@ -145,11 +143,13 @@ def markov(
     trace = np.empty((n_rounds, n_clients), dtype=bool)
     trace[0] = rng.random(n_clients) < on / (on + off)
     for t in range(1, n_rounds):
-        trace[t] = rng.random(n_clients) < np.where(trace[t - 1], 1 - 1 / on, 1 / off)
+        likely = np.where(trace[t - 1], 1 - 1 / on, 1 / off)
+        trace[t] = rng.random(n_clients) < likely
     return trace
 
 
 def _check_sizes(n_clients: int, n_rounds: int, seed: int) -> None:
+    """Refuses sizes and seeds out of their ranges."""
     check_n_clients(n_clients)
     checks.whole("n_rounds", n_rounds, least=1, most=2**31 - 1)
     checks.whole("seed", seed, least=0)

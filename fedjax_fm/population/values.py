@@ -1,4 +1,4 @@
-"""What a population's arrays may hold: numbers that reach a device as they are."""
+"""Checks of a population's arrays: numbers that reach a device as they are."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from fedjax_fm.population.column_values import (
     refuse_missing,
 )
 
-CHUNK = (
-    1 << 20
-)  # values checked at a time, so that a file of many gigabytes is never in memory
+# Values checked at a time, so that a file of many gigabytes is never in memory.
+CHUNK = 1 << 20
 
 _WIDEST = {"f": 8, "c": 16}  # bytes; NumPy has long doubles, JAX has none
 
@@ -56,7 +55,14 @@ def checked_array(name: Any, values: Any) -> np.ndarray:
 def checked_form(name: Any, values: Any, what: str) -> np.ndarray:
     """`values` as an array [n, ...] of numbers, of whatever size they are.
 
-    `what` is how messages call it.
+    Args:
+      name: of the array.
+      values: an array, or a list of numbers or of rows of equal length.
+      what: how messages call it.
+
+    Raises:
+      TypeError: a name that is no text.
+      ValueError: text, objects, dates, records, an array without axes, ragged lists.
     """
     if not isinstance(name, str) or not name:
         raise TypeError(f"expected arrays named by text, got the name {name!r}")
@@ -75,14 +81,14 @@ def _check_dtype(what: str, array: np.ndarray) -> None:
     """Raises ValueError unless JAX has this dtype, or a narrower one of its kind."""
     dtype = array.dtype
     if dtype.kind == "O":
-        refuse_missing(
-            what, np.fromiter(map(is_missing, array.reshape(-1)), bool, array.size)
-        )
+        absent = map(is_missing, array.reshape(-1))
+        refuse_missing(what, np.fromiter(absent, bool, array.size))
     if dtype.kind in "USTO":
         raise ValueError(_not_numbers(what, array))
     if dtype.names:
         raise ValueError(
-            f"{what} is structured; pass its fields {list(dtype.names)} as arrays of their own"
+            f"{what} is structured; pass its fields {list(dtype.names)} as arrays of "
+            "their own"
         )
     if dtype.kind in "mM":
         raise ValueError(
@@ -102,7 +108,7 @@ def _check_dtype(what: str, array: np.ndarray) -> None:
 
 
 def _not_numbers(what: str, array: np.ndarray) -> str:
-    """What to do about text and objects."""
+    """A message about text and objects: what to do about them."""
     kinds = kinds_of(array.reshape(-1)) if array.dtype == object else ["str"]
     if set(kinds) <= {"str", "bytes"} and (kinds or array.dtype != object):
         return (
@@ -142,5 +148,6 @@ def _first_out_of_range(part: np.ndarray, target: np.dtype) -> Any:
         wrong = (part < limits.min) | (part > limits.max)
     else:
         with np.errstate(over="ignore"):
-            wrong = np.isfinite(part) & ~np.isfinite(part.astype(target))
+            narrow = part.astype(target)
+        wrong = np.isfinite(part) & ~np.isfinite(narrow)
     return part[wrong][0] if wrong.any() else None

@@ -1,4 +1,4 @@
-"""Partitioners of vertical federated learning: each client has some columns of every row.
+"""Partitioners of vertical federated learning: each client has columns of every row.
 
 Semantics of flwr-datasets 0.6, but `partition(table)` returns the names of each
 client's columns, a list of str per client; `{name: table[name] for name in names}` is
@@ -12,8 +12,9 @@ shared columns. `active_party_columns_mode` says where the columns of the active
 go:
 
 - "add_to_first", "add_to_last", "add_to_all", or a number: to the first, the last, all,
-or that client.
-- "create_as_first", "create_as_last": to a client of their own, before or after the others.
+  or that client.
+- "create_as_first", "create_as_last": to a client of their own, before or after the
+  others.
 """
 
 from __future__ import annotations
@@ -38,16 +39,18 @@ _PARTS = ("drop_columns", "shared_columns", "active_party_columns")
 
 @dataclass(frozen=True)
 class VerticalEvenPartitioner:
-    """Columns are dealt in parts of equal size.
+    """Deals columns in parts of equal size.
 
     The first `columns % num_partitions` clients have one more.
 
     Attributes:
       num_partitions: number of parts, before a client is created for the active party.
       active_party_columns: a column or columns, such as the labels.
-      active_party_columns_mode: where they go, see the module.
-      drop_columns: a column or columns for nobody.
-      shared_columns: a column or columns for everybody.
+      active_party_columns_mode: where they go: "add_to_first", "add_to_last",
+        "add_to_all", the number of a client, or "create_as_first", "create_as_last" for
+        a client of their own.
+      drop_columns: a column or columns that are left out.
+      shared_columns: a column or columns that all clients have.
       shuffle: deal the columns in random order; else in the order of the table.
       seed: of the order.
 
@@ -57,8 +60,10 @@ class VerticalEvenPartitioner:
         than parts.
 
     Example:
-      >>> columns = {name: np.zeros(3) for name in ("age", "sex", "work", "income")}
-      >>> VerticalEvenPartitioner(2, "income", shuffle=False).partition(columns)
+      >>> import numpy as np
+      >>> from fedjax_fm.population import VerticalEvenPartitioner
+      >>> table = {name: np.zeros(3) for name in ("age", "sex", "work", "income")}
+      >>> VerticalEvenPartitioner(2, "income", shuffle=False).partition(table)
       [['age', 'sex'], ['work', 'income']]
     """
 
@@ -75,7 +80,11 @@ class VerticalEvenPartitioner:
         _check_parts(self, self.num_partitions)
 
     def partition(self, table: TableLike) -> list[list[str]]:
-        """Names of each client's columns."""
+        """Names of each client's columns.
+
+        Args:
+          table: anything with named columns of equal length.
+        """
         columns = _columns_to_deal(self, table)
         if self.num_partitions > len(columns):
             raise ValueError(
@@ -83,24 +92,25 @@ class VerticalEvenPartitioner:
                 f"num_partitions={self.num_partitions} for {len(columns)} columns "
                 f"{columns}"
             )
-        sizes = [
-            len(part)
-            for part in np.array_split(np.arange(len(columns)), self.num_partitions)
-        ]
+        each, more = divmod(len(columns), self.num_partitions)
+        sizes = [each + (client < more) for client in range(self.num_partitions)]
         return _with_parts(self, _cut(columns, sizes))
 
 
 @dataclass(frozen=True)
 class VerticalSizePartitioner:
-    """Columns are dealt in parts of given size.
+    """Deals columns in parts of given size.
 
     Attributes:
       partition_sizes: numbers of columns, which add up to those to deal, 0 allowed; or
         shares of them, floats that add up to one (within 0.01): client k gets
-        floor(share_k columns), the last what is left.
-      active_party_columns, active_party_columns_mode, drop_columns, shared_columns,
-        shuffle, seed: as in `VerticalEvenPartitioner`; the columns named there do not
-        count in the sizes.
+        floor(share_k columns), the last what is left. Columns named below do not count.
+      active_party_columns: a column or columns, such as the labels.
+      active_party_columns_mode: where they go, as in `VerticalEvenPartitioner`.
+      drop_columns: a column or columns that are left out.
+      shared_columns: a column or columns that all clients have.
+      shuffle: deal the columns in random order; else in the order of the table.
+      seed: of the order.
 
     Raises:
       TypeError, ValueError: sizes that are neither counts nor shares, a column named
@@ -108,9 +118,12 @@ class VerticalSizePartitioner:
         that is not in the table, or counts that do not add up.
 
     Example:
-      >>> columns = {name: np.zeros(3) for name in ("age", "sex", "work", "income")}
-      >>> rule = VerticalSizePartitioner([2, 1], "income", "create_as_first", shuffle=False)
-      >>> rule.partition(columns)
+      >>> import numpy as np
+      >>> from fedjax_fm.population import VerticalSizePartitioner
+      >>> table = {name: np.zeros(3) for name in ("age", "sex", "work", "income")}
+      >>> sizes, mode = [2, 1], "create_as_first"
+      >>> rule = VerticalSizePartitioner(sizes, "income", mode, shuffle=False)
+      >>> rule.partition(table)
       [['income'], ['age', 'sex'], ['work']]
     """
 
@@ -129,17 +142,22 @@ class VerticalSizePartitioner:
         _check_parts(self, len(self.partition_sizes))
 
     def partition(self, table: TableLike) -> list[list[str]]:
-        """Names of each client's columns."""
+        """Names of each client's columns.
+
+        Args:
+          table: anything with named columns of equal length.
+        """
         columns = _columns_to_deal(self, table)
+        n_columns = len(columns)
         sizes = [int(size) for size in self.partition_sizes]
         if isinstance(self.partition_sizes[0], float):
-            sizes = [int(share * len(columns)) for share in self.partition_sizes[:-1]]
-            sizes.append(len(columns) - sum(sizes))
-        if sum(sizes) != len(columns) or min(sizes) < 0:
+            sizes = [int(share * n_columns) for share in self.partition_sizes[:-1]]
+            sizes.append(n_columns - sum(sizes))
+        if sum(sizes) != n_columns or min(sizes) < 0:
             raise ValueError(
                 "expected partition_sizes that add up to the columns to deal, "
                 f"got {self.partition_sizes} with a sum of {sum(sizes)} for "
-                f"{len(columns)} columns {columns}"
+                f"{n_columns} columns {columns}"
             )
         return _with_parts(self, _cut(columns, sizes))
 
@@ -149,11 +167,8 @@ VerticalPartitioner = VerticalEvenPartitioner | VerticalSizePartitioner
 
 def _counts_or_shares(sizes: Any) -> tuple[int, ...] | tuple[float, ...]:
     """Counts of columns, or shares of them as floats that add up to one."""
-    if (
-        isinstance(sizes, (str, bytes))
-        or not isinstance(sizes, (Sequence, np.ndarray))
-        or len(sizes) == 0
-    ):
+    is_list = isinstance(sizes, (Sequence, np.ndarray))
+    if not is_list or isinstance(sizes, (str, bytes)) or len(sizes) == 0:
         raise TypeError(
             f"expected a list of counts or of shares, got partition_sizes={sizes!r}"
         )
@@ -172,17 +187,10 @@ def _counts_or_shares(sizes: Any) -> tuple[int, ...] | tuple[float, ...]:
 
 
 def _check_parts(partitioner: VerticalPartitioner, num_partitions: int) -> None:
-    """Checks what both partitioners share, and makes tuples of the columns that were named."""
+    """Checks what both partitioners share; named columns become tuples."""
     named: dict[str, str] = {}
     for part in _PARTS:
-        given = getattr(partitioner, part)
-        columns = [] if given is None else [given] if isinstance(given, str) else given
-        if not isinstance(columns, (list, tuple)) or not all(
-            isinstance(column, str) for column in columns
-        ):
-            raise TypeError(
-                f"expected {part} to be a column or a list of columns, got {part}={given!r}"
-            )
+        columns = _named_columns(part, getattr(partitioner, part))
         for column in columns:
             if column in named:
                 where = (
@@ -191,7 +199,8 @@ def _check_parts(partitioner: VerticalPartitioner, num_partitions: int) -> None:
                     else f"in {named[column]} and in {part}"
                 )
                 raise ValueError(
-                    f"expected each column in one part, got {[column]} {where} ({column!r} twice)"
+                    f"expected each column in one part, got {[column]} {where} "
+                    f"({column!r} twice)"
                 )
             named[column] = part
         object.__setattr__(partitioner, part, tuple(columns))
@@ -206,6 +215,19 @@ def _check_parts(partitioner: VerticalPartitioner, num_partitions: int) -> None:
     check_seed(partitioner.seed)
 
 
+def _named_columns(part: str, given: Any) -> list[str] | tuple[str, ...]:
+    """The columns of one part; none for None."""
+    if given is None:
+        return []
+    columns = [given] if isinstance(given, str) else given
+    is_list = isinstance(columns, (list, tuple))
+    if not is_list or not all(isinstance(column, str) for column in columns):
+        raise TypeError(
+            f"expected {part} to be a column or a list of columns, got {part}={given!r}"
+        )
+    return columns
+
+
 def _columns_to_deal(partitioner: VerticalPartitioner, table: TableLike) -> list[str]:
     """The columns without a part of their own, in the order in which they are dealt."""
     count_rows(table)
@@ -214,9 +236,8 @@ def _columns_to_deal(partitioner: VerticalPartitioner, table: TableLike) -> list
     for part in _PARTS:
         for column in getattr(partitioner, part):
             if column not in known:
-                nearest = difflib.get_close_matches(
-                    column, map(str, known), n=1, cutoff=0.5
-                )
+                names = [str(name) for name in known]
+                nearest = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
                 hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
                 raise ValueError(
                     f"expected {part} to be of {known}, got {column!r}{hint}"
@@ -229,6 +250,7 @@ def _columns_to_deal(partitioner: VerticalPartitioner, table: TableLike) -> list
 
 
 def _cut(columns: list[str], sizes: list[int]) -> list[list[str]]:
+    """Columns one after the other, in runs of these sizes."""
     ends = np.cumsum(sizes)
     return [columns[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
@@ -237,10 +259,8 @@ def _with_parts(
     partitioner: VerticalPartitioner, clients: list[list[str]]
 ) -> list[list[str]]:
     """The clients with the columns of the active party and the shared ones."""
-    active, mode = (
-        list(partitioner.active_party_columns or ()),
-        partitioner.active_party_columns_mode,
-    )
+    active = list(partitioner.active_party_columns or ())
+    mode = partitioner.active_party_columns_mode
     if mode == "create_as_first":
         clients = [active, *clients]
     elif mode == "create_as_last":

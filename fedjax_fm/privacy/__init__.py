@@ -1,4 +1,9 @@
-"""Differential privacy at the level of clients: clipping, noise over rounds, accounting."""
+"""Differential privacy at the level of clients: clipping, noise and accounting.
+
+What is protected is all that one client contributes to a run. `clipped_mean` bounds
+each contribution, a `Noise` is added to the sum by the server, and `multiplier_for`
+says how much noise a target (epsilon, delta) needs; `spent` is its inverse.
+"""
 
 from fedjax_fm.privacy.accounting import (
     Accounted,

@@ -1,4 +1,4 @@
-"""What a run has spent, by `dp_accounting`, for the sampler and the noise that were really used.
+"""What a run spends, by `dp_accounting`, for the sampler and the noise really used.
 
 The number of rounds is all that changes during a run, so a resumed run has spent what
 an unbroken one has. What noise was accounted for (`Accounted`) travels with it: in a
@@ -18,49 +18,80 @@ from fedjax_fm.privacy.noise import Noise
 from fedjax_fm.privacy.sensitivity import sensitivities
 from fedjax_fm.types import Privacy, Sampler
 
-MOST_NOISE = 1e4
-
 
 class Spent(NamedTuple):
-    """An (epsilon, delta) guarantee at the level of clients."""
+    """An (epsilon, delta) guarantee at the level of clients.
+
+    Attributes:
+      epsilon: bound on the log-likelihood ratio; infinity without noise.
+      delta: probability with which the bound may fail.
+      relation: which data sets are neighbours, in words.
+      mechanism: sampling and noise in words, for reports.
+    """
 
     epsilon: float
     delta: float
-    relation: str  # which data sets are neighbours
-    mechanism: str  # in words, for reports
+    relation: str
+    mechanism: str
 
 
 class Accounting(NamedTuple):
-    """What a run is accounted for: pass it to `dp_fedavg` with a noise_multiplier of your own.
+    """What a run is accounted for, where you choose the noise multiplier yourself.
+
+    Pass it to `dp_fedavg` beside a `noise_multiplier`. To have the multiplier chosen,
+    see `multiplier_for`.
+
+    Attributes:
+      sampler: the one that the simulator uses.
+      rounds: planned; a run may stop earlier, but not later.
+      delta: of the guarantee, above 0 and below 1.
 
     Example:
+      >>> from fedjax_fm import privacy
       >>> from fedjax_fm.population import samplers
-      >>> accounting = Accounting(samplers.poisson(1000, rate=0.02), rounds=200, delta=1e-5)
+      >>> sampler = samplers.poisson(1000, rate=0.02)
+      >>> accounting = privacy.Accounting(sampler, rounds=200, delta=1e-5)
     """
 
     sampler: Sampler
-    rounds: int  # planned; a run may stop earlier
+    rounds: int
     delta: float
 
 
 class Accounted(NamedTuple):
-    """What a noise multiplier was accounted for."""
+    """What a noise multiplier was accounted for.
 
-    law: Any  # the sampler's
+    Attributes:
+      law: of the sampler, one of `population.samplers.laws`.
+      noise: how it is correlated over rounds.
+      rounds: planned.
+      delta: of the guarantee.
+    """
+
+    law: Any
     noise: Noise
     rounds: int
     delta: float
 
 
 class Multiplier(float):
-    """A noise multiplier that knows what it was made for.
+    """A noise multiplier that carries what it was made for.
 
-    Arithmetic with it gives plain numbers, which do not.
+    Arithmetic with it gives plain floats, which do not.
+
+    Attributes:
+      accounted: sampler's law, noise, rounds and delta.
     """
 
     accounted: Accounted
 
     def __new__(cls, value: float, accounted: Accounted) -> "Multiplier":
+        """Makes one of a number.
+
+        Args:
+          value: noise's standard deviation, in clip norms.
+          accounted: what it was made for.
+        """
         made = super().__new__(cls, value)
         made.accounted = accounted
         return made
@@ -72,12 +103,13 @@ class Multiplier(float):
 def spent(
     sampler: Sampler, noise: Noise, noise_multiplier: float, rounds: int, delta: float
 ) -> Spent:
-    """Privacy of `rounds` rounds with z ~ N(0, noise_multiplier^2 clip^2).
+    """Privacy of `rounds` rounds with noise z ~ N(0, noise_multiplier^2 clip^2).
 
     Args:
       sampler: whose `law` is relied on.
       noise: how z is correlated over rounds.
-      noise_multiplier: of update and, with an adaptive clip, count together; 0 spends infinity.
+      noise_multiplier: of update and, with an adaptive clip, count together, in clip
+        norms; 0 spends infinity.
       rounds: done or planned.
       delta: of the guarantee, 0 < delta < 1; well below one over the number of clients.
 
@@ -108,32 +140,45 @@ def spent(
 
     Raises:
       ValueError: numbers out of bounds; correlated noise with a sampler that does not
-        limit participation, of which nothing is known; ImportError: dp-accounting is
-        not installed.
+        limit participation, of which nothing is known.
+      ImportError: dp-accounting is not installed.
 
     References:
       Mironov, Talwar, Zhang 2019, arXiv 1908.10530 (Poisson); Wang, Balle,
       Kasiviswanathan 2019, arXiv 1808.00087 (without replacement); Denisov et al. 2022,
       arXiv 2202.08312 (matrix mechanisms, adaptive streams).
+
+    Example:
+      >>> from fedjax_fm import privacy
+      >>> from fedjax_fm.population import samplers
+      >>> sampler = samplers.poisson(1000, rate=0.02)
+      >>> noise = privacy.independent()
+      >>> found = privacy.spent(sampler, noise, 1.0, rounds=200, delta=1e-5)
+      >>> round(found.epsilon, 1), found.relation
+      (2.2, 'one client more or less')
     """
     law = _law_of(sampler)
     check_noise(noise)
     checks.real("noise_multiplier", noise_multiplier, least=0)
     checks.whole("rounds", rounds, least=0)
     checks.real("delta", delta, above=0, below=1)
-    return _spent(
-        mechanism_of(law, noise, rounds), float(noise_multiplier), rounds, delta
-    )
+    mechanism = mechanism_of(law, noise, rounds)
+    return _spent(mechanism, float(noise_multiplier), rounds, delta)
 
 
 def multiplier_for(
     epsilon: float, sampler: Sampler, noise: Noise, rounds: int, delta: float
 ) -> Multiplier:
-    """The least noise_multiplier with which `rounds` rounds spend at most epsilon, to 0.02 % of it.
+    """The least noise multiplier with which `rounds` rounds spend at most epsilon.
+
+    To 0.02 % of it.
 
     Args:
-      epsilon: above 0.
-      sampler, noise, rounds, delta: as for `spent`.
+      epsilon: target, above 0.
+      sampler: whose `law` is relied on, as for `spent`.
+      noise: how the noise is correlated over rounds.
+      rounds: planned, at least 1.
+      delta: of the guarantee, 0 < delta < 1.
 
     Returns:
       A float that carries what it is for: `dp_fedavg` takes that over, and a simulator
@@ -142,6 +187,16 @@ def multiplier_for(
     Raises:
       ValueError: what `spent` refuses; epsilon or rounds are not positive; no noise of
         at most 1e4 is enough.
+      ImportError: dp-accounting is not installed.
+
+    Example:
+      >>> from fedjax_fm import privacy
+      >>> from fedjax_fm.population import samplers
+      >>> sampler = samplers.spaced(1000, cohort_size=20, min_separation=40)
+      >>> noise = privacy.independent()
+      >>> found = privacy.multiplier_for(8.0, sampler, noise, rounds=200, delta=1e-5)
+      >>> round(float(found), 2), found.accounted.rounds
+      (1.43, 200)
     """
     law = _law_of(sampler)
     check_noise(noise)
@@ -155,16 +210,20 @@ def multiplier_for(
             f"expected a finite epsilon > 0 and rounds >= 1, {found}"
         ) from None
     mechanism = mechanism_of(law, noise, rounds)
-    found = calibrated(mechanism, epsilon, rounds, delta, MOST_NOISE)
-    return Multiplier(
-        found, Accounted(law=law, noise=noise, rounds=rounds, delta=delta)
-    )
+    found = calibrated(mechanism, epsilon, rounds, delta)
+    accounted = Accounted(law=law, noise=noise, rounds=rounds, delta=delta)
+    return Multiplier(found, accounted)
 
 
 def accounted_for(
     noise: Noise, noise_multiplier: float, accounting: Accounting | None
 ) -> Accounted | None:
-    """What a method with this noise was accounted for; None if nobody said.
+    """What a method with this noise was accounted for; None if nothing was said.
+
+    Args:
+      noise: of the method.
+      noise_multiplier: of the method; a `Multiplier` says what it was made for.
+      accounting: what the caller says, or None.
 
     Raises:
       ValueError: the multiplier was made for other noise, or for something else than
@@ -178,25 +237,8 @@ def accounted_for(
     said = carried if accounting is None else _checked(accounting, noise)
     if said is None:
         return None
-    if carried is not None and not _same(carried.noise, noise, carried.rounds):
-        raise ValueError(
-            "this noise_multiplier was made for other noise than the one given "
-            "here: pass the same noise to privacy.multiplier_for and to the "
-            "method"
-        )
-    if carried is not None and (carried.rounds, carried.delta) != (
-        said.rounds,
-        said.delta,
-    ):
-        raise ValueError(
-            f"accounted for twice: the noise_multiplier for {_told(carried)}, "
-            f"accounting= says {_told(said)}"
-        )
-    if carried is not None and not same_law(carried.law, said.law):
-        raise ValueError(
-            f"accounted for twice: the noise_multiplier for {carried.law}, "
-            f"accounting= says {said.law}"
-        )
+    if carried is not None:
+        _check_agree(carried, said, noise)
     if noise_multiplier == 0:
         raise ValueError(
             "noise_multiplier=0 adds no noise, of which there is nothing to "
@@ -206,12 +248,37 @@ def accounted_for(
     return said._replace(noise=noise)
 
 
+def _check_agree(carried: Accounted, said: Accounted, noise: Noise) -> None:
+    """Refuses a multiplier that was made for something else than the method says."""
+    if not _same(carried.noise, noise, carried.rounds):
+        raise ValueError(
+            "this noise_multiplier was made for other noise than the one given "
+            "here: pass the same noise to privacy.multiplier_for and to the "
+            "method"
+        )
+    if (carried.rounds, carried.delta) != (said.rounds, said.delta):
+        raise ValueError(
+            f"accounted for twice: the noise_multiplier for {_told(carried)}, "
+            f"accounting= says {_told(said)}"
+        )
+    if not same_law(carried.law, said.law):
+        raise ValueError(
+            f"accounted for twice: the noise_multiplier for {carried.law}, "
+            f"accounting= says {said.law}"
+        )
+
+
 def privacy_of(
     accounted: Accounted | None, noise_multiplier: float, released: tuple[str, ...]
 ) -> Privacy:
-    """What a method says of itself.
+    """What a method says of itself, for `Algorithm.privacy`.
 
     Epsilons are computed when they are asked for, and only on the host.
+
+    Args:
+      accounted: what it was accounted for; None for noise without a guarantee.
+      noise_multiplier: of the method.
+      released: names of the metrics that the guarantee covers.
     """
     if accounted is None:
         return Privacy(
@@ -231,7 +298,12 @@ def privacy_of(
 
 
 def same_law(one: Any, other: Any) -> bool:
-    """Whether two samplers' laws are one; as tuples, laws of other kinds may be equal."""
+    """Whether two samplers' laws are one; as tuples, laws of other kinds may be equal.
+
+    Args:
+      one: a law, or None.
+      other: a law, or None.
+    """
     return type(one) is type(other) and one == other
 
 
@@ -259,6 +331,7 @@ def _epsilon_after(
 def _spent(
     mechanism: Mechanism, noise_multiplier: float, rounds: int, delta: float
 ) -> Spent:
+    """Privacy that rounds of a mechanism spend."""
     epsilon = epsilon_of(mechanism, noise_multiplier, rounds, delta)
     return Spent(
         epsilon=epsilon,
@@ -269,9 +342,11 @@ def _spent(
 
 
 def _checked(accounting: Accounting, noise: Noise) -> Accounted:
+    """What `accounting=` says, with the method's noise."""
     if not isinstance(accounting, Accounting):
         raise TypeError(
-            f"expected privacy.Accounting(sampler, rounds, delta), got accounting={accounting!r}"
+            "expected privacy.Accounting(sampler, rounds, delta), got "
+            f"accounting={accounting!r}"
         )
     law = _law_of(accounting.sampler)
     checks.whole("rounds", accounting.rounds, least=1)
@@ -282,15 +357,24 @@ def _checked(accounting: Accounting, noise: Noise) -> Accounted:
 
 
 def _law_of(sampler: Sampler) -> Any:
+    """The law of a sampler; refuses anything else."""
     if not isinstance(sampler, Sampler):
         raise TypeError(
-            f"expected a sampler of fedjax_fm.population.samplers, got sampler={sampler!r}"
+            "expected a sampler of fedjax_fm.population.samplers, got "
+            f"sampler={sampler!r}"
         )
     return sampler.law
 
 
 def check_noise(noise: Noise) -> None:
-    """Refuses what is no `Noise`."""
+    """Refuses what is no `Noise`.
+
+    Args:
+      noise: what should be one.
+
+    Raises:
+      TypeError: it is none.
+    """
     if not isinstance(noise, Noise):
         expected = (
             "privacy.independent(), privacy.binary_tree(...) or privacy.banded(...)"
@@ -299,13 +383,14 @@ def check_noise(noise: Noise) -> None:
 
 
 def _same(one: Noise, other: Noise, rounds: int) -> bool:
-    """Whether two kinds of noise have one strategy over so many rounds."""
+    """Whether two kinds of noise have one strategy over these rounds."""
     if one.is_independent != other.is_independent:
         return False
-    return one.is_independent or np.array_equal(
-        one.strategy(rounds), other.strategy(rounds)
-    )
+    if one.is_independent:
+        return True
+    return np.array_equal(one.strategy(rounds), other.strategy(rounds))
 
 
 def _told(accounted: Accounted) -> str:
+    """Rounds and delta in words."""
     return f"{accounted.rounds} rounds at delta={accounted.delta:g}"

@@ -1,6 +1,6 @@
 """Sums of bounded contributions over a fixed denominator.
 
-What the sensitivity of DP-FedAvg and DP-FTRL rests on.
+The sensitivity of DP-FedAvg and DP-FTRL rests on them.
 """
 
 from collections.abc import Callable
@@ -38,25 +38,31 @@ def clip(tree: Tree, norm: jax.Array | float) -> tuple[Tree, jax.Array]:
       | not zero | 0 | zeros | False |
       | any | traced, NaN or negative | zeros | False |
 
-      Lengths whose squares are beyond float32 are measured in units of the norm's power of two.
+      Lengths whose squares are beyond float32 are measured in units of the norm's power
+      of two.
 
     Raises:
-      TypeError: integers, bools or complex numbers among the leaves; a `norm` that is no number.
+      TypeError: integers, bools or complex numbers among the leaves; a `norm` that is
+        no number.
       ValueError: a negative `norm` or NaN.
 
     Example:
-      >>> clipped, within = clip({"a": jnp.array([3.0, 4.0])}, 2.5)
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import privacy
+      >>> clipped, within = privacy.clip({"a": jnp.array([3.0, 4.0])}, 2.5)
       >>> clipped["a"].tolist(), bool(within)
       ([1.5, 2.0], False)
     """
     _refuse_other_types(tree)
     norm = jnp.asarray(checks.real("norm", norm, least=0, infinite=True), jnp.float32)
-    # A power of two, so that the units cost no rounding; it and its inverse are normal numbers.
-    _, exponent = jnp.frexp(jnp.where(jnp.isfinite(norm) & (norm > 0), norm, 1.0))
-    units = jnp.ldexp(jnp.float32(1), -jnp.clip(exponent, -125, 126))
-    length = optax.tree.norm(
-        jax.tree.map(lambda x: x.astype(jnp.float32) * units, tree)
-    )
+    # A power of two, so that the units cost no rounding; it and its inverse are normal
+    # numbers.
+    ordinary = jnp.isfinite(norm) & (norm > 0)
+    _, exponent = jnp.frexp(jnp.where(ordinary, norm, 1.0))
+    exponent = jnp.clip(exponent, -125, 126)
+    units = jnp.ldexp(jnp.float32(1), -exponent)
+    in_units = jax.tree.map(lambda x: x.astype(jnp.float32) * units, tree)
+    length = optax.tree.norm(in_units)
     most, finite = norm * units, trees.all_finite(tree)
     within = finite & (length <= most)
     factor = jnp.where(within, 1.0, most / jnp.where(length > 0, length, 1.0))
@@ -64,12 +70,14 @@ def clip(tree: Tree, norm: jax.Array | float) -> tuple[Tree, jax.Array]:
 
     def scaled(x):
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return jnp.where(usable, wide * factor.astype(wide.dtype), 0).astype(x.dtype)
+        shorter = wide * factor.astype(wide.dtype)
+        return jnp.where(usable, shorter, 0).astype(x.dtype)
 
     return jax.tree.map(scaled, tree), within
 
 
 def _refuse_other_types(tree: Tree) -> None:
+    """Refuses leaves that cannot be scaled."""
     for path, leaf in jax.tree.leaves_with_path(tree):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             found = f"{trees.path_of(path)} {jnp.result_type(leaf)}"
@@ -80,30 +88,35 @@ def _refuse_other_types(tree: Tree) -> None:
 
 
 class ClippedMean(NamedTuple):
-    """What the server gets."""
+    """The value that the server gets from `clipped_mean`.
 
-    mean: Tree  # f32 leaves
-    # f32[], share of the planned cohort within the norm; those who did not come count a
-    # half
+    Attributes:
+      mean: f32 leaves.
+      within: f32[], share of the planned cohort within the norm; clients that did not
+        come count a half.
+      cohort_size: m, planned.
+    """
+
+    mean: Tree
     within: jax.Array
     cohort_size: int
 
 
 def clipped_mean(norm_of: Callable[[Any], jax.Array | float]) -> Reduce:
-    """Means of clipped contributions over the planned cohort, in which every client
-    counts the same.
+    """The mean of clipped contributions over the planned cohort.
 
-        mean   = sum_k clip(sent_k) / m
-        within = sum_k (b_k - 1/2) / m + 1/2,  b_k: was k within the norm;  m = cohort_size
+        mean   = sum_k clip(sent_k) / m,  m = cohort_size
+        within = sum_k (b_k - 1/2) / m + 1/2,  b_k: was k within the norm
 
-    Clipping comes after decoding: a clip inside the client bounds nothing once a
-    quantiser or error feedback follows. The realised number of clients would be a
-    data-dependent denominator: it is never used.
+    Every client counts the same. Clipping comes after decoding: a clip inside the
+    client bounds nothing once a quantiser or error feedback follows. The realised
+    number of clients would be a data-dependent denominator: it is never used.
 
     Args:
-      norm_of: `server_state -> clip norm`.
+      norm_of: `server_state -> clip norm`, f32[].
 
-    `finish` gives a `ClippedMean`.
+    Returns:
+      A reduction whose `finish` gives a `ClippedMean`.
 
     Formal guarantees:
       A client, whatever it sends, what its weight is and what state it keeps,
@@ -119,12 +132,23 @@ def clipped_mean(norm_of: Callable[[Any], jax.Array | float]) -> Reduce:
     References:
       Andrew et al., Differentially Private Learning with Adaptive Clipping, 2021, arXiv
       1905.03871, theorem 1, whose count of sensitivity 1/2 is a centred one.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import privacy
+      >>> from fedjax_fm.types import Setting
+      >>> def norm_of(server):
+      ...     return server["clip"]
+      >>> reduce, server = privacy.clipped_mean(norm_of), {"clip": 1.0}
+      >>> upload, weight = jnp.array([0.0, 4.0]), jnp.float32(10.0)
+      >>> total = reduce.lift(server, upload, weight)  # one client came
+      >>> found = reduce.finish(total, Setting(n_clients=100, cohort_size=2))
+      >>> found.mean.tolist(), float(found.within)
+      ([0.0, 0.5], 0.25)
     """
 
     def lift(server, sent, weight):
-        wide = jax.tree.map(
-            lambda x: x.astype(jnp.float32) if x.dtype.itemsize < 4 else x, sent
-        )
+        wide = jax.tree.map(_widened, sent)
         clipped, within = clip(wide, norm_of(server))
         return clipped, within.astype(jnp.float32) - 0.5
 
@@ -135,3 +159,8 @@ def clipped_mean(norm_of: Callable[[Any], jax.Array | float]) -> Reduce:
         )
 
     return Reduce(lift=lift, finish=finish)
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    """A leaf in float32 if it is narrower."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

@@ -1,4 +1,4 @@
-"""Laws and noise in `dp_accounting`'s terms; only here is that package used."""
+"""Laws and noise in the terms of `dp_accounting`, which is used here only."""
 
 import contextlib
 import functools
@@ -15,20 +15,33 @@ from fedjax_fm.privacy.sensitivity import sensitivity
 LESS = "one client more or less"
 ZERO = "one client's contribution there or zero"
 REPLACED = "one client's data replaced"
+MOST_NOISE = 1e4  # the largest multiplier that is tried
 _TOLERANCE = 1e-4  # of a multiplier that is looked for, relative
 
 
 class Mechanism(NamedTuple):
-    """A Gaussian, sampled or not, once a round; a matrix mechanism is one for the whole run."""
+    """A Gaussian, sampled or not, once a round or once for the whole run.
 
-    sampling: Any  # Poisson, WithoutReplacement or None
-    sensitivity: float  # in clip norms
+    Attributes:
+      sampling: Poisson, WithoutReplacement or None.
+      sensitivity: in clip norms.
+      whole_run: whether it is one mechanism for the whole run.
+      relation: which data sets are neighbours, in words.
+      words: the mechanism in words.
+    """
+
+    sampling: Any
+    sensitivity: float
     whole_run: bool
     relation: str
     words: str
 
     def event(self, noise_multiplier: float) -> Any:
-        """Of one round, or of the whole run, as a `dp_accounting.DpEvent`."""
+        """A `dp_accounting.DpEvent` of one round, or of the whole run.
+
+        Args:
+          noise_multiplier: in clip norms, above 0.
+        """
         dp = _dp_accounting()
         gaussian = dp.GaussianDpEvent(noise_multiplier / self.sensitivity)
         if isinstance(self.sampling, Poisson):
@@ -38,27 +51,33 @@ class Mechanism(NamedTuple):
         return gaussian
 
     def times(self, rounds: int) -> int:
-        """How often the event happens in so many rounds."""
+        """How often the event happens in a number of rounds.
+
+        Args:
+          rounds: done or planned.
+        """
         return 1 if self.whole_run else rounds
 
 
 def mechanism_of(
     law: Any, noise: Noise, rounds: int, bound: float | None = None
 ) -> Mechanism:
-    """What `rounds` rounds are.
+    """The mechanism of `rounds` rounds.
 
     Args:
-      bound: the sensitivity of so many rounds, if it is known.
+      law: of the sampler.
+      noise: how it is correlated over rounds.
+      rounds: done or planned.
+      bound: the sensitivity of these rounds, if it was computed before.
 
     Raises:
       ValueError: correlated noise with a law that does not limit participation.
     """
     if isinstance(law, Spaced):
-        bound = (
-            sensitivity(noise.strategy(max(rounds, 1)), law)
-            if bound is None
-            else float(bound)
-        )
+        if bound is None:
+            strategy = noise.strategy(max(rounds, 1))
+            bound = sensitivity(strategy, law)
+        bound = float(bound)
         words = (
             f"participations at least {law.min_separation} rounds apart, sensitivity "
             f"{bound:.4g}"
@@ -95,54 +114,66 @@ def mechanism_of(
 def epsilon_of(
     mechanism: Mechanism, noise_multiplier: float, rounds: int, delta: float
 ) -> float:
-    """What so many rounds spend at delta."""
+    """Epsilon of a number of rounds at delta.
+
+    Args:
+      mechanism: of a round or of the run.
+      noise_multiplier: in clip norms; 0 gives infinity.
+      rounds: done or planned; 0 gives 0.
+      delta: of the guarantee.
+    """
     if rounds == 0:
         return 0.0
     if noise_multiplier == 0:
         return float("inf")
     from dp_accounting import rdp
 
-    orders, divergences = _divergences(
-        mechanism.event(noise_multiplier), mechanism.relation
-    )
-    spent = mechanism.times(rounds) * divergences
-    epsilon, _ = rdp.compute_epsilon(list(orders), list(spent), delta)
+    event = mechanism.event(noise_multiplier)
+    orders, divergences = _divergences(event, mechanism.relation)
+    spent = list(mechanism.times(rounds) * divergences)
+    epsilon, _ = rdp.compute_epsilon(list(orders), spent, delta)
     return float(epsilon)
 
 
 def calibrated(
-    mechanism: Mechanism, epsilon: float, rounds: int, delta: float, most: float
+    mechanism: Mechanism, epsilon: float, rounds: int, delta: float
 ) -> float:
-    """The least noise multiplier that spends at most epsilon, by
-    `dp_accounting.calibrate_dp_mechanism`.
+    """The least noise multiplier that spends at most epsilon.
+
+    By `dp_accounting.calibrate_dp_mechanism`.
+
+    Args:
+      mechanism: of a round or of the run.
+      epsilon: target.
+      rounds: planned.
+      delta: of the guarantee.
 
     Raises:
-      ValueError: none up to `most` does.
+      ValueError: none up to 1e4 does.
     """
     dp = _dp_accounting()
-    low, high = _bracket(mechanism, epsilon, rounds, delta, most)
+    low, high = _bracket(mechanism, epsilon, rounds, delta)
     if low == 0:  # next to nothing is enough
         return high
 
     def whole(noise_multiplier: float) -> Any:
-        return dp.SelfComposedDpEvent(
-            mechanism.event(noise_multiplier), mechanism.times(rounds)
-        )
+        event = mechanism.event(noise_multiplier)
+        return dp.SelfComposedDpEvent(event, mechanism.times(rounds))
 
     with _orders_left_out_in_silence():
         found = dp.calibrate_dp_mechanism(
             functools.partial(_accountant, mechanism.relation),
             whole,
-            epsilon,
-            delta,
-            dp.ExplicitBracketInterval(low, high),
+            target_epsilon=epsilon,
+            target_delta=delta,
+            bracket_interval=dp.ExplicitBracketInterval(low, high),
             tol=_TOLERANCE * low,
         )
     return float(found)
 
 
 def _bracket(
-    mechanism: Mechanism, epsilon: float, rounds: int, delta: float, most: float
+    mechanism: Mechanism, epsilon: float, rounds: int, delta: float
 ) -> tuple[float, float]:
     """(too little noise, enough noise), a factor of two apart.
 
@@ -151,11 +182,12 @@ def _bracket(
     high = 1.0
     while epsilon_of(mechanism, high, rounds, delta) > epsilon:
         high *= 2
-        if high > most:
+        if high > MOST_NOISE:
             raise ValueError(
-                f"no noise_multiplier up to {most:g} spends as little as epsilon={epsilon}"
+                f"no noise_multiplier up to {MOST_NOISE:g} spends as little as "
+                f"epsilon={epsilon}"
             )
-    while high > 1 / most:
+    while high > 1 / MOST_NOISE:
         if epsilon_of(mechanism, high / 2, rounds, delta) > epsilon:
             return high / 2, high
         high /= 2
@@ -177,6 +209,7 @@ def _divergences(event: Any, relation: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _accountant(relation: str) -> Any:
+    """A fresh accountant for neighbours in this sense."""
     dp = _dp_accounting()
     from dp_accounting import rdp
 
@@ -191,16 +224,17 @@ def _accountant(relation: str) -> Any:
 
 @contextlib.contextmanager
 def _orders_left_out_in_silence() -> Iterator[None]:
-    """Drops the accountant's message that a Renyi order did not converge and is left out.
+    """Drops the accountant's message that a Renyi order is left out.
 
-    There is one for each order and noise that is tried, dozens while a multiplier is
-    looked for, and nothing to do: epsilon is the least over the orders, so one that is
-    left out can only make it larger.
+    It says that the order did not converge. There is one for each order and noise that
+    is tried, dozens while a multiplier is looked for, and nothing to do: epsilon is the
+    least over the orders, so one that is left out can only make it larger.
     """
 
     def is_heard(record: logging.LogRecord) -> bool:
+        words = record.getMessage().split()
         return "Excluding this order from the epsilon computation" not in " ".join(
-            record.getMessage().split()
+            words
         )
 
     logger = logging.getLogger("absl")
@@ -212,6 +246,7 @@ def _orders_left_out_in_silence() -> Iterator[None]:
 
 
 def _dp_accounting() -> Any:
+    """The package, or an error that says how to install it."""
     try:
         import dp_accounting
     except ImportError as error:

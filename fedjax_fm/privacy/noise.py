@@ -1,4 +1,4 @@
-"""Gaussian noise for sums over rounds: independent, by a binary tree, or by a banded matrix.
+"""Gaussian noise for sums over rounds: independent, by a binary tree, or banded.
 
 All are matrix mechanisms (Denisov et al. 2022, arXiv 2202.08312): with prefix sums A =
 B C of the rounds' updates x, the release B (C x + z) = A (x + C^-1 z) has the
@@ -18,17 +18,20 @@ from fedjax_fm.types import Tree
 
 
 class Noise(NamedTuple):
-    """Noise increments with z ~ N(0, I); whoever adds them scales by sigma times the clip norm.
+    """Noise that the server adds round by round, z ~ N(0, I) through a strategy C.
 
-    `init(tree, key) -> state`, `draw(state) -> (increment like tree, f32, state)`; the
-    state is part of the server's, so that a resumed run goes on with the same noise.
-    `strategy(rounds) -> f64[rows, rounds]` is C, for its sensitivity; row i is released
-    in the round of its last entry that is not zero.
-
+    The method scales what it draws by its multiplier times the clip norm.
     No two draws of a run share a key: every z is named by round (or node) and leaf
-      under the key that `init` is given.
-    The noise is as good as its key: who knows the seed of a run can take it off, and
-    two runs of one seed share it.
+    under the key that `init` is given. The noise is as good as its key: anybody who
+    knows the seed of a run can take it off, and two runs of one seed share it.
+
+    Attributes:
+      init: `(tree, key) -> state`; the state is part of the server's, so that a resumed
+        run goes on with the same noise.
+      draw: `state -> (increment like tree, f32, state)`.
+      strategy: `rounds -> f64[rows, rounds]`, C, for its sensitivity; row i is released
+        in the round of its last entry that is not zero.
+      is_independent: whether C = I.
     """
 
     init: Callable[[Tree, jax.Array], Any]
@@ -38,9 +41,10 @@ class Noise(NamedTuple):
 
 
 def _normal(key: jax.Array, like: Tree) -> Tree:
+    """Standard normal leaves of the shapes of `like`, in f32."""
     leaves, structure = jax.tree.flatten(like)
-    # jax.random, not a fast hash: the noise of a privacy guarantee must not be predictable.
-    keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
+    # jax.random, not a fast hash: the noise of a guarantee must not be predictable.
+    keys = [jax.random.fold_in(key, i) for i, _ in enumerate(leaves)]
     drawn = [
         jax.random.normal(key, x.shape, jnp.float32)
         for key, x in zip(keys, leaves, strict=True)
@@ -49,18 +53,38 @@ def _normal(key: jax.Array, like: Tree) -> Tree:
 
 
 class IndependentState(NamedTuple):
-    """Counts draws."""
+    """State of `independent`: counts draws."""
 
     key: jax.Array
-    round: jax.Array  # i32[]
+    round: jax.Array  # i32[], draws so far
     like: Tree  # zeros of the tree's shapes
 
 
 def independent() -> Noise:
-    """Fresh noise every round, C = I (DP-FedAvg, McMahan et al. 2018, arXiv 1710.06963)."""
+    """Fresh noise every round, C = I, as in DP-FedAvg.
+
+    Returns:
+      A `Noise` with one key and a counter as state.
+
+    References:
+      McMahan et al., Learning differentially private recurrent language models, 2018,
+      arXiv 1710.06963, algorithm 1.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fedjax_fm import privacy
+      >>> noise = privacy.independent()
+      >>> state = noise.init({"w": jnp.zeros(3)}, jax.random.key(0))
+      >>> increment, state = noise.draw(state)
+      >>> increment["w"].shape, int(state.round)
+      ((3,), 1)
+      >>> noise.strategy(2).tolist()
+      [[1.0, 0.0], [0.0, 1.0]]
+    """
 
     def init(tree, key):
-        return IndependentState(key, jnp.int32(0), _zeros(tree))
+        like = _zeros(tree)
+        return IndependentState(key, jnp.int32(0), like)
 
     def draw(state):
         noise = _normal(jax.random.fold_in(state.key, state.round), state.like)
@@ -70,7 +94,7 @@ def independent() -> Noise:
 
 
 class TreeState(NamedTuple):
-    """Where the tree stands."""
+    """State of `binary_tree`: where the tree stands."""
 
     key: jax.Array
     round: jax.Array  # i32[], updates so far
@@ -78,26 +102,30 @@ class TreeState(NamedTuple):
 
 
 def binary_tree(rounds_per_tree: int, *, completion: bool = False) -> Noise:
-    """Every node of a binary tree over the rounds has its own noise.
+    """Noise of a binary tree over the rounds, one draw a node (DP-FTRL).
 
-    A prefix sum has that of the nodes that cover it.
-
-    The prefix sum over t rounds has variance popcount(t), at most log2 of the rounds. A
-    node's noise is drawn from its name whenever it is needed, so the state is one tree
-    of delta's size. After `rounds_per_tree` rounds, n, a new tree begins; the noise of
-    the last prefix of the one before stays in what is there.
+    A prefix sum has the noise of the nodes that cover it: over t rounds the variance is
+    popcount(t), at most log2 of the rounds. A node's noise is drawn from its name
+    whenever it is needed, so the state is one tree of delta's size. After
+    `rounds_per_tree` rounds, n, a new tree begins; the noise of the last prefix of the
+    one before stays in what is there.
 
     Args:
       rounds_per_tree: n, at least 1.
       completion: whether a tree is completed when it ends, as if rounds without data
         followed up to the next power of two: its last prefix has the noise of the root
-        alone. Of each tree stays
+        alone. Of each tree stays, without completion, the variance popcount(n), and a
+        client pays for at most floor(log2 n) + 1 nodes; with completion the variance 1,
+        and a client pays for at most ceil(log2 n) + 1 nodes. A power of two is complete
+        by itself. For n = 7 the noise that stays is a third, for the price of 4 nodes
+        instead of 3.
 
-          without: variance popcount(n); a client pays for floor(log2 n) + 1 nodes at most
-          with:    variance 1;           a client pays for ceil(log2 n) + 1 nodes at most
+    Returns:
+      A `Noise` that needs a sampler which limits participation, such as
+      `samplers.spaced`.
 
-        A power of two is complete by itself. For n = 7 the noise that stays is a third,
-        for the price of 4 nodes instead of 3.
+    Raises:
+      ValueError: `rounds_per_tree` is below 1.
 
     Formal guarantees:
       `strategy` has a row for each node that is complete, also for right children,
@@ -110,39 +138,23 @@ def binary_tree(rounds_per_tree: int, *, completion: bool = False) -> Noise:
       Honaker's refinement); restarts and completion: ibid., appendix D. The authors'
       code completes every tree but the last; here the last one, too, if its rounds are
       all done.
+
+    Example:
+      >>> from fedjax_fm import privacy
+      >>> noise = privacy.binary_tree(2)
+      >>> noise.strategy(2).tolist()  # a node for each round, and the root
+      [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
     """
     checks.whole("rounds_per_tree", rounds_per_tree, least=1)
     checks.flag("completion", completion)
     n_levels = rounds_per_tree.bit_length()
-    root = (
-        rounds_per_tree - 1
-    ).bit_length()  # its level; in a tree that needs no completion the last of n_levels
+    # Level of the root; in a tree that needs no completion the last of n_levels.
+    root = (rounds_per_tree - 1).bit_length()
     completes = completion and root == n_levels
 
     def init(tree, key):
-        return TreeState(key, jnp.int32(0), _zeros(tree))
-
-    def node(key, level, index, like):
-        return _normal(jax.random.fold_in(jax.random.fold_in(key, level), index), like)
-
-    def prefix_of(key, n, like):
-        """Noise of the nodes that cover the first n rounds: level l where bit l of n is set."""
-
-        def with_node(level, total):
-            return jax.tree.map(
-                jnp.add, total, node(key, level, (n >> level) - 1, like)
-            )
-
-        def add(level, total):
-            return jax.lax.cond(
-                (n >> level) & 1 == 1,
-                with_node,
-                lambda level, total: total,
-                level,
-                total,
-            )
-
-        return jax.lax.fori_loop(0, n_levels, add, _zeros(like))
+        prefix = _zeros(tree)
+        return TreeState(key, jnp.int32(0), prefix)
 
     def draw(state):
         number, place = state.round // rounds_per_tree, state.round % rounds_per_tree
@@ -150,11 +162,11 @@ def binary_tree(rounds_per_tree: int, *, completion: bool = False) -> Noise:
         if completes:
             prefix = jax.lax.cond(
                 place + 1 == rounds_per_tree,
-                lambda: node(key, root, 0, state.prefix),
-                lambda: prefix_of(key, place + 1, state.prefix),
+                lambda: _node(key, root, 0, state.prefix),
+                lambda: _prefix(key, place + 1, n_levels, state.prefix),
             )
         else:
-            prefix = prefix_of(key, place + 1, state.prefix)
+            prefix = _prefix(key, place + 1, n_levels, state.prefix)
         before = jax.tree.map(lambda x: jnp.where(place == 0, 0, x), state.prefix)
         increment = jax.tree.map(jnp.subtract, prefix, before)
         return increment, TreeState(key=state.key, round=state.round + 1, prefix=prefix)
@@ -165,10 +177,8 @@ def binary_tree(rounds_per_tree: int, *, completion: bool = False) -> Noise:
         for start in range(0, rounds, rounds_per_tree):
             end = min(start + rounds_per_tree, rounds)
             for width in (2**level for level in range(n_levels)):
-                spans += [
-                    (first, first + width)
-                    for first in range(start, end - width + 1, width)
-                ]
+                firsts = range(start, end - width + 1, width)
+                spans += [(first, first + width) for first in firsts]
             if completes and end - start == rounds_per_tree:
                 spans.append((start, end))
         rows = np.zeros((len(spans), rounds))
@@ -179,34 +189,78 @@ def binary_tree(rounds_per_tree: int, *, completion: bool = False) -> Noise:
     return Noise(init=init, draw=draw, strategy=strategy)
 
 
+def _node(key: jax.Array, level: jax.Array | int, index, like: Tree) -> Tree:
+    """Noise of a node of a binary tree, from its name."""
+    of_level = jax.random.fold_in(key, level)
+    return _normal(jax.random.fold_in(of_level, index), like)
+
+
+def _prefix(key: jax.Array, n: jax.Array, n_levels: int, like: Tree) -> Tree:
+    """Noise of the nodes that cover the first n rounds.
+
+    There is one of level l where bit l of n is set.
+    """
+
+    def add(level, total):
+        def with_node(total):
+            noise = _node(key, level, (n >> level) - 1, like)
+            return jax.tree.map(jnp.add, total, noise)
+
+        def without(total):
+            return total
+
+        return jax.lax.cond((n >> level) & 1 == 1, with_node, without, total)
+
+    return jax.lax.fori_loop(0, n_levels, add, _zeros(like))
+
+
 class BandedState(NamedTuple):
-    """The last increments."""
+    """State of `banded`: the last increments."""
 
     key: jax.Array
-    round: jax.Array  # i32[]
+    round: jax.Array  # i32[], draws so far
     recent: Tree  # leaves [bands - 1, ...], newest first
 
 
 def banded(coefficients: Sequence[float] | np.ndarray) -> Noise:
-    """A banded Toeplitz strategy.
+    """Noise of a banded Toeplitz strategy, C[t, s] = coefficients[t - s].
 
-    C[t, s] = coefficients[t - s], so the increment is y_t = (z_t - sum_j c_j y_{t-j}) /
-    c_0.
+        y_t = (z_t - sum_{j >= 1} c_j y_{t-j}) / c_0
 
-    Memory: bands - 1 trees of delta's size. With no more bands than rounds between
-    participations a client's own contributions do not overlap, and the sensitivity is
-    exact (`sensitivity`).
+    is the increment of round t. Memory: bands - 1 trees of delta's size. With no more
+    bands than rounds between participations a client's own contributions do not
+    overlap, and the sensitivity is exact (`sensitivity`).
+
+    Args:
+      coefficients: c_0, c_1, ..., one a band, finite and c_0 not 0; see
+        `square_root_coefficients`.
+
+    Returns:
+      A `Noise` that needs a sampler which limits participation, such as
+      `samplers.spaced`.
+
+    Raises:
+      ValueError: no such coefficients.
 
     References:
-      Choquette-Choo et al., (Amplified) Banded Matrix Factorization, 2023, arXiv 2306.08153.
+      Choquette-Choo et al., (Amplified) Banded Matrix Factorization, 2023, arXiv
+      2306.08153.
+
+    Example:
+      >>> from fedjax_fm import privacy
+      >>> noise = privacy.banded([1.0, 0.5])
+      >>> noise.strategy(3).tolist()
+      [[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.0, 0.5, 1.0]]
     """
     c = _coefficients(coefficients)
 
+    n_recent = len(c) - 1
+
     def init(tree, key):
-        recent = jax.tree.map(
-            lambda x: jnp.zeros((len(c) - 1, *x.shape), jnp.float32), tree
-        )
-        return BandedState(key, jnp.int32(0), recent)
+        def nothing_yet(x):
+            return jnp.zeros((n_recent, *x.shape), jnp.float32)
+
+        return BandedState(key, jnp.int32(0), jax.tree.map(nothing_yet, tree))
 
     def draw(state):
         like = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], jnp.float32), state.recent)
@@ -219,18 +273,18 @@ def banded(coefficients: Sequence[float] | np.ndarray) -> Noise:
             carried = jnp.tensordot(later, recent, axes=1, precision="highest")
             return (z - carried) / jnp.float32(c[0])
 
+        def newest_first(y, old):
+            return jnp.concatenate([y[None], old])[:n_recent]
+
         y = jax.tree.map(solve, z, state.recent)
-        recent = jax.tree.map(
-            lambda y, old: jnp.concatenate([y[None], old])[: len(c) - 1],
-            y,
-            state.recent,
-        )
+        recent = jax.tree.map(newest_first, y, state.recent)
         return y, BandedState(state.key, state.round + 1, recent)
 
     def strategy(rounds: int) -> np.ndarray:
         t, s = np.indices((rounds, rounds))
         within = (t >= s) & (t - s < len(c))
-        return np.where(within, c[np.clip(t - s, 0, len(c) - 1)], 0.0)
+        band = np.clip(t - s, 0, n_recent)
+        return np.where(within, c[band], 0.0)
 
     return Noise(init=init, draw=draw, strategy=strategy)
 
@@ -238,13 +292,11 @@ def banded(coefficients: Sequence[float] | np.ndarray) -> Noise:
 def _coefficients(coefficients: Any) -> np.ndarray:
     """f64[bands], or ValueError naming them."""
     try:
-        c = np.array(
-            [
-                checks.real(f"coefficients[{i}]", value)
-                for i, value in enumerate(coefficients)
-            ],
-            np.float64,
-        )
+        numbers = [
+            checks.real(f"coefficients[{i}]", value)
+            for i, value in enumerate(coefficients)
+        ]
+        c = np.array(numbers, np.float64)
     except (TypeError, ValueError):
         c = np.zeros(0)
     if not len(c) or c[0] == 0:
@@ -256,11 +308,22 @@ def _coefficients(coefficients: Any) -> np.ndarray:
 
 
 def square_root_coefficients(bands: int) -> np.ndarray:
-    """f64[bands]: of the banded square root of the prefix-sum matrix, c_j = binom(2j, j) / 4^j.
+    """f64[bands]: c_j = binom(2j, j) / 4^j, the banded square root of prefix sums.
 
     Without truncation C C = A, the factorisation with the smallest known error for one
-    participation (Fichtenberger et al. 2022, arXiv 2202.11205); cut to `bands`: Kalinin
-    and Lampert 2024, arXiv 2405.13763.
+    participation.
+
+    Args:
+      bands: how many coefficients, at least 1.
+
+    References:
+      Fichtenberger et al. 2022, arXiv 2202.11205; cut to `bands`: Kalinin and Lampert
+      2024, arXiv 2405.13763.
+
+    Example:
+      >>> from fedjax_fm import privacy
+      >>> privacy.square_root_coefficients(3).tolist()
+      [1.0, 0.5, 0.375]
     """
     checks.whole("bands", bands, least=1)
     steps = np.arange(1, bands)
@@ -268,4 +331,10 @@ def square_root_coefficients(bands: int) -> np.ndarray:
 
 
 def _zeros(tree: Tree) -> Tree:
-    return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), tree)
+    """A tree of zeros of the same shapes, in f32."""
+
+    def zeros(x):
+        shape = jnp.shape(x)
+        return jnp.zeros(shape, jnp.float32)
+
+    return jax.tree.map(zeros, tree)

@@ -1,5 +1,4 @@
-"""A virtual clock: how long synchronous rounds take, and in which order asynchronous
-updates arrive.
+"""A virtual clock: lengths of synchronous rounds, order of asynchronous arrivals.
 
 When clients start and finish depends on their machines and on what they do, never on
 what was learned. So the whole course of an asynchronous run is an event log that is
@@ -20,21 +19,27 @@ from fedjax_fm.types import Sampler
 
 
 class Schedule(NamedTuple):
-    """The event log of an asynchronous run, one row for each server update, K arrivals
-    a row in order of time.
+    """The event log of an asynchronous run.
+
+    One row for each server update, K arrivals a row in order of time.
+
+    Attributes:
+      ids: i32[rounds, K], clients that arrive.
+      versions: i32[rounds, K], the server's version that each of them started from.
+      started: f64[rounds, K], seconds.
+      arrived: f64[rounds, K], seconds.
     """
 
-    ids: np.ndarray  # i32[rounds, K], who arrives
-    versions: (
-        np.ndarray
-    )  # i32[rounds, K], the server's version that each of them started from
-    started: np.ndarray  # f64[rounds, K], seconds
-    arrived: np.ndarray  # f64[rounds, K], seconds
+    ids: np.ndarray
+    versions: np.ndarray
+    started: np.ndarray
+    arrived: np.ndarray
 
     @property
     def staleness(self) -> np.ndarray:
-        """i32[rounds, K]: server updates between a client's start and the one that its
-        arrival is part of.
+        """i32[rounds, K]: server updates between a client's start and its arrival.
+
+        The update that the arrival is part of does not count.
         """
         return np.arange(len(self.ids), dtype=np.int32)[:, None] - self.versions
 
@@ -53,24 +58,41 @@ def asynchronous(
     concurrency: int,
     seed: int,
 ) -> Schedule:
-    """Runs the clock of FedBuff.
+    """The event log of FedBuff: who arrives when, and from which version it started.
 
-    `concurrency` clients are always at work; whoever arrives is replaced at once, and
-    every `buffer_size` arrivals the server makes a new version.
-
-    A client starts with the version that is current when it starts (when it comes
-    online, where it has to wait for that). It cannot be at work twice at a time, nor be
-    twice in one buffer.
+    `concurrency` clients are always at work. A client that arrives is replaced at once,
+    and every `buffer_size` arrivals the server makes a new version. A client starts
+    with the version that is current when it starts (when it comes online, where it has
+    to wait for that). It cannot be at work twice at a time, nor be twice in one buffer.
 
     Args:
       profile: who is online when.
       seconds: f64[N], how long each client takes (`client_seconds`).
-      rounds: server updates.
-      concurrency: clients at work, at most N - buffer_size.
+      rounds: server updates, at least 1.
+      buffer_size: K, arrivals for an update, at least 1.
+      concurrency: clients at work, 1 to N - buffer_size.
+      seed: of the draws of clients, not negative.
+
+    Returns:
+      The `Schedule` that `algorithms.fedbuff` replays.
+
+    Raises:
+      ValueError: a number out of bounds, or another shape of `seconds`.
 
     References:
       Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, 2021,
       arXiv 2106.06639, algorithm 1.
+
+    Example:
+      >>> import numpy as np
+      >>> from fedjax_fm import systems
+      >>> profile = systems.log_normal_profile(8, seed=0)
+      >>> seconds = np.arange(1.0, 9.0)
+      >>> schedule = systems.asynchronous(
+      ...     profile, seconds, rounds=3, buffer_size=2, concurrency=4, seed=0
+      ... )
+      >>> schedule.ids.shape, schedule.staleness[0].tolist()
+      ((3, 2), [0, 0])
     """
     checks.whole("rounds", rounds, least=1)
     checks.whole("buffer_size", buffer_size, least=1)
@@ -90,7 +112,8 @@ def asynchronous(
     log, updates = [], []  # rows of events; seconds of the server's updates
 
     def start(now: float) -> None:
-        client = int(rng.choice(np.flatnonzero(~busy)))
+        free = np.flatnonzero(~busy)
+        client = int(rng.choice(free))
         begin = profile.may_start(client, now)
         busy[client] = True
         heapq.heappush(queue, (begin + float(seconds[client]), client, begin))
@@ -121,11 +144,25 @@ def asynchronous(
 def synchronous_seconds(
     sampler: Sampler, seed: int, rounds: int, seconds: np.ndarray
 ) -> np.ndarray:
-    """f64[rounds]: when each round of a synchronous run ends, waiting for its slowest client.
+    """When each round of a synchronous run ends, waiting for its slowest client.
 
     Args:
-      sampler, seed: those of the simulator; its cohorts are drawn again.
-      seconds: f64[N], see `client_seconds`.
+      sampler: that of the simulator; its cohorts are drawn again.
+      seed: that of the simulator.
+      rounds: of the run.
+      seconds: f64[N], how long each client takes, see `client_seconds`.
+
+    Returns:
+      f64[rounds], seconds from the start of the run.
+
+    Example:
+      >>> import numpy as np
+      >>> from fedjax_fm import systems
+      >>> from fedjax_fm.population import samplers
+      >>> sampler = samplers.fixed([0, 2])
+      >>> seconds = np.array([1.0, 9.0, 2.0, 9.0])
+      >>> systems.synchronous_seconds(sampler, 0, 3, seconds).tolist()
+      [2.0, 4.0, 6.0]
     """
     checks.whole("seed", seed, least=0)
     checks.whole("rounds", rounds, least=0)
@@ -133,9 +170,8 @@ def synchronous_seconds(
     key, state, ends = jax.random.key(seed), sampler.init(), []
     draw = jax.jit(sampler.draw)
     for index in range(rounds):
-        ids, n_active, state = draw(
-            state, derive(jax.random.fold_in(key, index), Purpose.COHORT)
-        )
+        of_round = jax.random.fold_in(key, index)
+        ids, n_active, state = draw(state, derive(of_round, Purpose.COHORT))
         cohort = np.asarray(ids)[: int(n_active)]
         ends.append(seconds[cohort].max(initial=0.0))
     return np.cumsum(ends)

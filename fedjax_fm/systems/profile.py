@@ -1,4 +1,4 @@
-"""How fast clients' machines are."""
+"""How fast clients' machines are, and when they are online."""
 
 from typing import Any, NamedTuple
 
@@ -8,19 +8,44 @@ from fedjax_fm import checks
 
 
 class Profile(NamedTuple):
-    """One entry a client."""
+    """Speeds of all clients' machines, one entry a client.
 
-    seconds_per_step: np.ndarray  # f64[N], of one local step
-    down: np.ndarray  # f64[N], bytes a second
-    up: np.ndarray  # f64[N]
-    latency: np.ndarray  # f64[N], seconds for each direction
-    online: np.ndarray | None = (
-        None  # bool[N, periods]: in which of the day's periods it may start; None for always
-    )
-    period: float = 3600.0  # seconds
+    Attributes:
+      seconds_per_step: f64[N], of one local step.
+      down: f64[N], bytes a second towards the client.
+      up: f64[N], bytes a second from the client.
+      latency: f64[N], seconds for each direction.
+      online: bool[N, periods], in which of the day's periods a client may start; None
+        for always.
+      period: seconds of a period of `online`.
+
+    Example:
+      >>> import numpy as np
+      >>> from fedjax_fm import systems
+      >>> profile = systems.Profile(
+      ...     seconds_per_step=np.array([0.1, 0.4]),
+      ...     down=np.array([1e6, 2e6]),
+      ...     up=np.array([1e5, 1e5]),
+      ...     latency=np.array([0.05, 0.05]),
+      ...     online=np.array([[True, False], [False, True]]),
+      ... ).checked()
+      >>> profile.may_start(client=1, second=5.0)
+      3600.0
+    """
+
+    seconds_per_step: np.ndarray
+    down: np.ndarray
+    up: np.ndarray
+    latency: np.ndarray
+    online: np.ndarray | None = None
+    period: float = 3600.0
 
     def checked(self) -> "Profile":
-        """Self, or an error naming the field that makes no sense."""
+        """Self, or an error naming the field that makes no sense.
+
+        Raises:
+          ValueError: another shape, numbers out of bounds, a client without a period.
+        """
         n = len(self.seconds_per_step)
         for name in ("seconds_per_step", "latency"):
             numbers_of_clients(name, getattr(self, name), n)
@@ -31,14 +56,19 @@ class Profile(NamedTuple):
             whole = online.dtype == bool and online.ndim == 2 and len(online) == n
             if not whole or not online.any(axis=1).all():
                 raise ValueError(
-                    f"expected online as bool[{n}, periods] with a period for every client, "
-                    f"got {online.dtype}{list(online.shape)}"
+                    f"expected online as bool[{n}, periods] with a period for every "
+                    f"client, got {online.dtype}{list(online.shape)}"
                 )
         checks.real("period", self.period, above=0)
         return self
 
     def may_start(self, client: int, second: float) -> float:
-        """The first second, from `second` on, in which the client is online."""
+        """The first second, from `second` on, in which the client is online.
+
+        Args:
+          client: its number.
+          second: from the start of the run; periods begin with the run.
+        """
         if self.online is None:
             return second
         periods = self.online.shape[1]
@@ -52,37 +82,67 @@ class Profile(NamedTuple):
 def numbers_of_clients(
     name: str, values: Any, n: int | None = None, *, positive: bool = False
 ) -> np.ndarray:
-    """f64[n] of `values`, one finite number >= 0 (> 0 with `positive`) for each client.
+    """f64[n] of `values`, one finite number >= 0 for each client.
+
+    Args:
+      name: of the values, for the message.
+      values: numbers [n].
+      n: how many there must be; None for any number.
+      positive: whether 0 is refused, too.
 
     Raises:
-      ValueError: another shape, no numbers, NaN, infinity, below the bound: named with `name`.
+      ValueError: another shape, no numbers, NaN, infinity, below the bound.
     """
     array = np.asarray(values)
-    is_real = np.issubdtype(array.dtype, np.integer) or np.issubdtype(
-        array.dtype, np.floating
-    )
-    right_shape = array.ndim == 1 and (n is None or len(array) == n)
-    if (
-        not is_real
-        or not right_shape
-        or not np.isfinite(array).all()
-        or (array < 0).any()
-        or (positive and 0 in array)
-    ):
+    if not _are_numbers(array, n) or (array < 0).any() or (positive and 0 in array):
         many = (
             "one finite number for each client" if n is None else f"{n} finite numbers"
         )
-        raise ValueError(
-            f"expected {name} as {many}, {'> 0' if positive else '>= 0'}, got {name}={values!r}"
-        )
+        bound = "> 0" if positive else ">= 0"
+        raise ValueError(f"expected {name} as {many}, {bound}, got {name}={values!r}")
     return array.astype(np.float64)
+
+
+def _are_numbers(array: np.ndarray, n: int | None) -> bool:
+    """Whether an array is one row of finite numbers, n of them."""
+    if array.ndim != 1 or (n is not None and len(array) != n):
+        return False
+    kinds = np.integer, np.floating
+    if not any(np.issubdtype(array.dtype, kind) for kind in kinds):
+        return False
+    return bool(np.isfinite(array).all())
 
 
 def client_seconds(
     profile: Profile, n_steps: np.ndarray, bytes_down: int, bytes_up: int
 ) -> np.ndarray:
-    """f64[N]: T_down + T_comp + T_up of every client, transfers being bytes / bandwidth
-    + latency.
+    """Seconds of a round for every client: download, computation and upload.
+
+        T = bytes_down / down + bytes_up / up + 2 latency + n_steps seconds_per_step
+
+    Args:
+      profile: speeds of the machines.
+      n_steps: [N], local steps of each client.
+      bytes_down: billed bytes of a client's download.
+      bytes_up: billed bytes of a client's upload.
+
+    Returns:
+      f64[N].
+
+    Raises:
+      ValueError: a negative number, or another shape of `n_steps`.
+
+    Example:
+      >>> import numpy as np
+      >>> from fedjax_fm import systems
+      >>> profile = systems.Profile(
+      ...     seconds_per_step=np.array([0.5]),
+      ...     down=np.array([100.0]),
+      ...     up=np.array([50.0]),
+      ...     latency=np.array([0.0]),
+      ... )
+      >>> systems.client_seconds(profile, np.array([4]), 100, 100).tolist()
+      [5.0]
     """
     checks.real("bytes_down", bytes_down, least=0)
     checks.real("bytes_up", bytes_up, least=0)
@@ -100,9 +160,32 @@ def log_normal_profile(
     latency: float = 0.05,
     spread: float = 0.5,
 ) -> Profile:
-    """Medians as given, log-normal between clients with standard deviation `spread` of
-    the logarithm; uploads at a quarter of the downloads' bandwidth. Synthetic: no
-    measured devices.
+    """A synthetic profile: log-normal speeds around given medians.
+
+        speed_k = median exp(spread g_k),  g_k ~ N(0, 1)
+
+    Uploads have a quarter of the downloads' bandwidth; all clients have one latency.
+    These are no measured devices.
+
+    Args:
+      n_clients: N.
+      seed: of the draws, not negative.
+      seconds_per_step: median seconds of a local step.
+      bandwidth: median bytes a second towards the client.
+      latency: seconds for each direction, of every client.
+      spread: standard deviation of the logarithms; 0 makes all clients alike.
+
+    Returns:
+      A `Profile` of clients that are always online.
+
+    Raises:
+      ValueError: a number out of bounds.
+
+    Example:
+      >>> from fedjax_fm import systems
+      >>> profile = systems.log_normal_profile(3, seed=0, spread=0.0)
+      >>> profile.down.tolist(), profile.up.tolist()
+      ([1000000.0, 1000000.0, 1000000.0], [250000.0, 250000.0, 250000.0])
     """
     checks.whole("n_clients", n_clients, least=1)
     checks.whole("seed", seed, least=0)

@@ -13,20 +13,18 @@ _LANES, _SUBLANES = 128, 32  # a tile of int8
 
 
 def _kernel(words_ref, scale_ref, x_ref, codes_ref, *, levels):
+    """Codes of one block; the words are the key and the start of the Weyl sequence."""
     shape = x_ref.shape
-    # By the place in the whole vector: the numbers do not depend on how it is cut into blocks.
+    # By the place in the whole vector: the numbers do not depend on how it is cut.
     first = pl.program_id(0) * (shape[0] * shape[1])
-    place = (
-        lax.broadcasted_iota(jnp.int32, shape, 0) * shape[1]
-        + lax.broadcasted_iota(jnp.int32, shape, 1)
-        + first
-    )
+    row = lax.broadcasted_iota(jnp.int32, shape, 0)
+    column = lax.broadcasted_iota(jnp.int32, shape, 1)
+    place = row * shape[1] + column + first
     low = lax.bitcast_convert_type(place, jnp.uint32)
     a, b = threefry2x32((words_ref[0, 0], words_ref[1, 0]), jnp.zeros_like(low), low)
     noise = noise_of((a ^ b) >> 16, words_ref[2, 0], low)
-    codes_ref[...] = signed_codes(x_ref[...], scale_ref[0, 0], noise, levels).astype(
-        jnp.int8
-    )
+    codes = signed_codes(x_ref[...], scale_ref[0, 0], noise, levels)
+    codes_ref[...] = codes.astype(jnp.int8)
 
 
 def stochastic_quantize_blocks(
@@ -39,20 +37,22 @@ def stochastic_quantize_blocks(
 ) -> tuple[jax.Array, jax.Array]:
     """`kernels.stochastic_quantize` in blocks of block_rows * 128 entries.
 
-    The same codes for every block size.
-
-    The norm is plain XLA. Not yet compiled for a TPU or GPU: the tests run it in interpret mode.
+    The same codes for every block size. The norm is plain XLA. Not yet compiled for a
+    TPU or GPU: the tests run it in interpret mode.
 
     Args:
       x: f32[n].
       key: a threefry key, consumed.
-      levels: 1 to 127.
+      levels: on each side of zero, 1 to 127.
       norm: "l2" or "max".
       block_rows: a positive multiple of 32.
       interpret: run as plain XLA, for tests.
 
     Returns:
       (codes int8[n], scale f32[]).
+
+    Raises:
+      ValueError: `levels` or `block_rows` is none of these.
     """
     whole("levels", levels, least=1, most=127)
     if block_rows < 1 or block_rows % _SUBLANES:
@@ -65,9 +65,8 @@ def stochastic_quantize_blocks(
     n_blocks = max(1, -(-n // (block_rows * _LANES)))
     blocks = jnp.pad(x, (0, n_blocks * block_rows * _LANES - n)).reshape(-1, _LANES)
     tile = (_SUBLANES, _LANES)
-    words = jnp.broadcast_to(
-        jnp.stack([*key_words(key), weyl_start(key)]).reshape(3, 1), (3, _LANES)
-    )
+    words = jnp.stack([*key_words(key), weyl_start(key)])
+    words = jnp.broadcast_to(words.reshape(3, 1), (3, _LANES))
     codes = pl.pallas_call(
         lambda *refs: _kernel(*refs, levels=levels),
         grid=(n_blocks,),

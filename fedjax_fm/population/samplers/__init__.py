@@ -1,4 +1,6 @@
-"""Who takes part in a round. A `Sampler` is pure and runs inside the compiled loop over rounds.
+"""Samplers: which clients take part in a round.
+
+A `Sampler` is pure and runs inside the compiled loop over rounds.
 
 | sampler | cohort | cost of a draw |
 |---|---|---|
@@ -10,7 +12,8 @@
 | `spaced` | uniform among those long enough not seen; for DP-FTRL | population |
 | `available` | uniform among those who are there by a trace | cohort |
 
-No client is twice in a cohort. What a draw returns depends on its state and its key only.
+No client is twice in a cohort. What a draw returns depends on its state and its key
+only.
 """
 
 from fedjax_fm.population.samplers.available import available

@@ -18,17 +18,28 @@ _LOG_TAIL = 60.0
 
 
 class Binomial(NamedTuple):
-    """P(X = first + i) = pmf[i]; what is left out on both sides has a probability below 1e-25."""
+    """A binomial law: P(X = first + i) = pmf[i].
+
+    What is left out on both sides has a probability below 1e-25.
+
+    Attributes:
+      first: the smallest outcome that is kept.
+      pmf: f64[outcomes].
+    """
 
     first: int
-    pmf: np.ndarray  # f64[outcomes]
+    pmf: np.ndarray
 
 
 def binomial(n: int, rate: float) -> Binomial:
-    """The law of the number of successes in n trials of probability 0 < rate <= 1.
+    """The law of the number of successes in n trials.
 
     From the mode outwards by pmf(k + 1) / pmf(k) = (n - k) / (k + 1) * rate / (1 -
     rate), then normalised; the relative error stays below 1e-11 for n up to 1e6.
+
+    Args:
+      n: trials.
+      rate: probability of a success, 0 < rate <= 1.
     """
     if rate == 1.0:
         return Binomial(n, np.ones(1))
@@ -46,41 +57,57 @@ def binomial(n: int, rate: float) -> Binomial:
 
 
 def quantile(law: Binomial, tail: float) -> int:
-    """The smallest c with P(X > c) < tail."""
-    at_least = np.cumsum(law.pmf[::-1])[
-        ::-1
-    ]  # P(X >= first + i), small numbers added first
-    return law.first + int(np.sum(at_least >= tail)) - 1
+    """The smallest c with P(X > c) < tail.
+
+    Args:
+      law: of X.
+      tail: a probability.
+    """
+    # P(X >= first + i), small numbers added first.
+    at_least = np.cumsum(law.pmf[::-1])[::-1]
+    n_likely = int(np.sum(at_least >= tail))
+    return law.first + n_likely - 1
 
 
 class Table(NamedTuple):
-    """X = first + the number of thresholds <= a uniform integer of 64 bits."""
+    """X = first + the number of thresholds that a uniform integer of 64 bits reaches.
+
+    Attributes:
+      first: the smallest outcome.
+      thresholds: u64[outcomes - 1], ascending.
+    """
 
     first: int
-    thresholds: np.ndarray  # u64[outcomes - 1], ascending
+    thresholds: np.ndarray
 
 
 def table(law: Binomial) -> Table:
-    """The law in steps of 2**-64; outcomes that would get no step are left out."""
+    """The law in steps of 2**-64; outcomes that would get no step are left out.
+
+    Args:
+      law: what to draw from.
+    """
     mode = int(np.argmax(law.pmf))
-    widths = np.rint(
-        np.where(np.arange(law.pmf.size) == mode, 0.0, law.pmf) * 2.0**64
-    ).astype(np.uint64)
-    rest = (
-        2**64 - int(widths.sum())
-    ) % 2**64  # 0 stands for 2**64 if there is but one outcome
+    is_mode = np.arange(law.pmf.size) == mode
+    steps = np.where(is_mode, 0.0, law.pmf) * 2.0**64
+    widths = np.rint(steps).astype(np.uint64)
+    # 0 stands for 2**64 if there is but one outcome.
+    rest = (2**64 - int(widths.sum())) % 2**64
     kept = np.append(np.flatnonzero(widths), mode)
     widths[mode] = rest
-    head, end = int(kept.min()), int(kept.max()) + 1
-    return Table(law.first + head, np.cumsum(widths[head : end - 1], dtype=np.uint64))
+    head, last = int(kept.min()), int(kept.max())
+    return Table(law.first + head, np.cumsum(widths[head:last], dtype=np.uint64))
 
 
 def draw(source: Table, key: jax.Array) -> jax.Array:
-    """One number, i32[], from 64 random bits."""
-    high, low = (
-        (source.thresholds >> np.uint64(32)).astype(np.uint32),
-        source.thresholds.astype(np.uint32),
-    )
+    """Draws one number, i32[], from 64 random bits.
+
+    Args:
+      source: the law as a table.
+      key: consumed.
+    """
+    high = (source.thresholds >> np.uint64(32)).astype(np.uint32)
+    low = source.thresholds.astype(np.uint32)
     bits = jax.random.bits(key, (2,), jnp.uint32)
     passed = (high < bits[0]) | ((high == bits[0]) & (low <= bits[1]))
     return jnp.int32(source.first) + jnp.sum(passed, dtype=jnp.int32)

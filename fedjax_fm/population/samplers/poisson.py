@@ -1,4 +1,4 @@
-"""Every client decides for itself whether it takes part."""
+"""Every client takes part on its own, with one probability."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ OVERFLOW_PROBABILITY = 1e-12
 
 
 def poisson(n_clients: int, rate: float, capacity: int | None = None) -> Sampler:
-    """Every client takes part with probability `rate`, independently of all others and
-    of other rounds.
+    """Draws every client on its own with probability `rate`, in every round anew.
 
     The sampling that amplification by subsampling and its accountants assume. The size
     of the cohort is drawn from Binomial(n_clients, rate), and the cohort is that long a
@@ -24,19 +23,23 @@ def poisson(n_clients: int, rate: float, capacity: int | None = None) -> Sampler
 
     **Overflow.** A cohort larger than `capacity` is not cut, as that would be another
     mechanism than the one that is accounted for: `draw` returns the true size, n_active
-    > capacity, and whoever runs the sampler must stop there (only the first `capacity`
-    ids exist). Starting again with another seed until no round overflows is a
-    truncation, too.
+    > capacity, and the caller must stop there (only the first `capacity` ids exist).
+    Starting again with another seed until no round overflows is a truncation, too.
 
     Args:
-      n_clients: clients in the population; those without examples are drawn like all others.
+      n_clients: clients in the population; those without examples are drawn like all
+        others.
       rate: 0 < rate <= 1; the mean cohort has rate * n_clients clients.
       capacity: room for clients, 1 to n_clients. Default: the smallest with P(size >
         capacity) < 1e-12 a round. For 1e6 clients and a mean cohort of 10, 100 or 1000
         these are 39, 178 and 1230.
 
-    Guarantee: the size is drawn by inversion of the binomial distribution function,
-    from 64 random bits and probabilities with a relative error below 1e-11.
+    Returns:
+      A sampler with the law `laws.Poisson(rate)`.
+
+    Formal guarantees:
+      The size is drawn by inversion of the binomial distribution function, from 64
+      random bits and probabilities with a relative error below 1e-11.
 
     Raises:
       ValueError: an argument out of its range.
@@ -48,7 +51,9 @@ def poisson(n_clients: int, rate: float, capacity: int | None = None) -> Sampler
       algorithm 1.
 
     Example:
-      >>> sampler = poisson(1_000_000, rate=1e-4)
+      >>> import jax
+      >>> from fedjax_fm.population import samplers
+      >>> sampler = samplers.poisson(1_000_000, rate=1e-4)
       >>> ids, n_active, state = sampler.draw(sampler.init(), jax.random.key(0))
       >>> ids.shape[0] == sampler.capacity, bool(50 < n_active < 150)
       (True, True)
@@ -65,22 +70,15 @@ def poisson(n_clients: int, rate: float, capacity: int | None = None) -> Sampler
 
     def draw(state, key):
         size_key, order_key = jax.random.split(key)
-        ids = permuted(
-            order_key,
-            jnp.int32(n_clients),
-            jnp.arange(capacity, dtype=jnp.int32),
-            n_clients,
-        )
+        slots = jnp.arange(capacity, dtype=jnp.int32)
+        ids = permuted(order_key, jnp.int32(n_clients), slots, n_clients)
         return ids, binomial.draw(sizes, size_key), state
 
     return Sampler(init=tuple, draw=draw, capacity=capacity, law=Poisson(rate))
 
 
 def _checked_rate(rate: float) -> float:
-    """A probability above 0, as a Python float.
-
-    What a privacy accountant is told is what is drawn.
-    """
+    """A probability above 0, as the Python float that an accountant sees, too."""
     try:
         checks.real("rate", rate, above=0, most=1)
     except (TypeError, ValueError) as error:

@@ -17,28 +17,31 @@ from fedjax_fm.types import Sampler
 
 
 def fixed(ids: Sequence[int] | np.ndarray) -> Sampler:
-    """The same clients every round.
+    """Takes the same clients every round.
 
     All of them (`fixed(range(n))`), or a cross-silo federation inside a population.
 
     Args:
       ids: [cohort], client ids, each once; their number is the capacity.
 
+    Returns:
+      A sampler without a law.
+
     Raises:
       ValueError: no id, an id twice, or one that is no integer >= 0. That an id is
         below the number of clients is not known here.
 
     Example:
-      >>> sampler = fixed([4, 2])
-      >>> sampler.draw(sampler.init(), jax.random.key(0))[0].tolist()
+      >>> import jax
+      >>> from fedjax_fm.population import samplers
+      >>> sampler = samplers.fixed([4, 2])
+      >>> ids, n_active, state = sampler.draw(sampler.init(), jax.random.key(0))
+      >>> ids.tolist()
       [4, 2]
     """
     members = np.asarray(ids)
-    if (
-        members.ndim != 1
-        or members.size == 0
-        or not np.issubdtype(members.dtype, np.integer)
-    ):
+    is_list = members.ndim == 1 and members.size > 0
+    if not is_list or not np.issubdtype(members.dtype, np.integer):
         raise ValueError(
             "expected a list of one or more integer ids, got ids of shape "
             f"{members.shape} and type {members.dtype}"
@@ -46,7 +49,8 @@ def fixed(ids: Sequence[int] | np.ndarray) -> Sampler:
     wrong = members[(members < 0) | (members >= MOST_CLIENTS)]
     if wrong.size:
         raise ValueError(
-            f"expected 0 <= id < {MOST_CLIENTS}, got id {wrong[0]} in ids; clients count from 0"
+            f"expected 0 <= id < {MOST_CLIENTS}, got id {wrong[0]} in ids; clients "
+            "count from 0"
         )
     values, times = np.unique(members, return_counts=True)
     if (times > 1).any():
@@ -63,16 +67,19 @@ def fixed(ids: Sequence[int] | np.ndarray) -> Sampler:
 
 
 class CyclicState(NamedTuple):
-    """Where the pass stands."""
+    """Where the pass stands.
 
-    position: jax.Array  # i32[], in [0, n_clients): whose turn it is
-    order: (
-        jax.Array
-    )  # u32[2], names the permutation of this pass; zeros without shuffling
+    Attributes:
+      position: i32[], in [0, n_clients), the next client in the order.
+      order: u32[2], names the permutation of this pass; zeros without shuffling.
+    """
+
+    position: jax.Array
+    order: jax.Array
 
 
 def cyclic(n_clients: int, cohort_size: int, *, shuffle: bool = False) -> Sampler:
-    """Round robin: everyone takes part once before anyone takes part again.
+    """Takes one block of clients after another: each comes once before any comes again.
 
     Without `shuffle` the clients go round in the order of their ids and the blocks wrap
     around: with 5 clients in blocks of 2 the cohorts are 01, 23, 40, 12, 34. After r
@@ -87,7 +94,10 @@ def cyclic(n_clients: int, cohort_size: int, *, shuffle: bool = False) -> Sample
     Args:
       n_clients: clients in the population.
       cohort_size: clients a round, 1 to n_clients; also the capacity.
-      shuffle: a new order each pass.
+      shuffle: whether each pass has a new order.
+
+    Returns:
+      A sampler without a law.
 
     Raises:
       ValueError: an argument out of its range.
@@ -99,7 +109,9 @@ def cyclic(n_clients: int, cohort_size: int, *, shuffle: bool = False) -> Sample
       arXiv:2302.03662 (a pass is their meta epoch).
 
     Example:
-      >>> sampler = cyclic(5, 2)
+      >>> import jax
+      >>> from fedjax_fm.population import samplers
+      >>> sampler = samplers.cyclic(5, 2)
       >>> state, cohorts = sampler.init(), []
       >>> for round in range(3):
       ...     ids, n_active, state = sampler.draw(state, jax.random.key(round))
@@ -116,7 +128,8 @@ def cyclic(n_clients: int, cohort_size: int, *, shuffle: bool = False) -> Sample
         )
 
     def init():
-        return CyclicState(jnp.int32(0), jnp.zeros(2, jnp.uint32))
+        no_order = jnp.zeros(2, jnp.uint32)
+        return CyclicState(jnp.int32(0), no_order)
 
     def in_order(state, key):
         ids = (state.position + jnp.arange(cohort_size, dtype=jnp.int32)) % n_clients
@@ -129,18 +142,11 @@ def cyclic(n_clients: int, cohort_size: int, *, shuffle: bool = False) -> Sample
         places = state.position + jnp.arange(cohort_size, dtype=jnp.int32)
         order_key = jax.random.wrap_key_data(order, impl="threefry2x32")
         # Places past the end repeat the last one; n_active leaves them out.
-        ids = permuted(
-            order_key,
-            jnp.int32(n_clients),
-            jnp.minimum(places, n_clients - 1),
-            n_clients,
-        )
+        places = jnp.minimum(places, n_clients - 1)
+        ids = permuted(order_key, jnp.int32(n_clients), places, n_clients)
         n_active = jnp.minimum(cohort_size, n_clients - state.position)
-        return (
-            ids,
-            n_active,
-            CyclicState((state.position + n_active) % n_clients, order),
-        )
+        position = (state.position + n_active) % n_clients
+        return ids, n_active, CyclicState(position, order)
 
     return Sampler(
         init=init, draw=shuffled if shuffle else in_order, capacity=cohort_size

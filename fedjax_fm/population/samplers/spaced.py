@@ -19,24 +19,29 @@ def spaced(
     min_separation: int,
     max_participations: int | None = None,
 ) -> Sampler:
-    """`cohort_size` of the clients that may come again, every set of them equally likely.
+    """Draws `cohort_size` of the clients that may come again, every set as likely.
 
-    All, if there are fewer.
-
-    A client of round t may come again in round t + `min_separation` at the earliest,
-    and at most `max_participations` times in all. The state is (round i32[], first
-    round in which each may come i32[N], participations i32[N]); a draw costs
-    O(population).
-
-    Guarantee: two participations closer than the minimum, or one too many, cannot
-    occur, whatever the key: what DP-FTRL's sensitivity rests on, without any assumption
-    on who is sampled.
+    All of these, if there are fewer. A client of round t may come again in round t +
+    `min_separation` at the earliest, and at most `max_participations` times in all. The
+    state is (round i32[], first round in which each may come i32[N], participations
+    i32[N]); a draw costs O(population).
 
     Args:
       n_clients: clients in the population.
       cohort_size: the most clients a round, 1 to n_clients; also the capacity.
       min_separation: rounds, at least 1 (every round).
-      max_participations: at least 1; None for no limit.
+      max_participations: of a client in the whole run, at least 1; None for no limit.
+
+    Returns:
+      A sampler with the law `laws.Spaced(min_separation, max_participations)`.
+
+    Formal guarantees:
+      Two participations closer than the minimum, or one too many, cannot occur,
+      whatever the key. DP-FTRL's sensitivity rests on this, without any assumption on
+      who is sampled.
+
+    Raises:
+      ValueError: an argument out of its range.
 
     References:
       Xu, Z. et al. (2023). Federated Learning of Gboard Language Models with
@@ -44,7 +49,8 @@ def spaced(
 
     Example:
       >>> import jax
-      >>> sampler = spaced(4, 2, min_separation=2)
+      >>> from fedjax_fm.population import samplers
+      >>> sampler = samplers.spaced(4, 2, min_separation=2)
       >>> first, n, state = sampler.draw(sampler.init(), jax.random.key(0))
       >>> second, n, state = sampler.draw(state, jax.random.key(1))
       >>> sorted(first.tolist() + second.tolist())
@@ -59,9 +65,9 @@ def spaced(
         max_participations = check_integer(
             "max_participations", max_participations, MOST_CLIENTS, "or None"
         )
-    most = (
-        jnp.iinfo(jnp.int32).max if max_participations is None else max_participations
-    )
+    most = max_participations
+    if most is None:
+        most = jnp.iinfo(jnp.int32).max
     slots = jnp.arange(cohort_size, dtype=jnp.int32)
 
     def init():
@@ -70,24 +76,19 @@ def spaced(
 
     def draw(state, key):
         now, first_allowed, times = state
-        ranks = jnp.cumsum(
-            (first_allowed <= now) & (times < most), dtype=jnp.int32
-        )  # of client k among those: ranks[k]
+        is_free = (first_allowed <= now) & (times < most)
+        # ranks[k]: of client k among the free ones, from 1.
+        ranks = jnp.cumsum(is_free, dtype=jnp.int32)
         n_free = ranks[-1]
-        places = permuted(
-            key, n_free, jnp.clip(slots, 0, jnp.maximum(n_free - 1, 0)), n_clients
-        )
-        ids = jnp.minimum(jnp.searchsorted(ranks, places + 1), n_clients - 1).astype(
-            jnp.int32
-        )
+        positions = jnp.clip(slots, 0, jnp.maximum(n_free - 1, 0))
+        places = permuted(key, n_free, positions, n_clients)
+        found = jnp.searchsorted(ranks, places + 1)
+        ids = jnp.minimum(found, n_clients - 1).astype(jnp.int32)
         n_active = jnp.minimum(n_free, cohort_size)
         came = jnp.where(slots < n_active, ids, n_clients)
         first_allowed = first_allowed.at[came].set(now + min_separation, mode="drop")
-        return (
-            ids,
-            n_active,
-            (now + 1, first_allowed, times.at[came].add(1, mode="drop")),
-        )
+        times = times.at[came].add(1, mode="drop")
+        return ids, n_active, (now + 1, first_allowed, times)
 
     return Sampler(
         init=init,

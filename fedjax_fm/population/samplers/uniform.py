@@ -9,16 +9,19 @@ from fedjax_fm.types import Sampler
 
 
 def uniform(n_clients: int, cohort_size: int) -> Sampler:
-    """`cohort_size` of `n_clients` without replacement, every set equally likely, as
-    FedAvg samples.
+    """Draws `cohort_size` clients without replacement, every set as likely.
 
+    The sampling of FedAvg.
     A cohort is the head of a keyed permutation: a draw costs O(cohort_size), whatever
-    the population. Everybody, where
-    the cohort is the population, needs no draw: ids come in order.
+    the population. Where the cohort is the population, nothing is drawn: ids come in
+    order.
 
     Args:
       n_clients: clients in the population.
       cohort_size: clients a round, 1 to n_clients; also the capacity.
+
+    Returns:
+      A sampler with the law `laws.WithoutReplacement(n_clients, cohort_size)`.
 
     Raises:
       ValueError: an argument out of its range.
@@ -29,7 +32,8 @@ def uniform(n_clients: int, cohort_size: int) -> Sampler:
 
     Example:
       >>> import jax
-      >>> sampler = uniform(1_000_000, 10)
+      >>> from fedjax_fm.population import samplers
+      >>> sampler = samplers.uniform(1_000_000, 10)
       >>> ids, n_active, state = sampler.draw(sampler.init(), jax.random.key(0))
       >>> ids.shape, int(n_active)
       ((10,), 10)
