@@ -1,5 +1,6 @@
-"""Beam search with a key-value cache, as Hugging Face's `generate(num_beams=...,
-do_sample=False)` does it.
+"""Beam search with a key-value cache.
+
+It does what Hugging Face's `generate(num_beams=..., do_sample=False)` does.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ class Beams(NamedTuple):
 
 
 class _State(NamedTuple):
+    """What passes from step to step."""
+
     step: jax.Array  # i32[], tokens chosen so far
     tokens: jax.Array  # i32[B, K, N] of the beams that go on
     scores: jax.Array  # f32[B, K], their log probabilities
@@ -36,7 +39,7 @@ class _State(NamedTuple):
 
 
 def _take(values: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Values [B, M, ...] at chosen i32[B, K] -> [B, K, ...]."""
+    """Values [B, M, ...] at chosen i32[B, K]: [B, K, ...]."""
     return jax.vmap(lambda row, index: row[index])(values, chosen)
 
 
@@ -72,22 +75,48 @@ def beam_search(
 ) -> Beams:
     """Continues prompts by the most likely answers that a beam of `num_beams` finds.
 
+    Scores, candidates and stopping are those of transformers 5, ties between equal
+    scores apart. Runs under `jit` and `vmap`; everything but the arrays is static.
+
     Args:
-      next_logits, input_ids, attention_mask, cache, max_new_tokens, eos_token_id,
-        pad_token_id: as in `generate`; the cache is one for B rows, the prompt is read
-        once for all beams of a row.
+      next_logits: `(input_ids i32[B, T], attention_mask [B, T], cache) -> (f32[B, V]
+        after the last token, cache)`, such as `model.next_logits`.
+      input_ids: i32[B, T], padded on the left.
+      attention_mask: [B, T], 1 for real tokens.
+      cache: an empty one for B rows, such as `model.empty_cache(B, T +
+        max_new_tokens)`; the prompt is read once for all beams of a row.
       num_beams: K answers that are kept at each step, and returned.
+      max_new_tokens: tokens of the longest answer, at least 1.
+      eos_token_id: ends an answer, one id or several; None: no answer ends early.
+      pad_token_id: fills answers after their end.
       length_penalty: an answer's score is log p / length^length_penalty; above 0
         favours long answers.
       early_stopping: True ends a row as soon as K answers have ended; False when the
         best beam, at its present length, is below the worst of them; "never" when it
         would be so at every length up to the last.
 
-    Raises:
-      TypeError, ValueError: an argument out of range or of another type; see `generate`.
+    Returns:
+      `Beams`, the K best answers of each row.
 
-    Scores, candidates and stopping are those of transformers 5, ties between equal
-    scores apart. Runs under `jit` and `vmap`; everything but the arrays is static.
+    Raises:
+      TypeError, ValueError: an argument out of range or of another type; see
+        `generate`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.GPT2Config(
+      ...     vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2
+      ... )
+      >>> model = models.GPT2LMHeadModel(config, nnx.Rngs(0))
+      >>> prompt = jnp.array([[5, 8, 13]])
+      >>> found = models.beam_search(
+      ...     model.next_logits, prompt, jnp.ones_like(prompt), model.empty_cache(1, 7),
+      ...     num_beams=2, max_new_tokens=4,
+      ... )
+      >>> found.tokens.shape, found.scores.shape
+      ((1, 2, 4), (1, 2))
     """
     _check(input_ids, attention_mask, cache, max_new_tokens, 0.0, None, None, None)
     checks.whole("num_beams", num_beams, least=1)
