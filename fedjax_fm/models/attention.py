@@ -29,7 +29,11 @@ def attend(
     Returns:
       [B, T, d].
 
+    References:
+      Vaswani et al., 2017, arXiv 1706.03762, section 3.2.
+
     Example:
+      >>> import jax.numpy as jnp
       >>> x = jnp.ones((2, 3, 4))
       >>> attend(x, x, x, heads=2).shape
       (2, 3, 4)
