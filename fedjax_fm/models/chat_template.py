@@ -241,8 +241,8 @@ def compiled(template: str) -> Compiled:
         template=program,
         names=names,
         reads=tuple(reads),
-        generates=environment.generates,
-    )  # type: ignore[attr-defined]
+        generates=environment.generates,  # type: ignore[attr-defined]
+    )
 
 
 def _environment():
