@@ -156,6 +156,7 @@ class AlbertModel(nnx.Module):
       Lan et al., 2019, arXiv 1909.11942.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from fedjax_fm import models
@@ -163,8 +164,9 @@ class AlbertModel(nnx.Module):
       ...     vocab_size=30, embedding_size=4, hidden_size=8, num_hidden_layers=2,
       ...     num_attention_heads=2, intermediate_size=16,
       ... )
-      >>> model = models.AlbertModel(config, nnx.Rngs(0))
-      >>> model(jnp.ones((3, 5), jnp.int32)).shape
+      >>> def run(inputs):
+      ...     return models.AlbertModel(config, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 5, 8)
     """
 
@@ -237,6 +239,7 @@ class AlbertForSequenceClassification(nnx.Module):
       dtype: of the encoder's weights and activations; the classifier stays f32.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from fedjax_fm import models
@@ -244,8 +247,9 @@ class AlbertForSequenceClassification(nnx.Module):
       ...     vocab_size=30, embedding_size=4, hidden_size=8, num_hidden_layers=2,
       ...     num_attention_heads=2, intermediate_size=16,
       ... )
-      >>> model = models.AlbertForSequenceClassification(config, 2, nnx.Rngs(0))
-      >>> model(jnp.ones((3, 5), jnp.int32)).shape
+      >>> def run(inputs):
+      ...     return models.AlbertForSequenceClassification(config, 2, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 2)
     """
 

@@ -107,16 +107,17 @@ def beam_search(
       >>> from flax import nnx
       >>> from fedjax_fm import models
       >>> config = models.GPT2Config(
-      ...     vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=2
+      ...     vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2
       ... )
-      >>> model = models.GPT2LMHeadModel(config, nnx.Rngs(0))
-      >>> prompt = jnp.array([[5, 8, 13]])
-      >>> found = models.beam_search(
-      ...     model.next_logits, prompt, jnp.ones_like(prompt), model.empty_cache(1, 7),
-      ...     num_beams=2, max_new_tokens=4,
-      ... )
-      >>> found.tokens.shape, found.scores.shape
-      ((1, 2, 4), (1, 2))
+      >>> def run(prompts):
+      ...     model = models.GPT2LMHeadModel(config, nnx.Rngs(0))
+      ...     return models.beam_search(
+      ...         model.next_logits, prompts, jnp.ones_like(prompts),
+      ...         model.empty_cache(3, 5 + 4), num_beams=2, max_new_tokens=4,
+      ...     )
+      >>> found = jax.eval_shape(run, jnp.ones((3, 5), jnp.int32))
+      >>> found.tokens.shape, found.scores.shape  # traced, not computed
+      ((3, 2, 4), (3, 2))
     """
     _check(input_ids, attention_mask, cache, max_new_tokens, 0.0, None, None, None)
     checks.whole("num_beams", num_beams, least=1)

@@ -427,6 +427,7 @@ class BertForSequenceClassification(nnx.Module):
       ValueError: another pooling, or no label.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from fedjax_fm import models
@@ -434,8 +435,9 @@ class BertForSequenceClassification(nnx.Module):
       ...     vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
       ...     intermediate_size=16,
       ... )
-      >>> model = models.BertForSequenceClassification(config, 2, "mean", nnx.Rngs(0))
-      >>> model(jnp.ones((3, 5), jnp.int32)).shape
+      >>> def run(inputs):
+      ...     return models.BertForSequenceClassification(config, 2, "mean", nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 2)
     """
 

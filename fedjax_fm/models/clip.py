@@ -430,9 +430,11 @@ class CLIPModel(nnx.Module):
       ... }
       >>> text = models.CLIPTextConfig(vocab_size=30, eos_token_id=29, **sizes)
       >>> vision = models.CLIPVisionConfig(image_size=8, patch_size=4, **sizes)
-      >>> model = models.CLIPModel(models.CLIPConfig(text, vision, 4), nnx.Rngs(0))
+      >>> config = models.CLIPConfig(text, vision, projection_dim=4)
+      >>> def run(texts, images):
+      ...     return models.CLIPModel(config, nnx.Rngs(0))(texts, images)
       >>> texts, images = jnp.full((3, 5), 29), jnp.ones((2, 3, 8, 8))
-      >>> model(texts, images).logits_per_image.shape
+      >>> jax.eval_shape(run, texts, images).logits_per_image.shape  # traced only
       (2, 3)
     """
 
@@ -516,6 +518,7 @@ class CLIPForImageClassification(nnx.Module):
       dtype: of the encoder's weights and activations; the classifier stays f32.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from fedjax_fm import models
@@ -524,8 +527,9 @@ class CLIPForImageClassification(nnx.Module):
       ...     intermediate_size=16, image_size=8, patch_size=4,
       ... )
       >>> config = models.CLIPConfig(vision_config=vision)
-      >>> model = models.CLIPForImageClassification(config, 2, nnx.Rngs(0))
-      >>> model(jnp.ones((3, 3, 8, 8))).shape
+      >>> def run(inputs):
+      ...     return models.CLIPForImageClassification(config, 2, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 3, 8, 8))).shape  # traced, not computed
       (3, 2)
     """
 

@@ -182,14 +182,16 @@ class DistilBertModel(nnx.Module):
       Sanh et al., 2019, arXiv 1910.01108.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from fedjax_fm import models
       >>> config = models.DistilBertConfig(
       ...     vocab_size=30, dim=8, n_layers=2, n_heads=2, hidden_dim=16
       ... )
-      >>> model = models.DistilBertModel(config, nnx.Rngs(0))
-      >>> model(jnp.ones((3, 5), jnp.int32)).shape
+      >>> def run(inputs):
+      ...     return models.DistilBertModel(config, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 5, 8)
     """
 
@@ -256,14 +258,16 @@ class DistilBertForSequenceClassification(nnx.Module):
       dtype: of the encoder's weights and activations; the head stays f32.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from fedjax_fm import models
       >>> config = models.DistilBertConfig(
       ...     vocab_size=30, dim=8, n_layers=2, n_heads=2, hidden_dim=16
       ... )
-      >>> model = models.DistilBertForSequenceClassification(config, 2, nnx.Rngs(0))
-      >>> model(jnp.ones((3, 5), jnp.int32)).shape
+      >>> def run(inputs):
+      ...     return models.DistilBertForSequenceClassification(config, 2, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 2)
     """
 

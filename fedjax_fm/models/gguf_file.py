@@ -312,7 +312,7 @@ class GGUFFile:
         return nnx.merge(graphdef, state)
 
     def _check_types(self, frozen: str) -> None:
-        """WeightError where a tensor is quantised in a way that cannot be read or used."""
+        """WeightError where a tensor is quantised in a way that cannot be read."""
         import gguf
 
         by_type: dict[Any, list[str]] = {}

@@ -126,11 +126,12 @@ def next_token_losses(
       >>> config = models.GPT2Config(
       ...     vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2
       ... )
-      >>> model = models.GPT2LMHeadModel(config, nnx.Rngs(0))
-      >>> ids, mask = jnp.array([[5, 8, 13, 0]]), jnp.array([[1, 1, 1, 0]])
-      >>> losses, counted = models.next_token_losses(model, ids, mask)
-      >>> losses.shape, counted.tolist()
-      ((1, 3), [[True, True, False]])
+      >>> def run(ids):
+      ...     model = models.GPT2LMHeadModel(config, nnx.Rngs(0))
+      ...     return models.next_token_losses(model, ids)
+      >>> losses, counted = jax.eval_shape(run, jnp.ones((3, 5), jnp.int32))
+      >>> losses.shape, counted.shape  # traced, not computed
+      ((3, 4), (3, 4))
     """
     if input_ids.shape[-1] < 2:
         raise ValueError(

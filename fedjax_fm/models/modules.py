@@ -18,13 +18,10 @@ def put(owner: Any, name: str | int, module: nnx.Module) -> None:
       module: the new one.
 
     Example:
-      >>> class Model(nnx.Module):
-      ...     def __init__(self):
-      ...         self.layers = nnx.List([nnx.Linear(2, 3, rngs=nnx.Rngs(0))])
-      >>> model = Model()
-      >>> put(model.layers, 0, nnx.Embed(5, 2, rngs=nnx.Rngs(0)))
-      >>> type(model.layers[0]).__name__
-      'Embed'
+      >>> layers = nnx.List([nnx.Module()])
+      >>> put(layers, 0, nnx.Dict())
+      >>> type(layers[0]).__name__
+      'Dict'
     """
     if isinstance(name, int):
         owner[name] = module
