@@ -332,9 +332,8 @@ class CLIPVisionEmbeddings(nnx.Module):
 
     def __init__(self, config: CLIPVisionConfig, rngs: nnx.Rngs, dtype: Any):
         self.config, d = config, config.hidden_size
-        self.class_embedding = nnx.Param(
-            nnx.initializers.normal(0.02)(rngs.params(), (d,), dtype)
-        )
+        init = nnx.initializers.normal(0.02)
+        self.class_embedding = nnx.Param(init(rngs.params(), (d,), dtype))
         width = config.num_channels * config.patch_size**2
         self.patch_embedding = nnx.Linear(
             width, d, use_bias=False, param_dtype=dtype, rngs=rngs

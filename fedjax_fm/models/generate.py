@@ -227,7 +227,8 @@ def generate(
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         allowed = restrict(logits, temperature, top_k, top_p)
         folded = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        return jax.vmap(jax.random.categorical)(folded, allowed).astype(jnp.int32)
+        drawn = jax.vmap(jax.random.categorical)(folded, allowed)
+        return drawn.astype(jnp.int32)
 
     def put(tokens: jax.Array, done: jax.Array, logits: jax.Array, step: jax.Array):
         token = jnp.where(done, pad_token_id, choose(logits, step))
@@ -248,8 +249,10 @@ def generate(
 
     logits, cache = next_logits(input_ids, attention_mask, cache)
     blank = jnp.full((batch, max_new_tokens), pad_token_id, jnp.int32)
-    tokens, done, token = put(blank, jnp.zeros(batch, bool), logits, jnp.int32(0))
-    carry = (jnp.int32(1), tokens, done, jnp.ones(batch, jnp.int32), token, cache)
+    no_row = jnp.zeros(batch, bool)
+    tokens, done, token = put(blank, no_row, logits, jnp.int32(0))
+    lengths = jnp.ones(batch, jnp.int32)
+    carry = (jnp.int32(1), tokens, done, lengths, token, cache)
     _, tokens, _, lengths, _, _ = jax.lax.while_loop(running, advance, carry)
     return Generated(tokens, lengths)
 
@@ -309,7 +312,8 @@ def _row_keys(key: jax.Array, batch: int) -> jax.Array:
             f"expected a key of jax.random.key, got an array {key.dtype}{list(key.shape)}"
         )
     if key.shape == ():
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+        fold = jax.vmap(jax.random.fold_in, (None, 0))
+        return fold(key, jnp.arange(batch))
     if key.shape != (batch,):
         raise ValueError(
             f"expected one key or {batch} keys, one per row, got keys of shape {list(key.shape)}"

@@ -247,7 +247,7 @@ class GGUFFile:
             raise WeightError(
                 f"{self.path}: {_FACTORS}: expected shape ({n},), got {factors.shape}"
             )
-        return FrequencyFactors(tuple(float(one) for one in factors))
+        return FrequencyFactors(tuple(map(float, factors)))
 
     def _dequantized(self, name: str) -> np.ndarray:
         """One tensor as numbers."""

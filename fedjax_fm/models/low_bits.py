@@ -115,9 +115,9 @@ def _multiply(x: jax.Array, stored: dict[str, jax.Array]) -> jax.Array:
 class LowBitLinear(nnx.Module):
     """A frozen linear layer y = x W^T + b with W [out, in] in blocks.
 
-    `quantize` makes it. It computes in x's dtype. LoRA and the other methods that sit beside a linear layer
-    take it as they take `nnx.Linear`. The bias stays a dense parameter, the blocks are
-    none: there is no gradient with respect to them.
+    `quantize` makes it. It computes in x's dtype. LoRA and the other methods that sit
+    beside a linear layer take it as they take `nnx.Linear`. The bias stays a dense
+    parameter, the blocks are none: there is no gradient with respect to them.
 
     Args:
       stored: of `encode`, each array with the leading axis of a stack.
@@ -288,7 +288,7 @@ def _linears(
         dotted = ".".join(map(str, path))
         if targets is None:
             above = [path[:n] for n in range(1, len(path) + 1)]
-            wanted = any(_is_repeated(p, modules[p]) for p in above)
+            wanted = any(p in modules and _is_repeated(p, modules[p]) for p in above)
         else:
             wanted = re.search(targets, dotted) is not None
         if wanted:
