@@ -72,7 +72,13 @@ class AlbertConfig(BertConfig):
 
 
 class AlbertAttention(BertSelfAttention):
-    """Self-attention with its residual output: LayerNorm(x + dense(attention(x)))."""
+    """Self-attention with its residual output: LayerNorm(x + dense(attention(x))).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         super().__init__(config, rngs, dtype)
@@ -90,7 +96,13 @@ class AlbertAttention(BertSelfAttention):
 
 
 class AlbertLayer(nnx.Module):
-    """The layer that is run again and again, post-norm."""
+    """The layer that is run again and again, post-norm.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: AlbertConfig, rngs: nnx.Rngs, dtype: Any):
         d, wide = config.hidden_size, config.intermediate_size
@@ -112,7 +124,13 @@ _KEPT = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 class AlbertEncoder(nnx.Module):
-    """The embeddings widened, and the layer run num_hidden_layers times."""
+    """The embeddings widened, and the layer run num_hidden_layers times.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: AlbertConfig, rngs: nnx.Rngs, dtype: Any):
         self.n_layers = config.num_hidden_layers

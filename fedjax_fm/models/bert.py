@@ -231,7 +231,13 @@ class _ResidualOutput(nnx.Module):
 
 
 class BertAttention(nnx.Module):
-    """Self-attention and its residual output."""
+    """Self-attention and its residual output.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.self = BertSelfAttention(config, rngs, dtype)
@@ -243,7 +249,13 @@ class BertAttention(nnx.Module):
 
 
 class BertIntermediate(nnx.Module):
-    """The widening half of the feed-forward network."""
+    """The widening half of the feed-forward network.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.dense = nnx.Linear(
@@ -257,7 +269,13 @@ class BertIntermediate(nnx.Module):
 
 
 class BertLayer(nnx.Module):
-    """One encoder layer, post-norm."""
+    """One encoder layer, post-norm.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.attention = BertAttention(config, rngs, dtype)
@@ -290,7 +308,13 @@ class BertEncoder(nnx.Module):
 
 
 class BertPooler(nnx.Module):
-    """A tanh layer on the first token: tanh(dense(x_0))."""
+    """A tanh layer on the first token: tanh(dense(x_0)).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.dense = nnx.Linear(
@@ -345,6 +369,7 @@ class BertModel(nnx.Module):
       Devlin et al., 2018, arXiv 1810.04805.
 
     Example:
+      >>> import jax
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from fedjax_fm import models
@@ -352,8 +377,9 @@ class BertModel(nnx.Module):
       ...     vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
       ...     intermediate_size=16,
       ... )
-      >>> model = models.BertModel(config, nnx.Rngs(0))
-      >>> model(jnp.ones((3, 5), jnp.int32)).shape
+      >>> def run(inputs):
+      ...     return models.BertModel(config, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 5, 8)
     """
 

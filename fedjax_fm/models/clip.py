@@ -146,7 +146,13 @@ def _check(config: Tower) -> None:
 
 
 class CLIPAttention(nnx.Module):
-    """Multi-head self-attention with its output projection."""
+    """Multi-head self-attention with its output projection.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: Tower, rngs: nnx.Rngs, dtype: Any):
         d = config.hidden_size
@@ -171,7 +177,13 @@ class CLIPAttention(nnx.Module):
 
 
 class CLIPMLP(nnx.Module):
-    """The feed-forward network: fc2(act(fc1(x)))."""
+    """The feed-forward network: fc2(act(fc1(x))).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: Tower, rngs: nnx.Rngs, dtype: Any):
         self.act = config.hidden_act
@@ -189,7 +201,13 @@ class CLIPMLP(nnx.Module):
 
 
 class CLIPEncoderLayer(nnx.Module):
-    """One layer of either tower, pre-norm."""
+    """One layer of either tower, pre-norm.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: Tower, rngs: nnx.Rngs, dtype: Any):
         self.self_attn = CLIPAttention(config, rngs, dtype)
@@ -211,6 +229,11 @@ class CLIPEncoder(nnx.Module):
     """All layers of a tower.
 
     Every parameter of `layers` has a leading axis of num_hidden_layers.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
     """
 
     def __init__(self, config: Tower, rngs: nnx.Rngs, dtype: Any):
@@ -224,7 +247,13 @@ class CLIPEncoder(nnx.Module):
 
 
 class CLIPTextEmbeddings(nnx.Module):
-    """Sum of token and position embeddings."""
+    """Sum of token and position embeddings.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: CLIPTextConfig, rngs: nnx.Rngs, dtype: Any):
         d = config.hidden_size
@@ -328,7 +357,13 @@ class CLIPTextModel(nnx.Module):
 
 
 class CLIPVisionEmbeddings(nnx.Module):
-    """The class token and the patches of an image, with their positions."""
+    """The class token and the patches of an image, with their positions.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: CLIPVisionConfig, rngs: nnx.Rngs, dtype: Any):
         self.config, d = config, config.hidden_size

@@ -64,7 +64,13 @@ _EPSILON = 1e-12
 
 
 class DistilBertEmbeddings(nnx.Module):
-    """Sum of word and position embeddings, normalised."""
+    """Sum of word and position embeddings, normalised.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         d = config.dim
@@ -97,7 +103,13 @@ class DistilBertEmbeddings(nnx.Module):
 
 
 class DistilBertAttention(nnx.Module):
-    """Multi-head self-attention with its output projection."""
+    """Multi-head self-attention with its output projection.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         d = config.dim
@@ -122,7 +134,13 @@ class DistilBertAttention(nnx.Module):
 
 
 class DistilBertFFN(nnx.Module):
-    """The feed-forward network: lin2(act(lin1(x)))."""
+    """The feed-forward network: lin2(act(lin1(x))).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         self.act = config.activation
@@ -140,7 +158,13 @@ class DistilBertFFN(nnx.Module):
 
 
 class DistilBertLayer(nnx.Module):
-    """One encoder layer, post-norm."""
+    """One encoder layer, post-norm.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         self.attention = DistilBertAttention(config, rngs, dtype)
@@ -155,7 +179,13 @@ class DistilBertLayer(nnx.Module):
 
 
 class DistilBertTransformer(nnx.Module):
-    """All layers; every parameter of `layer` has a leading axis of n_layers."""
+    """All layers; every parameter of `layer` has a leading axis of n_layers.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         self.layer = stack(

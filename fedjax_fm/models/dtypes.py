@@ -1,4 +1,4 @@
-"""How people name the two dtypes of weights."""
+"""The two dtypes of weights and their spellings."""
 
 from typing import Any
 

@@ -169,7 +169,7 @@ def from_config(
     config, rngs = config_of(fields), nnx.Rngs(seed)
     if num_labels is None:
         return family.plain(config, rngs, wanted)
-    settings = {"rngs": rngs, "dtype": wanted}
+    settings: dict[str, Any] = {"rngs": rngs, "dtype": wanted}
     if family.config is BertConfig:
         settings["pooling"] = pooling
     return family.head(config, num_labels, **settings)

@@ -187,13 +187,16 @@ def generate(
       Holtzman et al., 2019, arXiv 1904.09751 (nucleus sampling).
 
     Example:
+      >>> import jax
       >>> from flax import nnx
       >>> from fedjax_fm import models
       >>> config = models.GPT2Config(
       ...     vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2
       ... )
-      >>> model = models.GPT2LMHeadModel(config, nnx.Rngs(0))
-      >>> models.generate(model, [[5, 8, 13], [21]], max_new_tokens=4).tokens.shape
+      >>> def run():
+      ...     model = models.GPT2LMHeadModel(config, nnx.Rngs(0))
+      ...     return models.generate(model, [[5, 8, 13], [21]], max_new_tokens=4)
+      >>> jax.eval_shape(run).tokens.shape  # traced, not computed
       (2, 4)
     """
     if attention_mask is None:

@@ -87,7 +87,13 @@ class GPT2Config:
 
 
 class GPT2Attention(nnx.Module):
-    """Causal attention."""
+    """Causal attention.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: GPT2Config, rngs: nnx.Rngs, dtype: Any):
         d, init = config.n_embd, nnx.initializers.normal(0.02)
@@ -130,7 +136,13 @@ class GPT2Attention(nnx.Module):
 
 
 class GPT2MLP(nnx.Module):
-    """The feed-forward network: c_proj(act(c_fc(x)))."""
+    """The feed-forward network: c_proj(act(c_fc(x))).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: GPT2Config, rngs: nnx.Rngs, dtype: Any):
         init = nnx.initializers.normal(0.02)
@@ -157,7 +169,13 @@ class GPT2MLP(nnx.Module):
 
 
 class GPT2Block(nnx.Module):
-    """One decoder layer, pre-norm."""
+    """One decoder layer, pre-norm.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: GPT2Config, rngs: nnx.Rngs, dtype: Any):
         self.ln_1 = layer_norm(config.n_embd, config.layer_norm_epsilon, dtype, rngs)

@@ -168,6 +168,12 @@ class LlamaAttention(nnx.Module):
 
     num_attention_heads / num_key_value_heads query heads share a key and a value.
 
+    Args:
+      config: sizes.
+      dtype: of the weights.
+      linear: makes the matrices, see `MakeLinear`.
+      rngs: draws the initial weights.
+
     References:
       Ainslie et al., 2023, arXiv 2305.13245.
     """
@@ -234,7 +240,13 @@ class LlamaAttention(nnx.Module):
 
 
 class LlamaMLP(nnx.Module):
-    """The gated feed-forward network: down(silu(gate(x)) * up(x))."""
+    """The gated feed-forward network: down(silu(gate(x)) * up(x)).
+
+    Args:
+      config: sizes.
+      linear: makes the matrices, see `MakeLinear`.
+      rngs: draws the initial weights.
+    """
 
     def __init__(self, config: LlamaConfig, linear: MakeLinear, rngs: nnx.Rngs):
         d, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
@@ -254,7 +266,14 @@ def _norm(width: int, config: LlamaConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.RM
 
 
 class LlamaDecoderLayer(nnx.Module):
-    """One decoder layer, pre-norm."""
+    """One decoder layer, pre-norm.
+
+    Args:
+      config: sizes.
+      dtype: of the weights.
+      linear: makes the matrices, see `MakeLinear`.
+      rngs: draws the initial weights.
+    """
 
     def __init__(
         self, config: LlamaConfig, dtype: Any, linear: MakeLinear, rngs: nnx.Rngs

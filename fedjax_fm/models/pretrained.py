@@ -1,4 +1,4 @@
-"""The front door to pretrained models."""
+"""Pretrained models from a folder, a .gguf file or the hub."""
 
 import os
 from pathlib import Path
@@ -95,7 +95,11 @@ def from_pretrained(
     try:
         if num_labels is None:
             fields = _head(fields, folder)
-        settings = {"num_labels": num_labels, "pooling": pooling, "dtype": wanted}
+        settings: dict[str, Any] = {
+            "num_labels": num_labels,
+            "pooling": pooling,
+            "dtype": wanted,
+        }
         abstract = nnx.eval_shape(lambda: from_config(fields, **settings))
     except WeightError:
         raise

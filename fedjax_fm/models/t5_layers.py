@@ -87,7 +87,7 @@ class T5Config:
 
     @property
     def activation(self) -> str:
-        """The feed-forward network's activation; "gated-gelu" has the approximate one."""
+        """The feed-forward network's activation; "gated-gelu" means gelu_new."""
         name = self.feed_forward_proj.removeprefix("gated-")
         return "gelu_new" if self.gated and name == "gelu" else name
 
@@ -150,7 +150,13 @@ def _norm(config: T5Config, rngs: nnx.Rngs, dtype: Any) -> nnx.RMSNorm:
 
 
 class T5Attention(nnx.Module):
-    """Attention with scores that are biased by distance and not scaled."""
+    """Attention with scores that are biased by distance and not scaled.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype: Any):
         d, inner = config.d_model, config.num_heads * config.d_kv
@@ -210,7 +216,13 @@ class T5Attention(nnx.Module):
 
 
 class T5LayerSelfAttention(nnx.Module):
-    """Self-attention with its residual: x + SelfAttention(norm(x))."""
+    """Self-attention with its residual: x + SelfAttention(norm(x)).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype: Any):
         self.SelfAttention = T5Attention(config, rngs, dtype)
@@ -249,7 +261,13 @@ class T5LayerSelfAttention(nnx.Module):
 
 
 class T5LayerCrossAttention(nnx.Module):
-    """Attention to the encoder's output: x + EncDecAttention(norm(x))."""
+    """Attention to the encoder's output: x + EncDecAttention(norm(x)).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype: Any):
         self.EncDecAttention = T5Attention(config, rngs, dtype)
@@ -272,6 +290,11 @@ class T5DenseReluDense(nnx.Module):
     """The feed-forward network: wo(act(wi(x))).
 
     With a gate it is wo(act(wi_0(x)) * wi_1(x)).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
     """
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype: Any):
@@ -297,7 +320,13 @@ class T5DenseReluDense(nnx.Module):
 
 
 class T5LayerFF(nnx.Module):
-    """The feed-forward network with its residual: x + DenseReluDense(norm(x))."""
+    """The feed-forward network with its residual: x + DenseReluDense(norm(x)).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype: Any):
         self.DenseReluDense = T5DenseReluDense(config, rngs, dtype)
@@ -313,6 +342,12 @@ class T5Block(nnx.Module):
 
     Self-attention, in the decoder attention to the encoder's output, feed-forward
     network.
+
+    Args:
+      config: sizes.
+      decoder: whether it belongs to the decoder.
+      rngs: draws the initial weights.
+      dtype: of the weights.
     """
 
     def __init__(self, config: T5Config, decoder: bool, rngs: nnx.Rngs, dtype: Any):
@@ -381,6 +416,12 @@ class T5Stack(nnx.Module):
     """All layers of the encoder or the decoder.
 
     With the table of their bias, and the last norm.
+
+    Args:
+      config: sizes.
+      decoder: whether it belongs to the decoder.
+      rngs: draws the initial weights.
+      dtype: of the weights.
     """
 
     def __init__(self, config: T5Config, decoder: bool, rngs: nnx.Rngs, dtype: Any):

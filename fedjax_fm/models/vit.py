@@ -82,7 +82,13 @@ class ViTConfig:
 
 
 class ViTPatchEmbeddings(nnx.Module):
-    """A linear layer on flat patches: a convolution whose stride is its width."""
+    """A linear layer on flat patches: a convolution whose stride is its width.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         self.config = config
@@ -101,7 +107,13 @@ class ViTPatchEmbeddings(nnx.Module):
 
 
 class ViTEmbeddings(nnx.Module):
-    """The class token and the patches of an image, with their positions."""
+    """The class token and the patches of an image, with their positions.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         d, init = config.hidden_size, nnx.initializers.normal(0.02)
@@ -131,7 +143,13 @@ class _Dense(nnx.Module):
 
 
 class ViTAttention(nnx.Module):
-    """Self-attention and its output projection."""
+    """Self-attention and its output projection.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         self.attention = BertSelfAttention(config, rngs, dtype)
@@ -143,7 +161,13 @@ class ViTAttention(nnx.Module):
 
 
 class ViTLayer(nnx.Module):
-    """One encoder layer, pre-norm."""
+    """One encoder layer, pre-norm.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         d, wide = config.hidden_size, config.intermediate_size
@@ -162,7 +186,13 @@ class ViTLayer(nnx.Module):
 
 
 class ViTEncoder(nnx.Module):
-    """All layers; every parameter of `layer` has a leading axis of num_hidden_layers."""
+    """All layers; every parameter of `layer` has a leading axis of num_hidden_layers.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         self.layer = stack(
