@@ -266,7 +266,8 @@ class AlbertForSequenceClassification(nnx.Module):
       ...     num_attention_heads=2, intermediate_size=16,
       ... )
       >>> def run(inputs):
-      ...     return models.AlbertForSequenceClassification(config, 2, nnx.Rngs(0))(inputs)
+      ...     model = models.AlbertForSequenceClassification(config, 2, nnx.Rngs(0))
+      ...     return model(inputs)
       >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 2)
     """

@@ -91,7 +91,8 @@ def alpaca(chat: Chat, name: AlpacaName = "alpaca") -> Chat:
     """
     if not chat.variables.get("eos_token"):
         raise ValueError(
-            "Alpaca's format ends answers with the end token, and this tokenizer names none"
+            "Alpaca's format ends answers with the end token, and this tokenizer names "
+            "none"
         )
     fields = template(name)
     prompts = {key: fields[key] for key in ("prompt_input", "prompt_no_input")}

@@ -236,7 +236,8 @@ def _finish(
 ) -> tuple[Beams, jax.Array]:
     """The best answers after this step, and which places hold one.
 
-    They are the best of those so far and of the num_beams best candidates that end here.
+    They are the best of those so far and of the num_beams best candidates that end
+    here.
     """
     new = ending & (jnp.arange(search.n_candidates) < search.num_beams)
     new &= state.hopeful[:, None]

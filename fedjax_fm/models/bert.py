@@ -462,7 +462,8 @@ class BertForSequenceClassification(nnx.Module):
       ...     intermediate_size=16,
       ... )
       >>> def run(inputs):
-      ...     return models.BertForSequenceClassification(config, 2, "mean", nnx.Rngs(0))(inputs)
+      ...     model = models.BertForSequenceClassification(config, 2, "mean", nnx.Rngs(0))
+      ...     return model(inputs)
       >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 2)
     """

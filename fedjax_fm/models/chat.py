@@ -313,7 +313,8 @@ class Chat(NamedTuple):
         place = len(messages) - 1
         if place == 0:
             raise ValueError(
-                "the first message is the assistant's: an answer needs a prompt before it"
+                "the first message is the assistant's: an answer needs a prompt before "
+                "it"
             )
         prompt = self._text(messages[:-1], True, variables)
         answered = self._text(messages, False, variables)
@@ -378,7 +379,8 @@ class Chat(NamedTuple):
             none = name in ("tools", "documents") and value is None
             if name not in program.names and not none:
                 raise ValueError(
-                    f"the chat template does not read {name!r}; it reads {list(program.reads)}"
+                    f"the chat template does not read {name!r}; it reads "
+                    f"{list(program.reads)}"
                 )
         return self.template
 
@@ -390,7 +392,8 @@ class Chat(NamedTuple):
         n = len(encoding.ids)
         if n > max_length and not truncate:
             raise ValueError(
-                f"{row.name} has {n} tokens, more than max_length={max_length}; see truncate"
+                f"{row.name} has {n} tokens, more than max_length={max_length}; see "
+                "truncate"
             )
         n = min(n, max_length)
         starts, ends = np.array(encoding.offsets[:n], np.int64).reshape(n, 2).T
@@ -401,7 +404,8 @@ class Chat(NamedTuple):
                 spoken |= (starts < begin) & (ends > begin)
         if not spoken.any():
             raise ValueError(
-                f"{row.name} has no answer within its first {max_length} tokens: nothing to train"
+                f"{row.name} has no answer within its first {max_length} tokens: "
+                "nothing to train"
             )
         return np.array(encoding.ids[:n], np.int64), spoken
 

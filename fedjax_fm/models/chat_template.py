@@ -232,7 +232,8 @@ def compiled(template: str) -> Compiled:
         program = environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(
-            f"the chat template is not valid Jinja (line {error.lineno}): {error.message}"
+            f"the chat template is not valid Jinja (line {error.lineno}): "
+            f"{error.message}"
         ) from error
     names = frozenset(node.name for node in tree.find_all(nodes.Name))
     own = {"messages", "add_generation_prompt", *environment.globals}
@@ -253,7 +254,7 @@ def _environment():
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """The tag `{% generation %}`; puts marks around its block where they are asked for."""
+        """The tag `{% generation %}`, which can put marks around its block."""
 
         tags = {"generation"}  # noqa: RUF012
 

@@ -140,7 +140,8 @@ def _check(config: Tower) -> None:
         )
     if isinstance(config, CLIPVisionConfig) and config.image_size % config.patch_size:
         raise ValueError(
-            f"image_size={config.image_size} is not a multiple of patch_size={config.patch_size}"
+            f"image_size={config.image_size} is not a multiple of "
+            f"patch_size={config.patch_size}"
         )
     check_activation("hidden_act", config.hidden_act)
 

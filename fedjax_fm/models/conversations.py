@@ -108,13 +108,15 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         messages = list(messages)
     if not isinstance(messages, (list, tuple)):
         raise TypeError(
-            f"expected a list of messages, got {_short(messages)} of type {type(messages).__name__}"
+            f"expected a list of messages, got {_short(messages)} of type "
+            f"{type(messages).__name__}"
         )
     if not messages:
         raise ValueError("expected at least one message, got none")
     if isinstance(messages[0], (list, tuple)):
         raise TypeError(
-            "expected one conversation (a list of messages), got a list of conversations"
+            "expected one conversation (a list of messages), got a list of "
+            "conversations"
         )
     return [
         _message(f"message {number}", message)
@@ -126,7 +128,8 @@ def _message(name: str, message: Any) -> dict[str, Any]:
     """One message, made plain; `name` begins its errors."""
     if not isinstance(message, Mapping):
         raise TypeError(
-            f"{name} is a {type(message).__name__}; expected a mapping with role and content"
+            f"{name} is a {type(message).__name__}; expected a mapping with role and "
+            "content"
         )
     if "from" in message and "value" in message and "role" not in message:
         message = _of_sharegpt(name, message)
@@ -134,7 +137,8 @@ def _message(name: str, message: Any) -> dict[str, Any]:
     if "role" not in given:
         keys = sorted(map(str, message))
         raise ValueError(
-            f'{name} has no role; its keys are {keys}. Write {{"role": "user", "content": text}}'
+            f"{name} has no role; its keys are {keys}. Write "
+            f'{{"role": "user", "content": text}}'
         )
     if not isinstance(given["role"], str):
         raise TypeError(
@@ -144,7 +148,8 @@ def _message(name: str, message: Any) -> dict[str, Any]:
         given["content"] = _content(name, given["content"])
     elif not any(given[key] for key in given if key != "role"):
         raise ValueError(
-            f"{name} ({given['role']}) has no content; expected text, or tool_calls in its place"
+            f"{name} ({given['role']}) has no content; expected text, or tool_calls in "
+            "its place"
         )
     fields = {
         str(key): value if key == "content" else plain(f"{name}: {key}", value)
@@ -181,7 +186,8 @@ def _content(name: str, content: Any) -> Any:
         return Fields(plain(f"{name}: content", content))
     if not isinstance(content, (list, tuple)):
         raise TypeError(
-            f"{name} has {kind(content)}, {_short(content)}; expected text or a list of parts"
+            f"{name} has {kind(content)}, {_short(content)}; expected text or a list "
+            "of parts"
         )
     for number, part in enumerate(content):
         if isinstance(part, Mapping) and part.get("type") == "text":

@@ -296,7 +296,8 @@ class DistilBertForSequenceClassification(nnx.Module):
       ...     vocab_size=30, dim=8, n_layers=2, n_heads=2, hidden_dim=16
       ... )
       >>> def run(inputs):
-      ...     return models.DistilBertForSequenceClassification(config, 2, nnx.Rngs(0))(inputs)
+      ...     model = models.DistilBertForSequenceClassification(config, 2, nnx.Rngs(0))
+      ...     return model(inputs)
       >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 2)
     """

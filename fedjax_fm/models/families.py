@@ -68,7 +68,8 @@ class Family(NamedTuple):
       head: the module with a classifier.
       settle: from the fields of a config.json to those of `config`; refuses what cannot
         be computed.
-      defaults: transformers' values of keys that a file may lack, where `config` has others.
+      defaults: transformers' values of keys that a file may lack, where `config` has
+        others.
     """
 
     config: type
@@ -94,7 +95,8 @@ def family_of(fields: dict[str, Any]) -> Family:
     name = fields.get("model_type")
     if name not in _FAMILIES:
         raise ValueError(
-            f"a model of type {name!r}; this version reads {', '.join(sorted(_FAMILIES))}"
+            f"a model of type {name!r}; this version reads "
+            f"{', '.join(sorted(_FAMILIES))}"
         )
     return _FAMILIES[name]
 
@@ -164,7 +166,8 @@ def from_config(
         checks.whole("num_labels", num_labels, least=1)
     if pooling != "cls" and family.config is not BertConfig:
         raise ValueError(
-            f"expected pooling 'cls' for a model of type {fields['model_type']!r}, got {pooling!r}"
+            f"expected pooling 'cls' for a model of type {fields['model_type']!r}, got "
+            f"{pooling!r}"
         )
     config, rngs = config_of(fields), nnx.Rngs(seed)
     if num_labels is None:
@@ -340,7 +343,8 @@ def hugging_face_rope(fields: dict[str, Any]) -> dict[str, Any]:
         scaling = FrequencyFactors((float(factor),))
     elif kind != "default":
         raise ValueError(
-            f"rope type {kind!r} is not supported; expected 'default', 'linear' or 'llama3'"
+            f"rope type {kind!r} is not supported; expected 'default', 'linear' or "
+            "'llama3'"
         )
     theta = float(
         rope.get("rope_theta", fields.get("rope_theta", LlamaConfig.rope_theta))

@@ -295,7 +295,8 @@ def end_ids(eos_token_id: int | Sequence[int] | None) -> jax.Array:
     """
     if isinstance(eos_token_id, (str, bytes, Mapping)):
         raise TypeError(
-            f"expected eos_token_id as one id, several or None, got eos_token_id={eos_token_id!r}"
+            "expected eos_token_id as one id, several or None, got "
+            f"eos_token_id={eos_token_id!r}"
         )
     if isinstance(eos_token_id, (np.ndarray, jax.Array)):
         eos_token_id = np.asarray(eos_token_id).tolist()
@@ -312,14 +313,16 @@ def _row_keys(key: jax.Array, batch: int) -> jax.Array:
     """One key a row, of one for all or of as many as there are rows."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(
-            f"expected a key of jax.random.key, got an array {key.dtype}{list(key.shape)}"
+            "expected a key of jax.random.key, got an array "
+            f"{key.dtype}{list(key.shape)}"
         )
     if key.shape == ():
         fold = jax.vmap(jax.random.fold_in, (None, 0))
         return fold(key, jnp.arange(batch))
     if key.shape != (batch,):
         raise ValueError(
-            f"expected one key or {batch} keys, one per row, got keys of shape {list(key.shape)}"
+            f"expected one key or {batch} keys, one per row, got keys of shape "
+            f"{list(key.shape)}"
         )
     return key
 
@@ -366,7 +369,8 @@ def _check(
         checks.real("top_p", top_p, above=0, most=1)
     if temperature > 0 and key is None:
         raise ValueError(
-            f"temperature={temperature} samples and needs a key; temperature=0 is greedy"
+            f"temperature={temperature} samples and needs a key; temperature=0 is "
+            "greedy"
         )
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise ValueError(

@@ -125,7 +125,8 @@ class GGUFFile:
         with open(self.path, "rb") as handle:
             if handle.read(4) != b"GGUF":
                 raise WeightError(
-                    f"{self.path} is not a GGUF file (its first four bytes are not 'GGUF')"
+                    f"{self.path} is not a GGUF file (its first four bytes are not "
+                    "'GGUF')"
                 )
         try:
             reader = gguf.GGUFReader(self.path)
@@ -140,7 +141,8 @@ class GGUFFile:
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(map(repr, ARCHITECTURES))
             raise WeightError(
-                f"{self.path} holds architecture {self.architecture!r}; this version reads {known}"
+                f"{self.path} holds architecture {self.architecture!r}; this version "
+                f"reads {known}"
             )
 
     def field(self, name: str, default: Any = None) -> Any:
@@ -347,7 +349,8 @@ class GGUFFile:
         if frozen == "q4_1" and others:
             kind = self._tensors[others[0]].tensor_type.name
             raise WeightError(
-                f"{self.path}: frozen='q4_1' keeps Q4_1 blocks, but {others[0]} is {kind} "
+                f"{self.path}: frozen='q4_1' keeps Q4_1 blocks, but {others[0]} is "
+                f"{kind} "
                 f"({len(others)} such tensors); use frozen='dense'"
             )
 
@@ -410,7 +413,8 @@ class GGUFFile:
         template = self.field("tokenizer.chat_template")
         if not template:
             raise WeightError(
-                f"{self.path} has no chat template; it is a base model, or give a template yourself"
+                f"{self.path} has no chat template; it is a base model, or give a "
+                "template yourself"
             )
         return template
 

@@ -273,7 +273,8 @@ class GPT2Model(nnx.Module):
         length, limit = hidden.shape[1] + self.first_position, self.config.n_positions
         if length > limit:
             raise ValueError(
-                f"{length} tokens exceed the model's context of {limit}; shorten or split the text"
+                f"{length} tokens exceed the model's context of {limit}; shorten or "
+                "split the text"
             )
         # bool[B, 1, T, T]
         same_text = segments[:, None, :, None] == segments[:, None, None, :]
@@ -538,7 +539,8 @@ class GPT2ForSequenceClassification(nnx.Module):
       ...     vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2
       ... )
       >>> def run(inputs):
-      ...     return models.GPT2ForSequenceClassification(config, 2, nnx.Rngs(0))(inputs)
+      ...     model = models.GPT2ForSequenceClassification(config, 2, nnx.Rngs(0))
+      ...     return model(inputs)
       >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 2)
     """

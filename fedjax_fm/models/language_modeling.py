@@ -54,7 +54,8 @@ def token_losses(
     checks.whole("chunk", chunk, least=1)
     if hidden.shape[:2] != labels.shape:
         raise ValueError(
-            f"hidden {list(hidden.shape)} and labels {list(labels.shape)} differ in [B, T]"
+            f"hidden {list(hidden.shape)} and labels {list(labels.shape)} differ in "
+            "[B, T]"
         )
     flat = labels.reshape(-1)
     order = jnp.argsort(flat == IGNORED, stable=True)

@@ -715,7 +715,8 @@ class LlamaForSequenceClassification(nnx.Module):
       ...     num_attention_heads=2,
       ... )
       >>> def run(inputs):
-      ...     return models.LlamaForSequenceClassification(config, 2, nnx.Rngs(0))(inputs)
+      ...     model = models.LlamaForSequenceClassification(config, 2, nnx.Rngs(0))
+      ...     return model(inputs)
       >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
       (3, 2)
     """

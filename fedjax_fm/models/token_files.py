@@ -219,7 +219,8 @@ def templates(folder: Path, fields: Mapping[str, Any]) -> dict[str, str]:
         found = read_json(where).get("chat_template")
     if not found:
         raise WeightError(
-            f"{folder} has no chat template; it is a base model, or make a `Chat` with your own"
+            f"{folder} has no chat template; it is a base model, or make a `Chat` with "
+            "your own"
         )
     return named_templates(found, where)
 

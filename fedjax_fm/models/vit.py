@@ -69,7 +69,8 @@ class ViTConfig:
             )
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}"
+                f"image_size={self.image_size} is not a multiple of "
+                f"patch_size={self.patch_size}"
             )
         if not self.qkv_bias:
             raise ValueError("qkv_bias=False is not supported")

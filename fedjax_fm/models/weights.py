@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from fedjax_fm.models.locate import INDEX, WEIGHTS
 
-# The last word of a parameter's path: (Hugging Face's word, whether torch stores the transpose).
+# The last word of a parameter's path: (Hugging Face's word, whether torch stores the
+# transpose).
 _LAST = {
     "kernel": ("weight", True),
     "scale": ("weight", False),
@@ -351,7 +352,10 @@ class _Checkpoint:
         self.used.add(name)
         kind = self.tensors.kind(name)
         if kind not in _FLOATS:
-            scales = "; their scales are tensors of their own: take a checkpoint of 16 bits or more"
+            scales = (
+                "; their scales are tensors of their own: take a checkpoint of 16 bits "
+                "or more"
+            )
             why = (
                 scales if kind.upper().startswith(("FLOAT8", "F8", "F4", "F6")) else ""
             )

@@ -99,7 +99,8 @@ def checked_windows(
         checks.choice("layer_types", kind, KINDS)
     if len(layer_types) != n_layers:
         raise ValueError(
-            f"expected layer_types of num_hidden_layers={n_layers} layers, got {len(layer_types)}"
+            f"expected layer_types of num_hidden_layers={n_layers} layers, got "
+            f"{len(layer_types)}"
         )
     if window is None and "sliding_attention" in layer_types:
         raise ValueError(
