@@ -63,7 +63,7 @@ def _by_regex(digits: str) -> Any:
     words = Regex(_WORDS.replace("DIGITS", digits))
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(embed=words, behavior="isolated"), to_bytes]
+        [pre_tokenizers.Split(words, behavior="isolated"), to_bytes]
     )
 
 

@@ -201,13 +201,12 @@ def quantize(
     Example:
       >>> from flax import nnx
       >>> from fedjax_fm import models
-      >>> config = models.GPT2Config(
-      ...     vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2
-      ... )
-      >>> model = models.GPT2LMHeadModel(config, nnx.Rngs(0))
-      >>> small = models.quantize(model, "nf4", targets="c_attn", block_size=8)
-      >>> small.transformer.h.attn.c_attn.linear_shape
-      (2, 8, 24)
+      >>> class Model(nnx.Module):
+      ...     def __init__(self):
+      ...         self.dense = nnx.Linear(64, 2, rngs=nnx.Rngs(0))
+      >>> small = models.quantize(Model(), "nf4", targets="dense")
+      >>> type(small.dense).__name__, small.dense.linear_shape
+      ('LowBitLinear', (64, 2))
     """
     if kind not in FORMATS:
         known = ", ".join(map(repr, FORMATS))
