@@ -5,22 +5,56 @@ import jax.numpy as jnp
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """X Phi(x), by the error function."""
+    """GELU, x Phi(x), with the exact normal distribution function Phi.
+
+    Args:
+      x: f[...], any shape.
+
+    Returns:
+      f[...] of the shape and dtype of x.
+
+    References:
+      Hendrycks and Gimpel, 2016, arXiv 1606.08415.
+    """
     return jax.nn.gelu(x, approximate=False)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """X Phi(x), approximated by tanh."""
+    """The tanh approximation of x Phi(x).
+
+    Args:
+      x: f[...], any shape.
+
+    Returns:
+      f[...] of the shape and dtype of x.
+
+    References:
+      Hendrycks and Gimpel, 2016, arXiv 1606.08415, section 2.
+    """
     return jax.nn.gelu(x, approximate=True)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """X sigmoid(1.702 x)."""
+    """The sigmoid approximation of GELU: x sigmoid(1.702 x).
+
+    Args:
+      x: f[...], any shape.
+
+    Returns:
+      f[...] of the shape and dtype of x.
+    """
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def relu_squared(x: jax.Array) -> jax.Array:
-    """max(x, 0)^2."""
+    """The square of the positive part: max(x, 0)^2.
+
+    Args:
+      x: f[...], any shape.
+
+    Returns:
+      f[...] of the shape and dtype of x.
+    """
     return jnp.square(jax.nn.relu(x))
 
 
@@ -43,6 +77,17 @@ ACTIVATIONS = {
 
 
 def check_activation(field: str, name: str) -> None:
-    """ValueError unless there is an activation of that name."""
+    """Checks that there is an activation of that name.
+
+    Args:
+      field: the configuration's field, for the error message.
+      name: what it says.
+
+    Raises:
+      ValueError: `name` is not in `ACTIVATIONS`.
+
+    Example:
+      >>> check_activation("hidden_act", "gelu")
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"{field} must be one of {sorted(ACTIVATIONS)}, got {name!r}")

@@ -3,7 +3,8 @@
 Module names follow Hugging Face's `AlbertModel`. The layer belongs to no stack: its
 parameters have no layer axis.
 
-Lan et al., 2019, arXiv 1909.11942.
+References:
+  Lan et al., 2019, arXiv 1909.11942.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,27 @@ from fedjax_fm.models.weights import Naming
 
 @dataclass(frozen=True)
 class AlbertConfig(BertConfig):
-    """BERT's fields with the defaults of albert-base-v2, and the width of the embeddings."""
+    """An ALBERT's sizes: the fields of `BertConfig` and the width of the embeddings.
+
+    The defaults are those of albert-base-v2.
+
+    Attributes:
+      vocab_size, hidden_size, num_hidden_layers, num_attention_heads: as in
+        `BertConfig`.
+      intermediate_size, max_position_embeddings, type_vocab_size: as in `BertConfig`.
+      layer_norm_eps, hidden_act, pad_token_id, add_cross_attention: as in `BertConfig`.
+      is_decoder: must be False.
+      embedding_size: width of the embeddings, widened to `hidden_size` by a linear
+        layer.
+      num_hidden_groups, inner_group_num: must be 1: all layers share their weights.
+
+    Raises:
+      ValueError: a field that `BertConfig` refuses, a decoder, or more than one group.
+
+    Example:
+      >>> AlbertConfig(hidden_size=16, num_attention_heads=2).embedding_size
+      128
+    """
 
     vocab_size: int = 30000
     embedding_size: int = 128
@@ -44,13 +65,20 @@ class AlbertConfig(BertConfig):
             )
         if (self.num_hidden_groups, self.inner_group_num) != (1, 1):
             raise ValueError(
-                f"expected one group of one layer, got num_hidden_groups={self.num_hidden_groups}, "
+                "expected one group of one layer, got "
+                f"num_hidden_groups={self.num_hidden_groups}, "
                 f"inner_group_num={self.inner_group_num}"
             )
 
 
 class AlbertAttention(BertSelfAttention):
-    """Self-attention with its residual output."""
+    """Self-attention with its residual output: LayerNorm(x + dense(attention(x))).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         super().__init__(config, rngs, dtype)
@@ -62,11 +90,19 @@ class AlbertAttention(BertSelfAttention):
         )
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return self.LayerNorm(hidden + self.dense(super().__call__(hidden, mask)))
+        """[B, T, d] from hidden [B, T, d], mask bool[B, heads or 1, T, T]."""
+        attended = super().__call__(hidden, mask)
+        return self.LayerNorm(hidden + self.dense(attended))
 
 
 class AlbertLayer(nnx.Module):
-    """The layer, post-norm."""
+    """The layer that is run again and again, post-norm.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: AlbertConfig, rngs: nnx.Rngs, dtype: Any):
         d, wide = config.hidden_size, config.intermediate_size
@@ -77,19 +113,24 @@ class AlbertLayer(nnx.Module):
         self.full_layer_layer_norm = layer_norm(d, config.layer_norm_eps, dtype, rngs)
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """[B, T, d] from hidden [B, T, d], mask bool[B, heads or 1, T, T]."""
         attended = self.attention(hidden, mask)
-        return self.full_layer_layer_norm(
-            self.ffn_output(ACTIVATIONS[self.act](self.ffn(attended))) + attended
-        )
+        wide = ACTIVATIONS[self.act](self.ffn(attended))
+        return self.full_layer_layer_norm(self.ffn_output(wide) + attended)
 
 
-_KEPT = (
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-)  # for the backward pass, as in `run_stacked`
+# Kept for the backward pass, as in `run_stacked`.
+_KEPT = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 class AlbertEncoder(nnx.Module):
-    """The embeddings widened, and the layer run num_hidden_layers times."""
+    """The embeddings widened, and the layer run num_hidden_layers times.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: AlbertConfig, rngs: nnx.Rngs, dtype: Any):
         self.n_layers = config.num_hidden_layers
@@ -99,6 +140,7 @@ class AlbertEncoder(nnx.Module):
         self.albert_layers = AlbertLayer(config, rngs, dtype)
 
     def __call__(self, embedded: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """[B, T, d] from embedded [B, T, e], mask bool[B, heads or 1, T, T]."""
         # Merged inside the body for the reason given in `stacked.scan_layers`.
         graphdef, state = nnx.split(self.albert_layers)
 
@@ -108,13 +150,12 @@ class AlbertEncoder(nnx.Module):
                 def apply(state, hidden):
                     return nnx.merge(graphdef, state)(hidden, mask)
 
-                return jax.checkpoint(apply, policy=_KEPT, prevent_cse=False)(
-                    state, hidden
-                ), None
+                run = jax.checkpoint(apply, policy=_KEPT, prevent_cse=False)
+                return run(state, hidden), None
 
-        return jax.lax.scan(
-            body, self.embedding_hidden_mapping_in(embedded), jnp.arange(self.n_layers)
-        )[0]
+        hidden = self.embedding_hidden_mapping_in(embedded)
+        hidden, _ = jax.lax.scan(body, hidden, jnp.arange(self.n_layers))
+        return hidden
 
 
 _RENAMED = (("encoder.albert_layers", "encoder.albert_layer_groups.0.albert_layers.0"),)
@@ -122,8 +163,29 @@ _OTHER_HEADS = (r"position_ids$", r"^(predictions|sop_classifier|qa_outputs)\.")
 
 
 class AlbertModel(nnx.Module):
-    """The encoder: `model(input_ids i32[B, T], attention_mask [B, T]) -> hidden states
-    [B, T, d]`.
+    """ALBERT's encoder: tokens in, hidden states out.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of weights and activations, f32 by default.
+
+    References:
+      Lan et al., 2019, arXiv 1909.11942.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.AlbertConfig(
+      ...     vocab_size=30, embedding_size=4, hidden_size=8, num_hidden_layers=2,
+      ...     num_attention_heads=2, intermediate_size=16,
+      ... )
+      >>> def run(inputs):
+      ...     return models.AlbertModel(config, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 5, 8)
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -146,7 +208,7 @@ class AlbertModel(nnx.Module):
 
     @property
     def vocabulary(self) -> nnx.Embed:
-        """The embedding that a prompt is made of."""
+        """The embedding of words, of which a trained prompt is made."""
         return self.embeddings.word_embeddings
 
     def __call__(
@@ -156,26 +218,59 @@ class AlbertModel(nnx.Module):
         token_type_ids: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
+        """The hidden states [B, T, d] of tokens.
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+          token_type_ids: i32[B, T], the segment of each token; None: all 0.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+
+        Raises:
+          ValueError: more tokens than the model has positions.
+        """
         with randomness(key):
             embedded, n_prompt = self.embeddings(input_ids, token_type_ids, self.prompt)
-            length, room = (
-                embedded.shape[1] + self.embeddings.first_position,
-                self.config.max_position_embeddings,
-            )
+            length = embedded.shape[1] + self.embeddings.first_position
+            room = self.config.max_position_embeddings
             if length > room:
                 raise ValueError(
                     f"{length} tokens exceed the model's {room} positions; truncate"
                 )
             mask = None
             if attention_mask is not None:
-                mask = seen_by_all(attention_mask.astype(bool), n_prompt)[
-                    :, None, None, :
-                ]
+                real = seen_by_all(attention_mask.astype(bool), n_prompt)
+                mask = real[:, None, None, :]
             return self.encoder(embedded, mask)[:, n_prompt:]
 
 
 class AlbertForSequenceClassification(nnx.Module):
-    """tanh(pooler(first token)) and a linear classifier: logits f32[B, num_labels]."""
+    """ALBERT with a pooler and a linear classifier: logits f32[B, num_labels].
+
+    The classifier reads tanh(pooler(first token)).
+
+    Args:
+      config: sizes.
+      num_labels: classes.
+      rngs: draws the initial weights.
+      dtype: of the encoder's weights and activations; the classifier stays f32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.AlbertConfig(
+      ...     vocab_size=30, embedding_size=4, hidden_size=8, num_hidden_layers=2,
+      ...     num_attention_heads=2, intermediate_size=16,
+      ... )
+      >>> def run(inputs):
+      ...     model = models.AlbertForSequenceClassification(config, 2, nnx.Rngs(0))
+      ...     return model(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 2)
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
         prefixes=("", "albert."),
@@ -202,12 +297,17 @@ class AlbertForSequenceClassification(nnx.Module):
         token_type_ids: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """What the classifier sees, [B, d]."""
-        return jnp.tanh(
-            self.albert.pooler(
-                self.albert(input_ids, attention_mask, token_type_ids, key)[:, 0]
-            )
-        )
+        """What the classifier sees, [B, d].
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+          token_type_ids: i32[B, T], the segment of each token; None: all 0.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+        """
+        hidden = self.albert(input_ids, attention_mask, token_type_ids, key)
+        return jnp.tanh(self.albert.pooler(hidden[:, 0]))
 
     def __call__(
         self,
@@ -216,5 +316,6 @@ class AlbertForSequenceClassification(nnx.Module):
         token_type_ids: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
+        """Logits f32[B, num_labels]; arguments as those of `features`."""
         features = self.features(input_ids, attention_mask, token_type_ids, key)
         return self.classifier(features.astype(jnp.float32))

@@ -1,5 +1,6 @@
-"""The shapes of well-known pretrained models, as their `config.json` give them, for
-counting without weights.
+"""The shapes of well-known pretrained models, for counting without weights.
+
+The fields are those of each model's `config.json`.
 """
 
 from typing import Any
@@ -24,8 +25,9 @@ _FLAN = {
 
 
 def _t5(
-    kind: dict[str, Any], d_model: int, d_ff: int, num_layers: int, num_heads: int
+    kind: dict[str, Any], *, d_model: int, d_ff: int, num_layers: int, num_heads: int
 ) -> dict[str, Any]:
+    """The fields of a T5 of that kind."""
     return {
         **kind,
         "d_model": d_model,
@@ -37,8 +39,9 @@ def _t5(
 
 
 def _bert(
-    model_type: str, width: int, layers: int, heads: int, **more: Any
+    model_type: str, *, width: int, layers: int, heads: int, **more: Any
 ) -> dict[str, Any]:
+    """The fields of a BERT, an ALBERT or a RoBERTa."""
     sizes = {
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -47,11 +50,13 @@ def _bert(
     return {"model_type": model_type, **sizes, "intermediate_size": 4 * width, **more}
 
 
-def _gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
+def _gpt2(*, width: int, layers: int, heads: int) -> dict[str, Any]:
+    """The fields of a GPT-2."""
     return {"model_type": "gpt2", "n_embd": width, "n_layer": layers, "n_head": heads}
 
 
 def _llama(
+    *,
     vocabulary: int,
     width: int,
     inner: int,
@@ -60,6 +65,7 @@ def _llama(
     kv_heads: int,
     **more: Any,
 ):
+    """The fields of a decoder of the Llama family."""
     return {
         "model_type": "llama",
         "vocab_size": vocabulary,
@@ -82,69 +88,111 @@ _LLAMA3 = {
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "albert-base-v2": _bert(
-        "albert", 768, 12, 12, embedding_size=128, vocab_size=30000
+        "albert", width=768, layers=12, heads=12, embedding_size=128, vocab_size=30000
     ),
-    "bert-base-uncased": _bert("bert", 768, 12, 12),
-    "bert-large-uncased": _bert("bert", 1024, 24, 16),
+    "bert-base-uncased": _bert("bert", width=768, layers=12, heads=12),
+    "bert-large-uncased": _bert("bert", width=1024, layers=24, heads=16),
     "clip-vit-b32": {"model_type": "clip"},
     "distilbert-base-uncased": {"model_type": "distilbert"},
-    "flan-t5-small": _t5(_FLAN, 512, 1024, 8, 6),
-    "flan-t5-base": _t5(_FLAN, 768, 2048, 12, 12),
-    "flan-t5-large": _t5(_FLAN, 1024, 2816, 24, 16),
-    "flan-t5-xl": _t5(_FLAN, 2048, 5120, 24, 32),
-    "gpt2": _gpt2(768, 12, 12),
-    "gpt2-medium": _gpt2(1024, 24, 16),
-    "gpt2-large": _gpt2(1280, 36, 20),
-    "gpt2-xl": _gpt2(1600, 48, 25),
-    "llama-7b": _llama(32000, 4096, 11008, 32, 32, 32),
-    "llama-2-7b": _llama(32000, 4096, 11008, 32, 32, 32, max_position_embeddings=4096),
+    "flan-t5-small": _t5(_FLAN, d_model=512, d_ff=1024, num_layers=8, num_heads=6),
+    "flan-t5-base": _t5(_FLAN, d_model=768, d_ff=2048, num_layers=12, num_heads=12),
+    "flan-t5-large": _t5(_FLAN, d_model=1024, d_ff=2816, num_layers=24, num_heads=16),
+    "flan-t5-xl": _t5(_FLAN, d_model=2048, d_ff=5120, num_layers=24, num_heads=32),
+    "gpt2": _gpt2(width=768, layers=12, heads=12),
+    "gpt2-medium": _gpt2(width=1024, layers=24, heads=16),
+    "gpt2-large": _gpt2(width=1280, layers=36, heads=20),
+    "gpt2-xl": _gpt2(width=1600, layers=48, heads=25),
+    "llama-7b": _llama(
+        vocabulary=32000, width=4096, inner=11008, layers=32, heads=32, kv_heads=32
+    ),
+    "llama-2-7b": _llama(
+        vocabulary=32000,
+        width=4096,
+        inner=11008,
+        layers=32,
+        heads=32,
+        kv_heads=32,
+        max_position_embeddings=4096,
+    ),
     "llama-3-8b": _llama(
-        128256, 4096, 14336, 32, 32, 8, max_position_embeddings=8192, rope_theta=5e5
+        vocabulary=128256,
+        width=4096,
+        inner=14336,
+        layers=32,
+        heads=32,
+        kv_heads=8,
+        max_position_embeddings=8192,
+        rope_theta=5e5,
     ),
     "llama-3.2-1b": _llama(
-        128256,
-        2048,
-        8192,
-        16,
-        32,
-        8,
+        vocabulary=128256,
+        width=2048,
+        inner=8192,
+        layers=16,
+        heads=32,
+        kv_heads=8,
         tie_word_embeddings=True,
         rope_theta=5e5,
         rope_scaling=_LLAMA3,
     ),
-    "minilm-l6": _bert("bert", 384, 6, 12),
-    "mistral-7b": _llama(32000, 4096, 14336, 32, 32, 8)
+    "minilm-l6": _bert("bert", width=384, layers=6, heads=12),
+    "mistral-7b": _llama(
+        vocabulary=32000, width=4096, inner=14336, layers=32, heads=32, kv_heads=8
+    )
     | {"model_type": "mistral", "max_position_embeddings": 32768},
     "mistral-7b-v0.3": _llama(
-        32768, 4096, 14336, 32, 32, 8, rope_theta=1e6, sliding_window=None
+        vocabulary=32768,
+        width=4096,
+        inner=14336,
+        layers=32,
+        heads=32,
+        kv_heads=8,
+        rope_theta=1e6,
+        sliding_window=None,
     )
     | {"model_type": "mistral", "max_position_embeddings": 32768},
     "qwen2.5-0.5b": _llama(
-        151936, 896, 4864, 24, 14, 2, tie_word_embeddings=True, rope_theta=1e6
+        vocabulary=151936,
+        width=896,
+        inner=4864,
+        layers=24,
+        heads=14,
+        kv_heads=2,
+        tie_word_embeddings=True,
+        rope_theta=1e6,
     )
     | {"model_type": "qwen2", "max_position_embeddings": 32768},
     "qwen3-0.6b": _llama(
-        151936,
-        1024,
-        3072,
-        28,
-        16,
-        8,
+        vocabulary=151936,
+        width=1024,
+        inner=3072,
+        layers=28,
+        heads=16,
+        kv_heads=8,
         head_dim=128,
         tie_word_embeddings=True,
         rope_theta=1e6,
     )
     | {"model_type": "qwen3", "max_position_embeddings": 40960},
-    "roberta-base": _bert("roberta", 768, 12, 12, **_ROBERTA),
-    "roberta-large": _bert("roberta", 1024, 24, 16, **_ROBERTA),
+    "roberta-base": _bert("roberta", width=768, layers=12, heads=12, **_ROBERTA),
+    "roberta-large": _bert("roberta", width=1024, layers=24, heads=16, **_ROBERTA),
     "smollm2-135m": _llama(
-        49152, 576, 1536, 30, 9, 3, tie_word_embeddings=True, rope_theta=1e5
+        vocabulary=49152,
+        width=576,
+        inner=1536,
+        layers=30,
+        heads=9,
+        kv_heads=3,
+        tie_word_embeddings=True,
+        rope_theta=1e5,
     )
     | {"max_position_embeddings": 8192},
-    "t5-small": _t5(_T5_OLD, 512, 2048, 6, 8),
-    "t5-base": _t5(_T5_OLD, 768, 3072, 12, 12),
-    "t5-large": _t5(_T5_OLD, 1024, 4096, 24, 16),
-    "tinyllama": _llama(32000, 2048, 5632, 22, 32, 4),
+    "t5-small": _t5(_T5_OLD, d_model=512, d_ff=2048, num_layers=6, num_heads=8),
+    "t5-base": _t5(_T5_OLD, d_model=768, d_ff=3072, num_layers=12, num_heads=12),
+    "t5-large": _t5(_T5_OLD, d_model=1024, d_ff=4096, num_layers=24, num_heads=16),
+    "tinyllama": _llama(
+        vocabulary=32000, width=2048, inner=5632, layers=22, heads=32, kv_heads=4
+    ),
     "vit-b16": {"model_type": "vit"},
 }
 
@@ -189,6 +237,17 @@ DEFAULT_TARGETS = {
 
 
 def architecture(name: str) -> dict[str, Any] | None:
-    """The fields of the architecture of that name, alias or hub id; None if there is none."""
+    """The fields of a well-known architecture.
+
+    Args:
+      name: its name, an alias or a hub id; upper and lower case are the same.
+
+    Returns:
+      The fields of its config.json, or None if it is not known here.
+
+    Example:
+      >>> architecture("meta-llama/Meta-Llama-3-8B")["num_key_value_heads"]
+      8
+    """
     last = name.rsplit("/", 1)[-1].lower()
     return ARCHITECTURES.get(ALIASES.get(last, last))

@@ -1,14 +1,14 @@
 """Conversations as text and as token ids, by the model's own chat template.
 
-See `chat_template` for how it runs.
+See `chat_template` for how a template runs.
 
-Which tokens are trained. A template with `{% generation %}` says it itself, and its
-word is taken, as in transformers. For others an answer is what stands between its
-prompt, rendered for generation, and its end: what the model would have seen and written
-at that turn. Some templates write a turn in another way once others follow (Qwen3 drops
-the reasoning of earlier answers): then no single text holds all answers as generation
-would see them, and a conversation is trained as one row an answer (`answers="each"`) or
-by its last answer alone (`answers="last"`).
+Which tokens are trained: a template with `{% generation %}` marks the assistant's words
+itself, and its marks are taken, as in transformers. For others an answer is what stands
+between its prompt, rendered for generation, and its end: what the model would have seen
+and written at that turn. Some templates write a turn in another way once others follow
+(Qwen3 drops the reasoning of earlier answers). Then no single text holds all answers as
+generation would see them, and a conversation is trained as one row an answer
+(`answers="each"`) or by its last answer alone (`answers="last"`).
 """
 
 import itertools
@@ -37,10 +37,15 @@ Span = tuple[int, int]  # characters [begin, end)
 
 
 class Segment(NamedTuple):
-    """A stretch of a rendered conversation."""
+    """A stretch of a rendered conversation.
+
+    Attributes:
+      text: the stretch.
+      response: whether the assistant wrote it; its end-of-turn marker is included.
+    """
 
     text: str
-    response: bool  # written by the assistant, its end-of-turn marker included
+    response: bool
 
 
 class _Row(NamedTuple):
@@ -58,21 +63,46 @@ class Chat(NamedTuple):
     Methods take what else the template reads by name: `tools`, `documents`,
     `enable_thinking`, a date. A name that the template does not read is refused, as a
     typo would change nothing.
+
+    Attributes:
+      tokenizer: of the `tokenizers` library.
+      template: a Jinja program, see `render`.
+      variables: special tokens by name, which the template may read: bos_token,
+        eos_token.
+      eos_token_id: the end token's id; None: the model has none.
+      pad_token_id: fills rows.
+      named: all templates by name, where there are several; see `use`.
+      ends: ids that end generation, where they are not `eos_token_id` alone.
+
+    Example:
+      >>> from tokenizers import Tokenizer, models as words, pre_tokenizers
+      >>> from fedjax_fm import models
+      >>> vocabulary = {"<u>": 0, "<a>": 1, "</s>": 2, "Hi": 3, "Hello": 4}
+      >>> tokenizer = Tokenizer(words.WordLevel(vocabulary, "</s>"))
+      >>> tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+      >>> template = (
+      ...     "{% for m in messages %}"
+      ...     "{{ '<u> ' ~ m.content if m.role == 'user' else m.content ~ ' </s>' }} "
+      ...     "{% if m.role == 'user' and (not loop.last or add_generation_prompt) %}"
+      ...     "<a> {% endif %}{% endfor %}"
+      ... )
+      >>> chat = models.Chat(tokenizer, template, {"eos_token": "</s>"}, 2, 2)
+      >>> question = {"role": "user", "content": "Hi"}
+      >>> answer = {"role": "assistant", "content": "Hello"}
+      >>> talk = [question, answer]
+      >>> chat.text(talk)
+      '<u> Hi <a> Hello </s> '
+      >>> chat.encode([talk], max_length=6)["labels"]
+      array([[-100, -100, -100,    4,    2, -100]], dtype=int32)
     """
 
     tokenizer: Tokenizer
     template: str
-    variables: Mapping[
-        str, str | None
-    ]  # special tokens by name, which the template may read: bos_token, eos_token
+    variables: Mapping[str, str | None]
     eos_token_id: int | None
     pad_token_id: int
-    named: Mapping[str, str] | None = (
-        None  # all templates by name, where there are several; see `use`
-    )
-    ends: tuple[int, ...] | None = (
-        None  # ids that end generation, where they are not eos_token_id alone
-    )
+    named: Mapping[str, str] | None = None
+    ends: tuple[int, ...] | None = None
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -82,9 +112,15 @@ class Chat(NamedTuple):
         return () if self.eos_token_id is None else (self.eos_token_id,)
 
     def use(self, name: str) -> "Chat":
-        """The same with the template of that name, whatever is asked.
+        """The same chat with the template of that name for every conversation.
 
         Without it, "tool_use" is taken where tools are given, as in transformers.
+
+        Args:
+          name: one of `named`; "default" where there is one template only.
+
+        Raises:
+          ValueError: there is no template of that name.
         """
         named = self.named or {"default": self.template}
         checks.choice("name", name, list(named))
@@ -96,13 +132,28 @@ class Chat(NamedTuple):
         add_generation_prompt: bool = False,
         **variables: Any,
     ) -> str:
-        """The whole conversation as text; see `render`."""
+        """The whole conversation as text; see `render`.
+
+        Args:
+          messages: the conversation, in order.
+          add_generation_prompt: ends with the opening of the assistant's turn.
+          **variables: what else the template reads.
+
+        Raises:
+          TypeError, ValueError: as `render`; a variable that the template does not
+            read.
+        """
         return self._text(messages, add_generation_prompt, variables)
 
     def segments(self, messages: Sequence[Message], **variables: Any) -> list[Segment]:
         """The conversation cut into prompts and the assistant's answers.
 
-        Their texts add up to `text(messages)`.
+        Args:
+          messages: the conversation, in order.
+          **variables: what else the template reads.
+
+        Returns:
+          Segments whose texts add up to `text(messages)`.
 
         Raises:
           ValueError: the template writes a turn in another way once others follow, so
@@ -114,12 +165,16 @@ class Chat(NamedTuple):
         return [Segment(piece, bool(i % 2)) for i, piece in enumerate(pieces) if piece]
 
     def prompt_ids(self, messages: Sequence[Message], **variables: Any) -> list[int]:
-        """Token ids of the conversation and the opening of the assistant's turn, for
-        `pad_prompts`.
+        """Token ids of the conversation and the opening of the assistant's turn.
+
+        `pad_prompts` makes a batch of several.
+
+        Args:
+          messages: the conversation, in order.
+          **variables: what else the template reads.
         """
-        return self._encode(
-            self.text(messages, add_generation_prompt=True, **variables)
-        ).ids
+        text = self.text(messages, add_generation_prompt=True, **variables)
+        return self._encode(text).ids
 
     def encode(
         self,
@@ -129,9 +184,7 @@ class Chat(NamedTuple):
         answers: Answers = "all",
         **variables: Any,
     ) -> dict[str, np.ndarray]:
-        """{"input_ids", "attention_mask", "labels"}.
-
-        Int32[n, max_length], padded on the right, for training.
+        """Conversations as padded rows of token ids with labels, for training.
 
         The ids are those of the whole text, as transformers gives them. Labels are the
         ids where the assistant speaks (its end-of-turn marker included) and -100
@@ -147,7 +200,11 @@ class Chat(NamedTuple):
             answer alone, and what follows it is left out; "each" gives a row for each
             answer, with all that comes before it, in order, so that n is the number of
             answers.
-          variables: what else the template reads, the same for all conversations.
+          **variables: what else the template reads, the same for all conversations.
+
+        Returns:
+          {"input_ids", "attention_mask", "labels"}: int32[n, max_length], padded on the
+          right.
 
         Raises:
           TypeError, ValueError: name the conversation. No list of conversations; a
@@ -158,10 +215,8 @@ class Chat(NamedTuple):
         checks.whole("max_length", max_length, least=1)
         checks.flag("truncate", truncate)
         checks.choice("answers", answers, ("all", "last", "each"))
-        rows = [
-            self._trained(row, max_length, truncate)
-            for row in self._rows(_listed(conversations), answers, variables)
-        ]
+        texts = self._rows(_listed(conversations), answers, variables)
+        rows = [self._trained(row, max_length, truncate) for row in texts]
         ids = np.full((len(rows), max_length), self.pad_token_id, np.int32)
         mask, labels = np.zeros_like(ids), np.full_like(ids, IGNORED)
         for number, (tokens, spoken) in enumerate(rows):
@@ -173,7 +228,7 @@ class Chat(NamedTuple):
     def _rows(
         self, conversations: list[Any], answers: Answers, variables: dict[str, Any]
     ) -> Iterator[_Row]:
-        """What `encode` makes rows of; errors begin with the conversation's number."""
+        """The texts that `encode` makes rows of; errors begin with the conversation."""
         for number, conversation in enumerate(conversations):
             name = f"conversation {number}"
             try:
@@ -238,10 +293,10 @@ class Chat(NamedTuple):
     def _last_spans(
         self, messages: list[dict[str, Any]], whole: Marked, variables: dict[str, Any]
     ) -> list[Span]:
-        """Of the template's own spans those of the last message.
+        """The template's own spans that belong to the last message.
 
-        What ends behind its prompt, or, where the template rewrites the prompt, what
-        the messages before it do not have.
+        They end behind its prompt. Where the template rewrites the prompt, they are
+        those that the messages before it do not have.
         """
         spans = whole.spans or []
         if len(messages) == 1:
@@ -254,26 +309,19 @@ class Chat(NamedTuple):
     def _answer(
         self, messages: list[dict[str, Any]], variables: dict[str, Any]
     ) -> tuple[int, str]:
-        """Where the last message begins, as generation would begin it, and the text
-        that it ends.
-        """
+        """Where the answer begins that ends a conversation, and the whole text."""
         place = len(messages) - 1
         if place == 0:
             raise ValueError(
-                "the first message is the assistant's: an answer needs a prompt before it"
+                "the first message is the assistant's: an answer needs a prompt before "
+                "it"
             )
         prompt = self._text(messages[:-1], True, variables)
         answered = self._text(messages, False, variables)
         if answered.startswith(prompt):
             return len(prompt), answered
-        alike = next(
-            (
-                i
-                for i, (a, b) in enumerate(zip(prompt, answered, strict=False))
-                if a != b
-            ),
-            len(answered),
-        )
+        pairs = enumerate(zip(prompt, answered, strict=False))
+        alike = next((i for i, (a, b) in pairs if a != b), len(answered))
         raise ValueError(
             f"the chat template rewrites what comes before message {place} once "
             "it is answered: for generation it opens an answer with "
@@ -292,6 +340,7 @@ class Chat(NamedTuple):
     def _text(
         self, messages: Sequence[Message], prompt: bool, variables: Mapping[str, Any]
     ) -> str:
+        """The rendered text."""
         return render(
             self._template(variables), messages, **self._given(prompt, variables)
         )
@@ -299,6 +348,7 @@ class Chat(NamedTuple):
     def _marked(
         self, messages: Sequence[Message], variables: Mapping[str, Any]
     ) -> Marked:
+        """The rendered text and where the template's own marks lie."""
         return render_marked(
             self._template(variables), messages, **self._given(False, variables)
         )
@@ -329,7 +379,8 @@ class Chat(NamedTuple):
             none = name in ("tools", "documents") and value is None
             if name not in program.names and not none:
                 raise ValueError(
-                    f"the chat template does not read {name!r}; it reads {list(program.reads)}"
+                    f"the chat template does not read {name!r}; it reads "
+                    f"{list(program.reads)}"
                 )
         return self.template
 
@@ -341,7 +392,8 @@ class Chat(NamedTuple):
         n = len(encoding.ids)
         if n > max_length and not truncate:
             raise ValueError(
-                f"{row.name} has {n} tokens, more than max_length={max_length}; see truncate"
+                f"{row.name} has {n} tokens, more than max_length={max_length}; see "
+                "truncate"
             )
         n = min(n, max_length)
         starts, ends = np.array(encoding.offsets[:n], np.int64).reshape(n, 2).T
@@ -352,18 +404,19 @@ class Chat(NamedTuple):
                 spoken |= (starts < begin) & (ends > begin)
         if not spoken.any():
             raise ValueError(
-                f"{row.name} has no answer within its first {max_length} tokens: nothing to train"
+                f"{row.name} has no answer within its first {max_length} tokens: "
+                "nothing to train"
             )
         return np.array(encoding.ids[:n], np.int64), spoken
 
     def _encode(self, text: str):
+        """The encoding of a text; the template writes the special tokens itself."""
         with without_padding(backend(self.tokenizer)) as tokenizer:
-            return tokenizer.encode(
-                text, add_special_tokens=False
-            )  # the template writes them itself
+            return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _answers(messages: Sequence[Message]) -> list[int]:
+    """The numbers of the assistant's messages."""
     return [
         number
         for number, message in enumerate(messages)
@@ -372,6 +425,11 @@ def _answers(messages: Sequence[Message]) -> list[int]:
 
 
 def _listed(conversations: Any) -> list[Any]:
+    """The conversations as a list.
+
+    Raises:
+      TypeError: it is one conversation, or no list at all.
+    """
     if isinstance(conversations, (str, bytes, Mapping)) or not isinstance(
         conversations, Iterable
     ):
@@ -396,10 +454,18 @@ def load_chat(folder_or_hub_id: str | os.PathLike[str] | Any) -> Chat:
     generation_config.json, else of config.json, else the tokenizer's.
 
     Args:
-      folder_or_hub_id: a folder, a .gguf file or OWNER/NAME; or a fast tokenizer of transformers.
+      folder_or_hub_id: a folder, a .gguf file or OWNER/NAME; or a fast tokenizer of
+        transformers.
 
     Raises:
-      FileNotFoundError, WeightError: say what is missing; a base model has no chat template.
+      FileNotFoundError, WeightError: say what is missing; a base model has no chat
+        template.
+
+    Example:
+      >>> from fedjax_fm import models
+      >>> name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+      >>> chat = models.load_chat(name)  # doctest: +SKIP
+      >>> chat.prompt_ids([{"role": "user", "content": "Hi"}])  # doctest: +SKIP
     """
     if hasattr(folder_or_hub_id, "apply_chat_template"):
         return _of_transformers(folder_or_hub_id)
@@ -414,28 +480,41 @@ def load_chat(folder_or_hub_id: str | os.PathLike[str] | Any) -> Chat:
     named = token_files.templates(files.folder, fields)
     read = compiled(named["default"]).names
     for name, word in words.items():
-        if (name == "eos_token" or name in read) and tokenizer.token_to_id(
-            word
-        ) is None:
+        needed = name == "eos_token" or name in read
+        if needed and tokenizer.token_to_id(word) is None:
             raise WeightError(
-                f"{files.folder} names the {name} {word!r}, which its tokenizer.json does not know"
+                f"{files.folder} names the {name} {word!r}, which its tokenizer.json "
+                "does not know"
             )
     eos, pad = (
         tokenizer.token_to_id(words[name]) if name in words else None
         for name in ("eos_token", "pad_token")
     )
-    ends = token_files.end_ids(files.folder)
-    return _chat(tokenizer, named, words, eos, _padding(pad, eos, files.folder), ends)
+    return _chat(
+        tokenizer,
+        named=named,
+        words=words,
+        eos=eos,
+        pad=_padding(pad, eos, files.folder),
+        ends=token_files.end_ids(files.folder),
+    )
 
 
 def end_tokens(folder_or_hub_id: str | os.PathLike[str]) -> tuple[int, ...]:
     """Ids at any of which generation ends, for `generate(eos_token_id=...)`.
 
-    Those of generation_config.json, else of config.json, else the tokenizer's own; a
-    .gguf file's.
+    They are those of generation_config.json, else of config.json, else the tokenizer's
+    own; or those of a .gguf file.
+
+    Args:
+      folder_or_hub_id: a folder, a .gguf file or OWNER/NAME; see `locate`.
+
+    Returns:
+      At least one id.
 
     Raises:
-      FileNotFoundError, WeightError: the model or its tokenizer is not there, or it names no end.
+      FileNotFoundError, WeightError: the model or its tokenizer is not there, or it
+        names no end.
     """
     files = locate(folder_or_hub_id)
     if files.weights.suffix == ".gguf":
@@ -443,30 +522,31 @@ def end_tokens(folder_or_hub_id: str | os.PathLike[str]) -> tuple[int, ...]:
     else:
         found = token_files.end_ids(files.folder)
     if found is None:
-        words = token_files.special_tokens(
-            token_files.tokenizer_fields(files.folder), files.folder
-        )
-        eos = (
-            load_tokenizer(files.folder).token_to_id(words["eos_token"])
-            if "eos_token" in words
-            else None
-        )
+        fields = token_files.tokenizer_fields(files.folder)
+        words = token_files.special_tokens(fields, files.folder)
+        eos = None
+        if "eos_token" in words:
+            tokenizer = load_tokenizer(files.folder)
+            eos = tokenizer.token_to_id(words["eos_token"])
         found = () if eos is None else (eos,)
     if not found:
         raise WeightError(
-            f"{files.folder} names no end token; give generate(eos_token_id=...) your own, or None"
+            f"{files.folder} names no end token; give generate(eos_token_id=...) your "
+            "own, or None"
         )
     return found
 
 
 def _chat(
     tokenizer: Tokenizer,
+    *,
     named: Mapping[str, str],
     words: Mapping[str, str | None],
     eos: int | None,
     pad: int,
     ends: tuple[int, ...] | None,
 ) -> Chat:
+    """A `Chat` of what was read."""
     return Chat(
         tokenizer=tokenizer,
         template=named["default"],
@@ -479,6 +559,7 @@ def _chat(
 
 
 def _of_gguf(path: Path) -> Chat:
+    """The chat of a GGUF file."""
     opened = GGUFFile(path)
     tokenizer, (_, eos, pad) = opened.tokenizer(), opened.special_tokens()
     fields = {
@@ -495,16 +576,16 @@ def _of_gguf(path: Path) -> Chat:
     named = {name: opened.field(f"tokenizer.chat_template.{name}") for name in others}
     return _chat(
         tokenizer,
-        {**named, "default": opened.chat_template()},
-        words,
-        eos,
-        _padding(pad, eos, path),
-        _ends_of_gguf(opened),
+        named={**named, "default": opened.chat_template()},
+        words=words,
+        eos=eos,
+        pad=_padding(pad, eos, path),
+        ends=_ends_of_gguf(opened),
     )
 
 
 def _ends_of_gguf(opened: GGUFFile) -> tuple[int, ...]:
-    """Ends of a text, of a turn and of a message, at each of which llama.cpp stops."""
+    """Ids of the ends of texts, turns and messages, at which llama.cpp stops."""
     found = [
         opened.field(f"tokenizer.ggml.{word}_token_id")
         for word in ("eos", "eot", "eom")
@@ -513,11 +594,9 @@ def _ends_of_gguf(opened: GGUFFile) -> tuple[int, ...]:
 
 
 def _of_transformers(tokenizer: Any) -> Chat:
-    name, eos, pad = (
-        tokenizer.name_or_path or type(tokenizer).__name__,
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-    )
+    """The chat of a fast tokenizer of transformers."""
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     inner = backend(tokenizer)
     if not tokenizer.chat_template:
         raise WeightError(
@@ -528,15 +607,16 @@ def _of_transformers(tokenizer: Any) -> Chat:
     )
     return _chat(
         inner,
-        named,
-        dict(tokenizer.special_tokens_map),
-        eos,
-        _padding(pad, eos, name),
-        None,
+        named=named,
+        words=dict(tokenizer.special_tokens_map),
+        eos=eos,
+        pad=_padding(pad, eos, name),
+        ends=None,
     )
 
 
 def _padding(pad: int | None, eos: int | None, where: Any) -> int:
+    """The padding's id, else the end's."""
     if pad is None and eos is None:
         raise WeightError(f"{where} names neither a padding nor an end token")
     return pad if pad is not None else eos  # type: ignore[return-value]

@@ -1,8 +1,8 @@
-"""Chat templates: Jinja programs that came with the weights, run as transformers runs them.
+"""Chat templates: Jinja programs that come with the weights, run as transformers does.
 
 They are untrusted code. They run in `ImmutableSandboxedEnvironment` with `trim_blocks`,
-`lstrip_blocks` and `loopcontrols`, and see plain data only. `{% generation %}` ... `{%
-endgeneration %}` marks what the assistant writes.
+`lstrip_blocks` and `loopcontrols`, and see plain data only.
+`{% generation %}` ... `{% endgeneration %}` marks what the assistant writes.
 """
 
 import functools
@@ -15,27 +15,37 @@ from fedjax_fm import checks
 from fedjax_fm.models.conversations import Message, kind, plain, plain_messages
 
 _MARKS = "__generation_marks"  # the variable under which the extension finds them
-_NONCHARACTERS = [
-    chr(0xFDD0 + i) for i in range(32)
-]  # of Unicode, never in text that is exchanged
+# Unicode's noncharacters, which are never in text that is exchanged.
+_NONCHARACTERS = [chr(0xFDD0 + i) for i in range(32)]
 
 
 class Marked(NamedTuple):
-    """A rendered conversation and what of it the assistant writes."""
+    """A rendered conversation and what of it the assistant writes.
+
+    Attributes:
+      text: the whole.
+      spans: characters [begin, end) of the assistant, in order; None: the template does
+        not mark them.
+    """
 
     text: str
-    spans: (
-        list[tuple[int, int]] | None
-    )  # characters [begin, end), in order; None: the template does not say
+    spans: list[tuple[int, int]] | None
 
 
 class Compiled(NamedTuple):
-    """A template, ready to run, and what stands in it."""
+    """A template, ready to run, and what stands in it.
 
-    template: Any  # jinja2.Template
-    names: frozenset[str]  # of all variables, those that it sets included
-    reads: tuple[str, ...]  # what a caller may give
-    generates: bool  # has `{% generation %}`
+    Attributes:
+      template: a jinja2.Template.
+      names: of all variables, those that it sets included.
+      reads: names of what a caller may give.
+      generates: whether it has `{% generation %}`.
+    """
+
+    template: Any
+    names: frozenset[str]
+    reads: tuple[str, ...]
+    generates: bool
 
 
 def render(
@@ -47,18 +57,25 @@ def render(
     documents: Sequence[Mapping[str, Any]] | None = None,
     **variables: Any,
 ) -> str:
-    """The text of a conversation, as transformers' `apply_chat_template(tokenize=False)` gives it.
+    """The text of a conversation, by a chat template.
+
+    It is what transformers' `apply_chat_template(tokenize=False)` gives.
 
     Args:
-      messages: in order; what roles and keys are allowed is the template's business,
-        and that each message has a role and content that is text (or parts, or
-        tool_calls) is ours. Fields that are None count as missing.
-      add_generation_prompt: ends with the opening of the assistant's turn, for generation.
+      template: a Jinja program, as tokenizer_config.json holds it.
+      messages: in order. The template decides which roles and keys are allowed; here
+        each message must have a role and content that is text (or parts, or
+        tool_calls). Fields that are None count as missing.
+      add_generation_prompt: ends with the opening of the assistant's turn, for
+        generation.
       tools: JSON schemas of functions that may be called.
       documents: what the model may look things up in, by title and text.
-      variables: what else the template may read (`bos_token`, `eos_token`,
+      **variables: what else the template may read (`bos_token`, `eos_token`,
         `enable_thinking`). Many templates write today's date unless they are given one,
         such as `date_string`: texts then differ from day to day.
+
+    Returns:
+      The text.
 
     Raises:
       TypeError, ValueError: no messages, a message that is none (names it), or the
@@ -81,24 +98,37 @@ def render(
 def render_marked(
     template: str, messages: Sequence[Message], **variables: Any
 ) -> Marked:
-    """The text, and where in it `{% generation %}` blocks lie; arguments as of `render`.
+    """The text of a conversation, and where in it `{% generation %}` blocks lie.
+
+    Args:
+      template: as of `render`.
+      messages: as of `render`.
+      **variables: as of `render`.
 
     Raises:
       ValueError: as `render`, or the template alters what is inside such a block after
         it was written.
+
+    Example:
+      >>> answer = "{% generation %}{{ messages[1].content }}{% endgeneration %}"
+      >>> talk = [{"role": "user", "content": "?"}]
+      >>> talk.append({"role": "assistant", "content": "No"})
+      >>> render_marked("{{ messages[0].content }}" + answer, talk)
+      Marked(text='?No', spans=[(1, 3)])
     """
     text = render(template, messages, **variables)
     if not compiled(template).generates:
         return Marked(text, None)
     marks: Any = tuple(sign for sign in _NONCHARACTERS if sign not in text)[:2]
-    return Marked(
-        text,
-        _spans(text, render(template, messages, **{**variables, _MARKS: marks}), marks),
-    )
+    marked = render(template, messages, **{**variables, _MARKS: marks})
+    return Marked(text, _spans(text, marked, marks))
 
 
 def _spans(text: str, marked: str, marks: tuple[str, ...]) -> list[tuple[int, int]]:
-    """[begin, end) in `text` of what stands between marks; of nested blocks the outermost."""
+    """The spans [begin, end) in `text` of what stands between marks.
+
+    Of nested blocks the outermost counts.
+    """
     found, begin, depth, place, pieces = [], 0, 0, 0, []
     opening, closing = marks
     for sign in marked:
@@ -120,7 +150,7 @@ def _spans(text: str, marked: str, marks: tuple[str, ...]) -> list[tuple[int, in
 
 
 def _given(tools: Any, documents: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What a template reads besides messages.
+    """The variables that a template reads besides messages, made plain.
 
     `tools` and `documents` are None where there are none, not undefined.
     """
@@ -150,6 +180,7 @@ def _given(tools: Any, documents: Any, variables: Mapping[str, Any]) -> dict[str
 def _run(
     program: Compiled, messages: list[dict[str, Any]], variables: dict[str, Any]
 ) -> str:
+    """The rendered text; the template's own errors become ValueErrors."""
     import jinja2
 
     try:
@@ -175,12 +206,20 @@ def _run(
 
 @functools.lru_cache(maxsize=16)
 def compiled(template: str) -> Compiled:
-    """Compiled once: a corpus renders it thousands of times.
+    """A template, compiled once: a corpus renders it thousands of times.
 
     Jinja is imported late, as most uses need no template.
 
+    Args:
+      template: a Jinja program.
+
     Raises:
+      TypeError: it is no text.
       ValueError: it is not valid Jinja; gives line and reason.
+
+    Example:
+      >>> compiled("{{ bos_token }}{{ messages[0].content }}").reads
+      ('bos_token',)
     """
     import jinja2
     from jinja2 import meta, nodes
@@ -193,7 +232,8 @@ def compiled(template: str) -> Compiled:
         program = environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(
-            f"the chat template is not valid Jinja (line {error.lineno}): {error.message}"
+            f"the chat template is not valid Jinja (line {error.lineno}): "
+            f"{error.message}"
         ) from error
     names = frozenset(node.name for node in tree.find_all(nodes.Name))
     own = {"messages", "add_generation_prompt", *environment.globals}
@@ -202,22 +242,24 @@ def compiled(template: str) -> Compiled:
         template=program,
         names=names,
         reads=tuple(reads),
-        generates=environment.generates,
-    )  # type: ignore[attr-defined]
+        generates=environment.generates,  # type: ignore[attr-defined]
+    )
 
 
 def _environment():
+    """The sandbox in which templates run, with transformers' own functions."""
     import jinja2
     from jinja2 import nodes
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """The tag `{% generation %}`; puts marks around its block where they are asked for."""
+        """The tag `{% generation %}`, which can put marks around its block."""
 
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser):
+            """Reads the block up to `{% endgeneration %}`."""
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             self.environment.generates = True  # type: ignore[attr-defined]
@@ -254,6 +296,7 @@ def _environment():
 
 
 def _check_name(name: str) -> None:
+    """Refuses names that begin with an underscore."""
     import jinja2
 
     if name.startswith("_"):
@@ -265,7 +308,7 @@ def _check_name(name: str) -> None:
 def _tojson(
     value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
 ) -> str:
-    """Jinja's own escapes HTML, which no model was trained on."""
+    """JSON as it is: Jinja's own filter escapes HTML, which no model was trained on."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -276,10 +319,12 @@ def _tojson(
 
 
 def _raise_exception(message: str) -> None:
+    """Stops the template with its own message."""
     import jinja2
 
     raise jinja2.TemplateError(message)
 
 
 def _strftime_now(form: str) -> str:
+    """Today's date in the form that a template asks for."""
     return datetime.now().strftime(form)

@@ -1,7 +1,7 @@
-"""Conversations as people hold them, made plain for a template, or refused by message.
+"""Conversations made plain for a template, or refused by message.
 
-What a template may see is text, numbers, lists and mappings, as in transformers: a
-template is untrusted code, and objects have methods.
+A template may see text, numbers, lists and mappings, as in transformers: it is
+untrusted code, and objects have methods.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,11 @@ import numpy as np
 
 from fedjax_fm import checks
 
-Message = Mapping[
-    str, Any
-]  # {"role": "system" | "user" | "assistant" | "tool", "content": text}
+# {"role": "system" | "user" | "assistant" | "tool", "content": text}
+Message = Mapping[str, Any]
 
-_REASONING = (
-    "reasoning_content",
-    "thinking",
-    "reasoning",
-)  # one thing; templates read the first, gpt-oss the second
+# One thing under three names: templates read the first, gpt-oss's the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 _SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -27,6 +23,7 @@ class Parts(list):
     """Content in parts.
 
     A template that writes it as text would write Python's form of it, brackets and all.
+    Here that is a TypeError.
     """
 
     def __str__(self) -> str:
@@ -51,32 +48,57 @@ class Fields(dict):
 
 
 def _is_no_text(content: Any) -> NoReturn:
+    """The TypeError of content that a template wanted as text."""
     raise TypeError(f"expected content that is text, got {kind(content)}")
 
 
 def kind(content: Any) -> str:
-    """What the content of a message is, for error messages."""
+    """The kind of a message's content in words, for error messages.
+
+    Args:
+      content: of a message.
+
+    Example:
+      >>> kind(["a"]), kind(3)
+      ('a list of parts', 'content of type int')
+    """
     if isinstance(content, list):
         return "a list of parts"
-    return f"content of type {'dict' if isinstance(content, Fields) else type(content).__name__}"
+    name = "dict" if isinstance(content, Fields) else type(content).__name__
+    return f"content of type {name}"
 
 
 def is_message(value: Any) -> bool:
-    """Whether it is one message, good or bad, and no conversation."""
+    """Whether a value is one message, good or bad, and no conversation.
+
+    Args:
+      value: anything.
+
+    Example:
+      >>> is_message({"role": "user", "content": "Hi"})
+      True
+    """
     return isinstance(value, Mapping) and "messages" not in value
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as a template gets them, as in transformers.
 
-    Without fields that are None, reasoning under its names.
+    Fields that are None are dropped, and reasoning is there under each of its names.
+    ShareGPT's {"from": "human" | "gpt" | "system", "value": text} is taken for
+    {"role", "content"}.
 
-    ShareGPT's {"from": "human" | "gpt" | "system", "value": text} is taken for {"role", "content"}.
+    Args:
+      messages: one conversation, in order.
 
     Raises:
       TypeError, ValueError: no list of messages; a message without a role, without
         content (unless it has something else, such as tool_calls) or with what is no
         text; names the message by its number.
+
+    Example:
+      >>> plain_messages([{"from": "human", "value": "Hi"}])
+      [{'role': 'user', 'content': 'Hi'}]
     """
     if isinstance(messages, Mapping) and "messages" in messages:
         raise TypeError(
@@ -86,13 +108,15 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         messages = list(messages)
     if not isinstance(messages, (list, tuple)):
         raise TypeError(
-            f"expected a list of messages, got {_short(messages)} of type {type(messages).__name__}"
+            f"expected a list of messages, got {_short(messages)} of type "
+            f"{type(messages).__name__}"
         )
     if not messages:
         raise ValueError("expected at least one message, got none")
     if isinstance(messages[0], (list, tuple)):
         raise TypeError(
-            "expected one conversation (a list of messages), got a list of conversations"
+            "expected one conversation (a list of messages), got a list of "
+            "conversations"
         )
     return [
         _message(f"message {number}", message)
@@ -101,9 +125,11 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _message(name: str, message: Any) -> dict[str, Any]:
+    """One message, made plain; `name` begins its errors."""
     if not isinstance(message, Mapping):
         raise TypeError(
-            f"{name} is a {type(message).__name__}; expected a mapping with role and content"
+            f"{name} is a {type(message).__name__}; expected a mapping with role and "
+            "content"
         )
     if "from" in message and "value" in message and "role" not in message:
         message = _of_sharegpt(name, message)
@@ -111,7 +137,8 @@ def _message(name: str, message: Any) -> dict[str, Any]:
     if "role" not in given:
         keys = sorted(map(str, message))
         raise ValueError(
-            f'{name} has no role; its keys are {keys}. Write {{"role": "user", "content": text}}'
+            f"{name} has no role; its keys are {keys}. Write "
+            f'{{"role": "user", "content": text}}'
         )
     if not isinstance(given["role"], str):
         raise TypeError(
@@ -121,7 +148,8 @@ def _message(name: str, message: Any) -> dict[str, Any]:
         given["content"] = _content(name, given["content"])
     elif not any(given[key] for key in given if key != "role"):
         raise ValueError(
-            f"{name} ({given['role']}) has no content; expected text, or tool_calls in its place"
+            f"{name} ({given['role']}) has no content; expected text, or tool_calls in "
+            "its place"
         )
     fields = {
         str(key): value if key == "content" else plain(f"{name}: {key}", value)
@@ -136,6 +164,7 @@ def _message(name: str, message: Any) -> dict[str, Any]:
 
 
 def _of_sharegpt(name: str, message: Message) -> dict[str, Any]:
+    """A message of ShareGPT's format with role and content."""
     role = _SHAREGPT.get(message["from"]) if isinstance(message["from"], str) else None
     if role is None:
         raise ValueError(
@@ -150,13 +179,15 @@ def _of_sharegpt(name: str, message: Message) -> dict[str, Any]:
 
 
 def _content(name: str, content: Any) -> Any:
+    """The content of a message: text, `Parts` or `Fields`."""
     if isinstance(content, str):
         return str.__str__(checks.text(name, content))
     if isinstance(content, Mapping):
         return Fields(plain(f"{name}: content", content))
     if not isinstance(content, (list, tuple)):
         raise TypeError(
-            f"{name} has {kind(content)}, {_short(content)}; expected text or a list of parts"
+            f"{name} has {kind(content)}, {_short(content)}; expected text or a list "
+            "of parts"
         )
     for number, part in enumerate(content):
         if isinstance(part, Mapping) and part.get("type") == "text":
@@ -167,10 +198,18 @@ def _content(name: str, content: Any) -> Any:
 
 
 def plain(name: str, value: Any) -> Any:
-    """`value` rebuilt from text, numbers, None, lists and mappings.
+    """The value rebuilt from text, numbers, None, lists and mappings.
+
+    Args:
+      name: begins the error.
+      value: what a caller gave.
 
     Raises:
       TypeError: something else is in it, such as bytes, an array or an object.
+
+    Example:
+      >>> plain("tools", [{"n": np.int64(3)}])
+      [{'n': 3}]
     """
     if value is None or isinstance(value, bool):
         return value
@@ -183,7 +222,8 @@ def plain(name: str, value: Any) -> Any:
     if isinstance(value, float):
         return float.__float__(value)
     if isinstance(value, Mapping):
-        return {plain(name, key): plain(name, item) for key, item in value.items()}
+        items = value.items()
+        return {plain(name, key): plain(name, item) for key, item in items}
     if isinstance(value, (list, tuple)):
         items = [plain(name, item) for item in value]
         return tuple(items) if isinstance(value, tuple) else items
@@ -194,5 +234,6 @@ def plain(name: str, value: Any) -> Any:
 
 
 def _short(value: Any, most: int = 60) -> str:
+    """The value's form in Python, cut at `most` characters."""
     shown = repr(value)
     return shown if len(shown) <= most else shown[:most] + "…"

@@ -2,7 +2,8 @@
 
 Module names follow Hugging Face's `DistilBertModel` without the layer number.
 
-Sanh et al., 2019, arXiv 1910.01108.
+References:
+  Sanh et al., 2019, arXiv 1910.01108.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,22 @@ from fedjax_fm.models.weights import Naming
 
 @dataclass(frozen=True)
 class DistilBertConfig:
-    """The fields of `config.json` that change the computation, under Hugging Face's
-    names and defaults.
+    """A DistilBERT's sizes: the fields of `config.json` that change the computation.
+
+    Names and defaults are Hugging Face's.
+
+    Attributes:
+      vocab_size: V, rows of the table of words.
+      max_position_embeddings: positions, the longest text in tokens.
+      n_layers: encoder layers.
+      n_heads: heads, a divisor of `dim`.
+      dim: d, width of the hidden states.
+      hidden_dim: width inside the feed-forward network.
+      activation: its name, see `activations.ACTIVATIONS`.
+      pad_token_id: the padding's id; nothing is computed with it.
+
+    Raises:
+      ValueError: heads that do not divide the width, or an unknown activation.
     """
 
     vocab_size: int = 30522
@@ -49,7 +64,13 @@ _EPSILON = 1e-12
 
 
 class DistilBertEmbeddings(nnx.Module):
-    """Sum of word and position embeddings, normalised."""
+    """Sum of word and position embeddings, normalised.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         d = config.dim
@@ -65,8 +86,14 @@ class DistilBertEmbeddings(nnx.Module):
     def __call__(
         self, input_ids: jax.Array, prompt: Any = None
     ) -> tuple[jax.Array, int]:
-        """([B, p + T, d], p): the text behind a prompt of p tokens (see
-        `virtual_tokens`), none by default.
+        """The embedded text behind a prompt of p tokens.
+
+        Args:
+          input_ids: i32[B, T].
+          prompt: of `virtual_tokens`; None: p = 0.
+
+        Returns:
+          ([B, p + T, d], p).
         """
         words, n_prompt = prepend(prompt, self.word_embeddings(input_ids))
         positions = jnp.broadcast_to(
@@ -76,7 +103,13 @@ class DistilBertEmbeddings(nnx.Module):
 
 
 class DistilBertAttention(nnx.Module):
-    """Multi-head self-attention with its output projection."""
+    """Multi-head self-attention with its output projection.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         d = config.dim
@@ -88,12 +121,26 @@ class DistilBertAttention(nnx.Module):
         )
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
-        query, key, value = self.q_lin(hidden), self.k_lin(hidden), self.v_lin(hidden)
-        return self.out_lin(attend(query, key, value, self.heads, mask, self.prefix))
+        """[B, T, d] from hidden [B, T, d], mask bool[B, heads or 1, T, T]."""
+        attended = attend(
+            query=self.q_lin(hidden),
+            key=self.k_lin(hidden),
+            value=self.v_lin(hidden),
+            heads=self.heads,
+            mask=mask,
+            prefix=self.prefix,
+        )
+        return self.out_lin(attended)
 
 
 class DistilBertFFN(nnx.Module):
-    """lin2(act(lin1(x)))."""
+    """The feed-forward network: lin2(act(lin1(x))).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         self.act = config.activation
@@ -105,11 +152,19 @@ class DistilBertFFN(nnx.Module):
         )
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        return self.lin2(ACTIVATIONS[self.act](self.lin1(hidden)))
+        """[B, T, d] from hidden [B, T, d]."""
+        wide = ACTIVATIONS[self.act](self.lin1(hidden))
+        return self.lin2(wide)
 
 
 class DistilBertLayer(nnx.Module):
-    """One encoder layer, post-norm."""
+    """One encoder layer, post-norm.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         self.attention = DistilBertAttention(config, rngs, dtype)
@@ -118,12 +173,19 @@ class DistilBertLayer(nnx.Module):
         self.output_layer_norm = layer_norm(config.dim, _EPSILON, dtype, rngs)
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """[B, T, d] from hidden [B, T, d], mask bool[B, heads or 1, T, T]."""
         hidden = self.sa_layer_norm(self.attention(hidden, mask) + hidden)
         return self.output_layer_norm(self.ffn(hidden) + hidden)
 
 
 class DistilBertTransformer(nnx.Module):
-    """All layers; every parameter of `layer` has a leading axis of n_layers."""
+    """All layers; every parameter of `layer` has a leading axis of n_layers.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: DistilBertConfig, rngs: nnx.Rngs, dtype: Any):
         self.layer = stack(
@@ -131,6 +193,7 @@ class DistilBertTransformer(nnx.Module):
         )
 
     def __call__(self, hidden: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """[B, T, d] from hidden [B, T, d], mask bool[B, heads or 1, T, T]."""
         return run_stacked(self.layer, hidden, mask)
 
 
@@ -138,8 +201,28 @@ _OTHER_HEADS = (r"position_ids$", r"^(vocab_\w+|qa_outputs)\.")
 
 
 class DistilBertModel(nnx.Module):
-    """The encoder: `model(input_ids i32[B, T], attention_mask [B, T]) -> hidden states
-    [B, T, d]`.
+    """DistilBERT's encoder: tokens in, hidden states out.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of weights and activations, f32 by default.
+
+    References:
+      Sanh et al., 2019, arXiv 1910.01108.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.DistilBertConfig(
+      ...     vocab_size=30, dim=8, n_layers=2, n_heads=2, hidden_dim=16
+      ... )
+      >>> def run(inputs):
+      ...     return models.DistilBertModel(config, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 5, 8)
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -158,7 +241,7 @@ class DistilBertModel(nnx.Module):
 
     @property
     def vocabulary(self) -> nnx.Embed:
-        """The embedding that a prompt is made of."""
+        """The embedding of words, of which a trained prompt is made."""
         return self.embeddings.word_embeddings
 
     def __call__(
@@ -167,26 +250,57 @@ class DistilBertModel(nnx.Module):
         attention_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
+        """The hidden states [B, T, d] of tokens.
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+
+        Raises:
+          ValueError: more tokens than the model has positions.
+        """
         with randomness(key):
             hidden, n_prompt = self.embeddings(input_ids, self.prompt)
-            length, room = (
-                hidden.shape[1] + self.embeddings.first_position,
-                self.config.max_position_embeddings,
-            )
+            length = hidden.shape[1] + self.embeddings.first_position
+            room = self.config.max_position_embeddings
             if length > room:
                 raise ValueError(
                     f"{length} tokens exceed the model's {room} positions; truncate"
                 )
             mask = None
             if attention_mask is not None:
-                mask = seen_by_all(attention_mask.astype(bool), n_prompt)[
-                    :, None, None, :
-                ]
+                real = seen_by_all(attention_mask.astype(bool), n_prompt)
+                mask = real[:, None, None, :]
             return self.transformer(hidden, mask)[:, n_prompt:]
 
 
 class DistilBertForSequenceClassification(nnx.Module):
-    """relu(pre_classifier(first token)) and a linear classifier: logits f32[B, num_labels]."""
+    """DistilBERT with a classification head: logits f32[B, num_labels].
+
+    The head reads the first token: relu(pre_classifier(x)) and a linear classifier.
+
+    Args:
+      config: sizes.
+      num_labels: classes.
+      rngs: draws the initial weights.
+      dtype: of the encoder's weights and activations; the head stays f32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.DistilBertConfig(
+      ...     vocab_size=30, dim=8, n_layers=2, n_heads=2, hidden_dim=16
+      ... )
+      >>> def run(inputs):
+      ...     model = models.DistilBertForSequenceClassification(config, 2, nnx.Rngs(0))
+      ...     return model(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 2)
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
         stacked=("transformer.layer",),
@@ -213,7 +327,14 @@ class DistilBertForSequenceClassification(nnx.Module):
         attention_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """What the head sees, [B, d]."""
+        """What the head sees, [B, d].
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+        """
         return self.distilbert(input_ids, attention_mask, key)[:, 0]
 
     def __call__(
@@ -222,5 +343,7 @@ class DistilBertForSequenceClassification(nnx.Module):
         attention_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
+        """Logits f32[B, num_labels]; arguments as those of `features`."""
         features = self.features(input_ids, attention_mask, key).astype(jnp.float32)
-        return self.classifier(jax.nn.relu(self.pre_classifier(features)))
+        hidden = jax.nn.relu(self.pre_classifier(features))
+        return self.classifier(hidden)

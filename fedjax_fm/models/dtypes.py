@@ -1,4 +1,4 @@
-"""How people name the two dtypes of weights."""
+"""The two dtypes of weights and their spellings."""
 
 from typing import Any
 
@@ -11,7 +11,10 @@ _SPELLINGS = {
 
 
 def checked_dtype(dtype: Any) -> Any:
-    """The NumPy dtype, float32 or bfloat16, of a name ("bf16"), of `jnp.bfloat16`, or of torch's.
+    """The NumPy dtype, float32 or bfloat16, that a name or a dtype means.
+
+    Args:
+      dtype: a name ("bf16"), `jnp.bfloat16`, or torch's dtype.
 
     Raises:
       ValueError: any other.
@@ -31,6 +34,7 @@ def checked_dtype(dtype: Any) -> Any:
 
 
 def _name_of(dtype: Any) -> str:
+    """The dtype's name."""
     if dtype is None:
         return "None"  # which NumPy would take for float64
     try:

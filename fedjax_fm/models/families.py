@@ -1,6 +1,6 @@
 """From the fields of a `config.json` to a module.
 
-Which architectures there are and what each one refuses.
+Which architectures there are, and which settings each one refuses.
 
 A key that a file lacks means what it means in transformers, which is not the same for
 all families: Mistral has a window of 4096 tokens, Qwen3 has heads of 128. A key that
@@ -68,7 +68,8 @@ class Family(NamedTuple):
       head: the module with a classifier.
       settle: from the fields of a config.json to those of `config`; refuses what cannot
         be computed.
-      defaults: transformers' values of keys that a file may lack, where `config` has others.
+      defaults: transformers' values of keys that a file may lack, where `config` has
+        others.
     """
 
     config: type
@@ -81,19 +82,35 @@ class Family(NamedTuple):
 def family_of(fields: dict[str, Any]) -> Family:
     """The family that `model_type` names.
 
+    Args:
+      fields: of config.json.
+
     Raises:
-      ValueError: there is none.
+      ValueError: there is no such family here.
+
+    Example:
+      >>> family_of({"model_type": "qwen2"}).config.__name__
+      'LlamaConfig'
     """
     name = fields.get("model_type")
     if name not in _FAMILIES:
         raise ValueError(
-            f"a model of type {name!r}; this version reads {', '.join(sorted(_FAMILIES))}"
+            f"a model of type {name!r}; this version reads "
+            f"{', '.join(sorted(_FAMILIES))}"
         )
     return _FAMILIES[name]
 
 
 def config_of(fields: dict[str, Any]) -> Any:
-    """The configuration that the fields of a `config.json` mean, keys that it lacks included.
+    """The configuration that the fields of a `config.json` mean.
+
+    Keys that it lacks mean what they mean in transformers.
+
+    Args:
+      fields: of config.json.
+
+    Returns:
+      A configuration of the family's kind, such as `LlamaConfig`.
 
     Raises:
       ValueError: a type or a setting that is not supported.
@@ -116,40 +133,56 @@ def from_config(
 ) -> nnx.Module:
     """A model with random weights, as the fields of a `config.json` describe it.
 
-    `model_type` says which family.
-
-    Under `nnx.eval_shape` it takes no memory: `nnx.eval_shape(lambda:
-    from_config(fields))` has the shapes alone.
+    Under `nnx.eval_shape` it takes no memory:
+    `nnx.eval_shape(lambda: from_config(fields))` has the shapes alone.
 
     Args:
-      fields: of config.json; a key that is not there means what it means in transformers.
+      fields: of config.json; `model_type` says which family, and a key that is not
+        there means what it means in transformers.
       num_labels: None gives the encoder (bert, roberta, distilbert, albert, vit), the
         language model (llama, mistral, qwen2, qwen3, gpt2, t5) or both towers (clip); a
         number gives the architecture's classifier.
       pooling: "cls", or for bert "mean".
-      dtype: of weights and activations, as in `from_pretrained`; classification heads stay f32.
-      seed: names the random initial values.
+      dtype: of weights and activations, as in `from_pretrained`; classification heads
+        stay f32.
+      seed: of the random initial values.
+
+    Returns:
+      The model, such as a `LlamaForCausalLM`.
 
     Raises:
       ValueError: a type or a setting that is not supported.
+
+    Example:
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> fields = {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "vocab_size": 30}
+      >>> model = nnx.eval_shape(lambda: models.from_config(fields, num_labels=2))
+      >>> model.transformer.h.attn.c_attn.kernel.shape  # twelve layers, stacked
+      (12, 8, 24)
     """
     family, wanted = family_of(fields), checked_dtype(dtype)
     if num_labels is not None:
         checks.whole("num_labels", num_labels, least=1)
     if pooling != "cls" and family.config is not BertConfig:
         raise ValueError(
-            f"expected pooling 'cls' for a model of type {fields['model_type']!r}, got {pooling!r}"
+            f"expected pooling 'cls' for a model of type {fields['model_type']!r}, got "
+            f"{pooling!r}"
         )
     config, rngs = config_of(fields), nnx.Rngs(seed)
     if num_labels is None:
         return family.plain(config, rngs, wanted)
+    settings: dict[str, Any] = {"rngs": rngs, "dtype": wanted}
     if family.config is BertConfig:
-        return family.head(config, num_labels, pooling, rngs, wanted)
-    return family.head(config, num_labels, rngs, wanted)
+        settings["pooling"] = pooling
+    return family.head(config, num_labels, **settings)
 
 
 def naming_of(model: nnx.Module) -> Naming:
-    """How Hugging Face names the parameters of one of our models.
+    """The names that Hugging Face gives the parameters of one of our models.
+
+    Args:
+      model: of this package.
 
     Raises:
       ValueError: a model of another kind.
@@ -161,16 +194,18 @@ def naming_of(model: nnx.Module) -> Naming:
 
 
 def _known(kind: type, fields: dict[str, Any]) -> Any:
-    """A configuration of that kind; fields that it does not know do not change the computation."""
+    """A configuration of that kind; fields that it does not know change nothing."""
     known = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in fields.items() if name in known})
 
 
 def _as_they_are(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields as they are."""
     return fields
 
 
 def _absolute(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields, if positions are absolute."""
     kind = fields.get("position_embedding_type", "absolute")
     if kind != "absolute":
         raise ValueError(f"expected absolute position embeddings, got {kind!r}")
@@ -178,6 +213,7 @@ def _absolute(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _distilbert(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields, if they are those of an encoder."""
     if fields.get("is_decoder"):
         raise ValueError(
             "is_decoder=True is not supported by DistilBERT, which is an encoder"
@@ -186,16 +222,17 @@ def _distilbert(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clip(fields: dict[str, Any]) -> dict[str, Any]:
-    """Old files say a tower twice; `text_config_dict`, where it is not null, is what counts."""
+    """The fields with both towers' configurations made.
+
+    Old files say a tower twice; `text_config_dict`, where it is not null, is what
+    counts.
+    """
+    kinds = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
     towers = {}
-    for name, kind in (
-        ("text_config", CLIPTextConfig),
-        ("vision_config", CLIPVisionConfig),
-    ):
+    for name, kind in kinds.items():
         again = fields.get(f"{name}_dict")
-        towers[name] = _known(
-            kind, (fields.get(name) or {}) if again is None else again
-        )
+        once = fields.get(name) or {}
+        towers[name] = _known(kind, once if again is None else again)
     return {**fields, **towers}
 
 
@@ -214,15 +251,18 @@ _UNREAD = {
 
 
 def _decoder(fields: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The fields that transformers reads for this kind of decoder."""
     read = {name: value for name, value in fields.items() if name not in _UNREAD[kind]}
     return hugging_face_rope(read)
 
 
 def _llama(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Llama as those of `LlamaConfig`."""
     return _decoder(fields, "llama")
 
 
 def _mistral(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Mistral as those of `LlamaConfig`: all layers alike."""
     kind = (
         "full_attention"
         if fields.get("sliding_window") is None
@@ -239,27 +279,29 @@ def _mistral(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _qwen2(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Qwen2 as those of `LlamaConfig`: q, k and v have biases."""
     return {**_qwen(fields), "attention_bias": True, "attention_output_bias": False}
 
 
 def _qwen3(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Qwen3 as those of `LlamaConfig`: q and k are normalised."""
     return {**_qwen(fields), "qk_norm": True}
 
 
 def _qwen(fields: dict[str, Any]) -> dict[str, Any]:
-    """`use_sliding_window` switches the window, which layers from `max_window_layers` on have."""
+    """The fields of either Qwen, with the layers that have a window.
+
+    `use_sliding_window` turns it on; layers from `max_window_layers` on have it.
+    """
     window = fields["sliding_window"] if fields.get("use_sliding_window") else None
-    kinds, n_layers = (
-        fields.get("layer_types"),
-        fields.get("num_hidden_layers", LlamaConfig.num_hidden_layers),
-    )
+    kinds = fields.get("layer_types")
+    n_layers = fields.get("num_hidden_layers", LlamaConfig.num_hidden_layers)
     if kinds is None:
-        n_full = (
-            n_layers if window is None else min(fields["max_window_layers"], n_layers)
-        )
-        kinds = ["full_attention"] * n_full + ["sliding_attention"] * (
-            n_layers - n_full
-        )
+        n_full = n_layers
+        if window is not None:
+            n_full = min(fields["max_window_layers"], n_layers)
+        n_sliding = n_layers - n_full
+        kinds = ["full_attention"] * n_full + ["sliding_attention"] * n_sliding
     return {
         **_decoder(fields, "qwen"),
         "sliding_window": window,
@@ -268,12 +310,25 @@ def _qwen(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def hugging_face_rope(fields: dict[str, Any]) -> dict[str, Any]:
-    """config.json with its rotary settings, which moved between versions of
-    transformers, as `rope_theta` and `rope_scaling` (None, a `Llama3Scaling` or
-    `FrequencyFactors`). Of two places `rope_scaling` counts, as in transformers.
+    """The fields of a config.json with its rotary settings in one form.
+
+    They moved between versions of transformers. Of two places `rope_scaling` counts, as
+    there.
+
+    Args:
+      fields: of config.json.
+
+    Returns:
+      The fields with `rope_theta` and `rope_scaling` (None, a `Llama3Scaling` or
+      `FrequencyFactors`).
 
     Raises:
-      ValueError: a rotary embedding that is scaled in another way, interleaved or partial.
+      ValueError: a rotary embedding that is scaled in another way, interleaved or
+        partial.
+
+    Example:
+      >>> hugging_face_rope({"rope_parameters": {"rope_theta": 5e5}})["rope_theta"]
+      500000.0
     """
     rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -284,10 +339,12 @@ def hugging_face_rope(fields: dict[str, Any]) -> dict[str, Any]:
     if kind == "llama3":
         scaling = Llama3Scaling(**_needed(rope, kind, Llama3Scaling._fields))
     elif kind == "linear":
-        scaling = FrequencyFactors((float(_needed(rope, kind, ("factor",))["factor"]),))
+        factor = _needed(rope, kind, ("factor",))["factor"]
+        scaling = FrequencyFactors((float(factor),))
     elif kind != "default":
         raise ValueError(
-            f"rope type {kind!r} is not supported; expected 'default', 'linear' or 'llama3'"
+            f"rope type {kind!r} is not supported; expected 'default', 'linear' or "
+            "'llama3'"
         )
     theta = float(
         rope.get("rope_theta", fields.get("rope_theta", LlamaConfig.rope_theta))
@@ -296,6 +353,7 @@ def hugging_face_rope(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _needed(rope: dict[str, Any], kind: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """The named settings of a scaling."""
     missing = [name for name in names if name not in rope]
     if missing:
         raise ValueError(f"rope type {kind!r} needs {', '.join(missing)}")

@@ -1,6 +1,6 @@
 """GGUF files of llama.cpp.
 
-Weights, configuration, tokenizer and chat template of a Llama-family model.
+They hold weights, configuration, tokenizer and chat template of a Llama-family model.
 
 TRAP: for the `llama` architecture the rows of q and k are stored permuted, for a rotary
 embedding that turns neighbours instead of halves. Read as they stand they give
@@ -41,11 +41,8 @@ _OUTSIDE = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
-_BLOCK_FIELDS = (
-    "codes",
-    "scales",
-    "minima",
-)  # of Q4Linear, in the order of split_blocks
+# Of Q4Linear, in the order of split_blocks.
+_BLOCK_FIELDS = ("codes", "scales", "minima")
 _FACTORS = "rope_freqs.weight"
 # Architecture: (whether q and k are permuted, whether they are normalised). llama.cpp
 # files Mistral's under "llama".
@@ -56,8 +53,19 @@ ARCHITECTURES = {
 }
 
 
+def _q4_linear(n_in: int, n_out: int, bias: bool, rngs: nnx.Rngs) -> Q4Linear:
+    """A linear layer in 4-bit blocks, which has no bias and draws nothing."""
+    return Q4Linear(n_in, n_out)
+
+
 class SpecialTokens(NamedTuple):
-    """Ids that the file names; None where it does not."""
+    """Ids that the file names; None where it does not.
+
+    Attributes:
+      bos: of the beginning of a text.
+      eos: of its end.
+      pad: of padding.
+    """
 
     bos: int | None
     eos: int | None
@@ -65,11 +73,21 @@ class SpecialTokens(NamedTuple):
 
 
 def unpermute(rows: np.ndarray, n_heads: int) -> np.ndarray:
-    """Rows [out, ...] of q or k from llama.cpp's order (neighbours) into Hugging Face's
-    (halves), head by head.
+    """Rows of q or k from llama.cpp's order (neighbours) into Hugging Face's (halves).
 
-    The inverse of `permute` in llama.cpp's convert_hf_to_gguf.py; whole rows move, so
-    it works on packed blocks.
+    It is the inverse of `permute` in llama.cpp's convert_hf_to_gguf.py, head by head;
+    whole rows move, so it works on packed blocks.
+
+    Args:
+      rows: [out, ...].
+      n_heads: how many heads the rows belong to.
+
+    Returns:
+      [out, ...], a copy.
+
+    Example:
+      >>> unpermute(np.arange(4), n_heads=1).tolist()
+      [0, 2, 1, 3]
     """
     pairs = rows.reshape(n_heads, rows.shape[0] // n_heads // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
@@ -80,9 +98,18 @@ class GGUFFile:
 
     Arrays are read when asked for.
 
+    Args:
+      path: of the file.
+
     Raises:
       FileNotFoundError, ImportError, WeightError: no such file, no `gguf` library, or
         not a whole GGUF file of that architecture.
+
+    Example:
+      >>> from fedjax_fm import models
+      >>> opened = models.GGUFFile("model.gguf")  # doctest: +SKIP
+      >>> opened.config().num_hidden_layers  # doctest: +SKIP
+      30
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -98,7 +125,8 @@ class GGUFFile:
         with open(self.path, "rb") as handle:
             if handle.read(4) != b"GGUF":
                 raise WeightError(
-                    f"{self.path} is not a GGUF file (its first four bytes are not 'GGUF')"
+                    f"{self.path} is not a GGUF file (its first four bytes are not "
+                    "'GGUF')"
                 )
         try:
             reader = gguf.GGUFReader(self.path)
@@ -113,14 +141,21 @@ class GGUFFile:
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(map(repr, ARCHITECTURES))
             raise WeightError(
-                f"{self.path} holds architecture {self.architecture!r}; this version reads {known}"
+                f"{self.path} holds architecture {self.architecture!r}; this version "
+                f"reads {known}"
             )
 
     def field(self, name: str, default: Any = None) -> Any:
-        """A metadata value: number, string, bool or list; `default` where the file has none."""
+        """A metadata value: number, string, bool or list.
+
+        Args:
+          name: of the field, such as "general.architecture".
+          default: what is returned where the file does not have it.
+        """
         return self._fields[name].contents() if name in self._fields else default
 
     def _required(self, name: str) -> Any:
+        """A metadata value that must be there."""
         value = self.field(name)
         if value is None:
             raise WeightError(
@@ -182,6 +217,7 @@ class GGUFFile:
             raise WeightError(f"{self.path}: {error}") from error
 
     def _expect(self, wanted: dict[str, Any]) -> None:
+        """WeightError unless the model's metadata have these values or lack them."""
         for name, expected in wanted.items():
             found = self._of_model(name, expected)
             if found != expected:
@@ -191,12 +227,12 @@ class GGUFFile:
                 )
 
     def _frequency_factors(self, n: int) -> FrequencyFactors | None:
-        """What the n rotary frequencies are divided by, from the metadata and from
-        `rope_freqs.weight`; None: by one.
+        """The divisors of the n rotary frequencies; None: they stay as they are.
+
+        They come from the metadata and from `rope_freqs.weight`.
         """
-        kind = self._of_model(
-            "rope.scaling.type", "linear"
-        )  # llama.cpp's default, without a factor no scaling
+        # "linear" is llama.cpp's default; without a factor it scales nothing.
+        kind = self._of_model("rope.scaling.type", "linear")
         if kind not in ("none", "linear"):
             name = f"{self.architecture}.rope.scaling.type"
             raise WeightError(
@@ -204,12 +240,8 @@ class GGUFFile:
             )
         factor = 1.0
         if kind == "linear":
-            factor = (
-                self._of_model(
-                    "rope.scaling.factor", self._of_model("rope.scale_linear", 0.0)
-                )
-                or 1.0
-            )
+            older = self._of_model("rope.scale_linear", 0.0)
+            factor = self._of_model("rope.scaling.factor", older) or 1.0
         if _FACTORS not in self._tensors:
             return None if factor == 1.0 else FrequencyFactors((float(factor),))
         factors = factor * self._dequantized(_FACTORS)
@@ -217,9 +249,10 @@ class GGUFFile:
             raise WeightError(
                 f"{self.path}: {_FACTORS}: expected shape ({n},), got {factors.shape}"
             )
-        return FrequencyFactors(tuple(float(one) for one in factors))
+        return FrequencyFactors(tuple(map(float, factors)))
 
     def _dequantized(self, name: str) -> np.ndarray:
+        """One tensor as numbers."""
         import gguf
 
         tensor = self._tensors[name]
@@ -236,6 +269,7 @@ class GGUFFile:
             their 4-bit blocks (embedding, norms and an untied head stay dense).
 
         Raises:
+          ValueError: another `frozen`.
           WeightError: tensors missing, left over, of another shape, or of a
             quantisation that cannot be read.
         """
@@ -250,38 +284,37 @@ class GGUFFile:
                 f"{self.path}: frozen='q4_1' has no biases, which this model has; "
                 "use frozen='dense'"
             )
-        linear = (
-            None
-            if frozen == "dense"
-            else lambda n_in, n_out, bias, rngs: Q4Linear(n_in, n_out)
-        )
-        graphdef, state = nnx.split(
-            nnx.eval_shape(lambda: LlamaForCausalLM(config, nnx.Rngs(0), dtype, linear))
-        )
+        linear = None if frozen == "dense" else _q4_linear
+
+        def make() -> LlamaForCausalLM:
+            return LlamaForCausalLM(config, nnx.Rngs(0), dtype, linear)
+
+        graphdef, state = nnx.split(nnx.eval_shape(make))
         flat, left = nnx.to_flat_state(state), set(self._tensors) - {_FACTORS}
         filled, problems = [], []
         for path, variable in flat:
-            array = self._parameter(tuple(map(str, path)), config, left, problems)
+            words = tuple(map(str, path))
+            array = self._parameter(words, config, left, problems)
             if array is not None and array.shape != variable.shape:
                 problems.append(
-                    f"{'.'.join(map(str, path))}: expected {variable.shape}, got {array.shape}"
+                    f"{'.'.join(words)}: expected {variable.shape}, got {array.shape}"
                 )
-            filled.append(
-                None
-                if array is None or problems
-                else variable.replace(jnp.asarray(array, variable.dtype))
-            )
+            if array is None or problems:
+                filled.append(None)
+            else:
+                array = jnp.asarray(array, variable.dtype)
+                filled.append(variable.replace(array))
         problems += [f"left over {name}" for name in sorted(left)]
         if problems:
             raise WeightError(
                 f"{self.path} does not fit LlamaForCausalLM: {'; '.join(problems[:8])}"
             )
-        return nnx.merge(
-            graphdef,
-            nnx.from_flat_state(zip([p for p, _ in flat], filled, strict=True)),
-        )
+        paths = [path for path, _ in flat]
+        state = nnx.from_flat_state(zip(paths, filled, strict=True))
+        return nnx.merge(graphdef, state)
 
     def _check_types(self, frozen: str) -> None:
+        """WeightError where a tensor is quantised in a way that cannot be read."""
         import gguf
 
         by_type: dict[Any, list[str]] = {}
@@ -289,8 +322,8 @@ class GGUFFile:
             by_type.setdefault(tensor.tensor_type, []).append(name)
         for kind, names in by_type.items():
             _, n_bytes = gguf.GGML_QUANT_SIZES[kind]
-            # F16 and F32 arrive as numbers; for the rest the library is asked with one
-            # block of zeros
+            # F16 and F32 arrive as numbers. Whether the library reads the rest is found
+            # out with one block of zeros.
             try:
                 if kind.name not in ("F16", "F32"):
                     gguf.quants.dequantize(np.zeros((1, n_bytes), np.uint8), kind)
@@ -307,16 +340,17 @@ class GGUFFile:
             if not word.endswith("norm")
         )
         others = [
-            n
-            for kind, ns in by_type.items()
+            name
+            for kind, names in by_type.items()
             if kind.name != "Q4_1"
-            for n in ns
-            if n.endswith(matrices)
+            for name in names
+            if name.endswith(matrices)
         ]
         if frozen == "q4_1" and others:
             kind = self._tensors[others[0]].tensor_type.name
             raise WeightError(
-                f"{self.path}: frozen='q4_1' keeps Q4_1 blocks, but {others[0]} is {kind} "
+                f"{self.path}: frozen='q4_1' keeps Q4_1 blocks, but {others[0]} is "
+                f"{kind} "
                 f"({len(others)} such tensors); use frozen='dense'"
             )
 
@@ -329,17 +363,14 @@ class GGUFFile:
         """
         module, word = ".".join(path[:-1]), path[-1]
         layers = module.startswith("model.layers.")
-        name = (
-            _IN_LAYER[module.removeprefix("model.layers.")]
-            if layers
-            else _OUTSIDE[module]
-        )
         kind = "bias" if word == "bias" else "weight"
-        blocks = (
-            [f"blk.{i}.{name}.{kind}" for i in range(config.num_hidden_layers)]
-            if layers
-            else [f"{name}.{kind}"]
-        )
+        if layers:
+            name = _IN_LAYER[module.removeprefix("model.layers.")]
+            numbers = range(config.num_hidden_layers)
+            blocks = [f"blk.{i}.{name}.{kind}" for i in numbers]
+        else:
+            name = _OUTSIDE[module]
+            blocks = [f"{name}.{kind}"]
         missing = [block for block in blocks if block not in self._tensors]
         if missing:
             problems.append(f"missing {missing[0]}")
@@ -347,14 +378,16 @@ class GGUFFile:
         left.difference_update(blocks)
         heads = None
         if ARCHITECTURES[self.architecture][0]:
-            heads = {
+            permuted = {
                 "attn_q": config.num_attention_heads,
                 "attn_k": config.num_key_value_heads,
-            }.get(name)
+            }
+            heads = permuted.get(name)
         arrays = [self._array(block, word, heads) for block in blocks]
         return np.stack(arrays) if layers else arrays[0]
 
     def _array(self, name: str, word: str, heads: int | None) -> np.ndarray:
+        """One layer's array: numbers, or a field of the packed blocks."""
         packed = word in _BLOCK_FIELDS
         rows = self._tensors[name].data if packed else self._dequantized(name)
         if heads is not None:
@@ -365,12 +398,11 @@ class GGUFFile:
 
     def special_tokens(self) -> SpecialTokens:
         """Ids of the beginning, the end and the padding."""
-        return SpecialTokens(
-            *(
-                self.field(f"tokenizer.ggml.{word}_token_id")
-                for word in ("bos", "eos", "padding")
-            )
+        bos, eos, pad = (
+            self.field(f"tokenizer.ggml.{word}_token_id")
+            for word in ("bos", "eos", "padding")
         )
+        return SpecialTokens(bos=bos, eos=eos, pad=pad)
 
     def chat_template(self) -> str:
         """The Jinja template of a conversation.
@@ -381,12 +413,13 @@ class GGUFFile:
         template = self.field("tokenizer.chat_template")
         if not template:
             raise WeightError(
-                f"{self.path} has no chat template; it is a base model, or give a template yourself"
+                f"{self.path} has no chat template; it is a base model, or give a "
+                "template yourself"
             )
         return template
 
     def tokenizer(self) -> Tokenizer:
-        """The byte-level BPE that the metadata describes; see `gguf_tokenizer` for the kinds.
+        """The byte-level BPE that the metadata describe, see `gguf_tokenizer`.
 
         Raises:
           WeightError: another kind of tokenizer.

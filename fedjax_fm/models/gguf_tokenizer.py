@@ -4,10 +4,11 @@ A file names its pre-tokenizer, the rule that cuts text into words before merges
 applied, in one word; the rule itself is in the reader's code. Each is here as the
 model's own tokenizer.json has it:
 
-    gpt-2      GPT-2's words smollm     every digit alone, then GPT-2's words llama-bpe
-    Llama 3: up to three digits together; a word that is a token is one, whatever the
-    merges say qwen2      Qwen 2 to 3: every digit alone, text in Unicode's normal form
-    C
+    gpt-2      GPT-2's words
+    smollm     every digit alone, then GPT-2's words
+    llama-bpe  Llama 3: up to three digits together; a word that is a token is one,
+               whatever the merges say
+    qwen2      Qwen 2 to 3: every digit alone, text in Unicode's normal form C
 
 transformers 5.23 ignores the field: with `gguf_file=` its ids differ from SmolLM2's
 where two or more blanks or line breaks come before a digit, and at signs such as the
@@ -46,28 +47,33 @@ class _Kind(NamedTuple):
 
 
 def _gpt2() -> Any:
+    """GPT-2's words."""
     return pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 
 def _smollm() -> Any:
+    """Every digit alone, then GPT-2's words."""
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), _gpt2()]
     )
 
 
 def _by_regex(digits: str) -> Any:
+    """Words by Llama 3's expression, with this one for digits."""
     words = Regex(_WORDS.replace("DIGITS", digits))
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(embed=words, behavior="isolated"), to_bytes]
+        [pre_tokenizers.Split(words, behavior="isolated"), to_bytes]
     )
 
 
 def _llama3() -> Any:
+    """Up to three digits together."""
     return _by_regex(r"\p{N}{1,3}")
 
 
 def _qwen2() -> Any:
+    """Every digit alone."""
     return _by_regex(r"\p{N}")
 
 
@@ -86,10 +92,19 @@ def byte_level_bpe(field: Callable[..., Any]) -> Tokenizer:
     """The tokenizer of a file.
 
     Args:
-      field: (name, default=None) -> a metadata value, see `GGUFFile.field`.
+      field: `(name, default=None) -> a metadata value`, see `GGUFFile.field`.
 
     Raises:
-      ValueError: a tokenizer or a pre-tokenizer of another kind, or metadata that are missing.
+      ValueError: a tokenizer or a pre-tokenizer of another kind, or metadata that are
+        missing.
+
+    Example:
+      >>> metadata = {
+      ...     "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b", "ab"],
+      ...     "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.token_type": [1, 1, 1],
+      ... }
+      >>> byte_level_bpe(metadata.get).encode("abb").tokens
+      ['ab', 'b']
     """
     family, pre = _required(field, "model"), field("tokenizer.ggml.pre", "gpt-2")
     if family != "gpt2" or pre not in KINDS:
@@ -98,14 +113,16 @@ def byte_level_bpe(field: Callable[..., Any]) -> Tokenizer:
             f"expected 'gpt2' with one of {list(KINDS)}"
         )
     kind, tokens = KINDS[pre], _required(field, "tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in _required(field, "merges")]
+    merged = _required(field, "merges")
+    merges = [tuple(merge.split(" ", 1)) for merge in merged]
     numbers = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(numbers, merges, ignore_merges=kind.ignore_merges))
     if kind.composed:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = kind.words()
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens(_added(tokens, _required(field, "token_type")))
+    types = _required(field, "token_type")
+    tokenizer.add_tokens(_added(tokens, types))
     ends = _ends(field, tokens, kind)
     if ends is not None:
         tokenizer.post_processor = ends
@@ -113,6 +130,7 @@ def byte_level_bpe(field: Callable[..., Any]) -> Tokenizer:
 
 
 def _required(field: Callable[..., Any], name: str) -> Any:
+    """A metadata value of the tokenizer that must be there."""
     value = field(f"tokenizer.ggml.{name}")
     if value is None:
         raise ValueError(
@@ -132,17 +150,12 @@ def _added(tokens: list[str], types: list[int]) -> list[AddedToken]:
 
 
 def _ends(field: Callable[..., Any], tokens: list[str], kind: _Kind) -> Any:
-    """What puts special tokens around a text; None where there are none."""
-    bos = (
-        field("tokenizer.ggml.bos_token_id")
-        if field("tokenizer.ggml.add_bos_token", kind.begins)
-        else None
-    )
-    eos = (
-        field("tokenizer.ggml.eos_token_id")
-        if field("tokenizer.ggml.add_eos_token", False)
-        else None
-    )
+    """The processor that puts special tokens around a text, or None."""
+    bos = eos = None
+    if field("tokenizer.ggml.add_bos_token", kind.begins):
+        bos = field("tokenizer.ggml.bos_token_id")
+    if field("tokenizer.ggml.add_eos_token", False):
+        eos = field("tokenizer.ggml.eos_token_id")
     special = [(tokens[number], number) for number in (bos, eos) if number is not None]
     if not special:
         return None

@@ -1,10 +1,13 @@
-"""GPT-2: layers stacked on a leading axis and run by `lax.scan`, with a key-value cache.
+"""GPT-2 with a key-value cache.
+
+Layers are stacked on a leading axis and run by `lax.scan`.
 
 Module names follow Hugging Face's `GPT2LMHeadModel` without the layer number; its
 `Conv1D` kernels are [in, out], as ours are. Query, key and value are one fused matrix
 `c_attn`.
 
-Radford et al., 2019, Language Models are Unsupervised Multitask Learners.
+References:
+  Radford et al., 2019, Language Models are Unsupervised Multitask Learners.
 """
 
 from dataclasses import dataclass
@@ -27,8 +30,30 @@ from fedjax_fm.models.weights import Naming
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The fields of `config.json` that change the computation, under Hugging Face's
-    names and defaults.
+    """A GPT-2's sizes: the fields of `config.json` that change the computation.
+
+    Names and defaults are Hugging Face's.
+
+    Attributes:
+      vocab_size: V, rows of the table of tokens.
+      n_positions: positions, the longest text in tokens.
+      n_embd: d, width of the hidden states.
+      n_layer: decoder layers.
+      n_head: heads, a divisor of `n_embd`.
+      n_inner: width inside the feed-forward network; None: four times `n_embd`.
+      activation_function: its name, see `activations.ACTIVATIONS`.
+      layer_norm_epsilon: what layer normalisation adds to the variance.
+      scale_attn_weights: must be True.
+      scale_attn_by_inverse_layer_idx, add_cross_attention: must be False.
+      tie_word_embeddings: whether the head is the table of tokens.
+
+    Raises:
+      ValueError: heads that do not divide the width, an unknown activation, or a
+        setting that is not supported.
+
+    Example:
+      >>> GPT2Config(n_embd=8, n_head=2).n_inner
+      32
     """
 
     vocab_size: int = 50257
@@ -36,7 +61,7 @@ class GPT2Config:
     n_embd: int = 768
     n_layer: int = 12
     n_head: int = 12
-    n_inner: int = None  # type: ignore[assignment]  # None: four times n_embd
+    n_inner: int = None  # type: ignore[assignment]
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True
@@ -62,7 +87,13 @@ class GPT2Config:
 
 
 class GPT2Attention(nnx.Module):
-    """Causal attention."""
+    """Causal attention.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: GPT2Config, rngs: nnx.Rngs, dtype: Any):
         d, init = config.n_embd, nnx.initializers.normal(0.02)
@@ -75,10 +106,16 @@ class GPT2Attention(nnx.Module):
         self.c_proj = nnx.Linear(d, d, kernel_init=init, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, hidden: jax.Array, mask: jax.Array, past: tuple | None = None):
-        """(attended [B, T, d], (key, value) [B, T, heads, head_dim] of these tokens).
+        """Attends to these tokens, or to those in the cache and these.
 
-        `past` is (keys, values [B, S, heads, head_dim], first free slot i32[]) of one
-        layer; the tokens are then written to a copy, and `mask` is over all S slots.
+        Args:
+          hidden: [B, T, d].
+          mask: bool, broadcast to [B, heads, T, T], with a cache to [B, heads, T, S].
+          past: None, or (keys, values [B, S, heads, head_dim], first free slot i32[])
+            of one layer; the tokens are then written to a copy.
+
+        Returns:
+          (attended [B, T, d], (key, value) [B, T, heads, head_dim] of these tokens).
         """
         query, key, value = (
             part.reshape(*hidden.shape[:-1], self.heads, -1)
@@ -99,7 +136,13 @@ class GPT2Attention(nnx.Module):
 
 
 class GPT2MLP(nnx.Module):
-    """c_proj(act(c_fc(x)))."""
+    """The feed-forward network: c_proj(act(c_fc(x))).
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: GPT2Config, rngs: nnx.Rngs, dtype: Any):
         init = nnx.initializers.normal(0.02)
@@ -120,11 +163,19 @@ class GPT2MLP(nnx.Module):
         )
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        return self.c_proj(ACTIVATIONS[self.act](self.c_fc(hidden)))
+        """[B, T, d] from hidden [B, T, d]."""
+        wide = ACTIVATIONS[self.act](self.c_fc(hidden))
+        return self.c_proj(wide)
 
 
 class GPT2Block(nnx.Module):
-    """One decoder layer, pre-norm."""
+    """One decoder layer, pre-norm.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: GPT2Config, rngs: nnx.Rngs, dtype: Any):
         self.ln_1 = layer_norm(config.n_embd, config.layer_norm_epsilon, dtype, rngs)
@@ -133,12 +184,23 @@ class GPT2Block(nnx.Module):
         self.mlp = GPT2MLP(config, rngs, dtype)
 
     def extend(self, hidden: jax.Array, mask: jax.Array, past: tuple | None = None):
-        """(hidden, (key, value)) with what the cache must remember of these tokens."""
+        """Runs the layer on more tokens.
+
+        Args:
+          hidden: [B, T, d].
+          mask: as of `GPT2Attention`.
+          past: as of `GPT2Attention`.
+
+        Returns:
+          (hidden [B, T, d], (key, value)), with what the cache must remember of these
+          tokens.
+        """
         attended, remembered = self.attn(self.ln_1(hidden), mask, past)
         hidden = hidden + attended
         return hidden + self.mlp(self.ln_2(hidden)), remembered
 
     def __call__(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B, T, d] from hidden [B, T, d], mask bool[B, heads or 1, T, T]."""
         return self.extend(hidden, mask)[0]
 
 
@@ -147,11 +209,12 @@ _BUFFERS = (r"\.attn\.(masked_)?bias$",)  # of old versions: the causal mask
 
 
 class GPT2Model(nnx.Module):
-    """The decoder without its head: `model(input_ids i32[B, T], attention_mask [B, T])
-    -> hidden [B, T, d]`.
+    """The decoder without its head.
 
-    `attention_mask` is 1 for real tokens and 0 for padding; rows that hold several
-    texts (see `pack`) number them 1, 2, ..., and a token sees only those of its own.
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of weights and activations.
     """
 
     def __init__(self, config: GPT2Config, rngs: nnx.Rngs, dtype: Any = jnp.float32):
@@ -178,7 +241,7 @@ class GPT2Model(nnx.Module):
 
     @property
     def vocabulary(self) -> nnx.Embed:
-        """The embedding that a prompt is made of."""
+        """The embedding of tokens, of which a trained prompt is made."""
         return self.wte
 
     def __call__(
@@ -187,6 +250,19 @@ class GPT2Model(nnx.Module):
         attention_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
+        """The hidden states [B, T, d] of tokens, normalised.
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens and 0 for padding; rows that hold
+            several texts (see `pack`) number them 1, 2, ..., and a token sees only
+            those of its own.
+            None: all are real.
+          positions: i32[B, T]; None: counted over real tokens.
+
+        Raises:
+          ValueError: more tokens than the model's context.
+        """
         segments = (
             jnp.ones(input_ids.shape, jnp.int32)
             if attention_mask is None
@@ -197,14 +273,15 @@ class GPT2Model(nnx.Module):
         length, limit = hidden.shape[1] + self.first_position, self.config.n_positions
         if length > limit:
             raise ValueError(
-                f"{length} tokens exceed the model's context of {limit}; shorten or split the text"
+                f"{length} tokens exceed the model's context of {limit}; shorten or "
+                "split the text"
             )
-        same_text = (
-            segments[:, None, :, None] == segments[:, None, None, :]
-        )  # [B, 1, T, T]
+        # bool[B, 1, T, T]
+        same_text = segments[:, None, :, None] == segments[:, None, None, :]
         mask = jnp.tril(seen_by_all(same_text, n_prompt, queries=True))
         hidden = hidden + self.wpe(self.first_position + behind(positions, n_prompt))
-        return self.ln_f(run_stacked(self.h, hidden, mask)[:, n_prompt:])
+        hidden = run_stacked(self.h, hidden, mask)
+        return self.ln_f(hidden[:, n_prompt:])
 
     def extend(
         self,
@@ -213,7 +290,21 @@ class GPT2Model(nnx.Module):
         positions: jax.Array | None,
         cache: KVCache,
     ) -> tuple[jax.Array, KVCache]:
-        """Reads more tokens behind those in the cache: (hidden [B, T, d], cache)."""
+        """Reads more tokens behind those in the cache.
+
+        Args:
+          input_ids: i32[B, T], the new tokens.
+          attention_mask: [B, T] of these tokens, 1 for real ones; None: all are.
+          positions: i32[B, T]; None: counted over real tokens, those in the cache
+            included.
+          cache: as of `GPT2LMHeadModel.empty_cache`.
+
+        Returns:
+          (hidden [B, T, d], cache).
+
+        Raises:
+          ValueError: more tokens than the cache has slots.
+        """
         length, room = input_ids.shape[-1], cache.valid.shape[-1]
         if length > room:
             raise ValueError(f"{length} tokens do not fit into a cache of {room}")
@@ -223,9 +314,8 @@ class GPT2Model(nnx.Module):
             else attention_mask.astype(bool)
         )
         if positions is None:
-            positions = cache.valid.sum(-1, dtype=jnp.int32)[:, None] + count_positions(
-                real
-            )
+            earlier = cache.valid.sum(-1, dtype=jnp.int32)
+            positions = earlier[:, None] + count_positions(real)
         elif self.prompt is not None:
             positions = positions + self.prompt().shape[0]  # which lies in the cache
         return self._extend(self.wte(input_ids), real, positions, cache)
@@ -233,7 +323,7 @@ class GPT2Model(nnx.Module):
     def _extend(
         self, hidden: jax.Array, real: jax.Array, positions: jax.Array, cache: KVCache
     ):
-        """`extend` for embedded tokens [B, T, d] without their positions."""
+        """Extends the cache by embedded tokens [B, T, d] without their positions."""
         length, room = hidden.shape[1], cache.valid.shape[-1]
         valid = jax.lax.dynamic_update_slice_in_dim(
             cache.valid, real, cache.length, axis=1
@@ -257,7 +347,11 @@ class GPT2Model(nnx.Module):
         )
 
     def read_prompt(self, cache: KVCache) -> KVCache:
-        """The cache behind the prompt, of which nothing else is wanted."""
+        """The cache after the trained prompt was read.
+
+        Args:
+          cache: an empty one, with room for the prompt.
+        """
         hidden, length = prepend(
             self.prompt, jnp.zeros((cache.valid.shape[0], 0, self.config.n_embd))
         )
@@ -265,15 +359,35 @@ class GPT2Model(nnx.Module):
             jnp.arange(length, dtype=jnp.int32), hidden.shape[:2]
         )
         real = jnp.ones(positions.shape, bool)
-        return self._extend(
-            hidden.astype(self.wte.embedding.dtype), real, positions, cache
-        )[1]
+        hidden = hidden.astype(self.wte.embedding.dtype)
+        return self._extend(hidden, real, positions, cache)[1]
 
 
 class GPT2LMHeadModel(nnx.Module):
-    """Decoder and head: `model(input_ids i32[B, T], attention_mask [B, T]) -> logits f32[B, T, V]`.
+    """GPT-2 with its language-modelling head: tokens in, logits out.
 
     Padding may lie on either side: positions count real tokens.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of weights and activations; logits are f32.
+
+    References:
+      Radford et al., 2019, Language Models are Unsupervised Multitask Learners.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.GPT2Config(
+      ...     vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2
+      ... )
+      >>> def run(inputs):
+      ...     return models.GPT2LMHeadModel(config, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 5, 30)
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -288,12 +402,13 @@ class GPT2LMHeadModel(nnx.Module):
         self.config = config
         self.transformer = GPT2Model(config, rngs, dtype)
         if not config.tie_word_embeddings:
-            init, sizes = (
-                nnx.initializers.normal(0.02),
-                (config.n_embd, config.vocab_size),
-            )
             self.lm_head = nnx.Linear(
-                *sizes, use_bias=False, kernel_init=init, param_dtype=dtype, rngs=rngs
+                config.n_embd,
+                config.vocab_size,
+                use_bias=False,
+                kernel_init=nnx.initializers.normal(0.02),
+                param_dtype=dtype,
+                rngs=rngs,
             )
 
     def hidden(
@@ -302,11 +417,22 @@ class GPT2LMHeadModel(nnx.Module):
         attention_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        """What the head reads, [B, T, d], normalised."""
+        """The hidden states [B, T, d] that the head reads, normalised.
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens, or the number of each token's text,
+            see `pack`; None: all are real.
+          positions: i32[B, T]; None: counted over real tokens.
+        """
         return self.transformer(input_ids, attention_mask, positions)
 
     def head(self, hidden: jax.Array) -> jax.Array:
-        """Logits f32[..., V] of hidden states [..., d]."""
+        """Logits f32[..., V] of hidden states.
+
+        Args:
+          hidden: [..., d].
+        """
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden).astype(jnp.float32)
         embedding = self.transformer.wte.embedding[...]
@@ -322,10 +448,21 @@ class GPT2LMHeadModel(nnx.Module):
         cache: KVCache | None = None,
         key: jax.Array | None = None,
     ) -> Any:
-        """Logits f32[B, T, V]; with a cache, (logits, cache), the tokens being read
-        behind those in the cache.
+        """Logits of every token; with a cache, the tokens are read behind those in it.
 
-        Arguments as those of `LlamaForCausalLM`.
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens, or the number of each token's text,
+            see `pack`; of the new tokens only, where there is a cache. None: all are
+            real.
+          positions: i32[B, T]; None: counted over real tokens.
+          cache: see `empty_cache`. Reading past its end is not noticed here; `generate`
+            checks it.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+
+        Returns:
+          f32[B, T, V]; with a cache (f32[B, T, V], cache).
         """
         with randomness(key):
             if cache is None:
@@ -338,18 +475,30 @@ class GPT2LMHeadModel(nnx.Module):
     def next_logits(
         self, input_ids: jax.Array, attention_mask: jax.Array | None, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
-        """(logits f32[B, V] after the last token, cache), as `generate` wants it.
+        """Logits after the last token alone, as `generate` needs them.
 
-        No logits of the prompt.
+        Args:
+          input_ids: i32[B, T], the new tokens.
+          attention_mask: [B, T] of these tokens, 1 for real ones; None: all are.
+          cache: see `empty_cache`.
+
+        Returns:
+          (logits f32[B, V], cache).
         """
         hidden, cache = self.transformer.extend(input_ids, attention_mask, None, cache)
         return self.head(hidden[:, -1]), cache
 
     def empty_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """Room for `max_length` tokens (prompt, padding and answer) of `batch_size`
-        rows, in the weights' dtype.
+        """A cache with room for prompt, padding and answer, in the weights' dtype.
 
         A trained prompt comes in addition and is in the cache already.
+
+        Args:
+          batch_size: rows.
+          max_length: tokens of a row, at most the model's context.
+
+        Raises:
+          ValueError: more tokens than the model's context.
         """
         model, config = self.transformer, self.config
         n_prompt = 0 if model.prompt is None else model.prompt().shape[0]
@@ -360,13 +509,8 @@ class GPT2LMHeadModel(nnx.Module):
                 f"max_length={max_length}"
             )
         length = max_length + n_prompt
-        shape = (
-            config.n_layer,
-            batch_size,
-            length,
-            config.n_head,
-            config.n_embd // config.n_head,
-        )
+        heads, width = config.n_head, config.n_embd // config.n_head
+        shape = (config.n_layer, batch_size, length, heads, width)
         slots = jnp.zeros(shape, model.wte.embedding.dtype)
         cache = KVCache(
             keys=slots,
@@ -378,7 +522,28 @@ class GPT2LMHeadModel(nnx.Module):
 
 
 class GPT2ForSequenceClassification(nnx.Module):
-    """A linear classifier on each row's last real token: logits f32[B, num_labels]."""
+    """GPT-2 with a linear classifier on the last real token: logits f32[B, num_labels].
+
+    Args:
+      config: sizes.
+      num_labels: classes.
+      rngs: draws the initial weights.
+      dtype: of the decoder's weights and activations; the classifier stays f32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.GPT2Config(
+      ...     vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2
+      ... )
+      >>> def run(inputs):
+      ...     model = models.GPT2ForSequenceClassification(config, 2, nnx.Rngs(0))
+      ...     return model(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 2)
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
         stacked=_STACKED,
@@ -402,7 +567,12 @@ class GPT2ForSequenceClassification(nnx.Module):
     def features(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None
     ) -> jax.Array:
-        """What the classifier sees, [B, d]."""
+        """What the classifier sees, [B, d].
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+        """
         return last_real(self.transformer(input_ids, attention_mask), attention_mask)
 
     def __call__(
@@ -411,7 +581,14 @@ class GPT2ForSequenceClassification(nnx.Module):
         attention_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
+        """Logits f32[B, num_labels] of tokens.
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+        """
         with randomness(key):
-            return self.score(
-                self.features(input_ids, attention_mask).astype(jnp.float32)
-            )
+            features = self.features(input_ids, attention_mask)
+            return self.score(features.astype(jnp.float32))

@@ -1,6 +1,6 @@
 """Whether a language model's head is its table of tokens.
 
-What config.json says and what the files hold.
+config.json says one thing; the files may hold another.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ HEAD = "lm_head.weight"
 def with_its_head(
     fields: dict[str, Any], folder: Path, naming: Naming, tied: bool
 ) -> dict[str, Any]:
-    """config.json with `tie_word_embeddings` as the files have it, as transformers decides it.
+    """The fields of config.json with `tie_word_embeddings` as the files have it.
 
-    Many tied checkpoints store the head all the same (Qwen3-0.6B does). Where it equals
-    the table, it is the table. Where it differs, the configuration is wrong and the
-    model has a head of its own.
+    transformers decides it in the same way. Many tied checkpoints store the head all
+    the same (Qwen3-0.6B does). Where it equals the table, it is the table. Where it
+    differs, the configuration is wrong and the model has a head of its own.
 
     Args:
       fields: of config.json.
@@ -50,12 +50,12 @@ def with_its_head(
 
 
 def _same(tensors: Tensors, naming: Naming) -> bool:
-    """Whether the stored head is the table, or stands for it as the only one of both."""
+    """Whether the stored head is the table, or is stored in the table's place."""
     name = naming.tensor(naming.embedding, None)[0]
     spellings = [
-        s
+        spelling
         for prefix in naming.prefixes
-        for s in (prefix + name, name.removeprefix(prefix))
+        for spelling in (prefix + name, name.removeprefix(prefix))
     ]
     tables = [
         spelling

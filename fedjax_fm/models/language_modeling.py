@@ -22,7 +22,12 @@ def token_losses(
     labels: jax.Array,
     chunk: int = 128,
 ) -> jax.Array:
-    """-log p(label) of every position, f32[B, T] in nats; 0 where the label is -100.
+    """Cross-entropy of every position: -log p(label), in nats.
+
+    No more than one chunk's logits are held beside what the head itself holds: no chunk
+    keeps a copy of its weights. Positions that count are moved to the front, and chunks
+    without any are skipped: with the loss on answers only, the head is paid for answers
+    only (but under `vmap`, where a condition computes both of its sides).
 
     Args:
       hidden: [B, T, d], what the head reads.
@@ -32,35 +37,42 @@ def token_losses(
       chunk: positions whose logits exist at one time, forward and backward: chunk * V *
         4 bytes. The backward pass computes them once more.
 
-    No more than one chunk's logits are held beside what the head itself holds: no chunk
-    keeps a copy of its weights. Positions that count are moved to the front, and chunks
-    without any are skipped: with the loss on answers only, the head is paid for answers
-    only (but under `vmap`, where a condition computes both of its sides).
+    Returns:
+      f32[B, T]; 0 where the label is -100.
+
+    Raises:
+      TypeError, ValueError: `chunk` is no whole number >= 1, or shapes differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import models
+      >>> hidden, labels = jnp.zeros((1, 3, 2)), jnp.array([[0, 3, -100]])
+      >>> losses = models.token_losses(hidden, lambda x: x @ jnp.ones((2, 4)), labels)
+      >>> losses.round(3).tolist()  # log 4, of four tokens
+      [[1.3860000371932983, 1.3860000371932983, 0.0]]
     """
     checks.whole("chunk", chunk, least=1)
     if hidden.shape[:2] != labels.shape:
         raise ValueError(
-            f"hidden {list(hidden.shape)} and labels {list(labels.shape)} differ in [B, T]"
+            f"hidden {list(hidden.shape)} and labels {list(labels.shape)} differ in "
+            "[B, T]"
         )
     flat = labels.reshape(-1)
     order = jnp.argsort(flat == IGNORED, stable=True)
     n = flat.shape[0]
     padding = -n % chunk
-    parts = jnp.pad(hidden.reshape(n, -1)[order], ((0, padding), (0, 0))).reshape(
-        -1, chunk, hidden.shape[-1]
-    )
-    targets = jnp.pad(flat[order], (0, padding), constant_values=IGNORED).reshape(
-        -1, chunk
-    )
+    parts = jnp.pad(hidden.reshape(n, -1)[order], ((0, padding), (0, 0)))
+    parts = parts.reshape(-1, chunk, hidden.shape[-1])
+    targets = jnp.pad(flat[order], (0, padding), constant_values=IGNORED)
+    targets = targets.reshape(-1, chunk)
 
     def losses(part: jax.Array, targets: jax.Array) -> jax.Array:
         logits = head(part).astype(jnp.float32)
         ignored = targets == IGNORED
-        # A negative index would wrap around; past the end it reads NaN, which nobody overlooks.
-        index = jnp.where(ignored, 0, jnp.where(targets < 0, logits.shape[-1], targets))
-        chosen = jnp.take_along_axis(logits, index[..., None], axis=-1, mode="fill")[
-            ..., 0
-        ]
+        # A negative index would wrap around; past the end it reads NaN, which shows.
+        index = jnp.where(targets < 0, logits.shape[-1], targets)
+        index = jnp.where(ignored, 0, index)[..., None]
+        chosen = jnp.take_along_axis(logits, index, axis=-1, mode="fill")[..., 0]
         return jnp.where(ignored, 0.0, jax.nn.logsumexp(logits, axis=-1) - chosen)
 
     def nothing(part: jax.Array, targets: jax.Array) -> jax.Array:
@@ -74,12 +86,9 @@ def token_losses(
         return None, jax.lax.cond(jnp.any(some[1] != IGNORED), losses, nothing, *some)
 
     _, stacked = jax.lax.scan(step, None, (parts, targets))
-    return (
-        jnp.zeros(n)
-        .at[order]
-        .set(stacked.reshape(-1)[:n], unique_indices=True)
-        .reshape(labels.shape)
-    )
+    found = stacked.reshape(-1)[:n]
+    in_order = jnp.zeros(n).at[order].set(found, unique_indices=True)
+    return in_order.reshape(labels.shape)
 
 
 def next_token_losses(
@@ -89,20 +98,41 @@ def next_token_losses(
     labels: jax.Array | None = None,
     chunk: int = 128,
 ) -> tuple[jax.Array, jax.Array]:
-    """(losses f32[B, T-1] in nats, mask bool[B, T-1]) of predicting token t + 1 from tokens 0..t.
+    """Losses of predicting token t + 1 from tokens 0..t, in nats.
+
+    A position counts where its label is not -100 and it and its predecessor are real
+    and of the same text. (Hugging Face also counts the first token after padding on the
+    left, predicted from padding: noise.)
 
     Args:
       model: with `hidden(input_ids, attention_mask)` and `head(hidden)`.
       input_ids: i32[B, T], T >= 2.
-      attention_mask: [B, T], 1 for real tokens; in packed rows the number of the text, see `pack`.
+      attention_mask: [B, T], 1 for real tokens; in packed rows the number of the text,
+        see `pack`. None: all are real and of one text.
       labels: i32[B, T], unshifted as in Hugging Face: labels[:, t] names the token at
-        t, -100 leaves it out. Default: input_ids.
-      chunk: see `token_losses`.
+        t, -100 leaves it out. None: `input_ids`.
+      chunk: positions whose logits exist at one time, see `token_losses`.
 
-    A position counts where its label is not -100 and it and its predecessor are real
-    and of the same text. (Hugging Face also counts the first token after padding on the
-    left, predicted from padding: noise.) Losses are 0 where the mask is False; a row
-    without a position has mask sum 0, so divide by max(sum, 1).
+    Returns:
+      (losses f32[B, T-1], mask bool[B, T-1]). Losses are 0 where the mask is False; a
+      row without a position has mask sum 0, so divide by max(sum, 1).
+
+    Raises:
+      ValueError: fewer than two tokens.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.GPT2Config(
+      ...     vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2
+      ... )
+      >>> def run(ids):
+      ...     model = models.GPT2LMHeadModel(config, nnx.Rngs(0))
+      ...     return models.next_token_losses(model, ids)
+      >>> losses, counted = jax.eval_shape(run, jnp.ones((3, 5), jnp.int32))
+      >>> losses.shape, counted.shape  # traced, not computed
+      ((3, 4), (3, 4))
     """
     if input_ids.shape[-1] < 2:
         raise ValueError(
@@ -114,26 +144,36 @@ def next_token_losses(
         text, before = attention_mask[:, 1:], attention_mask[:, :-1]
         mask = mask & (text != 0) & (text == before)
     hidden = model.hidden(input_ids, attention_mask)[:, :-1]
-    return token_losses(
-        hidden, model.head, jnp.where(mask, labels[:, 1:], IGNORED), chunk
-    ), mask
+    targets = jnp.where(mask, labels[:, 1:], IGNORED)
+    return token_losses(hidden, model.head, targets, chunk), mask
 
 
 def mean_over_texts(
     losses: jax.Array, mask: jax.Array, segments: jax.Array
 ) -> jax.Array:
-    """f32[B]: the mean over a row's texts of each text's mean loss, so that a short
-    text counts as much as a long one.
+    """The mean over a row's texts of each text's mean loss.
+
+    A short text counts as much as a long one.
 
     Args:
-      losses, mask: [B, T], as `next_token_losses` gives them; segments: i32[B, T], the
-        text of each position. Texts without a counted position are left out; a row
-        without any is 0.
+      losses: f32[B, T], as `next_token_losses` gives them.
+      mask: bool[B, T], which positions count.
+      segments: i32[B, T], the number of the text of each position.
+
+    Returns:
+      f32[B]. Texts without a counted position are left out; a row without any is 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fedjax_fm import models
+      >>> losses = jnp.array([[1.0, 1.0, 1.0, 4.0]])
+      >>> segments = jnp.array([[1, 1, 1, 2]])
+      >>> models.mean_over_texts(losses, jnp.ones((1, 4), bool), segments).tolist()
+      [2.5]
     """
     same = (segments[:, :, None] == segments[:, None, :]) & mask[:, None, :]
-    weights = jnp.where(
-        mask, 1.0 / jnp.maximum(same.sum(-1), 1), 0.0
-    )  # sums to 1 over a text
-    return jnp.sum(losses * weights, axis=-1) / jnp.maximum(
-        jnp.round(weights.sum(-1)), 1
-    )
+    # Sums to 1 over a text.
+    n_tokens = jnp.maximum(same.sum(-1), 1)
+    weights = jnp.where(mask, 1.0 / n_tokens, 0.0)
+    n_texts = jnp.round(weights.sum(-1))
+    return jnp.sum(losses * weights, axis=-1) / jnp.maximum(n_texts, 1)

@@ -1,13 +1,13 @@
 """Llama-family decoders (Llama 1 to 3, TinyLlama, SmolLM2, Mistral, Qwen2, Qwen3).
 
-Layers stacked on a leading axis and run by `lax.scan`.
+Layers are stacked on a leading axis and run by `lax.scan`. Module names follow Hugging
+Face's `LlamaForCausalLM` without the layer number, so that weights map by name and LoRA
+targets read as they do in PEFT (`q_proj`, `v_proj`).
 
-Module names follow Hugging Face's `LlamaForCausalLM` without the layer number, so that
-weights map by name and LoRA targets read as they do in PEFT (`q_proj`, `v_proj`).
-
-Touvron et al., 2023, arXiv 2302.13971; grouped-query attention: Ainslie et al., 2023,
-arXiv 2305.13245; RMSNorm: Zhang and Sennrich, 2019, arXiv 1910.07467; SmolLM2: Ben
-Allal et al., 2025, arXiv 2502.02737.
+References:
+  Touvron et al., 2023, arXiv 2302.13971; grouped-query attention: Ainslie et al., 2023,
+  arXiv 2305.13245; RMSNorm: Zhang and Sennrich, 2019, arXiv 1910.07467; SmolLM2: Ben
+  Allal et al., 2025, arXiv 2502.02737.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,42 @@ from fedjax_fm.models.windows import AttentionMask, checked_windows, masks_of
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The fields of `config.json` that change the computation, under Hugging Face's
-    names and defaults.
+    """A Llama's sizes: the fields of `config.json` that change the computation.
+
+    Names and defaults are Hugging Face's.
+
+    Attributes:
+      vocab_size: V, rows of the table of tokens.
+      hidden_size: d, width of the hidden states.
+      intermediate_size: width inside the feed-forward network.
+      num_hidden_layers: decoder layers.
+      num_attention_heads: query heads.
+      num_key_value_heads: heads of keys and values, a divisor of the query heads; None:
+        as many as query heads.
+      head_dim: width of a head, even; None: hidden_size / num_attention_heads.
+      hidden_act: must be "silu".
+      max_position_embeddings: the context, the longest text in tokens.
+      rms_norm_eps: what RMSNorm adds to the mean square.
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: how they are stretched, a `Llama3Scaling` or `FrequencyFactors`;
+        None: not at all.
+      attention_bias: whether q, k and v have biases.
+      attention_output_bias: whether o has one; None: as `attention_bias` (Qwen2: only
+        q, k and v have one).
+      qk_norm: whether queries and keys are normalised before they are rotated (Qwen3).
+      mlp_bias: whether the feed-forward network has biases.
+      tie_word_embeddings: whether the head is the table of tokens.
+      sliding_window: tokens that a token sees, itself among them; None: all before it.
+      layer_types: "sliding_attention" or "full_attention" for each layer; None: every
+        layer alike.
+
+    Raises:
+      TypeError, ValueError: sizes that do not fit each other, another activation,
+        windows that do not fit the layers.
+
+    Example:
+      >>> LlamaConfig(hidden_size=64, num_attention_heads=4).head_dim
+      16
     """
 
     vocab_size: int = 32000
@@ -44,44 +78,37 @@ class LlamaConfig:
     intermediate_size: int = 11008
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
-    num_key_value_heads: int = None  # type: ignore[assignment]  # None: as many as query heads
-    head_dim: int = None  # type: ignore[assignment]  # None: hidden_size / num_attention_heads
+    num_key_value_heads: int = None  # type: ignore[assignment]
+    head_dim: int = None  # type: ignore[assignment]
     hidden_act: str = "silu"
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: RotaryScaling | None = None
     attention_bias: bool = False
-    attention_output_bias: bool = None  # type: ignore[assignment]  # None: as attention_bias; Qwen2: only q, k, v have one
-    qk_norm: bool = (
-        False  # Qwen3: queries and keys are normalised before they are rotated
-    )
+    attention_output_bias: bool = None  # type: ignore[assignment]
+    qk_norm: bool = False
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
-    sliding_window: int | None = (
-        None  # tokens that a token sees, itself among them; None: all before it
-    )
-    layer_types: tuple[str, ...] | None = (
-        None  # "sliding_attention" or "full_attention"; None: every layer alike
-    )
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] | None = None
 
     def __post_init__(self):
         checked_windows(self.sliding_window, self.layer_types, self.num_hidden_layers)
-        heads, kv_heads, width = (
-            self.num_attention_heads,
-            self.num_key_value_heads,
-            self.hidden_size,
-        )
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        width = self.hidden_size
         if kv_heads is None:
             object.__setattr__(self, "num_key_value_heads", heads)
         elif heads % kv_heads:
             raise ValueError(
-                f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}"
+                f"num_attention_heads={heads} is not a multiple of "
+                f"num_key_value_heads={kv_heads}"
             )
         if self.head_dim is None:
             if width % heads:
                 raise ValueError(
-                    f"hidden_size={width} is not a multiple of num_attention_heads={heads}"
+                    f"hidden_size={width} is not a multiple of "
+                    f"num_attention_heads={heads}"
                 )
             object.__setattr__(self, "head_dim", width // heads)
         if self.attention_output_bias is None:
@@ -100,15 +127,13 @@ class LlamaConfig:
         None where all layers are alike.
         """
         kinds = self.layer_types or ()
-        return (
-            tuple(kind == "sliding_attention" for kind in kinds)
-            if len(set(kinds)) > 1
-            else None
-        )
+        if len(set(kinds)) <= 1:
+            return None
+        return tuple(kind == "sliding_attention" for kind in kinds)
 
     @property
     def window(self) -> int | None:
-        """`sliding_window`, None where no layer has it."""
+        """The value of `sliding_window`, None where no layer has it."""
         has_none = (
             self.layer_types is not None and "sliding_attention" not in self.layer_types
         )
@@ -120,7 +145,14 @@ MakeLinear = Callable[[int, int, bool, nnx.Rngs], nnx.Module]
 
 
 def dense_linear(dtype: Any) -> MakeLinear:
-    """Makes `nnx.Linear` with weights of `dtype`, normal(0.02)."""
+    """Makes `nnx.Linear` with weights drawn from normal(0.02).
+
+    Args:
+      dtype: of the weights.
+
+    Returns:
+      `(n_in, n_out, bias, rngs) -> nnx.Linear`.
+    """
 
     def make(n_in: int, n_out: int, bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
         init = nnx.initializers.normal(0.02)
@@ -132,8 +164,18 @@ def dense_linear(dtype: Any) -> MakeLinear:
 
 
 class LlamaAttention(nnx.Module):
-    """Causal attention in which num_attention_heads / num_key_value_heads query heads
-    share a key and a value.
+    """Causal attention with grouped queries.
+
+    num_attention_heads / num_key_value_heads query heads share a key and a value.
+
+    Args:
+      config: sizes.
+      dtype: of the weights.
+      linear: makes the matrices, see `MakeLinear`.
+      rngs: draws the initial weights.
+
+    References:
+      Ainslie et al., 2023, arXiv 2305.13245.
     """
 
     def __init__(
@@ -150,10 +192,8 @@ class LlamaAttention(nnx.Module):
             config.num_attention_heads * width, d, config.attention_output_bias, rngs
         )
         if config.qk_norm:
-            self.q_norm, self.k_norm = (
-                _norm(width, config, dtype, rngs),
-                _norm(width, config, dtype, rngs),
-            )
+            self.q_norm = _norm(width, config, dtype, rngs)
+            self.k_norm = _norm(width, config, dtype, rngs)
         self.qk_norm = config.qk_norm
 
     def __call__(
@@ -163,17 +203,21 @@ class LlamaAttention(nnx.Module):
         mask: jax.Array,
         past: tuple | None = None,
     ):
-        """(attended [B, T, d], (key, value) [B, T, kv_heads, head_dim] of these tokens).
+        """Attends to these tokens, or to those in the cache and these.
 
-        `past` is (keys, values [B, S, kv_heads, head_dim], first free slot i32[]) of
-        one layer; the tokens are then written to a copy, and `mask` is over all S
-        slots.
+        Args:
+          hidden: [B, T, d].
+          tables: of `rotary_tables` for these tokens.
+          mask: bool, broadcast to [B, heads, T, T], with a cache to [B, heads, T, S].
+          past: None, or (keys, values [B, S, kv_heads, head_dim], first free slot
+            i32[]) of one layer; the tokens are then written to a copy.
+
+        Returns:
+          (attended [B, T, d], (key, value) [B, T, kv_heads, head_dim] of these tokens).
         """
 
-        def split(x):
-            return x.reshape(
-                *x.shape[:-1], -1, self.head_dim
-            )  # [B, T, heads, head_dim]
+        def split(x):  # to [B, T, heads, head_dim]
+            return x.reshape(*x.shape[:-1], -1, self.head_dim)
 
         query, key, value = (
             split(project(hidden))
@@ -196,7 +240,13 @@ class LlamaAttention(nnx.Module):
 
 
 class LlamaMLP(nnx.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """The gated feed-forward network: down(silu(gate(x)) * up(x)).
+
+    Args:
+      config: sizes.
+      linear: makes the matrices, see `MakeLinear`.
+      rngs: draws the initial weights.
+    """
 
     def __init__(self, config: LlamaConfig, linear: MakeLinear, rngs: nnx.Rngs):
         d, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
@@ -205,17 +255,25 @@ class LlamaMLP(nnx.Module):
         self.down_proj = linear(width, d, bias, rngs)
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        return self.down_proj(
-            jax.nn.silu(self.gate_proj(hidden)) * self.up_proj(hidden)
-        )
+        """[B, T, d] from hidden [B, T, d]."""
+        gate = jax.nn.silu(self.gate_proj(hidden))
+        return self.down_proj(gate * self.up_proj(hidden))
 
 
 def _norm(width: int, config: LlamaConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """RMSNorm, which scales by the root of the mean square."""
     return nnx.RMSNorm(width, epsilon=config.rms_norm_eps, param_dtype=dtype, rngs=rngs)
 
 
 class LlamaDecoderLayer(nnx.Module):
-    """One decoder layer, pre-norm."""
+    """One decoder layer, pre-norm.
+
+    Args:
+      config: sizes.
+      dtype: of the weights.
+      linear: makes the matrices, see `MakeLinear`.
+      rngs: draws the initial weights.
+    """
 
     def __init__(
         self, config: LlamaConfig, dtype: Any, linear: MakeLinear, rngs: nnx.Rngs
@@ -233,10 +291,19 @@ class LlamaDecoderLayer(nnx.Module):
         past: tuple | None,
         windowed: Any,
     ):
-        """(hidden, (key, value)) with what the cache must remember of these tokens.
+        """Runs the layer on more tokens.
 
-        `windowed`: bool[], whether this layer is one of those with a window; None where
-        all layers are alike.
+        Args:
+          hidden: [B, T, d].
+          tables: of `rotary_tables` for these tokens.
+          mask: of layers with a window and without.
+          past: as of `LlamaAttention`.
+          windowed: bool[], whether this layer is one of those with a window; None where
+            all layers are alike.
+
+        Returns:
+          (hidden [B, T, d], (key, value)), with what the cache must remember of these
+          tokens.
         """
         seen = mask.of_layer(windowed)
         attended, remembered = self.self_attn(
@@ -252,15 +319,34 @@ class LlamaDecoderLayer(nnx.Module):
         mask: AttentionMask,
         windowed: Any = None,
     ) -> jax.Array:
-        return self.extend(hidden, tables, mask, None, windowed)[0]
+        """[B, T, d] from hidden [B, T, d]; arguments as those of `extend`."""
+        hidden, _ = self.extend(hidden, tables, mask, past=None, windowed=windowed)
+        return hidden
 
 
 class LlamaModel(nnx.Module):
-    """The decoder without its head: `model(input_ids i32[B, T], attention_mask [B, T])
-    -> hidden [B, T, d]`.
+    """The decoder without its head: tokens in, hidden states out.
 
-    `attention_mask` is 1 for real tokens and 0 for padding; rows that hold several
-    texts (see `pack`) number them 1, 2, ..., and a token sees only those of its own.
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of weights and activations.
+      linear: `(n_in, n_out, bias, rngs) -> module` makes the layers' matrices; None:
+        `dense_linear(dtype)`.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.LlamaConfig(
+      ...     vocab_size=30, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+      ...     num_attention_heads=2,
+      ... )
+      >>> def run(inputs):
+      ...     return models.LlamaModel(config, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 5, 8)
     """
 
     def __init__(
@@ -286,16 +372,16 @@ class LlamaModel(nnx.Module):
 
     @property
     def vocabulary(self) -> nnx.Embed:
-        """The embedding that a prompt is made of."""
+        """The embedding of tokens, of which a trained prompt is made."""
         return self.embed_tokens
 
     def _windowed(self) -> jax.Array | None:
-        """bool[layers], which layers have a window; None where all are alike."""
-        return (
-            None if self.config.windowed is None else jnp.asarray(self.config.windowed)
-        )
+        """Which layers have a window, bool[layers]; None where all are alike."""
+        windowed = self.config.windowed
+        return None if windowed is None else jnp.asarray(windowed)
 
     def _tables(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The cosines and sines of these positions."""
         return rotary_tables(
             positions,
             self.config.head_dim,
@@ -309,6 +395,19 @@ class LlamaModel(nnx.Module):
         attention_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
+        """The hidden states [B, T, d] of tokens, normalised.
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens and 0 for padding; rows that hold
+            several texts (see `pack`) number them 1, 2, ..., and a token sees only
+            those of its own.
+            None: all are real.
+          positions: i32[B, T]; None: counted over real tokens.
+
+        Raises:
+          ValueError: more tokens than the model's context.
+        """
         segments = (
             jnp.ones(input_ids.shape, jnp.int32)
             if attention_mask is None
@@ -316,21 +415,23 @@ class LlamaModel(nnx.Module):
         )
         positions = count_positions(segments) if positions is None else positions
         hidden, n_prompt = prepend(self.prompt, self.embed_tokens(input_ids))
-        length, limit = (
-            hidden.shape[1] + self.first_position,
-            self.config.max_position_embeddings,
-        )
+        length = hidden.shape[1] + self.first_position
+        limit = self.config.max_position_embeddings
         if length > limit:
             raise ValueError(
-                f"{length} tokens exceed the model's context of {limit}; shorten or split the text"
+                f"{length} tokens exceed the model's context of {limit}; shorten or "
+                "split the text"
             )
-        same_text = (
-            segments[:, None, :, None] == segments[:, None, None, :]
-        )  # [B, 1, T, T]
+        # bool[B, 1, T, T]
+        same_text = segments[:, None, :, None] == segments[:, None, None, :]
         causal = jnp.tril(seen_by_all(same_text, n_prompt, queries=True))
         numbers = behind(count_positions(segments), n_prompt)
         mask = masks_of(
-            causal, numbers, numbers, self.config.window, self.config.windowed
+            causal,
+            queries=numbers,
+            keys=numbers,
+            window=self.config.window,
+            windowed=self.config.windowed,
         )
         tables = self._tables(self.first_position + behind(positions, n_prompt))
         hidden = run_stacked(self.layers, hidden, tables, mask, each=self._windowed())
@@ -343,7 +444,21 @@ class LlamaModel(nnx.Module):
         positions: jax.Array | None,
         cache: KVCache,
     ) -> tuple[jax.Array, KVCache]:
-        """Reads more tokens behind those in the cache: (hidden [B, T, d], cache)."""
+        """Reads more tokens behind those in the cache.
+
+        Args:
+          input_ids: i32[B, T], the new tokens.
+          attention_mask: [B, T] of these tokens, 1 for real ones; None: all are.
+          positions: i32[B, T]; None: counted over real tokens, those in the cache
+            included.
+          cache: as of `LlamaForCausalLM.empty_cache`.
+
+        Returns:
+          (hidden [B, T, d], cache).
+
+        Raises:
+          ValueError: more tokens than the cache has slots.
+        """
         length, room = input_ids.shape[-1], cache.valid.shape[-1]
         if length > room:
             raise ValueError(f"{length} tokens do not fit into a cache of {room}")
@@ -353,9 +468,8 @@ class LlamaModel(nnx.Module):
             else attention_mask.astype(bool)
         )
         if positions is None:
-            positions = cache.valid.sum(-1, dtype=jnp.int32)[:, None] + count_positions(
-                real
-            )
+            earlier = cache.valid.sum(-1, dtype=jnp.int32)
+            positions = earlier[:, None] + count_positions(real)
         elif self.prompt is not None:
             positions = positions + self.prompt().shape[0]  # which lies in the cache
         return self._extend(self.embed_tokens(input_ids), real, positions, cache)
@@ -363,7 +477,7 @@ class LlamaModel(nnx.Module):
     def _extend(
         self, hidden: jax.Array, real: jax.Array, positions: jax.Array, cache: KVCache
     ):
-        """`extend` for embedded tokens [B, T, d]; all arguments are needed."""
+        """Extends the cache by embedded tokens [B, T, d]; all arguments are needed."""
         length, room = hidden.shape[1], cache.valid.shape[-1]
         valid = jax.lax.dynamic_update_slice_in_dim(
             cache.valid, real, cache.length, axis=1
@@ -373,11 +487,18 @@ class LlamaModel(nnx.Module):
         numbers = jnp.cumsum(valid, axis=-1, dtype=jnp.int32)
         read = jax.lax.dynamic_slice_in_dim(numbers, cache.length, length, axis=1)
         seen = earlier & valid[:, None, None, :]
-        mask = masks_of(seen, read, numbers, self.config.window, self.config.windowed)
+        mask = masks_of(
+            seen,
+            queries=read,
+            keys=numbers,
+            window=self.config.window,
+            windowed=self.config.windowed,
+        )
 
         def step(layer, hidden, own):
             *slots, windowed = own
-            return layer.extend(hidden, tables, mask, (*slots, cache.length), windowed)
+            past = (*slots, cache.length)
+            return layer.extend(hidden, tables, mask, past=past, windowed=windowed)
 
         each = (cache.keys, cache.values, self._windowed())
         hidden, new = scan_layers(self.layers, step, hidden, each)
@@ -392,7 +513,11 @@ class LlamaModel(nnx.Module):
         )
 
     def read_prompt(self, cache: KVCache) -> KVCache:
-        """The cache behind the prompt, of which nothing else is wanted."""
+        """The cache after the trained prompt was read.
+
+        Args:
+          cache: an empty one, with room for the prompt.
+        """
         hidden, length = prepend(
             self.prompt, jnp.zeros((cache.valid.shape[0], 0, self.config.hidden_size))
         )
@@ -400,17 +525,39 @@ class LlamaModel(nnx.Module):
         positions = jnp.broadcast_to(
             jnp.arange(length, dtype=jnp.int32), hidden.shape[:2]
         )
-        return self._extend(hidden, jnp.ones(positions.shape, bool), positions, cache)[
-            1
-        ]
+        real = jnp.ones(positions.shape, bool)
+        return self._extend(hidden, real, positions, cache)[1]
 
 
 class LlamaForCausalLM(nnx.Module):
-    """Decoder and head: `model(input_ids i32[B, T], attention_mask [B, T]) -> logits f32[B, T, V]`.
+    """A Llama-family language model: tokens in, logits out.
 
-    Padding may lie on either side. Deterministic; `dtype` is that of weights and
-    activations, while norms' statistics, rotary angles, softmax and logits are always
-    f32.
+    Padding may lie on either side. Deterministic. Norms' statistics, rotary angles,
+    softmax and logits are always f32.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of weights and activations.
+      linear: `(n_in, n_out, bias, rngs) -> module` makes the layers' matrices; None:
+        `dense_linear(dtype)`.
+
+    References:
+      Touvron et al., 2023, arXiv 2302.13971.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.LlamaConfig(
+      ...     vocab_size=30, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+      ...     num_attention_heads=2,
+      ... )
+      >>> def run(inputs):
+      ...     return models.LlamaForCausalLM(config, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 5, 30)
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -442,11 +589,22 @@ class LlamaForCausalLM(nnx.Module):
         attention_mask: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        """What the head reads, [B, T, d], normalised."""
+        """The hidden states [B, T, d] that the head reads, normalised.
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens, or the number of each token's text,
+            see `pack`; None: all are real.
+          positions: i32[B, T]; None: counted over real tokens.
+        """
         return self.model(input_ids, attention_mask, positions)
 
     def head(self, hidden: jax.Array) -> jax.Array:
-        """Logits f32[..., V] of hidden states [..., d]."""
+        """Logits f32[..., V] of hidden states.
+
+        Args:
+          hidden: [..., d].
+        """
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden).astype(jnp.float32)
         embedding = self.model.embed_tokens.embedding[...]
@@ -462,14 +620,21 @@ class LlamaForCausalLM(nnx.Module):
         cache: KVCache | None = None,
         key: jax.Array | None = None,
     ) -> Any:
-        """Logits f32[B, T, V]; with a cache, (logits, cache), the tokens being read
-        behind those in the cache.
+        """Logits of every token; with a cache, the tokens are read behind those in it.
 
         Args:
-          attention_mask: [B, T], 1 for real tokens; of the new tokens only, where there is a cache.
-          positions: i32[B, T]; default: counted over real tokens.
-          cache: see `empty_cache`. Reading past its end is not noticed here; `generate` checks it.
-          key: drives dropout, where a method of fine-tuning has put some; None: deterministic.
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens, or the number of each token's text,
+            see `pack`; of the new tokens only, where there is a cache. None: all are
+            real.
+          positions: i32[B, T]; None: counted over real tokens.
+          cache: see `empty_cache`. Reading past its end is not noticed here; `generate`
+            checks it.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+
+        Returns:
+          f32[B, T, V]; with a cache (f32[B, T, V], cache).
         """
         with randomness(key):
             if cache is None:
@@ -482,18 +647,30 @@ class LlamaForCausalLM(nnx.Module):
     def next_logits(
         self, input_ids: jax.Array, attention_mask: jax.Array | None, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
-        """(logits f32[B, V] after the last token, cache), as `generate` wants it.
+        """Logits after the last token alone, as `generate` needs them.
 
-        No logits of the prompt.
+        Args:
+          input_ids: i32[B, T], the new tokens.
+          attention_mask: [B, T] of these tokens, 1 for real ones; None: all are.
+          cache: see `empty_cache`.
+
+        Returns:
+          (logits f32[B, V], cache).
         """
         hidden, cache = self.model.extend(input_ids, attention_mask, None, cache)
         return self.head(hidden[:, -1]), cache
 
     def empty_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """Room for `max_length` tokens (prompt, padding and answer) of `batch_size`
-        rows, in the weights' dtype.
+        """A cache with room for prompt, padding and answer, in the weights' dtype.
 
         A trained prompt comes in addition and is in the cache already.
+
+        Args:
+          batch_size: rows.
+          max_length: tokens of a row, at most the model's context.
+
+        Raises:
+          ValueError: more tokens than the model's context.
         """
         n_prompt = 0 if self.model.prompt is None else self.model.prompt().shape[0]
         room = (
@@ -518,7 +695,31 @@ class LlamaForCausalLM(nnx.Module):
 
 
 class LlamaForSequenceClassification(nnx.Module):
-    """A linear classifier on each row's last real token: logits f32[B, num_labels]."""
+    """A Llama with a linear classifier: logits f32[B, num_labels].
+
+    The classifier reads the hidden state of each row's last real token.
+
+    Args:
+      config: sizes.
+      num_labels: classes.
+      rngs: draws the initial weights.
+      dtype: of the decoder's weights and activations; the classifier stays f32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.LlamaConfig(
+      ...     vocab_size=30, hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+      ...     num_attention_heads=2,
+      ... )
+      >>> def run(inputs):
+      ...     model = models.LlamaForSequenceClassification(config, 2, nnx.Rngs(0))
+      ...     return model(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 2)
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
         stacked=("model.layers",),
@@ -541,7 +742,12 @@ class LlamaForSequenceClassification(nnx.Module):
     def features(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None
     ) -> jax.Array:
-        """What the classifier sees, [B, d]."""
+        """What the classifier sees, [B, d].
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+        """
         return last_real(self.model(input_ids, attention_mask), attention_mask)
 
     def __call__(
@@ -550,7 +756,14 @@ class LlamaForSequenceClassification(nnx.Module):
         attention_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
+        """Logits f32[B, num_labels] of tokens.
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+        """
         with randomness(key):
-            return self.score(
-                self.features(input_ids, attention_mask).astype(jnp.float32)
-            )
+            features = self.features(input_ids, attention_mask)
+            return self.score(features.astype(jnp.float32))

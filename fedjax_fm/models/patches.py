@@ -7,23 +7,38 @@ import jax.numpy as jnp
 def to_patches(
     pixels: jax.Array, channels: int, image_size: int, patch_size: int
 ) -> jax.Array:
-    """[B, N, channels * patch_size^2], N = (image_size / patch_size)^2, from pixels [B,
-    C, H, W] or [B, H, W, C].
+    """Images cut into rows of flat patches.
 
     A patch is flat in the order (channel, row, column), that of the kernel of a
     convolution in torch: a product with the flattened kernel is that convolution, and
     on CPU several times faster inside a scan.
 
+    Args:
+      pixels: [B, C, H, W] or [B, H, W, C].
+      channels: C.
+      image_size: H and W.
+      patch_size: pixels of a patch's side, a divisor of `image_size`.
+
+    Returns:
+      [B, N, channels * patch_size^2], N = (image_size / patch_size)^2.
+
     Raises:
       ValueError: pixels of another shape.
+
+    Example:
+      >>> pixels = jnp.ones((2, 3, 8, 8))
+      >>> to_patches(pixels, channels=3, image_size=8, patch_size=4).shape
+      (2, 4, 48)
     """
     first, last = (channels, image_size, image_size), (image_size, image_size, channels)
     if pixels.shape[1:] not in (first, last):
         raise ValueError(
-            f"expected pixels of shape [B, {first}] or [B, {last}], got {list(pixels.shape)}"
+            f"expected pixels of shape [B, {first}] or [B, {last}], got "
+            f"{list(pixels.shape)}"
         )
     if pixels.shape[1:] != first:
         pixels = jnp.moveaxis(pixels, -1, 1)
     side = image_size // patch_size
-    cut = pixels.reshape(-1, channels, side, patch_size, side, patch_size)
-    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(pixels.shape[0], side * side, -1)
+    shape = (-1, channels, side, patch_size, side, patch_size)
+    cut = pixels.reshape(shape).transpose((0, 2, 4, 1, 3, 5))
+    return cut.reshape(pixels.shape[0], side * side, -1)

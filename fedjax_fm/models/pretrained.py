@@ -1,4 +1,4 @@
-"""The front door to pretrained models."""
+"""Pretrained models from a folder, a .gguf file or the hub."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ def from_pretrained(
 ) -> nnx.Module:
     """A pretrained model, its architecture read from config.json.
 
-    See `from_config` for what there is.
+    See `from_config` for the architectures.
 
     Args:
       folder_or_hub_id: a folder with config.json and model.safetensors (or its shards
@@ -43,7 +43,7 @@ def from_pretrained(
       num_labels: adds the architecture's classification head with that many outputs;
         None gives the bare encoder, or the language model with its own head.
       pooling: what the head of a BERT reads, "cls" or "mean" over tokens.
-      seed: names the head's random initial values, where the checkpoint has none.
+      seed: of the head's random initial values, where the checkpoint has none.
       dtype: "float32" or "bfloat16" (also "bf16", `jnp.bfloat16`), of weights and
         activations; classification heads stay f32. The dtype that config.json names is
         that of the file alone.
@@ -51,9 +51,17 @@ def from_pretrained(
         blocks of so few bits, see `quantize`; "q4_1" to keep the 4-bit blocks of a
         .gguf file as they are. The dense weights are read first.
 
+    Returns:
+      The model with its weights, such as a `LlamaForCausalLM`.
+
     Raises:
       FileNotFoundError, WeightError: say what is missing or does not match.
       ValueError: an argument that this kind of model does not take.
+
+    Example:
+      >>> from fedjax_fm import models
+      >>> name = "sentence-transformers/all-MiniLM-L6-v2"
+      >>> model = models.from_pretrained(name, num_labels=2)  # doctest: +SKIP
     """
     wanted = checked_dtype(dtype)
     checks.choice("frozen", frozen, ("dense", "q4_1", *FORMATS))
@@ -72,31 +80,33 @@ def from_pretrained(
     if files.weights.suffix == ".gguf":
         if num_labels is not None:
             raise ValueError(
-                f"expected num_labels=None for a .gguf file, got {num_labels}: it has no classifier"
+                f"expected num_labels=None for a .gguf file, got {num_labels}: it has "
+                "no classifier"
             )
         return GGUFFile(files.weights).model(wanted, frozen)
     folder = files.folder
     fields = _checked_fields(folder)
     if frozen != "dense":
         raise ValueError(
-            f"frozen={frozen!r} keeps the blocks of a .gguf file, but {folder} holds safetensors"
+            f"frozen={frozen!r} keeps the blocks of a .gguf file, but {folder} holds "
+            "safetensors"
         )
     weight_files(folder)  # missing files are said before anything else
     try:
         if num_labels is None:
             fields = _head(fields, folder)
-        abstract = nnx.eval_shape(
-            lambda: from_config(
-                fields, num_labels=num_labels, pooling=pooling, dtype=wanted
-            )
-        )
+        settings: dict[str, Any] = {
+            "num_labels": num_labels,
+            "pooling": pooling,
+            "dtype": wanted,
+        }
+        abstract = nnx.eval_shape(lambda: from_config(fields, **settings))
     except WeightError:
         raise
     except (TypeError, ValueError) as error:
         raise WeightError(f"{folder / 'config.json'}: {error}") from error
-    return load_into(
-        abstract, folder, _naming(abstract, num_labels), jax.random.key(seed)
-    )
+    naming = _naming(abstract, num_labels)
+    return load_into(abstract, folder, naming, jax.random.key(seed))
 
 
 def _checked_fields(folder: Path) -> dict[str, Any]:
@@ -116,7 +126,7 @@ def _checked_fields(folder: Path) -> dict[str, Any]:
 def _head(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The fields of a language model with `tie_word_embeddings` as the files have it.
 
-    Others as they are.
+    Those of other models stay as they are.
     """
     naming = family_of(fields).plain.hugging_face
     if not naming.embedding:
@@ -138,7 +148,7 @@ def _head(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _naming(model: nnx.Module, num_labels: int | None) -> Naming:
     """The model's naming; a head that is the embedding may be stored in its place."""
     naming = naming_of(model)
-    # pyright: ignore
-    if num_labels is None and naming.embedding and model.config.tie_word_embeddings:
+    config: Any = getattr(model, "config", None)
+    if num_labels is None and naming.embedding and config.tie_word_embeddings:
         return naming._replace(copies=(*naming.copies, HEAD))
     return naming

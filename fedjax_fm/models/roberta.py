@@ -1,9 +1,10 @@
-"""RoBERTa: BERT's encoder with positions numbered behind the padding index, and a head
-with a hidden layer.
+"""RoBERTa: BERT's encoder with other positions, and a head with a hidden layer.
 
-Module names follow Hugging Face's `RobertaModel` without the layer number.
+Positions are numbered behind the padding index. Module names follow Hugging Face's
+`RobertaModel` without the layer number.
 
-Liu et al., 2019, arXiv 1907.11692.
+References:
+  Liu et al., 2019, arXiv 1907.11692.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,20 @@ from fedjax_fm.models.weights import Naming
 
 @dataclass(frozen=True)
 class RobertaConfig(BertConfig):
-    """BERT's fields with RoBERTa's defaults; two of the positions are never a token's."""
+    """A RoBERTa's sizes: the fields of `BertConfig` with RoBERTa's defaults.
+
+    Two of the positions are never a token's.
+
+    Attributes:
+      vocab_size, hidden_size, num_hidden_layers, num_attention_heads: of `BertConfig`.
+      intermediate_size, max_position_embeddings, type_vocab_size: of `BertConfig`.
+      layer_norm_eps, hidden_act, is_decoder, add_cross_attention: of `BertConfig`.
+      pad_token_id: the padding's id; a text's first token has position pad_token_id +
+        1.
+
+    Raises:
+      ValueError: a field that `BertConfig` refuses.
+    """
 
     vocab_size: int = 50265
     max_position_embeddings: int = 514
@@ -30,10 +44,17 @@ class RobertaConfig(BertConfig):
 
 
 class RobertaEmbeddings(BertEmbeddings):
-    """Token i has row pad_token_id + 1 + i of the position table; padding has row pad_token_id.
+    """BERT's embeddings with positions that count real tokens.
 
-    Padding is told by its id, as in transformers, and by the attention mask where there
-    is one: text that was padded with another id has the right positions all the same.
+    Token i has row pad_token_id + 1 + i of the position table; padding has row
+    pad_token_id. Padding is told by its id, as in transformers, and by the attention
+    mask where there is one: text that was padded with another id has the right
+    positions all the same.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
     """
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
@@ -44,6 +65,12 @@ class RobertaEmbeddings(BertEmbeddings):
     def position_ids(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None
     ) -> jax.Array:
+        """The number of each real token in its text, i32[B, T]; -1 for padding.
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: the padding's id alone tells.
+        """
         real = input_ids != self.pad_token_id
         if attention_mask is not None:
             real = real & attention_mask.astype(bool)
@@ -52,8 +79,29 @@ class RobertaEmbeddings(BertEmbeddings):
 
 
 class RobertaModel(BertModel):
-    """The encoder without a pooler: `model(input_ids i32[B, T], attention_mask [B, T])
-    -> hidden states [B, T, d]`.
+    """RoBERTa's encoder, without a pooler: tokens in, hidden states out.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of weights and activations, f32 by default.
+
+    References:
+      Liu et al., 2019, arXiv 1907.11692.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.RobertaConfig(
+      ...     vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+      ...     intermediate_size=16,
+      ... )
+      >>> def run(inputs):
+      ...     return models.RobertaModel(config, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 5, 8)
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -73,18 +121,48 @@ class RobertaModel(BertModel):
 
 
 class RobertaClassificationHead(nnx.Module):
-    """out_proj(tanh(dense(x))) in f32."""
+    """A classification head in f32: out_proj(tanh(dense(x))).
+
+    Args:
+      width: d, inputs.
+      num_labels: outputs.
+      rngs: draws the initial weights.
+    """
 
     def __init__(self, width: int, num_labels: int, rngs: nnx.Rngs):
         self.dense = classifier(width, width, rngs)
         self.out_proj = classifier(width, num_labels, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.out_proj(jnp.tanh(self.dense(x.astype(jnp.float32))))
+        """Logits f32[B, num_labels] of x [B, d]."""
+        hidden = jnp.tanh(self.dense(x.astype(jnp.float32)))
+        return self.out_proj(hidden)
 
 
 class RobertaForSequenceClassification(nnx.Module):
-    """Encoder and head on the first token: logits f32[B, num_labels]."""
+    """RoBERTa with a classification head on the first token: logits f32[B, num_labels].
+
+    Args:
+      config: sizes.
+      num_labels: classes.
+      rngs: draws the initial weights.
+      dtype: of the encoder's weights and activations; the head stays f32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.RobertaConfig(
+      ...     vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+      ...     intermediate_size=16,
+      ... )
+      >>> def run(inputs):
+      ...     model = models.RobertaForSequenceClassification(config, 2, nnx.Rngs(0))
+      ...     return model(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 2)
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
         stacked=("encoder.layer",),
@@ -117,7 +195,15 @@ class RobertaForSequenceClassification(nnx.Module):
         token_type_ids: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """What the head sees, [B, d]."""
+        """What the head sees, [B, d].
+
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: all but the padding's id are.
+          token_type_ids: i32[B, T], the segment of each token; None: all 0.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+        """
         return self.roberta(input_ids, attention_mask, token_type_ids, key)[:, 0]
 
     def __call__(
@@ -127,6 +213,6 @@ class RobertaForSequenceClassification(nnx.Module):
         token_type_ids: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        return self.classifier(
-            self.features(input_ids, attention_mask, token_type_ids, key)
-        )
+        """Logits f32[B, num_labels]; arguments as those of `features`."""
+        features = self.features(input_ids, attention_mask, token_type_ids, key)
+        return self.classifier(features)

@@ -13,13 +13,17 @@ from fedjax_fm.models.randomness import in_layer, key_for
 class Shared(nnx.Param):
     """A parameter inside a stacked module that is the same in all layers.
 
-    No leading axis, and not scanned.
+    It has no leading axis and is not scanned.
     """
 
 
 class Segments(nnx.Module):
-    """A stack cut into runs of layers, each stacked by itself, so that one run may be
-    trained and another frozen.
+    """A stack cut into runs of layers, each stacked by itself.
+
+    So one run may be trained and another frozen.
+
+    Args:
+      parts: the runs in order.
     """
 
     def __init__(self, parts: list[Any]):
@@ -29,11 +33,27 @@ class Segments(nnx.Module):
 def stack(make: Callable[[nnx.Rngs], nnx.Module], n_layers: int, rngs: nnx.Rngs) -> Any:
     """One module whose every parameter has a leading axis of `n_layers`.
 
-    `stacked_layers` says how many.
+    Its attribute `stacked_layers` says how many.
+
+    Args:
+      make: makes one layer.
+      n_layers: at least 1.
+      rngs: split into one for each layer.
+
+    Raises:
+      ValueError: fewer than one layer.
+
+    Example:
+      >>> def make(rngs):
+      ...     return nnx.Linear(2, 2, rngs=rngs)
+      >>> layers = nnx.eval_shape(lambda: stack(make, 3, nnx.Rngs(0)))
+      >>> layers.kernel.shape
+      (3, 2, 2)
     """
     if n_layers < 1:
         raise ValueError(f"expected at least one layer, got {n_layers}")
-    layers = nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(n_layers))
+    make_all = nnx.vmap(make, in_axes=0, out_axes=0)
+    layers = make_all(rngs.split(n_layers))
     layers.stacked_layers = n_layers  # pyright: ignore[reportAttributeAccessIssue]
     return layers
 
@@ -44,16 +64,21 @@ def scan_layers(
     carry: Any,
     xs: Any = None,
 ):
-    """`carry, y = step(layer, carry, x)` for one layer after the other.
-
-    (carry, ys), as `jax.lax.scan`.
+    """Runs `carry, y = step(layer, carry, x)` for one layer after the other.
 
     `nnx.scan` fails when some parameters are batched by an outer `vmap` and others are
     not (a delta over a shared backbone), so the scan runs over the split state and
     merges inside its body.
 
     Args:
-      xs: leading axis = all layers; None where the step needs nothing of its own.
+      layers: of `stack`, or `Segments` of such.
+      step: `(layer, carry, x) -> (carry, y)`.
+      carry: what passes from layer to layer.
+      xs: arrays whose leading axis is all layers; None where the step needs nothing of
+        its own.
+
+    Returns:
+      (carry, ys), as `jax.lax.scan`.
     """
     parts = layers.parts if isinstance(layers, Segments) else [layers]
     start, outputs = 0, []
@@ -85,20 +110,33 @@ def scan_layers(
 def run_stacked(
     layers: Any, hidden: jax.Array, *context: Any, each: Any = None
 ) -> jax.Array:
-    """Applies the layers one after the other.
-
-    `hidden = layer(hidden, *context)`, or with `each` its part of that, too.
-
-    Args:
-      each: arrays whose leading axis is the layers; a layer's own part comes behind the context.
+    """Applies layers one after the other: hidden = layer(hidden, *context).
 
     The backward pass keeps what matrix products with weights gave and computes the rest
     again (norms, activations, attention): that is less work than writing it to memory
     and reading it back.
+
+    Args:
+      layers: of `stack`, or `Segments` of such.
+      hidden: [B, T, d].
+      *context: what every layer is given.
+      each: arrays whose leading axis is the layers; a layer's own part comes behind the
+        context.
+
+    Returns:
+      [B, T, d].
+
+    Example:
+      >>> def make(rngs):
+      ...     return nnx.Linear(2, 2, rngs=rngs)
+      >>> def run(hidden):
+      ...     return run_stacked(stack(make, 3, nnx.Rngs(0)), hidden)
+      >>> jax.eval_shape(run, jnp.ones((1, 4, 2))).shape
+      (1, 4, 2)
     """
 
     def step(layer, hidden, own):
-        # What is differentiated is closed over: nnx modules are no arguments of jax.checkpoint.
+        # jax.checkpoint takes the state: nnx modules cannot be its arguments.
         graphdef, state = nnx.split(layer)
         given = context if own is None else (*context, own)
 
@@ -108,8 +146,7 @@ def run_stacked(
         # Inside a scan nothing could be shared between the passes anyway: prevent_cse
         # would only cost.
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(apply, policy=policy, prevent_cse=False)(
-            state, hidden
-        ), None
+        run = jax.checkpoint(apply, policy=policy, prevent_cse=False)
+        return run(state, hidden), None
 
     return scan_layers(layers, step, hidden, each)[0]

@@ -1,12 +1,12 @@
 """T5 encoder-decoders (T5, T5 v1.1, FLAN-T5).
 
-Layers stacked on a leading axis and run by `lax.scan`.
+Layers are stacked on a leading axis and run by `lax.scan`. Module names follow Hugging
+Face's `T5ForConditionalGeneration` without the layer number; the bias's table lies
+beside the stack, not inside its first layer.
 
-Module names follow Hugging Face's `T5ForConditionalGeneration` without the layer
-number; the bias's table lies beside the stack, not inside its first layer.
-
-Raffel et al., 2019, arXiv 1910.10683; gated GELU: Shazeer, 2020, arXiv 2002.05202;
-FLAN: Chung et al., 2022, arXiv 2210.11416.
+References:
+  Raffel et al., 2019, arXiv 1910.10683; gated GELU: Shazeer, 2020, arXiv 2002.05202;
+  FLAN: Chung et al., 2022, arXiv 2210.11416.
 """
 
 from typing import Any, ClassVar
@@ -28,15 +28,19 @@ _RENAMED = tuple(
     (f"{side}.relative_attention_bias", f"{side}.{_TABLE}")
     for side in ("encoder", "decoder")
 )
-_TABLES = (
-    "encoder.embed_tokens.weight",
-    "decoder.embed_tokens.weight",
-)  # copies of `shared` in many files
+# Copies of `shared` in many files.
+_TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _UNUSED = (r"EncDecAttention\.relative_attention_bias\.weight$",)
 
 
 class T5Model(nnx.Module):
-    """Encoder and decoder without a head."""
+    """Encoder and decoder without a head.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of weights and activations.
+    """
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config = config
@@ -49,13 +53,17 @@ class T5Model(nnx.Module):
 
     @property
     def vocabulary(self) -> nnx.Embed:
-        """The embedding that a prompt, put before the encoder's tokens, is made of."""
+        """The embedding of tokens, of which a trained prompt of the encoder is made."""
         return self.shared
 
     def shift_right(self, labels: jax.Array) -> jax.Array:
-        """The decoder's input for these targets i32[B, U] (-100 where there is none).
+        """The decoder's input for these targets: a start token and all but the last.
 
-        A start token first.
+        Args:
+          labels: i32[B, U], -100 where there is no target.
+
+        Returns:
+          i32[B, U].
         """
         shifted = jnp.pad(
             labels[:, :-1],
@@ -67,9 +75,14 @@ class T5Model(nnx.Module):
     def encode(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """(the encoder's output [B, p + T, d], which of it is real bool[B, p + T]).
+        """The encoder's output, that of a prompt of p tokens included.
 
-        P tokens are the prompt's.
+        Args:
+          input_ids: i32[B, T].
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+
+        Returns:
+          (hidden [B, p + T, d], which of it is real bool[B, p + T]).
         """
         hidden, n_prompt = prepend(self.prompt, self.shared(input_ids))
         real = (
@@ -90,16 +103,22 @@ class T5Model(nnx.Module):
         encoded: jax.Array,
         real: jax.Array,
     ) -> jax.Array:
-        """The decoder's output [B, U, d] over the encoder's."""
+        """The decoder's output [B, U, d] over the encoder's.
+
+        Args:
+          decoder_input_ids: i32[B, U].
+          decoder_attention_mask: [B, U], 1 for real tokens; None: all are.
+          encoded: [B, p + T, d], of `encode`.
+          real: bool[B, p + T], of `encode`.
+        """
         length = decoder_input_ids.shape[1]
         mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
         if decoder_attention_mask is not None:
             mask = mask & decoder_attention_mask.astype(bool)[:, None, None, :]
         bias = self.decoder.bias(jnp.arange(length, dtype=jnp.int32), length)
         hidden = self.shared(decoder_input_ids)
-        hidden = run_stacked(
-            self.decoder.block, hidden, bias, mask, encoded, real[:, None, None, :]
-        )
+        context = (bias, mask, encoded, real[:, None, None, :])
+        hidden = run_stacked(self.decoder.block, hidden, *context)
         return self.decoder.final_layer_norm(hidden)
 
     def hidden(
@@ -109,24 +128,53 @@ class T5Model(nnx.Module):
         decoder_input_ids: jax.Array | None = None,
         decoder_attention_mask: jax.Array | None = None,
     ) -> jax.Array:
-        """What a head reads, [B, U, d]."""
+        """The hidden states [B, U, d] that a head reads.
+
+        Args:
+          input_ids: i32[B, T], the encoder's tokens.
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+          decoder_input_ids: i32[B, U]; must be given.
+          decoder_attention_mask: [B, U], 1 for real tokens; None: all are.
+
+        Raises:
+          ValueError: no `decoder_input_ids`.
+        """
         if decoder_input_ids is None:
             raise ValueError(
-                "an encoder-decoder needs decoder_input_ids; of targets: model.shift_right(labels)"
+                "an encoder-decoder needs decoder_input_ids; of targets: "
+                "model.shift_right(labels)"
             )
-        return self.decode(
-            decoder_input_ids,
-            decoder_attention_mask,
-            *self.encode(input_ids, attention_mask),
-        )
+        encoded, real = self.encode(input_ids, attention_mask)
+        return self.decode(decoder_input_ids, decoder_attention_mask, encoded, real)
 
 
 class T5ForConditionalGeneration(T5Model):
-    """`model(input_ids i32[B, T], attention_mask, decoder_input_ids i32[B, U]) ->
-    logits f32[B, U, V]`.
+    """T5 with its language-modelling head: two texts in, logits of the second out.
 
-    Generation: `models.generate(model.next_logits, *model.start(input_ids,
-    attention_mask, n), max_new_tokens=n)`.
+    `models.generate(model, prompts, max_new_tokens=n)` generates with it.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of weights and activations; logits are f32.
+
+    References:
+      Raffel et al., 2019, arXiv 1910.10683.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.T5Config(
+      ...     vocab_size=30, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2
+      ... )
+      >>> def run(questions, answers):
+      ...     model = models.T5ForConditionalGeneration(config, nnx.Rngs(0))
+      ...     return model(questions, decoder_input_ids=model.shift_right(answers))
+      >>> questions, answers = jnp.ones((3, 5), jnp.int32), jnp.ones((3, 2), jnp.int32)
+      >>> jax.eval_shape(run, questions, answers).shape  # traced, not computed
+      (3, 2, 30)
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -149,7 +197,11 @@ class T5ForConditionalGeneration(T5Model):
             )
 
     def head(self, hidden: jax.Array) -> jax.Array:
-        """Logits f32[..., V] of hidden states [..., d]."""
+        """Logits f32[..., V] of hidden states.
+
+        Args:
+          hidden: [..., d].
+        """
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.config.d_model**-0.5
         if not self.config.tie_word_embeddings:
@@ -167,12 +219,24 @@ class T5ForConditionalGeneration(T5Model):
         decoder_attention_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
+        """Logits f32[B, U, V] of the decoder's tokens.
+
+        Args:
+          input_ids: i32[B, T], the encoder's tokens.
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+          decoder_input_ids: i32[B, U]; must be given, see `shift_right`.
+          decoder_attention_mask: [B, U], 1 for real tokens; None: all are.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+
+        Raises:
+          ValueError: no `decoder_input_ids`.
+        """
         with randomness(key):
-            return self.head(
-                self.hidden(
-                    input_ids, attention_mask, decoder_input_ids, decoder_attention_mask
-                )
+            hidden = self.hidden(
+                input_ids, attention_mask, decoder_input_ids, decoder_attention_mask
             )
+            return self.head(hidden)
 
     def start(
         self,
@@ -180,8 +244,15 @@ class T5ForConditionalGeneration(T5Model):
         attention_mask: jax.Array | None,
         max_new_tokens: int,
     ) -> tuple[jax.Array, jax.Array, T5Cache]:
-        """(start tokens [B, 1], their mask, cache with the encoder's output read), the
-        arguments of `generate`.
+        """The arguments of `generate` after the prompt was read by the encoder.
+
+        Args:
+          input_ids: i32[B, T], the prompts.
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+          max_new_tokens: of an answer; the cache has room for them.
+
+        Returns:
+          (start tokens i32[B, 1], their mask i32[B, 1], cache).
         """
         encoded, real = self.encode(input_ids, attention_mask)
 
@@ -203,11 +274,8 @@ class T5ForConditionalGeneration(T5Model):
             valid=unwritten,
             length=jnp.int32(0),
         )
-        return (
-            jnp.full((batch, 1), config.decoder_start_token_id, jnp.int32),
-            jnp.ones((batch, 1), jnp.int32),
-            cache,
-        )
+        first = jnp.full((batch, 1), config.decoder_start_token_id, jnp.int32)
+        return first, jnp.ones((batch, 1), jnp.int32), cache
 
     def next_logits(
         self,
@@ -215,7 +283,17 @@ class T5ForConditionalGeneration(T5Model):
         decoder_attention_mask: jax.Array | None,
         cache: T5Cache,
     ) -> tuple[jax.Array, T5Cache]:
-        """(logits f32[B, V] after the last token, cache), as `generate` wants it."""
+        """Logits after the last token alone, as `generate` needs them.
+
+        Args:
+          decoder_input_ids: i32[B, U], the new tokens.
+          decoder_attention_mask: [B, U] of these tokens, 1 for real ones; None: all
+            are.
+          cache: of `start`.
+
+        Returns:
+          (logits f32[B, V], cache).
+        """
         length, room = decoder_input_ids.shape[1], cache.valid.shape[-1]
         real = decoder_attention_mask
         real = (
@@ -228,15 +306,14 @@ class T5ForConditionalGeneration(T5Model):
         )
         positions = cache.length + jnp.arange(length, dtype=jnp.int32)
         mask = (jnp.arange(room) <= positions[:, None]) & valid[:, None, None, :]
-        bias, read_mask = (
-            self.decoder.bias(positions, room),
-            cache.read_mask[:, None, None, :],
-        )
+        bias = self.decoder.bias(positions, room)
+        read_mask = cache.read_mask[:, None, None, :]
 
         def step(block, hidden, slots):
             keys, values, *read = slots
+            past = (keys, values, cache.length)
             return block.extend(
-                hidden, bias, mask, read, read_mask, (keys, values, cache.length)
+                hidden, bias, mask, read=read, read_mask=read_mask, past=past
             )
 
         slots = (cache.keys, cache.values, cache.read_keys, cache.read_values)
@@ -256,12 +333,30 @@ class T5ForConditionalGeneration(T5Model):
 
 
 class T5ForSequenceClassification(nnx.Module):
-    """A head on the decoder's state at each row's last end-of-sequence token.
+    """T5 with a classification head: logits f32[B, num_labels].
 
-    Logits f32[B, num_labels].
-
-    The decoder reads the input once more, shifted right. Every row must hold an
+    The head reads the decoder's state at each row's last end-of-sequence token. The
+    decoder reads the input once more, shifted right. Every row must hold an
     end-of-sequence token.
+
+    Args:
+      config: sizes.
+      num_labels: classes.
+      rngs: draws the initial weights.
+      dtype: of T5's weights and activations; the head stays f32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.T5Config(
+      ...     vocab_size=30, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2
+      ... )
+      >>> def run(inputs):
+      ...     return models.T5ForSequenceClassification(config, 2, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 5), jnp.int32)).shape  # traced, not computed
+      (3, 2)
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -290,14 +385,17 @@ class T5ForSequenceClassification(nnx.Module):
     def features(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None
     ) -> jax.Array:
-        """What the head sees, [B, d]."""
-        hidden = self.transformer.hidden(
-            input_ids, attention_mask, self.transformer.shift_right(input_ids)
-        )
+        """What the head sees, [B, d].
+
+        Args:
+          input_ids: i32[B, T], each row with an end-of-sequence token.
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+        """
+        again = self.transformer.shift_right(input_ids)
+        hidden = self.transformer.hidden(input_ids, attention_mask, again)
         number = jnp.arange(input_ids.shape[1], dtype=jnp.int32)[None, :]
-        last = jnp.max(
-            jnp.where(input_ids == self.config.eos_token_id, number, 0), axis=1
-        )
+        ends = input_ids == self.config.eos_token_id
+        last = jnp.max(jnp.where(ends, number, 0), axis=1)
         return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
     def __call__(
@@ -306,5 +404,14 @@ class T5ForSequenceClassification(nnx.Module):
         attention_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
+        """Logits f32[B, num_labels] of tokens.
+
+        Args:
+          input_ids: i32[B, T], each row with an end-of-sequence token.
+          attention_mask: [B, T], 1 for real tokens; None: all are.
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+        """
         with randomness(key):
-            return self.classification_head(self.features(input_ids, attention_mask))
+            features = self.features(input_ids, attention_mask)
+            return self.classification_head(features)

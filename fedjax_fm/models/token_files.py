@@ -1,6 +1,6 @@
-"""What a model's folder says of its tokens.
+"""The files of a model's folder that describe its tokens, read as transformers does.
 
-Special ones, ends of generation, chat templates; as transformers reads it.
+Special tokens, ends of generation and chat templates.
 """
 
 import json
@@ -21,17 +21,15 @@ STANDARD = (
     "cls_token",
     "mask_token",
 )
-_ADDED = (
-    "lstrip",
-    "normalized",
-    "rstrip",
-    "single_word",
-    "special",
-)  # fields of an added token
+# Fields of an added token.
+_ADDED = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, {} where there is no such file.
+
+    Args:
+      path: of the file.
 
     Raises:
       WeightError: it is not JSON, or holds no object.
@@ -50,25 +48,40 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_fields(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json.
+    """The fields of tokenizer_config.json.
 
-    With special_tokens_map.json over it, where the former holds no
+    Those of special_tokens_map.json lie over them, where the former holds no
     `added_tokens_decoder`.
+
+    Args:
+      folder: of the model.
+
+    Raises:
+      WeightError: a file is not JSON.
     """
     fields = read_json(folder / "tokenizer_config.json")
-    older = (
-        {}
-        if "added_tokens_decoder" in fields
-        else read_json(folder / "special_tokens_map.json")
-    )
-    return {**fields, **older}
+    if "added_tokens_decoder" in fields:
+        return fields
+    return {**fields, **read_json(folder / "special_tokens_map.json")}
 
 
 def special_tokens(fields: Mapping[str, Any], where: Path) -> dict[str, str]:
-    """{"bos_token": word, ...}: the standard ones, and those that the model adds by name.
+    """The standard special tokens, and those that the model adds by name.
+
+    Args:
+      fields: of `tokenizer_fields`.
+      where: the folder, for error messages.
+
+    Returns:
+      {"bos_token": word, ...}.
 
     Raises:
       WeightError: a token is neither text nor an object with its text.
+
+    Example:
+      >>> fields = {"eos_token": {"content": "</s>"}, "model_max_length": 512}
+      >>> special_tokens(fields, Path())
+      {'eos_token': '</s>'}
     """
     named = {
         name: value
@@ -88,38 +101,42 @@ def special_tokens(fields: Mapping[str, Any], where: Path) -> dict[str, str]:
 
 
 def _is_token(value: Any) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, dict) and isinstance(value.get("content"), str)
-    )
+    """Whether a value is a token: text, or an object with its text."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return isinstance(value, str)
 
 
 def register(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
-    """Makes it know the special tokens of the folder that its tokenizer.json does not
-    list, so that text is cut at them.
+    """Adds the special tokens of the folder that its tokenizer.json does not list.
+
+    Text is then cut at them.
+
+    Args:
+      tokenizer: of tokenizer.json; it is changed.
+      folder: of the model.
+
+    Returns:
+      The tokenizer.
 
     Raises:
       WeightError: a token's id is not the one that it would get.
     """
     fields = tokenizer_fields(folder)
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    added = tokenizer.get_added_tokens_decoder()
+    known = {token.content for token in added.values()}
     decoder = fields.get("added_tokens_decoder") or {}
     for number, token in sorted(decoder.items(), key=lambda item: int(item[0])):
         if token["content"] in known:
             continue
-        tokenizer.add_tokens(
-            [
-                AddedToken(
-                    token["content"],
-                    **{key: token[key] for key in _ADDED if key in token},
-                )
-            ]
-        )
-        if tokenizer.token_to_id(token["content"]) != int(number):
+        settings = {key: token[key] for key in _ADDED if key in token}
+        tokenizer.add_tokens([AddedToken(token["content"], **settings)])
+        found = tokenizer.token_to_id(token["content"])
+        if found != int(number):
             raise WeightError(
                 f"{folder / 'tokenizer_config.json'} gives {token['content']!r} "
-                f"the id {number}, with tokenizer.json it would have "
-                f"{tokenizer.token_to_id(token['content'])}; take both files from "
-                "one place"
+                f"the id {number}, with tokenizer.json it would have {found}; take "
+                "both files from one place"
             )
     extra = [
         fields.get(name) or []
@@ -131,51 +148,66 @@ def register(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
         *(t if isinstance(t, str) else t["content"] for t in listed),
     ]
     # A word that the vocabulary lacks has no row in the model's embedding.
-    tokenizer.add_special_tokens(
-        [w for w in wanted if w not in known and tokenizer.token_to_id(w) is not None]
-    )
+    new = [
+        word
+        for word in wanted
+        if word not in known and tokenizer.token_to_id(word) is not None
+    ]
+    tokenizer.add_special_tokens(new)
     return tokenizer
 
 
 def end_ids(folder: Path) -> tuple[int, ...] | None:
-    """Ids that end generation.
+    """Ids that end generation, as the folder names them.
 
-    Generation_config.json's, else config.json's; None where neither names one.
+    They are those of generation_config.json, else those of config.json.
+
+    Args:
+      folder: of the model.
+
+    Returns:
+      The ids; None where neither file names one.
 
     Raises:
       WeightError: what is there is no id and no list of ids.
     """
     for name in ("generation_config.json", "config.json"):
         fields = read_json(folder / name)
-        value = fields.get(
-            "eos_token_id", (fields.get("text_config") or {}).get("eos_token_id")
-        )
+        of_text = fields.get("text_config") or {}
+        value = fields.get("eos_token_id", of_text.get("eos_token_id"))
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]
-        if not ids or not all(
-            isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids
-        ):
+        if not ids or not all(map(_is_id, ids)):
             raise WeightError(
-                f"{folder / name}: expected eos_token_id as one or several ids, got {value!r}"
+                f"{folder / name}: expected eos_token_id as one or several ids, got "
+                f"{value!r}"
             )
         return tuple(ids)
     return None
 
 
+def _is_id(value: Any) -> bool:
+    """Whether a value is a token id."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def templates(folder: Path, fields: Mapping[str, Any]) -> dict[str, str]:
     """Chat templates by name, "default" among them.
 
-    chat_template.jinja and additional_chat_templates/*.jinja; else
-    tokenizer_config.json; else chat_template.json.
+    They are those of chat_template.jinja and additional_chat_templates/*.jinja; else of
+    tokenizer_config.json; else of chat_template.json.
+
+    Args:
+      folder: of the model.
+      fields: of `tokenizer_fields`.
 
     Raises:
-      WeightError: there is none (a base model), none of them is the default, or one is no text.
+      WeightError: there is none (a base model), none of them is the default, or one is
+        no text.
     """
-    own, others = (
-        folder / "chat_template.jinja",
-        sorted((folder / "additional_chat_templates").glob("*.jinja")),
-    )
+    own = folder / "chat_template.jinja"
+    others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     found: Any = {path.stem: path.read_text(encoding="utf-8") for path in others}
     if own.is_file():
         found["default"] = own.read_text(encoding="utf-8")
@@ -187,7 +219,8 @@ def templates(folder: Path, fields: Mapping[str, Any]) -> dict[str, str]:
         found = read_json(where).get("chat_template")
     if not found:
         raise WeightError(
-            f"{folder} has no chat template; it is a base model, or make a `Chat` with your own"
+            f"{folder} has no chat template; it is a base model, or make a `Chat` with "
+            "your own"
         )
     return named_templates(found, where)
 
@@ -195,8 +228,16 @@ def templates(folder: Path, fields: Mapping[str, Any]) -> dict[str, str]:
 def named_templates(found: Any, where: Any) -> dict[str, str]:
     """One template, a list of named ones or a mapping, as a mapping with a default.
 
+    Args:
+      found: what a file holds.
+      where: the file, for error messages.
+
     Raises:
       WeightError: see `templates`.
+
+    Example:
+      >>> named_templates("{{ messages }}", "tokenizer_config.json")
+      {'default': '{{ messages }}'}
     """
     if isinstance(found, str):
         return {"default": found}

@@ -17,11 +17,20 @@ _PADDING = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")  # what tokenizers call 
 
 
 def load_tokenizer(folder_or_hub_id: str | os.PathLike[str]) -> Tokenizer:
-    """The model's own tokenizer, from tokenizer.json or a .gguf file, with the special
-    tokens that its folder names.
+    """The model's own tokenizer, with the special tokens that its folder names.
+
+    It is read from tokenizer.json or a .gguf file.
+
+    Args:
+      folder_or_hub_id: a folder, a .gguf file or OWNER/NAME; see `locate`.
 
     Raises:
       FileNotFoundError, ValueError: there is no tokenizer.json, or it cannot be read.
+
+    Example:
+      >>> from fedjax_fm import models
+      >>> name = "sentence-transformers/all-MiniLM-L6-v2"
+      >>> tokenizer = models.load_tokenizer(name)  # doctest: +SKIP
     """
     files = locate(folder_or_hub_id)
     if files.weights.suffix == ".gguf":
@@ -37,7 +46,10 @@ def load_tokenizer(folder_or_hub_id: str | os.PathLike[str]) -> Tokenizer:
 
 
 def backend(tokenizer: Any) -> Tokenizer:
-    """The `tokenizers.Tokenizer` that this is, or that one of transformers is made around.
+    """The tokenizer of `tokenizers` that this is, or that it is made around.
+
+    Args:
+      tokenizer: of `tokenizers`, or a fast one of transformers.
 
     Raises:
       TypeError: it is neither; says what to call.
@@ -58,7 +70,11 @@ def without_padding(
 ) -> Iterator[Tokenizer]:
     """The tokenizer without padding, cutting at `max_length` tokens or not at all.
 
-    Then as it was.
+    After the block it is as it was.
+
+    Args:
+      tokenizer: it is changed inside the block.
+      max_length: tokens of a text; None: any number.
     """
     padding, truncation = tokenizer.padding, tokenizer.truncation
     tokenizer.no_padding()
@@ -81,15 +97,18 @@ def tokenize(
     max_length: int,
     pad_id: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """{"input_ids", "attention_mask"}: int32[n, max_length], padded on the right, cut on the right.
+    """Texts as rows of token ids, padded and cut on the right.
 
     Args:
       tokenizer: of `load_tokenizer`, or a fast one of transformers; its own padding and
         truncation are left as they are.
       texts: a list or a column of n texts.
-      max_length: tokens of a row, special ones included.
+      max_length: tokens of a row, special ones included; at least 3.
       pad_id: fills the rows; None: what the tokenizer pads with, or its token <pad> or
         [PAD], else 0.
+
+    Returns:
+      {"input_ids", "attention_mask"}: int32[n, max_length].
 
     Raises:
       TypeError, ValueError: no tokenizer, no list of texts, or a row that is no text
@@ -97,7 +116,8 @@ def tokenize(
 
     Example:
       >>> from tokenizers import Tokenizer, models
-      >>> letters = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "<pad>": 2}, "[UNK]"))
+      >>> vocabulary = {"[UNK]": 0, "a": 1, "<pad>": 2}
+      >>> letters = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
       >>> tokenize(letters, ["a"], 3)["input_ids"]
       array([[1, 2, 2]], dtype=int32)
     """
@@ -123,6 +143,7 @@ def tokenize(
 
 
 def _padding_id(tokenizer: Tokenizer) -> int:
+    """The id that the tokenizer pads with."""
     if tokenizer.padding is not None:
         return tokenizer.padding["pad_id"]
     ids = [tokenizer.token_to_id(word) for word in _PADDING]

@@ -1,6 +1,7 @@
 """The two places where a model takes trained tokens that are no text.
 
-A prompt before the embedded tokens, and a prefix of keys and values inside attention.
+They are a prompt before the embedded tokens (Lester et al., 2021, arXiv 2104.08691) and
+a prefix of keys and values inside attention (Li and Liang, 2021, arXiv 2101.00190).
 
 A model takes a prompt if it has an attribute `prompt` (None at first) and `vocabulary`,
 its token embedding. It embeds the text, puts the prompt before it (`prepend`), lets
@@ -22,9 +23,19 @@ import jax.numpy as jnp
 
 
 def prepend(prompt: Any, embedded: jax.Array) -> tuple[jax.Array, int]:
-    """([B, p + T, d], p) from embedded [B, T, d] and `prompt() -> [p, d]`.
+    """Puts a prompt of p tokens before embedded text.
 
-    P = 0 where the prompt is None.
+    Args:
+      prompt: `prompt() -> [p, d]`; None: p = 0.
+      embedded: [B, T, d].
+
+    Returns:
+      ([B, p + T, d], p).
+
+    Example:
+      >>> tokens, p = prepend(lambda: jnp.zeros((2, 4)), jnp.ones((1, 3, 4)))
+      >>> tokens.shape, p
+      ((1, 5, 4), 2)
     """
     if prompt is None:
         return embedded, 0
@@ -34,7 +45,19 @@ def prepend(prompt: Any, embedded: jax.Array) -> tuple[jax.Array, int]:
 
 
 def behind(positions: jax.Array, n_prompt: int) -> jax.Array:
-    """i32[..., p + T]: 0, ..., p - 1, and then the text's positions [..., T] shifted by p."""
+    """The positions 0, ..., p - 1 of a prompt, and the text's behind them.
+
+    Args:
+      positions: i32[..., T], of the text; p is added.
+      n_prompt: p.
+
+    Returns:
+      i32[..., p + T].
+
+    Example:
+      >>> behind(jnp.array([0, 1]), n_prompt=2).tolist()
+      [0, 1, 2, 3]
+    """
     first = jnp.broadcast_to(
         jnp.arange(n_prompt, dtype=positions.dtype), (*positions.shape[:-1], n_prompt)
     )
@@ -42,8 +65,19 @@ def behind(positions: jax.Array, n_prompt: int) -> jax.Array:
 
 
 def seen_by_all(mask: jax.Array, n_prompt: int, queries: bool = False) -> jax.Array:
-    """A mask [..., T, S] (or [..., S]) with p columns before it that everybody sees,
-    and with `queries` p rows too.
+    """A mask with p columns before it that every token sees.
+
+    Args:
+      mask: bool or 0 and 1, [..., T, S] or [..., S].
+      n_prompt: p.
+      queries: whether p rows are put before it, too.
+
+    Returns:
+      [..., T, p + S] or [..., p + S]; with `queries` [..., p + T, p + S].
+
+    Example:
+      >>> seen_by_all(jnp.array([[1, 0]]), n_prompt=1).tolist()
+      [[1, 1, 0]]
     """
     rows = [(n_prompt, 0)] if queries else [(0, 0)]
     widths = [(0, 0)] * (mask.ndim - 2) + rows * (mask.ndim > 1) + [(n_prompt, 0)]
@@ -53,12 +87,16 @@ def seen_by_all(mask: jax.Array, n_prompt: int, queries: bool = False) -> jax.Ar
 def with_prefix(
     prefix: Any, keys: jax.Array, values: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """(keys, values, mask) with the prefix before them, seen by every query.
+    """Puts a prefix before keys and values, seen by every query.
 
     Args:
-      prefix: `prefix() -> (keys, values) [p, heads, head_dim]`, or None.
-      keys, values: [B, S, heads, head_dim].
+      prefix: `prefix() -> (keys, values) [p, heads, head_dim]`; None: p = 0.
+      keys: [B, S, heads, head_dim].
+      values: [B, S, heads, head_dim].
       mask: bool[..., T or 1, S], or None where all is seen.
+
+    Returns:
+      (keys, values, mask), of p + S tokens.
     """
     if prefix is None:
         return keys, values, mask

@@ -1,9 +1,10 @@
-"""Vision transformers: patches embedded by one matrix product, layers stacked and run
-by `lax.scan`.
+"""Vision transformers: patches embedded by one matrix product.
 
-Module names follow Hugging Face's `ViTModel` without the layer number.
+Layers are stacked on a leading axis and run by `lax.scan`. Module names follow Hugging
+Face's `ViTModel` without the layer number.
 
-Dosovitskiy et al., 2020, arXiv 2010.11929.
+References:
+  Dosovitskiy et al., 2020, arXiv 2010.11929.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,29 @@ from fedjax_fm.models.weights import Naming
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The fields of `config.json` that change the computation, under Hugging Face's
-    names and defaults.
+    """A ViT's sizes: the fields of `config.json` that change the computation.
+
+    Names and defaults are Hugging Face's.
+
+    Attributes:
+      hidden_size: d, width of the hidden states.
+      num_hidden_layers: encoder layers.
+      num_attention_heads: heads, a divisor of `hidden_size`.
+      intermediate_size: width inside the feed-forward network.
+      hidden_act: an activation's name, see `activations.ACTIVATIONS`.
+      layer_norm_eps: what layer normalisation adds to the variance.
+      image_size: pixels of a side.
+      patch_size: pixels of a patch's side, a divisor of `image_size`.
+      num_channels: of an image.
+      qkv_bias: must be True.
+
+    Raises:
+      ValueError: heads that do not divide the width, patches that do not divide the
+        image, an unknown activation, or no biases.
+
+    Example:
+      >>> ViTConfig(image_size=32, patch_size=8).num_patches
+      16
     """
 
     hidden_size: int = 768
@@ -47,7 +69,8 @@ class ViTConfig:
             )
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}"
+                f"image_size={self.image_size} is not a multiple of "
+                f"patch_size={self.patch_size}"
             )
         if not self.qkv_bias:
             raise ValueError("qkv_bias=False is not supported")
@@ -55,12 +78,18 @@ class ViTConfig:
 
     @property
     def num_patches(self) -> int:
-        """N."""
+        """Patches of an image, N."""
         return (self.image_size // self.patch_size) ** 2
 
 
 class ViTPatchEmbeddings(nnx.Module):
-    """A linear layer on flat patches: a convolution whose stride is its width."""
+    """A linear layer on flat patches: a convolution whose stride is its width.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         self.config = config
@@ -70,16 +99,22 @@ class ViTPatchEmbeddings(nnx.Module):
         )
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
+        """[B, N, d] of pixels [B, C, H, W] or [B, H, W, C]."""
         config = self.config
-        return self.projection(
-            to_patches(
-                pixels, config.num_channels, config.image_size, config.patch_size
-            )
+        patches = to_patches(
+            pixels, config.num_channels, config.image_size, config.patch_size
         )
+        return self.projection(patches)
 
 
 class ViTEmbeddings(nnx.Module):
-    """[B, 1 + N, d]: the class token and the patches, with their positions."""
+    """The class token and the patches of an image, with their positions.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         d, init = config.hidden_size, nnx.initializers.normal(0.02)
@@ -90,10 +125,10 @@ class ViTEmbeddings(nnx.Module):
         )
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
+        """[B, 1 + N, d] of pixels [B, C, H, W] or [B, H, W, C]."""
         patches = self.patch_embeddings(pixels.astype(self.cls_token.dtype))
-        first = jnp.broadcast_to(
-            self.cls_token[...], (patches.shape[0], 1, patches.shape[-1])
-        )
+        batch, _, width = patches.shape
+        first = jnp.broadcast_to(self.cls_token[...], (batch, 1, width))
         return jnp.concatenate([first, patches], axis=1) + self.position_embeddings[...]
 
 
@@ -104,22 +139,36 @@ class _Dense(nnx.Module):
         self.dense = nnx.Linear(n_in, n_out, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., n_out] of x [..., n_in]."""
         return self.dense(x)
 
 
 class ViTAttention(nnx.Module):
-    """Self-attention and its output projection."""
+    """Self-attention and its output projection.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         self.attention = BertSelfAttention(config, rngs, dtype)
         self.output = _Dense(config.hidden_size, config.hidden_size, rngs, dtype)
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
+        """[B, 1 + N, d] from hidden [B, 1 + N, d]."""
         return self.output(self.attention(hidden, None))
 
 
 class ViTLayer(nnx.Module):
-    """One encoder layer, pre-norm."""
+    """One encoder layer, pre-norm.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         d, wide = config.hidden_size, config.intermediate_size
@@ -131,14 +180,20 @@ class ViTLayer(nnx.Module):
         self.layernorm_after = layer_norm(d, config.layer_norm_eps, dtype, rngs)
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
+        """[B, 1 + N, d] from hidden [B, 1 + N, d]."""
         hidden = hidden + self.attention(self.layernorm_before(hidden))
-        return hidden + self.output(
-            ACTIVATIONS[self.act](self.intermediate(self.layernorm_after(hidden)))
-        )
+        wide = self.intermediate(self.layernorm_after(hidden))
+        return hidden + self.output(ACTIVATIONS[self.act](wide))
 
 
 class ViTEncoder(nnx.Module):
-    """All layers; every parameter of `layer` has a leading axis of num_hidden_layers."""
+    """All layers; every parameter of `layer` has a leading axis of num_hidden_layers.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of the weights.
+    """
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
         self.layer = stack(
@@ -146,12 +201,36 @@ class ViTEncoder(nnx.Module):
         )
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
+        """[B, 1 + N, d] from hidden [B, 1 + N, d]."""
         return run_stacked(self.layer, hidden)
 
 
 class ViTModel(nnx.Module):
-    """The encoder: `model(pixels [B, C, H, W] or [B, H, W, C]) -> hidden states [B, 1 +
-    N, d]`, the class token first.
+    """A vision transformer's encoder: pixels in, hidden states out.
+
+    The class token comes first.
+
+    Args:
+      config: sizes.
+      rngs: draws the initial weights.
+      dtype: of weights and activations, f32 by default.
+
+    References:
+      Dosovitskiy et al., 2020, arXiv 2010.11929.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.ViTConfig(
+      ...     hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+      ...     intermediate_size=16, image_size=8, patch_size=4,
+      ... )
+      >>> def run(inputs):
+      ...     return models.ViTModel(config, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 3, 8, 8))).shape  # traced, not computed
+      (3, 5, 8)
     """
 
     hugging_face: ClassVar[Naming] = Naming(
@@ -171,12 +250,41 @@ class ViTModel(nnx.Module):
     def __call__(
         self, pixel_values: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
+        """The hidden states [B, 1 + N, d] of images, normalised.
+
+        Args:
+          pixel_values: [B, C, H, W] or [B, H, W, C].
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+        """
         with randomness(key):
-            return self.layernorm(self.encoder(self.embeddings(pixel_values)))
+            hidden = self.encoder(self.embeddings(pixel_values))
+            return self.layernorm(hidden)
 
 
 class ViTForImageClassification(nnx.Module):
-    """A linear classifier on the class token: logits f32[B, num_labels]."""
+    """A vision transformer with a linear classifier on the class token.
+
+    Args:
+      config: sizes.
+      num_labels: classes.
+      rngs: draws the initial weights.
+      dtype: of the encoder's weights and activations; the classifier stays f32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from fedjax_fm import models
+      >>> config = models.ViTConfig(
+      ...     hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+      ...     intermediate_size=16, image_size=8, patch_size=4,
+      ... )
+      >>> def run(inputs):
+      ...     return models.ViTForImageClassification(config, 2, nnx.Rngs(0))(inputs)
+      >>> jax.eval_shape(run, jnp.ones((3, 3, 8, 8))).shape  # traced, not computed
+      (3, 2)
+    """
 
     hugging_face: ClassVar[Naming] = Naming(
         stacked=("encoder.layer",),
@@ -199,10 +307,24 @@ class ViTForImageClassification(nnx.Module):
     def features(
         self, pixel_values: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        """What the classifier sees, [B, d]."""
+        """What the classifier sees, [B, d].
+
+        Args:
+          pixel_values: [B, C, H, W] or [B, H, W, C].
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+        """
         return self.vit(pixel_values, key)[:, 0]
 
     def __call__(
         self, pixel_values: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        return self.classifier(self.features(pixel_values, key).astype(jnp.float32))
+        """Logits f32[B, num_labels] of images.
+
+        Args:
+          pixel_values: [B, C, H, W] or [B, H, W, C].
+          key: drives the dropout that a fine-tuning method has added; None:
+            deterministic.
+        """
+        features = self.features(pixel_values, key)
+        return self.classifier(features.astype(jnp.float32))

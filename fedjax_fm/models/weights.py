@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from fedjax_fm.models.locate import INDEX, WEIGHTS
 
-# The last word of a parameter's path: (Hugging Face's word, whether torch stores the transpose).
+# The last word of a parameter's path: (Hugging Face's word, whether torch stores the
+# transpose).
 _LAST = {
     "kernel": ("weight", True),
     "scale": ("weight", False),
@@ -29,10 +30,18 @@ _DTYPES |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)} | {
     f"U{bits}": f"uint{bits}" for bits in (8, 16, 32)
 }
 _DTYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "BOOL": "bool"}
-_OLD_WORDS = {
-    "weight": "gamma",
-    "bias": "beta",
-}  # norms in checkpoints converted from TensorFlow
+# Norms in checkpoints converted from TensorFlow.
+_OLD_WORDS = {"weight": "gamma", "bias": "beta"}
+
+
+# What reading an index of shards raises where it is none.
+_NO_INDEX = (
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
 
 
 class WeightError(ValueError):
@@ -40,19 +49,26 @@ class WeightError(ValueError):
 
 
 class Naming(NamedTuple):
-    """How Hugging Face names the parameters of a model, where it differs from our dotted paths.
+    """How Hugging Face names a model's parameters, where it is not our dotted paths.
 
     Attributes:
       stacked: modules whose parameters have a leading layer axis here and a number in
         their names there.
       prefixes: what checkpoints may put before, or leave out of, a name ("bert.").
-      renamed: (our beginning of a path, theirs) where more than the layer number differs.
-      in_out: last names of modules whose kernels are stored as [in, out], not as the transpose.
+      renamed: (our beginning of a path, theirs) where more than the layer number
+        differs.
+      in_out: last names of modules whose kernels are stored as [in, out], not as the
+        transpose.
       new: beginnings of paths that get initial values where the checkpoint lacks them.
       ignored: regular expressions of tensor names that are no parameters of ours.
       embedding: the path of the table of tokens, which a head may share; see `heads`.
       copies: names of tensors that are copies of that table, if they are stored at all;
         one of them stands for it where it is not.
+
+    Example:
+      >>> naming = Naming(stacked=("encoder.layer",))
+      >>> naming.tensor(("encoder", "layer", "output", "dense", "kernel"), layer=3)
+      ('encoder.layer.3.output.dense.weight', True)
     """
 
     stacked: tuple[str, ...] = ()
@@ -65,19 +81,31 @@ class Naming(NamedTuple):
     copies: tuple[str, ...] = ()
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a tensor of that name is no parameter of ours."""
+        """Whether a tensor is no parameter of ours.
+
+        Args:
+          name: of the tensor.
+        """
         return any(re.search(pattern, name) for pattern in self.ignored)
 
     def stack_of(self, path: tuple[str, ...]) -> str | None:
-        """The stacked module that a parameter belongs to."""
+        """The stacked module that a parameter belongs to, None if to none.
+
+        Args:
+          path: of the parameter.
+        """
         dotted = "." + ".".join(path)
         return next((stack for stack in self.stacked if f".{stack}." in dotted), None)
 
     def tensor(self, path: tuple[str, ...], layer: int | None) -> tuple[str, bool]:
-        """(tensor name, transposed) of a parameter.
+        """The name of a parameter's tensor, and whether it is stored transposed.
 
-        ('encoder','layer','output','dense','kernel'), layer 3 ->
-        ('encoder.layer.3.output.dense.weight', True).
+        Args:
+          path: of the parameter.
+          layer: its number in a stack; None: the name without one.
+
+        Returns:
+          (name, transposed).
         """
         word, transposed = _LAST.get(path[-1], (path[-1], False))
         if len(path) > 1 and path[-2] in self.in_out:
@@ -92,19 +120,27 @@ class Naming(NamedTuple):
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as a dict."""
+    """The fields of a folder's config.json.
+
+    Args:
+      folder: of the model.
+
+    Raises:
+      FileNotFoundError: there is no config.json.
+      WeightError: it is not JSON, or holds no object.
+    """
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no config.json; found {sorted(p.name for p in folder.iterdir())}"
-        )
+        there = sorted(p.name for p in folder.iterdir())
+        raise FileNotFoundError(f"{folder} has no config.json; found {there}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WeightError(f"{path} is not JSON ({error}); download it again") from error
     if not isinstance(fields, dict):
         raise WeightError(
-            f"{path} is no configuration: expected an object of fields, got {type(fields).__name__}"
+            f"{path} is no configuration: expected an object of fields, got "
+            f"{type(fields).__name__}"
         )
     return fields
 
@@ -112,12 +148,27 @@ def read_config(folder: Path) -> dict[str, Any]:
 def checkpoint_name(
     path: tuple[str, ...], stacked: str, layer: int | None
 ) -> tuple[str, bool]:
-    """`Naming.tensor` of a model with one stack."""
+    """The name of a parameter's tensor in a model with one stack; see `Naming.tensor`.
+
+    Args:
+      path: of the parameter.
+      stacked: the stacked module.
+      layer: its number in the stack; None: the name without one.
+
+    Example:
+      >>> checkpoint_name(("model", "layers", "mlp", "kernel"), "model.layers", 0)
+      ('model.layers.0.mlp.weight', True)
+    """
     return Naming(stacked=(stacked,)).tensor(path, layer)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that model.safetensors.index.json lists.
+    """The files of a model's weights: model.safetensors, or its shards.
+
+    The shards are those that model.safetensors.index.json lists.
+
+    Args:
+      folder: of the model.
 
     Raises:
       FileNotFoundError: neither is there, or a shard is missing.
@@ -131,33 +182,23 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} has no {WEIGHTS}; found {there}{_how_to_convert(there)}"
         )
     try:
-        shards = sorted(
-            set(
-                json.loads((folder / INDEX).read_text(encoding="utf-8"))[
-                    "weight_map"
-                ].values()
-            )
-        )
-    except (
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        shards = sorted(set(index["weight_map"].values()))
+    except _NO_INDEX as error:
         raise WeightError(
             f"{folder / INDEX} is no index of shards ({error!r}); download it again"
         ) from error
     missing = [shard for shard in shards if shard not in there]
     if missing or not shards:
         raise FileNotFoundError(
-            f"{folder / INDEX} lists {len(shards)} shards, of which these are missing: {missing}"
+            f"{folder / INDEX} lists {len(shards)} shards, of which these are "
+            f"missing: {missing}"
         )
     return [folder / shard for shard in shards]
 
 
 def _how_to_convert(there: list[str]) -> str:
-    """What to do about weights in other formats; nothing where there are none."""
+    """Advice about weights in other formats; nothing where there are none."""
     others = [name for name in there if name.endswith(_OTHER_FORMATS)]
     if not others:
         return ""
@@ -170,7 +211,15 @@ def _how_to_convert(there: list[str]) -> str:
 
 
 class Tensors:
-    """The tensors of one or several open safetensors files; only what is asked for is read."""
+    """The tensors of open safetensors files; only what is asked for is read.
+
+    Args:
+      files: one or several.
+      stack: closes them.
+
+    Raises:
+      WeightError: a file is corrupt, or two hold a tensor of one name.
+    """
 
     def __init__(self, files: list[Path], stack: contextlib.ExitStack):
         self.source: dict[str, Any] = {}
@@ -183,35 +232,49 @@ class Tensors:
                     f"{path} ({size} bytes) is truncated or corrupt: {error}. "
                     "Delete it and fetch it again."
                 ) from error
-            twice = sorted(set(opened.keys()) & set(self.source))
+            names = list(opened.keys())
+            twice = sorted(set(names) & set(self.source))
             if twice:
                 raise WeightError(
                     f"{path} holds {twice[0]} once more; the shards are not of "
                     "one model, fetch them again"
                 )
-            self.source |= dict.fromkeys(opened.keys(), opened)
+            self.source |= dict.fromkeys(names, opened)
 
     def kind(self, name: str) -> str:
-        """NumPy's name of a tensor's numbers, or safetensors' own where NumPy has none."""
-        kind = self.source[name].get_slice(name).get_dtype()
-        return _DTYPES.get(str(kind), str(kind))
+        """NumPy's name of a tensor's dtype, or safetensors' own where NumPy has none.
+
+        Args:
+          name: of the tensor.
+        """
+        kind = str(self.source[name].get_slice(name).get_dtype())
+        return _DTYPES.get(kind, kind)
 
     def equal(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same numbers."""
+        """Whether two tensors hold the same numbers.
+
+        Args:
+          one: a tensor's name.
+          other: another's.
+        """
         first, second = self.read(one), self.read(other)
         if first.shape != second.shape:
             return False
-        if (
-            first.dtype == second.dtype
-        ):  # bytes are compared far faster than numbers of 16 bits
-            first, second = (
-                first.reshape(-1).view(np.uint8),
-                second.reshape(-1).view(np.uint8),
-            )
+        # Bytes are compared far faster than numbers of 16 bits.
+        if first.dtype == second.dtype:
+            first = first.reshape(-1).view(np.uint8)
+            second = second.reshape(-1).view(np.uint8)
         return np.array_equal(first, second)
 
     def read(self, name: str) -> np.ndarray:
-        """One whole tensor."""
+        """One whole tensor.
+
+        Args:
+          name: of the tensor.
+
+        Raises:
+          WeightError: it cannot be read.
+        """
         try:
             return self.source[name].get_tensor(name)
         except SafetensorError as error:
@@ -244,37 +307,33 @@ class _Checkpoint:
         )
 
     def find(self, name: str) -> str | None:
-        """The name under which the checkpoint has a tensor, prefixes put before it or taken off."""
+        """The checkpoint's name of a tensor, with or without a prefix, or None."""
         stem, _, word = name.rpartition(".")
-        spellings = (
-            [name, f"{stem}.{_OLD_WORDS[word]}"] if word in _OLD_WORDS else [name]
-        )
+        spellings = [name]
+        if word in _OLD_WORDS:
+            spellings.append(f"{stem}.{_OLD_WORDS[word]}")
         candidates = [
-            c
-            for n in spellings
-            for p in self.naming.prefixes
-            for c in (p + n, n.removeprefix(p))
+            candidate
+            for spelling in spellings
+            for prefix in self.naming.prefixes
+            for candidate in (prefix + spelling, spelling.removeprefix(prefix))
         ]
-        if (
-            self.naming.embedding
-            and name == self.naming.tensor(self.naming.embedding, None)[0]
-        ):
+        embedding = self.naming.embedding
+        if embedding and name == self.naming.tensor(embedding, None)[0]:
             candidates += self.naming.copies
         return next((c for c in candidates if c in self.tensors.source), None)
 
     def compare_copies(self) -> None:
-        """Notes copies of the embedding that are none."""
+        """Notes tensors that should be copies of the embedding and are not."""
         if not self.naming.embedding:
             return
-        table = self.find(self.naming.tensor(self.naming.embedding, None)[0])
-        ignored = self.naming.is_ignored
+        name_of_table, _ = self.naming.tensor(self.naming.embedding, None)
+        table = self.find(name_of_table)
+        if table is None:
+            return
         for name in self.naming.copies:
-            if (
-                table is None
-                or name == table
-                or name not in self.tensors.source
-                or ignored(name)
-            ):
+            stored = name in self.tensors.source and not self.naming.is_ignored(name)
+            if name == table or not stored:
                 continue
             self.used.add(name)
             if not self.tensors.equal(name, table):
@@ -293,7 +352,10 @@ class _Checkpoint:
         self.used.add(name)
         kind = self.tensors.kind(name)
         if kind not in _FLOATS:
-            scales = "; their scales are tensors of their own: take a checkpoint of 16 bits or more"
+            scales = (
+                "; their scales are tensors of their own: take a checkpoint of 16 bits "
+                "or more"
+            )
             why = (
                 scales if kind.upper().startswith(("FLOAT8", "F8", "F4", "F6")) else ""
             )
@@ -302,8 +364,8 @@ class _Checkpoint:
             )
             return None
         array = self.tensors.read(name)
-        # the kernel of a convolution over patches is that of a linear layer on flat
-        # patches
+        # The kernel of a convolution over patches is that of a linear layer on flat
+        # patches.
         if transposed:
             array = array.reshape(array.shape[0], -1).T
         if array.shape != shape:
@@ -319,10 +381,8 @@ class _Checkpoint:
         None with an entry in `problems` if it does not fit.
         """
         stacked = self.naming.stack_of(path) is not None
-        wanted = [
-            self.naming.tensor(path, layer)
-            for layer in (range(shape[0]) if stacked else (None,))
-        ]
+        layers = range(shape[0]) if stacked else (None,)
+        wanted = [self.naming.tensor(path, layer) for layer in layers]
         found = [(self.find(name), transposed) for name, transposed in wanted]
         missing = [
             name
@@ -332,16 +392,16 @@ class _Checkpoint:
         if missing and ".".join(path).startswith(self.new):
             if path[-1] == "bias":
                 return jnp.zeros(shape, dtype)
-            return 0.02 * jax.random.normal(
-                jax.random.fold_in(self.key, number), shape, dtype
-            )
+            key = jax.random.fold_in(self.key, number)
+            return 0.02 * jax.random.normal(key, shape, dtype)
         if missing:
             self.problems.append(f"missing {missing[0]}")
             return None
         if not stacked:
             array = self.read(str(found[0][0]), found[0][1], shape)
             return None if array is None else jnp.asarray(array, dtype)
-        # Layer by layer into one buffer of the final dtype: never more than one parameter twice.
+        # Layer by layer into one buffer of the final dtype: never more than one
+        # parameter twice.
         buffer = np.empty(shape, dtype)
         for layer, (name, transposed) in enumerate(found):
             array = self.read(str(name), transposed, shape[1:])
@@ -354,14 +414,20 @@ class _Checkpoint:
 def load_into(
     model: nnx.Module, folder: Path, naming: Naming, key: jax.Array
 ) -> nnx.Module:
-    """Fills an abstract module (from `nnx.eval_shape`) from `folder`'s safetensors, one
-    file or shards.
+    """Fills an abstract module from a folder's safetensors, one file or shards.
 
     Args:
+      model: of `nnx.eval_shape`.
+      folder: with the files.
+      naming: how the files name the model's parameters.
       key: of the initial values that the checkpoint lacks and `naming.new` allows:
         normal(0.02), biases zero.
 
+    Returns:
+      The module with its weights.
+
     Raises:
+      FileNotFoundError: there are no safetensors.
       WeightError: a truncated file, or tensors missing, left over, of another shape or
         dtype; lists them.
     """
@@ -371,25 +437,24 @@ def load_into(
     with contextlib.ExitStack() as stack:
         paths = [tuple(map(str, path)) for path, _ in flat]
         checkpoint = _Checkpoint(Tensors(files, stack), naming, key, paths)
+        pairs = zip(paths, flat, strict=True)
         arrays = [
             checkpoint.parameter(number, path, variable.shape, variable.dtype)
-            for number, (path, (_, variable)) in enumerate(
-                zip(paths, flat, strict=True)
-            )
+            for number, (path, (_, variable)) in enumerate(pairs)
         ]
         checkpoint.compare_copies()
         names = set(checkpoint.tensors.source)
     extra = [name for name in names - checkpoint.used if not naming.is_ignored(name)]
     problems = checkpoint.problems + [f"left over {name}" for name in sorted(extra)]
     if problems:
-        shown = "; ".join(problems[:8]) + (
-            f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        )
+        shown = "; ".join(problems[:8])
+        if len(problems) > 8:
+            shown += f"; and {len(problems) - 8} more"
         raise WeightError(f"{files[0]} does not fit {type(model).__name__}: {shown}")
     leaves = [
         variable.replace(array)
         for (_, variable), array in zip(flat, arrays, strict=True)
     ]
-    return nnx.merge(
-        graphdef, nnx.from_flat_state(zip([p for p, _ in flat], leaves, strict=True))
-    )
+    own_paths = [path for path, _ in flat]
+    state = nnx.from_flat_state(zip(own_paths, leaves, strict=True))
+    return nnx.merge(graphdef, state)

@@ -1,7 +1,8 @@
 """Attention that sees only the last tokens, in all layers or in some.
 
-Beltagy et al., 2020, arXiv 2004.05150; as Mistral and Qwen have it: Jiang et al., 2023,
-arXiv 2310.06825, section 2.
+References:
+  Beltagy et al., 2020, arXiv 2004.05150; as Mistral and Qwen have it: Jiang et al.,
+  2023, arXiv 2310.06825, section 2.
 """
 
 from collections.abc import Sequence
@@ -16,15 +17,23 @@ KINDS = ("full_attention", "sliding_attention")
 
 
 class AttentionMask(NamedTuple):
-    """Who sees whom, bool broadcast to [B, heads, T, S]."""
+    """The masks of a stack of layers: which token sees which.
 
-    plain: (
-        jax.Array
-    )  # of layers without a window, or of all layers where they are alike
-    sliding: jax.Array | None  # of layers with one, where there are both kinds
+    Attributes:
+      plain: of layers without a window, or of all layers where they are alike; bool,
+        broadcast to [B, heads, T, S].
+      sliding: of layers with a window, where there are both kinds; else None.
+    """
+
+    plain: jax.Array
+    sliding: jax.Array | None
 
     def of_layer(self, windowed: jax.Array | None) -> jax.Array:
-        """The mask of one layer; windowed bool[], None where all layers are alike."""
+        """The mask of one layer.
+
+        Args:
+          windowed: bool[], whether it has a window; None where all layers are alike.
+        """
         if self.sliding is None or windowed is None:
             return self.plain
         return jnp.where(windowed, self.sliding, self.plain)
@@ -43,11 +52,20 @@ def masks_of(
 
     Args:
       seen: bool, broadcast to [B, heads, T, S]: causal, without padding.
-      queries, keys: i32[B, T], i32[B, S], the number of each token in its text. Padding
-        does not count, so that it may lie on either side, or between a prompt and what
-        follows it.
+      queries: i32[B, T], the number of each query's token in its text. Padding does not
+        count, so that it may lie on either side, or between a prompt and what follows
+        it.
+      keys: i32[B, S], the number of each key's token, likewise.
       window: tokens that are seen, the query's own among them; None: all.
       windowed: which layers have the window; None: all.
+
+    References:
+      Beltagy et al., 2020, arXiv 2004.05150, section 3.1.
+
+    Example:
+      >>> seen, number = jnp.tril(jnp.ones((1, 1, 3, 3), bool)), jnp.arange(3)[None]
+      >>> masks_of(seen, number, number, 2, None).plain[0, 0].astype(int).tolist()
+      [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
     if window is None:
         return AttentionMask(plain=seen, sliding=None)
@@ -63,6 +81,12 @@ def checked_windows(
 ) -> None:
     """Checks the window and which layers have it.
 
+    Args:
+      window: tokens that are seen; None: all.
+      layer_types: "full_attention" or "sliding_attention" for each layer; None: all
+        alike.
+      n_layers: of the model.
+
     Raises:
       TypeError, ValueError: no whole number of tokens; not one known kind for each
         layer; layers with a window of no known width.
@@ -75,7 +99,8 @@ def checked_windows(
         checks.choice("layer_types", kind, KINDS)
     if len(layer_types) != n_layers:
         raise ValueError(
-            f"expected layer_types of num_hidden_layers={n_layers} layers, got {len(layer_types)}"
+            f"expected layer_types of num_hidden_layers={n_layers} layers, got "
+            f"{len(layer_types)}"
         )
     if window is None and "sliding_attention" in layer_types:
         raise ValueError(
