@@ -176,7 +176,9 @@ def _seconds(value: float | None) -> str:
     """0.00123 -> '1.23 ms'."""
     if value is None:
         return ""
-    for unit, factor in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
-        if value * factor >= 0.9995:
-            break
+    unit, factor = "µs", 1e6
+    if value >= 0.9995:
+        unit, factor = "s", 1
+    elif value * 1e3 >= 0.9995:
+        unit, factor = "ms", 1e3
     return f"{value * factor:.3g} {unit}"

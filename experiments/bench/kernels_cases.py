@@ -73,13 +73,13 @@ def top_k(shape: tuple[int, ...], with_torch: bool) -> Case:
     def same_places(mask, found):
         wanted, places = np.zeros(shape, bool), np.asarray(found[1], np.int64)
         np.put_along_axis(wanted, places, True, axis=-1)
-        return bool((np.asarray(mask) == wanted).all())
+        return np.array_equal(mask, wanted)
 
     def same_magnitudes(mask, found):  # torch does not say which of equals it takes
         magnitudes = np.abs(np.asarray(x))
         kept = magnitudes[np.asarray(mask)].reshape(*shape[:-1], -1)
         theirs = np.sort(np.asarray(found[0]))
-        return bool((np.sort(kept) == theirs).all())
+        return np.array_equal(np.sort(kept), theirs)
 
     peers = [Peer("lax.top_k", jitted(with_lax, x), same_places)]
     if with_torch:
@@ -120,7 +120,8 @@ def quantize(n: int) -> Case:
         return bool(few and ours[1] == theirs[1])
 
     def plain(x):
-        return round_up_or_down(x, jnp.float32(0.5), 7).astype(jnp.int8)
+        rounded = round_up_or_down(x, jnp.float32(0.5), 7)
+        return rounded.astype(jnp.int8)
 
     theirs = jitted(with_jax_random, x, KEY)
     peer = Peer("the same with jax.random.uniform", theirs, same)
@@ -134,7 +135,8 @@ def pack(n: int, back: bool) -> Case:
       n: codes.
       back: whether bytes are unpacked.
     """
-    codes = jax.random.randint(jax.random.key(0), (n,), 0, 16).astype(jnp.uint8)
+    numbers = jax.random.randint(jax.random.key(0), (n,), 0, 16)
+    codes = numbers.astype(jnp.uint8)
     quantising = Peer("quantising", quantize(n).ours)
 
     def packed(codes):

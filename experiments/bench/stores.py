@@ -120,13 +120,17 @@ def stateful(
                 "peak_rss_bytes": _peak(),
             }
             del state, simulator
-        apart = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), *ends.values())
+        apart = jax.tree.map(_distance, *ends.values())
         yield {
             "name": "stateful",
             "cohort": cohort,
             "clients_seen": seen,
             "largest_difference": max(jax.tree.leaves(apart)),
         }
+
+
+def _distance(a: Any, b: Any) -> float:
+    return float(np.max(np.abs(a - b)))
 
 
 def _timed(
@@ -152,7 +156,11 @@ def _sums_of_states(state: ffm.SimulationState) -> tuple[Any, int]:
         is_used = leaf.reshape(len(leaf), -1) != 0
         changed.append(np.asarray(is_used.any(axis=1)))
     (who,) = np.nonzero(np.any(changed, axis=0))
-    return jax.tree.map(lambda x: np.asarray(x[who]).sum(axis=0), rows), len(who)
+
+    def total(x: Any) -> np.ndarray:
+        return np.asarray(x[who]).sum(axis=0)
+
+    return jax.tree.map(total, rows), len(who)
 
 
 def disk(

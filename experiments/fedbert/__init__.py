@@ -128,7 +128,8 @@ def data(config: Config, seed: int, split: str) -> Data:
     mine = texts[config.roles :] if split == "tuning" else texts[: config.roles]
     train, test = [], []
     for number, some in enumerate(mine):
-        order = np.random.default_rng([seed, number]).permutation(len(some))
+        random = np.random.default_rng([seed, number])
+        order = random.permutation(len(some))
         n = round(config.held_out * len(order))
         for part, which in ((test, order[:n]), (train, order[n:])):
             part.append(rows(tokenizer, [some[i] for i in which], config.length))

@@ -111,7 +111,8 @@ def accuracies(
         name: float(np.mean(all_of_them[groups == group]))
         for group, name in enumerate(NAMES)
     }
-    return {"accuracy": float(np.mean(list(each.values()))), **each}
+    mean = np.mean(list(each.values()))
+    return {"accuracy": float(mean), **each}
 
 
 def own_models(done: study.Simulated, groups: np.ndarray) -> list[Tree]:
@@ -256,14 +257,14 @@ def parties(run: study.Run, **how: Any) -> dict[str, float]:
 
 def start(run: study.Run) -> dict[str, float]:
     """The models that FedMD starts from."""
-    groups = np.arange(len(NAMES))
-    return accuracies(list(transferred(run)), groups, run.data.test)
+    groups, both = np.arange(len(NAMES)), transferred(run)
+    return accuracies(list(both), groups, run.data.test)
 
 
 def untrained(run: study.Run) -> dict[str, float]:
     """Random weights."""
-    groups = np.arange(len(NAMES))
-    return accuracies(list(weights(run.seed)), groups, run.data.test)
+    groups, both = np.arange(len(NAMES)), weights(run.seed)
+    return accuracies(list(both), groups, run.data.test)
 
 
 ARMS = (

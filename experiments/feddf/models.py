@@ -35,7 +35,8 @@ def weights(seed: int) -> tuple[Tree, ...]:
     rng = np.random.default_rng(seed)
 
     def draw(shape: tuple[int, ...]) -> jax.Array:
-        scale = 0.0 if len(shape) == 1 else math.sqrt(2 / math.prod(shape[:-1]))
+        fan_in = math.prod(shape[:-1])
+        scale = 0.0 if len(shape) == 1 else math.sqrt(2 / fan_in)
         return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
 
     return tuple(

@@ -151,7 +151,7 @@ def dpa_f(run: study.Run) -> Made:
     """The shared adapter to its end, then the private ones for as many steps."""
     rounds = rounds_of(run)
     how = {"rounds": rounds, "private_steps": rounds * run.config.local_steps}
-    algorithm = feddpa_f(*two_tasks(run), **steps(run), **how)
+    algorithm = feddpa_f(*two_tasks(run), **how, **steps(run))
     return Made(algorithm, rounds + 1, mixed(run))
 
 

@@ -199,7 +199,8 @@ def masks(
 def trained(run: study.Run) -> dict[str, float]:
     """The same network, trained in full precision from weights of He's scale."""
     config = run.config
-    start = signed_constants(config.shapes, jax.random.key(run.seed), gain=math.sqrt(2))
+    key, gain = jax.random.key(run.seed), math.sqrt(2)
+    start = signed_constants(config.shapes, key, gain=gain)
     sgd = optax.sgd(run["learning_rate"])
     algorithm = ffm.fedavg(
         TASK, sgd, epochs=config.epochs, batch_size=config.batch_size

@@ -53,8 +53,9 @@ def bits_of(
     Returns:
       {name: bits per parameter}.
     """
-    flags = np.concatenate([mask[name].ravel() for name in sorted(mask)])
-    p = np.concatenate([theta[name].ravel() for name in sorted(theta)])
+    names = sorted(mask)
+    flags = np.concatenate([mask[name].ravel() for name in names])
+    p = np.concatenate([theta[name].ravel() for name in names])
     p = np.round(p, 4)  # equal means that were summed in another order
     layers = [leaf.ravel() for leaf in mask.values()]
     given = 0

@@ -32,8 +32,9 @@ from fedjax_fm.experiments.shared.tail import deal_hidden
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb
 
 RANKS = (2, 4, 8, 16, 2, 4, 8, 16)
+LARGEST = max(RANKS)
 LORA = {
-    "alpha": 2.0 * max(RANKS),
+    "alpha": 2.0 * LARGEST,
     "targets": r"^layer\.(intermediate|output)\.dense$",
     "modules_to_save": (),
 }
@@ -80,14 +81,14 @@ def data(config: Config, seed: int, split: str) -> Any:
 def budget(run: study.Run) -> int:
     """Bytes that FedIT sends, up and down, in the rounds of the budget."""
     rounds = run.config.tuning_rounds if run.is_tuning else run.config.budget_rounds
-    adapted = peft.apply(run.data.model, peft.lora(max(RANKS), **LORA))
+    adapted = peft.apply(run.data.model, peft.lora(LARGEST, **LORA))
     largest = trees.nbytes(adapted.delta)
     return rounds * 2 * sum(at_rank(largest, rank) for rank in RANKS)
 
 
 def at_rank(n_bytes: int, rank: int) -> int:
     """The bytes of a smaller rank, of factors that have `n_bytes` at the largest."""
-    return n_bytes * rank // max(RANKS)
+    return n_bytes * rank // LARGEST
 
 
 def directions(run: study.Run) -> peft.Method:
@@ -103,7 +104,7 @@ def directions(run: study.Run) -> peft.Method:
         return nats.mean()
 
     gradients = first_gradients(run.data.model, loss, targets=LORA["targets"])
-    method = lora_sb(max(RANKS), updates=first_updates(gradients, 1e-3), **LORA)
+    method = lora_sb(LARGEST, updates=first_updates(gradients, 1e-3), **LORA)
     backbone = peft.apply(run.data.model, method).backbone
     for path, leaf in jax.tree.leaves_with_path(backbone):
         if trees.path_of(path).endswith(("lora_a", "lora_b")):
@@ -125,7 +126,7 @@ def arm(
     """
 
     def go(run: study.Run) -> dict[str, float]:
-        chosen = method(run) if method else peft.lora(max(RANKS), **LORA)
+        chosen = method(run) if method else peft.lora(LARGEST, **LORA)
         adapted = peft.apply(run.data.model, chosen, jax.random.key(run.seed))
         task, adam = tasks.classification(adapted), optax.adam(run["learning_rate"])
         steps = {"local_steps": 4, "batch_size": 8, **how}

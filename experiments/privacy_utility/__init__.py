@@ -125,7 +125,8 @@ def pool(model: str, max_length: int, share: float) -> Sentences:
     """
     table = sentences(model, max_length)
     n = len(table.domain)
-    rows = np.random.default_rng(0).permutation(n)[: round(share * n)]
+    order = np.random.default_rng(0).permutation(n)
+    rows = order[: round(share * n)]
     tokens = table.take(rows)
     hidden = hidden_states(whole_model(model, 0), tokens, 1)
     arrays = {
@@ -231,7 +232,8 @@ def median_norm(
     @jax.jit
     def norms(delta: Tree, backbone: Tree, clients: Arrays) -> jax.Array:
         def norm(batch: Arrays) -> jax.Array:
-            return optax.tree.norm(jax.grad(mean)(delta, backbone, batch))
+            gradient = jax.grad(mean)(delta, backbone, batch)
+            return optax.tree.norm(gradient)
 
         return jax.lax.map(norm, clients)
 

@@ -189,7 +189,8 @@ def in_features(run: study.Run) -> Data:
         parts = (some, data.own, data.held_out, [data.test])
         train, own, held_out, (test,) = standard_features(data.whole, *parts)
         width, random = test["x"].shape[1], nnx.Rngs(run.seed)
-        head = peft.apply(nnx.Linear(width, 2, rngs=random), peft.full())
+        linear = nnx.Linear(width, 2, rngs=random)
+        head = peft.apply(linear, peft.full())
         return Data(
             whole=data.whole,
             adapted=head,

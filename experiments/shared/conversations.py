@@ -74,7 +74,8 @@ def load(source: Callable[[Any], Source], config: Any, seed: int, split: str) ->
     away = rows_of(said, unseen, config, wanted=config.held_out_clients, **how)
     train, last = [], []
     for rows in own:
-        n = max(1, round(len(rows) * (1 - config.local_test_fraction)))
+        share = 1 - config.local_test_fraction
+        n = max(1, round(len(rows) * share))
         train.append(rows[:n])
         last.append(rows[n:])
     seen = [random.permutation(rows)[: config.eval_rows] for rows in last]
@@ -131,7 +132,8 @@ def deal_groups(
     Raises:
       ValueError: there are too few groups.
     """
-    names = np.random.default_rng(SPLIT_SEED).permutation(np.unique(groups))
+    random = np.random.default_rng(SPLIT_SEED)
+    names = random.permutation(np.unique(groups))
     n, held_out = config.tuning_groups, config.held_out_groups
     if n + held_out >= len(names):
         raise ValueError(

@@ -276,7 +276,8 @@ def scores(run: study.Run, found: study.Simulated) -> dict[str, float]:
         wanted = [str(prompt[-1]["content"]) for prompt in data.prompts]
         pairs = list(zip(written, wanted, strict=True))
         run.notes["answers"] = [[right, made] for made, right in pairs[:SHOWN]]
-        scores["rouge_l"] = float(np.mean([rouge_l(*pair) for pair in pairs]))
+        each = [rouge_l(*pair) for pair in pairs]
+        scores["rouge_l"] = float(np.mean(each))
     return scores
 
 

@@ -60,7 +60,8 @@ def sentences(model: str, max_length: int) -> Sentences:
     tokenizer = models.load_tokenizer(model)
     tokens = models.tokenize(tokenizer, list(table["text"]), max_length)
     arrays = {**tokens, "label": table["label"].astype(np.int32)}
-    return Sentences(arrays, np.asarray(table["domain"]), np.asarray(table["group"]))
+    domain, document = np.asarray(table["domain"]), np.asarray(table["group"])
+    return Sentences(arrays, domain, document)
 
 
 def of_split(found: Sentences, split: str, tuning_share: float) -> np.ndarray:

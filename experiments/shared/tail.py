@@ -130,7 +130,8 @@ def deal_hidden(
     rows = of_split(found, split, 0.4)
     sizes = {"train": train, "test": test, "per_domain": per_domain}
     clients = deal(found, rows, seed, **sizes)
-    order = np.random.default_rng(seed).permutation(len(clients))
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(clients))
     whole = models.from_pretrained(name, num_labels=2, pooling="mean", seed=seed)
 
     def seen(rows: np.ndarray) -> Arrays:
@@ -142,7 +143,8 @@ def deal_hidden(
             "label": arrays["label"],
         }
 
-    shown = np.random.default_rng(0).permutation(of_split(found, "tuning", 0.4))
+    of_tuning = of_split(found, "tuning", 0.4)
+    shown = np.random.default_rng(0).permutation(of_tuning)
     return Dealt(
         model=Tail(whole, 1),
         train=[seen(clients[k].train) for k in order],

@@ -115,7 +115,8 @@ def shakespeare(config: Config, seed: int, split: str) -> Data:
     """Each client has the rows of one role; tests and tuning have other plays."""
     table = datasets.load_shakespeare()
     tokenizer = models.load_tokenizer(config.decoder)
-    plays = np.random.default_rng(0).permutation(np.unique(table["play"]))
+    names = np.unique(table["play"])
+    plays = np.random.default_rng(0).permutation(names)
     mine = plays[: len(plays) // 3] if split == "tuning" else plays[len(plays) // 3 :]
     mine = np.random.default_rng(seed).permutation(mine)
     n = min(config.plays, 2 * len(mine) // 3)
