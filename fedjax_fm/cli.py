@@ -51,7 +51,7 @@ def run(
     out: _Folder = None,
     smoke: bool = False,
     full: bool = False,
-    settings: _Settings = [],  # noqa: B006  (never changed; tyro wants a default of the type)
+    settings: _Settings = [],  # noqa: B006  (never changed; tyro needs this type)
     config: _File = None,
     resume: _Folder = None,
     add_seeds: tuple[int, ...] = (),

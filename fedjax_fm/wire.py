@@ -223,8 +223,8 @@ def wire(
       model: an architecture ("roberta-base"), its hub id, or a folder with a
         config.json.
       method: one of `METHODS`.
-      classes: adds the architecture's classification head with so many classes, which
-        every method trains and sends; default: no head.
+      classes: of the architecture's classification head, which every method trains and
+        sends; default: no head.
       options: settings of the method.
 
     Returns:

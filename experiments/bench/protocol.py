@@ -33,7 +33,7 @@ class Data(NamedTuple):
     epochs: int = 1
     batch_size: int = 1
     learning_rate: float = 0.1
-    rounds: int = 1  # a call does so many
+    rounds: int = 1  # of a call
 
     @property
     def n_clients(self):

@@ -84,8 +84,8 @@ class Config:
     local_rates: tuple[float, ...] = (5e-3,)
     centralised_rates: tuple[float, ...] = (2e-3,)
     head_rates: tuple[float, ...] = (2e-3,)
-    every: int = 3  # rounds between looks at `looked_at` sentences of the central test
-    looked_at: int = 256
+    every: int = 3  # rounds between evaluations on a part of the central test
+    looked_at: int = 256  # sentences of that part
     seeds: tuple[int, ...] = (0,)
 
     def smoke(self) -> "Config":

@@ -61,7 +61,7 @@ class Config:
     bits: int = 8  # of the uplink's codes
     local_only_clients: int = 8  # clients that are trained alone
     # Evaluation
-    every: int = 4  # rounds between looks at texts of eight unseen clients
+    every: int = 4  # rounds between evaluations on texts of eight unseen clients
     eval_rows: int = 3  # texts of a client that are scored
     forgetting_rows: int = 48  # modern sentences that no client has
     prompts: int = SHOWN  # of unseen clients that are answered

@@ -1,6 +1,6 @@
 """Can scalars alone tune all 22.7 million parameters of a pretrained model?
 
-FedKSeed: a client sends 8 bytes a step, whatever the model's size. MiniLM with a new head, all of
+FedKSeed: a client sends 8 bytes a step for any size of the model. MiniLM with a new head, all of
 it trained; 32 clients, 8 of each of four domains of rated sentences, 120 training sentences each;
 10 rounds of 4 clients with 5 steps of 32 sentences. `--set text=shakespeare --set cohort=2 --set
 rounds=4 --set local_steps=2 --set batch_size=2 --set grid=1e-6,3e-6,1e-5` does the same with all

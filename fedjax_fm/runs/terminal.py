@@ -44,7 +44,7 @@ codecs.register_error(PLAIN, _plain)
 
 
 def never_fails(*streams: Any) -> None:
-    """Lets streams write every text, whatever their encoding.
+    """Lets streams of any encoding write every text.
 
     Args:
       *streams: such as sys.stdout; those without `reconfigure` stay as they are.

@@ -188,7 +188,7 @@ def _range_of_lines(places: Sequence[Axes]) -> tuple[float, float]:
 def _band(
     results: Results, arm: str, what: str, column: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """(x, mean, half-width) over the seeds, at the rounds that all of them looked at."""
+    """(x, mean, half-width) over the seeds, at rounds that all of them have."""
     runs = [run["curve"] for run in results.runs(arm) if run.get("curve")]
     tables = [{row["round"]: row for row in curve if column in row} for curve in runs]
     if not tables:

@@ -70,7 +70,7 @@ class Run:
       curve: rows of all simulations so far, {"round", "seconds", …}.
       clients: what `score_clients` found.
       bytes: sent so far, by direction.
-      notes: more that the arm wants in its cell, anything that JSON can hold.
+      notes: more entries of the arm's cell, anything that JSON can hold.
 
     Example:
       >>> run = Run(
