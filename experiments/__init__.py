@@ -7,6 +7,5 @@ import sys
 
 from fedjax_fm.runs.terminal import never_fails
 
-never_fails(
-    sys.stdout, sys.stderr
-)  # their tables hold signs that not every console has
+# The tables hold signs that not every console has.
+never_fails(sys.stdout, sys.stderr)

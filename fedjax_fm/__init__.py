@@ -1,14 +1,20 @@
 """fedjax_fm: federated fine-tuning of foundation models, simulated fast on JAX.
 
-Its parts are imported when they are first used (PEP 562), so that `import fedjax_fm`
-and the command's help take no time.
+    import fedjax_fm as ffm
 
-Importing it changes one thing in the process: JAX gets one CPU device for each core that
-the process may use, so that clients run side by side. It does so through the environment
-variable `JAX_NUM_CPU_DEVICES`, which is taken back once JAX has read it, or, where JAX is
-imported already, through the option `jax_num_cpu_devices`. `JAX_NUM_CPU_DEVICES=1` in the
-environment turns it off; any number there, or XLA's flag
-`--xla_force_host_platform_device_count`, is left as it is. Nothing changes where JAX has
+    algorithm = ffm.fedavg(task, optax.adam(1e-3), local_steps=4, batch_size=8)
+    simulator = ffm.Simulator(algorithm, population, cohort_size=10)
+    state, metrics = simulator.run(simulator.init(delta), rounds=100)
+
+Its parts are imported when they are first used (PEP 562), so `import fedjax_fm` is
+fast.
+
+Importing it changes one thing in the process: JAX gets one CPU device for each core
+that the process may use, so that clients run side by side. This is done by the
+environment variable `JAX_NUM_CPU_DEVICES`, which is removed once JAX has read it; if
+JAX is imported already, by its option `jax_num_cpu_devices`. `JAX_NUM_CPU_DEVICES=1` in
+the environment turns it off. Any number there, and XLA's flag
+`--xla_force_host_platform_device_count`, are kept, and nothing changes if JAX has
 started a backend before.
 """
 

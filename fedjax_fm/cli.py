@@ -1,7 +1,6 @@
-"""The command `fedjax-fm`.
+"""The command `fedjax-fm`, also called as `python -m fedjax_fm`.
 
-What only tells (`--version`, `list`, every `--help`) imports neither JAX nor anything
-that computes.
+`--version`, `list` and every `--help` import neither JAX nor anything that computes.
 """
 
 import importlib
@@ -52,12 +51,12 @@ def run(
     out: _Folder = None,
     smoke: bool = False,
     full: bool = False,
-    settings: _Settings = [],  # noqa: B006  (never changed; tyro wants a default of the type)
+    settings: _Settings = [],  # noqa: B006  (never changed; tyro needs this type)
     config: _File = None,
     resume: _Folder = None,
     add_seeds: tuple[int, ...] = (),
 ) -> None:
-    """Run a study; it leaves a folder with results.json, RESULTS.md and report.html.
+    """Run a study, into a folder with results.json, RESULTS.md and report.html.
 
     Args:
         name: the study; see `fedjax-fm list`.
@@ -65,13 +64,21 @@ def run(
         smoke: a small version, to see that everything works.
         full: the whole study, where it has a longer form than the default.
         settings: any setting, for example `--set grid=0.01,0.1 train=40`.
-        config: a TOML file with settings; --set goes before it.
+        config: a TOML file with settings; --set overrides it.
         resume: go on with an interrupted study in this folder, with the settings it was
           started with.
         add_seeds: with --resume, more seeds after the results have been seen; the
-          report flags them.
+          report says so.
     """
-    study, chosen, folder = _opened(name, out, smoke, full, settings, config, resume)
+    study, chosen, folder = _opened(
+        name=name,
+        out=out,
+        smoke=smoke,
+        full=full,
+        settings=settings,
+        file=config,
+        resume=resume,
+    )
     if add_seeds:
         if resume is None:
             raise UsageError(
@@ -93,16 +100,33 @@ def grid(
     config: _File = None,
     resume: _Folder = None,
 ) -> None:
-    """Run a study's tuning grids alone, on validation clients; `run --resume` goes on from there.
+    """Run a study's tuning grids alone, on validation clients.
+
+    `fedjax-fm run --resume FOLDER` goes on from there.
 
     Args:
-        name, out, smoke, full, settings, config, resume: as for `run`.
+        name: the study; see `fedjax-fm list`.
+        out: its folder, as for `run`.
+        smoke: a small version, as for `run`.
+        full: the whole study, as for `run`.
+        settings: any setting, as for `run`.
+        config: a TOML file with settings, as for `run`.
+        resume: go on with interrupted grids in this folder.
     """
-    study, chosen, folder = _opened(name, out, smoke, full, settings, config, resume)
+    study, chosen, folder = _opened(
+        name=name,
+        out=out,
+        smoke=smoke,
+        full=full,
+        settings=settings,
+        file=config,
+        resume=resume,
+    )
     _go(study, chosen, folder, is_new=resume is None, only_tuning=True)
 
 
 def _opened(
+    *,
     name: str | None,
     out: Path | None,
     smoke: bool,
@@ -112,7 +136,6 @@ def _opened(
     resume: Path | None,
 ) -> "tuple[Study, Any, RunFolder]":
     """The study, its configuration and its folder, new or begun before."""
-    from fedjax_fm.runs.folder import RunFolder
     from fedjax_fm.study import command
 
     pairs = [pair for pairs in settings for pair in pairs]
@@ -124,30 +147,37 @@ def _opened(
             "--set": pairs,
             "--config": file,
         }
-        if changed := [flag for flag, value in given.items() if value]:
-            raise UsageError(
-                f"--resume goes on with the study's own settings; leave out {', '.join(changed)}"
-            )
-        folder = RunFolder.open(resume)
-        study, chosen = command.reopened(folder)
-        if name not in (None, folder.config["experiment"]):
-            raise UsageError(
-                f"{resume} is a run of {folder.config['experiment']!r}, not of {name!r}"
-            )
-        return study, chosen, folder
+        return _resumed(name, resume, given)
     if name is None:
         raise UsageError(f"say which study: {', '.join(command.summaries())}")
     study = command.find(name)
-    chosen = command.settings(study, smoke, full, pairs, file)
+    chosen = command.settings(study, smoke=smoke, full=full, pairs=pairs, file=file)
     size = "-smoke" if smoke else "-full" if full else ""
     words = [f"--{size[1:]}"] * bool(size) + ["--set", *pairs] * bool(pairs)
     words += [f"--config {file.name}"] if file is not None else []
     line = " ".join(["fedjax-fm run", name, *words])
-    return (
-        study,
-        chosen,
-        command.begin(name, study, chosen, out or Path("runs") / f"{name}{size}", line),
-    )
+    place = out or Path("runs") / f"{name}{size}"
+    folder = command.begin(name, study, chosen, place=place, command=line)
+    return study, chosen, folder
+
+
+def _resumed(
+    name: str | None, place: Path, given: dict[str, Any]
+) -> "tuple[Study, Any, RunFolder]":
+    """What was begun before; refuses settings, which {flag: value} holds."""
+    from fedjax_fm.runs.folder import RunFolder
+    from fedjax_fm.study import command
+
+    if changed := [flag for flag, value in given.items() if value]:
+        raise UsageError(
+            f"--resume goes on with the study's own settings; leave out {', '.join(changed)}"
+        )
+    folder = RunFolder.open(place)
+    study, chosen = command.reopened(folder)
+    own = folder.config["experiment"]
+    if name not in (None, own):
+        raise UsageError(f"{place} is a run of {own!r}, not of {name!r}")
+    return study, chosen, folder
 
 
 def _go(
@@ -157,25 +187,20 @@ def _go(
     is_new: bool,
     only_tuning: bool = False,
 ) -> None:
-    """Runs it; a new folder in which nothing was computed when an error came does not
-    stay in the way.
-    """
+    """Runs a study; removes a new folder if nothing was computed before an error."""
     from rich.console import Console
 
     from fedjax_fm.study import command
 
     console = Console()
     say(console, f"{folder.config['experiment']} in {folder.path}")
-    signal.signal(
-        signal.SIGTERM, _interrupt
-    )  # inside of a run that keeps checkpoints, those listen
+    # A simulation that keeps checkpoints takes this signal over while it runs.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         command.go(folder, study, config, console, only_tuning=only_tuning)
     except (Interrupted, KeyboardInterrupt) as stop:
-        say(
-            console,
-            f"\n{str(stop) or 'stopped'}. Go on with: fedjax-fm run --resume {folder.path}",
-        )
+        why = str(stop) or "stopped"
+        say(console, f"\n{why}. Go on with: fedjax-fm run --resume {folder.path}")
         sys.exit(130)
     except Exception:
         if is_new and folder.is_empty:
@@ -192,7 +217,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def report(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
-    """Make RESULTS.md and report.html anew from a folder, and print what was found.
+    """Write RESULTS.md and report.html again from a folder, and print what was found.
 
     Args:
         folder: of a study, or of any run with `callbacks.checkpoint` or `callbacks.track`.
@@ -213,7 +238,7 @@ def report(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
 
 
 def _show(folder: "RunFolder", console: Any) -> None:
-    """What the results say, in a few lines."""
+    """Prints comparisons and controls, and where the pages are."""
     from fedjax_fm.study import markdown, results
 
     found = results.read(folder)
@@ -232,20 +257,20 @@ def compare(
     second: Annotated[Path, tyro.conf.Positional],
     /,
 ) -> None:
-    """Compare two folders of one study, arm by arm, paired over the seeds that both have.
-
-    Second minus first.
+    """Compare two folders of one study, arm by arm, paired over their common seeds.
 
     Args:
-        first, second: with results.json.
+        first: a folder with results.json.
+        second: another one; differences are second minus first.
     """
     from rich.console import Console
 
     from fedjax_fm.runs.folder import RunFolder
     from fedjax_fm.study import command
 
+    console = Console()
     for line in command.compare(RunFolder(first), RunFolder(second)):
-        say(Console(), line)
+        say(console, line)
 
 
 def bench(
@@ -258,8 +283,10 @@ def bench(
     smoke: bool = False,
     cache: Path = Path("~/.cache/fedjax_fm/peers"),
 ) -> None:
-    """Time this machine: whole rounds beside the time of their matrix products, or
-    array kernels beside one read and write.
+    """Time whole rounds of several workloads, or array kernels, on this machine.
+
+    Rounds are shown beside the time of their matrix products alone, kernels beside that
+    of one read and write.
 
     Args:
         what: engine: whole rounds of several workloads; kernels: selection, quantising
@@ -274,22 +301,16 @@ def bench(
         smoke: tiny sizes, to see that everything works.
         cache: folder of the other libraries' environments.
     """
-    importlib.import_module(
-        "fedjax_fm.engine"
-    )  # its number of devices is said here, and not to the peers' processes
+    # JAX reads our number of devices now, so that the peers' processes do not get it.
+    importlib.import_module("fedjax_fm.engine")
     if repeats < 1:
         raise UsageError(f"expected repeats >= 1, got repeats={repeats}")
+    how = {"peers": peers, "repeats": repeats, "as_json": json, "smoke": smoke}
     if what == "kernels":
         kernels = importlib.import_module("fedjax_fm.experiments.bench.kernels")
-        sys.exit(
-            kernels.run(only, peers=peers, repeats=repeats, as_json=json, smoke=smoke)
-        )
+        sys.exit(kernels.run(only, **how))
     command = importlib.import_module("fedjax_fm.experiments.bench.command")
-    sys.exit(
-        command.engine(
-            only, peers=peers, repeats=repeats, as_json=json, smoke=smoke, cache=cache
-        )
-    )
+    sys.exit(command.engine(only, **how, cache=cache))
 
 
 def wire(
@@ -306,9 +327,7 @@ def wire(
     norms: bool = False,
     json: bool = False,
 ) -> None:
-    """Count what one client sends and receives in a round of fine-tuning.
-
-    Computed from shapes, nothing is run.
+    """Count what one client sends and receives in a round, from shapes alone.
 
     Args:
         model: an architecture such as roberta-base or llama-3-8b, a hub id, or a folder
@@ -324,21 +343,22 @@ def wire(
         bottleneck: of adapter; default 64, and for both towers of CLIP the adapter of
           FedCLIP on the image features.
         tokens: of prompt (default 20), prefix (16) and vpt (10).
-        hidden: width of a network that makes the prefix, which is then sent too; default none.
+        hidden: width of a network that makes the prefix and is then sent, too; default
+          none.
         mode: of vpt.
         norms: adapter trains the layers' normalisations too.
         json: one JSON object (a line a method) instead of a table.
     """
     counting = importlib.import_module("fedjax_fm.wire")
-    chosen = (
-        None
-        if targets is None
-        else tuple(part.strip() for part in targets.split(",") if part.strip())
-    )
-    if chosen == ():
-        raise UsageError(
-            f"--targets takes names of layers with commas between them, got {targets!r}"
-        )
+    chosen = None
+    if targets is not None:
+        parts = [part.strip() for part in targets.split(",")]
+        chosen = tuple(part for part in parts if part)
+        if not chosen:
+            raise UsageError(
+                "--targets takes names of layers with commas between them, got "
+                f"{targets!r}"
+            )
     options = counting.Options(
         rank=rank,
         targets=chosen,
@@ -373,12 +393,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point; turns what the user can mend into one line and exit code 2.
+    """Runs the command; an error that the user can mend becomes one line and exit code 2.
 
-    A traceback is a bug of ours.
+    All other errors are shown with a traceback.
 
     Args:
-      arguments: default those of the process.
+      arguments: after the command's name; default: those of the process.
     """
     never_fails(sys.stdout, sys.stderr)
     words = sys.argv[1:] if arguments is None else arguments
@@ -395,8 +415,9 @@ def main(arguments: list[str] | None = None) -> None:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
         sys.stdout.flush()
-    except BrokenPipeError:  # `fedjax-fm list | head`: who read it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `fedjax-fm list | head`, whose reader has ended
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         if os.environ.get("FEDJAX_FM_TRACEBACK") or not _is_users(error):
@@ -406,19 +427,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether the message is for the user.
-
-    Ours and the system's, and values that a library has refused.
-    """
+    """Whether the user can mend the error: wrong values, files, missing extras."""
     if isinstance(error, (UserError, ValueError, FloatingPointError, OSError)):
         return True
-    if isinstance(error, ImportError) and "pip install" in str(
-        error
-    ):  # an extra that is not there
-        return True
-    rounds = sys.modules.get(
-        "fedjax_fm.engine.faults"
-    )  # no round has run where that is not imported
+    if isinstance(error, ImportError):
+        return "pip install" in str(error)  # an extra that is not there
+    # If that is not imported, no round has run.
+    rounds = sys.modules.get("fedjax_fm.engine.faults")
     return rounds is not None and isinstance(error, rounds.RoundError)
 
 

@@ -1,4 +1,4 @@
-"""How many CPU devices JAX shall have: one for each core, said before JAX starts a backend.
+"""One CPU device of JAX for each core, chosen before JAX starts a backend.
 
 Imports no JAX.
 """
@@ -11,37 +11,43 @@ _said: list[str] = []  # what we put into the environment, until JAX has read it
 
 
 def use_cpu_cores_as_devices() -> None:
-    """One CPU device per core that this process may use.
+    """Gives JAX one CPU device for each core that this process may use.
 
-    Does nothing if a backend is already up or if the user has said how many devices
-    there shall be: the configuration option would silently override XLA_FLAGS. JAX need
-    not be imported for this: it reads the number from its environment variable later,
-    which `forget_the_variable` then takes back, so that no child process inherits it.
+    Does nothing if a backend has been started, or if the environment sets a number of
+    devices: the configuration option would override XLA_FLAGS without a word. If JAX is
+    not imported yet, the number goes into the environment variable that JAX reads when
+    it is; `forget_the_variable` removes it afterwards, so that no child process
+    inherits it.
     """
-    if (
-        "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-        or VARIABLE in os.environ
-    ):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in flags or VARIABLE in os.environ:
         return
-    affinity = getattr(os, "sched_getaffinity", None)
-    n_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    n_cores = _cores()
     if "jax" not in sys.modules:
         os.environ[VARIABLE] = str(n_cores)
         _said.append(str(n_cores))
         return
     import jax
-    from jax._src import (
-        xla_bridge,
-    )  # no public function tells this without starting a backend
+
+    # No public function tells this without starting a backend.
+    from jax._src import xla_bridge
 
     if not xla_bridge.backends_are_initialized():
         jax.config.update("jax_num_cpu_devices", n_cores)
 
 
-def forget_the_variable() -> None:
-    """Takes back what `use_cpu_cores_as_devices` put into the environment.
+def _cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    if affinity:
+        return len(affinity(0))
+    return os.cpu_count() or 1
 
-    For when JAX is imported.
+
+def forget_the_variable() -> None:
+    """Removes what `use_cpu_cores_as_devices` put into the environment.
+
+    Called once JAX is imported and has read it.
     """
     if _said and os.environ.get(VARIABLE) == _said.pop():
         del os.environ[VARIABLE]

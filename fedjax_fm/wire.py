@@ -1,9 +1,7 @@
-"""What a method of fine-tuning puts on the wire, from shapes alone.
+"""How many bytes a method of fine-tuning sends, from shapes alone.
 
-No weights, no memory, nothing run.
-
-The method is installed on the abstract model (`nnx.eval_shape`), so the counts are
-those of the arrays that a run would send, not of a formula.
+The method is installed on the abstract model (`nnx.eval_shape`): no weights are read,
+nothing is run, and the counts are those of the arrays that a run would send.
 """
 
 import json
@@ -31,19 +29,40 @@ from fedjax_fm.runs.settings import nearest
 
 
 class Options(NamedTuple):
-    """Settings of the methods; None where the method's own default holds."""
+    """Settings of the methods; None stands for the method's own default.
+
+    Attributes:
+      rank: of LoRA.
+      targets: names of the layers that are adapted.
+      bottleneck: width of an adapter.
+      tokens: of prompts and prefixes.
+      hidden: width of the network that makes the prefix.
+      mode: of visual prompts, "deep" or "shallow".
+      norms: whether adapters train the normalisations, too.
+    """
 
     rank: int = 8
     targets: tuple[str, ...] | None = None
     bottleneck: int | None = None
     tokens: int | None = None
-    hidden: int | None = None  # width of the prefix's reparameterising network
-    mode: str = "deep"  # of vpt
-    norms: bool = False  # adapters: train the normalisations too
+    hidden: int | None = None
+    mode: str = "deep"
+    norms: bool = False
 
 
 class Wire(NamedTuple):
-    """Traffic of one client in one round without compression, and what it is made of."""
+    """What one client sends and receives in one round without compression.
+
+    Attributes:
+      model: its name.
+      peft: name of the method.
+      trainable_parameters: numbers that are trained and sent.
+      frozen_parameters: numbers of the backbone.
+      uplink_bytes: that a client sends.
+      downlink_bytes: that a client receives.
+      full_bytes: of the whole model one way, as full fine-tuning sends it.
+      ratio: full_bytes / uplink_bytes.
+    """
 
     model: str
     peft: str
@@ -51,8 +70,8 @@ class Wire(NamedTuple):
     frozen_parameters: int
     uplink_bytes: int
     downlink_bytes: int
-    full_bytes: int  # of the whole model one way, as full fine-tuning would send it
-    ratio: float  # full_bytes / uplink_bytes
+    full_bytes: int
+    ratio: float
 
 
 def _lora(fields: dict[str, Any], options: Options) -> peft.Method:
@@ -68,35 +87,31 @@ def _adapter(fields: dict[str, Any], options: Options) -> peft.Method:
         width = fields.get("projection_dim", models.CLIPConfig().projection_dim)
         return peft.houlsby(width, targets=["visual_projection"], **chosen)
     targets = OUTPUTS if options.targets is None else list(options.targets)
-    return peft.houlsby(
-        64 if options.bottleneck is None else options.bottleneck,
-        targets=targets,
-        **chosen,
-    )
+    width = 64 if options.bottleneck is None else options.bottleneck
+    return peft.houlsby(width, targets=targets, **chosen)
 
 
 def _bitfit(fields: dict[str, Any], options: Options) -> peft.Method:
     if options.targets is None:
         return peft.bitfit(modules_to_save=HEADS)
     some = [_biases_of(target) for target in options.targets]
-    return (
-        peft.combine(*some)
-        if fields["num_labels"] is None
-        else peft.combine(*some, peft.head(HEADS))
-    )
+    if fields["num_labels"] is not None:
+        some.append(peft.head(HEADS))
+    return peft.combine(*some)
 
 
 def _biases_of(target: str) -> peft.Method:
     """Trains the biases of the modules whose path ends in `target`."""
-    return peft.by_path(
-        lambda path: f".{path}".endswith(f".{target}.bias"), f"bitfit of {target}"
-    )
+
+    def is_bias(path: str) -> bool:
+        return f".{path}".endswith(f".{target}.bias")
+
+    return peft.by_path(is_bias, f"bitfit of {target}")
 
 
 def _prompt(fields: dict[str, Any], options: Options) -> peft.Method:
-    return peft.prompt_tuning(
-        20 if options.tokens is None else options.tokens, modules_to_save=HEADS
-    )
+    tokens = 20 if options.tokens is None else options.tokens
+    return peft.prompt_tuning(tokens, modules_to_save=HEADS)
 
 
 def _prefix(fields: dict[str, Any], options: Options) -> peft.Method:
@@ -116,15 +131,21 @@ def _vpt(fields: dict[str, Any], options: Options) -> peft.Method:
 
 
 def _ia3(fields: dict[str, Any], options: Options) -> peft.Method:
-    chosen = (
-        {}
-        if options.targets is None
-        else {"targets": list(options.targets), "feedforward": None}
-    )
-    return peft.ia3(**chosen, modules_to_save=HEADS)
+    if options.targets is None:
+        return peft.ia3(modules_to_save=HEADS)
+    targets = list(options.targets)
+    return peft.ia3(targets=targets, feedforward=None, modules_to_save=HEADS)
 
 
-# Which settings a method reads; "rank" is left out where its default is meant.
+def _full(fields: dict[str, Any], options: Options) -> peft.Method:
+    return peft.full()
+
+
+def _head(fields: dict[str, Any], options: Options) -> peft.Method:
+    return peft.head(HEADS)
+
+
+# Which settings a method reads.
 TAKES = {
     "adapter": {"targets", "bottleneck", "norms"},
     "bitfit": {"targets"},
@@ -139,8 +160,8 @@ TAKES = {
 METHODS: dict[str, Callable[[dict[str, Any], Options], peft.Method]] = {
     "adapter": _adapter,
     "bitfit": _bitfit,
-    "full": lambda fields, options: peft.full(),
-    "head": lambda fields, options: peft.head(HEADS),
+    "full": _full,
+    "head": _head,
     "ia3": _ia3,
     "lora": _lora,
     "prefix": _prefix,
@@ -152,6 +173,12 @@ METHODS: dict[str, Callable[[dict[str, Any], Options], peft.Method]] = {
 def fields_of(model: str) -> dict[str, Any]:
     """The `config.json` of a known architecture, or of a folder that holds one.
 
+    Args:
+      model: name of an architecture, a hub id, or a folder.
+
+    Returns:
+      {field: value}.
+
     Raises:
       UsageError: neither; names the nearest architecture.
     """
@@ -161,9 +188,8 @@ def fields_of(model: str) -> dict[str, Any]:
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         fields = read_config(folder)
-        if not isinstance(fields, dict) or not isinstance(
-            fields.get("model_type"), str
-        ):
+        kind = fields.get("model_type") if isinstance(fields, dict) else None
+        if not isinstance(kind, str):
             raise UsageError(
                 f"{folder / 'config.json'} is not the configuration of a model: "
                 "it has no model_type"
@@ -171,18 +197,18 @@ def fields_of(model: str) -> dict[str, Any]:
         return fields
     if folder.is_dir():
         raise UsageError(f"{folder} holds no config.json")
-    raise UsageError(
-        nearest(model.rsplit("/", 1)[-1].lower(), {*ARCHITECTURES, *ALIASES}, "model")
-    )
+    name = model.rsplit("/", 1)[-1].lower()
+    raise UsageError(nearest(name, {*ARCHITECTURES, *ALIASES}, "model"))
 
 
 def _count(tree: Any) -> tuple[int, int]:
     """(numbers, bytes) of a tree of shapes."""
-    leaves = jax.tree.leaves(tree)
-    sizes = [math.prod(leaf.shape) for leaf in leaves]
-    return sum(sizes), sum(
-        size * leaf.dtype.itemsize for size, leaf in zip(sizes, leaves, strict=True)
-    )
+    numbers = n_bytes = 0
+    for leaf in jax.tree.leaves(tree):
+        size = math.prod(leaf.shape)
+        numbers += size
+        n_bytes += size * leaf.dtype.itemsize
+    return numbers, n_bytes
 
 
 def wire(
@@ -194,13 +220,24 @@ def wire(
     """Counts what one client sends and receives in one round.
 
     Args:
-      model: an architecture ("roberta-base"), its hub id, or a folder with a config.json.
-      method: one of `METHODS`; prompts and prefixes send what is trained, the head included.
-      classes: adds the architecture's classification head, which every method trains.
+      model: an architecture ("roberta-base"), its hub id, or a folder with a
+        config.json.
+      method: one of `METHODS`.
+      classes: of the architecture's classification head, which every method trains and
+        sends; default: no head.
+      options: settings of the method.
+
+    Returns:
+      Parameters and bytes.
 
     Raises:
-      UsageError: an unknown model or method (names the nearest one), or a method that
-        does not fit the model.
+      UsageError: an unknown model or method (names the nearest one), a method that does
+        not fit the model, or a setting that it does not read.
+
+    Example:
+      >>> found = wire("distilbert-base", "lora", options=Options(rank=4))
+      >>> found.trainable_parameters, found.uplink_bytes
+      (73728, 294912)
     """
     if method not in METHODS:
         raise UsageError(nearest(method, METHODS, "method"))
@@ -215,7 +252,8 @@ def wire(
         return models.from_config(fields, num_labels=classes)
 
     def split() -> tuple[nnx.State, nnx.State]:
-        return peft.apply(build(), METHODS[method](fields, options))[1:]
+        installed = METHODS[method](fields, options)
+        return peft.apply(build(), installed)[1:]
 
     try:
         delta, backbone = jax.eval_shape(split)
@@ -228,8 +266,10 @@ def wire(
             f"{model}/config.json describes no model that can be built: "
             f"{type(error).__name__}: {error}"
         ) from error
-    whole = _count(nnx.state(nnx.eval_shape(build)))[1]
-    (trainable, sent), (frozen, _) = _count(delta), _count(backbone)
+    abstract = nnx.eval_shape(build)
+    _, whole = _count(nnx.state(abstract))
+    trainable, sent = _count(delta)
+    frozen, _ = _count(backbone)
     return Wire(
         model=model,
         peft=method,
@@ -243,23 +283,36 @@ def wire(
 
 
 def _refuse_what_is_not_read(methods: list[str], options: Options) -> None:
-    """UsageError for a setting that none of the methods reads."""
-    for name, default in Options()._asdict().items():
-        if getattr(options, name) != default and not any(
-            name in TAKES[method] for method in methods
-        ):
-            takers = ", ".join(
-                sorted(method for method in METHODS if name in TAKES[method])
-            )
-            raise UsageError(
-                f"--{name} is a setting of {takers}; {', '.join(methods)} does not read it"
-            )
+    """Raises UsageError for a setting that none of the methods reads."""
+    defaults = Options()
+    for name in Options._fields:
+        is_read = any(name in TAKES[method] for method in methods)
+        if is_read or getattr(options, name) == getattr(defaults, name):
+            continue
+        takers = sorted(method for method in METHODS if name in TAKES[method])
+        raise UsageError(
+            f"--{name} is a setting of {', '.join(takers)}; "
+            f"{', '.join(methods)} does not read it"
+        )
 
 
 def rows(
     model: str, method: str | None, classes: int | None, options: Options
 ) -> tuple[list[Wire], list[str]]:
-    """(counts, why others are not there) of one method, or of all that fit the model."""
+    """Counts of one method, or of all that fit the model.
+
+    Args:
+      model: as for `wire`.
+      method: one of `METHODS`; None for all of them.
+      classes: as for `wire`.
+      options: each method takes those that it reads.
+
+    Returns:
+      (counts, a sentence for each method that does not fit).
+
+    Raises:
+      UsageError: as `wire`; or no method fits, or `targets` without a method.
+    """
     if method is not None:
         return [wire(model, method, classes, options)], []
     fields_of(model)
@@ -267,36 +320,44 @@ def rows(
         raise UsageError("--targets belongs to one method; say which: --peft NAME")
     found, refused, reasons = [], [], []
     for name in ("full", *sorted(METHODS.keys() - {"full"})):
+        own = {key: getattr(options, key) for key in TAKES[name]}
         try:
-            default = {
-                key: value
-                for key, value in Options()._asdict().items()
-                if key not in TAKES[name]
-            }
-            found.append(wire(model, name, classes, options._replace(**default)))
+            found.append(wire(model, name, classes, Options(**own)))
         except UsageError as error:
-            refused.append(str(error).split("; ")[0])
-            reasons.append(str(error).removeprefix(f"{name} on {model}: "))
+            text = str(error)
+            refused.append(text.split("; ")[0])
+            reasons.append(text.removeprefix(f"{name} on {model}: "))
     if not found:
-        raise UsageError(f"{model}: {'; '.join(dict.fromkeys(reasons))}")
+        different = dict.fromkeys(reasons)
+        raise UsageError(f"{model}: {'; '.join(different)}")
     return found, refused
 
 
 def as_json(row: Wire) -> str:
-    """One JSON object."""
+    """One JSON object.
+
+    Args:
+      row: from `wire`.
+    """
     return json.dumps(row._asdict())
 
 
 def as_table(rows: list[Wire]) -> Table:
-    """The counts for reading; bytes in MB = 10^6 bytes."""
+    """A table for reading.
+
+    Args:
+      rows: of one model.
+
+    Returns:
+      The table; MB are 10^6 bytes.
+    """
     caption = "computed from shapes, not run; f32, one client, one round, one way, no compression"
     table = Table(title=rows[0].model, caption=caption)
     for column in ("method", "trained", "of all", "MB up", "MB down", "full / sent"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in rows:
-        share = row.trainable_parameters / (
-            row.trainable_parameters + row.frozen_parameters
-        )
+        all_of_them = row.trainable_parameters + row.frozen_parameters
+        share = row.trainable_parameters / all_of_them
         sizes = (
             f"{row.uplink_bytes / 1e6:,.3f}",
             f"{row.downlink_bytes / 1e6:,.3f}",

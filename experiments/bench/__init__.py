@@ -1,6 +1,5 @@
-"""Seconds a round against the arithmetic's own floor and against other libraries.
+"""Seconds a round, beside those of the arithmetic alone and of other libraries.
 
-`fedjax-fm bench engine`.
-
-Not a study: it has no run folder and is not listed by `fedjax-fm list`.
+`fedjax-fm bench engine` and `fedjax-fm bench kernels`. This is no study: it has no run
+folder, and `fedjax-fm list` does not show it.
 """

@@ -1,7 +1,4 @@
-"""`fedjax-fm bench engine`.
-
-Every workload, alone or beside its peers, as a table or as JSON lines.
-"""
+"""`fedjax-fm bench engine`: every workload, alone or beside its peers."""
 
 import contextlib
 import json
@@ -27,7 +24,7 @@ from fedjax_fm.experiments.bench.workload import Workload
 from fedjax_fm.experiments.bench.workloads import WORKLOADS
 from fedjax_fm.runs.settings import UsageError, nearest
 
-# A row has all of these, null where there is nothing to say.
+# A row has all of these; those that are not known are null.
 FIELDS = (
     "name", "seconds", "peer", "peer_seconds", "ratio", "floor_seconds",
     "compile_seconds", "peer_compile_seconds", "peak_rss_bytes", "relative_distance", "peer_error",
@@ -35,7 +32,14 @@ FIELDS = (
 
 
 def choose(only: Sequence[str]) -> list[Workload]:
-    """The workloads of these names, all by default; UsageError with the nearest one."""
+    """The workloads of some names.
+
+    Args:
+      only: names; all workloads if empty.
+
+    Raises:
+      UsageError: an unknown workload; names the nearest one.
+    """
     for name in only:
         if name not in WORKLOADS:
             raise UsageError(nearest(name, WORKLOADS, "workload"))
@@ -57,8 +61,8 @@ def rows(
     A peer that fails has a row with `peer_error`.
 
     Args:
-      peers: also time the other libraries; those without a counterpart are timed alone
-        all the same.
+      workloads: that are timed.
+      peers: also time other libraries; workloads without a peer are timed alone.
       repeats: calls of each side, of which the median is reported.
       smoke: tiny sizes.
       cache: folder of the peers' environments.
@@ -74,7 +78,11 @@ def rows(
                 known["peer"] = PEERS[peer].title
                 try:
                     found = measure(
-                        workload.name, data, ours(), theirs(peer, cache), repeats
+                        workload.name,
+                        data,
+                        ours(),
+                        theirs(peer, cache),
+                        repeats=repeats,
                     )
                 except PeerError as error:
                     found = {"peer_error": str(error)}
@@ -90,7 +98,22 @@ def engine(
     smoke: bool,
     cache: Path = DEFAULT_CACHE,
 ) -> int:
-    """Prints what `rows` finds; returns the exit code, 1 if a peer failed."""
+    """Prints what `rows` finds.
+
+    Args:
+      only: names of workloads; all if empty.
+      peers: as for `rows`.
+      repeats: as for `rows`.
+      as_json: JSON lines instead of a table.
+      smoke: as for `rows`.
+      cache: as for `rows`.
+
+    Returns:
+      The exit code, 1 if a peer failed.
+
+    Raises:
+      UsageError: an unknown workload, no repeats, or peers whose scripts are missing.
+    """
     if repeats < 1:
         raise UsageError(f"expected repeats >= 1, got repeats={repeats}")
     chosen = choose(only)
@@ -116,7 +139,11 @@ def engine(
 
 
 def table(found: Sequence[dict[str, Any]]) -> Table:
-    """Times as people read them."""
+    """A table of times.
+
+    Args:
+      found: from `rows`.
+    """
     made = Table(
         box=box.SIMPLE,
         caption="time of a round, medians; ratio: peer / ours; MB: our peak; floor: "
@@ -131,7 +158,7 @@ def table(found: Sequence[dict[str, Any]]) -> Table:
         )
     for row in found:
         peak = row["peak_rss_bytes"]
-        made.add_row(
+        cells = (
             row["name"],
             _seconds(row["seconds"]),
             _seconds(row["floor_seconds"]),
@@ -141,6 +168,7 @@ def table(found: Sequence[dict[str, Any]]) -> Table:
             _seconds(row["compile_seconds"]),
             "" if peak is None else f"{peak / 1e6:.0f}",
         )
+        made.add_row(*cells)
     return made
 
 
@@ -148,7 +176,9 @@ def _seconds(value: float | None) -> str:
     """0.00123 -> '1.23 ms'."""
     if value is None:
         return ""
-    unit, factor = next(
-        ((u, f) for u, f in (("s", 1), ("ms", 1e3)) if value * f >= 0.9995), ("µs", 1e6)
-    )
+    unit, factor = "µs", 1e6
+    if value >= 0.9995:
+        unit, factor = "s", 1
+    elif value * 1e3 >= 0.9995:
+        unit, factor = "ms", 1e3
     return f"{value * factor:.3g} {unit}"

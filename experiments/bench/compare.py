@@ -1,5 +1,6 @@
-"""Times one workload: ours alone, or in turn with a peer that has first been seen to
-compute the same thing.
+"""Times one workload: ours alone, or in turn with a peer that computes the same.
+
+That it does is checked first.
 """
 
 import statistics
@@ -24,8 +25,17 @@ def distance(
     theirs: dict[str, np.ndarray],
     start: dict[str, np.ndarray],
 ) -> float:
-    """How far apart two results are, relative to how far training went: ||a - b|| / ||a
-    - start||, over all arrays.
+    """How far apart two results are, relative to how far training went.
+
+        ||ours - theirs|| / ||ours - start||, over all arrays
+
+    Args:
+      ours: {name: array} after training.
+      theirs: {name: array} after training.
+      start: {name: array} before it.
+
+    Raises:
+      PeerError: other names or shapes.
     """
     if set(ours) != set(theirs):
         raise PeerError(f"expected the parameters {sorted(ours)}, got {sorted(theirs)}")
@@ -33,16 +43,27 @@ def distance(
     if wrong:
         raise PeerError(f"parameters of another shape: {wrong}")
 
-    def norm(a, b):
-        return np.sqrt(
-            sum(float(np.sum((a[n].astype(float) - b[n]) ** 2)) for n in ours)
-        )
+    def norm(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+        total = 0.0
+        for name in ours:
+            apart = a[name].astype(float) - b[name]
+            total += float(np.sum(apart**2))
+        return np.sqrt(total)
 
     return float(norm(ours, theirs) / norm(ours, start))
 
 
 def check(ours: Side, theirs: Side, start: dict[str, np.ndarray]) -> float:
-    """`distance` after the first call, or PeerError if the two sides did not do the same."""
+    """The distance of both sides after the first call.
+
+    Args:
+      ours: our side.
+      theirs: the peer.
+      start: {name: array} before training.
+
+    Raises:
+      PeerError: the two sides did not compute the same.
+    """
     found = distance(ours.result, theirs.result, start)
     if not found <= TOLERANCE:  # NaN is no agreement either
         raise PeerError(
@@ -53,7 +74,15 @@ def check(ours: Side, theirs: Side, start: dict[str, np.ndarray]) -> float:
 
 
 def in_turn(sides: Sequence[Side], repeats: int) -> list[list[dict]]:
-    """Each side's answers; never two sides at work at once."""
+    """Calls the sides in turn, never two of them at once.
+
+    Args:
+      sides: that are called.
+      repeats: calls of each.
+
+    Returns:
+      The answers of each side.
+    """
     answers: list[list[dict]] = [[] for _ in sides]
     for _ in range(repeats):
         for side, own in zip(sides, answers, strict=True):
@@ -69,21 +98,27 @@ def measure(
     theirs: Sequence[str] | None = None,
     repeats: int = 5,
 ) -> dict[str, Any]:
-    """Medians over `repeats` calls and what else there is to say of both sides.
+    """Medians over some calls, of our side alone or of both.
 
     Args:
       name: the workload.
-      ours, theirs: commands that start the sides; `theirs` is None to time ours alone.
+      data: of the workload.
+      ours: command that starts our side.
+      theirs: command that starts the peer; None to time our side alone.
+      repeats: calls of each side.
+
+    Returns:
+      Seconds, memory, and the peer's seconds and agreement.
 
     Raises:
-      PeerError: the peer failed, or the two disagree; RuntimeError: our own side failed.
+      PeerError: the peer failed, or the two sides disagree.
+      RuntimeError: our own side failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.npz"
         agreement = None
-        if (
-            theirs is not None and not data.is_full_batch
-        ):  # shuffles differ: agree on full batches of a few clients
+        if theirs is not None and not data.is_full_batch:
+            # Shuffles differ, so the sides are compared on full batches of a few clients.
             small = Path(folder) / "full-batch.npz"
             data.full_batch().save(small)
             with (
@@ -94,7 +129,8 @@ def measure(
         data.save(path)
         with Side(ours, name, path, error=RuntimeError) as one:
             if theirs is None:
-                return _summary(one, in_turn([one], repeats)[0], data)
+                (mine,) = in_turn([one], repeats)
+                return _summary(one, mine, data)
             with Side(theirs, name, path) as other:
                 if agreement is None:
                     agreement = check(one, other, data.start)

@@ -13,14 +13,17 @@ def conv_as_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution with stride 1 and no padding.
 
     Args:
-      x: [B, H, W, C]; kernel: [h, w, C, O].
+      x: f32[B, H, W, C].
+      kernel: f32[h, w, C, O].
 
     Returns:
-      [B, H - h + 1, W - w + 1, O], equal to `lax.conv_general_dilated(x, kernel, (1,
+      f32[B, H - h + 1, W - w + 1, O], equal to `lax.conv_general_dilated(x, kernel, (1,
       1), "VALID")` in NHWC, HWIO.
 
-    >>> conv_as_matmul(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))).shape
-    (1, 2, 2, 5)
+    Example:
+      >>> images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+      >>> conv_as_matmul(images, kernel).shape
+      (1, 2, 2, 5)
     """
     h, w, n_in, n_out = kernel.shape
     height, width = x.shape[1] - h + 1, x.shape[2] - w + 1
@@ -29,6 +32,14 @@ def conv_as_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def max_pool_2(x: jax.Array) -> jax.Array:
-    """Maximum of each 2 x 2 square: [B, H, W, C] -> [B, H / 2, W / 2, C], for even H and W."""
+    """The maximum of each 2 x 2 square.
+
+    Args:
+      x: f32[B, H, W, C] with even H and W.
+
+    Returns:
+      f32[B, H / 2, W / 2, C].
+    """
     n, height, width, channels = x.shape
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    squares = (n, height // 2, 2, width // 2, 2, channels)
+    return x.reshape(squares).max(axis=(2, 4))

@@ -1,4 +1,4 @@
-"""Who the peers are, and their virtual environments, made from pinned versions and kept."""
+"""The peers, and their virtual environments, which are made from pinned versions."""
 
 import os
 import subprocess
@@ -12,9 +12,8 @@ from fedjax_fm.runs.errors import UsageError
 
 ADAPTERS = Path(__file__).parent / "peers"
 DEFAULT_CACHE = Path("~/.cache/fedjax_fm/peers")
-_TORCH = (
-    "torch==2.13.0"  # without a pin pip may fetch a CUDA build of several gigabytes
-)
+# Without a pin pip may fetch a CUDA build of several gigabytes.
+_TORCH = "torch==2.13.0"
 
 
 class PeerError(Exception):
@@ -22,11 +21,11 @@ class PeerError(Exception):
 
 
 class Peer(NamedTuple):
-    """Another library: what to call it, its script in peers/, and what pip installs for it."""
+    """Another library."""
 
-    title: str
-    script: str
-    requirements: tuple[str, ...]
+    title: str  # in tables
+    script: str  # in peers/
+    requirements: tuple[str, ...]  # that pip installs
 
 
 PEERS = {
@@ -62,7 +61,7 @@ PEERS = {
 
 
 def need_adapters() -> None:
-    """UsageError where the peers' scripts are not there: wheels go without them."""
+    """Raises UsageError if the peers' scripts are missing, which are not in wheels."""
     if not ADAPTERS.is_dir():
         raise UsageError(
             "--peers of `bench engine` needs the scripts of the other libraries "
@@ -73,29 +72,30 @@ def need_adapters() -> None:
 
 
 def python_of(name: str, cache: Path) -> Path:
-    """The python of a peer's environment, which is made if it is not there or was made
-    from other pins.
+    """The python of a peer's environment.
+
+    The environment is made if it is missing or was made from other pins.
+
+    Args:
+      name: of the peer.
+      cache: folder of all environments.
 
     Raises:
-      PeerError: pip's last lines.
+      PeerError: it cannot be made; with pip's last lines.
     """
     folder = cache.expanduser() / name
     python, stamp = folder / "bin" / "python", folder / "requirements.txt"
     wanted = "\n".join(PEERS[name].requirements)
-    if (
-        python.exists()
-        and stamp.is_file()
-        and stamp.read_text(encoding="utf-8") == wanted
-    ):
+    is_complete = python.exists() and stamp.is_file()
+    if is_complete and stamp.read_text(encoding="utf-8") == wanted:
         return python
     try:
         venv.create(folder, clear=True, with_pip=True, symlinks=os.name != "nt")
     except (OSError, subprocess.CalledProcessError) as error:
         raise PeerError(f"cannot make the environment {folder}: {error}") from error
     _pip(python, PEERS[name].requirements)
-    stamp.write_text(
-        wanted, encoding="utf-8"
-    )  # last: an interrupted installation is begun again
+    # Written last, so that an interrupted installation is begun again.
+    stamp.write_text(wanted, encoding="utf-8")
     return python
 
 
@@ -113,13 +113,12 @@ def _pip(python: Path, requirements: Sequence[str]) -> None:
         words, capture_output=True, text=True, encoding="utf-8", env=clean_environment()
     )
     if done.returncode:
-        raise PeerError(
-            f"pip install {' '.join(requirements)} failed: {last_lines(done.stderr)}"
-        )
+        why = last_lines(done.stderr)
+        raise PeerError(f"pip install {' '.join(requirements)} failed: {why}")
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what would lead another python to our packages."""
+    """This process's environment, without variables that show our packages to others."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -128,15 +127,26 @@ def clean_environment() -> dict[str, str]:
 
 
 def last_lines(text: str, n: int = 6) -> str:
-    """The end of what a process complained about, in one line."""
-    return " | ".join(line.strip() for line in text.strip().splitlines()[-n:])
+    """The end of a process's standard error, in one line.
+
+    Args:
+      text: of standard error.
+      n: lines.
+    """
+    lines = text.strip().splitlines()
+    return " | ".join(line.strip() for line in lines[-n:])
 
 
 def ours() -> list[str]:
-    """How our own side is started."""
+    """The command that starts our side."""
     return [sys.executable, "-m", "fedjax_fm.experiments.bench.ours"]
 
 
 def theirs(name: str, cache: Path) -> list[str]:
-    """How a peer is started; installs it if need be."""
+    """The command that starts a peer, which is installed if it is not.
+
+    Args:
+      name: of the peer.
+      cache: folder of all environments.
+    """
     return [str(python_of(name, cache)), str(ADAPTERS / PEERS[name].script)]

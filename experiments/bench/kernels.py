@@ -1,7 +1,4 @@
-"""`fedjax-fm bench kernels`.
-
-Array kernels on one core, beside what they replace, as a table or as JSON lines.
-"""
+"""`fedjax-fm bench kernels`: array kernels on one core, beside what they replace."""
 
 import contextlib
 import json
@@ -48,9 +45,14 @@ def rows(
     """One row for each kernel and peer, as soon as it is known.
 
     Args:
-      peers: also PyTorch, if it is installed here; lax.top_k and jax.random are always there.
+      names: of the kernels.
+      peers: also PyTorch, if it is installed here; lax.top_k and jax.random are always
+        there.
       repeats: calls of each side, in turn, of which the median is reported.
       smoke: tiny sizes.
+
+    Raises:
+      BenchError: the timing process failed.
     """
     request = {
         "names": list(names),
@@ -89,20 +91,30 @@ def rows(
 def run(
     only: Sequence[str], *, peers: bool, repeats: int, as_json: bool, smoke: bool
 ) -> int:
-    """Prints what `rows` finds; returns the exit code, 1 if a peer failed."""
+    """Prints what `rows` finds.
+
+    Args:
+      only: names of kernels; all if empty.
+      peers: as for `rows`.
+      repeats: as for `rows`.
+      as_json: JSON lines instead of a table.
+      smoke: as for `rows`.
+
+    Returns:
+      The exit code, 1 if a peer failed.
+
+    Raises:
+      UsageError: an unknown kernel, or no repeats.
+    """
     if repeats < 1:
         raise UsageError(f"expected repeats >= 1, got repeats={repeats}")
     for name in only:
         if name not in NAMES:
             raise UsageError(nearest(name, NAMES, "kernel"))
+    chosen = [name for name in NAMES if not only or name in only]
     console, found = Console(), []
     with contextlib.nullcontext() if as_json else console.status("measuring"):
-        for row in rows(
-            [name for name in NAMES if not only or name in only],
-            peers=peers,
-            repeats=repeats,
-            smoke=smoke,
-        ):
+        for row in rows(chosen, peers=peers, repeats=repeats, smoke=smoke):
             found.append(row)
             if as_json:
                 print(json.dumps(row), flush=True)
@@ -112,7 +124,11 @@ def run(
 
 
 def table(found: Sequence[dict[str, Any]]) -> Table:
-    """Milliseconds, as people read them."""
+    """A table of milliseconds.
+
+    Args:
+      found: from `rows`.
+    """
     made = Table(
         caption="milliseconds a call on one core, medians; ratio: peer / ours; floor: "
         "one read and write"
@@ -125,16 +141,11 @@ def table(found: Sequence[dict[str, Any]]) -> Table:
             no_wrap=heading != "peer",
         )
     for row in found:
+        ours, floor = _milliseconds(row["seconds"]), _milliseconds(row["floor_seconds"])
         theirs = row["peer_error"] or _milliseconds(row["peer_seconds"])
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        made.add_row(
-            row["name"],
-            _milliseconds(row["seconds"]),
-            _milliseconds(row["floor_seconds"]),
-            row["peer"],
-            theirs,
-            ratio,
-        )
+        cells = (row["name"], ours, floor, row["peer"], theirs, ratio)
+        made.add_row(*cells)
     return made
 
 

@@ -1,9 +1,7 @@
 """The process that times kernels on one core.
 
-`python -m fedjax_fm.experiments.bench.kernels_side REQUEST`.
-
-REQUEST is JSON: {"names", "repeats", "torch", "part"}; it answers one JSON line for
-each case and peer.
+`python -m fedjax_fm.experiments.bench.kernels_side REQUEST`, where REQUEST is JSON:
+{"names", "repeats", "torch", "part"}. It answers one JSON line for each case and peer.
 """
 
 import json
@@ -18,17 +16,22 @@ ON_TORCH = "topk-"  # the cases that torch has a kernel for
 
 
 def use_one_core() -> None:
-    """Before jax or torch start their threads: one core, one device, one thread."""
+    """One core, one device, one thread; called before jax or torch start theirs."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        last = max(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {last})
     os.environ["JAX_NUM_CPU_DEVICES"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def in_turn(calls: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """The median seconds of each, one call of each after the other.
+    """The median seconds of each call, all of which are made in turn.
 
     The first calls, which compile, are not timed.
+
+    Args:
+      calls: return arrays.
+      repeats: of each call.
     """
     import jax
 
@@ -49,6 +52,12 @@ def answers(
     """One row for each case and peer.
 
     A peer that is missing or gives another result has `peer_error`.
+
+    Args:
+      names: of the cases.
+      repeats: of each call.
+      torch: whether torch is a peer.
+      part: how many times smaller the arrays are.
     """
     missing = None
     if torch:

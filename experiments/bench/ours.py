@@ -1,6 +1,6 @@
-"""Our side of a comparison.
+"""Our side of a comparison, a process like a peer's.
 
-A process like a peer's, `python -m fedjax_fm.experiments.bench.ours WORKLOAD ...`.
+`python -m fedjax_fm.experiments.bench.ours WORKLOAD ...`.
 """
 
 import jax
@@ -10,7 +10,12 @@ from fedjax_fm.experiments.bench.workloads import WORKLOADS
 
 
 def build(name: str, data: protocol.Data):
-    """See protocol.serve."""
+    """Our side of a workload, as `protocol.serve` takes it.
+
+    Args:
+      name: of the workload.
+      data: that both sides share.
+    """
     simulator, delta = WORKLOADS[name].simulator(data)
     state = simulator.init(delta)
 
@@ -19,9 +24,11 @@ def build(name: str, data: protocol.Data):
         state, _ = simulator.run(state, rounds)
         jax.block_until_ready(state)
 
-    return run, lambda: dict(
-        zip(sorted(data.start), jax.tree.leaves(state.delta), strict=True)
-    )
+    def parameters() -> dict[str, jax.Array]:
+        leaves = jax.tree.leaves(state.delta)
+        return dict(zip(sorted(data.start), leaves, strict=True))
+
+    return run, parameters
 
 
 if __name__ == "__main__":

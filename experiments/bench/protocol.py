@@ -1,4 +1,4 @@
-"""What the command and a side of a comparison, ours or a peer, say to each other. Needs numpy only.
+"""The protocol between the command and a side of a comparison; needs numpy only.
 
     SCRIPT WORKLOAD DATA.npz RESULT.npz
 
@@ -23,7 +23,7 @@ import numpy as np
 class Data(NamedTuple):
     """Everything that both sides must agree on.
 
-    `n` examples of N clients, client k owns offsets[k] to offsets[k + 1].
+    There are n examples of N clients; client k has offsets[k] to offsets[k + 1].
     """
 
     examples: dict  # {name: [n, ...]}
@@ -33,11 +33,11 @@ class Data(NamedTuple):
     epochs: int = 1
     batch_size: int = 1
     learning_rate: float = 0.1
-    rounds: int = 1  # a call does so many
+    rounds: int = 1  # of a call
 
     @property
     def n_clients(self):
-        """N."""
+        """How many clients there are."""
         return len(self.offsets) - 1
 
     @property
@@ -46,11 +46,13 @@ class Data(NamedTuple):
         return np.diff(self.offsets)
 
     def client(self, k):
-        """Client k's own examples."""
-        return {
-            name: array[self.offsets[k] : self.offsets[k + 1]]
-            for name, array in self.examples.items()
-        }
+        """The examples of one client.
+
+        Args:
+          k: its number.
+        """
+        own = slice(self.offsets[k], self.offsets[k + 1])
+        return {name: array[own] for name, array in self.examples.items()}
 
     @property
     def is_full_batch(self):
@@ -58,42 +60,51 @@ class Data(NamedTuple):
         return int(self.sizes.max()) <= self.batch_size
 
     def full_batch(self, n_clients=4):
-        """The first clients, each with one batch an epoch."""
+        """The first clients, each with one batch an epoch.
+
+        Args:
+          n_clients: how many.
+        """
         offsets = self.offsets[: n_clients + 1]
         examples = {name: array[: offsets[-1]] for name, array in self.examples.items()}
-        return self._replace(
-            examples=examples, offsets=offsets, batch_size=int(np.diff(offsets).max())
-        )
+        largest = int(np.diff(offsets).max())
+        return self._replace(examples=examples, offsets=offsets, batch_size=largest)
 
     def save(self, path):
-        """Writes an .npz: trees as `field.name`, the rest as it is."""
+        """Writes an .npz: trees as `field.name`, the rest as it is.
+
+        Args:
+          path: of the file.
+        """
         arrays = {}
         for field, value in self._asdict().items():
-            arrays |= (
-                {f"{field}.{k}": v for k, v in value.items()}
-                if isinstance(value, dict)
-                else {field: value}
-            )
+            if isinstance(value, dict):
+                arrays |= {f"{field}.{name}": array for name, array in value.items()}
+            else:
+                arrays[field] = value
         np.savez(path, **arrays)
 
     @classmethod
     def load(cls, path):
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote.
+
+        Args:
+          path: of the file.
+        """
         fields: dict[str, Any] = {"frozen": {}}
         with np.load(path) as stored:
             for key in stored.files:
                 field, dot, name = key.partition(".")
+                value = stored[key]
                 if dot:
-                    fields.setdefault(field, {})[name] = stored[key]
+                    fields.setdefault(field, {})[name] = value
                 else:
-                    fields[field] = (
-                        stored[key] if stored[key].ndim else stored[key].item()
-                    )
+                    fields[field] = value if value.ndim else value.item()
         return cls(**fields)
 
 
 def serve(build, arguments=None):
-    """Speaks the protocol.
+    """Speaks the protocol as a side.
 
     Args:
       build: `(workload, Data) -> (run, parameters)`; `run(rounds)` returns when all is
@@ -108,9 +119,8 @@ def serve(build, arguments=None):
     run, parameters = build(workload, data)
     run(data.rounds)
     first = time.perf_counter() - started
-    results: dict[str, Any] = {
-        name: np.asarray(value) for name, value in parameters().items()
-    }
+    found = parameters()
+    results: dict[str, Any] = {name: np.asarray(value) for name, value in found.items()}
     np.savez(result_path, **results)
     print(json.dumps({"first_seconds": first}), file=answers, flush=True)
     for line in sys.stdin:
@@ -118,28 +128,25 @@ def serve(build, arguments=None):
         for _ in range(int(line)):
             started = time.perf_counter()
             run(data.rounds)
-            seconds.append((time.perf_counter() - started) / data.rounds)
-        print(
-            json.dumps({"seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}),
-            file=answers,
-            flush=True,
-        )
+            spent = time.perf_counter() - started
+            seconds.append(spent / data.rounds)
+        answer = {"seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _own_stdout():
-    """The standard output for answers alone; whatever else is printed goes to standard error."""
+    """The standard output for answers alone; all other prints go to standard error."""
     sys.stdout.flush()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    own = os.dup(1)
     os.dup2(2, 1)
-    return answers
+    return os.fdopen(own, "w", encoding="utf-8")
 
 
 def peak_rss_bytes():
-    """The most memory that this process has held."""
+    """The largest memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
-    if (
-        status.is_file()
-    ):  # getrusage may report the size of the parent that started this process
+    # getrusage may report the size of the parent that started this process.
+    if status.is_file():
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
         if found:
             return 1024 * int(found[1])

@@ -1,7 +1,4 @@
-"""One side of a comparison, seen from the command.
-
-A process that stays alive and computes only when asked to.
-"""
+"""One side of a comparison: a process that computes only when the command asks it to."""
 
 import contextlib
 import json
@@ -28,13 +25,17 @@ GRACE = 20.0  # seconds to end by itself
 class Side:
     """Starts `command WORKLOAD DATA RESULT` and speaks with it as protocol.py says.
 
+    Args:
+      command: words that start the process.
+      workload: its name.
+      data: file with the data.
+      timeout: seconds for one answer.
+      error: what is raised if the process ends, takes too long or answers something
+        else; with the end of its standard error.
+
     Attributes:
       first_seconds: of the first call, compilation included.
       result: {name: array}, the trained parameters after it.
-
-    Raises:
-      error: the process ended, took too long or answered something else; with the end
-        of its standard error.
     """
 
     def __init__(
@@ -47,12 +48,10 @@ class Side:
     ):
         self.timeout, self.error = timeout, error
         self._folder = tempfile.TemporaryDirectory()
-        result = Path(self._folder.name) / "result.npz"
+        place = Path(self._folder.name)
+        result = place / "result.npz"
         self._errors = open(  # noqa: SIM115
-            Path(self._folder.name) / "stderr.txt",
-            "w+",
-            encoding="utf-8",
-            errors="replace",
+            place / "stderr.txt", "w+", encoding="utf-8", errors="replace"
         )
         try:
             self._process = subprocess.Popen(
@@ -82,12 +81,17 @@ class Side:
             raise
 
     def call(self) -> dict:
-        """One call now: {"seconds": [seconds a round], "peak_rss_bytes": n}."""
-        with contextlib.suppress(OSError):  # it has died; the answer says why
+        """Asks for one call.
+
+        Returns:
+          {"seconds": [seconds a round], "peak_rss_bytes": n}.
+        """
+        with contextlib.suppress(OSError):  # it has ended; the answer says why
             print(1, file=self._input, flush=True)
         return self._answer("seconds")
 
     def _answer(self, field: str) -> dict:
+        """The next line of the process as JSON, which has to have a field."""
         late = threading.Event()
         watchdog = threading.Timer(self.timeout, lambda: (late.set(), self._kill()))
         watchdog.start()
@@ -98,9 +102,8 @@ class Side:
         if late.is_set():
             raise self.error(f"no answer within {self.timeout:g} s{self._complaint()}")
         if not line:
-            raise self.error(
-                f"ended with code {self._process.wait()}{self._complaint()}"
-            )
+            code = self._process.wait()
+            raise self.error(f"ended with code {code}{self._complaint()}")
         try:
             answer = json.loads(line)
             answer[field]
@@ -136,6 +139,6 @@ class Side:
         return self
 
     def __exit__(self, kind: type | None, *rest) -> None:
-        if kind is not None:  # Ctrl-C among others: nobody waits for a round to end
+        if kind is not None:  # Ctrl-C, for example: do not wait for a round to end
             self._kill()
         self.close()

@@ -1,21 +1,19 @@
-"""States and examples of more clients than a device should hold.
+"""What states and examples cost that are more than a device can hold.
 
-What they cost, and that nothing else changes.
+    python -m fedjax_fm.experiments.bench.stores stateful [--clients 10000]
+    python -m fedjax_fm.experiments.bench.stores disk [--examples 10000000]
 
-    python -m fedjax_fm.experiments.bench.stores stateful [--clients 10000]   (MiniLM's
-    shapes; 6 GB of states) python -m fedjax_fm.experiments.bench.stores disk
-    [--examples 10000000]
-
-`stateful`: every client keeps a private LoRA adapter (rank 8 on query and value) and a
-residual of error feedback; the store lies on the devices, each with its part, and then
-in host memory, one JSON line for each cohort size, and both must agree. `disk`: a
-population of memory-mapped files is streamed; the line says how much memory the process
-took beyond its start. The models are random: what is measured is the engine.
+`stateful` (MiniLM's shapes, 6 GB of states): every client keeps a private LoRA adapter
+(rank 8 on query and value) and a residual of error feedback; the store lies on the
+devices, each with its part, and then in host memory. There is one JSON line for each
+cohort size, and both must agree. `disk`: a population of memory-mapped files is
+streamed; the line says how much memory the process took beyond its start. The models
+are random: what is measured is the engine.
 """
 
+import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -39,8 +37,13 @@ MINILM = BertConfig(
 
 
 def private_and_shared(task: ffm.Task, learning_rate: float) -> ffm.Algorithm:
-    """FedAvg of a shared adapter, beside which every client trains one of its own that
-    it never sends: both are adapted one after the other, each from where it was.
+    """FedAvg of a shared adapter, beside a private one of each client.
+
+    A client trains both, one after the other, and sends the shared one alone.
+
+    Args:
+      task: of either adapter.
+      learning_rate: of SGD.
     """
     optimizer = optax.sgd(learning_rate)
     plain = ffm.fedavg(task, optimizer, local_steps=1, batch_size=2)
@@ -51,7 +54,7 @@ def private_and_shared(task: ffm.Task, learning_rate: float) -> ffm.Algorithm:
 
         def one(message, mine, data, key):
             output = shared(message, (), data, key)
-            mine, _ = train(task, optimizer, mine, backbone, data, key)
+            mine, _ = train(task, optimizer, mine, backbone, data=data, key=key)
             return output._replace(state=mine)
 
         return one
@@ -65,31 +68,31 @@ def private_and_shared(task: ffm.Task, learning_rate: float) -> ffm.Algorithm:
 def stateful(
     n_clients: int, cohorts: tuple[int, ...], config: BertConfig, rounds: int = 2
 ) -> Iterator[dict[str, Any]]:
-    """One row per store and cohort size.
+    """One row for each store and cohort size, and one for the difference of both stores.
 
-    Seconds a round after compilation, bytes of all states, largest difference.
+    Args:
+      n_clients: in the population.
+      cohorts: sizes.
+      config: of the model.
+      rounds: that are timed, after one that compiles.
     """
     model = BertForSequenceClassification(config, 2, "mean", nnx.Rngs(0))
-    graphdef, delta, backbone = ffm.peft.apply(
-        model, ffm.peft.lora(rank=8, alpha=16, targets=r"query|value")
-    )
-    delta = jax.tree.map(
-        lambda x: 0.01 * jax.random.normal(jax.random.key(0), x.shape), delta
-    )
+    method = ffm.peft.lora(rank=8, alpha=16, targets=r"query|value")
+    graphdef, delta, backbone = ffm.peft.apply(model, method)
+
+    def small(x):
+        return 0.01 * jax.random.normal(jax.random.key(0), x.shape)
 
     def loss(delta, backbone, batch, key):
-        logits = nnx.merge(graphdef, delta, backbone)(
-            batch["ids"], jnp.ones_like(batch["ids"])
-        )
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits, batch["label"]
-        ), {}
+        model, ids = nnx.merge(graphdef, delta, backbone), batch["ids"]
+        logits, labels = model(ids, jnp.ones_like(ids)), batch["label"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels), {}
 
-    rng = np.random.default_rng(0)
-    arrays = {
-        "ids": rng.integers(0, config.vocab_size, (2 * n_clients, 16)).astype(np.int32),
-        "label": rng.integers(0, 2, 2 * n_clients).astype(np.int32),
-    }
+    delta = jax.tree.map(small, delta)
+    rng, n = np.random.default_rng(0), 2 * n_clients
+    ids = rng.integers(0, config.vocab_size, (n, 16))
+    labels = rng.integers(0, 2, n)
+    arrays = {"ids": ids.astype(np.int32), "label": labels.astype(np.int32)}
     population = ffm.Population.from_arrays(arrays, 2 * np.arange(n_clients + 1))
     channel = ffm.channels.error_feedback(ffm.channels.top_k(0.1))
     for cohort in cohorts:
@@ -104,26 +107,20 @@ def stateful(
                 states=where,
                 memory=1 << 40,
             )
-            state, _ = simulator.run(simulator.init(delta), 1, donate=True)
-            started = time.perf_counter()
-            state, _ = simulator.run(state, rounds, donate=True)
-            jax.block_until_ready(state.delta)
-            seconds = (time.perf_counter() - started) / rounds
+            state, seconds = _timed(simulator, delta, rounds)
             sums, seen = _sums_of_states(state)
             ends[where] = (jax.device_get(state.delta), sums)
-            row = {
+            yield {
                 "name": "stateful",
                 "clients": n_clients,
                 "cohort": cohort,
                 "states": where,
                 "seconds": seconds,
-            }
-            yield row | {
                 "bytes_of_states": simulator.shapes.bytes_of_states,
                 "peak_rss_bytes": _peak(),
             }
             del state, simulator
-        apart = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), *ends.values())
+        apart = jax.tree.map(_distance, *ends.values())
         yield {
             "name": "stateful",
             "cohort": cohort,
@@ -132,63 +129,66 @@ def stateful(
         }
 
 
-def _sums_of_states(state: ffm.SimulationState) -> tuple[Any, int]:
-    """(sums over those who took part of what they keep, private adapters and residuals.
+def _distance(a: Any, b: Any) -> float:
+    return float(np.max(np.abs(a - b)))
 
-    How many they are).
+
+def _timed(
+    simulator: ffm.Simulator, delta: Any, rounds: int
+) -> tuple[ffm.SimulationState, float]:
+    """The state after some rounds, and the seconds of a round after the first."""
+    state, _ = simulator.run(simulator.init(delta), 1, donate=True)
+    started = time.perf_counter()
+    state, _ = simulator.run(state, rounds, donate=True)
+    jax.block_until_ready(state.delta)
+    return state, (time.perf_counter() - started) / rounds
+
+
+def _sums_of_states(state: ffm.SimulationState) -> tuple[Any, int]:
+    """Sums of private adapters and residuals, and of how many clients.
+
+    Clients that were in no cohort are left out.
     """
     store = state.carry.clients
     rows = store.rows if isinstance(store, HostStore) else (store, state.carry.uplinks)
-    residuals = jax.tree.leaves(rows[1])
-    took_part = np.any(
-        [
-            np.asarray((leaf.reshape(len(leaf), -1) != 0).any(axis=1))
-            for leaf in residuals
-        ],
-        axis=0,
-    )
-    (who,) = np.nonzero(took_part)
-    return jax.tree.map(lambda x: np.asarray(x[who]).sum(axis=0), rows), len(who)
+    changed = []
+    for leaf in jax.tree.leaves(rows[1]):  # residuals
+        is_used = leaf.reshape(len(leaf), -1) != 0
+        changed.append(np.asarray(is_used.any(axis=1)))
+    (who,) = np.nonzero(np.any(changed, axis=0))
+
+    def total(x: Any) -> np.ndarray:
+        return np.asarray(x[who]).sum(axis=0)
+
+    return jax.tree.map(total, rows), len(who)
 
 
 def disk(
     n_examples: int, folder: Path, features: int = 32, a_client: int = 100
 ) -> dict[str, Any]:
-    """Streams a few rounds from files of `n_examples` rows.
+    """Streams a few rounds from files.
 
-    Memory beyond what the process held before.
+    Args:
+      n_examples: rows of the files.
+      folder: of the files, which are written.
+      features: of an example.
+      a_client: examples of a client.
+
+    Returns:
+      Seconds a round, and memory before and after.
     """
-    names = {"x": (np.float32, (features,)), "y": (np.float32, ())}
-    folder.mkdir(parents=True)
-    chunk = 100_000
-    for name, (dtype, shape) in names.items():
-        whole = np.lib.format.open_memmap(
-            folder / f"{name}.npy", "w+", dtype, (n_examples, *shape)
-        )
-        for start in range(0, n_examples, chunk):
-            n = min(chunk, n_examples - start)
-            whole[start : start + n] = np.random.default_rng(start).normal(
-                size=(n, *shape)
-            )
-        whole.flush()
-        del whole
-    np.save(
-        folder / "offsets.npy",
-        np.append(np.arange(0, n_examples, a_client), n_examples),
-    )
+    _write_population(n_examples, folder, features, a_client)
     before = _peak()
     population = ffm.Population.open(folder)
-    task = ffm.Task(
-        lambda delta, backbone, batch, key: (
-            (batch["x"] @ delta["w"] - batch["y"]) ** 2,
-            {},
-        )
-    )
-    algorithm = ffm.fedavg(task, optax.sgd(0.01), epochs=1, batch_size=20)
-    simulator = ffm.Simulator(
-        algorithm, population, cohort_size=min(1000, population.n_clients), data="host"
-    )
-    state, _ = simulator.run(simulator.init({"w": jnp.zeros(features)}), 1)
+
+    def loss(delta, backbone, batch, key):
+        return (batch["x"] @ delta["w"] - batch["y"]) ** 2, {}
+
+    algorithm = ffm.fedavg(ffm.Task(loss), optax.sgd(0.01), epochs=1, batch_size=20)
+    cohort = min(1000, population.n_clients)
+    simulator = ffm.Simulator(algorithm, population, cohort_size=cohort, data="host")
+    first = {"w": jnp.zeros(features)}
+    state, _ = simulator.run(simulator.init(first), 1)
     started = time.perf_counter()
     simulator.run(state, 5)
     return {
@@ -203,28 +203,43 @@ def disk(
     }
 
 
+def _write_population(
+    n_examples: int, folder: Path, features: int, a_client: int
+) -> None:
+    """Writes random examples chunk by chunk, as `Population.open` reads them."""
+    folder.mkdir(parents=True)
+    chunk = 100_000
+    for name, shape in (("x", (features,)), ("y", ())):
+        whole = np.lib.format.open_memmap(
+            folder / f"{name}.npy", "w+", np.float32, (n_examples, *shape)
+        )
+        for start in range(0, n_examples, chunk):
+            n, random = min(chunk, n_examples - start), np.random.default_rng(start)
+            whole[start : start + n] = random.normal(size=(n, *shape))
+        whole.flush()
+        del whole
+    offsets = np.append(np.arange(0, n_examples, a_client), n_examples)
+    np.save(folder / "offsets.npy", offsets)
+
+
 def _peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main() -> None:
     """Prints JSON lines."""
-
-    def value(flag, default):
-        return int(sys.argv[sys.argv.index(flag) + 1]) if flag in sys.argv else default
-
-    if sys.argv[1:2] == ["stateful"]:
-        for row in stateful(value("--clients", 10_000), (8, 16, 32, 64), MINILM):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("stateful", "disk"))
+    parser.add_argument("--clients", type=int, default=10_000)
+    parser.add_argument("--examples", type=int, default=10_000_000)
+    options = parser.parse_args()
+    if options.what == "stateful":
+        for row in stateful(options.clients, (8, 16, 32, 64), MINILM):
             print(json.dumps(row), flush=True)
-    elif sys.argv[1:2] == ["disk"]:
-        with tempfile.TemporaryDirectory() as folder:
-            print(
-                json.dumps(
-                    disk(value("--examples", 10_000_000), Path(folder) / "population")
-                )
-            )
-    else:
-        sys.exit("expected `stateful` or `disk`")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        row = disk(options.examples, Path(folder) / "population")
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":

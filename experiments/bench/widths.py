@@ -1,4 +1,4 @@
-"""Seconds of HeteroFL's clients by width, on a causal transformer whose layers get narrower.
+"""Seconds of HeteroFL's clients by width, on a causal transformer.
 
     python -m fedjax_fm.experiments.bench.widths [--layers 4] [--d 512] [--rounds 7]
 
@@ -9,8 +9,8 @@ what a round costs without clients. One JSON line for each width: `seconds` a cl
 Weights and tokens are random: what is measured is the engine.
 """
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +31,15 @@ WIDTHS = (1.0, 0.5, 0.25)
 def start(
     d: int, n_layers: int, vocabulary: int, length: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Random weights of a pre-norm transformer, layers stacked in front, with a head of its own."""
+    """Random weights of a pre-norm transformer with stacked layers and an untied head.
+
+    Args:
+      d: width.
+      n_layers: how many layers.
+      vocabulary: tokens.
+      length: positions.
+      seed: of the weights.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -59,9 +67,14 @@ def start(
 
 
 def prefixes_of(delta: Any, n_heads: int) -> Prefixes:
-    """Every width of the model but its vocabulary and its length gets narrower.
+    """The parts of the model that narrower clients have.
 
-    Queries, keys and values in each head.
+    All widths but the vocabulary and the length get narrower; queries, keys and values
+    in each head.
+
+    Args:
+      delta: weights of the model.
+      n_heads: attention heads.
     """
     heads = Groups(n_heads)
     return nest(
@@ -81,11 +94,17 @@ def prefixes_of(delta: Any, n_heads: int) -> Prefixes:
 def transformer(
     delta: Any, ids: jax.Array, n_heads: int, width: float = 1.0
 ) -> jax.Array:
-    """Logits f32[B, T, vocabulary] from i32[B, T]; every width is read from the arrays.
+    """Logits of next tokens; every width is read from the arrays.
 
     Args:
+      delta: weights.
+      ids: i32[B, T].
+      n_heads: attention heads.
       width: of a full tree whose tails are zeros: layer norms and attention then divide
         by the sizes that are live.
+
+    Returns:
+      f32[B, T, vocabulary].
     """
 
     def norm(x, parts):
@@ -111,9 +130,8 @@ def transformer(
             is_causal=True,
         )
         x = x + attended.reshape(*x.shape[:2], -1) @ parts["o"]
-        return x + jax.nn.gelu(norm(x, parts["norm_2"]) @ parts["widen"]) @ parts[
-            "narrow"
-        ], None
+        wide = jax.nn.gelu(norm(x, parts["norm_2"]) @ parts["widen"])
+        return x + wide @ parts["narrow"], None
 
     x = delta["tokens"][ids] + delta["places"][None, : ids.shape[1]]
     x, _ = jax.lax.scan(layer, x, delta["layers"])
@@ -121,13 +139,17 @@ def transformer(
 
 
 def next_token_loss(n_heads: int):
-    """A `Task` loss: mean cross-entropy of each row's next tokens."""
+    """The loss of a task: mean cross-entropy of each row's next tokens.
+
+    Args:
+      n_heads: attention heads.
+    """
 
     def loss(delta, backbone, batch, key):
-        logits = transformer(delta, batch["ids"][:, :-1], n_heads)
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits, batch["ids"][:, 1:]
-        ).mean(axis=-1), {}
+        ids = batch["ids"]
+        logits = transformer(delta, ids[:, :-1], n_heads)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
+        return each.mean(axis=-1), {}
 
     return loss
 
@@ -144,20 +166,29 @@ def measure(
     steps: int = 8,
     cohort: int = 4,
 ) -> Iterator[dict[str, Any]]:
-    """One row for each width, widest first, and one for rounds without clients."""
+    """One row for each width, widest first, and one for rounds without clients.
+
+    Args:
+      d: width of the model.
+      n_layers: of the model.
+      rounds: of each width, after one that compiles.
+      n_heads: attention heads.
+      vocabulary: tokens.
+      length: of a text.
+      batch: texts of a client, all of which are one batch.
+      steps: local steps.
+      cohort: clients of a round.
+    """
     delta = start(d, n_layers, vocabulary, length)
     prefixes = prefixes_of(delta, n_heads)
 
     def tokens(n):
-        return {
-            "ids": np.random.default_rng(n)
-            .integers(0, vocabulary, (n, length + 1))
-            .astype(np.int32)
-        }
+        random = np.random.default_rng(n)
+        ids = random.integers(0, vocabulary, (n, length + 1))
+        return {"ids": ids.astype(np.int32)}
 
-    clients = [tokens(batch) for _ in range(cohort * len(WIDTHS))] + [
-        tokens(0) for _ in range(cohort)
-    ]
+    clients = [tokens(batch) for _ in range(cohort * len(WIDTHS))]
+    clients += [tokens(0) for _ in range(cohort)]
     rates = np.repeat([*WIDTHS, WIDTHS[-1]], cohort)
     algorithm = heterofl(
         ffm.Task(next_token_loss(n_heads)),
@@ -180,11 +211,11 @@ def measure(
         started = time.perf_counter()
         state, metrics = simulator.run(state, 1)
         jax.block_until_ready(state.delta)
-        seconds[i % kinds].append(time.perf_counter() - started)
+        spent = time.perf_counter() - started
+        seconds[i % kinds].append(spent)
         sent[i % kinds] = int(metrics["uplink_bytes"][0])
-    medians = [
-        float(np.median(times[1:])) for times in seconds
-    ]  # the first rounds compile
+    # The first rounds compile.
+    medians = [float(np.median(times[1:])) for times in seconds]
     shape = {
         "d": d,
         "layers": n_layers,
@@ -194,26 +225,25 @@ def measure(
         "tokens": length,
     }
     for width, median, up in zip(WIDTHS, medians, sent, strict=False):
-        row = {
+        yield {
             "name": f"width-{width:g}",
             "seconds": median / cohort,
             "ratio": median / medians[0],
+            "uplink_bytes": up // cohort,
+            "devices": simulator.engine.plan.n_devices,
+            **shape,
         }
-        yield (
-            row
-            | {"uplink_bytes": up // cohort, "devices": simulator.engine.plan.n_devices}
-            | shape
-        )
     yield {"name": "nobody", "seconds_a_round": medians[-1]}
 
 
 def main() -> None:
     """Prints JSON lines."""
-
-    def value(flag, default):
-        return int(sys.argv[sys.argv.index(flag) + 1]) if flag in sys.argv else default
-
-    for row in measure(value("--d", 512), value("--layers", 4), value("--rounds", 7)):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--d", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    for row in measure(options.d, options.layers, options.rounds):
         print(json.dumps(row), flush=True)
 
 

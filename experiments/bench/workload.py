@@ -28,14 +28,11 @@ class Workload(NamedTuple):
 
     name: str
     summary: str
-    make: Callable[[bool], Data]  # from whether the smoke size is wanted
-    simulator: Callable[
-        [Data], tuple[ffm.Simulator, Any]
-    ]  # our side, and the first trainable tree
-    flop: Callable[
-        [Data], float
-    ]  # of the matrix products that one round cannot do without
-    peers: tuple[str, ...] = ()  # who else does it; names in environments.PEERS
+    make: Callable[[bool], Data]  # make(smoke); the smoke size is tiny
+    # Our side, and the first trainable tree.
+    simulator: Callable[[Data], tuple[ffm.Simulator, Any]]
+    flop: Callable[[Data], float]  # of the matrix products that a round needs
+    peers: tuple[str, ...] = ()  # names in environments.PEERS
 
 
 def fedavg(
@@ -45,13 +42,17 @@ def fedavg(
     backbone: Any = (),
     **settings: Any,
 ) -> ffm.Simulator:
-    """FedAvg with plain SGD over the whole population, as the data say.
+    """FedAvg with plain SGD over the whole population.
 
-    `settings` go to the simulator.
+    Args:
+      loss: of a task.
+      data: has the clients, batches, epochs and learning rate.
+      examples: other arrays than those of the data.
+      backbone: frozen.
+      **settings: of the simulator.
     """
-    population = ffm.Population.from_arrays(
-        data.examples if examples is None else examples, data.offsets
-    )
+    arrays = data.examples if examples is None else examples
+    population = ffm.Population.from_arrays(arrays, data.offsets)
     algorithm = ffm.fedavg(
         ffm.Task(loss),
         optax.sgd(data.learning_rate),
@@ -64,40 +65,54 @@ def fedavg(
 
 
 def cross_entropy(logits_of: Callable) -> Callable:
-    """The task's loss of a model `logits_of(delta, x) -> f32[B, classes]`."""
+    """The loss of a task.
+
+    Args:
+      logits_of: `logits_of(delta, x) -> f32[B, classes]`.
+    """
 
     def loss(delta, backbone, batch, key):
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits_of(delta, batch["x"]), batch["y"]
-        ), {}
+        logits = logits_of(delta, batch["x"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]), {}
 
     return loss
 
 
 def product_flop(n_in: int, n_out: int, products: int = 3) -> int:
-    """FLOP of one row through a dense layer in training.
+    """FLOP of one row through a dense layer in training, 2 a weight and product.
 
-    Forward, weight gradient, input gradient, 2 a weight each.
-
-    The first layer needs no input gradient and a frozen one no weight gradient: 2 products.
+    Args:
+      n_in: width of the input.
+      n_out: width of the output.
+      products: forward, weight gradient and input gradient. The first layer needs no
+        input gradient and a frozen one no weight gradient: 2 products.
     """
     return 2 * n_in * n_out * products
 
 
 def seeded(name: str) -> np.random.Generator:
-    """The same numbers for the same workload on every machine."""
+    """A generator with the same numbers for a workload on every machine.
+
+    Args:
+      name: of the workload.
+    """
     return np.random.default_rng(list(name.encode()))
 
 
 def normal(
     rng: np.random.Generator, *shape: int, scale: float | None = None
 ) -> np.ndarray:
-    """f32 normal numbers; by default of standard deviation sqrt(2 / fan-in), as for
-    layers with ReLU.
+    """Normal numbers, f32.
+
+    Args:
+      rng: draws them.
+      *shape: of the array.
+      scale: standard deviation; default: sqrt(2 / fan-in), as for layers with ReLU.
     """
     if scale is None:
         scale = (2 / np.prod(shape[:-1])) ** 0.5
-    return (scale * rng.standard_normal(shape, dtype=np.float32)).astype(np.float32)
+    numbers = scale * rng.standard_normal(shape, dtype=np.float32)
+    return numbers.astype(np.float32)
 
 
 def dense(p: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
@@ -107,13 +122,21 @@ def dense(p: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
 
 def mlp(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """Two dense layers with a ReLU between them."""
-    return dense(p, "dense2", jnp.maximum(dense(p, "dense1", x), 0))
+    hidden = jnp.maximum(dense(p, "dense1", x), 0)
+    return dense(p, "dense2", hidden)
 
 
 def mlp_start(
     rng: np.random.Generator, n_in: int, hidden: int, classes: int
 ) -> dict[str, np.ndarray]:
-    """First parameters of `mlp`."""
+    """Initial parameters of `mlp`.
+
+    Args:
+      rng: draws them.
+      n_in: width of the input.
+      hidden: width of the first layer.
+      classes: width of the output.
+    """
     return {
         "dense1": normal(rng, n_in, hidden),
         "dense1_bias": np.zeros(hidden, np.float32),

@@ -1,5 +1,4 @@
-"""What does federated LoRA of a small decoder bring on the docstrings of packages that
-no client has?
+"""What does federated LoRA bring on the docstrings of packages that no client has?
 
 SmolLM2-135M-Instruct on functions of installed packages: a package is a client; the
 source of a function is the prompt, the first paragraph of its docstring is the answer,
@@ -41,15 +40,17 @@ class Config(language.Config):
 
 
 def functions(config: Config) -> Source:
-    """User: an instruction with a function's source as its input.
+    """Functions as conversations.
 
-    Assistant: the docstring's first paragraph.
+    The user gives an instruction with a function's source as its input, the assistant
+    answers with the first paragraph of the docstring.
+
+    Args:
+      config: of the study.
     """
-    packages = (
-        PACKAGES
-        if config.pinned
-        else [package.partition("==")[0] for package in PACKAGES]
-    )
+    packages = PACKAGES
+    if not config.pinned:
+        packages = [package.partition("==")[0] for package in PACKAGES]
     table = datasets.load_docstrings(packages)
 
     def say(row: int, shorter: int) -> Conversation:

@@ -8,8 +8,8 @@ with 4 rows each; FedBERT in turn reads them as 120 turns of 10 steps with 16 ro
 chosen on the eight roles that speak most after those.
 
 Score: perplexity of masked tokens on held-out speeches of all roles; local models are judged on
-their role's own, and beside it on everybody's. Word frequencies of all training texts and a local
-model with a quarter of the steps say whether models are undertrained or overfitted.
+their role's own, and beside it on those of all roles. Word frequencies of all training texts and
+a local model with a quarter of the steps say whether models are undertrained or overfitted.
 
 Controls: FedBERT on words that are shuffled inside each role, for which contexts say nothing; and
 the random weights.
@@ -47,7 +47,7 @@ Rows = dict[str, np.ndarray]  # {"input_ids", "attention_mask"}: i32[n, T]
 class Config:
     """Settings."""
 
-    roles: int = 8
+    roles: int = 8  # clients
     length: int = 32
     vocabulary: int = 1000
     width: int = 64
@@ -62,7 +62,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
-        """Does it work?"""
+        """A small version, to see that it works."""
         small = {"roles": 3, "length": 16, "width": 16, "draws": 1, "grid": (2e-3,)}
         short = {"steps": 12, "tuning_steps": 6, "round_steps": 1, "seeds": (0, 1)}
         return dataclasses.replace(self, **small, **short)
@@ -80,14 +80,21 @@ class Data(NamedTuple):
 
 @functools.cache
 def speeches(roles: int, vocabulary: int) -> tuple[list[list[str]], Tokenizer]:
-    """(those of 2 * roles roles, the longest first; a tokenizer from all other roles)."""
+    """The speeches of the roles that speak most, and a tokenizer from all other roles.
+
+    Args:
+      roles: of a split; twice as many are returned, the longest first.
+      vocabulary: size of the tokenizer's.
+    """
     table = ffm.datasets.load_shakespeare()
     found = collections.defaultdict(list)
     for client, speech in zip(table["client"], table["speech"], strict=True):
         found[client].append(str(speech))
-    by_size = sorted(
-        found.values(), key=lambda some: -sum(len(one.split()) for one in some)
-    )
+
+    def n_words(speeches: list[str]) -> int:
+        return sum(len(speech.split()) for speech in speeches)
+
+    by_size = sorted(found.values(), key=n_words, reverse=True)
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
     tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
@@ -98,11 +105,17 @@ def speeches(roles: int, vocabulary: int) -> tuple[list[list[str]], Tokenizer]:
 
 
 def rows(tokenizer: Tokenizer, texts: list[str], length: int) -> Rows:
-    """Each speech by itself: [CLS], at most length - 1 tokens a row."""
-    found = (one.ids for one in tokenizer.encode_batch(texts))
-    pieces = [
-        ids[i : i + length - 1] for ids in found for i in range(0, len(ids), length - 1)
-    ]
+    """Rows of [CLS] and at most length - 1 tokens, each of one speech.
+
+    Args:
+      tokenizer: from `speeches`.
+      texts: speeches.
+      length: of a row.
+    """
+    step, pieces = length - 1, []
+    for encoded in tokenizer.encode_batch(texts):
+        some = encoded.ids
+        pieces += [some[i : i + step] for i in range(0, len(some), step)]
     ids = np.zeros((len(pieces), length), np.int32)
     for row, piece in enumerate(pieces):
         ids[row, : len(piece) + 1] = [SPECIAL.index("[CLS]"), *piece]
@@ -115,7 +128,8 @@ def data(config: Config, seed: int, split: str) -> Data:
     mine = texts[config.roles :] if split == "tuning" else texts[: config.roles]
     train, test = [], []
     for number, some in enumerate(mine):
-        order = np.random.default_rng([seed, number]).permutation(len(some))
+        random = np.random.default_rng([seed, number])
+        order = random.permutation(len(some))
         n = round(config.held_out * len(order))
         for part, which in ((test, order[:n]), (train, order[n:])):
             part.append(rows(tokenizer, [some[i] for i in which], config.length))
@@ -135,12 +149,17 @@ def data(config: Config, seed: int, split: str) -> Data:
 
 
 def together(parts: list[Rows]) -> Rows:
-    """All rows in one."""
+    """The rows of all parts."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def without_context(part: Rows, seed: int) -> Rows:
-    """The same words, dealt anew to the places of all rows."""
+    """The same words, permuted over the places of all rows.
+
+    Args:
+      part: rows of a role.
+      seed: of the permutation.
+    """
     ids = part["input_ids"].copy()
     words = ids >= len(SPECIAL)
     ids[words] = np.random.default_rng(seed).permutation(ids[words])
@@ -148,29 +167,40 @@ def without_context(part: Rows, seed: int) -> Rows:
 
 
 def perplexity(run: study.Run, pairs: Iterable[tuple[Any, Rows]]) -> float:
-    """Of masked tokens over all (delta, rows), each token alike."""
+    """Perplexity of masked tokens, each token counting once.
+
+    Args:
+      run: of the arm.
+      pairs: a delta, and rows that it is judged on.
+    """
     keys = [jax.random.key(draw) for draw in range(run.config.draws)]
     score = functools.partial(ffm.evaluate, run.data.task)
     found = [score(delta, (), part, key=key) for delta, part in pairs for key in keys]
-    whole = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-    return math.exp(means(whole)["loss"])
+    return math.exp(means(together(found))["loss"])
+
+
+def of_server(run: study.Run, found: study.Simulated) -> dict[str, float]:
+    """Perplexity of the server's model on the held-out speeches of all roles."""
+    delta, _ = found.model()
+    return {"perplexity": perplexity(run, [(delta, together(run.data.test))])}
 
 
 def steps_of(run: study.Run) -> int:
-    """Steps of the body, side by side."""
+    """Steps of the body where roles are side by side."""
     return run.config.tuning_steps if run.is_tuning else run.config.steps
 
 
 def adam(run: study.Run, steps: int) -> optax.GradientTransformation:
     """A tenth of the steps of warm-up, then a cosine to zero."""
-    rate = run["learning_rate"]
-    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, steps // 10, steps))
+    rate, warm_up = run["learning_rate"], steps // 10
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, steps)
+    return optax.adam(schedule)
 
 
 def simulate(
     run: study.Run, algorithm: ffm.Algorithm, train: list[Rows], rounds: int, **how: Any
 ) -> study.Simulated:
-    """On one device: the clients' steps are too small to be worth sharing out."""
+    """A run on one device: the clients' steps are too small for several."""
     population = ffm.Population.from_clients(train)
     how = {"cohort_size": len(train), "devices": 1, **how}
     return run.simulate(algorithm, population, run.data.delta, rounds, **how)
@@ -184,32 +214,29 @@ def centralised(run: study.Run) -> dict[str, float]:
         run.data.task, adam(run, steps), local_steps=steps, batch_size=size
     )
     found = simulate(run, algorithm, [together(run.data.train)], 1)
-    return {
-        "perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])
-    }
+    return of_server(run, found)
 
 
 def local(share: float = 1.0) -> Callable:
-    """Each role its own model, with a share of the steps."""
+    """An arm: a model of its own for each role, with a share of the steps."""
 
     def arm(run: study.Run) -> dict[str, float]:
-        steps = round(share * steps_of(run))
+        own, steps = run.data, round(share * steps_of(run))
         how = {"local_steps": steps, "batch_size": run.config.batch_size}
-        found = simulate(
-            run, local_only(run.data.task, adam(run, steps), **how), run.data.train, 1
-        )
+        algorithm = local_only(own.task, adam(run, steps), **how)
+        found = simulate(run, algorithm, own.train, 1)
         models = [found.model(k)[0] for k in range(run.config.roles)]
-        everybody = together(run.data.test)
+        all_roles = together(own.test)
         return {
-            "perplexity": perplexity(run, zip(models, run.data.test, strict=True)),
-            "on_all_roles": perplexity(run, [(model, everybody) for model in models]),
+            "perplexity": perplexity(run, zip(models, own.test, strict=True)),
+            "on_all_roles": perplexity(run, [(model, all_roles) for model in models]),
         }
 
     return arm
 
 
 def parallel(shuffle: bool = False) -> Callable:
-    """FedBERT, all roles side by side."""
+    """An arm: FedBERT, all roles side by side."""
 
     def arm(run: study.Run) -> dict[str, float]:
         config, steps, train = run.config, steps_of(run), run.data.train
@@ -218,9 +245,7 @@ def parallel(shuffle: bool = False) -> Callable:
         how = {"local_steps": config.round_steps, "batch_size": config.batch_size}
         algorithm = fedbert(run.data.split, adam(run, steps), adam(run, steps), **how)
         found = simulate(run, algorithm, train, steps // config.round_steps)
-        return {
-            "perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])
-        }
+        return of_server(run, found)
 
     return arm
 
@@ -235,9 +260,7 @@ def in_turn(run: study.Run) -> dict[str, float]:
     found = simulate(
         run, algorithm, run.data.train, turns, cohort_size=1, sampler=sampler
     )
-    return {
-        "perplexity": perplexity(run, [(found.model()[0], together(run.data.test))])
-    }
+    return of_server(run, found)
 
 
 def untrained(run: study.Run) -> dict[str, float]:
@@ -247,14 +270,12 @@ def untrained(run: study.Run) -> dict[str, float]:
 
 def frequencies(run: study.Run) -> dict[str, float]:
     """Word frequencies of all training texts, one added to each count."""
-    train, test = (
-        together(part)["input_ids"] for part in (run.data.train, run.data.test)
-    )
-    counts = (
-        np.bincount(train[train >= len(SPECIAL)], minlength=run.config.vocabulary) + 1.0
-    )
-    nats = -np.log(counts / counts[len(SPECIAL) :].sum())
-    return {"perplexity": math.exp(nats[test[test >= len(SPECIAL)]].mean())}
+    first = len(SPECIAL)
+    train = together(run.data.train)["input_ids"]
+    test = together(run.data.test)["input_ids"]
+    counts = np.bincount(train[train >= first], minlength=run.config.vocabulary) + 1.0
+    nats = -np.log(counts / counts[first:].sum())
+    return {"perplexity": math.exp(nats[test[test >= first]].mean())}
 
 
 GRID = {"learning_rate": "grid"}

@@ -1,4 +1,4 @@
-"""What do clients learn from others whose models have another architecture, by FedDF and by FedMD?
+"""What do clients learn from models of another architecture, by FedDF and by FedMD?
 
 The 1797 handwritten digits of scikit-learn (Alpaydin and Kaynak, 1998). A quarter is
 for tuning; of the rest, dealt anew for every seed, 270 are the test, 300 are public,
@@ -7,16 +7,15 @@ Every other client has a perceptron (9,610 weights), the others two layers of
 convolutions (6,090). 30 rounds.
 
 FedDF: 10 clients a round, 5 epochs; the server distils 100 steps of 64 unlabelled
-images (Adam with a cosine). Alone is the same
-without server steps: federated averaging in each group. FedMD: models start from 100
-public images with labels; all clients keep their own, agree on 200 unlabelled ones a
-round, digest by mean absolute error, revisit 1 epoch. Alone: without digests. Each of
-the four chooses among nine settings: SGD's rate by the server's rate, the digest's
-rate, or the epochs of those alone.
+images (Adam with a cosine). Alone is the same without server steps: federated averaging
+in each group. FedMD: models start from 100 public images with labels; all clients keep
+their own, agree on 200 unlabelled ones a round, digest by mean absolute error, revisit
+1 epoch. Alone: without digests. Each of the four chooses among nine settings: SGD's
+rate by the server's rate, the digest's rate, or the epochs of those alone.
 
 Score: accuracy on images of all classes, mean over the clients' models, half of them of
 each architecture (with FedDF a client's model is its group's). Controls: teachers whose
-answers are told of another image, and models that nobody trained.
+answers are paired with other images, and untrained models.
 """
 
 import dataclasses
@@ -61,10 +60,18 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6)
 
     def smoke(self) -> "Config":
-        """Does it work?"""
-        one = {"rates": (0.3,), "server_rates": (3e-3,), "digest_rates": (1e-3,)}
-        one |= {"group_epochs": (5,), "client_epochs": (1,)}
-        return dataclasses.replace(self, **one, rounds=2, server_steps=10, seeds=(0, 1))
+        """A small version, to see that it works."""
+        return dataclasses.replace(
+            self,
+            rounds=2,
+            server_steps=10,
+            rates=(0.3,),
+            server_rates=(3e-3,),
+            digest_rates=(1e-3,),
+            group_epochs=(5,),
+            client_epochs=(1,),
+            seeds=(0, 1),
+        )
 
 
 def data(config: Config, seed: int, split: str) -> Digits:
@@ -88,16 +95,24 @@ def groups_of(found: Digits) -> np.ndarray:
 def accuracies(
     models: list[Tree], groups: np.ndarray, test: Arrays
 ) -> dict[str, float]:
-    """Means over models, each of the architecture that its group says."""
-    found = [
-        means(ffm.evaluate(TASKS[g], w, (), test))["accuracy"]
-        for w, g in zip(models, groups, strict=True)
-    ]
+    """Means over the models of each architecture, and over architectures.
+
+    Args:
+      models: weights.
+      groups: the architecture of each model.
+      test: images of all classes.
+    """
+    found = []
+    for w, group in zip(models, groups, strict=True):
+        scores = ffm.evaluate(TASKS[group], w, (), test)
+        found.append(means(scores)["accuracy"])
+    all_of_them = np.array(found)
     each = {
-        name: float(np.mean(np.array(found)[groups == g]))
-        for g, name in enumerate(NAMES)
+        name: float(np.mean(all_of_them[groups == group]))
+        for group, name in enumerate(NAMES)
     }
-    return {"accuracy": float(np.mean(list(each.values()))), **each}
+    mean = np.mean(list(each.values()))
+    return {"accuracy": float(mean), **each}
 
 
 def own_models(done: study.Simulated, groups: np.ndarray) -> list[Tree]:
@@ -113,13 +128,19 @@ def fusion(
 ) -> Any:
     """An arm: FedDF, or without distillation federated averaging in each group.
 
-    Epochs of None are tuned.
+    Args:
+      epochs: of a client in a round; None if they are tuned.
+      average: of the teachers, as for `feddf`.
+      distil: whether the server takes steps.
+      shuffle: whether the teachers' answers are paired with other images.
     """
 
     def arm(run: study.Run) -> dict[str, float]:
         config, found = run.config, run.data
-        steps, groups = config.server_steps if distil else 0, groups_of(found)
-        rate = optax.cosine_decay_schedule(run["server_rate"], steps) if distil else 0.0
+        groups, steps, rate = groups_of(found), 0, 0.0
+        if distil:
+            steps = config.server_steps
+            rate = optax.cosine_decay_schedule(run["server_rate"], steps)
         algorithm = feddf(
             architectures(run["rate"]),
             groups,
@@ -149,7 +170,12 @@ def fusion(
 
 
 def with_shuffled_teachers(algorithm: Algorithm, n_public: int) -> Algorithm:
-    """The same, but the sums of answers reach the server in another order of images."""
+    """The same, but the sums of answers are in another order of images.
+
+    Args:
+      algorithm: FedDF.
+      n_public: images.
+    """
     rows = np.random.default_rng(0).permutation(n_public)
 
     def shuffled(exchange: Any) -> Any:
@@ -159,14 +185,12 @@ def with_shuffled_teachers(algorithm: Algorithm, n_public: int) -> Algorithm:
 
         return exchange._replace(server=server)
 
-    return algorithm._replace(exchanges=tuple(map(shuffled, algorithm.exchanges)))
+    exchanges = tuple(shuffled(exchange) for exchange in algorithm.exchanges)
+    return algorithm._replace(exchanges=exchanges)
 
 
 def transferred(run: study.Run) -> tuple[Tree, ...]:
-    """Both models after training on those public images that have labels.
-
-    Federated averaging of one client.
-    """
+    """Both models after training on the labelled third of the public images."""
     labelled = {
         name: array[: len(array) // 3] for name, array in run.data.public.items()
     }
@@ -180,10 +204,12 @@ def transferred(run: study.Run) -> tuple[Tree, ...]:
             batch_size=run.config.batch_size,
         )
         simulator = ffm.Simulator(algorithm, population, cohort_size=1, seed=run.seed)
-        return simulator.run(simulator.init(start), 1)[0].delta
+        after, _ = simulator.run(simulator.init(start), 1)
+        return after.delta
 
     def each() -> tuple[Tree, ...]:
-        return tuple(map(one, architectures(run["rate"]), weights(run.seed)))
+        pairs = zip(architectures(run["rate"]), weights(run.seed), strict=True)
+        return tuple(one(*pair) for pair in pairs)
 
     return run.once(("transferred", run["rate"]), each)
 
@@ -199,7 +225,12 @@ def clients_alone(run: study.Run) -> dict[str, float]:
 
 
 def parties(run: study.Run, **how: Any) -> dict[str, float]:
-    """The models of all clients after FedMD."""
+    """Accuracies of the clients' models after FedMD.
+
+    Args:
+      run: of the arm.
+      **how: settings of `fedmd`.
+    """
     config, found = run.config, run.data
     groups = groups_of(found)
     algorithm = fedmd(
@@ -225,13 +256,15 @@ def parties(run: study.Run, **how: Any) -> dict[str, float]:
 
 
 def start(run: study.Run) -> dict[str, float]:
-    """What FedMD starts from."""
-    return accuracies(list(transferred(run)), np.arange(len(NAMES)), run.data.test)
+    """The models that FedMD starts from."""
+    groups, both = np.arange(len(NAMES)), transferred(run)
+    return accuracies(list(both), groups, run.data.test)
 
 
 def untrained(run: study.Run) -> dict[str, float]:
     """Random weights."""
-    return accuracies(list(weights(run.seed)), np.arange(len(NAMES)), run.data.test)
+    groups, both = np.arange(len(NAMES)), weights(run.seed)
+    return accuracies(list(both), groups, run.data.test)
 
 
 ARMS = (

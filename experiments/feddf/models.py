@@ -27,11 +27,16 @@ SHAPES = (
 
 
 def weights(seed: int) -> tuple[Tree, ...]:
-    """The first ones of both."""
+    """Initial weights of both architectures.
+
+    Args:
+      seed: of the draws.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(shape: tuple[int, ...]) -> jax.Array:
-        scale = 0.0 if len(shape) == 1 else math.sqrt(2 / math.prod(shape[:-1]))
+        fan_in = math.prod(shape[:-1])
+        scale = 0.0 if len(shape) == 1 else math.sqrt(2 / fan_in)
         return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
 
     return tuple(
@@ -41,7 +46,8 @@ def weights(seed: int) -> tuple[Tree, ...]:
 
 def perceptron(w: Tree, backbone: Tree, batch: dict) -> jax.Array:
     """f32[n, 10]; 9,610 weights."""
-    return jax.nn.relu(batch["x"] @ w["w0"] + w["b0"][None]) @ w["w1"] + w["b1"][None]
+    hidden = jax.nn.relu(batch["x"] @ w["w0"] + w["b0"][None])
+    return hidden @ w["w1"] + w["b1"][None]
 
 
 def convolutions(w: Tree, backbone: Tree, batch: dict) -> jax.Array:
@@ -49,7 +55,8 @@ def convolutions(w: Tree, backbone: Tree, batch: dict) -> jax.Array:
     x = batch["x"].reshape(-1, 8, 8, 1)
     for kernel, bias in ((w["k0"], w["b0"]), (w["k1"], w["b1"])):
         x = jax.nn.relu(conv_as_matmul(x, kernel) + bias[None, None, None])
-    return max_pool_2(x).reshape(-1, 128) @ w["w"] + w["b2"][None]
+    flat = max_pool_2(x).reshape(-1, 128)
+    return flat @ w["w"] + w["b2"][None]
 
 
 def _task(logits: Logits) -> Task:
@@ -59,11 +66,15 @@ def _task(logits: Logits) -> Task:
 
 
 LOGITS = (perceptron, convolutions)
-TASKS = tuple(map(_task, LOGITS))
+TASKS = tuple(_task(logits) for logits in LOGITS)
 
 
 def architectures(rate: float) -> tuple[Architecture, ...]:
-    """Both, with SGD for the clients."""
+    """Both architectures.
+
+    Args:
+      rate: of the clients' SGD.
+    """
     return tuple(
         Architecture(task, logits, optax.sgd(rate))
         for task, logits in zip(TASKS, LOGITS, strict=True)
@@ -71,9 +82,10 @@ def architectures(rate: float) -> tuple[Architecture, ...]:
 
 
 def _both(delta: Tree, backbone: Tree, batch: dict, key: jax.Array | None):
+    """Mean loss and accuracy of a model of each architecture."""
     found = [task.loss(w, (), batch, key) for task, w in zip(TASKS, delta, strict=True)]
     right = [metrics["accuracy"] for _, metrics in found]
     return (found[0][0] + found[1][0]) / 2, {"accuracy": (right[0] + right[1]) / 2}
 
 
-BOTH = Task(_both)  # of a tuple with a model of each architecture: means over both
+BOTH = Task(_both)  # of a tuple with a model of each architecture

@@ -1,4 +1,4 @@
-"""Does a private adapter beside the shared one pay, where clients differ, and where they disagree?
+"""Does a private adapter beside the shared one pay where clients differ or disagree?
 
 Eight clients, two of each of four domains of rated sentences (tweets, product reviews, film
 reviews, editorials), 160 training sentences each, all of them in every round. MiniLM, LoRA of
@@ -64,16 +64,17 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
-        """Does it work?"""
-        small = {
-            "train": 16,
-            "test": 8,
-            "max_length": 12,
-            "grid": (5e-3,),
-            "seeds": (0, 1),
-        }
+        """A small version, to see that it works."""
         return dataclasses.replace(
-            self, **small, rounds=2, tuning_rounds=1, local_steps=2
+            self,
+            max_length=12,
+            train=16,
+            test=8,
+            rounds=2,
+            tuning_rounds=1,
+            local_steps=2,
+            grid=(5e-3,),
+            seeds=(0, 1),
         )
 
 
@@ -84,6 +85,10 @@ class Client(NamedTuple):
     own: Arrays  # test, of its domain
     others: Arrays  # test, of the other three
 
+    def turned(self) -> "Client":
+        """The same with good for bad and bad for good."""
+        return Client(*({**part, "label": 1 - part["label"]} for part in self))
+
 
 class Data(NamedTuple):
     """Two clients a domain, in the order of the domains, and the model before training."""
@@ -92,15 +97,8 @@ class Data(NamedTuple):
     clients: list[Client]
 
     def turned(self) -> list[Client]:
-        """Every second one says good for bad."""
-        return [
-            Client(*map(_turn, one)) if k % 2 else one
-            for k, one in enumerate(self.clients)
-        ]
-
-
-def _turn(arrays: Arrays) -> Arrays:
-    return {**arrays, "label": 1 - arrays["label"]}
+        """The clients, every second one with turned labels."""
+        return [one.turned() if k % 2 else one for k, one in enumerate(self.clients)]
 
 
 def data(config: Config, seed: int, split: str) -> Data:
@@ -110,16 +108,16 @@ def data(config: Config, seed: int, split: str) -> Data:
     dealt = deal(found, rows, seed, train=config.train, test=config.test, per_domain=2)
     random, clients = np.random.default_rng(seed), []
     for one in dealt:
-        strange = np.concatenate(
-            [other.test for other in dealt if other.domain != one.domain]
-        )
-        others = random.permutation(strange)[: config.test]
-        clients.append(Client(*map(found.take, (one.train, one.test, others))))
+        others = [other.test for other in dealt if other.domain != one.domain]
+        some = random.permutation(np.concatenate(others))[: config.test]
+        parts = [found.take(part) for part in (one.train, one.test, some)]
+        clients.append(Client(*parts))
     whole = models.from_pretrained(
         config.model, num_labels=2, pooling="mean", seed=seed
     )
     method = peft.lora(config.rank, 2.0 * config.rank, targets=r"query|value")
-    return Data(peft.apply(whole, method, jax.random.key(seed)), clients)
+    adapted = peft.apply(whole, method, jax.random.key(seed))
+    return Data(adapted, clients)
 
 
 class Made(NamedTuple):
@@ -131,12 +129,12 @@ class Made(NamedTuple):
 
 
 def rounds_of(run: study.Run) -> int:
-    """Of the shared adapter."""
+    """Rounds of the shared adapter."""
     return run.config.tuning_rounds if run.is_tuning else run.config.rounds
 
 
 def steps(run: study.Run) -> dict[str, Any]:
-    """What a client does in a round."""
+    """What a client does in a round, as arguments of a method."""
     config, adam = run.config, optax.adam(run["learning_rate"])
     sizes = {"local_steps": config.local_steps, "batch_size": config.batch_size}
     return {"client_optimizer": adam, **sizes}
@@ -145,27 +143,29 @@ def steps(run: study.Run) -> dict[str, Any]:
 def one_adapter(method: Callable, run: study.Run) -> Made:
     """FedIT, or local training."""
     task = tasks.classification(run.data.adapted, inputs=INPUTS)
-    return Made(method(task, **steps(run)), rounds_of(run), task)
+    algorithm = method(task, **steps(run))
+    return Made(algorithm, rounds_of(run), task)
 
 
 def dpa_f(run: study.Run) -> Made:
     """The shared adapter to its end, then the private ones for as many steps."""
     rounds = rounds_of(run)
     how = {"rounds": rounds, "private_steps": rounds * run.config.local_steps}
-    return Made(feddpa_f(*two_tasks(run), **steps(run), **how), rounds + 1, mixed(run))
+    algorithm = feddpa_f(*two_tasks(run), **how, **steps(run))
+    return Made(algorithm, rounds + 1, mixed(run))
 
 
 def dpa_t(run: study.Run) -> Made:
     """Both adapters in every round."""
-    return Made(feddpa_t(*two_tasks(run), **steps(run)), rounds_of(run), mixed(run))
+    algorithm = feddpa_t(*two_tasks(run), **steps(run))
+    return Made(algorithm, rounds_of(run), mixed(run))
 
 
 def two_tasks(run: study.Run) -> tuple[ffm.Task, ffm.Task]:
-    """(of the shared adapter, of both)."""
+    """The tasks of the shared adapter, and of both."""
     adapted = run.data.adapted
-    return tasks.classification(adapted), tasks.classification(
-        peft.beside(adapted), inputs=INPUTS
-    )
+    both = tasks.classification(peft.beside(adapted), inputs=INPUTS)
+    return tasks.classification(adapted), both
 
 
 def mixed(run: study.Run) -> ffm.Task:
@@ -187,7 +187,17 @@ def features(graphdef, private, backbone, ids, mask):
 def by_instance(
     run: study.Run, found: study.Simulated, k: int, rows: Arrays
 ) -> np.ndarray:
-    """The mix for each sentence, by its likeness to some of the client's training sentences."""
+    """The mix for each sentence, by its likeness to training sentences of the client.
+
+    Args:
+      run: of the arm.
+      found: the trained run.
+      k: the client.
+      rows: test sentences.
+
+    Returns:
+      f32[n].
+    """
     config, graphdef = run.config, run.data.adapted.graphdef
     adapters, backbone = found.model(k)
     train = run.data.clients[k].train
@@ -200,7 +210,7 @@ def by_instance(
 
 
 def constant(mix: float) -> Callable:
-    """The same mix for every sentence."""
+    """The same mix for every sentence, with the arguments of `by_instance`."""
 
     def same(
         run: study.Run, found: study.Simulated, k: int, rows: Arrays
@@ -213,7 +223,14 @@ def constant(mix: float) -> Callable:
 def trained(
     make: Callable, mix: Callable, turned: bool = False, shuffle: bool = False
 ) -> Callable:
-    """An arm: one method; arms that differ in the mix alone share a run."""
+    """An arm of one method; arms that differ in the mix alone share a run.
+
+    Args:
+      make: the method.
+      mix: of the adapters, for each test sentence.
+      turned: whether half of the clients turn the labels.
+      shuffle: whether training labels are permuted.
+    """
 
     def arm(run: study.Run) -> dict[str, float]:
         adapted, made = run.data.adapted, make(run)
@@ -221,45 +238,51 @@ def trained(
         train = [one.train for one in clients]
         if shuffle:
             train = [shuffled_labels(one, run.seed) for one in train]
-        found = run.simulate_once(
-            (make, turned, shuffle, run["learning_rate"]),
-            lambda: run.simulate(
+
+        def start() -> study.Simulated:
+            return run.simulate(
                 made.algorithm,
                 ffm.Population.from_clients(train),
                 adapted.delta,
-                made.carry,
+                made.rounds,
                 backbone=adapted.backbone,
                 cohort_size=len(train),
-            ),
-        )
-        scores = {}
-        for name, part in (
-            ("others", "others"),
-            ("accuracy", "own"),
-        ):  # the last one is kept
-            tests = [getattr(one, part) for one in clients]
-            tests = [
+            )
+
+        key = (make, turned, shuffle, run["learning_rate"])
+        found = run.simulate_once(key, start)
+
+        def score(tests: list[Arrays]) -> tuple[float, float]:
+            """Accuracy and mean mix."""
+            with_mix = [
                 {**rows, "mix": mix(run, found, k, rows)}
                 for k, rows in enumerate(tests)
             ]
-            population = ffm.Population.from_clients(tests)
-            scores[name] = run.score_clients(
-                found, made.task, population, "accuracy"
-            ).mean()
-        return {**scores, "mix": population.arrays["mix"].mean()}
+            population = ffm.Population.from_clients(with_mix)
+            each = run.score_clients(found, made.task, population, "accuracy")
+            return each.mean(), population.arrays["mix"].mean()
+
+        others, _ = score([one.others for one in clients])
+        # The last scores of clients are those that the report shows.
+        own, mean_mix = score([one.own for one in clients])
+        return {"others": others, "accuracy": own, "mix": mean_mix}
 
     return arm
 
 
-FEDIT, LOCAL = (
-    functools.partial(one_adapter, method) for method in (ffm.fedavg, local_only)
-)
+FEDIT = functools.partial(one_adapter, ffm.fedavg)
+LOCAL = functools.partial(one_adapter, local_only)
 HALF, ALONE = constant(0.5), constant(1.0)
 SHUFFLED = trained(LOCAL, ALONE, shuffle=True)
 
 
 def arms(turned: bool) -> list[study.Arm]:
-    """All methods, with clients that agree or not; the latter take the settings of the former."""
+    """The arms of all methods.
+
+    Args:
+      turned: whether half of the clients turn the labels. Those arms take the settings
+        of the others.
+    """
     rows = [
         ("fedit", FEDIT, constant(0.0), "FedIT", None),
         ("f_half", dpa_f, HALF, "FedDPA-F, half and half", None),
@@ -274,12 +297,9 @@ def arms(turned: bool) -> list[study.Arm]:
     for name, make, mix, label, like in rows:
         run = trained(make, mix, turned)
         if turned:
-            found.append(
-                study.Arm(f"{name}_turned", run, f"{label}, turned", like=like or name)
-            )
-        else:
-            grid = {} if like else {"learning_rate": "grid"}
-            found.append(study.Arm(name, run, label, grid, like=like))
+            name, label, like = f"{name}_turned", f"{label}, turned", like or name
+        grid = {} if like else {"learning_rate": "grid"}
+        found.append(study.Arm(name, run, label, grid, like=like))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What is a network worth whose weights nobody trained, and what do its masks cost on the wire?
+"""What are masks over random weights worth, and what do they cost on the wire?
 
 The 1797 handwritten digits of scikit-learn (Alpaydin and Kaynak, 1998). A quarter is
 for tuning; of the rest, dealt anew for every seed, 300 are the test and 20 clients have
@@ -60,17 +60,14 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
-        """Does it work?"""
+        """A small version, to see that it works."""
         return dataclasses.replace(self, width=64, rounds=3, grid=(0.3,), seeds=(0, 1))
 
     @property
     def shapes(self) -> dict[str, Any]:
-        """Of the weights."""
-        sizes = {
-            "w0": (64, self.width),
-            "w1": (self.width, self.width),
-            "w2": (self.width, 10),
-        }
+        """Shapes of the weights."""
+        n = self.width
+        sizes = {"w0": (64, n), "w1": (n, n), "w2": (n, 10)}
         return {
             name: jax.ShapeDtypeStruct(size, jnp.float32)
             for name, size in sizes.items()
@@ -87,36 +84,37 @@ def data(config: Config, seed: int, split: str) -> Digits:
 def logits(
     weights: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any
 ) -> jax.Array:
-    """f32[n, 10]."""
-    hidden = jax.nn.relu(jax.nn.relu(batch["x"] @ weights["w0"]) @ weights["w1"])
+    """The perceptron's logits, f32[n, 10]."""
+    hidden = jax.nn.relu(batch["x"] @ weights["w0"])
+    hidden = jax.nn.relu(hidden @ weights["w1"])
     return hidden @ weights["w2"]
 
 
 def of_several(
     networks: list[Tree], backbone: Tree, batch: dict[str, jax.Array], key: Any
 ) -> jax.Array:
-    """The logarithm of the mean of their probabilities."""
-    each = jnp.stack(
-        [
-            jax.nn.log_softmax(logits(weights, backbone, batch, key))
-            for weights in networks
-        ]
-    )
-    return jax.nn.logsumexp(each, axis=0) - math.log(len(networks))
+    """The logarithm of the mean probabilities of several networks, f32[n, 10]."""
+    each = [logits(weights, backbone, batch, key) for weights in networks]
+    logs = jnp.stack([jax.nn.log_softmax(one) for one in each])
+    return jax.nn.logsumexp(logs, axis=0) - math.log(len(networks))
 
 
 TASK, SEVERAL = tasks.from_logits(logits), tasks.from_logits(of_several)
 
 
 def accuracy(networks: list[Tree], test: Arrays) -> float:
-    """Of the networks' mean probabilities."""
-    return means(ffm.evaluate(SEVERAL, networks, (), test))["accuracy"]
+    """Accuracy of the networks' mean probabilities.
+
+    Args:
+      networks: weights of each.
+      test: images with labels.
+    """
+    scores = ffm.evaluate(SEVERAL, networks, (), test)
+    return means(scores)["accuracy"]
 
 
 def remembering() -> Channel:
-    """The channel that changes nothing, with each client's last upload kept in the
-    store of channel states.
-    """
+    """The identity, whose state of a client is the client's last upload."""
     plain = identity()
     return Channel(
         init=lambda shapes: jax.tree.map(
@@ -129,36 +127,43 @@ def remembering() -> Channel:
 
 
 def bits_of_next_round(done: study.Simulated) -> dict[str, float]:
-    """What those who come in one more round send; means over a few of them."""
+    """Bits that clients send in one more round; means over a few of its cohort."""
     theta = jax.tree.map(np.array, done.state.delta)
     old = jax.tree.map(np.array, done.state.carry.uplinks[0])
     after, _ = done.simulator.run(done.state, 1)
     new = jax.tree.map(np.array, after.carry.uplinks[0])
-    changed = [
-        (old[name] != new[name]).reshape(len(new[name]), -1).any(axis=1) for name in new
-    ]
-    came = np.flatnonzero(np.any(changed, axis=0))[:CODED_CLIENTS]
-    found = [
-        bits_of({name: leaf[k] for name, leaf in new.items()}, theta) for k in came
-    ]
+    changed = []
+    for name, leaf in new.items():
+        differs = (old[name] != leaf).reshape(len(leaf), -1)
+        changed.append(differs.any(axis=1))
+    cohort = np.flatnonzero(np.any(changed, axis=0))
+    found = []
+    for k in cohort[:CODED_CLIENTS]:
+        upload = {name: leaf[k] for name, leaf in new.items()}
+        found.append(bits_of(upload, theta))
     return {name: float(np.mean([bits[name] for bits in found])) for name in found[0]}
 
 
 def masks(
     start: float = 0.0, rate: float | None = None, shuffle: bool = False, **how: Any
 ) -> Any:
-    """An arm: FedPM whose masks start at sigmoid(N(start, 1)), with the tuned rate if
-    none is given.
+    """An arm: FedPM.
+
+    Args:
+      start: masks start at sigmoid(N(start, 1)).
+      rate: of the clients; default: the tuned one.
+      shuffle: whether labels are permuted.
+      **how: more settings of `fedpm`.
     """
 
     def arm(run: study.Run) -> dict[str, float]:
-        config, found, key = run.config, run.data, jax.random.key(run.seed)
+        config, test, key = run.config, run.data.test, jax.random.key(run.seed)
         weights = signed_constants(config.shapes, key)
-        keys = [jax.random.fold_in(key, 100 + i) for i in range(len(weights))]
-        scores = {
-            name: start + jax.random.normal(own, leaf.shape)
-            for own, (name, leaf) in zip(keys, weights.items(), strict=True)
-        }
+        probabilities = {}
+        for i, (name, leaf) in enumerate(weights.items()):
+            own = jax.random.fold_in(key, 100 + i)
+            scores = start + jax.random.normal(own, leaf.shape)
+            probabilities[name] = jax.nn.sigmoid(scores)
         algorithm = fedpm(
             TASK,
             optax.adam(run["learning_rate"] if rate is None else rate),
@@ -169,23 +174,20 @@ def masks(
         done = simulate(
             run,
             algorithm,
-            jax.tree.map(jax.nn.sigmoid, scores),
-            shuffle,
-            weights,
+            probabilities,
+            shuffle=shuffle,
+            backbone=weights,
             uplink=remembering(),
         )
         theta = done.state.delta
-        networks = [
-            masked(weights, sample_masks(theta, jax.random.key(i))) for i in range(3)
-        ]
+        drawn = [sample_masks(theta, jax.random.key(i)) for i in range(3)]
+        networks = [masked(weights, mask) for mask in drawn]
+        certain = masked(weights, threshold_masks(theta))
+        each = [accuracy([network], test) for network in networks]
         return {
-            "accuracy": accuracy(networks, found.test),
-            "threshold": accuracy(
-                [masked(weights, threshold_masks(theta))], found.test
-            ),
-            "one draw": float(
-                np.mean([accuracy([network], found.test) for network in networks])
-            ),
+            "accuracy": accuracy(networks, test),
+            "threshold": accuracy([certain], test),
+            "one draw": float(np.mean(each)),
             "ones": float(done.metrics["density"][-1]),
             "all rounds": float(done.metrics["bits_per_parameter"].mean()),
             **({} if run.is_tuning else bits_of_next_round(done)),
@@ -197,7 +199,8 @@ def masks(
 def trained(run: study.Run) -> dict[str, float]:
     """The same network, trained in full precision from weights of He's scale."""
     config = run.config
-    start = signed_constants(config.shapes, jax.random.key(run.seed), gain=math.sqrt(2))
+    key, gain = jax.random.key(run.seed), math.sqrt(2)
+    start = signed_constants(config.shapes, key, gain=gain)
     sgd = optax.sgd(run["learning_rate"])
     algorithm = ffm.fedavg(
         TASK, sgd, epochs=config.epochs, batch_size=config.batch_size
@@ -214,12 +217,11 @@ def simulate(
     backbone: Tree = (),
     **how: Any,
 ) -> study.Simulated:
-    """Half of the clients each round."""
+    """A run with half of the clients in each round."""
     clients = run.data.clients
     if shuffle:
-        clients = ffm.Population.from_arrays(
-            shuffled_labels(clients.arrays, run.seed), clients.offsets
-        )
+        arrays = shuffled_labels(clients.arrays, run.seed)
+        clients = ffm.Population.from_arrays(arrays, clients.offsets)
     return run.simulate(
         algorithm,
         clients,
@@ -235,11 +237,9 @@ def simulate(
 
 def largest_class(run: study.Run) -> dict[str, float]:
     """One answer for all images."""
-    return {
-        "accuracy": float(
-            np.bincount(run.data.test["label"]).max() / len(run.data.test["label"])
-        )
-    }
+    labels = run.data.test["label"]
+    largest = np.bincount(labels).max()
+    return {"accuracy": float(largest / len(labels))}
 
 
 GRID = {"learning_rate": "grid"}

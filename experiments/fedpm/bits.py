@@ -1,4 +1,4 @@
-"""What a mask costs on the wire, by the laws that a receiver may know."""
+"""What a mask costs on the wire, for several models that a receiver may know."""
 
 import math
 
@@ -10,26 +10,32 @@ MODEL_BITS = 32  # for a law that has to be sent
 
 
 def entropy(flags: np.ndarray) -> float:
-    """N H2(share of ones), bits."""
+    """N H2(share of ones), bits.
+
+    Args:
+      flags: bool[N].
+    """
     n, ones = flags.size, int(flags.sum())
     return sum(count * math.log2(n / count) for count in (ones, n - ones) if count)
 
 
 def coded(flags: np.ndarray, counts: tuple[int, int] | None = None) -> int:
-    """Bits that the arithmetic coder writes for bool[n], without the model.
+    """Bits that the arithmetic coder writes, without its model.
 
-    Read again and compared.
+    The message is decoded again and compared.
 
     Args:
-      flags: what is sent.
-      counts: law of (0, 1) that the receiver knows; default the string's own, which
-        then has to be sent.
+      flags: bool[n], what is sent.
+      counts: of zeros and ones, by which the receiver decodes; default: those of
+        `flags`, which then have to be sent.
     """
-    counts = (
-        (flags.size - int(flags.sum()), int(flags.sum())) if counts is None else counts
-    )
-    message = range_encode(flags.astype(int), np.array(counts))
-    if not np.array_equal(range_decode(message, np.array(counts), flags.size), flags):
+    if counts is None:
+        ones = int(flags.sum())
+        counts = (flags.size - ones, ones)
+    model = np.array(counts)
+    message = range_encode(flags.astype(int), model)
+    decoded = range_decode(message, model, flags.size)
+    if not np.array_equal(decoded, flags):
         raise AssertionError("the arithmetic coder lost a mask")
     return message.n_bits
 
@@ -41,25 +47,28 @@ def bits_of(
 
     Args:
       mask: bool leaves, what was sent.
-      theta: their probabilities, which server and client both hold: for `coded given
-        theta` there is one law for each of the few values that a mean of masks has, and
-        no model is sent.
+      theta: their probabilities, which server and client both hold. `coded given theta`
+        codes each of the few values of a mean of masks by itself, and no model is sent.
+
+    Returns:
+      {name: bits per parameter}.
     """
-    flags, p = (
-        np.concatenate([tree[name].ravel() for name in sorted(tree)])
-        for tree in (mask, theta)
-    )
+    names = sorted(mask)
+    flags = np.concatenate([mask[name].ravel() for name in names])
+    p = np.concatenate([theta[name].ravel() for name in names])
     p = np.round(p, 4)  # equal means that were summed in another order
     layers = [leaf.ravel() for leaf in mask.values()]
     given = 0
     for value in np.unique(p):
-        ones = min(max(round(float(value) * 2**20), 1), 2**20 - 1)
+        ones = round(float(value) * 2**20)
+        ones = min(max(ones, 1), 2**20 - 1)
         given += coded(flags[p == value], (2**20 - ones, ones))
+    models = MODEL_BITS * len(layers)
     bits = {
         "entropy": entropy(flags) + MODEL_BITS,
         "coded": coded(flags) + MODEL_BITS,
-        "entropy by layer": sum(map(entropy, layers)) + MODEL_BITS * len(layers),
-        "coded by layer": sum(map(coded, layers)) + MODEL_BITS * len(layers),
+        "entropy by layer": sum(entropy(layer) for layer in layers) + models,
+        "coded by layer": sum(coded(layer) for layer in layers) + models,
         "coded given theta": given,
     }
     return {name: value / flags.size for name, value in bits.items()}

@@ -7,7 +7,7 @@ seed: head, factors, cohorts, batches, rate. bf16 is weights and activations; th
 hold the layers' matrices, while embeddings, norms, biases and pooler are f32 (or bf16 where
 said), and activations too.
 
-Score: accuracy on 12 sentences of each client, of documents that nobody trains on. Beside it:
+Score: accuracy on 12 sentences of each client, of documents that no client trains on. Beside it:
 test loss; how far the training loss of a round is from that over f32, as a share of it, at most,
 in the mean and in the last round; bytes. SmolLM2-135M, whose weights come from a file of 4-bit
 blocks, is read only: nats a token on speeches of Shakespeare and on rated sentences.
@@ -17,7 +17,6 @@ not worse, the frozen weights do not matter, and nor does their format.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -59,15 +58,18 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
-        """Does it work? Without the decoder."""
-        small = {
-            "decoder_rows": 0,
-            "max_length": 12,
-            "per_domain": 2,
-            "train": 16,
-            "test": 8,
-        }
-        return dataclasses.replace(self, **small, rounds=2, grid=(5e-3,), seeds=(0, 1))
+        """A small version, to see that it works; without the decoder."""
+        return dataclasses.replace(
+            self,
+            decoder_rows=0,
+            max_length=12,
+            per_domain=2,
+            train=16,
+            test=8,
+            rounds=2,
+            grid=(5e-3,),
+            seeds=(0, 1),
+        )
 
 
 class Data(NamedTuple):
@@ -82,12 +84,12 @@ def data(config: Config, seed: int, split: str) -> Data:
     found = sentences(config.model, config.max_length)
     how = {"train": config.train, "test": config.test, "per_domain": config.per_domain}
     clients = deal(found, of_split(found, split, 0.4), seed, **how)
-    test = found.take(np.concatenate([client.test for client in clients]))
-    return Data([found.take(client.train) for client in clients], test)
+    tests = np.concatenate([client.test for client in clients])
+    return Data([found.take(client.train) for client in clients], found.take(tests))
 
 
 class Format(NamedTuple):
-    """How frozen weights are held, in the words of `from_pretrained`."""
+    """How frozen weights are held: arguments of `from_pretrained`."""
 
     dtype: str = "float32"
     frozen: str = "dense"
@@ -109,7 +111,8 @@ def adapted(run: study.Run, form: Format, permute: bool = False) -> peft.Adapted
     random = np.random.default_rng(run.seed)
 
     def elsewhere(leaf: jax.Array) -> np.ndarray:
-        return random.permutation(np.ravel(leaf)).reshape(leaf.shape)
+        flat = random.permutation(np.ravel(leaf))
+        return flat.reshape(leaf.shape)
 
     return found._replace(backbone=jax.tree.map(elsewhere, found.backbone))
 
@@ -117,7 +120,7 @@ def adapted(run: study.Run, form: Format, permute: bool = False) -> peft.Adapted
 def simulated(
     run: study.Run, own: peft.Adapted, train: list[Arrays]
 ) -> study.Simulated:
-    """FedAvg, with a look at the test set every other round."""
+    """FedAvg, evaluated on the test set half-way and at the end."""
     config, task = run.config, tasks.classification(own)
     steps = {"local_steps": config.local_steps, "batch_size": config.batch_size}
     algorithm = ffm.fedavg(task, optax.adam(run["learning_rate"]), **steps)
@@ -151,10 +154,18 @@ def over(form: Format, shuffle: bool = False, permute: bool = False) -> Callable
 
 
 def distances(run: study.Run, loss: np.ndarray) -> dict[str, float]:
-    """Of the rounds' training losses from those over f32."""
-    f32 = run.once(
-        "f32", lambda: simulated(run, adapted(run, F32), run.data.train).metrics["loss"]
-    )
+    """How far the training losses of all rounds are from those over f32.
+
+    Args:
+      run: of the arm.
+      loss: f64[rounds].
+    """
+
+    def reference() -> np.ndarray:
+        found = simulated(run, adapted(run, F32), run.data.train)
+        return found.metrics["loss"]
+
+    f32 = run.once("f32", reference)
     share = np.abs(loss - f32) / f32
     return {"largest": share.max(), "mean": share.mean(), "last": share[-1]}
 
@@ -165,15 +176,14 @@ def decoder(run: study.Run, form: Format) -> dict[str, float]:
     if not config.decoder_rows:
         return {}
     model: Any = models.from_pretrained(config.decoder, **form._asdict())
-    own = peft.apply(
-        model, peft.lora(1, targets="q_proj")
-    )  # of no effect before training
+    no_effect = peft.lora(1, targets="q_proj")  # before training
+    own = peft.apply(model, no_effect)
     task = tasks.language_modeling(own)
     found = {"decoder_megabytes": trees.nbytes(own.backbone) / 1e6}
-    for name, rows in run.once("texts", lambda: texts(config, run.seed)).items():
-        found[name] = means(
-            ffm.evaluate(task, own.delta, own.backbone, rows, batch_size=8)
-        )["loss"]
+    of_both = run.once("texts", lambda: texts(config, run.seed))
+    for name, rows in of_both.items():
+        scores = ffm.evaluate(task, own.delta, own.backbone, rows, batch_size=8)
+        found[name] = means(scores)["loss"]
     return found
 
 
@@ -186,14 +196,14 @@ def texts(config: Config, seed: int) -> dict[str, Arrays]:
     }
     found = {}
     for name, some in lines.items():
-        order = np.random.default_rng(seed).permutation(len(some))
-        encoded = (
-            tokenizer.encode(str(some[i])).ids[: config.decoder_length] for i in order
-        )
-        long = itertools.islice(
-            (ids for ids in encoded if len(ids) >= 16), config.decoder_rows
-        )
-        rows = models.pad_prompts(list(long), 0, config.decoder_length)
+        long, random = [], np.random.default_rng(seed)
+        for i in random.permutation(len(some)):
+            if len(long) == config.decoder_rows:
+                break
+            ids = tokenizer.encode(str(some[i])).ids[: config.decoder_length]
+            if len(ids) >= 16:
+                long.append(ids)
+        rows = models.pad_prompts(long, 0, config.decoder_length)
         found[name] = {**rows, "labels": rows["input_ids"]}
     return found
 
@@ -217,7 +227,7 @@ CONTROLS = (
 
 
 def percent(name: str, label: str) -> study.Score:
-    """A distance of the training loss."""
+    """A distance of the training loss, as a score."""
     return study.Score(name, label, "%", 100.0, highest=False)
 
 

@@ -1,4 +1,4 @@
-"""What does federated LoRA of a small decoder bring on speaking roles that no client has?
+"""What does federated LoRA bring on speaking roles that no client has?
 
 SmolLM2-135M-Instruct on Shakespeare: a speaking role is a client, as in the FedAvg
 paper, its group is the play. The end of the speech before is the prompt, the speech is
@@ -23,25 +23,26 @@ CUE_WORDS = (24, 12, 6, 0)  # how much of the end of the previous speech is show
 
 
 def speeches(config: Config) -> Source:
-    """System: who speaks; user.
+    """Speeches as conversations.
 
-    The end of the speech before (of another role in the same play); assistant: the
-    speech.
+    The system says who speaks, the user gives the end of the speech before (of another
+    role in the same play), the assistant answers with the speech.
+
+    Args:
+      config: of the study.
     """
     table = datasets.load_shakespeare()
 
     def say(row: int, shorter: int) -> Conversation:
         play, role, words = table["play"][row], table["role"][row], CUE_WORDS[shorter]
+        before = row - 1
         same_scene = (
-            row > 0
-            and table["play"][row - 1] == play
-            and table["role"][row - 1] != role
+            row > 0 and table["play"][before] == play and table["role"][before] != role
         )
-        cue = (
-            " ".join(str(table["speech"][row - 1]).split()[-words:])
-            if same_scene and words
-            else "(enters)"
-        )
+        cue = "(enters)"
+        if same_scene and words:
+            spoken = str(table["speech"][before]).split()
+            cue = " ".join(spoken[-words:])
         title = str(play).replace("_", " ").title()
         return [
             {"role": "system", "content": f"You are {role} in {title}."},

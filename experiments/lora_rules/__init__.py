@@ -1,4 +1,4 @@
-"""Which LoRA aggregation rule gets furthest on a budget of bytes, with clients of rank 2 to 16?
+"""Which LoRA aggregation rule gets furthest on a budget of bytes, with ranks 2 to 16?
 
 Eight clients, two of each of four domains of rated sentences, 80 training and 100 test
 sentences of other documents each; which client has which rank is drawn. MiniLM with a
@@ -10,11 +10,11 @@ sentences. The budget is what FedIT sends in ten rounds, up and down.
 Score: accuracy on the clients' own test sentences, with the client's own model where a
 rule has one. HetLoRA runs whole (lambda 0.01, gamma 0.99). Fed-SB alone takes its
 directions and its start from the signs of gradients on 512 labelled tuning sentences,
-and pays for sending them.
+and is billed for sending them.
 
 Controls: FedIT on shuffled labels; the random head, untrained; and the head alone,
-trained: if it is not worse than FedIT, the task does not need adapters, and that a rule
-gets this far says little.
+trained: if it is not worse than FedIT, the task does not need adapters, and the study
+says little about rules.
 """
 
 import dataclasses
@@ -32,8 +32,9 @@ from fedjax_fm.experiments.shared.tail import deal_hidden
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb
 
 RANKS = (2, 4, 8, 16, 2, 4, 8, 16)
+LARGEST = max(RANKS)
 LORA = {
-    "alpha": 2.0 * max(RANKS),
+    "alpha": 2.0 * LARGEST,
     "targets": r"^layer\.(intermediate|output)\.dense$",
     "modules_to_save": (),
 }
@@ -55,16 +56,17 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
 
     def smoke(self) -> "Config":
-        """Does it work?"""
-        small = {
-            "train": 16,
-            "test": 10,
-            "public": 32,
-            "grid": (16e-3,),
-            "seeds": (0, 1),
-        }
+        """A small version, to see that it works."""
         return dataclasses.replace(
-            self, **small, budget_rounds=2, tuning_rounds=1, most_rounds=3
+            self,
+            train=16,
+            test=10,
+            public=32,
+            budget_rounds=2,
+            tuning_rounds=1,
+            most_rounds=3,
+            grid=(16e-3,),
+            seeds=(0, 1),
         )
 
 
@@ -77,40 +79,36 @@ def data(config: Config, seed: int, split: str) -> Any:
 
 
 def budget(run: study.Run) -> int:
-    """What FedIT sends, up and down, in so many rounds."""
+    """Bytes that FedIT sends, up and down, in the rounds of the budget."""
     rounds = run.config.tuning_rounds if run.is_tuning else run.config.budget_rounds
-    largest = trees.nbytes(
-        peft.apply(run.data.model, peft.lora(max(RANKS), **LORA)).delta
-    )
-    return rounds * 2 * sum(largest * rank // max(RANKS) for rank in RANKS)
+    adapted = peft.apply(run.data.model, peft.lora(LARGEST, **LORA))
+    largest = trees.nbytes(adapted.delta)
+    return rounds * 2 * sum(at_rank(largest, rank) for rank in RANKS)
+
+
+def at_rank(n_bytes: int, rank: int) -> int:
+    """The bytes of a smaller rank, of factors that have `n_bytes` at the largest."""
+    return n_bytes * rank // LARGEST
 
 
 def directions(run: study.Run) -> peft.Method:
-    """LoRA-SB: frozen directions from labelled public sentences, which every client is
-    sent at its rank.
+    """LoRA-SB: frozen directions from labelled public sentences.
+
+    Every client is sent them at its rank.
     """
     public = run.data.public
 
-    def loss(model):
+    def loss(model: Any) -> jax.Array:
         scores = model(public["hidden"], public["attention_mask"])
-        return optax.softmax_cross_entropy_with_integer_labels(
-            scores, public["label"]
-        ).mean()
+        nats = optax.softmax_cross_entropy_with_integer_labels(scores, public["label"])
+        return nats.mean()
 
-    updates = first_updates(
-        first_gradients(run.data.model, loss, targets=LORA["targets"]), 1e-3
-    )
-    method = lora_sb(max(RANKS), updates=updates, **LORA)
+    gradients = first_gradients(run.data.model, loss, targets=LORA["targets"])
+    method = lora_sb(LARGEST, updates=first_updates(gradients, 1e-3), **LORA)
     backbone = peft.apply(run.data.model, method).backbone
-    named = {
-        trees.path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(backbone)
-    }
-    sides = [
-        leaf.nbytes
-        for name, leaf in named.items()
-        if name.endswith(("lora_a", "lora_b"))
-    ]
-    run.sent(down=sum(rank * size // max(RANKS) for rank in RANKS for size in sides))
+    for path, leaf in jax.tree.leaves_with_path(backbone):
+        if trees.path_of(path).endswith(("lora_a", "lora_b")):
+            run.sent(down=sum(at_rank(leaf.nbytes, rank) for rank in RANKS))
     return method
 
 
@@ -119,46 +117,41 @@ def arm(
 ) -> study.Arm:
     """One rule, until the next round would exceed the budget.
 
-    The score is that of each client's own model.
+    Args:
+      name: of the arm, and of the rule where there is one.
+      label: on pages.
+      method: `method(run)`, what is trained; default: LoRA.
+      shuffle: FedIT on shuffled labels.
+      **how: settings of the rule.
     """
 
     def go(run: study.Run) -> dict[str, float]:
-        chosen = method(run) if method else peft.lora(max(RANKS), **LORA)
+        chosen = method(run) if method else peft.lora(LARGEST, **LORA)
         adapted = peft.apply(run.data.model, chosen, jax.random.key(run.seed))
-        task, optimizer = (
-            tasks.classification(adapted),
-            optax.adam(run["learning_rate"]),
-        )
+        task, adam = tasks.classification(adapted), optax.adam(run["learning_rate"])
+        steps = {"local_steps": 4, "batch_size": 8, **how}
         rule = getattr(lora_rules, "fedit" if shuffle else name, None)
-        more = how if rule is None else {**how, "ranks": RANKS}
-        train = (
-            [shuffled_labels(client, run.seed) for client in run.data.train]
-            if shuffle
-            else run.data.train
-        )
+        if rule is None:
+            algorithm = ffm.fedavg(task, adam, **steps)
+        else:
+            algorithm = rule(task, adam, ranks=RANKS, **steps)
+        train = run.data.train
+        if shuffle:
+            train = [shuffled_labels(client, run.seed) for client in train]
         test = ffm.Population.from_clients(run.data.test)
-        algorithm = (rule or ffm.fedavg)(
-            task, optimizer, local_steps=4, batch_size=8, **more
-        )
-        how_run = {
-            "backbone": adapted.backbone,
-            "cohort_size": len(RANKS),
-            "task": task,
-            "test": test,
-        }
-        left = budget(run) - sum(run.bytes.values())
-        population = ffm.Population.from_clients(train)
         found = run.simulate(
             algorithm,
-            population,
+            ffm.Population.from_clients(train),
             adapted.delta,
             run.config.most_rounds,
-            most_bytes=left,
-            **how_run,
+            backbone=adapted.backbone,
+            cohort_size=len(RANKS),
+            task=task,
+            test=test,
+            most_bytes=budget(run) - sum(run.bytes.values()),
         )
-        return {
-            "accuracy": float(run.score_clients(found, task, test, "accuracy").mean())
-        }
+        each = run.score_clients(found, task, test, "accuracy")
+        return {"accuracy": float(each.mean())}
 
     if shuffle:
         return study.Arm(name, go, label, like="fedit")
@@ -168,10 +161,9 @@ def arm(
 def untrained(run: study.Run) -> dict[str, float]:
     """The random head."""
     adapted = peft.apply(run.data.model, peft.head())
+    task = tasks.classification(adapted)
     test = ffm.Population.from_clients(run.data.test).arrays
-    scores = ffm.evaluate(
-        tasks.classification(adapted), adapted.delta, adapted.backbone, test
-    )
+    scores = ffm.evaluate(task, adapted.delta, adapted.backbone, test)
     return {"accuracy": float(scores["accuracy"].mean())}
 
 

@@ -1,12 +1,12 @@
-"""Which part of a model is worth training, when the noise of differential privacy grows
-with what is trained?
+"""Which part of a model is worth training under client-level privacy?
 
-DP-FedAvg at the level of clients: Poisson cohorts and independent noise, accounted by
-dp-accounting for just that sampler; delta is 1e-5, one client more or less. Rated
-sentences of four domains, two sentences of one domain a client: 6,480 clients, 345 of
-them a round on average, 15 rounds of one SGD step at the clients and Adam at the
-server. MiniLM, whose first five layers are frozen for every arm and computed once;
-"full" is all of the last layer. Every arm trains the head too.
+The noise of differential privacy grows with what is trained. DP-FedAvg at the level of
+clients: Poisson cohorts and independent noise, accounted by dp-accounting for just that
+sampler; delta is 1e-5, one client more or less. Rated sentences of four domains, two
+sentences of one domain a client: 6,480 clients, 345 of them a round on average, 15
+rounds of one SGD step at the clients and Adam at the server. MiniLM, whose first five
+layers are frozen for every arm and computed once; "full" is all of the last layer.
+Every arm trains the head too.
 
 30 % of the documents are public. On them every arm chooses Adam's rate, once at epsilon
 0.5 for all arms with noise, with as much noise as a run of the study has, and once
@@ -65,9 +65,7 @@ class Config:
     sentences: int = 2  # of a client
     clients: int = 6480
     public_share: float = 0.3  # of the documents
-    public_clients: int = (
-        256  # whose first updates are looked at before the first round
-    )
+    public_clients: int = 256  # whose first updates are used before the first round
     test_share: float = 0.2
     cohort: int = 345  # planned; the sampler's rate is cohort / clients
     rounds: int = 15
@@ -79,22 +77,21 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
-        """Does it work?"""
-        small = {
-            "share": 0.05,
-            "clients": 120,
-            "public_clients": 16,
-            "cohort": 20,
-            "rounds": 2,
-        }
-        return dataclasses.replace(self, **small, grid=(4e-3,), seeds=(0, 1))
+        """A small version, to see that it works."""
+        return dataclasses.replace(
+            self,
+            share=0.05,
+            clients=120,
+            public_clients=16,
+            cohort=20,
+            rounds=2,
+            grid=(4e-3,),
+            seeds=(0, 1),
+        )
 
 
 class Data(NamedTuple):
-    """Clients, what they are judged on, and what everybody knows.
-
-    Arrays hold what the last layer sees.
-    """
+    """Clients, test and public sentences, with what the last layer reads."""
 
     model: Tail
     clients: ffm.Population
@@ -106,23 +103,30 @@ def data(config: Config, seed: int, split: str) -> Data:
     """Deals the split's documents."""
     found = pool(config.model, config.max_length, config.share)
     clients, test = deal(found, config, seed, split)
-    public = deal(found, config, 0, "tuning")[0][: config.public_clients]
+    public, _ = deal(found, config, 0, "tuning")
+    arrays = found.take(clients.ravel())
     offsets = np.arange(len(clients) + 1) * config.sentences
     return Data(
         model=Tail(whole_model(config.model, seed), 1),
-        clients=ffm.Population.from_arrays(found.take(clients.ravel()), offsets),
+        clients=ffm.Population.from_arrays(arrays, offsets),
         test=found.take(test),
-        public=found.take(public.ravel()),
+        public=found.take(public[: config.public_clients].ravel()),
     )
 
 
 @functools.lru_cache(maxsize=1)
 def pool(model: str, max_length: int, share: float) -> Sentences:
-    """Sentences, as hidden states that the frozen layers gave."""
+    """Sentences as hidden states of the frozen layers.
+
+    Args:
+      model: its name.
+      max_length: tokens of a sentence.
+      share: of all sentences.
+    """
     table = sentences(model, max_length)
-    rows = np.random.default_rng(0).permutation(len(table.domain))[
-        : round(share * len(table.domain))
-    ]
+    n = len(table.domain)
+    order = np.random.default_rng(0).permutation(n)
+    rows = order[: round(share * n)]
     tokens = table.take(rows)
     hidden = hidden_states(whole_model(model, 0), tokens, 1)
     arrays = {
@@ -141,16 +145,25 @@ def whole_model(name: str, seed: int) -> Any:
 def deal(
     found: Sentences, config: Config, seed: int, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows [clients, sentences], test rows).
+    """Deals sentences to clients of one domain each, and other documents to the test.
 
-    Clients of one domain each, the test of other documents.
+    All seeds have the same number of clients, so that their privacy is the same, and
+    they share their programs.
 
-    All seeds have as many clients, so that they are accounted for alike, and share their programs.
+    Args:
+      found: from `pool`.
+      config: of the study.
+      seed: of the dealing.
+      split: "tuning" or "final".
+
+    Returns:
+      (row numbers of clients [clients, sentences], row numbers of the test).
+
+    Raises:
+      ValueError: there are too few sentences for a final split.
     """
-    rows, random = (
-        of_split(found, split, config.public_share),
-        np.random.default_rng(seed),
-    )
+    rows = of_split(found, split, config.public_share)
+    random = np.random.default_rng(seed)
     shares = {"train": 1 - config.test_share, "test": config.test_share}
     halves = split_by_group(found.document[rows], shares, seed, found.domain[rows])
     train, clients = rows[halves["train"]], []
@@ -168,35 +181,31 @@ def deal(
 
 
 def method(part: str, run: study.Run) -> peft.Method:
-    """What is trained; the head is always with it."""
+    """What trains one of `PARTS`; the head is always trained, too."""
     config = run.config
     adapters: dict[str, Any] = {
         "rank": config.rank,
         "alpha": 2.0 * config.rank,
         "targets": config.targets,
     }
-    makers = {
-        "full": peft.full,
-        "lora": lambda: peft.lora(**adapters),
-        "ffa_lora": lambda: peft.lora(**adapters, freeze_a=True),
-        "fed_sb": lambda: lora_sb(
-            **adapters, updates=run.once("directions", lambda: directions(run))
-        ),
-        "bitfit": peft.bitfit,
-        "head": peft.head,
-    }
-    return makers[part]()
+    if part == "lora":
+        return peft.lora(**adapters)
+    if part == "ffa_lora":
+        return peft.lora(**adapters, freeze_a=True)
+    if part == "fed_sb":
+        updates = run.once("directions", lambda: directions(run))
+        return lora_sb(**adapters, updates=updates)
+    return {"full": peft.full, "bitfit": peft.bitfit, "head": peft.head}[part]()
 
 
 def directions(run: study.Run) -> Any:
-    """Of LoRA-SB: a first full step on the public sentences."""
+    """The directions of LoRA-SB: a first full step on the public sentences."""
     public = run.data.public
 
     def loss(model: Tail) -> jax.Array:
         scores = model(public["hidden"], public["attention_mask"])
-        return optax.softmax_cross_entropy_with_integer_labels(
-            scores, public["label"]
-        ).mean()
+        nats = optax.softmax_cross_entropy_with_integer_labels(scores, public["label"])
+        return nats.mean()
 
     gradients = first_gradients(run.data.model, loss, targets=run.config.targets)
     return first_updates(gradients, run.config.first_rate)
@@ -205,15 +214,26 @@ def directions(run: study.Run) -> Any:
 def median_norm(
     task: ffm.Task, adapted: peft.Adapted, public: Arrays, sentences: int
 ) -> float:
-    """Of the public clients' first updates: with one step of rate 1 these are gradients."""
+    """The median norm of the public clients' first updates.
+
+    With one step of rate 1 an update is a gradient.
+
+    Args:
+      task: of the adapted model.
+      adapted: the model.
+      public: sentences of public clients, one client after the other.
+      sentences: of a client.
+    """
 
     def mean(delta: Tree, backbone: Tree, batch: Arrays) -> jax.Array:
-        return task.loss(delta, backbone, batch, None)[0].mean()
+        each, _ = task.loss(delta, backbone, batch, None)
+        return each.mean()
 
     @jax.jit
     def norms(delta: Tree, backbone: Tree, clients: Arrays) -> jax.Array:
         def norm(batch: Arrays) -> jax.Array:
-            return optax.tree.norm(jax.grad(mean)(delta, backbone, batch))
+            gradient = jax.grad(mean)(delta, backbone, batch)
+            return optax.tree.norm(gradient)
 
         return jax.lax.map(norm, clients)
 
@@ -221,17 +241,26 @@ def median_norm(
         name: array.reshape(-1, sentences, *array.shape[1:])
         for name, array in public.items()
     }
-    return float(np.median(norms(adapted.delta, adapted.backbone, clients)))
+    found = norms(adapted.delta, adapted.backbone, clients)
+    return float(np.median(found))
 
 
 @functools.cache
 def multiplier(
     epsilon: float, n_clients: int, cohort: int, rounds: int, delta: float
 ) -> Any:
-    """Noise that spends epsilon, and what it is accounted for."""
+    """The noise multiplier that spends epsilon, with what it is accounted for.
+
+    Args:
+      epsilon: of all rounds.
+      n_clients: in the population.
+      cohort: clients of a round, on average.
+      rounds: of the run.
+      delta: of the guarantee.
+    """
     sampler = samplers.poisson(n_clients, cohort / n_clients)
     return privacy.multiplier_for(
-        epsilon, sampler, privacy.independent(), rounds, delta
+        epsilon, sampler, noise=privacy.independent(), rounds=rounds, delta=delta
     )
 
 
@@ -249,10 +278,13 @@ def private(part: str, epsilon: float | None, shuffle: bool = False) -> Any:
         noise = 0.0
         if epsilon is not None:
             noise = multiplier(
-                epsilon, config.clients, config.cohort, config.rounds, config.delta
+                epsilon,
+                config.clients,
+                config.cohort,
+                rounds=config.rounds,
+                delta=config.delta,
             )
-        # A rate that is part of the state leaves the program as it is: one compile for
-        # the whole grid.
+        # The rate is part of the state, so that the whole grid is one program.
         adam = optax.inject_hyperparams(optax.adam)(learning_rate=run["learning_rate"])
         algorithm = dp_fedavg(
             task,
@@ -260,15 +292,16 @@ def private(part: str, epsilon: float | None, shuffle: bool = False) -> Any:
             adam,
             noise=privacy.independent(),
             clip_norm=clip,
-            # Nothing is accounted for on public documents: there the noise is a plain number.
+            # On public documents no privacy is spent, and the noise is a plain number.
             noise_multiplier=float(noise) if run.is_tuning else noise,
             local_steps=1,
             batch_size=config.sentences,
         )
-        arrays, offsets = found.clients.arrays, found.clients.offsets
-        clients = ffm.Population.from_arrays(
-            shuffled_labels(arrays, run.seed) if shuffle else arrays, offsets
-        )
+        arrays = found.clients.arrays
+        if shuffle:
+            arrays = shuffled_labels(arrays, run.seed)
+        clients = ffm.Population.from_arrays(arrays, found.clients.offsets)
+        n = clients.n_clients
         done = run.simulate(
             algorithm,
             clients,
@@ -276,9 +309,7 @@ def private(part: str, epsilon: float | None, shuffle: bool = False) -> Any:
             config.rounds,
             backbone=adapted.backbone,
             cohort_size=config.cohort,
-            sampler=samplers.poisson(
-                clients.n_clients, config.cohort / clients.n_clients
-            ),
+            sampler=samplers.poisson(n, config.cohort / n),
             task=task,
             test=found.test,
             every=config.rounds if run.is_tuning else 5,
@@ -295,9 +326,8 @@ def private(part: str, epsilon: float | None, shuffle: bool = False) -> Any:
 def untrained(run: study.Run) -> dict[str, float]:
     """The random head."""
     adapted = peft.apply(run.data.model, peft.head())
-    scores = ffm.evaluate(
-        tasks.classification(adapted), adapted.delta, adapted.backbone, run.data.test
-    )
+    task = tasks.classification(adapted)
+    scores = ffm.evaluate(task, adapted.delta, adapted.backbone, run.data.test)
     return {"accuracy": means(scores)["accuracy"]}
 
 
@@ -308,28 +338,18 @@ def larger_class(run: study.Run) -> dict[str, float]:
 
 
 def name_of(part: str, epsilon: float | None) -> str:
-    """Of an arm."""
+    """The name of an arm."""
     return f"{part}_noiseless" if epsilon is None else f"{part}_eps{epsilon:g}"
 
 
 def arm_of(part: str, epsilon: float | None) -> study.Arm:
-    """Tuned once with noise, and once without."""
-    label = (
-        f"{PARTS[part]}, {'no noise' if epsilon is None else f'epsilon {epsilon:g}'}"
-    )
+    """An arm; each part is tuned once with noise, and once without."""
+    noise = "no noise" if epsilon is None else f"epsilon {epsilon:g}"
+    label, name = f"{PARTS[part]}, {noise}", name_of(part, epsilon)
+    run = private(part, epsilon)
     if epsilon in (TUNED_AT, None):
-        return study.Arm(
-            name_of(part, epsilon),
-            private(part, epsilon),
-            label,
-            {"learning_rate": "grid"},
-        )
-    return study.Arm(
-        name_of(part, epsilon),
-        private(part, epsilon),
-        label,
-        like=name_of(part, TUNED_AT),
-    )
+        return study.Arm(name, run, label, {"learning_rate": "grid"})
+    return study.Arm(name, run, label, like=name_of(part, TUNED_AT))
 
 
 CONTROLS = (

@@ -1,19 +1,19 @@
-"""What does federated LoRA of a small encoder bring over a head alone and over clients
-alone, and what does compression cost?
+"""What does federated LoRA bring, and what does compression cost?
 
-Rated sentences of four domains (tweets, Amazon reviews, film reviews, editorials),
-label = sign of the mean rating. Whole documents are split off for the central test, the
-rest is dealt to clients of one domain each; a share of every client's own sentences
-tests it, and eight clients never train. MiniLM, LoRA on query and value, a linear head
-on the mean of the tokens.
+Federated LoRA of a small encoder is compared with a head alone, with clients alone and
+with one place that has all data. Rated sentences of four domains (tweets, Amazon
+reviews, film reviews, editorials), label = sign of the mean rating. Whole documents are
+split off for the central test, the rest is dealt to clients of one domain each; a share
+of every client's own sentences tests it, and eight clients never train. MiniLM, LoRA on
+query and value, a linear head on the mean of the tokens.
 
 Both ways are compressed. Up: error feedback around the largest tenth of the entries in
-4-bit codes. Down: 8-bit stochastic codes in buckets, plain, because what goes down are
-the parameters themselves. Receivers do not add messages up, so error feedback would
-only add the last message's error to this one's; and `anchored` bills an anchor to each
-of ten receivers drawn from 64, who seldom hold it: at 8 bits in all it leaves 4 for
-each part and loses more. What plain codes lose is without bias and never reaches the
-server's own parameters, which are exact.
+4-bit codes. Down: 8-bit stochastic codes in buckets, without error feedback: the
+message is the parameters themselves and receivers do not add messages up, so that
+error feedback would only add the last message's error to this one's. `anchored` bills
+an anchor to each of ten receivers drawn from 64, who seldom hold it: at 8 bits in all
+it leaves 4 for each part and loses more. The error of plain codes is unbiased and never
+reaches the server's own parameters, which are exact.
 
 All arms see as many training sentences, repetitions counted; the head sees features
 that are computed once. Scores: accuracy on the central test, where a client that is
@@ -84,39 +84,34 @@ class Config:
     local_rates: tuple[float, ...] = (5e-3,)
     centralised_rates: tuple[float, ...] = (2e-3,)
     head_rates: tuple[float, ...] = (2e-3,)
-    every: int = 3  # rounds between looks at `looked_at` sentences of the central test
-    looked_at: int = 256
+    every: int = 3  # rounds between evaluations on a part of the central test
+    looked_at: int = 256  # sentences of that part
     seeds: tuple[int, ...] = (0,)
 
     def smoke(self) -> "Config":
-        """Does it work?"""
-        small = {
-            "clients": 16,
-            "held_out_clients": 4,
-            "most_own": 4,
-            "most_test": 64,
-            "cohort": 4,
-            "rounds": 4,
-        }
-        less = {
-            "max_length": 24,
-            "tuning_rounds": 1,
-            "local_steps": 2,
-            "head_examples": 16,
-            "looked_at": 32,
-        }
-        return dataclasses.replace(self, **small, **less)
+        """A small version, to see that it works."""
+        return dataclasses.replace(
+            self,
+            max_length=24,
+            clients=16,
+            held_out_clients=4,
+            most_own=4,
+            most_test=64,
+            cohort=4,
+            rounds=4,
+            tuning_rounds=1,
+            local_steps=2,
+            head_examples=16,
+            looked_at=32,
+        )
 
     def full(self) -> "Config":
-        """The study: longer, all sentences, every learning rate from one grid, three seeds.
+        """The study: longer, all sentences, one grid of learning rates, three seeds.
 
         Under two hours.
         """
-        rates = {
-            field.name: GRID
-            for field in dataclasses.fields(self)
-            if field.name.endswith("_rates")
-        }
+        names = [field.name for field in dataclasses.fields(self)]
+        rates = {name: GRID for name in names if name.endswith("_rates")}
         every = {"most_own": 10**6, "most_test": 10**6, "head_examples": 10**6}
         return dataclasses.replace(
             self, **rates, **every, rounds=60, every=6, seeds=(0, 1, 2)
@@ -141,14 +136,11 @@ class Data(NamedTuple):
 
 
 def data(config: Config, seed: int, split: str) -> Data:
-    """Splits off documents for the test, deals the others to clients, and splits each
-    client's sentences.
-    """
+    """Splits off documents for the test, and deals the others to clients."""
     found = sentences(config.model, config.max_length)
     rows = of_split(found, split, 0.25)
-    documents = split_by_group(
-        found.document[rows], {"clients": 0.85, "test": 0.15}, seed, found.domain[rows]
-    )
+    shares = {"clients": 0.85, "test": 0.15}
+    documents = split_by_group(found.document[rows], shares, seed, found.domain[rows])
     share = 1 if split == "final" else 4
     counts = {
         "train": config.clients // share,
@@ -157,10 +149,10 @@ def data(config: Config, seed: int, split: str) -> Data:
     clients = partition(
         found,
         rows[documents["clients"]],
-        sum(counts.values()),
-        seed,
-        config.partition,
-        config.alpha,
+        n=sum(counts.values()),
+        seed=seed,
+        how=config.partition,
+        alpha=config.alpha,
     )
     roles = split_clients(len(clients), counts, seed)
     halves = [split_within(clients[k], 0.8, seed + int(k)) for k in roles["train"]]
@@ -186,9 +178,7 @@ def data(config: Config, seed: int, split: str) -> Data:
 
 
 def in_features(run: study.Run) -> Data:
-    """The same clients, their sentences as features of the frozen model, and a linear
-    head on them.
-    """
+    """The same clients with features of the frozen model, and a linear head on them."""
 
     def make() -> Data:
         data, most = run.data, run.config.head_examples
@@ -196,12 +186,11 @@ def in_features(run: study.Run) -> Data:
             {name: array[:most] for name, array in client.items()}
             for client in data.train
         ]
-        train, own, held_out, (test,) = standard_features(
-            data.whole, some, data.own, data.held_out, [data.test]
-        )
-        head = peft.apply(
-            nnx.Linear(test["x"].shape[1], 2, rngs=nnx.Rngs(run.seed)), peft.full()
-        )
+        parts = (some, data.own, data.held_out, [data.test])
+        train, own, held_out, (test,) = standard_features(data.whole, *parts)
+        width, random = test["x"].shape[1], nnx.Rngs(run.seed)
+        linear = nnx.Linear(width, 2, rngs=random)
+        head = peft.apply(linear, peft.full())
         return Data(
             whole=data.whole,
             adapted=head,
@@ -216,14 +205,15 @@ def in_features(run: study.Run) -> Data:
 
 
 def shuffled(data: Data, seed: int) -> Data:
-    """The same with labels from which nothing can be learned."""
+    """The same data with permuted labels."""
     return data._replace(train=[shuffled_labels(client, seed) for client in data.train])
 
 
 def wires(config: Config) -> dict[str, Any]:
-    """What the compressed arm sends through; see the module for why."""
+    """The channels of the compressed arm; the module says why these."""
+    largest = channels.top_k(config.top_k)
     codes = channels.quantize(config.bits_up, norm="max")
-    up = channels.error_feedback(channels.chain(channels.top_k(config.top_k), codes))
+    up = channels.error_feedback(channels.chain(largest, codes))
     return {"uplink": up, "downlink": channels.quantize(config.bits_down, norm="max")}
 
 
@@ -239,15 +229,14 @@ def federated(
         local_steps=config.local_steps,
         batch_size=config.batch_size,
     )
-    cohort = min(config.cohort, len(data.train))
     found = simulate(
         run,
         data,
         algorithm,
-        data.train,
-        rounds_of(run),
-        cohort,
-        **wires(config) if compressed else {},
+        train=data.train,
+        rounds=rounds_of(run),
+        cohort_size=min(config.cohort, len(data.train)),
+        **(wires(config) if compressed else {}),
     )
     up, down = found.simulator.bytes_per_client(found.state)
     whole = trees.nbytes(data.adapted.delta)
@@ -264,76 +253,77 @@ def centralised(
     """One place has all training sentences; a round is a step of Adam."""
     config, data = run.config, in_features(run) if head else run.data
     data = shuffled(data, run.seed) if shuffle else data
-    server = optax.adam(run["learning_rate"])
     algorithm = ffm.fedavg(
         data.task,
         optax.sgd(1.0),
-        server,
+        optax.adam(run["learning_rate"]),
         local_steps=1,
         batch_size=config.centralised_batch,
     )
-    steps = max(
-        1,
-        round(
-            rounds_of(run) / config.rounds * config.examples / config.centralised_batch
-        ),
-    )
-    block = max(1, steps // (config.rounds // config.every))
+    whole = rounds_of(run) / config.rounds * config.examples
+    steps = max(1, round(whole / config.centralised_batch))
     found = simulate(
-        run, data, algorithm, [joined(data.train)], steps, 1, every=block, travels=False
+        run,
+        data,
+        algorithm,
+        train=[joined(data.train)],
+        rounds=steps,
+        cohort_size=1,
+        every=max(1, steps // (config.rounds // config.every)),
+        travels=False,
     )
     return scores(run, data, found)
 
 
 def alone(run: study.Run) -> dict[str, float]:
-    """Every client by itself, for as many rounds as one takes part in on average in the
-    federation.
-    """
-    config, data = run.config, run.data
-    optimizer = optax.adam(run["learning_rate"])
+    """Every client alone, for as many rounds as one takes part in on average."""
+    config, data, n = run.config, run.data, len(run.data.train)
     algorithm = local_only(
         data.task,
-        optimizer,
+        optax.adam(run["learning_rate"]),
         local_steps=config.local_steps,
         batch_size=config.batch_size,
     )
-    rounds = max(1, round(rounds_of(run) * min(config.cohort / len(data.train), 1)))
-    return scores(
+    share = min(config.cohort / n, 1)
+    found = simulate(
         run,
         data,
-        simulate(run, data, algorithm, data.train, rounds, len(data.train), test=None),
+        algorithm,
+        train=data.train,
+        rounds=max(1, round(rounds_of(run) * share)),
+        cohort_size=n,
+        test=None,
     )
+    return scores(run, data, found)
 
 
 def untrained(run: study.Run) -> dict[str, float]:
     """The model that all arms start from."""
-    algorithm = ffm.fedavg(run.data.task, optax.sgd(0.0), local_steps=1, batch_size=1)
-    return scores(
-        run,
-        run.data,
-        simulate(run, run.data, algorithm, run.data.train, 0, 1, test=None),
+    data = run.data
+    algorithm = ffm.fedavg(data.task, optax.sgd(0.0), local_steps=1, batch_size=1)
+    found = simulate(
+        run, data, algorithm, train=data.train, rounds=0, cohort_size=1, test=None
     )
+    return scores(run, data, found)
 
 
 def rounds_of(run: study.Run) -> int:
-    """Fewer while tuning than in the longest runs."""
-    return (
-        min(run.config.tuning_rounds, run.config.rounds)
-        if run.is_tuning
-        else run.config.rounds
-    )
+    """Rounds of the run, which may be fewer while tuning."""
+    rounds = run.config.rounds
+    return min(run.config.tuning_rounds, rounds) if run.is_tuning else rounds
 
 
 def simulate(
     run: study.Run,
     data: Data,
     algorithm: Any,
+    *,
     train: list[Arrays],
     rounds: int,
     cohort_size: int,
     **how: Any,
 ) -> study.Simulated:
-    """A run over these clients that looks at a part of the central test now and then."""
+    """A run over these clients that is evaluated on a part of the central test."""
     looks = {name: array[: run.config.looked_at] for name, array in data.test.items()}
     more = {"every": run.config.every, "test": looks, **HOW, **how}
     return run.simulate(
@@ -350,27 +340,24 @@ def simulate(
 
 
 def scores(run: study.Run, data: Data, found: study.Simulated) -> dict[str, float]:
-    """Accuracy here and there; the clients' own go into the report one by one."""
-    task = data.task
-    parts = np.array_split(
-        np.arange(len(data.test["label"])), len(data.train)
-    )  # the test's order is random
+    """Accuracy on all test sets; that of each client is shown in the report."""
+    task, name = data.task, "accuracy"
+    # The test's order is random, so that a client that is alone judges a random share.
+    rows = np.arange(len(data.test["label"]))
     dealt = [
-        {name: array[part] for name, array in data.test.items()}
-        for part in parts
+        {column: array[part] for column, array in data.test.items()}
+        for part in np.array_split(rows, len(data.train))
         if len(part)
     ]
-    correct, counts = judged(found, task, dealt, "accuracy", **HOW)
-    own = run.score_clients(
-        found, task, ffm.Population.from_clients(data.own), "accuracy", **HOW
-    )
+    correct, counts = judged(found, task, dealt, name, **HOW)
+    tests = ffm.Population.from_clients(data.own)
+    own = run.score_clients(found, task, tests, name, **HOW)
+    held_out, _ = judged(found, task, data.held_out, name, **HOW)
     return {
         "accuracy": float(np.average(correct, weights=counts)),
         "own": float(np.nanmean(own)),
         "worst": worst_decile(own, "accuracy"),
-        "held_out": float(
-            judged(found, task, data.held_out, "accuracy", **HOW)[0].mean()
-        ),
+        "held_out": float(held_out.mean()),
     }
 
 

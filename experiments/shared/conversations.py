@@ -1,11 +1,11 @@
 """Natural clients whose texts are conversations.
 
-Split, then tokenised with the loss on the answers only.
+Groups of clients are split, their texts are tokenised, and answers alone have a loss:
 
-groups of clients --+-- tuning groups, the same for every seed --+-- clients that train:
-                    first texts train, last texts test +-- final groups
-                    ----------------------------+-- unseen clients, of other groups: all
-                    their texts test
+    groups --+-- tuning (the same for every seed) --+-- clients that train: their first
+             |                                      |     texts train, their last ones test
+             +-- final -----------------------------+-- unseen clients, of other groups:
+                                                          all their texts test
 """
 
 import functools
@@ -18,6 +18,7 @@ import numpy as np
 import fedjax_fm as ffm
 from fedjax_fm import datasets, models, peft, tasks
 from fedjax_fm.models.chat import Chat, load_chat
+from fedjax_fm.models.language_modeling import IGNORED
 from fedjax_fm.population.splits import assert_disjoint
 
 ANSWER_ROOM = 16  # tokens
@@ -31,35 +32,35 @@ class Source(NamedTuple):
 
     clients: np.ndarray  # str[n]
     groups: np.ndarray  # str[n]: clients of a group are never on both sides of a split
-    say: Callable[
-        [int, int], Conversation
-    ]  # (row, how much shorter) -> messages, the last one the answer
-    shortenings: (
-        int  # say(row, n) shows less context for every n = 0 .. shortenings - 1
-    )
+    # say(row, n) -> messages, the last one the answer; less context for a larger n.
+    say: Callable[[int, int], Conversation]
+    shortenings: int  # values of n: 0, ..., shortenings - 1
 
 
 class Texts(NamedTuple):
-    """Tokens by client, and the model that reads them."""
+    """Tokens of all clients, and the model that reads them."""
 
     chat: Chat
     adapted: peft.Adapted
     task: ffm.Task
-    train: list[Rows]  # packed rows
+    train: list[Rows]  # packed rows of each client
     seen: list[Rows]  # the same clients' last texts
-    unseen: list[Rows]  # clients of other groups
-    elsewhere: Rows  # text that no client has, every token counts
+    unseen: list[Rows]  # of clients of other groups
+    elsewhere: Rows  # text that no client has; every token counts
     prompts: list[Conversation]  # of unseen clients, with their answers
 
 
 def load(source: Callable[[Any], Source], config: Any, seed: int, split: str) -> Texts:
-    """Reads, splits, tokenises and packs.
+    """Reads, splits, tokenises and packs the texts of a study.
 
     Args:
-      source: given the configuration, what is said.
-      config: see `language.Config`.
-      seed: names groups, clients and texts.
+      source: a function of the configuration that reads the texts.
+      config: a `language.Config`.
+      seed: of groups, clients and texts.
       split: "tuning" or "final".
+
+    Returns:
+      All texts in tokens, and the adapted model.
     """
     said, chat = source(config), load_chat(config.model)
     if config.template == "chat":
@@ -67,15 +68,17 @@ def load(source: Callable[[Any], Source], config: Any, seed: int, split: str) ->
     else:
         chat = models.alpaca(chat, config.template)
     training, unseen = deal_groups(said.groups, config, seed, split)
-    random, is_final = np.random.default_rng(seed), split == "final"
-    own = rows_of(said, training, config, config.clients, seed, is_final)
-    away = rows_of(said, unseen, config, config.held_out_clients, seed, is_final)
-    cut = [max(1, round(len(rows) * (1 - config.local_test_fraction))) for rows in own]
-    train = [rows[:n] for rows, n in zip(own, cut, strict=True)]
-    seen = [
-        random.permutation(rows[n:])[: config.eval_rows]
-        for rows, n in zip(own, cut, strict=True)
-    ]
+    random = np.random.default_rng(seed)
+    how = {"seed": seed, "all_of_them": split == "final"}
+    own = rows_of(said, training, config, wanted=config.clients, **how)
+    away = rows_of(said, unseen, config, wanted=config.held_out_clients, **how)
+    train, last = [], []
+    for rows in own:
+        share = 1 - config.local_test_fraction
+        n = max(1, round(len(rows) * share))
+        train.append(rows[:n])
+        last.append(rows[n:])
+    seen = [random.permutation(rows)[: config.eval_rows] for rows in last]
     away = [random.permutation(rows)[: config.eval_rows] for rows in away]
     assert_disjoint(
         train=np.concatenate(train),
@@ -83,46 +86,54 @@ def load(source: Callable[[Any], Source], config: Any, seed: int, split: str) ->
         unseen=np.concatenate(away),
     )
     # Round robin over the unseen clients, so that the prompts are not all of one.
-    dealt = [
-        rows[i] for i in range(config.eval_rows) for rows in away if i < len(rows)
-    ][: config.prompts]
+    dealt = [rows[i] for i in range(config.eval_rows) for rows in away if i < len(rows)]
 
     def encoded(rows: np.ndarray) -> Rows:
-        return chat.encode(
-            [fitting(chat, said, int(row), config) for row in rows],
-            config.max_length,
-            truncate=True,
-        )
+        texts = [fitting(chat, said, int(row), config) for row in rows]
+        return chat.encode(texts, config.max_length, truncate=True)
 
     method = peft.lora(config.rank, 2.0 * config.rank, targets=config.targets)
-    adapted = peft.apply(
-        pretrained(config.model, config.dtype, config.frozen),
-        method,
-        jax.random.key(seed),
-    )
+    model = pretrained(config.model, config.dtype, config.frozen)
+    adapted = peft.apply(model, method, jax.random.key(seed))
     return Texts(
         chat=chat,
         adapted=adapted,
         task=tasks.language_modeling(adapted),
         train=[models.pack(encoded(rows), config.row_length) for rows in train],
-        seen=list(map(encoded, seen)),
-        unseen=list(map(encoded, away)),
+        seen=[encoded(rows) for rows in seen],
+        unseen=[encoded(rows) for rows in away],
         elsewhere=editorials(chat, config, random),
-        prompts=[fitting(chat, said, int(row), config) for row in dealt],
+        prompts=[
+            fitting(chat, said, int(row), config) for row in dealt[: config.prompts]
+        ],
     )
 
 
 @functools.cache
 def pretrained(name: str, dtype: str, frozen: str) -> Any:
-    """The weights, once for all seeds."""
+    """The model, read once for all seeds."""
     return models.from_pretrained(name, dtype=dtype, frozen=frozen)
 
 
 def deal_groups(
     groups: np.ndarray, config: Any, seed: int, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(training, unseen) groups of the split."""
-    names = np.random.default_rng(SPLIT_SEED).permutation(np.unique(groups))
+    """The groups of a split.
+
+    Args:
+      groups: str[texts], of each text.
+      config: has the numbers of tuning and held-out groups.
+      seed: of the dealing.
+      split: "tuning" or "final".
+
+    Returns:
+      (training groups, unseen groups).
+
+    Raises:
+      ValueError: there are too few groups.
+    """
+    random = np.random.default_rng(SPLIT_SEED)
+    names = random.permutation(np.unique(groups))
     n, held_out = config.tuning_groups, config.held_out_groups
     if n + held_out >= len(names):
         raise ValueError(
@@ -140,12 +151,24 @@ def rows_of(
     source: Source,
     groups: np.ndarray,
     config: Any,
+    *,
     wanted: int,
     seed: int,
     all_of_them: bool,
 ) -> list[np.ndarray]:
-    """Texts of clients of the groups that have enough, evenly over the whole where
-    there are too many.
+    """Row numbers of the texts of each client that has enough of them.
+
+    Args:
+      source: all texts.
+      groups: whose clients are taken.
+      config: has the least and the most texts of a client; of more texts some are
+        taken, spread evenly.
+      wanted: clients.
+      seed: of the choice of clients.
+      all_of_them: whether fewer clients are an error.
+
+    Raises:
+      ValueError: there are fewer clients, and all are wanted.
     """
     names, first, counts = np.unique(
         source.clients, return_index=True, return_counts=True
@@ -157,18 +180,26 @@ def rows_of(
             f"{wanted} were asked for; lower min_texts or the number of clients"
         )
     chosen = np.random.default_rng(seed).permutation(large)[:wanted]
-    every = [np.flatnonzero(source.clients == name) for name in chosen]
-    most = config.max_texts
-    return [
-        rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
-        for rows in every
-    ]
+    found = []
+    for name in chosen:
+        rows = np.flatnonzero(source.clients == name)
+        n = min(config.max_texts, len(rows))
+        places = np.linspace(0, len(rows) - 1, n)
+        found.append(rows[places.astype(int)])
+    return found
 
 
 def without_inputs(
     say: Callable[[int, int], Conversation],
 ) -> Callable[[int, int], Conversation]:
-    """Chat templates know no `input`: it goes under the instruction."""
+    """Puts the `input` of messages under their text, as chat templates have none.
+
+    Args:
+      say: of a `Source`.
+
+    Returns:
+      The same with other messages.
+    """
 
     def message(m: dict[str, Any]) -> dict[str, Any]:
         content = f"{m['content']}\n\n{m['input']}" if "input" in m else m["content"]
@@ -180,28 +211,39 @@ def without_inputs(
 def fitting(chat: Chat, source: Source, row: int, config: Any) -> Conversation:
     """The conversation with the longest context that leaves room for an answer.
 
-    With the shortest if none does.
+    Args:
+      chat: counts tokens.
+      source: of the text.
+      row: of the text.
+      config: has the longest conversation, in tokens.
+
+    Returns:
+      The messages; those with the shortest context if none leaves room.
     """
     messages: Conversation = []
     for shorter in range(source.shortenings):
         messages = source.say(row, shorter)
-        if len(chat.prompt_ids(messages[:-1])) <= config.max_length - ANSWER_ROOM:
+        prompt = chat.prompt_ids(messages[:-1])
+        if len(prompt) <= config.max_length - ANSWER_ROOM:
             break
     return messages
 
 
 def editorials(chat: Chat, config: Any, random: np.random.Generator) -> Rows:
-    """Modern sentences, plain text without a chat: what fine-tuning may make the model forget."""
+    """Plain modern sentences, on which a rise of the perplexity is forgetting.
+
+    Args:
+      chat: has the tokenizer.
+      config: has the number of sentences and their longest length.
+      random: draws them.
+    """
     table = datasets.load_sentiment()
-    rows = random.permutation(np.flatnonzero(table["domain"] == "editorials"))[
-        : config.forgetting_rows
-    ]
+    all_of_them = np.flatnonzero(table["domain"] == "editorials")
+    rows = random.permutation(all_of_them)[: config.forgetting_rows]
+    texts = list(table["text"][rows])
     tokens = models.tokenize(
-        chat.tokenizer, list(table["text"][rows]), config.max_length, chat.pad_token_id
+        chat.tokenizer, texts, config.max_length, chat.pad_token_id
     )
-    return {
-        **tokens,
-        "labels": np.where(
-            tokens["attention_mask"] == 1, tokens["input_ids"], -100
-        ).astype(np.int32),
-    }
+    is_real = tokens["attention_mask"] == 1
+    labels = np.where(is_real, tokens["input_ids"], IGNORED)
+    return {**tokens, "labels": labels.astype(np.int32)}

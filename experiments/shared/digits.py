@@ -1,10 +1,10 @@
-"""The 1797 handwritten digits of 8 x 8 pixels that ship with scikit-learn, dealt to
-clients by label.
+"""The 1797 handwritten digits of scikit-learn (8 x 8 pixels), dealt to clients by label.
 
 images --+-- tuning, a quarter (no seed of a study sees them)
          +-- final, dealt anew for every seed --+-- test
                                                 +-- public
-                                                +-- clients, by a Dirichlet partition over the label
+                                                +-- clients, by a Dirichlet
+                                                    partition over the label
 """
 
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from fedjax_fm.population import DirichletPartitioner, Population
 Arrays = dict[str, np.ndarray]
 SPLIT_SEED = 1000  # of tuning and final images, the same for all seeds of a study
 TUNING_SHARE = 0.25
-# tuning has a third as many clients and images: a client's own are as many as in a run
-# of the study
+# Tuning has a third as many clients and images, so that a client has as many as in a
+# run of the study.
 SMALLER = 3
 
 
@@ -26,11 +26,18 @@ class Digits(NamedTuple):
 
     clients: Population
     test: Arrays
-    public: Arrays
+    public: Arrays  # of no client
 
 
 def digits() -> Arrays:
-    """All of them."""
+    """All images.
+
+    Returns:
+      {"x": f32[1797, 64], "label": i32[1797]}.
+
+    Raises:
+      ImportError: scikit-learn is not installed.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -51,23 +58,29 @@ def deal(
     public: int = 0,
     smallest: int = 1,
 ) -> Digits:
-    """Clients and what they are judged on, no image in two places.
+    """Deals a split's images to clients, a test set and a public set, without overlap.
 
     Args:
-      seed: names who has what.
-      split: "tuning" or "final".
-      clients: of a final population; so are the other numbers.
-      alpha: of the Dirichlet distribution, small for clients with few labels.
-      test, public: images.
-      smallest: that a client must have.
+      seed: of the dealing.
+      split: "tuning" or "final"; tuning has a third of all numbers below.
+      clients: how many.
+      alpha: of the Dirichlet distribution; small for clients with few labels.
+      test: images.
+      public: images.
+      smallest: images that a client has at least.
+
+    Returns:
+      The three parts.
     """
     images = digits()
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(images["label"]))
+    whole, random = np.random.default_rng(SPLIT_SEED), np.random.default_rng(seed)
+    order = whole.permutation(len(images["label"]))
     cut = round(TUNING_SHARE * len(order))
-    rows = order[:cut] if split == "tuning" else order[cut:]
+    rows = order[cut:]
     if split == "tuning":
+        rows = order[:cut]
         clients, test, public = clients // SMALLER, test // SMALLER, public // SMALLER
-    rows = np.random.default_rng(seed).permutation(rows)
+    rows = random.permutation(rows)
     tested, shown, own = np.split(rows, (test, test + public))
 
     def take(rows: np.ndarray) -> Arrays:

@@ -1,7 +1,4 @@
-"""What a frozen encoder makes of sentences, computed once.
-
-A head alone can then be trained in no time.
-"""
+"""Features of sentences by a frozen encoder, computed once, to train a head alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +9,7 @@ from flax import nnx
 
 from fedjax_fm.experiments.shared.judged import joined
 from fedjax_fm.experiments.shared.sentences import Arrays
+from fedjax_fm.experiments.shared.tail import batches
 
 
 @nnx.jit
@@ -20,32 +18,34 @@ def _features(model: Any, input_ids: jax.Array, attention_mask: jax.Array) -> ja
 
 
 def features(model: Any, arrays: Arrays, batch_size: int = 16) -> Arrays:
-    """{"x": what the classifier sees, f32[n, d], "label": i32[n]}.
+    """What the classifier of a model reads.
 
     Args:
       model: a classifier with `features`.
       arrays: tokens and labels.
       batch_size: sentences that are computed at once.
+
+    Returns:
+      {"x": f32[n, d], "label": i32[n]}.
     """
-    n, found = len(arrays["label"]), []
-    for start in range(0, n, batch_size):
-        rows = np.resize(np.arange(start, min(start + batch_size, n)), batch_size)
-        found.append(
-            _features(model, arrays["input_ids"][rows], arrays["attention_mask"][rows])
-        )
-    return {"x": np.concatenate(found)[:n].astype(np.float32), "label": arrays["label"]}
+    ids, mask, n = arrays["input_ids"], arrays["attention_mask"], len(arrays["label"])
+    each = [_features(model, ids[b], mask[b]) for b in batches(n, batch_size)]
+    x = np.concatenate(each)[:n]
+    return {"x": x.astype(np.float32), "label": arrays["label"]}
 
 
 def standard_features(
     model: Any, train: Sequence[Arrays], *others: Sequence[Arrays]
 ) -> list[list[Arrays]]:
-    """Features of several lists of clients, each coordinate brought to mean 0 and
-    deviation 1 on those that train.
+    """Features of clients, with mean 0 and deviation 1 on those that train.
 
     Args:
       model: a classifier with `features`.
       train: clients that train.
-      others: more lists of clients.
+      *others: more lists of clients.
+
+    Returns:
+      For each list its clients' {"x", "label"}.
     """
     found = [
         [features(model, client) for client in clients] for clients in (train, *others)

@@ -1,7 +1,4 @@
-"""Scores of groups of examples by whatever models a run ended with.
-
-The server's, or one for each training client.
-"""
+"""Scores of groups of examples, by the server's model or by the clients' own."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +12,11 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def joined(clients: Sequence[Arrays]) -> dict[str, np.ndarray]:
-    """The clients' rows one after the other."""
+    """The clients' rows one after the other.
+
+    Args:
+      clients: {column: [n, ...]} of each.
+    """
     return {
         name: np.concatenate([client[name] for client in clients])
         for name in clients[0]
@@ -29,28 +30,39 @@ def judged(
     name: str,
     **how: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of one score over each group, and what the group counts in a mean over all.
+    """The mean of one score over each group, and the group's weight among all.
 
     Args:
-      run: from `study.Run.simulate`. Where every client has a model of its own, group k
-        is judged by that of client k, counted round: groups that are drawn at random
-        are judged by the model of a random client.
+      run: from `study.Run.simulate`. With personal models, group k is judged by that of
+        client k modulo their number: groups that are drawn at random are judged by the
+        model of a random client.
       task: what is computed of each example.
-      groups: none of them empty.
+      groups: {column: [n, ...]} of each; none is empty.
       name: of the score.
-      how: `batch_size` and `bucket` of `evaluate`.
+      **how: `batch_size` and `bucket` of `evaluate`.
 
     Returns:
-      (f64[groups], f64[groups]).
+      (means f64[groups], weights f64[groups]).
     """
     n_models = run.simulator.population.n_clients if run.simulator.is_personal else 1
-    means, weights = np.zeros(len(groups)), np.zeros(len(groups))
-    for k in range(min(n_models, len(groups))):
+    n = len(groups)
+    means, weights = np.zeros(n), np.zeros(n)
+    for k in range(min(n_models, n)):
         mine = groups[k::n_models]
         scores = ffm.evaluate(task, *run.model(k), joined(mine), **how)
-        counted = scores.get("weight", np.ones_like(scores["loss"])).astype(np.float64)
-        places = np.cumsum([len(next(iter(group.values()))) for group in mine])[:-1]
-        weights[k::n_models] = [part.sum() for part in np.split(counted, places)]
-        totals = [part.sum() for part in np.split(counted * scores[name], places)]
-        means[k::n_models] = totals / weights[k::n_models]
+        counted = scores.get("weight", np.ones_like(scores["loss"]))
+        counted = counted.astype(np.float64)
+        sizes = [_size(group) for group in mine]
+        weights[k::n_models] = _sums(counted, sizes)
+        means[k::n_models] = _sums(counted * scores[name], sizes) / weights[k::n_models]
     return means, weights
+
+
+def _size(group: Arrays) -> int:
+    return len(next(iter(group.values())))
+
+
+def _sums(values: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """The sum over each part of some rows."""
+    parts = np.split(values, np.cumsum(sizes)[:-1])
+    return np.array([part.sum() for part in parts])

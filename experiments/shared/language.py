@@ -1,4 +1,4 @@
-"""The study of a small decoder that natural clients tune together; what they say is a parameter."""
+"""The study of a small decoder that natural clients tune together, on texts of choice."""
 
 import dataclasses
 import functools
@@ -18,6 +18,7 @@ from fedjax_fm.callbacks.looks import worst_decile
 from fedjax_fm.evaluation import rouge_l
 from fedjax_fm.experiments.shared.conversations import Rows, Source, Texts, load
 from fedjax_fm.experiments.shared.judged import joined, judged
+from fedjax_fm.experiments.shared.tail import batches
 from fedjax_fm.models.generate import generate, pad_prompts
 from fedjax_fm.models.language_modeling import IGNORED
 
@@ -40,9 +41,8 @@ class Config:
     local_test_fraction: float = 0.2  # of a client's own texts, its last ones
     # Model
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    template: Literal["chat", "alpaca", "alpaca_short"] = (
-        "chat"  # chat: the model's own
-    )
+    # chat: the model's own
+    template: Literal["chat", "alpaca", "alpaca_short"] = "chat"
     dtype: Literal["float32", "bfloat16"] = "float32"
     frozen: Literal["dense", "q4_1"] = "dense"
     max_length: int = 128  # tokens of a prompt and its answer; longer ones are cut
@@ -55,17 +55,13 @@ class Config:
     cohort: int = 8
     local_steps: int = 3
     batch_size: int = 1  # rows, of about three texts each
-    grid: tuple[float, ...] = (
-        1e-3,
-        3e-3,
-        1e-2,
-        3e-2,
-    )  # Adam's, cosine over rounds down to a tenth
+    # Adam's learning rates, which fall along a cosine over the rounds to a tenth.
+    grid: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     clip_norm: float = 1.0  # of a batch's gradient
     bits: int = 8  # of the uplink's codes
     local_only_clients: int = 8  # clients that are trained alone
     # Evaluation
-    every: int = 4  # rounds between looks at texts of eight unseen clients
+    every: int = 4  # rounds between evaluations on texts of eight unseen clients
     eval_rows: int = 3  # texts of a client that are scored
     forgetting_rows: int = 48  # modern sentences that no client has
     prompts: int = SHOWN  # of unseen clients that are answered
@@ -73,25 +69,24 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
-        """Does it work? About two minutes."""
-        small = {
-            "clients": 8,
-            "held_out_clients": 4,
-            "rounds": 2,
-            "tuning_rounds": 1,
-            "cohort": 2,
-            "local_steps": 1,
-        }
-        less = {
-            "local_only_clients": 2,
-            "every": 1,
-            "eval_rows": 2,
-            "forgetting_rows": 8,
-            "new_tokens": 8,
-        }
-        same = {"row_length": self.max_length, "prompts": min(self.prompts, 4)}
+        """A small version, to see that it works; about two minutes."""
         return dataclasses.replace(
-            self, **small, **less, **same, grid=(1e-2,), seeds=(0,)
+            self,
+            clients=8,
+            held_out_clients=4,
+            row_length=self.max_length,
+            rounds=2,
+            tuning_rounds=1,
+            cohort=2,
+            local_steps=1,
+            grid=(1e-2,),
+            local_only_clients=2,
+            every=1,
+            eval_rows=2,
+            forgetting_rows=8,
+            prompts=min(self.prompts, 4),
+            new_tokens=8,
+            seeds=(0,),
         )
 
     def full(self) -> "Config":
@@ -104,7 +99,13 @@ def clipped_adam(
 ) -> Callable[[Any], optax.GradientTransformation]:
     """Clipped Adam whose learning rate falls along a cosine over the rounds.
 
-    The client sees the round's number.
+    Args:
+      config: has the norm at which gradients are clipped.
+      learning_rate: of the first round.
+      rounds: after which it is a tenth.
+
+    Returns:
+      A function of the round's number.
     """
     schedule = optax.cosine_decay_schedule(learning_rate, rounds, alpha=0.1)
     return lambda round: optax.chain(
@@ -116,7 +117,14 @@ def clipped_adam(
 def averaging(
     config: Config, task: ffm.Task, learning_rate: float, rounds: int
 ) -> ffm.Algorithm:
-    """FedAvg as the federated arm runs it."""
+    """FedAvg as the federated arm runs it.
+
+    Args:
+      config: of the study.
+      task: of the adapted decoder.
+      learning_rate: of the first round.
+      rounds: over which it falls.
+    """
     optimizer = clipped_adam(config, learning_rate, rounds)
     return ffm.fedavg(
         task, optimizer, local_steps=config.local_steps, batch_size=config.batch_size
@@ -126,19 +134,19 @@ def averaging(
 def federated(run: study.Run, shuffle: bool = False) -> dict[str, float]:
     """FedAvg of the adapter with quantised uploads."""
     config, data, rounds = run.config, run.data, rounds_of(run)
-    train = (
-        [without_meaning(rows, run.seed + k) for k, rows in enumerate(data.train)]
-        if shuffle
-        else data.train
-    )
+    train = data.train
+    if shuffle:
+        train = [without_meaning(rows, run.seed + k) for k, rows in enumerate(train)]
     algorithm = averaging(config, data.task, run["learning_rate"], rounds)
-    cohort = min(config.cohort, len(train))
-    return scores(
+    found = simulate(
         run,
-        simulate(
-            run, algorithm, train, rounds, cohort, uplink=channels.quantize(config.bits)
-        ),
+        algorithm,
+        train,
+        rounds=rounds,
+        cohort_size=min(config.cohort, len(train)),
+        uplink=channels.quantize(config.bits),
     )
+    return scores(run, found)
 
 
 def centralised(run: study.Run) -> dict[str, float]:
@@ -150,16 +158,22 @@ def centralised(run: study.Run) -> dict[str, float]:
     config, data = run.config, run.data
     steps = rounds_of(run) * config.local_steps
     schedule = optax.cosine_decay_schedule(run["learning_rate"], steps, alpha=0.1)
-    server = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule)
-    )
-    batch = config.cohort * config.batch_size
+    clip = optax.clip_by_global_norm(config.clip_norm)
     algorithm = ffm.fedavg(
-        data.task, optax.sgd(1.0), server, local_steps=1, batch_size=batch
+        data.task,
+        optax.sgd(1.0),
+        optax.chain(clip, optax.adam(schedule)),
+        local_steps=1,
+        batch_size=config.cohort * config.batch_size,
     )
-    every = config.every * config.local_steps
     found = simulate(
-        run, algorithm, [joined(data.train)], steps, 1, every=every, travels=False
+        run,
+        algorithm,
+        [joined(data.train)],
+        rounds=steps,
+        cohort_size=1,
+        every=config.every * config.local_steps,
+        travels=False,
     )
     return scores(run, found)
 
@@ -168,30 +182,39 @@ def alone(run: study.Run) -> dict[str, float]:
     """Some clients by themselves, for as many rounds as one takes part in on average."""
     config, data = run.config, run.data
     train = data.train[: config.local_only_clients]
-    rounds = max(1, round(rounds_of(run) * min(1, config.cohort / len(data.train))))
-    optimizer = clipped_adam(config, run["learning_rate"], rounds)
+    share = min(1, config.cohort / len(data.train))
+    rounds = max(1, round(rounds_of(run) * share))
     algorithm = local_only(
         data.task,
-        optimizer,
+        clipped_adam(config, run["learning_rate"], rounds),
         local_steps=config.local_steps,
         batch_size=config.batch_size,
     )
-    return scores(run, simulate(run, algorithm, train, rounds, len(train), test=None))
+    found = simulate(
+        run, algorithm, train, rounds=rounds, cohort_size=len(train), test=None
+    )
+    return scores(run, found)
 
 
 def zero_shot(run: study.Run) -> dict[str, float]:
     """The base model: an adapter that was not trained changes nothing."""
     algorithm = averaging(run.config, run.data.task, 1e-3, 1)
-    return scores(run, simulate(run, algorithm, run.data.train, 0, 1, test=None))
+    found = simulate(run, algorithm, run.data.train, rounds=0, cohort_size=1, test=None)
+    return scores(run, found)
 
 
 def rounds_of(run: study.Run) -> int:
-    """Fewer while tuning than in the longest runs."""
+    """Rounds of the run, which may be fewer while tuning."""
     return run.config.tuning_rounds if run.is_tuning else run.config.rounds
 
 
 def without_meaning(rows: Rows, seed: int) -> Rows:
-    """The same rows with each other's answer tokens as what is to be predicted: a control."""
+    """The same rows with permuted answer tokens as labels, for a control.
+
+    Args:
+      rows: packed.
+      seed: of the permutation.
+    """
     labels = rows["labels"].copy()
     counts = labels != IGNORED
     labels[counts] = np.random.default_rng(seed).permutation(labels[counts])
@@ -202,11 +225,12 @@ def simulate(
     run: study.Run,
     algorithm: ffm.Algorithm,
     train: list[Rows],
+    *,
     rounds: int,
     cohort_size: int,
     **how: Any,
 ) -> study.Simulated:
-    """A run over these clients, its curve in the score of the study."""
+    """A run over these clients, with the perplexity in its curve."""
     data = run.data
     more = {"every": run.config.every, "test": joined(data.unseen[:8]), **HOW, **how}
     found = run.simulate(
@@ -227,42 +251,50 @@ def simulate(
 
 
 def scores(run: study.Run, found: study.Simulated) -> dict[str, float]:
-    """Perplexity here and there, token-weighted; unseen clients go into the report one by one."""
+    """Perplexity on all groups of texts, token-weighted.
+
+    That of unseen clients is shown one by one in the report.
+    """
     data, is_personal = run.data, found.simulator.is_personal
     unseen, tokens = judged(found, data.task, data.unseen, "loss", **HOW)
-    scores = {"perplexity": float(np.exp(np.average(unseen, weights=tokens)))}
+    scores = {"perplexity": perplexity(unseen, tokens)}
     if run.is_tuning:
         return scores
-    own = (
-        data.seen[: found.simulator.population.n_clients] if is_personal else data.seen
-    )
+    n_models = found.simulator.population.n_clients
+    own = data.seen[:n_models] if is_personal else data.seen
     seen, seen_tokens = judged(found, data.task, own, "loss", **HOW)
     elsewhere, _ = judged(found, data.task, [data.elsewhere], "loss", **HOW)
     run.clients = np.exp(unseen).tolist()
     scores |= {
         "worst": worst_decile(np.exp(unseen), "perplexity"),
-        "seen": float(np.exp(np.average(seen, weights=seen_tokens))),
+        "seen": perplexity(seen, seen_tokens),
         "seen_worst": worst_decile(np.exp(seen), "perplexity"),
         "elsewhere": float(np.exp(elsewhere[0])),
     }
     if not is_personal:
         written = answers(data, run.config, found)
         wanted = [str(prompt[-1]["content"]) for prompt in data.prompts]
-        run.notes["answers"] = [
-            list(pair) for pair in zip(wanted, written, strict=True)
-        ][:SHOWN]
-        scores["rouge_l"] = float(
-            np.mean([rouge_l(*pair) for pair in zip(written, wanted, strict=True)])
-        )
+        pairs = list(zip(written, wanted, strict=True))
+        run.notes["answers"] = [[right, made] for made, right in pairs[:SHOWN]]
+        each = [rouge_l(*pair) for pair in pairs]
+        scores["rouge_l"] = float(np.mean(each))
     return scores
 
 
+def perplexity(losses: np.ndarray, tokens: np.ndarray) -> float:
+    """The perplexity of all tokens together.
+
+    Args:
+      losses: f64[groups], nats a token.
+      tokens: f64[groups], of each group.
+    """
+    return float(np.exp(np.average(losses, weights=tokens)))
+
+
 def answers(data: Texts, config: Config, found: study.Simulated) -> list[str]:
-    """What the server's model writes, greedily."""
-    prompts = pad_prompts(
-        [data.chat.prompt_ids(prompt[:-1]) for prompt in data.prompts],
-        data.chat.pad_token_id,
-    )
+    """What the server's model answers to the prompts, greedily."""
+    asked = [data.chat.prompt_ids(prompt[:-1]) for prompt in data.prompts]
+    prompts = pad_prompts(asked, data.chat.pad_token_id)
     width = prompts["input_ids"].shape[1]
 
     @jax.jit
@@ -279,17 +311,14 @@ def answers(data: Texts, config: Config, found: study.Simulated) -> list[str]:
             pad_token_id=data.chat.pad_token_id,
         )
 
+    tokenizer = data.chat.tokenizer
     texts, n, parts = [], len(data.prompts), found.model()
-    for batch in np.resize(np.arange(n), -(-n // BATCH) * BATCH).reshape(-1, BATCH):
+    for batch in batches(n, BATCH):
         made = answer(parts, **{name: array[batch] for name, array in prompts.items()})
-        for row, length in zip(
-            np.asarray(made.tokens), np.asarray(made.lengths), strict=True
-        ):
-            texts.append(
-                data.chat.tokenizer.decode(
-                    row[:length].tolist(), skip_special_tokens=True
-                ).strip()
-            )
+        tokens, lengths = np.asarray(made.tokens), np.asarray(made.lengths)
+        for row, length in zip(tokens, lengths, strict=True):
+            text = tokenizer.decode(row[:length].tolist(), skip_special_tokens=True)
+            texts.append(text.strip())
     return texts[:n]
 
 
@@ -318,11 +347,13 @@ SCORES = (
 def make(
     source: Callable[[Any], Source], question: str, expected: str, config: type
 ) -> study.Study:
-    """The study of these texts.
+    """The study of some texts.
 
     Args:
-      source: given the configuration, what is said.
-      question, expected, config: as for `Study`; the configuration is a `Config`.
+      source: a function of the configuration that reads the texts.
+      question: of the study.
+      expected: before the first run.
+      config: `Config`, or a class that is derived from it.
     """
     return study.Study(
         question=question,

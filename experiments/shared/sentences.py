@@ -1,12 +1,11 @@
 """Rated sentences of four domains, dealt to clients of one domain each.
 
-No document is in two places.
+No document is in two places:
 
-documents of a domain --+-- tuning (no seed of a study sees them)
-                        +-- final, dealt anew for every seed --+-- clients' training sentences
-                                                               +-- the same clients' own
-                                                               test sentences, other
-                                                               documents
+    documents --+-- tuning (no seed of a study sees them)
+                +-- final, dealt anew for every seed --+-- clients' training sentences
+                                                       +-- the same clients' own test
+                                                           sentences
 """
 
 import functools
@@ -30,41 +29,51 @@ class Sentences(NamedTuple):
     document: np.ndarray  # str[n]
 
     def take(self, rows: np.ndarray) -> Arrays:
-        """The arrays of some rows."""
+        """The arrays of some rows.
+
+        Args:
+          rows: numbers of sentences.
+        """
         return {name: array[rows] for name, array in self.arrays.items()}
 
 
 class Client(NamedTuple):
-    """One client's rows of the sentences."""
+    """The sentences of one client."""
 
     domain: str
-    train: np.ndarray
-    test: np.ndarray
+    train: np.ndarray  # row numbers
+    test: np.ndarray  # row numbers, of other documents
 
 
 @functools.cache
 def sentences(model: str, max_length: int) -> Sentences:
-    """All of them, in the tokens of a model.
+    """All sentences, in the tokens of a model.
 
     Args:
       model: whose tokenizer.
       max_length: tokens; longer sentences are cut.
+
+    Returns:
+      One row a sentence.
     """
     table = datasets.load_sentiment()
-    tokens = models.tokenize(
-        models.load_tokenizer(model), list(table["text"]), max_length
-    )
+    tokenizer = models.load_tokenizer(model)
+    tokens = models.tokenize(tokenizer, list(table["text"]), max_length)
     arrays = {**tokens, "label": table["label"].astype(np.int32)}
-    return Sentences(arrays, np.asarray(table["domain"]), np.asarray(table["group"]))
+    domain, document = np.asarray(table["domain"]), np.asarray(table["group"])
+    return Sentences(arrays, domain, document)
 
 
 def of_split(found: Sentences, split: str, tuning_share: float) -> np.ndarray:
-    """Rows of the split's documents, of every domain alike.
+    """Rows of a split's documents, the same share of every domain.
 
     Args:
       found: all sentences.
       split: "tuning" or "final".
       tuning_share: of the documents.
+
+    Returns:
+      Row numbers.
     """
     shares = {"final": 1 - tuning_share, "tuning": tuning_share}
     return split_by_group(found.document, shares, SPLIT_SEED, found.domain)[split]
@@ -79,24 +88,25 @@ def deal(
     test: int,
     per_domain: int,
 ) -> list[Client]:
-    """Clients with so many sentences each, of one domain, in the order of the domains.
+    """Deals a number of sentences of one domain to each client.
 
     Args:
-      found, rows: what is dealt.
-      seed: names documents, sentences and clients.
-      train, test: sentences of a client, of different documents.
+      found: all sentences.
+      rows: of those that are dealt.
+      seed: of documents, sentences and clients.
+      train: sentences of a client.
+      test: sentences of a client, of other documents.
       per_domain: clients of a domain.
+
+    Returns:
+      The clients, in the order of the domains.
 
     Raises:
       ValueError: a domain has too few sentences.
     """
     random, share = np.random.default_rng(seed), train / (train + test)
-    halves = split_by_group(
-        found.document[rows],
-        {"train": share, "test": 1 - share},
-        seed,
-        found.domain[rows],
-    )
+    shares = {"train": share, "test": 1 - share}
+    halves = split_by_group(found.document[rows], shares, seed, found.domain[rows])
     clients = []
     for name in np.unique(found.domain[rows]):
         mine = {}
@@ -109,21 +119,20 @@ def deal(
                     f"clients want {size} each; ask for fewer"
                 )
             mine[half] = inside[: per_domain * size].reshape(per_domain, size)
-        clients += [
-            Client(str(name), *pair)
-            for pair in zip(mine["train"], mine["test"], strict=True)
-        ]
+        pairs = zip(mine["train"], mine["test"], strict=True)
+        clients += [Client(str(name), *pair) for pair in pairs]
     return clients
 
 
 def shuffled_labels(arrays: Arrays, seed: int) -> Arrays:
-    """The same examples with each other's labels: nothing can be learned from them, a control.
+    """The same examples with permuted labels, for a control: there is nothing to learn.
 
     Args:
       arrays: with `label`.
       seed: of the permutation.
     """
-    return {**arrays, "label": np.random.default_rng(seed).permutation(arrays["label"])}
+    random = np.random.default_rng(seed)
+    return {**arrays, "label": random.permutation(arrays["label"])}
 
 
 def partition(
@@ -134,39 +143,43 @@ def partition(
     how: str = "domain",
     alpha: float = 0.3,
 ) -> list[np.ndarray]:
-    """Deals all of the rows to n clients.
+    """Deals all of the rows to clients.
 
     Args:
-      found, rows: what is dealt.
+      found: all sentences.
+      rows: of those that are dealt.
       n: clients.
-      seed: names who gets what.
-      how: "domain", clients of one domain each, as many a domain; "dirichlet" over the
-        label; "iid".
+      seed: of the dealing.
+      how: "domain": clients of one domain each, equally many of every domain;
+        "dirichlet": by a Dirichlet distribution over the label; "iid".
       alpha: of the Dirichlet distribution.
+
+    Returns:
+      Row numbers of each client.
 
     Raises:
       ValueError: fewer clients than domains.
     """
     if how == "domain":
-        domains = [
-            rows[found.domain[rows] == name] for name in np.unique(found.domain[rows])
-        ]
-        if n < len(domains):
-            raise ValueError(
-                f"{len(domains)} domains need as many clients at least, got {n}"
-            )
-        random, counts = (
-            np.random.default_rng(seed),
-            [len(part) for part in np.array_split(range(n), len(domains))],
-        )
-        pairs = zip(domains, counts, strict=True)
-        return [
-            part
-            for mine, count in pairs
-            for part in np.array_split(random.permutation(mine), count)
-        ]
-    by_label = DirichletPartitioner(n, "label", alpha, seed=seed)
-    one = by_label if how == "dirichlet" else IidPartitioner(n, seed=seed)
-    return [
-        rows[part] for part in one.partition({"label": found.arrays["label"][rows]})
-    ]
+        return _by_domain(found, rows, n, seed)
+    if how == "dirichlet":
+        partitioner = DirichletPartitioner(n, "label", alpha, seed=seed)
+    else:
+        partitioner = IidPartitioner(n, seed=seed)
+    table = {"label": found.arrays["label"][rows]}
+    return [rows[part] for part in partitioner.partition(table)]
+
+
+def _by_domain(
+    found: Sentences, rows: np.ndarray, n: int, seed: int
+) -> list[np.ndarray]:
+    """Rows of n clients of one domain each, equally many of every domain."""
+    names = np.unique(found.domain[rows])
+    if n < len(names):
+        raise ValueError(f"{len(names)} domains need as many clients at least, got {n}")
+    random, clients = np.random.default_rng(seed), []
+    numbers = np.array_split(range(n), len(names))
+    for name, mine in zip(names, numbers, strict=True):
+        of_domain = random.permutation(rows[found.domain[rows] == name])
+        clients += np.array_split(of_domain, len(mine))
+    return clients

@@ -1,15 +1,15 @@
 """Can scalars alone tune all 22.7 million parameters of a pretrained model?
 
-FedKSeed: a client sends 8 bytes a step, whatever the model's size. MiniLM with a new head, all of
+FedKSeed: a client sends 8 bytes a step for any size of the model. MiniLM with a new head, all of
 it trained; 32 clients, 8 of each of four domains of rated sentences, 120 training sentences each;
 10 rounds of 4 clients with 5 steps of 32 sentences. `--set text=shakespeare --set cohort=2 --set
 rounds=4 --set local_steps=2 --set batch_size=2 --set grid=1e-6,3e-6,1e-5` does the same with all
-134.5 million of SmolLM2-135M on 32 roles of Shakespeare, judged on plays that nobody trains on.
+134.5 million of SmolLM2-135M on 32 roles of Shakespeare, judged on plays that no client has.
 
-Score: loss on sentences of documents that nobody trains on. Beside it, what XLA says of compiled
-programs: the memory of a client at work beyond its arguments, its results and a model of its own,
-and that of a forward pass, of a perturbed model where the method has one. FedAvg with SGD says
-what gradients reach in as many steps.
+Score: loss on sentences of documents that no client trains on. Beside it, XLA's numbers for
+compiled programs: the memory of a client at work beyond its arguments, its results and a model
+of its own, and that of a forward pass, of a perturbed model where the method has one. FedAvg
+with SGD shows what gradients reach in as many steps.
 
 Controls: a server that applies the same scalars along other directions; and no training.
 """
@@ -61,17 +61,20 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
-        """Does it work?"""
-        small = {
-            "max_length": 12,
-            "per_domain": 1,
-            "train": 16,
-            "test": 8,
-            "grid": (3e-3,),
-        }
-        short = {"rounds": 2, "tuning_rounds": 1, "local_steps": 2, "batch_size": 8}
+        """A small version, to see that it works."""
         return dataclasses.replace(
-            self, **small, **short, sgd_grid=(3e-2,), seeds=(0, 1)
+            self,
+            max_length=12,
+            per_domain=1,
+            train=16,
+            test=8,
+            rounds=2,
+            tuning_rounds=1,
+            local_steps=2,
+            batch_size=8,
+            grid=(3e-3,),
+            sgd_grid=(3e-2,),
+            seeds=(0, 1),
         )
 
 
@@ -86,9 +89,8 @@ class Data(NamedTuple):
 
 def data(config: Config, seed: int, split: str) -> Data:
     """Clients with sentences of a domain, or roles of some plays."""
-    return {"sentiment": sentiment, "shakespeare": shakespeare}[config.text](
-        config, seed, split
-    )
+    read = sentiment if config.text == "sentiment" else shakespeare
+    return read(config, seed, split)
 
 
 def sentiment(config: Config, seed: int, split: str) -> Data:
@@ -96,52 +98,54 @@ def sentiment(config: Config, seed: int, split: str) -> Data:
     found = sentences(config.encoder, config.max_length)
     how = {"train": config.train, "test": config.test, "per_domain": config.per_domain}
     clients = deal(found, of_split(found, split, 0.4), seed, **how)
-    test = found.take(np.concatenate([client.test for client in clients]))
+    tests = np.concatenate([client.test for client in clients])
     model = models.from_pretrained(
         config.encoder, num_labels=2, pooling="mean", seed=seed
     )
     adapted = peft.apply(read_by_rows(model), peft.full())
-    train = [found.take(client.train) for client in clients]
     return Data(
-        train=train, test=test, adapted=adapted, task=tasks.classification(adapted)
+        train=[found.take(client.train) for client in clients],
+        test=found.take(tests),
+        adapted=adapted,
+        task=tasks.classification(adapted),
     )
 
 
 def shakespeare(config: Config, seed: int, split: str) -> Data:
-    """Each client has the rows of one role; test roles and those of tuning are in other plays."""
-    table, tokenizer = (
-        datasets.load_shakespeare(),
-        models.load_tokenizer(config.decoder),
-    )
-    plays = np.random.default_rng(0).permutation(np.unique(table["play"]))
+    """Each client has the rows of one role; tests and tuning have other plays."""
+    table = datasets.load_shakespeare()
+    tokenizer = models.load_tokenizer(config.decoder)
+    names = np.unique(table["play"])
+    plays = np.random.default_rng(0).permutation(names)
     mine = plays[: len(plays) // 3] if split == "tuning" else plays[len(plays) // 3 :]
     mine = np.random.default_rng(seed).permutation(mine)
     n = min(config.plays, 2 * len(mine) // 3)
 
     def rows_of(role: str) -> Arrays:
-        speeches = table["speech"][table["client"] == role]
-        ids = np.array(tokenizer.encode("\n\n".join(map(str, speeches))).ids, np.int32)
-        length = config.decoder_length
+        speeches = [str(text) for text in table["speech"][table["client"] == role]]
+        encoded = tokenizer.encode("\n\n".join(speeches))
+        ids, length = np.array(encoded.ids, np.int32), config.decoder_length
         ids = ids[: len(ids) // length * length].reshape(-1, length)
         return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
 
     def largest(plays: np.ndarray, n: int) -> list[Arrays]:
-        roles, counts = np.unique(
-            table["client"][np.isin(table["play"], plays)], return_counts=True
-        )
-        return [rows_of(role) for role in roles[np.argsort(-counts, kind="stable")[:n]]]
+        inside = np.isin(table["play"], plays)
+        roles, counts = np.unique(table["client"][inside], return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return [rows_of(role) for role in roles[order[:n]]]
 
     strangers = largest(mine[n:], config.roles // 2)
     test = {
         name: np.concatenate([rows[name][:2] for rows in strangers])
         for name in strangers[0]
     }
-    adapted = peft.apply(
-        read_by_rows(models.from_pretrained(config.decoder)), peft.full()
-    )
-    task = tasks.language_modeling(Tied(adapted))
+    model = read_by_rows(models.from_pretrained(config.decoder))
+    adapted = peft.apply(model, peft.full())
     return Data(
-        train=largest(mine[:n], config.roles), test=test, adapted=adapted, task=task
+        train=largest(mine[:n], config.roles),
+        test=test,
+        adapted=adapted,
+        task=tasks.language_modeling(Tied(adapted)),
     )
 
 
@@ -158,13 +162,17 @@ class Tied(NamedTuple):
     adapted: peft.Adapted
 
     def model(self, *parts: Any) -> TiedHead:
-        """As `Adapted.model`."""
+        """The model of some parts, as `Adapted.model`.
+
+        Args:
+          *parts: delta and backbone.
+        """
         decoder = self.adapted.model(*parts)
         return TiedHead(decoder.hidden, decoder.model.embed_tokens.attend)
 
 
 def zero_order(run: study.Run, pro: bool) -> ffm.Algorithm:
-    """FedKSeed, no perturbed copy of the model at any time."""
+    """FedKSeed, without a perturbed copy of the model at any time."""
     config, rate = run.config, run["learning_rate"]
     steps = {"local_steps": config.local_steps, "batch_size": config.batch_size}
     return fedkseed(run.data.task, rate, epsilon=EPSILON, pro=pro, lazy=True, **steps)
@@ -182,13 +190,12 @@ def kseed(pro: bool = False, confuse: bool = False) -> Callable:
 
 
 def confused(algorithm: ffm.Algorithm) -> ffm.Algorithm:
-    """The server moves by the clients' scalars along directions of another master seed."""
+    """The same, but the server applies the scalars along other directions."""
     (exchange,) = algorithm.exchanges
 
     def server(state, aggregate, key):
-        after, metrics = exchange.server(
-            state._replace(master=state.master + 1), aggregate, key
-        )
+        other = state._replace(master=state.master + 1)
+        after, metrics = exchange.server(other, aggregate, key)
         return after._replace(master=state.master), metrics
 
     return algorithm._replace(exchanges=(exchange._replace(server=server),))
@@ -223,7 +230,7 @@ def trained(run: study.Run, algorithm: ffm.Algorithm) -> dict[str, float]:
 
 
 def untrained(run: study.Run) -> dict[str, float]:
-    """The model as it came."""
+    """The model before training."""
     own, adapted = run.data, run.data.adapted
     scores = ffm.evaluate(
         own.task, adapted.delta, adapted.backbone, own.test, batch_size=32
@@ -232,8 +239,17 @@ def untrained(run: study.Run) -> dict[str, float]:
 
 
 def scratch(f: Callable, *arguments: Any) -> int:
-    """Bytes that the compiled function needs beyond its arguments and what it returns."""
-    found = jax.jit(f).lower(*arguments).compile().memory_analysis()
+    """Bytes that a compiled function needs beyond its arguments and its result.
+
+    Args:
+      f: is compiled, not run.
+      *arguments: of the function.
+
+    Raises:
+      ValueError: the backend does not tell.
+    """
+    compiled = jax.jit(f).lower(*arguments).compile()
+    found = compiled.memory_analysis()
     if found is None:
         raise ValueError(
             "this backend does not tell what memory a compiled function needs"
@@ -248,12 +264,18 @@ def batch_of(run: study.Run) -> dict[str, jax.Array]:
 
 
 def forward(run: study.Run, perturbed: bool = False) -> float:
-    """Scratch of a forward pass, MB; of a model whose weights are perturbed as they are read."""
+    """Scratch of a forward pass, MB.
+
+    Args:
+      run: of the arm.
+      perturbed: whether weights are perturbed as they are read.
+    """
     delta, backbone = run.data.adapted.delta, run.data.adapted.backbone
 
     def loss(delta, batch, scale):
         delta = perturb(delta, jax.random.key(0), scale) if perturbed else delta
-        return run.data.task.loss(delta, backbone, batch, None)[0].mean()
+        each, _ = run.data.task.loss(delta, backbone, batch, None)
+        return each.mean()
 
     def megabytes() -> float:
         return scratch(loss, delta, batch_of(run), jnp.float32(EPSILON)) / 1e6
@@ -262,12 +284,11 @@ def forward(run: study.Run, perturbed: bool = False) -> float:
 
 
 def at_work(run: study.Run, algorithm: ffm.Algorithm) -> float:
-    """Scratch of a client's work, MB, its own model apart."""
+    """Scratch of a client's work without a model of its own, MB."""
     own, batch, size = run.data.adapted, batch_of(run), run.config.batch_size
     (exchange,) = algorithm.exchanges
-    state = algorithm.init(
-        own.delta, jax.random.key(0), Setting(n_clients=1, cohort_size=1)
-    )
+    setting = Setting(n_clients=1, cohort_size=1)
+    state = algorithm.init(own.delta, jax.random.key(0), setting)
 
     def work(message, batch, n_steps):
         zero, real = jnp.int32(0), jnp.ones(size, bool)
@@ -283,7 +304,8 @@ def at_work(run: study.Run, algorithm: ffm.Algorithm) -> float:
         return one(message, (), some, jax.random.key(1)).upload
 
     message = unwrapped(exchange.broadcast(state))
-    return (scratch(work, message, batch, jnp.int32(1)) - trees.nbytes(own.delta)) / 1e6
+    needed = scratch(work, message, batch, jnp.int32(1))
+    return (needed - trees.nbytes(own.delta)) / 1e6
 
 
 GRID = {"learning_rate": "grid"}

@@ -1,4 +1,4 @@
-"""What happens between rounds: looks, progress, checkpoints, an early end.
+"""What happens between rounds: evaluation, progress, checkpoints, an early end.
 
     state, metrics = simulator.run(state, 60, every=5, callbacks=[
         callbacks.progress(),
@@ -7,10 +7,10 @@
         callbacks.checkpoint("run"),
     ])
 
-A callback is a function of (round, state, metrics so far). What it returns, {name:
-number}, are columns of the metrics. It is called every `every` rounds and after the
-last one. One that needs more derives from `Callback`; one that wants the run to end
-raises `Stop`.
+A callback is a function of (round, state, metrics so far) that is called every `every`
+rounds and after the last one. It may return {name: number}, which become columns of the
+metrics, and it may raise `Stop` to end the run. One that has to be called at other
+moments, too, derives from `Callback`.
 """
 
 from fedjax_fm.callbacks.base import Callback, CallbackError, Stop

@@ -1,4 +1,4 @@
-"""What a callback may be, and how one ends a run."""
+"""The class of callbacks, and the exceptions of a run with callbacks."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,15 @@ Metrics = dict[str, np.ndarray]
 
 
 class Stop(Exception):
-    """Raised by a callback that has seen enough.
-
-    The run ends after this round, as if it had been asked for no more.
-    """
+    """Raised by a callback to end the run after this round, without an error."""
 
 
 class CallbackError(Exception):
-    """A callback raised; the error is the cause of this one.
+    """A callback raised an error, which is the `__cause__` of this one.
 
     Attributes:
-      state, metrics: after the last round, with which `simulator.run` can go on.
+      state: after the last round; `simulator.run` can go on from it.
+      metrics: of all rounds so far.
     """
 
     def __init__(self, name: str, state: SimulationState, metrics: Metrics):
@@ -36,17 +34,34 @@ class CallbackError(Exception):
 
 
 class Callback:
-    """A callback with more than one moment; a plain function has `__call__` alone.
+    """A callback that is called at several moments of a run.
 
-    None of them keeps the state, whose memory the next rounds may take over.
+    Derive from it and override some of its methods; a plain function is the same as
+    `__call__` alone. No method may keep the state, because the next rounds may reuse
+    its memory.
+
+    Example:
+      >>> class Count(Callback):
+      ...     def begin(self, simulator, state, metrics, last):
+      ...         self.looks = 0
+      ...
+      ...     def __call__(self, round, state, metrics):
+      ...         self.looks += 1
+      ...         return {"looks": self.looks}
     """
 
     def restore(
         self, simulator: "Simulator", state: SimulationState
     ) -> tuple[SimulationState, Metrics] | None:
-        """Before everything else.
+        """Called first: finds an earlier part of this run.
 
-        The state and the metrics of an earlier part of this run, if there is one.
+        Args:
+          simulator: that runs.
+          state: that `run` was given.
+
+        Returns:
+          State and metrics of the earlier part, from which the run goes on; None if
+          there is none.
         """
         return None
 
@@ -57,39 +72,64 @@ class Callback:
         metrics: Metrics,
         last: int,
     ) -> None:
-        """Before the first round; may raise `Stop`.
+        """Called before the first round; may raise `Stop`.
 
         Args:
           simulator: that runs.
-          state, metrics: at the beginning; not empty where a run goes on.
+          state: at the beginning.
+          metrics: so far; empty unless the run goes on.
           last: the round that the run is to end with.
         """
 
     def __call__(
         self, round: int, state: SimulationState, metrics: Metrics
     ) -> Mapping[str, float] | None:
-        """Every so many rounds: what it returns are columns of the metrics."""
+        """Called every `every` rounds and after the last one; may raise `Stop`.
+
+        Args:
+          round: that has ended, from 1.
+          state: after it.
+          metrics: so far.
+
+        Returns:
+          {name: number} for the metrics of this round, or None.
+        """
         return None
 
     def tick(
         self, state: SimulationState, metrics: Metrics, seconds: float, due: bool
     ) -> None:
-        """After every few rounds, more often than `__call__` where rounds are slow, and
-        after it where both are due.
+        """Called about twice a second, or after every round if rounds take longer.
+
+        Where `__call__` is due after the same round, it comes first.
 
         Args:
-          state, metrics: so far.
-          seconds: since the last tick, callbacks not counted.
-          due: whether `__call__` has been called.
+          state: after the last round so far.
+          metrics: so far.
+          seconds: of the rounds since the last tick.
+          due: whether `__call__` has just been called.
         """
 
     def end(
         self, state: SimulationState, metrics: Metrics, error: BaseException | None
     ) -> None:
-        """After the last round, also when the run failed."""
+        """Called after the last round, also when the run failed.
+
+        Args:
+          state: after the last round that succeeded.
+          metrics: of all rounds.
+          error: that ended the run; None if none did.
+        """
 
 
 def name_of(callback: Any) -> str:
-    """How messages call a callback."""
+    """The name of a callback in messages.
+
+    Args:
+      callback: a function or an object.
+
+    Returns:
+      The name of the function or of the class.
+    """
     own = getattr(callback, "__name__", None) or type(callback).__name__
     return own.lstrip("_")

@@ -1,4 +1,4 @@
-"""A run that goes on, to the same bytes, after Ctrl-C, SIGTERM or a crash."""
+"""Checkpoints of a run, which goes on from them to the same bytes."""
 
 import dataclasses
 import os
@@ -29,23 +29,18 @@ if TYPE_CHECKING:
 
 
 class _StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop after the round.
-
-    A second Ctrl-C acts at once.
-    """
+    """Notes the first Ctrl-C or SIGTERM; a second Ctrl-C acts at once."""
 
     def __init__(self):
         self.wanted = False
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Until `restore`."""
+        """Takes both signals over, until `restore`."""
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._note)
-            except (
-                ValueError
-            ):  # not in the main thread: leave signals to whoever has them
+            except ValueError:  # not in the main thread, which alone may take signals
                 break
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -54,7 +49,7 @@ class _StopRequest:
         self.wanted = True
 
     def restore(self) -> None:
-        """Gives the signals back."""
+        """Gives the signals back to their handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -79,29 +74,25 @@ class _Checkpoint(Callback):
         mine = identity.identity_of(simulator, delta, state.key)
         checkpoints = self._checkpoints = Checkpoints(folder.path / "checkpoint")
         begun = checkpoints.latest is not None
-        before = (
-            folder.read_json(identity.FILE)
-            if begun and folder.has(identity.FILE)
-            else None
-        )
+        before = None
+        if begun and folder.has(identity.FILE):
+            before = folder.read_json(identity.FILE)
         if before is not None:
-            _refuse_another_run(
-                folder, before, mine
-            )  # before anything is laid out for it
+            # Once before anything is laid out for it, and later with the program.
+            _refuse_another_run(folder, before, mine)
         if begun and folder.has("plan.json"):
             plan = plan_in(folder)
             if plan != simulator.plan:
                 state = _laid_out(simulator, plan, state, delta)
         mine = mine | {"program": identity.program_of(simulator, state, delta)}
-        warnings = (
-            [] if before is None else _refuse_another_run(folder, before, mine).warnings
-        )
+        warnings = []
+        if before is not None:
+            warnings = _refuse_another_run(folder, before, mine).warnings
         saved, damaged = checkpoints.restore_newest(state)
         found = None
         if saved is None:
-            folder.write_text(
-                "metrics.jsonl", ""
-            )  # rows without a checkpoint would be written twice
+            # Rows without a checkpoint would be written twice.
+            folder.write_text("metrics.jsonl", "")
         else:
             found = self._gone_on_with(state, saved)
             if before is None:
@@ -113,20 +104,16 @@ class _Checkpoint(Callback):
         if before is None:
             folder.write_json(identity.FILE, mine)
         done = state.round if saved is None else saved.round
-        self._warn(
-            [
-                *warnings,
-                *(f"{problem}; going on from round {done}" for problem in damaged),
-            ]
-        )
+        warnings += [f"{problem}; going on from round {done}" for problem in damaged]
+        self._warn(warnings)
         return found
 
     def _gone_on_with(
         self, start: SimulationState, saved: SimulationState
     ) -> tuple[SimulationState, Metrics]:
-        if not np.array_equal(
-            jax.random.key_data(saved.key), jax.random.key_data(start.key)
-        ):
+        """The saved state and its metrics, if they are of a run from `start`."""
+        saved_key = jax.random.key_data(saved.key)
+        if not np.array_equal(saved_key, jax.random.key_data(start.key)):
             raise OtherRun(
                 f"the run in {self.folder.path} was begun with another seed than this simulator's"
             )
@@ -178,12 +165,9 @@ class _Checkpoint(Callback):
         checkpoints, self._checkpoints = self._checkpoints, None
         if checkpoints is None:
             return
+        is_written = state.round > self._first and self._written == state.round
         try:
-            if (
-                isinstance(error, RoundError)
-                and state.round > self._first
-                and self._written == state.round
-            ):
+            if isinstance(error, RoundError) and is_written:
                 checkpoints.save(state.round, state)
         finally:
             checkpoints.close()
@@ -193,12 +177,9 @@ class _Checkpoint(Callback):
         self._checkpoints.save(state.round, state)
 
     def _warn(self, problems: list[str]) -> None:
+        console = self.console or Console(stderr=True)
         for problem in problems:
-            say(
-                self.console or Console(stderr=True),
-                f"warning: {problem}",
-                style="yellow",
-            )
+            say(console, f"warning: {problem}", style="yellow")
 
 
 def checkpoint(
@@ -207,43 +188,57 @@ def checkpoint(
     delta: Tree | None = None,
     console: Console | None = None,
 ) -> Callback:
-    """Saves the run in a folder, and goes on from there when the same call is made again.
+    """Saves the run in a folder; the same call made again goes on from there.
 
-    The folder gets checkpoints of the last two looks, metrics.jsonl with one row a
-    round, the layout (plan.json), and identity.json with what makes the run this one:
-    hyper-parameters, channels, sampler, seed, data, weights and the program of a round.
-    Another run is refused. Ctrl-C and SIGTERM end the run after the round, with
-    everything saved; a run that was killed goes on from its last look. Either way the
-    metrics are those of a run that was never interrupted, to the byte.
+    The folder gets checkpoints of the last two rounds with callbacks, metrics.jsonl
+    with one row a round, the layout (plan.json), and identity.json with what makes the
+    run this one: hyper-parameters, channels, sampler, seed, data, weights and the
+    program of a round. Another run is refused. Ctrl-C and SIGTERM end the run after the
+    round, with everything saved; a run that was killed goes on from its last
+    checkpoint. Either way the metrics are those of a run that was never interrupted, to
+    the byte.
 
     Args:
-      folder: made if need be.
-      delta: the tree that the run started from; default: that of the state that `run` is given.
+      folder: a path or a folder, which is made if it is missing.
+      delta: the tree that the run started from; default: that of the state that `run`
+        is given.
       console: where warnings go; default standard error.
 
     Returns:
       A callback.
 
-    Raises, when the run begins:
-      OtherRun: the folder is of another run; says which differences there are.
-      DamagedCheckpoint: checkpoints are there, but none is whole.
-      RunFolderError: more rounds are done than were asked for, or a file is damaged.
-
-    Raises, in the run:
-      Interrupted: after Ctrl-C or SIGTERM.
+    Raises:
+      OtherRun: when the run begins, the folder is of another run; says how they differ.
+      DamagedCheckpoint: when the run begins, there are checkpoints, but none is whole.
+      RunFolderError: when the run begins, more rounds are done than were asked for, or
+        a file is damaged.
+      Interrupted: in the run, after Ctrl-C or SIGTERM.
 
     Example:
-      `simulator.run(simulator.init(delta), 60, every=5,
-      callbacks=[callbacks.checkpoint("runs/one")])`
+      >>> import tempfile, optax, fedjax_fm as ffm
+      >>> task = ffm.Task(lambda w, _, batch, key: ((batch["x"] - w) ** 2, {}))
+      >>> algorithm = ffm.fedavg(task, optax.sgd(0.1), local_steps=1, batch_size=2)
+      >>> people = ffm.Population.from_clients([{"x": np.ones(4, np.float32)}] * 2)
+      >>> simulator = ffm.Simulator(algorithm, people, cohort_size=2)
+      >>> saved, zero = checkpoint(tempfile.mkdtemp()), np.zeros((), np.float32)
+      >>> state, _ = simulator.run(simulator.init(zero), 1, callbacks=[saved])
+      >>> state, metrics = simulator.run(simulator.init(zero), 3, callbacks=[saved])
+      >>> state.round, len(metrics["loss"])
+      (3, 3)
     """
-    place = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
+    place = folder
+    if not isinstance(place, RunFolder):
+        place = RunFolder(Path(place))
     return _Checkpoint(place, delta, console)
 
 
 def _laid_out(
     simulator: "Simulator", plan: Plan, state: SimulationState, delta: Tree
 ) -> SimulationState:
-    """The state for another layout; that of round 0 may have rows that only fill up devices."""
+    """The state for another layout.
+
+    It is made anew in round 0, when it may have rows that only fill up devices.
+    """
     simulator.lay_out(plan)
     if state.round:
         return state
@@ -254,6 +249,7 @@ def _laid_out(
 def _refuse_another_run(
     folder: RunFolder, before: dict[str, Any], now: dict[str, Any]
 ) -> identity.Comparison:
+    """How the two identities differ, if the difference is not that of another run."""
     try:
         found = identity.compare(before, now)
     except (KeyError, TypeError, AttributeError) as error:
@@ -271,7 +267,17 @@ def _refuse_another_run(
 
 
 def plan_in(folder: RunFolder) -> Plan:
-    """The layout that a run was begun with."""
+    """The layout that a run was begun with.
+
+    Args:
+      folder: with a plan.json.
+
+    Returns:
+      Its plan.
+
+    Raises:
+      RunFolderError: it is missing, damaged, or takes more devices than there are.
+    """
     fields = folder.read_json("plan.json")
     try:
         plan = Plan(**fields)

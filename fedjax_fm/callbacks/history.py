@@ -1,4 +1,4 @@
-"""The metrics of all rounds of a run, callbacks' columns among them, and rows of them as JSON."""
+"""The metrics of all rounds of a run, as columns and as rows of JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,26 @@ BYTES = ("uplink_bytes", "downlink_bytes")
 
 
 class History:
-    """{name: array[rounds]} that grows.
+    """Metrics {name: array[rounds]} that grow as rounds and callbacks add to them.
 
-    Floats are f64, a column that is not there in a round is NaN there.
+    Floats are f64; a column that has no value in a round is NaN there.
 
     Args:
       first: the round before the first row.
       metrics: of rounds first + 1, …, where a run goes on.
+
+    Example:
+      >>> history = History()
+      >>> history.extend({"loss": np.array([0.5, 0.4])})
+      >>> history.put({"eval_loss": 0.6}, "mine")
+      >>> history.metrics["eval_loss"]
+      array([nan, 0.6])
     """
 
     def __init__(self, first: int = 0, metrics: Mapping[str, np.ndarray] | None = None):
         self.first = first
         self._columns: dict[str, np.ndarray] = dict(metrics or {})
-        self._of_rounds: set[str] = (
-            set()
-        )  # columns that rounds have given, not callbacks
+        self._of_rounds: set[str] = set()  # columns of rounds, not of callbacks
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -34,13 +39,17 @@ class History:
     @property
     def n_rows(self) -> int:
         """Rounds so far."""
-        return len(next(iter(self._columns.values()))) if self._columns else 0
+        return _n_rows(self._columns)
 
     def extend(self, found: Mapping[str, np.ndarray]) -> None:
-        """Adds the rows of some rounds."""
+        """Adds the rows of some rounds.
+
+        Args:
+          found: {name: array[rounds]}, all of one length.
+        """
         if not found:
             return
-        before, more = self.n_rows, len(next(iter(found.values())))
+        before, more = self.n_rows, _n_rows(found)
         self._of_rounds |= set(found)
         for name in {**self._columns, **found}:
             old = self._columns.get(name, np.full(before, np.nan))
@@ -50,9 +59,13 @@ class History:
     def put(self, found: Any, who: str) -> None:
         """Writes what a callback returned into the last row.
 
+        Args:
+          found: {name: number}, or None.
+          who: the callback's name, for messages.
+
         Raises:
           TypeError: it is no mapping of names to numbers.
-          ValueError: a name that another one has.
+          ValueError: a name that the rounds or another callback use.
         """
         if found is None:
             return
@@ -84,9 +97,7 @@ class History:
 def rows_of(
     metrics: Mapping[str, np.ndarray], first: int, since: int = 0
 ) -> list[dict[str, Any]]:
-    """One mapping for each round.
-
-    Its number, its loss, and by name all else that it knows, with the bytes so far.
+    """One mapping for each round: its number, its loss, and its other columns by name.
 
     Args:
       metrics: {name: array[rounds]}.
@@ -94,8 +105,12 @@ def rows_of(
       since: rows of rounds up to this one are left out.
 
     Returns:
-      Mappings without NaN: a column is there where it has a value, and a loss that is
-      not known (of a round to which nobody came) is None.
+      Mappings without NaN, with the sums of bytes so far. The loss is None in a round
+      without any client.
+
+    Example:
+      >>> rows_of({"loss": np.array([0.5, np.nan])}, first=3)
+      [{'round': 4, 'loss': 0.5}, {'round': 5, 'loss': None}]
     """
     if not metrics:
         return []
@@ -118,30 +133,46 @@ def rows_of(
 
 
 def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The inverse of `rows_of`."""
-    names = list(
-        dict.fromkeys(name for row in rows for name in row if not _is_derived(name))
-    )
-    return {name: _column([row.get(name) for row in rows]) for name in names}
+    """The inverse of `rows_of`.
+
+    Args:
+      rows: of consecutive rounds.
+
+    Returns:
+      {name: array[rounds]}.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    kept = [name for name in names if not _is_derived(name)]
+    return {name: _column([row.get(name) for row in rows]) for name in kept}
 
 
 def as_line(row: Mapping[str, Any]) -> str:
-    """One row as a line of JSON."""
+    """One row as a line of JSON.
+
+    Args:
+      row: from `rows_of`.
+
+    Returns:
+      The line, with its line break.
+    """
     return json.dumps(row) + "\n"
 
 
+def _n_rows(columns: Mapping[str, np.ndarray]) -> int:
+    first = next(iter(columns.values()), ())
+    return len(first)
+
+
 def _is_derived(name: str) -> bool:
-    return name == "round" or (
-        name.removesuffix("_total") in BYTES and name.endswith("_total")
-    )
+    is_total = name.endswith("_total") and name.removesuffix("_total") in BYTES
+    return name == "round" or is_total
 
 
 def _column(values: list[Any]) -> np.ndarray:
     if all(type(value) is int for value in values):
         return np.array(values, np.int64)
-    return np.array(
-        [np.nan if value is None else value for value in values], np.float64
-    )
+    known = [np.nan if value is None else value for value in values]
+    return np.array(known, np.float64)
 
 
 def _wide(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Looks at the model between rounds."""
+"""Callbacks that evaluate the model between rounds."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from fedjax_fm.types import Task
 
 if TYPE_CHECKING:
     from fedjax_fm.engine.simulator import Simulator
+
+MAKE_A_TASK = "make one with tasks.classification(adapted) or Task(loss)"
 
 
 class _Evaluate(Callback):
@@ -39,10 +41,9 @@ class _Evaluate(Callback):
         self, round: int, state: SimulationState, metrics: Metrics
     ) -> dict[str, float]:
         assert self._simulator is not None
-        scores = scores_of(
-            self.task, *self._simulator.model(state), self.arrays, **self.how
-        )
-        return {f"{self.prefix}{name}": value for name, value in means(scores).items()}
+        model = self._simulator.model(state)
+        scores = means(scores_of(self.task, *model, self.arrays, **self.how))
+        return {f"{self.prefix}{name}": value for name, value in scores.items()}
 
 
 def evaluate(
@@ -53,16 +54,17 @@ def evaluate(
     batch_size: int = 256,
     bucket: int | None = None,
 ) -> Callback:
-    """Scores the server's model.
+    """Scores the server's model on a test set.
 
     Its columns are `eval_loss` and each metric of the task, `eval_accuracy` for
-    example.
+    example: means over the examples.
 
     Args:
       task: what is computed of each example; means are weighted as the task weighs.
       arrays: {column: [n, ...]}, a test set.
-      prefix: of the columns' names, for a second test set.
-      batch_size, bucket: as for `fedjax_fm.evaluate`.
+      prefix: of the columns' names; a second test set needs another one.
+      batch_size: examples that are computed at once.
+      bucket: as for `fedjax_fm.evaluate`.
 
     Returns:
       A callback.
@@ -71,18 +73,21 @@ def evaluate(
       ValueError: the test set is empty.
 
     Example:
-      `simulator.run(state, 60, every=5, callbacks=[callbacks.evaluate(task, test)])`
+      >>> import optax, fedjax_fm as ffm
+      >>> task = ffm.Task(lambda w, _, batch, key: ((batch["x"] - w) ** 2, {}))
+      >>> algorithm = ffm.fedavg(task, optax.sgd(0.5), local_steps=1, batch_size=2)
+      >>> people = ffm.Population.from_clients([{"x": np.ones(2, np.float32)}] * 2)
+      >>> simulator = ffm.Simulator(algorithm, people, cohort_size=2)
+      >>> state = simulator.init(np.zeros((), np.float32))
+      >>> look = ffm.callbacks.evaluate(task, {"x": np.full(3, 2.0, np.float32)})
+      >>> state, metrics = simulator.run(state, 2, callbacks=[look])
+      >>> metrics["eval_loss"]
+      array([1., 1.])
     """
-    checks.instance(
-        "task", task, Task, "make one with tasks.classification(adapted) or Task(loss)"
-    )
+    checks.instance("task", task, Task, MAKE_A_TASK)
     _check_rows(arrays)
-    return _Evaluate(
-        task,
-        arrays,
-        checks.text("prefix", prefix),
-        {"batch_size": batch_size, "bucket": bucket},
-    )
+    how = {"batch_size": batch_size, "bucket": bucket}
+    return _Evaluate(task, arrays, checks.text("prefix", prefix), how)
 
 
 class _EvaluateClients(Callback):
@@ -91,12 +96,8 @@ class _EvaluateClients(Callback):
     def __init__(
         self, task: Task, population: Population, prefix: str, how: dict[str, Any]
     ):
-        self.task, self.population, self.prefix, self.how = (
-            task,
-            population,
-            prefix,
-            how,
-        )
+        self.task, self.population = task, population
+        self.prefix, self.how = prefix, how
         self._simulator: Simulator | None = None
 
     def begin(
@@ -135,44 +136,53 @@ def evaluate_clients(
 ) -> Callback:
     """Scores each client's model on the client's own test examples.
 
-    The columns are the mean over clients, each counting once, `clients_loss` and so on,
-    and the mean of the worst tenth of them, `clients_loss_worst_decile`. A client
-    without test examples is left out. A method without personal models is scored with
-    the server's.
+    The columns are the mean over clients, each of which counts once (`clients_loss` and
+    so on), and the mean of the worst tenth of them (`clients_loss_worst_decile`).
+    Clients without test examples are left out. Without personal models every client is
+    scored with the server's.
 
     Args:
       task: what is computed of each example.
       population: test examples of the same clients, in the same order.
       prefix: of the columns' names.
-      batch_size, bucket: as for `fedjax_fm.evaluate`.
+      batch_size: examples that are computed at once.
+      bucket: as for `fedjax_fm.evaluate`.
 
     Returns:
       A callback.
 
     Raises:
-      ValueError: no client has a test example; when the run begins, another number of clients.
+      ValueError: no client has a test example, or, when the run begins, the number of
+        clients is not that of the simulator.
 
     Example:
-      `simulator.run(state, 60, every=5, callbacks=[callbacks.evaluate_clients(task, test)])`
+      >>> import optax, fedjax_fm as ffm
+      >>> task = ffm.Task(lambda w, _, batch, key: ((batch["x"] - w) ** 2, {}))
+      >>> algorithm = ffm.fedavg(task, optax.sgd(0.5), local_steps=1, batch_size=2)
+      >>> people = ffm.Population.from_clients([{"x": np.ones(2, np.float32)}] * 2)
+      >>> simulator = ffm.Simulator(algorithm, people, cohort_size=2)
+      >>> look = ffm.callbacks.evaluate_clients(task, people)
+      >>> start = simulator.init(np.zeros((), np.float32))
+      >>> state, metrics = simulator.run(start, 1, callbacks=[look])
+      >>> metrics["clients_loss"], metrics["clients_loss_worst_decile"]
+      (array([0.]), array([0.]))
     """
-    checks.instance(
-        "task", task, Task, "make one with tasks.classification(adapted) or Task(loss)"
-    )
-    checks.instance(
-        "population",
-        population,
-        Population,
-        "make one with Population.from_clients(...)",
-    )
+    checks.instance("task", task, Task, MAKE_A_TASK)
+    make = "make one with Population.from_clients(...)"
+    checks.instance("population", population, Population, make)
     if population.n_examples == 0:
         raise ValueError(f"nothing to evaluate: no client has an example, {population}")
-    return _EvaluateClients(
-        task, population, prefix, {"batch_size": batch_size, "bucket": bucket}
-    )
+    how = {"batch_size": batch_size, "bucket": bucket}
+    return _EvaluateClients(task, population, prefix, how)
 
 
 def check_clients(simulator: "Simulator", population: Population) -> None:
-    """Raises ValueError unless both have as many clients."""
+    """Raises ValueError unless both have as many clients.
+
+    Args:
+      simulator: with the clients that train.
+      population: test examples of the same clients.
+    """
     if population.n_clients != simulator.population.n_clients:
         raise ValueError(
             f"expected test examples of {simulator.population.n_clients} clients, "
@@ -187,12 +197,17 @@ def client_scores(
     population: Population,
     **how: Any,
 ) -> list[Scores | None]:
-    """Every client's scores by its own model, None for a client without examples.
+    """Every client's scores by its own model, or by the server's if it has none.
 
     Args:
-      simulator, state: of the run.
-      task, population: what is scored of whose examples.
-      how: `batch_size` and `bucket` of `evaluate`.
+      simulator: of the run.
+      state: of the run.
+      task: what is computed of each example.
+      population: examples of the same clients, in the same order.
+      **how: `batch_size` and `bucket` of `evaluate`.
+
+    Returns:
+      {name: f32[examples]} of each client, None for a client without examples.
     """
     sizes = population.sizes
     if not simulator.is_personal:
@@ -204,31 +219,41 @@ def client_scores(
             for k, size in enumerate(sizes)
         ]
     found: list[Scores | None] = []
-    how["batch_size"] = min(
-        how.get("batch_size", 256), int(sizes.max())
-    )  # one compile, no batch of mostly padding
+    # No larger than the largest client: one compilation, and little padding.
+    most = int(sizes.max())
+    how["batch_size"] = min(how.get("batch_size", 256), most)
     for k, size in enumerate(sizes):
-        arrays = population.client(k) if size else None
-        found.append(
-            None
-            if arrays is None
-            else scores_of(task, *simulator.model(state, k), arrays, **how)
-        )
+        if not size:
+            found.append(None)
+            continue
+        model, arrays = simulator.model(state, k), population.client(k)
+        found.append(scores_of(task, *model, arrays, **how))
     return found
 
 
 def worst_decile(values: np.ndarray, name: str) -> float:
     """The mean of the worst tenth of the clients, at least one.
 
-    The lowest accuracies, the highest of all else.
+    Args:
+      values: f64[clients], one score; NaN is left out.
+      name: of the score. Of `accuracy` the lowest values are worst, else the highest.
+
+    Returns:
+      The mean; NaN if no value is known.
+
+    Example:
+      >>> worst_decile(np.arange(20.0), "loss")
+      18.5
     """
     values = np.sort(values[~np.isnan(values)])
     if not len(values):
         return float("nan")
     n = max(1, len(values) // 10)
-    return float((values[:n] if name == "accuracy" else values[-n:]).mean())
+    worst = values[:n] if name == "accuracy" else values[-n:]
+    return float(worst.mean())
 
 
 def _check_rows(arrays: Mapping[str, Any]) -> None:
-    if not arrays or not all(len(array) for array in arrays.values()):
+    sizes = [len(array) for array in arrays.values()]
+    if not sizes or not all(sizes):
         raise ValueError("nothing to evaluate: the arrays have no rows")

@@ -28,22 +28,16 @@ class _Rounds:
         history: History,
         callbacks: Sequence[Any],
     ):
-        self.simulator, self.state, self.history, self.callbacks = (
-            simulator,
-            state,
-            history,
-            callbacks,
-        )
-        self.whole = [
-            callback for callback in callbacks if isinstance(callback, Callback)
-        ]
+        self.simulator, self.state = simulator, state
+        self.history, self.callbacks = history, callbacks
+        self.whole = [one for one in callbacks if isinstance(one, Callback)]
 
     @property
     def metrics(self) -> Metrics:
         return self.history.metrics
 
     def guarded(self, callback: Any, call: Callable[[], Any]) -> Any:
-        """What `call` returns; its error names the callback and holds the state."""
+        """Calls; wraps an error into one that names the callback and holds the state."""
         try:
             return call()
         except (Stop, Interrupted, UserError, RoundError):
@@ -52,7 +46,7 @@ class _Rounds:
             raise CallbackError(name_of(callback), self.state, self.metrics) from error
 
     def look(self) -> bool:
-        """Calls every callback; whether one of them has seen enough."""
+        """Calls every callback, and returns whether one of them has raised `Stop`."""
         enough = False
         for callback in self.callbacks:
 
@@ -67,7 +61,7 @@ class _Rounds:
         return enough
 
     def tick(self, seconds: float, due: bool) -> None:
-        """Lets the callbacks show and write what there is."""
+        """Calls the `tick` of every callback that has one."""
         for callback in self.whole:
 
             def call(callback: Callback = callback) -> None:
@@ -84,18 +78,30 @@ def run_with_callbacks(
     callbacks: Sequence[Any],
     donate: bool,
 ) -> tuple[SimulationState, Metrics]:
-    """`Simulator.run` with callbacks; see there.
+    """`Simulator.run` with callbacks.
+
+    Args:
+      simulator: that runs.
+      state: where the run begins, unless a callback restores a later one.
+      rounds: how many, counted from `state`.
+      every: rounds between two calls of the callbacks.
+      callbacks: functions of (round, state, metrics), or objects of `Callback`.
+      donate: whether the first rounds may reuse the memory of `state`.
 
     Returns:
       (state, metrics) of all rounds from that of `state`, those of an earlier part that
       was restored among them.
+
+    Raises:
+      TypeError: a callback cannot be called, or returned something else than numbers.
+      CallbackError: a callback failed.
+      RoundError: a round failed; holds the metrics of those before.
     """
     _check(callbacks)
     last = state.round + rounds
     run = _restored(simulator, state, callbacks)
-    check_rounds(
-        simulator.algorithm.privacy, run.state.round, max(last - run.state.round, 0)
-    )
+    done = run.state.round
+    check_rounds(simulator.algorithm.privacy, done, max(last - done, 0))
     error: BaseException | None = None
     try:
         if _begin(run, last):
@@ -123,7 +129,7 @@ def _check(callbacks: Sequence[Any]) -> None:
 def _restored(
     simulator: "Simulator", state: SimulationState, callbacks: Sequence[Any]
 ) -> _Rounds:
-    """Where the run begins: at `state`, or where an earlier part of it ended."""
+    """The run at its beginning: at `state`, or where an earlier part of it ended."""
     run = _Rounds(simulator, state, History(state.round), callbacks)
     for callback in run.whole:
         found = callback.restore(simulator, state)
@@ -134,7 +140,7 @@ def _restored(
 
 
 def _begin(run: _Rounds, last: int) -> bool:
-    """Whether there is anything to do."""
+    """Calls the `begin` of the callbacks; whether there are rounds to do."""
     goes_on = run.state.round < last
     for callback in run.whole:
         try:
@@ -145,10 +151,10 @@ def _begin(run: _Rounds, last: int) -> bool:
 
 
 def _go(run: _Rounds, last: int, every: int, donate: bool) -> None:
+    """Does the rounds, with looks every `every` of them and ticks in between."""
     at_once = 1  # rounds between two ticks
-    kept = len(run.whole) < len(
-        run.callbacks
-    )  # a plain function may keep the state that it is given
+    # A plain function may keep the state that it is given, whose memory stays then.
+    kept = len(run.whole) < len(run.callbacks)
     while run.state.round < last:
         next_look = min(last, (run.state.round // every + 1) * every)
         n = min(at_once, next_look - run.state.round)
@@ -168,8 +174,5 @@ def _go(run: _Rounds, last: int, every: int, donate: bool) -> None:
         if enough:
             return
         donate = not (due and kept)
-        at_once = (
-            max(1, min(2 * at_once, int(TICK * n / seconds)))
-            if seconds
-            else 2 * at_once
-        )
+        fitting = int(TICK * n / seconds) if seconds else 2 * at_once
+        at_once = max(1, min(2 * at_once, fitting))

@@ -1,4 +1,4 @@
-"""Shows how far a run is, at a terminal and in a notebook; silent where nobody looks."""
+"""A callback that shows how far a run is, at a terminal and in a notebook."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -44,10 +44,10 @@ class _Progress(Callback):
             return
         self._live = RoundProgress(
             self.label,
-            last,
-            state.round,
-            console,
-            self.lines_every or max(1, last // 10),
+            total=last,
+            done=state.round,
+            console=console,
+            lines_every=self.lines_every or max(1, last // 10),
         )
         self._live.__enter__()
 
@@ -56,17 +56,13 @@ class _Progress(Callback):
     ) -> None:
         if self._live is None:
             return
-        self._last |= {
-            name: value
-            for name in SHOWN
-            if (value := _latest(metrics, name)) is not None
-        }
-        shown: dict[str, Any] = {
-            name: f"{value:.4g}" for name, value in self._last.items()
-        }
+        newest = {name: _latest(metrics, name) for name in SHOWN}
+        self._last |= {name: v for name, v in newest.items() if v is not None}
+        shown: dict[str, Any] = {name: f"{v:.4g}" for name, v in self._last.items()}
         for name, sign in (("uplink_bytes", "up"), ("downlink_bytes", "down")):
             if name in metrics:
-                shown[sign] = in_units(int(metrics[name].sum()))
+                total = int(metrics[name].sum())
+                shown[sign] = in_units(total)
         self._live.update(state.round, **shown)
 
     def end(
@@ -83,26 +79,26 @@ def progress(
     console: Console | None = None,
     lines_every: int | None = None,
 ) -> Callback:
-    """A bar with rounds, losses, bytes and the time left.
+    """Shows a bar with rounds, losses, bytes and the time left.
 
     Args:
       label: names the run.
-      console: where it is shown, in any case; default: standard error where that is a
-        terminal, or the notebook.
-      lines_every: on a console that is no terminal, a line every so many rounds;
-        default: about ten in all.
+      console: where it is shown; default: the notebook, or standard error if that is a
+        terminal. Without either nothing is shown.
+      lines_every: rounds between two lines on a console that is no terminal; default: a
+        tenth of all.
 
     Returns:
       A callback.
 
     Example:
-      `simulator.run(state, 60, callbacks=[callbacks.progress()])`
+      >>> bar = progress("lora")  # simulator.run(state, 60, callbacks=[bar])
     """
     return _Progress(label, console, lines_every)
 
 
 def _console() -> Console | None:
-    """Where somebody looks, or None."""
+    """The notebook, a terminal, or None."""
     if "ipykernel" in sys.modules:
         return Console(force_jupyter=True)
     console = Console(stderr=True)
@@ -110,7 +106,7 @@ def _console() -> Console | None:
 
 
 def _latest(metrics: Metrics, name: str) -> float | None:
-    """The newest value of a column that has one."""
+    """The value of a column in the last round, None if it has none."""
     if name not in metrics or not len(metrics[name]):
         return None
     value = float(metrics[name][-1])

@@ -1,4 +1,4 @@
-"""An end before the last round."""
+"""A callback that ends a run before the last round."""
 
 import numpy as np
 
@@ -10,16 +10,12 @@ from fedjax_fm.engine.state import SimulationState
 class _EarlyStopping(Callback):
     """See `early_stopping`.
 
-    Decides from the metrics alone, so that a run that goes on decides alike.
+    It decides from the metrics alone, so that a run that goes on decides alike.
     """
 
     def __init__(self, name: str, patience: int, least: float, highest: bool):
-        self.name, self.patience, self.least, self.sign = (
-            name,
-            patience,
-            least,
-            -1.0 if highest else 1.0,
-        )
+        self.name, self.patience, self.least = name, patience, least
+        self.sign = -1.0 if highest else 1.0
 
     def begin(
         self, simulator, state: SimulationState, metrics: Metrics, last: int
@@ -57,26 +53,29 @@ def early_stopping(
     """Ends the run when a column of the metrics has not improved for some looks.
 
     Args:
-      name: of the column, `eval_loss` for example; a callback before this one in the list gives it.
+      name: of the column, `eval_loss` for example. A callback that gives it comes
+        before this one in the list.
       patience: looks in a row without an improvement.
       least_improvement: by how much a look must be better than the best one before.
-      highest: whether higher is better; default: of names that end in `accuracy`, else lower is.
+      highest: whether higher is better; default: whether the name ends in `accuracy`.
 
     Returns:
       A callback.
 
     Raises:
-      ValueError: when it is called, for a column that is not there.
+      ValueError: when it is called and there is no such column.
 
     Example:
-      `callbacks=[callbacks.evaluate(task, test), callbacks.early_stopping("eval_loss",
-      patience=3)]`
+      >>> stop = early_stopping("loss", patience=2)
+      >>> stop(2, None, {"loss": np.array([0.4, 0.5])})
+      >>> stop(3, None, {"loss": np.array([0.4, 0.5, 0.6])})
+      Traceback (most recent call last):
+      fedjax_fm.callbacks.base.Stop: loss has not improved for 2 looks
     """
     checks.text("name", name)
     checks.whole("patience", patience, least=1)
     checks.real("least_improvement", least_improvement, least=0)
     if highest is None:
         highest = name.endswith("accuracy")
-    return _EarlyStopping(
-        name, patience, float(least_improvement), checks.flag("highest", highest)
-    )
+    checks.flag("highest", highest)
+    return _EarlyStopping(name, patience, float(least_improvement), highest)

@@ -1,4 +1,4 @@
-"""Metrics for the tools with which people look at runs."""
+"""A callback that writes metrics for experiment trackers."""
 
 import importlib
 import os
@@ -18,18 +18,27 @@ if TYPE_CHECKING:
 
 
 class Tracker(Protocol):
-    """Where rows go; a row's steps are rounds, and a run that goes on begins after `since`."""
+    """Where rows of metrics go; steps are rounds."""
 
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
-        """Before the first round; `rows` are those of an earlier part."""
+        """Called before the first round.
+
+        Args:
+          rows: of an earlier part of the run, which was tracked before.
+          since: the last round of that part, 0 if there is none.
+        """
         ...
 
     def log(self, row: dict[str, Any]) -> None:
-        """One round."""
+        """Called after each round.
+
+        Args:
+          row: the round's metrics, from `rows_of`.
+        """
         ...
 
     def end(self) -> None:
-        """After the last round."""
+        """Called after the last round."""
         ...
 
 
@@ -40,7 +49,8 @@ class _Jsonl:
         self.folder = RunFolder(folder)
 
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
-        self.folder.made().write_text("metrics.jsonl", "".join(map(as_line, rows)))
+        lines = [as_line(row) for row in rows]
+        self.folder.made().write_text("metrics.jsonl", "".join(lines))
 
     def log(self, row: dict[str, Any]) -> None:
         self.folder.append_metrics(row)
@@ -57,16 +67,14 @@ class _TensorBoard:
         self._make = _imported("tensorboardX", "tensorboard").SummaryWriter
 
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
-        # Steps behind `since`, of a part that was killed, are shown no more.
-        self._writer = self._make(
-            str(self.folder / "tensorboard"), purge_step=since + 1 if since else None
-        )
+        # Steps after `since`, of a part that was killed, are shown no more.
+        purged = since + 1 if since else None
+        self._writer = self._make(str(self.folder / "tensorboard"), purge_step=purged)
 
     def log(self, row: dict[str, Any]) -> None:
         assert self._writer is not None
-        for name, value in row.items():
-            if name != "round" and value is not None:
-                self._writer.add_scalar(name, value, row["round"])
+        for name, value in _known(row).items():
+            self._writer.add_scalar(name, value, row["round"])
 
     def end(self) -> None:
         if self._writer is not None:
@@ -91,12 +99,7 @@ class _Wandb:
 
     def log(self, row: dict[str, Any]) -> None:
         assert self._run is not None
-        known = {
-            name: value
-            for name, value in row.items()
-            if name != "round" and value is not None
-        }
-        self._run.log(known, step=row["round"])
+        self._run.log(_known(row), step=row["round"])
 
     def end(self) -> None:
         if self._run is not None:
@@ -104,23 +107,19 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of MLflow, in `folder`/mlruns unless MLFLOW_TRACKING_URI says otherwise."""
+    """A run of MLflow, in FOLDER/mlruns unless MLFLOW_TRACKING_URI is set."""
 
     def __init__(self, folder: Path):
         self.folder, self._mlflow = folder, _imported("mlflow", "mlflow")
 
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            self._mlflow.set_tracking_uri((self.folder / "mlruns").resolve().as_uri())
+            place = (self.folder / "mlruns").resolve()
+            self._mlflow.set_tracking_uri(place.as_uri())
         self._mlflow.start_run(run_name=self.folder.name)
 
     def log(self, row: dict[str, Any]) -> None:
-        known = {
-            name: value
-            for name, value in row.items()
-            if name != "round" and value is not None
-        }
-        self._mlflow.log_metrics(known, step=row["round"])
+        self._mlflow.log_metrics(_known(row), step=row["round"])
 
     def end(self) -> None:
         self._mlflow.end_run()
@@ -175,22 +174,28 @@ class _Track(Callback):
 def track(
     folder: str | os.PathLike[str], *, to: Sequence[str] = ("jsonl",)
 ) -> Callback:
-    """Writes the metrics of every round where people look at them.
+    """Writes the metrics of every round for experiment trackers.
+
+    Beside `checkpoint`, a run that goes on is continued in the trackers, too, with no
+    round twice.
 
     Args:
-      folder: made if need be; its name is the run's.
-      to: of "jsonl" (metrics.jsonl), "tensorboard" (needs tensorboardX), "wandb" and
-        "mlflow" (need those packages).
+      folder: made if it is missing; its name is the run's.
+      to: some of "jsonl" (metrics.jsonl), "tensorboard" (needs tensorboardX), "wandb"
+        and "mlflow" (need those packages).
 
     Returns:
-      A callback. A run that goes on (`checkpoint`) goes on here, too, with no round twice.
+      A callback.
 
     Raises:
       UsageError: an unknown tracker; names the nearest one.
       ImportError: a package that is not installed; says how to install it.
 
     Example:
-      `callbacks=[callbacks.track("runs/one", to=["jsonl", "tensorboard"])]`
+      >>> rows = track("runs/one", to=["jsonl"])  # callbacks=[rows]
+      >>> track("runs/one", to=["json"])
+      Traceback (most recent call last):
+      fedjax_fm.runs.errors.UsageError: unknown tracker 'json'; did you mean 'jsonl'? ...
     """
     if isinstance(to, str) or not to:
         raise UsageError(
@@ -199,10 +204,21 @@ def track(
     for name in to:
         if name not in TRACKERS:
             raise UsageError(nearest(str(name), TRACKERS, "tracker"))
-    return _Track([TRACKERS[name](Path(folder)) for name in to])
+    place = Path(folder)
+    return _Track([TRACKERS[name](place) for name in to])
+
+
+def _known(row: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a row that have a value."""
+    return {
+        name: value
+        for name, value in row.items()
+        if name != "round" and value is not None
+    }
 
 
 def _imported(module: str, what: str) -> Any:
+    """The module, or an ImportError that says what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

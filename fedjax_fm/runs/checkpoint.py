@@ -1,4 +1,8 @@
-"""States on disk, by Orbax: atomic, the last two kept, each with a digest of its own."""
+"""Simulation states on disk, written by Orbax.
+
+A checkpoint is complete or absent, the last two are kept, and each holds a digest of
+its arrays.
+"""
 
 import contextlib
 import functools
@@ -21,18 +25,34 @@ from fedjax_fm import trees
 from fedjax_fm.runs.errors import CheckpointError, DamagedCheckpoint, OtherRun
 from fedjax_fm.runs.folder import cannot_write
 
-DIGEST = (
-    "sha256"  # a leaf's path begins with a bracket or a dot, so no leaf is called that
-)
+# A leaf's path begins with a bracket or a dot, so no leaf has this name.
+DIGEST = "sha256"
 
 
 class Checkpoints:
     """Saves and restores whole states by round.
 
-    Leaves are stored under their paths: Orbax restores named tuples only with a target
-    and refuses arrays of size zero, so those are left out and taken from the target.
-    Orbax finds neither a changed byte of an array nor which file is to blame, so every
-    checkpoint holds a digest of its arrays.
+    Leaves are stored under their paths, because Orbax restores named tuples only with a
+    target. Orbax refuses arrays of size zero: they are left out, and taken from the
+    target. Orbax does not detect a changed byte of an array, so every checkpoint holds
+    a digest of its arrays.
+
+    Args:
+      folder: of all checkpoints, one folder a round; made if it is not there.
+      keep: how many of the newest rounds are kept.
+
+    Raises:
+      CheckpointError: the folder cannot be made.
+
+    Example:
+      >>> import tempfile
+      >>> states = Checkpoints(Path(tempfile.mkdtemp()) / "checkpoint")
+      >>> states.save(3, {"w": jnp.arange(3.0)})
+      >>> states.latest
+      3
+      >>> states.restore(3, {"w": jnp.zeros(3)})["w"].tolist()
+      [0.0, 1.0, 2.0]
+      >>> states.close()
     """
 
     def __init__(self, folder: Path, keep: int = 2):
@@ -53,9 +73,13 @@ class Checkpoints:
     def save(self, round_index: int, state: Any) -> None:
         """Writes `state`; does nothing if that round is there already.
 
+        Args:
+          round_index: the round after which the state is saved.
+          state: a pytree of arrays and keys.
+
         Raises:
-          CheckpointError: the disk took no more; the checkpoints before are as they
-            were, half of this one is taken away.
+          CheckpointError: it cannot be written. What was written of it is removed; the
+            checkpoints before stay as they were.
         """
         if round_index == self.latest:
             return
@@ -64,24 +88,27 @@ class Checkpoints:
         try:
             with _without_noise():
                 self._manager.save(round_index, args=ocp.args.StandardSave(arrays))  # type: ignore[call-arg]
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # Orbax passes on what its threads met, as a ValueError
+        # Orbax passes on what its threads met, as a ValueError.
+        except (OSError, ValueError, RuntimeError) as error:
             for half in self._folder.glob(f"{round_index}.*"):
                 shutil.rmtree(half, ignore_errors=True)
-            safe = (
-                "no round was saved before"
-                if self.latest is None
-                else f"the rounds up to {self.latest} are safe there"
-            )
-            raise CheckpointError(
-                cannot_write(self._folder / str(round_index), error, safe)
-            ) from error
+            if self.latest is None:
+                safe = "no round was saved before"
+            else:
+                safe = f"the rounds up to {self.latest} are safe there"
+            place = self._folder / str(round_index)
+            raise CheckpointError(cannot_write(place, error, safe)) from error
 
     def restore(self, round_index: int, target: Any) -> Any:
-        """The state of that round, in the structure, shapes and dtypes of `target`.
+        """Reads the state of one round.
+
+        Args:
+          round_index: a round that was saved.
+          target: a state of the same structure, shapes and dtypes. Its numpy arrays are
+            restored as writable numpy arrays.
+
+        Returns:
+          The state, in the structure of `target`.
 
         Raises:
           DamagedCheckpoint: the files are missing, cut short or changed.
@@ -89,12 +116,12 @@ class Checkpoints:
         """
         try:
             _ignore_late_reads()
+            as_written = ocp.args.StandardRestore()  # type: ignore[call-arg]
             with _without_noise():
-                found = dict(
-                    self._manager.restore(round_index, args=ocp.args.StandardRestore())
-                )  # type: ignore[call-arg]
+                found = dict(self._manager.restore(round_index, args=as_written))
         except Exception as error:
-            why = " ".join(str(error).split()).partition(" [tensorstore_spec=")[0]
+            in_one_line = " ".join(str(error).split())
+            why = in_one_line.partition(" [tensorstore_spec=")[0]
             raise DamagedCheckpoint(
                 f"the checkpoint of round {round_index} cannot be read: {why[:300]}"
             ) from error
@@ -112,20 +139,26 @@ class Checkpoints:
         def restored(path: tuple, leaf: Any) -> Any:
             value = found.get(jax.tree_util.keystr(path), leaf)
             if _is_key(leaf):
-                return jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
-            return (
-                np.array(value) if isinstance(leaf, np.ndarray) else value
-            )  # spilled stores are written to
+                kind = jax.random.key_impl(leaf)
+                return jax.random.wrap_key_data(value, impl=kind)
+            if isinstance(leaf, np.ndarray):
+                return np.array(value)  # a spilled store, which is written to
+            return value
 
         return structure.unflatten([restored(path, leaf) for path, leaf in leaves])
 
     def restore_newest(self, target: Any) -> tuple[Any | None, list[str]]:
-        """(the newest state that is whole, what was found of damaged ones).
-
-        (None, []) if nothing was ever saved.
+        """Reads the newest state that is undamaged.
 
         A damaged checkpoint is moved to damaged-ROUND beside the folder, so that its
         round can be saved again.
+
+        Args:
+          target: as for `restore`.
+
+        Returns:
+          (state, a sentence for each damaged checkpoint that is newer); (None, []) if
+          nothing was saved.
 
         Raises:
           DamagedCheckpoint: there are checkpoints, but none is whole; none is moved then.
@@ -139,10 +172,8 @@ class Checkpoints:
                 problems[round_index] = str(error)
                 continue
             for damaged in problems:
-                os.replace(
-                    self._folder / str(damaged),
-                    self._folder.parent / f"damaged-{damaged}",
-                )
+                place = self._folder / str(damaged)
+                os.replace(place, self._folder.parent / f"damaged-{damaged}")
             if problems:
                 self._manager.reload()
             return state, list(problems.values())
@@ -153,16 +184,13 @@ class Checkpoints:
         return None, []
 
     def close(self) -> None:
-        """Waits for writes and lets go of the folder."""
+        """Waits for writes to end, and stops Orbax's threads."""
         self._manager.close()
 
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Keeps Orbax from telling an error twice: its threads log it with their whole stacks.
-
-    The error itself is raised.
-    """
+    """Silences the log of Orbax, whose threads log an error that is raised as well."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -174,12 +202,10 @@ def _without_noise() -> Iterator[None]:
 
 @functools.cache
 def _ignore_late_reads() -> None:
-    """Drops what reads report that are on their way when one before them has failed.
+    """Keeps Python from printing errors of reads that end after another one has failed.
 
-    Their event loop is closed by then.
-
-    TensorStore's threads have these printed by Python, at any time from then on; all
-    else passes through.
+    Their event loop is closed by then, and TensorStore's threads report that at any
+    later time. All other errors are printed as before.
     """
     print_unraisable, print_uncaught = sys.unraisablehook, sys.excepthook
 
@@ -197,13 +223,11 @@ def _ignore_late_reads() -> None:
 
 
 def _is_late_read(error: BaseException | None, trace: TracebackType | None) -> bool:
-    """Whether a thread that is none of Python's has called a closed event loop."""
+    """Whether a thread outside of Python has called a closed event loop."""
     closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    return (
-        closed
-        and trace is not None
-        and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
-    )
+    if not closed or trace is None:
+        return False
+    return trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
 
 
 def _is_key(leaf: Any) -> bool:
@@ -211,15 +235,13 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _by_path(state: Any) -> dict[str, np.ndarray]:
-    arrays = jax.tree.map(
-        lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state
-    )
-    leaves = jax.tree.leaves_with_path(arrays)
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in leaves
-        if leaf.size
-    }
+    """{path: array} of all leaves that are not empty; keys as their data."""
+    arrays = {}
+    for path, leaf in jax.tree.leaves_with_path(state):
+        array = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        if array.size:
+            arrays[jax.tree_util.keystr(path)] = np.asarray(array)
+    return arrays
 
 
 def _digest(arrays: dict[str, Any]) -> np.ndarray:
@@ -227,6 +249,8 @@ def _digest(arrays: dict[str, Any]) -> np.ndarray:
     hashed = hashlib.sha256()
     for name, value in sorted(arrays.items()):
         array = np.ascontiguousarray(value)
-        hashed.update(f"{name} {array.dtype} {np.shape(value)}".encode())
-        hashed.update(array.reshape(-1).view(np.uint8).data)
+        head = f"{name} {array.dtype} {np.shape(value)}"
+        hashed.update(head.encode())
+        as_bytes = array.reshape(-1).view(np.uint8)
+        hashed.update(as_bytes.data)
     return np.frombuffer(hashed.digest(), np.uint8)

@@ -1,16 +1,19 @@
-"""What can go wrong around a run without being a bug. Imports nothing."""
+"""Errors around a run that are not bugs.
+
+Imports nothing.
+"""
 
 
 class UserError(Exception):
-    """Something that the user can mend; the command says it in one line."""
+    """An error that the user can mend; the command prints it as one line."""
 
 
 class UsageError(UserError):
-    """What the user asked for does not exist or makes no sense; the message says what does."""
+    """A name or value that does not exist or makes no sense; says which do."""
 
 
 class RunFolderError(UserError):
-    """A run folder that exists, is missing, cannot be written or holds something unexpected."""
+    """A run folder that exists, is missing, is damaged or cannot be written."""
 
 
 class CheckpointError(UserError):

@@ -1,10 +1,14 @@
-"""The folder that a run leaves behind.
+"""The folder of a run.
 
-config.json       the resolved configuration          metrics.jsonl   one row a round,
-flushed as it happens provenance.json   data, weights, seeds, versions
-seconds.jsonl   how long each took plan.json         layout over devices and blocks
-checkpoint/     the last states (Orbax) identity.json     what makes it this run
-report.html     what was found, for people results.json      what was found
+config.json       the resolved configuration
+provenance.json   data, weights, seeds, versions
+plan.json         layout over devices and blocks
+identity.json     what makes it this run and no other
+metrics.jsonl     one row a round, flushed after each
+seconds.jsonl     how long each round took
+checkpoint/       the last states (Orbax)
+results.json      what was found
+report.html       what was found, for reading
 """
 
 import contextlib
@@ -21,7 +25,7 @@ from fedjax_fm.runs.errors import RunFolderError
 if TYPE_CHECKING:
     import numpy as np
 
-# Files that say what a run would be; a folder with no other ones holds nothing that was computed.
+# Files that are written before anything is computed.
 BEFORE_THE_RUN = {
     "config.json",
     "provenance.json",
@@ -32,9 +36,22 @@ BEFORE_THE_RUN = {
 
 
 class RunFolder:
-    """Reads and writes one run's files.
+    """Reads and writes the files of one run.
 
-    Every file is complete or absent, metrics rows are appended and flushed.
+    Every file is complete or absent; rows of metrics are appended and flushed.
+
+    Args:
+      path: of the folder, which need not exist; `create` makes a new one.
+
+    Example:
+      >>> import tempfile
+      >>> place = Path(tempfile.mkdtemp()) / "mine"
+      >>> folder = RunFolder.create(place, {"rounds": 2}, experiment="tiny")
+      >>> folder.append_metrics({"round": 1, "loss": 0.5})
+      >>> RunFolder.open(place).config
+      {'experiment': 'tiny', 'rounds': 2}
+      >>> RunFolder.open(place).metrics()
+      [{'round': 1, 'loss': 0.5}]
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -44,29 +61,33 @@ class RunFolder:
     def create(
         cls, path: str | os.PathLike[str], config: dict[str, Any], experiment: str
     ) -> "RunFolder":
-        """Makes a new folder; refuses one that exists, and leaves nothing behind if it
-        cannot be made.
+        """Makes a new folder with its config.json.
+
+        Args:
+          path: where; may exist if it is empty.
+          config: settings that JSON can hold.
+          experiment: name of the study.
+
+        Returns:
+          The folder.
+
+        Raises:
+          RunFolderError: it exists and is not empty, or cannot be made; nothing is left
+            behind then.
         """
         folder = cls(path)
-        left = {"config.json.part"}  # by a run that was killed before it had begun
         text = _as_json({"experiment": experiment, **config})
         missing = []
         try:
-            # Not `exists`, which says no of what it may not see.
+            # `exists` would say no of a folder that may not be looked into.
             missing = [
                 place
                 for place in (folder.path, *folder.path.parents)
                 if not os.path.lexists(place)
             ]
-            if not missing and (
-                not folder.path.is_dir()
-                or any(child.name not in left for child in folder.path.iterdir())
-            ):
-                cure = (
-                    "continue it with `fedjax-fm run --resume " + str(path) + "`, "
-                    if folder.is_run
-                    else ""
-                )
+            if not missing and not folder._is_unused():
+                resume = f"continue it with `fedjax-fm run --resume {path}`, "
+                cure = resume if folder.is_run else ""
                 raise RunFolderError(
                     f"{path} exists: {cure}choose another with --out, or remove it"
                 )
@@ -84,9 +105,26 @@ class RunFolder:
             ) from error
         return folder
 
+    def _is_unused(self) -> bool:
+        """Whether this is a folder in which at most half of a config.json lies."""
+        left = {"config.json.part"}  # by a run that was killed before it had begun
+        if not self.path.is_dir():
+            return False
+        return all(child.name in left for child in self.path.iterdir())
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "RunFolder":
-        """Opens a run that exists."""
+        """Opens the folder of a run that was begun.
+
+        Args:
+          path: of a folder with a config.json.
+
+        Returns:
+          The folder.
+
+        Raises:
+          RunFolderError: there is no config.json.
+        """
         folder = cls(path)
         if not folder.is_run:
             raise RunFolderError(f"{path} is not a run folder: it has no config.json")
@@ -94,12 +132,16 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether a configuration lies here."""
+        """Whether there is a config.json."""
         return (self.path / "config.json").is_file()
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, with the name of the experiment under "experiment"."""
+        """The resolved configuration; "experiment" is the study's name.
+
+        Raises:
+          RunFolderError: it is missing, damaged or names no experiment.
+        """
         found = self.read_json("config.json")
         if not isinstance(found, dict) or not isinstance(found.get("experiment"), str):
             raise RunFolderError(
@@ -109,7 +151,17 @@ class RunFolder:
         return found
 
     def below(self, name: str) -> "RunFolder":
-        """A folder inside this one, made if need be."""
+        """A folder inside this one, which is made if it is missing.
+
+        Args:
+          name: of the inner folder.
+
+        Returns:
+          The inner folder.
+
+        Raises:
+          RunFolderError: it cannot be made.
+        """
         folder = RunFolder(self.path / name)
         with _told(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -117,30 +169,41 @@ class RunFolder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing that was computed lies here, however far a run had got with
-        its preparations.
-        """
-        programs = self.path / "programs"  # what was compiled is no finding
-        files = [
-            path
-            for path in self.path.rglob("*")
-            if path.is_file() and programs not in path.parents
-        ]
-        return all(
-            path.name.removesuffix(".part") in BEFORE_THE_RUN or not path.stat().st_size
-            for path in files
-        )
+        """Whether nothing was computed yet; compiled programs do not count."""
+        programs = self.path / "programs"
+        for path in self.path.rglob("*"):
+            if not path.is_file() or programs in path.parents:
+                continue
+            name = path.name.removesuffix(".part")
+            if name not in BEFORE_THE_RUN and path.stat().st_size:
+                return False
+        return True
 
     def remove(self) -> None:
-        """Takes the folder away, with all that is in it."""
+        """Removes the folder and all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def has(self, name: str) -> bool:
-        """Whether a file of that name is here."""
+        """Whether there is a file of that name.
+
+        Args:
+          name: of the file, relative to the folder.
+        """
         return (self.path / name).is_file()
 
     def write_text(self, name: str, text: str) -> Path:
-        """Writes a file in one piece: a reader or a crash sees the old one or the new one."""
+        """Writes a file whole: a reader sees the old text or the new one, never a part.
+
+        Args:
+          name: of the file, relative to the folder.
+          text: what it is to hold.
+
+        Returns:
+          The file's path.
+
+        Raises:
+          RunFolderError: it cannot be written; the old file is as it was.
+        """
         path = self.path / name
         scratch = path.with_name(path.name + ".part")
         with _told(path, scratch):
@@ -149,11 +212,34 @@ class RunFolder:
         return path
 
     def write_json(self, name: str, value: Any) -> Path:
-        """As `write_text`; numpy numbers and arrays become plain ones."""
+        """Writes a value as JSON, whole as `write_text` does.
+
+        Args:
+          name: of the file.
+          value: of dicts, lists, texts, numbers and paths; numpy numbers and arrays
+            become plain ones.
+
+        Returns:
+          The file's path.
+
+        Raises:
+          RunFolderError: it cannot be written.
+          ValueError: NaN or an infinity, which JSON has not.
+        """
         return self.write_text(name, _as_json(value))
 
     def read_json(self, name: str) -> Any:
-        """Reads what `write_json` wrote."""
+        """Reads a file that `write_json` wrote.
+
+        Args:
+          name: of the file.
+
+        Returns:
+          Its value.
+
+        Raises:
+          RunFolderError: it is missing or damaged.
+        """
         path = self.path / name
         if not path.is_file():
             raise RunFolderError(
@@ -165,7 +251,15 @@ class RunFolder:
             raise RunFolderError(f"{path} is damaged: {error}") from error
 
     def write_arrays(self, name: str, arrays: "dict[str, np.ndarray]") -> None:
-        """Writes NAME.npz in one piece."""
+        """Writes arrays as a compressed .npz file, whole as `write_text` does.
+
+        Args:
+          name: of the file.
+          arrays: {name: array}; no Python objects.
+
+        Raises:
+          RunFolderError: it cannot be written.
+        """
         import numpy as np
 
         scratch = self.path / f"{name}.part.npz"
@@ -174,7 +268,17 @@ class RunFolder:
             os.replace(scratch, self.path / name)
 
     def read_arrays(self, name: str) -> "dict[str, np.ndarray]":
-        """Reads what `write_arrays` wrote."""
+        """Reads a file that `write_arrays` wrote.
+
+        Args:
+          name: of the file.
+
+        Returns:
+          {name: array}.
+
+        Raises:
+          RunFolderError: it is missing or damaged.
+        """
         import numpy as np
 
         try:
@@ -186,17 +290,40 @@ class RunFolder:
             ) from error
 
     def made(self) -> "RunFolder":
-        """Self, with the folder there."""
+        """Makes the folder if it is missing.
+
+        Returns:
+          Self.
+
+        Raises:
+          RunFolderError: it cannot be made.
+        """
         with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         return self
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Adds one row to metrics.jsonl and flushes it."""
-        self.append("metrics.jsonl", json.dumps(row, default=_plain) + "\n")
+        """Adds one row to metrics.jsonl and flushes it.
+
+        Args:
+          row: {name: number}, with the number of its round as "round".
+
+        Raises:
+          RunFolderError: it cannot be written.
+        """
+        line = json.dumps(row, default=_plain)
+        self.append("metrics.jsonl", line + "\n")
 
     def append(self, name: str, text: str) -> None:
-        """Adds text to the end of a file and flushes it."""
+        """Adds text to the end of a file and flushes it.
+
+        Args:
+          name: of the file, which is made if it is missing.
+          text: with its line break.
+
+        Raises:
+          RunFolderError: it cannot be written.
+        """
         path = self.path / name
         with _told(path), open(path, "a", encoding="utf-8") as file:
             file.write(text)
@@ -204,22 +331,42 @@ class RunFolder:
     def append_seconds(self, round_index: int, seconds: float) -> None:
         """Adds one row to seconds.jsonl.
 
-        A resumed run adds its own, the rounds done twice stand there twice.
+        A round that a resumed run does again has two rows.
+
+        Args:
+          round_index: the round that has ended.
+          seconds: since the row before.
+
+        Raises:
+          RunFolderError: it cannot be written.
         """
-        self.append(
-            "seconds.jsonl",
-            json.dumps({"round": round_index, "seconds": round(seconds, 4)}) + "\n",
-        )
+        row = {"round": round_index, "seconds": round(seconds, 4)}
+        self.append("seconds.jsonl", json.dumps(row) + "\n")
 
     def seconds(self) -> dict[int, float]:
-        """Seconds of each row of metrics.jsonl by round, the last time it was done."""
+        """Reads seconds.jsonl.
+
+        Returns:
+          {round: seconds}, the last ones of a round that was done twice.
+
+        Raises:
+          RunFolderError: a line is damaged.
+        """
         return {row["round"]: row["seconds"] for row in self._rows("seconds.jsonl")}
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows; a last line that a crash cut short is left out."""
+        """Reads metrics.jsonl.
+
+        Returns:
+          One row a round; a last line that a crash cut short is left out.
+
+        Raises:
+          RunFolderError: another line is damaged.
+        """
         return self._rows("metrics.jsonl")
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a file of JSON lines, without a last one that was cut short."""
         path = self.path / name
         if not path.is_file():
             return []
@@ -236,45 +383,54 @@ class RunFolder:
         return rows
 
     def keep_metrics(self, rounds: int) -> None:
-        """Cuts metrics.jsonl back to the first `rounds` rounds, to go on from a checkpoint."""
+        """Cuts metrics.jsonl back, to go on from a checkpoint.
+
+        Args:
+          rounds: how many of the first rounds stay.
+
+        Raises:
+          RunFolderError: that round has no row, or the file is damaged.
+        """
         rows = [row for row in self.metrics() if row["round"] <= rounds]
         if rounds and (not rows or rows[-1]["round"] != rounds):
             raise RunFolderError(
                 f"the checkpoint in {self.path} is of round {rounds}, but "
                 "metrics.jsonl lacks that round"
             )
-        self.write_text(
-            "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
-        )
+        lines = [json.dumps(row) + "\n" for row in rows]
+        self.write_text("metrics.jsonl", "".join(lines))
 
 
 def cannot_write(
     path: Path, error: BaseException, safe: str = "what was written before is safe"
 ) -> str:
-    """One line for a disk that took no more: which file, why, what is safe and what to do.
+    """The message for a failed write: which file, why, what is safe and what to do.
 
     Args:
-      error: of any library; only its text tells what the system said.
+      path: the file or folder.
+      error: of any library; some keep what the system said in their text alone.
+      safe: what is not lost.
+
+    Returns:
+      One line.
     """
-    full = getattr(error, "errno", None) in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-    ) or "No space left on device" in str(error)
-    why = (
-        "no space is left on the device"
-        if full
-        else getattr(error, "strerror", None) or str(error)
-    )
-    cure = "make room" if full else "make it writable"
+    number = getattr(error, "errno", None)
+    full = number in (errno.ENOSPC, errno.EDQUOT)
+    full = full or "No space left on device" in str(error)
+    if full:
+        why, cure = "no space is left on the device", "Make room"
+    else:
+        why, cure = getattr(error, "strerror", None) or str(error), "Make it writable"
+    in_one_line = " ".join(why.split())
     return (
-        f"cannot write {path}: {' '.join(why.split())[:300]}; {safe}. "
-        f"{cure.capitalize()} and go on with --resume"
+        f"cannot write {path}: {in_one_line[:300]}; {safe}. "
+        f"{cure} and go on with --resume"
     )
 
 
 @contextlib.contextmanager
 def _told(path: Path, scratch: Path | None = None) -> Iterator[None]:
-    """Says of an error of the system which file it was, and takes half of one away."""
+    """Turns an OSError into a RunFolderError that names the file; removes `scratch`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One live line a run: for people at a terminal a bar, elsewhere a plain line now and then."""
+"""Progress of a run: a bar at a terminal, elsewhere a plain line every few rounds."""
 
 import time
 from types import TracebackType
@@ -18,11 +18,18 @@ from fedjax_fm.runs.terminal import say, showable
 
 
 class RoundProgress:
-    """Shows `label`, rounds, free text and the time left.
+    """Shows a label, rounds, free text and the time left; a context manager.
 
     Args:
-      total: rounds in all; done: rounds that an earlier session did.
-      lines_every: without a terminal, a line every so many rounds.
+      label: names the run.
+      total: rounds in all.
+      done: rounds of them that an earlier session did.
+      console: where it is shown; default standard output.
+      lines_every: rounds between two lines where the console is no terminal.
+
+    Example:
+      >>> with RoundProgress("demo", total=2, console=Console(quiet=True)) as progress:
+      ...     progress.update(1, loss="0.5")
     """
 
     def __init__(
@@ -33,28 +40,24 @@ class RoundProgress:
         console: Console | None = None,
         lines_every: int = 5,
     ):
-        self.label, self.total, self.done, self.lines_every = (
-            label,
-            total,
-            done,
-            lines_every,
-        )
+        self.label = label
+        self.total = total
+        self.done = done
+        self.lines_every = lines_every
         self.console = console or Console()
         self._started, self._first = time.perf_counter(), done
         self._live: Progress | None = None
 
     def __enter__(self) -> "RoundProgress":
         if self.console.is_terminal:
-            columns = (
+            live = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=16),
                 MofNCompleteColumn(),
-            )
-            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            live = Progress(
-                *columns,
                 TextColumn("{task.fields[text]}", markup=False),
-                *times,
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
                 console=self.console,
             )
             live.start()
@@ -64,10 +67,8 @@ class RoundProgress:
             )
             self._live = live
         else:
-            say(
-                self.console,
-                f"{self.label}: {self.total - self.done} rounds to go; compiling …",
-            )
+            to_go = self.total - self.done
+            say(self.console, f"{self.label}: {to_go} rounds to go; compiling …")
         return self
 
     def __exit__(
@@ -80,7 +81,12 @@ class RoundProgress:
             self._live.stop()
 
     def update(self, done: int, **shown: Any) -> None:
-        """`done` rounds are finished; `shown` is what to say of them."""
+        """Shows that more rounds are finished.
+
+        Args:
+          done: rounds that are finished in all.
+          **shown: what to say of them, {name: value}; None is left out.
+        """
         self.done = done
         text = " · ".join(
             f"{name.replace('_', ' ')} {value}"
@@ -92,10 +98,8 @@ class RoundProgress:
         elif done % self.lines_every == 0 or done == self.total:
             spent = time.perf_counter() - self._started
             left = spent / max(done - self._first, 1) * (self.total - done)
-            say(
-                self.console,
-                f"{self.label} {done}/{self.total} · {text} · {spent:.0f} s, {left:.0f} s left",
-            )
+            seconds = f"{spent:.0f} s, {left:.0f} s left"
+            say(self.console, f"{self.label} {done}/{self.total} · {text} · {seconds}")
 
     def _showable(self, text: str) -> str:
         return showable(text, self.console.encoding)

@@ -1,4 +1,4 @@
-"""Where a result comes from."""
+"""Where a result comes from: code, libraries and machine."""
 
 import datetime
 import importlib.metadata
@@ -12,7 +12,11 @@ import jax
 
 
 def environment() -> dict[str, Any]:
-    """Code, libraries and machine of this process."""
+    """Code, libraries and machine of this process.
+
+    Returns:
+      A mapping that JSON can hold, with the time and the commit.
+    """
     devices = jax.devices()
     libraries = (
         "jax",
@@ -38,19 +42,16 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """What the processor calls itself, with AVX-512 where it has it.
+    """The processor's name, and AVX-512 where it has it.
 
-    Speeds depend on it, and last digits.
+    Speeds depend on it, and the last digits of results.
     """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor() or platform.machine()
-    names = [
-        line.partition(":")[2].strip()
-        for line in text.splitlines()
-        if line.startswith("model name")
-    ]
+    lines = [line for line in text.splitlines() if line.startswith("model name")]
+    names = [line.partition(":")[2].strip() for line in lines]
     wide = ", AVX-512" if " avx512f " in text else ""
     return (names[0] if names else platform.machine()) + wide
 
@@ -58,7 +59,8 @@ def processor() -> str:
 def commit() -> str:
     """The commit of this source tree, "+changes" if it is not clean.
 
-    "unknown" outside a checkout.
+    Returns:
+      The commit; "unknown" outside a checkout.
     """
     here = Path(__file__).resolve().parent
 
@@ -73,11 +75,10 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
-        # An installed copy may lie inside somebody else's checkout: only our own tree counts.
+        # An installed copy may lie inside another checkout, which does not know this file.
         if not git("ls-files", "--error-unmatch", Path(__file__).name):
             return "unknown"
-        return git("rev-parse", "HEAD") + (
-            "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"

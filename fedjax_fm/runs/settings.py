@@ -1,6 +1,4 @@
-"""How settings are read from the command line and from a folder, and what is said of a
-wrong one.
-"""
+"""Settings as they are read from the command line and from a run's folder."""
 
 import dataclasses
 import difflib
@@ -14,7 +12,20 @@ from fedjax_fm.runs.errors import UsageError
 
 
 def nearest(word: str, known: Iterable[str], what: str) -> str:
-    """'unknown WHAT 'word'; did you mean 'x'? There are: …'"""
+    """The message for an unknown name, with the nearest known one.
+
+    Args:
+      word: what was given.
+      known: the names that there are.
+      what: the kind of name, "setting" for example.
+
+    Returns:
+      One line.
+
+    Example:
+      >>> nearest("fedpn", ["fedpm", "feddf"], "study")
+      "unknown study 'fedpn'; did you mean 'fedpm'? There are: feddf, fedpm"
+    """
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
     guess = f"; did you mean {close[0]!r}?" if close else "."
@@ -22,7 +33,24 @@ def nearest(word: str, known: Iterable[str], what: str) -> str:
 
 
 def override(config: Any, pairs: Iterable[str]) -> Any:
-    """`config` with "key=value" settings applied, values read as the field's type."""
+    """Applies "key=value" settings to a configuration.
+
+    Args:
+      config: a frozen dataclass.
+      pairs: settings; a value is read as its field's type.
+
+    Returns:
+      A changed copy.
+
+    Raises:
+      UsageError: an unknown setting, one that is given twice, or a value that is not of
+        the field's type or that the configuration refuses.
+
+    Example:
+      >>> config = dataclasses.make_dataclass("Config", [("rounds", int)])(8)
+      >>> override(config, ["rounds=3"])
+      Config(rounds=3)
+    """
     hints = typing.get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for pair in pairs:
@@ -39,11 +67,15 @@ def override(config: Any, pairs: Iterable[str]) -> Any:
 
 
 def restored(kind: type, fields: Mapping[str, Any], where: str) -> Any:
-    """The configuration that lies in a run's folder.
+    """Makes the configuration that lies in a run's folder.
 
     Args:
+      kind: the dataclass.
       fields: as read from JSON.
       where: the file, for the message.
+
+    Returns:
+      A configuration of that kind.
 
     Raises:
       UsageError: a setting that is not there, is missing or is of another type.
@@ -54,9 +86,8 @@ def restored(kind: type, fields: Mapping[str, Any], where: str) -> Any:
             raise UsageError(f"{where}: {nearest(name, hints, 'setting')}")
         if not _fits(value, hints[name]):
             raise UsageError(f"{where}: {name}={value!r} is no {_called(hints[name])}")
-    if missing := [
-        field.name for field in dataclasses.fields(kind) if field.name not in fields
-    ]:
+    names = [field.name for field in dataclasses.fields(kind)]
+    if missing := [name for name in names if name not in fields]:
         raise UsageError(
             f"{where} lacks {', '.join(missing)}: it is of another version, or was changed"
         )
@@ -64,27 +95,38 @@ def restored(kind: type, fields: Mapping[str, Any], where: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of an annotated type."""
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return (
-        value is None
-        if hint is type(None)
-        else not isinstance(hint, type) or isinstance(value, hint)
-    )
+    if hint is type(None):
+        return value is None
+    return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _called(hint: Any) -> str:
-    return {int: "whole number", float: "number"}.get(hint) or getattr(
-        hint, "__name__", str(hint)
-    )
+    """The type's name in a message."""
+    if hint in (int, float):
+        return "whole number" if hint is int else "number"
+    return getattr(hint, "__name__", str(hint))
 
 
 def replace(config: Any, **changes: Any) -> Any:
-    """`dataclasses.replace` with the configuration's own complaint as a UsageError."""
+    """`dataclasses.replace` whose errors are a UsageError.
+
+    Args:
+      config: a frozen dataclass.
+      **changes: fields and their new values.
+
+    Returns:
+      A changed copy.
+
+    Raises:
+      UsageError: an unknown field, or a value that the configuration refuses.
+    """
     try:
         return dataclasses.replace(config, **changes)
     except (TypeError, ValueError) as error:
@@ -92,19 +134,20 @@ def replace(config: Any, **changes: Any) -> Any:
 
 
 def _read(key: str, text: str, kind: Any) -> Any:
+    """The value of a setting, read as an annotated type."""
+    inner = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
-        if text not in typing.get_args(kind):
-            raise UsageError(nearest(text, typing.get_args(kind), f"value of {key}"))
+        if text not in inner:
+            raise UsageError(nearest(text, inner, f"value of {key}"))
         return text
     if isinstance(kind, types.UnionType):
         if text.lower() == "none":
             return None
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+        kind = next(part for part in inner if part is not type(None))
+        inner = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
-        return tuple(
-            _read(key, part.strip(), inner) for part in text.split(",") if part.strip()
-        )
+        parts = [part.strip() for part in text.split(",")]
+        return tuple(_read(key, part, inner[0]) for part in parts if part)
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise UsageError(f"{key} takes true or false, got {text!r}")
@@ -112,9 +155,8 @@ def _read(key: str, text: str, kind: Any) -> Any:
     try:
         value = kind(text)
     except ValueError:
-        raise UsageError(
-            f"{key} takes {'a number' if kind in (int, float) else kind.__name__}, got {text!r}"
-        ) from None
+        name = "a number" if kind in (int, float) else kind.__name__
+        raise UsageError(f"{key} takes {name}, got {text!r}") from None
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{key} takes a finite number, got {text!r}")
     return value

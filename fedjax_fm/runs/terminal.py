@@ -1,6 +1,6 @@
-"""Printing for people, on any console.
+"""Printing on any console.
 
-What it cannot show is written with the nearest ASCII signs, never an error.
+Characters that its encoding lacks are written with the nearest ASCII signs.
 """
 
 import codecs
@@ -22,7 +22,7 @@ _BOX = {"─": "-", "━": "-", "│": "|", "┃": "|", "═": "-", "║": "|", 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
     """What to write instead of the characters that an encoding lacks.
 
-    Bytes of a file's name go out as they came in.
+    Bytes of a file's name that are no text are written as they are.
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -44,9 +44,10 @@ codecs.register_error(PLAIN, _plain)
 
 
 def never_fails(*streams: Any) -> None:
-    """Lets streams such as sys.stdout write every text.
+    """Lets streams of any encoding write every text.
 
-    Those that cannot be told (in tests) stay as they are.
+    Args:
+      *streams: such as sys.stdout; those without `reconfigure` stay as they are.
     """
     for stream in streams:
         if hasattr(stream, "reconfigure"):
@@ -54,7 +55,14 @@ def never_fails(*streams: Any) -> None:
 
 
 def showable(text: str, encoding: str | None) -> str:
-    """`text` as a stream of that encoding can write it.
+    """The text as a stream of that encoding can write it.
+
+    Args:
+      text: any.
+      encoding: of the stream; None for UTF-8.
+
+    Returns:
+      The text with other signs for the characters that the encoding lacks.
 
     Example:
       >>> showable("2 devices × 3 blocks …", "ascii")
@@ -70,7 +78,13 @@ def showable(text: str, encoding: str | None) -> str:
 
 
 def say(console: "Console", text: object, **style: Any) -> None:
-    """Prints a text as it is: no markup, no colours for numbers, no lines broken."""
+    """Prints a text as it is: no markup, no colours for numbers, no broken lines.
+
+    Args:
+      console: where.
+      text: what.
+      **style: as for `Console.print`.
+    """
     shown = showable(str(text), console.encoding)
     console.print(
         shown, highlight=False, soft_wrap=True, markup=False, emoji=False, **style
@@ -78,11 +92,15 @@ def say(console: "Console", text: object, **style: Any) -> None:
 
 
 def say_error(text: object) -> None:
-    """One line on stderr."""
+    """Prints "error: " and a text in one line on standard error.
+
+    Args:
+      text: of the error; its line breaks become blanks.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
-    line = " ".join(str(text).split())
+    words = str(text).split()
     never_fails(sys.stderr)
     console.print("error: ", style="red", end="")
-    say(console, line)
+    say(console, " ".join(words))

@@ -1,12 +1,18 @@
-"""One shape for a study.
+"""One form for all studies.
 
-A question, arms with equal budgets, controls that must fail, and a report from the
-results alone.
+A study has a question, arms with equal tuning budgets, controls that must fail, and a
+report that is made from the results alone:
 
-    STUDY = study.Study(question=..., expected=..., config=Config, data=data,
-                        primary=study.ACCURACY, arms=ARMS,
-                        comparisons=study.against("fedit", ARMS),
-                        controls=[study.Control("shuffled", "fedit")])
+    STUDY = study.Study(
+        question=...,
+        expected=...,
+        config=Config,
+        data=data,
+        primary=study.ACCURACY,
+        arms=ARMS,
+        comparisons=study.against("fedit", ARMS),
+        controls=[study.Control("shuffled", "fedit")],
+    )
 
 An arm is a function of one `Run`: it simulates, and returns its scores.
 """

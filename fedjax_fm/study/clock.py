@@ -1,4 +1,4 @@
-"""Simulated seconds of a run, on machines that differ as phones do."""
+"""Simulated seconds of a run on clients whose speeds differ."""
 
 import math
 
@@ -23,23 +23,29 @@ def simulated_seconds(
     seed: int,
     travels: bool = True,
 ) -> np.ndarray:
-    """When each round ends, f64[rounds].
+    """When each round ends.
 
-    By the method's own clock, or waiting for the slowest of each cohort.
+    Taken from the method's own clock if it has one (a metric `seconds`); else each
+    round waits for the slowest client of its cohort.
 
     Args:
-      simulator, state, metrics, seed: of the run.
+      simulator: of the run.
+      state: of the run.
+      metrics: of the run.
+      seed: of the run.
       travels: False where all data lie in one place, and nothing is sent.
 
     Returns:
-      Seconds since the first round, `IN_WORDS` says of which machines.
+      f64[rounds], seconds since the first round; `IN_WORDS` says on which machines.
     """
     if "seconds" in metrics:
         return np.asarray(metrics["seconds"], np.float64)
     population = simulator.population
     profile = log_normal_profile(population.n_clients, PROFILE_SEED)
-    up, down = simulator.bytes_per_client(state) if travels else (0, 0)
-    if not travels:
+    if travels:
+        up, down = simulator.bytes_per_client(state)
+    else:
+        up, down = 0, 0
         profile = profile._replace(latency=np.zeros_like(profile.latency))
     each = client_seconds(profile, _local_steps(simulator), down, up)
     return synchronous_seconds(simulator.sampler, seed, len(metrics["loss"]), each)
@@ -47,17 +53,21 @@ def simulated_seconds(
 
 def _local_steps(simulator: Simulator) -> np.ndarray:
     """f64[N]: local steps of each client in a round that it takes part in."""
+    sizes = simulator.population.sizes
     total = np.zeros(simulator.population.n_clients)
     for group in simulator.algorithm.exchanges:
-        times = group.times if isinstance(group, Repeat) else 1
-        for exchange in group.exchanges if isinstance(group, Repeat) else (group,):
-            total += times * _steps(exchange.batches, simulator.population.sizes)
+        if isinstance(group, Repeat):
+            times, exchanges = group.times, group.exchanges
+        else:
+            times, exchanges = 1, (group,)
+        for exchange in exchanges:
+            total += times * _steps(exchange.batches, sizes)
     return total
 
 
 def _steps(batches: Batches, sizes: np.ndarray) -> np.ndarray:
+    """i64[N]: local steps of each client in one exchange."""
     if batches.steps is not None:
         return np.where(sizes > 0, batches.steps, 0)
-    return np.array(
-        [(batches.epochs or 0) * math.ceil(size / batches.batch_size) for size in sizes]
-    )
+    an_epoch = [math.ceil(size / batches.batch_size) for size in sizes]
+    return (batches.epochs or 0) * np.array(an_epoch)

@@ -1,4 +1,7 @@
-"""What `fedjax-fm` does with studies: finds, runs, tunes, reports and compares them."""
+"""What the command `fedjax-fm` does with studies.
+
+It finds, runs, tunes, reports and compares them.
+"""
 
 import ast
 import dataclasses
@@ -19,33 +22,43 @@ if TYPE_CHECKING:
 
 
 def summaries() -> dict[str, str]:
-    """{name: first line of its docstring} of every study.
+    """All studies, found by reading their files; none is imported.
 
-    Nothing is imported, so it takes no time.
+    Returns:
+      {name: first line of its docstring}.
     """
     package = importlib.import_module("fedjax_fm.experiments")
     found = {}
     for folder in package.__path__:
-        for path in [*Path(folder).glob("*.py"), *Path(folder).glob("*/__init__.py")]:
+        here = Path(folder)
+        modules, packages = here.glob("*.py"), here.glob("*/__init__.py")
+        for path in [*modules, *packages]:
             name = path.parent.name if path.name == "__init__.py" else path.stem
             text = path.read_text(encoding="utf-8")
             if name.startswith("__") or "STUDY" not in text:
                 continue
             tree = ast.parse(text)
             if any(_defines_study(statement) for statement in tree.body):
-                found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return dict(sorted(found.items()))
+                docstring = ast.get_docstring(tree) or ""
+                found[name] = docstring.partition("\n")[0]
+    return {name: found[name] for name in sorted(found)}
 
 
 def _defines_study(statement: ast.stmt) -> bool:
+    """Whether the statement is `STUDY = …`."""
     targets = statement.targets if isinstance(statement, ast.Assign) else []
-    return any(
-        isinstance(target, ast.Name) and target.id == "STUDY" for target in targets
-    )
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return "STUDY" in names
 
 
 def find(name: str) -> Study:
-    """The study of that name.
+    """Imports a study.
+
+    Args:
+      name: of a module of `fedjax_fm.experiments`.
+
+    Returns:
+      Its `STUDY`.
 
     Raises:
       UsageError: there is none; names the nearest one.
@@ -59,29 +72,44 @@ def find(name: str) -> Study:
 def settings(
     study: Study, smoke: bool, full: bool, pairs: Sequence[str], file: Path | None
 ) -> Any:
-    """The configuration as the command line has it: first the size, then the file, then --set.
+    """The configuration that a command line asks for.
+
+    The size comes first, then the file changes settings, then `--set` does.
 
     Args:
       study: whose.
-      smoke, full: its small and its whole form.
+      smoke: its small form.
+      full: its whole form.
       pairs: "key=value".
       file: TOML with settings.
+
+    Returns:
+      A configuration of `study.config`.
+
+    Raises:
+      UsageError: sizes that exclude each other, a file that cannot be read, an unknown
+        setting or a value that makes no sense.
     """
     if smoke and full:
         raise UsageError("--smoke and --full exclude each other")
     config = study.config()
     if full and not hasattr(config, "full"):
         raise UsageError("this study has no longer form: leave out --full")
-    config = config.smoke() if smoke else config.full() if full else config
+    if smoke:
+        config = config.smoke()
+    elif full:
+        config = config.full()
     if file is not None:
-        config = replace(config, **_from_toml(type(config), file))
+        changes = _from_toml(study.config, file)
+        config = replace(config, **changes)
     return override(config, pairs)
 
 
 def _from_toml(kind: type, file: Path) -> dict[str, Any]:
-    """Settings of a TOML file, of the fields' types."""
+    """Settings of a TOML file; lists become tuples."""
     try:
-        fields = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        fields = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read {file}: {error}") from error
     known = {field.name for field in dataclasses.fields(kind)}
@@ -97,7 +125,22 @@ def _from_toml(kind: type, file: Path) -> dict[str, Any]:
 def begin(
     name: str, study: Study, config: Any, place: Path, command: str
 ) -> "RunFolder":
-    """A new folder that says what it is to hold."""
+    """Makes the folder of a study, before anything is computed.
+
+    Args:
+      name: of the study.
+      study: that is run.
+      config: its settings.
+      place: of the folder.
+      command: that was typed, for the report.
+
+    Returns:
+      The folder, with config.json, provenance.json and study.json.
+
+    Raises:
+      UsageError: settings that make no sense.
+      RunFolderError: the folder exists, or cannot be made.
+    """
     from fedjax_fm.runs.folder import RunFolder
     from fedjax_fm.runs.provenance import environment
     from fedjax_fm.study import cells
@@ -110,21 +153,33 @@ def begin(
 
 
 def reopened(folder: "RunFolder") -> tuple[Study, Any]:
-    """(study, configuration) of a folder that was begun before."""
+    """Study and configuration of a folder that was begun before.
+
+    Args:
+      folder: with a config.json.
+
+    Returns:
+      (study, configuration).
+
+    Raises:
+      UsageError: there is no such study, or the configuration is not one of it.
+      RunFolderError: config.json is damaged.
+    """
     fields = dict(folder.config)
     study = find(fields.pop("experiment"))
-    return study, restored(
-        study.config, _tuples(fields), str(folder.path / "config.json")
-    )
+    where = str(folder.path / "config.json")
+    return study, restored(study.config, _tuples(fields), where)
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has lists only."""
+    """The settings with tuples where JSON has lists."""
     return {name: _tuple(value) for name, value in fields.items()}
 
 
 def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(_tuple(part) for part in value)
+    return value
 
 
 def go(
@@ -135,7 +190,15 @@ def go(
     *,
     only_tuning: bool = False,
 ) -> None:
-    """Computes what is missing, and writes the results and the pages."""
+    """Computes what is missing, and writes the results and the pages.
+
+    Args:
+      folder: of the study.
+      study: that is run.
+      config: its settings.
+      console: where progress is shown.
+      only_tuning: computes and shows the grids alone.
+    """
     from fedjax_fm.study.cells import Cells, all_seeds
     from fedjax_fm.study.results import assemble
 
@@ -150,7 +213,17 @@ def go(
 
 
 def write_pages(folder: "RunFolder") -> Path:
-    """RESULTS.md and report.html, from results.json alone; the path of the latter."""
+    """Writes RESULTS.md and report.html, from results.json alone.
+
+    Args:
+      folder: with a results.json.
+
+    Returns:
+      The path of report.html.
+
+    Raises:
+      RunFolderError: there are no results, or those of another version.
+    """
     from fedjax_fm.study import markdown, page, results
 
     found = results.read(folder)
@@ -159,21 +232,23 @@ def write_pages(folder: "RunFolder") -> Path:
 
 
 def show_tuning(cells: Any, console: "Console") -> None:
-    """A line for each point of each grid, the best one marked, and edges."""
+    """Prints a line for each point of each grid, and marks the best ones.
+
+    Args:
+      cells: of a study that is tuned.
+      console: where.
+    """
     from fedjax_fm.runs.terminal import say
     from fedjax_fm.study.cells import best_of, is_edge
 
     score = cells.study.primary
     for arm in cells.study.arms:
         found = cells.tuning_of(arm) if not arm.like else []
-        best = best_of([value for _, value in found], score)
-        edges = is_edge([point for point, _ in found], best) if best is not None else []
+        points, values = [one[0] for one in found], [one[1] for one in found]
+        best = best_of(values, score)
+        edges = [] if best is None else is_edge(points, best)
         for number, (point, value) in enumerate(found):
-            shown = (
-                "failed"
-                if value is None
-                else f"{score.scale * value:.{score.digits}f} {score.unit}".strip()
-            )
+            shown = "failed" if value is None else score.shown(value)
             mark = " <- chosen" if number == best else ""
             if number == best and edges:
                 mark += f", at the edge of {', '.join(edges)}: a better value may lie outside"
@@ -182,10 +257,18 @@ def show_tuning(cells: Any, console: "Console") -> None:
 
 
 def compare(first: "RunFolder", second: "RunFolder") -> list[str]:
-    """Lines that compare the arms of two folders of one study, paired by seed.
+    """Compares the arms of two folders of one study, paired by seed.
+
+    Args:
+      first: with a results.json.
+      second: with a results.json of the same study; differences are second minus first.
+
+    Returns:
+      Lines for reading: arms that failed, settings that differ, a verdict for each arm.
 
     Raises:
       UsageError: of other studies, or without a seed or an arm in common.
+      RunFolderError: there are no results, or those of another version.
     """
     import numpy as np
 
@@ -206,26 +289,22 @@ def compare(first: "RunFolder", second: "RunFolder") -> list[str]:
         )
     score, found, lines = a.primary, {}, []
     sign = 1.0 if score.highest else -1.0
+    places = [[own.index(seed) for seed in common] for own in seeds]
     for arm in arms:
-        values = [
-            np.array([one.values(arm)[place.index(seed)] for seed in common])
-            for one, place in zip((a, b), seeds, strict=True)
-        ]
-        if np.isnan(values).any():
+        before, after = a.values(arm)[places[0]], b.values(arm)[places[1]]
+        if np.isnan([before, after]).any():
             lines.append(f"{a.label(arm)}: a run failed")
         else:
-            found[arm] = paired_seeds(sign * values[1], sign * values[0])
-    differing = {
-        name
-        for name in a.raw["config"]
-        if a.raw["config"][name] != b.raw["config"].get(name)
-    }
+            found[arm] = paired_seeds(sign * after, sign * before)
+    settings_a, settings_b = a.raw["config"], b.raw["config"]
+    differing = [
+        name for name in sorted(settings_a) if settings_a[name] != settings_b.get(name)
+    ]
     lines.append(
-        f"settings that differ: {', '.join(sorted(differing)) or 'none'}; seeds in common: {common}"
+        f"settings that differ: {', '.join(differing) or 'none'}; seeds in common: {common}"
     )
     for arm, one in (holm(found) if found else {}).items():
-        low, high = (one.low, one.high) if score.highest else (-one.high, -one.low)
-        numbers = [score.scale * value for value in (sign * one.difference, low, high)]
-        shown = "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*numbers, d=score.digits)
+        numbers = results.in_own_unit(one, score)
+        shown = f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
         lines.append(f"{a.label(arm)}: {shown} {score.difference_unit}: {one.verdict}")
     return lines

@@ -8,46 +8,67 @@ from fedjax_fm.study.shape import Score
 
 
 def shown(results: Results, arm: str, score: Score) -> str:
-    """Mean and 95 % half-width over the seeds, in the score's unit."""
+    """One cell of the table of arms.
+
+    Args:
+      results: of a study.
+      arm: its name.
+      score: of the column.
+
+    Returns:
+      Mean and 95 % half-width over the seeds, in the score's unit; "failed" where no
+      run succeeded, "" where the arm has no such score.
+    """
     values = results.values(arm, score)
     known = values[~np.isnan(values)]
     if not len(known):
         return "failed" if results.failures(arm) else ""
     text = plus_minus(known, scale=score.scale, digits=score.digits)
-    return (
-        text
-        if len(known) == len(values)
-        else f"{text} ({len(known)} of {len(values)} seeds)"
-    )
+    if len(known) < len(values):
+        return f"{text} ({len(known)} of {len(values)} seeds)"
+    return text
 
 
 def columns(results: Results) -> list[str]:
-    """The head of the table."""
+    """The head of the table of arms.
+
+    Args:
+      results: of a study.
+    """
     scores = [score.title for score in results.scores]
     return ["", *scores, "MB up", "MB down", "rounds", "settings"]
 
 
 def rows(results: Results) -> list[list[str]]:
-    """One for each arm."""
+    """The body of the table of arms.
+
+    Args:
+      results: of a study.
+
+    Returns:
+      A row for each arm, with the cells of `columns`.
+    """
     found = []
     for arm in results.arms:
-        sent = [
-            results.megabytes(arm, (way,)) for way in ("uplink_bytes", "downlink_bytes")
-        ]
-        found.append(
-            [
-                results.label(arm),
-                *(shown(results, arm, score) for score in results.scores),
-                *("" if size is None else f"{size:.3g}" for size in sent),
-                " to ".join(map(str, results.rounds(arm))),
-                results.settings(arm),
-            ]
-        )
+        up = results.megabytes(arm, ("uplink_bytes",))
+        down = results.megabytes(arm, ("downlink_bytes",))
+        scores = [shown(results, arm, score) for score in results.scores]
+        sizes = ["" if size is None else f"{size:.3g}" for size in (up, down)]
+        rounds = " to ".join(str(number) for number in results.rounds(arm))
+        row = [results.label(arm), *scores, *sizes, rounds, results.settings(arm)]
+        found.append(row)
     return found
 
 
 def comparison_rows(results: Results) -> list[list[str]]:
-    """(who, difference, p, verdict) of each comparison."""
+    """The body of the table of comparisons.
+
+    Args:
+      results: of a study.
+
+    Returns:
+      [who, difference, p, verdict] of each comparison.
+    """
     found = []
     for verdict in results.verdicts():
         who = f"{results.label(verdict.arm)} against {results.label(verdict.than)}"
@@ -57,41 +78,58 @@ def comparison_rows(results: Results) -> list[list[str]]:
 
 
 def control_lines(results: Results) -> list[str]:
-    """One sentence for each control; loud where it did not fail."""
+    """A sentence for each control, in capitals where it did not fail.
+
+    Args:
+      results: of a study.
+    """
     lines = []
     for control, verdict in results.controls():
-        who = f"{results.label(verdict.arm)} must be worse than {results.label(verdict.than)}"
+        worse, better = results.label(verdict.arm), results.label(verdict.than)
+        who = f"{worse} must be worse than {better}"
+        difference = results.difference(verdict)
         if has_failed(verdict):
-            lines.append(
-                f"{who}, and is: {results.difference(verdict) or verdict.words}"
-            )
+            lines.append(f"{who}, and is: {difference or verdict.words}")
         else:
             why = f" {control['why']}" if control["why"] else ""
             lines.append(
-                f"**CONTROL DID NOT FAIL**: {who}, and is not: {results.difference(verdict)}.{why}"
+                f"**CONTROL DID NOT FAIL**: {who}, and is not: {difference}.{why}"
             )
     return lines
 
 
 def seeds_line(results: Results) -> str:
-    """Which seeds, and which of them were added later."""
-    planned, added = results.raw["seeds"], results.raw["added_seeds"]
-    text = f"Seeds {', '.join(map(str, planned))}, fixed before the run"
+    """Which seeds there are, and which of them were added later.
+
+    Args:
+      results: of a study.
+    """
+    planned = ", ".join(str(seed) for seed in results.raw["seeds"])
+    added = ", ".join(str(seed) for seed in results.raw["added_seeds"])
+    text = f"Seeds {planned}, fixed before the run"
     if added:
         text += (
-            f"; {', '.join(map(str, added))} added after their results had been seen, "
+            f"; {added} added after their results had been seen, "
             "which makes verdicts too bold"
         )
     return text
 
 
 def commits(results: Results) -> list[str]:
-    """Those that the runs were computed by."""
+    """The commits whose code computed the runs.
+
+    Args:
+      results: of a study.
+    """
     return sorted({one["commit"] for arm in results.arms for one in results.runs(arm)})
 
 
 def answer(results: Results) -> str:
-    """The first sentence: what the comparisons allow to say."""
+    """The first sentence of a page: what the comparisons show.
+
+    Args:
+      results: of a study.
+    """
     if len(results.runs(results.arms[0])) == 1:
         return (
             f"{_seen(results)} One seed shows numbers and allows no verdict; that "
@@ -104,40 +142,41 @@ def answer(results: Results) -> str:
     ]
     if not clear:
         return "No difference is seen in any comparison."
-    return "; ".join(
-        f"{results.label(one.arm)} is {one.words} than {results.label(one.than)}: "
-        f"{results.difference(one)}"
-        for one in clear
-    )
+    sentences = []
+    for one in clear:
+        arm, than = results.label(one.arm), results.label(one.than)
+        sentences.append(f"{arm} is {one.words} than {than}: {results.difference(one)}")
+    return "; ".join(sentences)
 
 
 def _seen(results: Results) -> str:
-    """What one seed has shown.
-
-    The first arm that is compared, and how far it is from each of the others.
-    """
-    score, verdicts = (
-        results.primary,
-        [one for one in results.verdicts() if one.found is not None],
-    )
+    """What one seed has shown of the first arm that is compared, in numbers alone."""
+    verdicts = [one for one in results.verdicts() if one.found is not None]
     if not verdicts:
         return ""
     first = verdicts[0].arm
-    others = [
-        f"{results.difference(one).removesuffix(', one seed')} against {results.label(one.than)}"
-        for one in verdicts
-        if one.arm == first
-    ]
-    value = f"{score.scale * results.values(first)[0]:.{score.digits}f} {score.unit}".strip()
+    others = []
+    for one in verdicts:
+        if one.arm == first:
+            difference = results.difference(one).removesuffix(", one seed")
+            others.append(f"{difference} against {results.label(one.than)}")
+    value = results.primary.shown(results.values(first)[0])
     return f"{results.label(first)}: {value}; {', '.join(others)}."
 
 
 def write(results: Results) -> str:
-    """The page."""
+    """The page.
+
+    Args:
+      results: of a study that is done.
+
+    Returns:
+      Markdown.
+    """
     raw, environment = results.raw, results.raw["provenance"]
-    versions = ", ".join(
-        f"{name} {version}" for name, version in environment.get("versions", {}).items()
-    )
+    libraries = environment.get("versions", {})
+    versions = ", ".join(f"{name} {version}" for name, version in libraries.items())
+    settings = ", ".join(f"{name}={value}" for name, value in raw["config"].items())
     lines = [
         f"# {raw['study']}: results",
         "",
@@ -177,7 +216,7 @@ def write(results: Results) -> str:
         f"- {environment.get('machine', '')}, {environment.get('processor', '')}, "
         f"{environment.get('devices', '')}",
         f"- {versions}",
-        f"- settings: {', '.join(f'{name}={value}' for name, value in raw['config'].items())}",
+        f"- settings: {settings}",
         "- MB are those of all clients together, real packed buffers, 1 MB = "
         "10^6 bytes; settings were chosen on validation clients of seed "
         f"{raw['tuning_seed']}, each arm with the same number of tries; (edge): "

@@ -1,7 +1,4 @@
-"""report.html, from results.json alone.
-
-One file, readable on a phone, in the light and in the dark.
-"""
+"""report.html, from results.json alone: one file that needs no network."""
 
 import html
 import io
@@ -55,7 +52,7 @@ def write(results: Results) -> str:
       results: of a study that is done.
 
     Returns:
-      HTML with everything inside; it needs no network.
+      HTML with figures, styles and scripts inside.
     """
     raw = results.raw
     parts = [
@@ -93,7 +90,15 @@ def write(results: Results) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """A whole page around a body, which is HTML."""
+    """A whole page around a body.
+
+    Args:
+      title: plain text.
+      body: HTML.
+
+    Returns:
+      HTML.
+    """
     return (
         "<!doctype html><html lang=en><meta "
         f"charset=utf-8><title>{html.escape(title)}</title><meta name=viewport "
@@ -104,37 +109,55 @@ def document(title: str, body: str) -> str:
 
 
 def tag(name: str, text: str, kind: str = "") -> str:
-    """An element of text, which is escaped."""
-    return f"<{name}{f' class={kind}' if kind else ''}>{html.escape(text)}</{name}>"
+    """An element that holds text.
+
+    Args:
+      name: of the element, "p" for example.
+      text: plain; it is escaped.
+      kind: class of the element.
+
+    Returns:
+      HTML.
+
+    Example:
+      >>> tag("td", "a < b", "better")
+      '<td class=better>a &lt; b</td>'
+    """
+    of_kind = f" class={kind}" if kind else ""
+    return f"<{name}{of_kind}>{html.escape(text)}</{name}>"
 
 
 def _soundness(results: Results) -> str:
-    """Green where all controls failed, red and loud where one did not."""
+    """Whether all controls failed: a green sentence, or a red one."""
     lines = markdown.control_lines(results)
     if results.is_sound:
-        many = (
-            "Its control fails as it must"
-            if len(lines) == 1
-            else f"All {len(lines)} controls fail as they must"
-        )
-        head = tag("span", f"✓ {many}", "'verdict sound'")
+        many = f"All {len(lines)} controls fail as they must"
+        one = "Its control fails as it must"
+        head = tag("span", f"✓ {one if len(lines) == 1 else many}", "'verdict sound'")
     else:
-        n = sum(not has_failed(verdict) for _, verdict in results.controls())
+        verdicts = [verdict for _, verdict in results.controls()]
+        n = sum(not has_failed(verdict) for verdict in verdicts)
         what = "A control did not fail" if n == 1 else f"{n} controls did not fail"
-        head = tag(
-            "span",
-            f"✗ {what}: this study cannot tell what it asks",
-            "'verdict unsound'",
-        )
+        text = f"✗ {what}: this study cannot tell what it asks"
+        head = tag("span", text, "'verdict unsound'")
     return f"<div>{head}{_list(line.replace('**', '') for line in lines)}</div>"
 
 
 def _list(items: Iterable[str]) -> str:
-    return "<ul class=note>" + "".join(tag("li", item) for item in items) + "</ul>"
+    entries = [tag("li", item) for item in items]
+    return "<ul class=note>" + "".join(entries) + "</ul>"
 
 
 def figure(drawn: Figure, caption: str) -> str:
-    """A figure as part of the page, in its colours."""
+    """A figure inside of a page, whose colour of text it takes.
+
+    Args:
+      drawn: from `plots`.
+      caption: plain text.
+
+    Returns:
+      HTML with the figure as SVG.
+    """
     buffer = io.StringIO()
     with plots.style():  # its ids are the same in every process
         drawn.savefig(
@@ -175,16 +198,28 @@ def _comparisons(results: Results) -> str:
 def table(
     head: Sequence[str], body: Sequence[Sequence[str]], kinds: Sequence[str]
 ) -> str:
-    """A table that is sorted by a click; `kinds` are classes of its rows."""
+    """A table that is sorted by a click on the head of a column.
+
+    Args:
+      head: plain text of each column.
+      body: plain text of each cell, row by row.
+      kinds: class of each row, "" for none.
+
+    Returns:
+      HTML.
+    """
     top = "".join(tag("th", cell) for cell in head)
-    rows = "".join(
-        f"<tr{f' class={kind}' if kind else ''}>{''.join(_cell(cell) for cell in row)}</tr>"
-        for row, kind in zip(body, kinds, strict=True)
-    )
+    rows = [_row(row, kind) for row, kind in zip(body, kinds, strict=True)]
     return (
-        "<div "
-        f"class=scroll><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<div class=scroll><table><thead><tr>{top}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _row(cells: Sequence[str], kind: str) -> str:
+    of_kind = f" class={kind}" if kind else ""
+    inside = "".join(_cell(cell) for cell in cells)
+    return f"<tr{of_kind}>{inside}</tr>"
 
 
 def _cell(text: str) -> str:
@@ -220,12 +255,15 @@ def _failures(results: Results) -> list[str]:
 def _sources(results: Results) -> list[str]:
     raw = results.raw
     environment = raw["provenance"]
+    commits = ", ".join(markdown.commits(results))
+    machine = [
+        environment.get(name, "") for name in ("machine", "processor", "devices")
+    ]
     lines = (
         f"Expected, written down before the run: {raw['expected']}",
         f"Command: {raw['command']}",
-        f"Commit: {', '.join(markdown.commits(results))}",
-        f"Machine: {environment.get('machine', '')}, "
-        f"{environment.get('processor', '')}, {environment.get('devices', '')}",
+        f"Commit: {commits}",
+        f"Machine: {', '.join(machine)}",
         "Settings were chosen on validation clients of seed "
         f"{raw['tuning_seed']}, each arm with the same number of tries.",
     )

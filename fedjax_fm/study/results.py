@@ -1,7 +1,4 @@
-"""results.json: all that a study found, and what follows from it.
-
-Everything that is shown is made from this file alone.
-"""
+"""results.json: all that a study found; every page is made from this file alone."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,12 +19,13 @@ FILE = "results.json"
 def assemble(cells: Cells) -> dict[str, Any]:
     """The contents of results.json, from the cells of a study that is done.
 
+    There are no times in it, so that a study that was interrupted gives the same bytes.
+
     Args:
       cells: all of them computed.
 
     Returns:
-      Nothing in it tells how long anything took, so that a study that was killed and
-      went on gives the same bytes.
+      A mapping that JSON can hold.
     """
     study, folder = cells.study, cells.folder
     entry, seeds = folder.read_json("study.json"), all_seeds(folder)
@@ -56,27 +54,30 @@ def assemble(cells: Cells) -> dict[str, Any]:
 
 
 def _arm(cells: Cells, arm: Arm, seeds: Sequence[int]) -> dict[str, Any]:
+    """The entry of one arm."""
     source = cells.study.arm(arm.like) if arm.like else arm
     tuning = cells.tuning_of(source)
-    best = (
-        best_of([score for _, score in tuning], cells.study.primary) if tuning else None
-    )
+    points, scores = [one[0] for one in tuning], [one[1] for one in tuning]
+    best = best_of(scores, cells.study.primary)
+    tried = [{"settings": point, "score": score} for point, score in tuning]
     return {
         "label": arm.title,
         "like": arm.like,
         "settings": cells.hyper_of(arm),
-        "edges": [] if best is None else is_edge([point for point, _ in tuning], best),
-        "tuning": [
-            {"settings": point, "score": score}
-            for point, score in tuning
-            if not arm.like
-        ],
+        "edges": [] if best is None else is_edge(points, best),
+        "tuning": [] if arm.like else tried,
         "runs": [cells.read(arm, f"seed-{seed}") for seed in seeds],
     }
 
 
 def read(folder: RunFolder) -> "Results":
-    """What lies in a folder.
+    """Reads results.json.
+
+    Args:
+      folder: of a study that is done.
+
+    Returns:
+      Its results.
 
     Raises:
       RunFolderError: no results, or those of another version.
@@ -100,8 +101,10 @@ class Verdict(NamedTuple):
     """One comparison of the primary score.
 
     Attributes:
-      arm, than: names.
-      found: None where a seed failed, so that there are no pairs.
+      arm: name of an arm.
+      than: name of the arm that it is compared with.
+      found: difference and p, of scores where higher is better; None where a seed
+        failed, so that there are no pairs.
       why_not: what failed.
     """
 
@@ -115,19 +118,18 @@ class Verdict(NamedTuple):
         """better, worse, no difference seen, or what failed."""
         if self.found is None:
             return self.why_not
-        if (
-            self.found.pairs < 3
-        ):  # "higher" would be of the score with its sign turned, where lower is better
-            return (
-                "one seed, no verdict"
-                if self.found.pairs == 1
-                else "two seeds, no verdict"
-            )
+        if self.found.pairs < 3:
+            number = "one seed" if self.found.pairs == 1 else "two seeds"
+            return f"{number}, no verdict"
         return self.found.verdict
 
 
 class Results:
-    """Questions to results.json; `raw` is its contents."""
+    """Answers questions about the contents of results.json.
+
+    Args:
+      raw: the contents.
+    """
 
     def __init__(self, raw: dict[str, Any]):
         self.raw = raw
@@ -140,27 +142,45 @@ class Results:
 
     @property
     def arms(self) -> list[str]:
-        """Names, in the order of the table."""
+        """Names of all arms, in the order of the table."""
         return list(self.raw["arms"])
 
     def label(self, arm: str) -> str:
-        """How pages call it."""
+        """The arm's name on pages.
+
+        Args:
+          arm: its name.
+        """
         return self.raw["arms"][arm]["label"]
 
     def runs(self, arm: str) -> list[dict[str, Any]]:
-        """One a seed, those that failed among them."""
+        """The arm's cells, one a seed, with those that failed.
+
+        Args:
+          arm: its name.
+        """
         return self.raw["arms"][arm]["runs"]
 
     def values(self, arm: str, score: Score | None = None) -> np.ndarray:
-        """f64[seeds]: the score, NaN where the run failed or the arm has no such score."""
+        """The arm's score with each seed.
+
+        Args:
+          arm: its name.
+          score: which one; default: the primary one.
+
+        Returns:
+          f64[seeds], NaN where the run failed or the arm has no such score.
+        """
         name = (score or self.primary).name
-        return np.array(
-            [one.get("scores", {}).get(name, np.nan) for one in self.runs(arm)],
-            np.float64,
-        )
+        each = [one.get("scores", {}) for one in self.runs(arm)]
+        return np.array([scores.get(name, np.nan) for scores in each], np.float64)
 
     def failures(self, arm: str) -> list[str]:
-        """What the runs that failed said."""
+        """The messages of the runs that failed.
+
+        Args:
+          arm: its name.
+        """
         return [
             f"seed {one['seed']}: {one['failed']}"
             for one in self.runs(arm)
@@ -170,66 +190,77 @@ class Results:
     def megabytes(
         self, arm: str, ways: Sequence[str] = ("uplink_bytes", "downlink_bytes")
     ) -> float | None:
-        """Of all clients together, mean over the runs that did not fail.
+        """MB (10^6 bytes) of all clients together, mean over the runs that succeeded.
 
-        None where nothing is sent.
+        Args:
+          arm: its name.
+          ways: up, down or both.
+
+        Returns:
+          The mean; None where nothing is sent.
         """
         done = [one for one in self.runs(arm) if "failed" not in one]
         sent = [sum(one[way] for way in ways) for one in done]
-        return float(np.mean(sent)) / 1e6 if sent and any(sent) else None
+        return float(np.mean(sent)) / 1e6 if any(sent) else None
 
     def rounds(self, arm: str) -> list[int]:
-        """How many, one entry for each number that occurs."""
-        return sorted(
-            {
-                int(one["curve"][-1]["round"])
-                for one in self.runs(arm)
-                if one.get("curve")
-            }
-        )
+        """The numbers of rounds that occur over the seeds.
+
+        Args:
+          arm: its name.
+        """
+        with_curve = [one for one in self.runs(arm) if one.get("curve")]
+        return sorted({int(one["curve"][-1]["round"]) for one in with_curve})
 
     def settings(self, arm: str) -> str:
-        """The tuned settings, with "(edge)" where the grid's edge was chosen."""
-        entry = self.raw["arms"][arm]
-        shown = [
-            f"{name} {value:g}{' (edge)' if name in entry['edges'] else ''}"
-            if isinstance(value, (int, float))
-            else f"{name} {value}"
-            for name, value in entry["settings"].items()
-        ]
+        """The tuned settings, with "(edge)" where the grid's edge was chosen.
+
+        Args:
+          arm: its name.
+        """
+        entry, shown = self.raw["arms"][arm], []
+        for name, value in entry["settings"].items():
+            if isinstance(value, (int, float)):
+                edge = " (edge)" if name in entry["edges"] else ""
+                shown.append(f"{name} {value:g}{edge}")
+            else:
+                shown.append(f"{name} {value}")
         return ", ".join(shown)
 
     def verdicts(self) -> list[Verdict]:
-        """Of all comparisons, corrected by Holm as one family."""
+        """The verdicts of all comparisons, corrected by Holm as one family."""
         return self._family([tuple(pair) for pair in self.raw["comparisons"]])
 
     def controls(self) -> list[tuple[dict[str, Any], Verdict]]:
-        """(control, its verdict); see `has_failed`.
+        """All controls with their verdicts; see `has_failed`.
 
-        Each is judged by itself: a correction would make it harder for a control to
-        fail, and so easier for the study to look sound.
+        Each is judged by itself: a correction would make it harder to see that a
+        control is worse than its arm.
+
+        Returns:
+          (control, verdict) of each.
         """
-        return [
-            (control, self._family([(control["arm"], control["than"])])[0])
-            for control in self.raw["controls"]
-        ]
+        found = []
+        for control in self.raw["controls"]:
+            (verdict,) = self._family([(control["arm"], control["than"])])
+            found.append((control, verdict))
+        return found
 
     @property
     def is_sound(self) -> bool:
         """Whether every control failed as it must."""
-        return all(has_failed(verdict) for _, verdict in self.controls())
+        verdicts = [verdict for _, verdict in self.controls()]
+        return all(has_failed(verdict) for verdict in verdicts)
 
     def _family(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """The verdicts of some comparisons, corrected as one family."""
         verdicts, found = {}, {}
         for arm, than in pairs:
-            if broken := [
-                name for name in (arm, than) if np.isnan(self.values(name)).any()
-            ]:
+            broken = [name for name in (arm, than) if np.isnan(self.values(name)).any()]
+            if broken:
+                why = f"failed: {self.label(broken[0])}"
                 verdicts[arm, than] = Verdict(
-                    arm=arm,
-                    than=than,
-                    found=None,
-                    why_not=f"failed: {self.label(broken[0])}",
+                    arm=arm, than=than, found=None, why_not=why
                 )
             else:
                 found[arm, than] = self._compared(arm, than)
@@ -239,30 +270,54 @@ class Results:
         return [verdicts[pair] for pair in pairs]
 
     def _compared(self, arm: str, than: str) -> Comparison:
-        """Of scores where higher is better: a lower perplexity counts as more."""
+        """Compares scores, with their sign turned where lower is better."""
         sign = 1.0 if self.primary.highest else -1.0
-        return paired_seeds(sign * self.values(arm), sign * self.values(than))
+        first, second = self.values(arm), self.values(than)
+        return paired_seeds(sign * first, sign * second)
 
     def difference(self, verdict: Verdict) -> str:
-        """The difference in the score's own direction and unit, with its interval."""
+        """The difference with its interval, in the score's direction and unit.
+
+        Args:
+          verdict: of a comparison.
+
+        Returns:
+          For example "+1.5 [0.4, 2.6] points"; "" where a seed failed.
+        """
         if verdict.found is None:
             return ""
-        score, one = self.primary, verdict.found
-        low, high = (one.low, one.high) if score.highest else (-one.high, -one.low)
-        middle = one.difference if score.highest else -one.difference
-        numbers = [
-            f"{score.scale * value:+.{score.digits}f}" for value in (middle, low, high)
-        ]
+        score = self.primary
+        middle, low, high = in_own_unit(verdict.found, score)
         unit = f" {score.difference_unit}" if score.difference_unit else ""
-        if one.pairs == 1:
-            return f"{numbers[0]}{unit}, one seed"
-        return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]{unit}"
+        if verdict.found.pairs == 1:
+            return f"{middle}{unit}, one seed"
+        return f"{middle} [{low}, {high}]{unit}"
+
+
+def in_own_unit(found: Comparison, score: Score) -> list[str]:
+    """The difference and the ends of its interval, in the score's direction and unit.
+
+    Args:
+      found: of scores whose sign was turned where lower is better.
+      score: that was compared.
+
+    Returns:
+      [difference, low, high], with their signs.
+    """
+    if score.highest:
+        values = (found.difference, found.low, found.high)
+    else:
+        values = (-found.difference, -found.high, -found.low)
+    return [f"{score.scale * value:+.{score.digits}f}" for value in values]
 
 
 def has_failed(verdict: Verdict) -> bool:
     """Whether a control failed as it must: it is worse, or could not be trained at all.
 
-    One seed has no interval: its difference alone is looked at.
+    With one seed there is no interval, and the difference alone decides.
+
+    Args:
+      verdict: of the control against the arm that must be better.
     """
     if verdict.found is None:
         return True

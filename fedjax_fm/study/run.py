@@ -1,6 +1,6 @@
-"""What an arm is given.
+"""What an arm is given: its settings, its data, and a way to simulate.
 
-Its settings and data, and a way to simulate that keeps what the report needs.
+A simulation keeps the curve and the bytes that the report needs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +23,13 @@ TUNING, FINAL = "tuning", "final"
 
 
 class Simulated(NamedTuple):
-    """A run that has ended.
+    """A simulation that has ended.
 
     Attributes:
-      simulator, state, metrics: see `Simulator.run`.
-      scores: {name: mean} of the last look at the test set; {} without one.
+      simulator: that ran.
+      state: after the last round.
+      metrics: of all rounds.
+      scores: {name: mean} over the test set after the last round; {} without one.
     """
 
     simulator: Simulator
@@ -36,20 +38,51 @@ class Simulated(NamedTuple):
     scores: dict[str, float]
 
     def model(self, client: int | None = None) -> tuple[Tree, Tree]:
-        """(delta, backbone), of the server or of one client."""
+        """The model after the last round.
+
+        Args:
+          client: whose model; default: the server's.
+
+        Returns:
+          (delta, backbone).
+        """
         return self.simulator.model(self.state, client)
 
 
 class Run:
-    """One arm with one seed, or one point of its grid.
+    """What an arm is called with: one seed, or one point of its grid.
 
-    Attributes:
+    `run["name"]` is a setting of the grid, `run.data` what the study's `data` returned.
+
+    Args:
       arm: its name.
       config: of the study.
-      seed: names the data, the initial values and all of the run.
-      seeds: all of them, for an arm that runs them at once.
+      seed: of the data, the initial values and all else in the run.
       split: "tuning" or "final".
-      data: what the study's `data` returned for the seed and the split.
+      hyper: {setting: value} of the grid.
+      data: returns the data of the seed and the split.
+      folder: of checkpoints, for simulations with `keep`.
+      seeds: all of them, for an arm that runs them at once.
+      shared: what `once` has computed for other arms of the seed.
+      looks: callbacks of every simulation.
+
+    Attributes:
+      curve: rows of all simulations so far, {"round", "seconds", …}.
+      clients: what `score_clients` found.
+      bytes: sent so far, by direction.
+      notes: more entries of the arm's cell, anything that JSON can hold.
+
+    Example:
+      >>> run = Run(
+      ...     "fedavg",
+      ...     config=None,
+      ...     seed=0,
+      ...     split="final",
+      ...     hyper={"rate": 0.1},
+      ...     data=lambda: [1, 2],
+      ... )
+      >>> run["rate"], run.data, run.is_tuning
+      (0.1, [1, 2], False)
     """
 
     def __init__(
@@ -79,6 +112,7 @@ class Run:
 
     @property
     def data(self) -> Any:
+        """What the study's `data` returned for the seed and the split."""
         return self._data()
 
     @property
@@ -98,10 +132,12 @@ class Run:
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed once for all arms of the seed.
 
-        What they share must not depend on the arm.
+        Simulations inside of `make` count for no arm: add their bytes by `sent`, or use
+        `simulate_once`.
 
-        Simulations inside of `make` count for no arm, whichever comes first: add their
-        bytes by `sent`, or use `simulate_once`.
+        Args:
+          key: names the value; with all settings that it depends on.
+          make: computes the value, which must not depend on the arm.
         """
         if key not in self._shared:
             before = list(self.curve), list(self.clients), dict(self.bytes)
@@ -110,13 +146,14 @@ class Run:
         return self._shared[key]
 
     def simulate_once(self, key: Any, start: Callable[[], Simulated]) -> Simulated:
-        """Like `once`, of a simulation.
-
-        Its bytes and its curve are those of every arm that asks for it.
+        """A simulation that several arms of the seed share; it counts for each of them.
 
         Args:
-          key: names the simulation, with all settings that it depends on.
-          start: `run.simulate(...)`, called by the first arm that asks.
+          key: names the simulation; with all settings that it depends on.
+          start: calls `run.simulate(...)`; used by the first arm that asks.
+
+        Returns:
+          The simulation.
         """
         found = self.once(key, start)
         self._record(found.simulator, found.state, found.metrics)
@@ -143,24 +180,34 @@ class Run:
     ) -> Simulated:
         """Runs an algorithm, and keeps its curve and its bytes for the report.
 
+        Of several simulations of one arm the bytes add up, and the curves follow each
+        other.
+
         Args:
-          algorithm, population, backbone, cohort_size, how: as for `Simulator`; the
-          seed is the run's.
+          algorithm: as for `Simulator`.
+          population: as for `Simulator`.
           delta: the trainable tree.
           rounds: at most; 0 for the model that a run starts from.
-          task, test: what is looked at, and on which examples; the columns of the curve
-            are the task's. Arrays are for the server's model; a population is for each
-            client's own model on its own examples, the curve is the mean over clients.
-          every: rounds between two looks; default: about ten in all.
+          backbone: as for `Simulator`.
+          cohort_size: as for `Simulator`.
+          task: what is computed of each test example; its scores are the curve.
+          test: arrays, for the server's model, or a population, for each client's own
+            model on its own examples and the mean over clients.
+          every: rounds between two evaluations; default: about ten in all.
           most_bytes: up and down together; the run ends before the round that would
-            send more. Every round is looked at, and `keep` has no use.
-          batch_size, bucket: as for `evaluate`.
-          keep: saves checkpoints, so that a run of many minutes goes on where it was
-            killed; without it, it begins anew.
+            send more. Every round is evaluated then, and `keep` has no effect.
+          batch_size: test examples that are computed at once.
+          bucket: as for `evaluate`.
+          keep: saves checkpoints, so that a long simulation that is interrupted goes
+            on; without it, it begins anew.
           travels: False where all data lie in one place, and no byte is sent.
+          **how: more for `Simulator`; the seed is the run's.
 
         Returns:
-          The run. Bytes of several simulations of one arm add up, their curves follow each other.
+          The simulation.
+
+        Raises:
+          ValueError: the first round sends more than `most_bytes`.
         """
         simulator = Simulator(
             algorithm,
@@ -175,13 +222,13 @@ class Run:
         if task is None or test is None:
             pass
         elif isinstance(test, Population):
-            looks.append(
-                callbacks.evaluate_clients(task, test, prefix="eval_", **how_scored)
-            )
+            of_clients = callbacks.evaluate_clients
+            looks.append(of_clients(task, test, prefix="eval_", **how_scored))
         else:
             looks.append(callbacks.evaluate(task, test, **how_scored))
         if keep and self._folder is not None:
-            looks.append(callbacks.checkpoint(self._folder / str(self._n_simulated)))
+            place = self._folder / str(self._n_simulated)
+            looks.append(callbacks.checkpoint(place))
         self._n_simulated += 1
         every = every or max(1, rounds // 10)
         state = simulator.init(delta)
@@ -190,72 +237,72 @@ class Run:
         else:
             state, metrics = _within(most_bytes, simulator, state, rounds, looks)
         if not travels:
-            metrics = {
-                **metrics,
-                **{name: np.zeros(rounds, np.int64) for name in self.bytes},
-            }
+            nothing = {name: np.zeros(rounds, np.int64) for name in self.bytes}
+            metrics = {**metrics, **nothing}
         if rounds:
             self._record(simulator, state, metrics)
-        found = {
-            name.removeprefix("eval_"): float(column[-1])
-            for name, column in _looked(metrics).items()
-        }
+        last = {name: float(column[-1]) for name, column in _looked(metrics).items()}
         return Simulated(
-            simulator=simulator, state=state, metrics=metrics, scores=found
+            simulator=simulator,
+            state=state,
+            metrics=metrics,
+            scores={name.removeprefix("eval_"): value for name, value in last.items()},
         )
 
     def score_clients(
         self, run: Simulated, task: Task, population: Population, name: str, **how: Any
     ) -> np.ndarray:
-        """The mean of one score of each client's model on the client's own examples.
-
-        Kept for the report.
+        """The mean of one score of each client's model, which the report shows.
 
         Args:
           run: from `simulate`.
           task: what is computed of each example.
           population: test examples of the same clients, in the same order.
           name: of the score, "accuracy" for example.
-          how: `batch_size` and `bucket` of `evaluate`.
+          **how: `batch_size` and `bucket` of `evaluate`.
 
         Returns:
           f64[N], NaN for a client without examples.
         """
         scores = client_scores(run.simulator, run.state, task, population, **how)
-        values = np.array(
-            [np.nan if one is None else means(one)[name] for one in scores]
-        )
+        each = [np.nan if one is None else means(one)[name] for one in scores]
+        values = np.array(each)
         self.clients = [float(value) for value in values if not np.isnan(value)]
         return values
 
     def sent(self, *, up: int = 0, down: int = 0) -> None:
-        """Adds bytes that are sent once beside the rounds: directions, a seed, a public set."""
+        """Adds bytes that are sent beside the rounds: directions, seeds, a public set.
+
+        Args:
+          up: bytes of all clients together.
+          down: bytes of all clients together.
+        """
         self.bytes["uplink_bytes"] += int(up)
         self.bytes["downlink_bytes"] += int(down)
 
     def _record(
         self, simulator: Simulator, state: SimulationState, metrics: Metrics
     ) -> None:
-        before = dict(self.bytes)
+        """Adds a simulation to the curve and to the bytes."""
+        before, looked = dict(self.bytes), _looked(metrics)
         last = self.curve[-1] if self.curve else {"round": 0, "seconds": 0.0}
         totals = {name: np.cumsum(metrics[name]) for name in before}
         travels = any(metrics[name].any() for name in before)
-        seconds = simulated_seconds(simulator, state, metrics, self.seed, travels)
+        seconds = simulated_seconds(
+            simulator, state, metrics, seed=self.seed, travels=travels
+        )
         for index in _rows_to_keep(metrics):
             row = {
                 "round": last["round"] + index + 1,
                 "seconds": last["seconds"] + float(seconds[index]),
             }
-            row |= {
-                name: before[name] + int(total[index]) for name, total in totals.items()
-            }
-            row |= {
-                name: float(column[index]) for name, column in _looked(metrics).items()
-            }
+            for name, total in totals.items():
+                row[name] = before[name] + int(total[index])
+            for name, column in looked.items():
+                row[name] = float(column[index])
             row["loss"] = float(metrics["loss"][index])
-            self.curve.append(
-                {name: value for name, value in row.items() if value == value}
-            )
+            known = {name: value for name, value in row.items() if value == value}
+            self.curve.append(known)
         for name, total in totals.items():
             self.bytes[name] = before[name] + (int(total[-1]) if len(total) else 0)
 
@@ -267,11 +314,15 @@ def _within(
     rounds: int,
     looks: Sequence[Any],
 ) -> tuple[SimulationState, Metrics]:
-    """Rounds one by one; one that sends too much, which only it can tell, is not counted."""
+    """Runs round by round until one sends more than the budget; that one is dropped.
+
+    How much a round sends is not known before it has run.
+    """
     history, sent = History(), 0
     for _ in range(rounds):
         after, found = simulator.run(state, 1, callbacks=looks)
-        sent += int(found["uplink_bytes"][0] + found["downlink_bytes"][0])
+        up, down = found["uplink_bytes"][0], found["downlink_bytes"][0]
+        sent += int(up + down)
         if sent > most_bytes:
             break
         state = after
@@ -284,20 +335,18 @@ def _within(
 
 
 def _looked(metrics: Metrics) -> dict[str, np.ndarray]:
-    """Columns of looks at the test set."""
+    """Columns of scores on the test set."""
     return {
         name: column for name, column in metrics.items() if name.startswith("eval_")
     }
 
 
 def _rows_to_keep(metrics: Metrics) -> list[int]:
-    """Rounds with a look, else about thirty of all."""
+    """Rounds with scores on the test set; without any about thirty of all rounds."""
     n = len(metrics["loss"])
     if columns := _looked(metrics):
         column = next(iter(columns.values()))
-        return [int(index) for index in np.flatnonzero(~np.isnan(column))]
-    return [
-        index
-        for index in range(n)
-        if (index + 1) % max(1, n // 30) == 0 or index == n - 1
-    ]
+        looked = np.flatnonzero(~np.isnan(column))
+        return [int(index) for index in looked]
+    every = max(1, n // 30)
+    return [index for index in range(n) if (index + 1) % every == 0 or index == n - 1]

@@ -1,6 +1,6 @@
-"""What a study consists of.
+"""What a study consists of: scores, arms, controls and a question.
 
-Imports nothing that computes, so that studies can be listed at once.
+Imports nothing that computes, so that listing studies takes no time.
 """
 
 import itertools
@@ -13,15 +13,19 @@ from fedjax_fm.runs.errors import UsageError
 
 @dataclass(frozen=True)
 class Score:
-    """A number by which arms are told apart.
+    """A number by which arms are compared.
 
     Attributes:
       name: key of the mapping that an arm returns.
-      label: how pages call it.
-      unit: after its numbers, "%" for example.
-      scale: by which its values are multiplied to be in that unit.
+      label: its name on pages; default: `name` with blanks.
+      unit: written after its numbers, "%" for example.
+      scale: factor that brings its values to that unit.
       highest: whether higher is better.
-      digits: behind the point.
+      digits: decimals that are shown.
+
+    Example:
+      >>> ACCURACY.title, ACCURACY.shown(0.8125)
+      ('accuracy (%)', '81.2 %')
     """
 
     name: str
@@ -33,14 +37,25 @@ class Score:
 
     @property
     def title(self) -> str:
-        """For a column or an axis."""
+        """Name and unit, for a column or an axis."""
         label = self.label or self.name.replace("_", " ")
         return f"{label} ({self.unit})" if self.unit else label
 
     @property
     def difference_unit(self) -> str:
-        """Of differences: points, where the score is a share."""
+        """The unit of differences: points, where the score is a share."""
         return "points" if self.unit == "%" else self.unit
+
+    def shown(self, value: float) -> str:
+        """A value in the score's unit.
+
+        Args:
+          value: as an arm returns it.
+
+        Returns:
+          The number with its unit.
+        """
+        return f"{self.scale * value:.{self.digits}f} {self.unit}".strip()
 
 
 ACCURACY = Score("accuracy", unit="%", scale=100.0)
@@ -50,19 +65,24 @@ PERPLEXITY = Score("perplexity", highest=False, digits=2)
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things that are compared.
+    """One of the methods, baselines or controls that are compared.
 
     Attributes:
-      name: by which it is called in comparisons and in files.
+      name: in comparisons and in files.
       run: `run(run) -> {score: number}`, see `Run`; with `at_once` `{score: [number for
         each of run.seeds]}`.
-      label: how pages call it.
-      grid: {setting: values}, tried on validation clients, each combination at the same
-        budget; a text instead of values names the field of the configuration that has
-        them. `run["setting"]` is the value.
+      label: its name on pages; default: `name` with blanks.
+      grid: {setting: values}, each combination of which is tried on validation clients
+        at the same budget. A text instead of values names the field of the
+        configuration that has them. `run["setting"]` is the value.
       like: another arm, whose tuned settings this one takes: a control, or an ablation.
-      at_once: all seeds are run by one call, for arms whose data do not change with the
-        seed (`ffm.sweep`).
+      at_once: whether one call runs all seeds (`ffm.sweep`), for arms whose data do not
+        change with the seed.
+
+    Example:
+      >>> arm = Arm("fedavg", lambda run: {"accuracy": 0.5}, grid={"rate": (0.1, 0.2)})
+      >>> arm.points(config=None)
+      [{'rate': 0.1}, {'rate': 0.2}]
     """
 
     name: str
@@ -74,11 +94,18 @@ class Arm:
 
     @property
     def title(self) -> str:
-        """For a row or a legend."""
+        """The arm's name, for a row or a legend."""
         return self.label or self.name.replace("_", " ")
 
     def points(self, config: Any) -> list[dict[str, Any]]:
-        """Every combination of the grid's values; [{}] without a grid."""
+        """Every combination of the grid's values.
+
+        Args:
+          config: of the study; has the values that the grid gives by name.
+
+        Returns:
+          {setting: value} of each point; [{}] without a grid.
+        """
         values = [
             getattr(config, given) if isinstance(given, str) else given
             for given in self.grid.values()
@@ -91,13 +118,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Control:
-    """An arm that must be worse than another.
-
-    If it is not, the study cannot tell what it claims to.
+    """An arm that must be worse than another, or the study shows nothing.
 
     Attributes:
-      arm: trained on shuffled labels, or not at all.
-      than: the arm that must be better.
+      arm: its name; it is trained on shuffled labels, or not at all.
+      than: name of the arm that must be better.
       why: what it would mean if the control did not fail, in a sentence.
     """
 
@@ -108,22 +133,44 @@ class Control:
 
 @dataclass(frozen=True)
 class Study:
-    """A question and what answers it.
+    """A question, and the arms and comparisons that answer it.
 
     Attributes:
       question: one sentence, ends with a question mark.
       expected: the order that is expected, written down before the first run.
       config: frozen dataclass with `seeds`, fixed before the run, and `smoke()`;
         `full()` is the whole study.
-      data: `data(config, seed, split)`, split "tuning" or "final"; what an arm finds as
-        `run.data`. Tuning data are of clients and contents that no seed of the study
-        uses.
+      data: `data(config, seed, split)` with split "tuning" or "final"; what it returns
+        is `run.data` in an arm. Tuning data are of clients and contents that no seed of
+        the study uses.
       primary: the score that decides.
       arms: at least two, in the order of the table.
       comparisons: (arm, than) pairs of the primary score; their verdicts are one family.
       controls: at least one.
       scores: others that the table shows.
       tuning_seed: of `data` and of the runs while tuning.
+
+    Raises:
+      UsageError: two arms have one name, there is no control, a name is of no arm, an
+        arm is compared with itself, or is `like` an arm that is not tuned itself.
+
+    Example:
+      >>> def trained(run):
+      ...     return {"accuracy": 0.9}
+      >>> def untrained(run):
+      ...     return {"accuracy": 0.5}
+      >>> tiny = Study(
+      ...     question="Does training help?",
+      ...     expected="Yes.",
+      ...     config=dict,
+      ...     data=lambda config, seed, split: None,
+      ...     primary=ACCURACY,
+      ...     arms=[Arm("trained", trained), Arm("untrained", untrained)],
+      ...     comparisons=[],
+      ...     controls=[Control("untrained", than="trained")],
+      ... )
+      >>> tiny.arm("trained").title
+      'trained'
     """
 
     question: str
@@ -148,13 +195,10 @@ class Study:
                 "a study needs a control that must fail: Control(arm, than), "
                 "with an arm that is trained on shuffled labels, or not at all"
             )
-        pairs = [
-            *self.comparisons,
-            *((control.arm, control.than) for control in self.controls),
-        ]
-        asked = [name for pair in pairs for name in pair] + [
-            arm.like for arm in self.arms if arm.like
-        ]
+        controls = [(control.arm, control.than) for control in self.controls]
+        pairs = [*self.comparisons, *controls]
+        asked = [name for pair in pairs for name in pair]
+        asked += [arm.like for arm in self.arms if arm.like]
         for name in asked:
             if name not in names:
                 raise UsageError(
@@ -170,17 +214,26 @@ class Study:
                 )
 
     def arm(self, name: str) -> Arm:
-        """The arm of that name."""
+        """The arm of that name.
+
+        Args:
+          name: of an arm that there is.
+        """
         return next(arm for arm in self.arms if arm.name == name)
 
     @property
     def all_scores(self) -> list[Score]:
-        """The primary one first."""
+        """The primary score, then the others."""
         return [self.primary, *self.scores]
 
     def check_budgets(self, config: Any) -> None:
-        """Raises UsageError unless all arms that are tuned try as many settings."""
-        counts = {arm.name: len(arm.points(config)) for arm in self.arms if arm.grid}
+        """Raises UsageError unless all arms that are tuned try as many settings.
+
+        Args:
+          config: of the study.
+        """
+        tuned = [arm for arm in self.arms if arm.grid]
+        counts = {arm.name: len(arm.points(config)) for arm in tuned}
         if len(set(counts.values())) > 1:
             shown = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise UsageError(
@@ -191,9 +244,20 @@ class Study:
 def against(
     than: str, arms: Sequence[Arm], leave_out: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
-    """(arm, than) of every arm but `than` and those left out."""
-    return [
-        (arm.name, than)
-        for arm in arms
-        if arm.name != than and arm.name not in leave_out
-    ]
+    """Comparisons of every arm with one of them.
+
+    Args:
+      than: name of the arm that the others are compared with.
+      arms: all arms of the study.
+      leave_out: names of arms that are not compared.
+
+    Returns:
+      (arm, than) pairs.
+
+    Example:
+      >>> arms = [Arm(name, lambda run: {}) for name in ("a", "b", "c")]
+      >>> against("a", arms, leave_out=["c"])
+      [('b', 'a')]
+    """
+    left_out = {than, *leave_out}
+    return [(arm.name, than) for arm in arms if arm.name not in left_out]

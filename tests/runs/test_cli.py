@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -32,6 +33,19 @@ def test_list_names_every_study(command):
     for name in STUDIES:
         assert name in said.out
     assert "tiny  Does momentum at the server pay?" in said.out
+
+
+def test_the_package_runs_as_a_module(tmp_path):
+    said = subprocess.run(
+        [sys.executable, "-m", "fedjax_fm", "list"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert said.returncode == 0, said.stderr
+    for name in STUDIES:
+        assert name in said.stdout
 
 
 def test_a_study_leaves_its_folder_and_says_where(command, tmp_path):

@@ -1,5 +1,6 @@
-"""The client's half of with_flower.py, a module of its own so that each actor imports
-it and keeps the data.
+"""The client's half of with_flower.py.
+
+It is a module of its own, so that each actor imports it and keeps the data.
 """
 
 import functools
@@ -17,7 +18,7 @@ app = ClientApp()
 @functools.lru_cache(maxsize=1)
 def clients_of(path):
     """(data, each client's tensors), read once an actor."""
-    torch.set_num_threads(1)  # one CPU is what the actor was given
+    torch.set_num_threads(1)  # an actor has one CPU
     data = protocol.Data.load(path)
     return data, torch_models.tensors(data)
 
@@ -44,5 +45,5 @@ def record(workload, start):
 
 
 def named(arrays, start):
-    """The way back, as the data file has them."""
+    """Flower's parameters in the layout of the data file."""
     return torch_models.named(arrays.to_torch_state_dict(), start)

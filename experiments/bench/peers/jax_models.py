@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def mlp(p, x):
-    """Logits of 784-128-10, or whatever the parameters' shapes say."""
+    """Logits of two dense layers, whose sizes are those of the parameters."""
     hidden = jax.nn.relu(x @ p["dense1"] + p["dense1_bias"])
     return hidden @ p["dense2"] + p["dense2_bias"]
 

@@ -17,5 +17,5 @@ _SPEC.loader.exec_module(_PROTOCOL)
 
 
 def __getattr__(name: str) -> Any:
-    """Whatever ../protocol.py defines."""
+    """A name that ../protocol.py defines."""
     return getattr(_PROTOCOL, name)

@@ -1,5 +1,6 @@
-"""The models in PyTorch, and parameters to and from the layout of the data file (that
-of a JAX user).
+"""The models in PyTorch, and parameters to and from the layout of the data file.
+
+That layout is the usual one of JAX.
 """
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 
 class MLP(nn.Module):
-    """784-128-10, or whatever the shapes say."""
+    """Two dense layers, whose sizes are those of the data file."""
 
     def __init__(self, start):
         super().__init__()
@@ -57,7 +58,7 @@ def make(workload, start):
 
 
 def named(model, start):
-    """{name: array}: a model's parameters (or a dictionary of them) as the data file has them."""
+    """{name: array}: a model's parameters, or a dictionary of them, as in the data file."""
     parameters = (
         dict(model.named_parameters()) if isinstance(model, nn.Module) else model
     )
@@ -89,9 +90,7 @@ def tensors(data):
 
 
 def _channels_first(dense, start, layer):
-    """Rows of the dense layer behind the convolutions, from (H, W, C) order to torch's
-    (C, H, W).
-    """
+    """Rows of the first dense layer of the CNN, from (H, W, C) order to (C, H, W)."""
     if layer != "dense1" or "conv2" not in start:
         return dense
     channels = start["conv2"].shape[-1]
@@ -101,7 +100,7 @@ def _channels_first(dense, start, layer):
 
 
 def _channels_last(dense, start, layer):
-    """The way back."""
+    """The inverse of `_channels_first`."""
     if layer != "dense1" or "conv2" not in start:
         return dense
     channels = start["conv2"].shape[-1]

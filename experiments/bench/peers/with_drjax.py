@@ -1,5 +1,6 @@
-"""DrJAX: a jitted round of map_fn over all clients and a weighted mean, as its
-documentation writes FedAvg.
+"""DrJAX: a jitted round of map_fn over all clients and a mean.
+
+Its documentation writes FedAvg like this.
 """
 
 import drjax
@@ -11,7 +12,7 @@ from jax_models import mean_loss
 
 
 def build(workload, data):
-    """See protocol.serve; for clients of one size whose batch is all they have."""
+    """See protocol.serve; for clients of one size, each of which is one batch."""
     if not data.is_full_batch or len(np.unique(data.sizes)) > 1:
         raise ValueError("this script is written for full batches of equal size")
     gradient = jax.grad(mean_loss(workload))

@@ -1,5 +1,6 @@
-"""pfl-research: FederatedAveraging on a simulated backend, one process, PyTorch,
-without evaluation.
+"""pfl-research: FederatedAveraging on a simulated backend, without evaluation.
+
+One process, PyTorch.
 """
 
 import protocol
@@ -17,11 +18,9 @@ from pfl.metrics import Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch.nn import functional as F
 
-NEVER = (
-    10**9
-    # rounds; pfl evaluates every client in round 0 whatever one says, which only lengthens
-    # the first call
-)
+# Rounds between two evaluations. pfl evaluates every client in round 0 in any case,
+# which lengthens the first call alone.
+NEVER = 10**9
 
 
 def with_loss(model):

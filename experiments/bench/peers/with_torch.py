@@ -1,6 +1,4 @@
-"""A bare PyTorch loop: no library, one model, one client after the other, the way most
-papers' code does it.
-"""
+"""A bare PyTorch loop: one model, one client after the other, without a library."""
 
 import protocol
 import torch
@@ -9,7 +7,7 @@ from torch.nn import functional as F
 
 
 def train(model, data, x, y):
-    """Local SGD in place, one pass after the other, shuffled where there is more than one batch."""
+    """Local SGD in place; passes are shuffled if there is more than one batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=data.learning_rate)
     for _ in range(data.epochs):
         order = (

@@ -1,4 +1,4 @@
-"""One file a workload; what each one is called and which peers do it too."""
+"""The workloads by name."""
 
 from fedjax_fm.experiments.bench.workload import Workload
 from fedjax_fm.experiments.bench.workloads import (

@@ -24,29 +24,36 @@ CLASSES, COLOURS = 10, 3
 
 
 def make(
+    *,
     n_clients: int,
     examples: int,
     batch_size: int,
     side: int,
     widths: tuple[int, int, int],
 ) -> Data:
-    """Random pictures of side x side and labels.
+    """Random pictures and labels, and the first parameters.
 
-    Widths of both convolutions and of the dense layer.
+    Args:
+      n_clients: how many.
+      examples: of a client.
+      batch_size: of a local step.
+      side: of the pictures, in pixels.
+      widths: of both convolutions and of the dense layer.
     """
     rng = seeded("cifar-cnn")
     n = n_clients * examples
     one, two, hidden = widths
     pooled = (side - 4) // 2
+    first, second, pictures = (3, 3, COLOURS, one), (3, 3, one, two), (n, side, side)
     start = {
-        "conv1": normal(rng, 3, 3, COLOURS, one),
+        "conv1": normal(rng, *first),
         "conv1_bias": np.zeros(one, np.float32),
-        "conv2": normal(rng, 3, 3, one, two),
+        "conv2": normal(rng, *second),
         "conv2_bias": np.zeros(two, np.float32),
     }
     return Data(
         examples={
-            "x": normal(rng, n, side, side, COLOURS, scale=1.0),
+            "x": normal(rng, *pictures, COLOURS, scale=1.0),
             "y": rng.integers(0, CLASSES, n, np.int32),
         },
         offsets=np.arange(n_clients + 1) * examples,
@@ -57,10 +64,11 @@ def make(
 
 
 def cnn(p, x):
-    """Logits."""
+    """Logits f32[B, classes] of pictures f32[B, H, W, colours]."""
     for name in ("conv1", "conv2"):
         x = jnp.maximum(conv_as_matmul(x, p[name]) + p[f"{name}_bias"], 0)
-    return mlp(p, max_pool_2(x).reshape(len(x), -1))
+    flat = max_pool_2(x).reshape(len(x), -1)
+    return mlp(p, flat)
 
 
 def simulator(data: Data):
@@ -69,9 +77,9 @@ def simulator(data: Data):
 
 
 def flop(data: Data) -> float:
-    """Each position of a convolution is a row of a product.
+    """FLOP of all epochs; each position of a convolution is a row of a product.
 
-    The first needs no gradient of its input.
+    The first convolution needs no gradient of its input.
     """
     side = data.examples["x"].shape[1]
     shape = {
@@ -88,12 +96,17 @@ def flop(data: Data) -> float:
     return float(data.offsets[-1]) * data.epochs * one
 
 
+def made(smoke: bool) -> Data:
+    """The workload's sizes, or tiny ones."""
+    if smoke:
+        return make(n_clients=5, examples=10, batch_size=5, side=12, widths=(4, 8, 16))
+    return make(n_clients=50, examples=50, batch_size=10, side=32, widths=(32, 64, 128))
+
+
 CIFAR_CNN = Workload(
     name="cifar-cnn",
     summary="50 clients x 50 pictures of 32 x 32, batches of 10, one epoch, pfl-research's CNN",
-    make=lambda smoke: (
-        make(5, 10, 5, 12, (4, 8, 16)) if smoke else make(50, 50, 10, 32, (32, 64, 128))
-    ),
+    make=made,
     simulator=simulator,
     flop=flop,
     peers=("fedjax", "torch"),

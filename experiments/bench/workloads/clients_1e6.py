@@ -1,8 +1,8 @@
-"""Everyone at once: one round over the whole population of 1e4, 1e5 and 1e6 clients.
+"""clients-1e4 to clients-1e6: one round over the whole population.
 
-Each client has 2 examples of 8 features and does one step of logistic regression. What
-is measured is what a client costs by itself, in time and in memory (`peak_rss_bytes`):
-there is next to no arithmetic.
+Each client has 2 examples of 8 features and does one step of logistic regression. There
+is next to no arithmetic: what is measured is the time and the memory
+(`peak_rss_bytes`) of a client itself.
 """
 
 import jax.numpy as jnp
@@ -22,7 +22,11 @@ EXAMPLES, FEATURES = 2, 8
 
 
 def make(n_clients: int) -> Data:
-    """Random examples and labels in {0, 1}."""
+    """Random examples with labels 0 and 1.
+
+    Args:
+      n_clients: how many.
+    """
     rng = seeded("clients")
     n = n_clients * EXAMPLES
     return Data(
@@ -51,7 +55,7 @@ def simulator(data: Data):
 
 
 def flop(data: Data) -> float:
-    """One product forward, one for the gradient."""
+    """FLOP of one product forward and one for the gradient."""
     return float(data.offsets[-1]) * data.epochs * product_flop(FEATURES, 1, products=2)
 
 

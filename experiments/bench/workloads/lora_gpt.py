@@ -34,15 +34,15 @@ class Attention(nnx.Module):
         self.c_proj = nnx.Linear(d, d, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """f32[B, T, d] from f32[B, T, d]."""
+
         def split(y):
             return y.reshape(*y.shape[:-1], self.n_heads, -1)  # [B, T, H, d / H]
 
-        query, key, value = (split(y) for y in jnp.split(self.c_attn(x), 3, axis=-1))
-        return self.c_proj(
-            jax.nn.dot_product_attention(query, key, value, is_causal=True).reshape(
-                x.shape
-            )
-        )
+        parts = jnp.split(self.c_attn(x), 3, axis=-1)
+        query, key, value = (split(y) for y in parts)
+        attended = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        return self.c_proj(attended.reshape(x.shape))
 
 
 class FeedForward(nnx.Module):
@@ -53,29 +53,41 @@ class FeedForward(nnx.Module):
         self.c_proj = nnx.Linear(4 * d, d, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.c_proj(jax.nn.gelu(self.c_fc(x), approximate=True))
+        """f32[B, T, d] from f32[B, T, d]."""
+        wide = jax.nn.gelu(self.c_fc(x), approximate=True)
+        return self.c_proj(wide)
 
 
 class Block(nnx.Module):
     """One pre-norm layer."""
 
     def __init__(self, d: int, n_heads: int, rngs: nnx.Rngs):
-        self.ln_1, self.ln_2 = (
-            nnx.LayerNorm(d, epsilon=1e-5, rngs=rngs) for _ in range(2)
-        )
+        self.ln_1 = nnx.LayerNorm(d, epsilon=1e-5, rngs=rngs)
+        self.ln_2 = nnx.LayerNorm(d, epsilon=1e-5, rngs=rngs)
         self.attn = Attention(d, n_heads, rngs)
         self.mlp = FeedForward(d, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """f32[B, T, d] from f32[B, T, d]."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nnx.Module):
-    """GPT-2: logits f32[B, T, vocabulary] from i32[B, T], the head tied to the embedding."""
+    """GPT-2, whose head is tied to the embedding.
+
+    Args:
+      vocabulary: tokens.
+      length: positions.
+      d: width.
+      n_layers: how many layers.
+      n_heads: attention heads.
+      rngs: of the weights.
+    """
 
     def __init__(
         self,
+        *,
         vocabulary: int,
         length: int,
         d: int,
@@ -89,14 +101,31 @@ class GPT(nnx.Module):
         self.ln_f = nnx.LayerNorm(d, epsilon=1e-5, rngs=rngs)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        x = self.wte(ids) + self.wpe(jnp.arange(ids.shape[-1]))
-        return self.wte.attend(self.ln_f(run_stacked(self.h, x)))
+        """Logits f32[B, T, vocabulary] from i32[B, T]."""
+        places = jnp.arange(ids.shape[-1])
+        x = run_stacked(self.h, self.wte(ids) + self.wpe(places))
+        return self.wte.attend(self.ln_f(x))
 
 
 def make(
-    n_clients: int, length: int, vocabulary: int, d: int, n_layers: int, rank: int = 8
+    *,
+    n_clients: int,
+    length: int,
+    vocabulary: int,
+    d: int,
+    n_layers: int,
+    rank: int = 8,
 ) -> Data:
-    """Random tokens and weights under GPT-2's names, layers stacked."""
+    """Random tokens and weights under GPT-2's names, layers stacked.
+
+    Args:
+      n_clients: how many, of one batch each.
+      length: of a text.
+      vocabulary: tokens.
+      d: width.
+      n_layers: how many layers.
+      rank: of LoRA.
+    """
     rng = seeded("lora-gpt")
     shapes = {
         "attn.c_attn": (d, 3 * d),
@@ -111,23 +140,17 @@ def make(
     for name, shape in shapes.items():
         frozen[f"{name}.weight"] = normal(rng, n_layers, *shape, scale=shape[0] ** -0.5)
         frozen[f"{name}.bias"] = np.zeros((n_layers, shape[1]), np.float32)
-    for name, shape in {
-        "ln_1": (n_layers, d),
-        "ln_2": (n_layers, d),
-        "ln_f": (d,),
-    }.items():
-        frozen |= {
-            f"{name}.weight": np.ones(shape, np.float32),
-            f"{name}.bias": np.zeros(shape, np.float32),
-        }
+    norms = {"ln_1": (n_layers, d), "ln_2": (n_layers, d), "ln_f": (d,)}
+    for name, shape in norms.items():
+        frozen[f"{name}.weight"] = np.ones(shape, np.float32)
+        frozen[f"{name}.bias"] = np.zeros(shape, np.float32)
     start = {
         "lora_a": normal(rng, n_layers, d, rank, scale=d**-0.5),
         "lora_b": np.zeros((n_layers, rank, 3 * d), np.float32),
     }
+    x = rng.integers(0, vocabulary, (n_clients * BATCH, length), np.int32)
     return Data(
-        examples={
-            "x": rng.integers(0, vocabulary, (n_clients * BATCH, length), np.int32)
-        },
+        examples={"x": x},
         offsets=np.arange(n_clients + 1) * BATCH,
         start=start,
         frozen=frozen | {"n_heads": np.int64(4), "alpha": np.int64(ALPHA)},
@@ -137,24 +160,32 @@ def make(
 
 
 def pretrained(frozen: dict[str, np.ndarray]) -> GPT:
-    """The model with the weights of the data."""
-    (vocabulary, d), length = frozen["wte"].shape, len(frozen["wpe"])
-    n_layers = len(frozen["attn.c_attn.weight"])
-    model = nnx.eval_shape(
-        lambda: GPT(
-            vocabulary, length, d, n_layers, int(frozen["n_heads"]), nnx.Rngs(0)
+    """The model with the weights of the data.
+
+    Args:
+      frozen: {name: array} of `Data`.
+    """
+    vocabulary, d = frozen["wte"].shape
+
+    def build() -> GPT:
+        return GPT(
+            vocabulary=vocabulary,
+            length=len(frozen["wpe"]),
+            d=d,
+            n_layers=len(frozen["attn.c_attn.weight"]),
+            n_heads=int(frozen["n_heads"]),
+            rngs=nnx.Rngs(0),
         )
-    )
-    graphdef, state = nnx.split(model)
+
+    graphdef, state = nnx.split(nnx.eval_shape(build))
     flat = dict(nnx.to_flat_state(state))
     for path, leaf in flat.items():
-        *parents, kind = (part for part in map(str, path) if part != "h")
-        weight = kind in ("kernel", "scale")
-        name = (
-            parents[0]
-            if kind == "embedding"
-            else ".".join([*parents, "weight" if weight else kind])
-        )
+        *parents, kind = (str(part) for part in path if part != "h")
+        if kind == "embedding":
+            name = parents[0]
+        else:
+            last = "weight" if kind in ("kernel", "scale") else kind
+            name = ".".join([*parents, last])
         flat[path] = leaf.replace(jnp.asarray(frozen[name]))
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
@@ -172,19 +203,17 @@ def simulator(data: Data):
         )
         return losses.mean(axis=-1), {}
 
-    start = jax.tree.unflatten(
-        jax.tree.structure(delta), [data.start["lora_a"], data.start["lora_b"]]
-    )
+    factors = [data.start["lora_a"], data.start["lora_b"]]
+    start = jax.tree.unflatten(jax.tree.structure(delta), factors)
     return fedavg(loss, data, backbone=backbone), start
 
 
 def flop(data: Data) -> float:
-    """Frozen products forward and for the input's gradient, LoRA's three times.
+    """FLOP of all epochs: frozen products twice, LoRA's three times.
 
-    No gradient reaches the embedding.
-
-    Attention: scores and values over all T positions, as both sides compute them, three
-    products of each.
+    Frozen products run forward and for the input's gradient, which does not reach the
+    embedding. Attention: scores and values over all T positions, as both sides compute
+    them, three products of each.
     """
     (vocabulary, d), length = data.frozen["wte"].shape, data.examples["x"].shape[1]
     n_layers, _, rank = data.start["lora_a"].shape
@@ -195,20 +224,24 @@ def flop(data: Data) -> float:
     )
     attention = 2 * product_flop(d, length)
     head = product_flop(d, vocabulary, products=2)
-    unneeded = product_flop(d, 3 * d, products=1) + product_flop(
-        d, rank, products=1
-    )  # the first layer's input
+    # The first layer's input needs no gradient.
+    unneeded = product_flop(d, 3 * d + rank, products=1)
     token = n_layers * (layer + attention) + head - unneeded
     return float(data.offsets[-1]) * data.epochs * length * token
+
+
+def made(smoke: bool) -> Data:
+    """The workload's sizes, or tiny ones."""
+    if smoke:
+        return make(n_clients=3, length=8, vocabulary=64, d=32, n_layers=2, rank=2)
+    return make(n_clients=32, length=32, vocabulary=1024, d=256, n_layers=4)
 
 
 LORA_GPT = Workload(
     name="lora-gpt",
     summary="GPT-2 of 4 layers, d = 256, 32 tokens; LoRA of rank 8 on c_attn; 32 clients "
     "x 4 steps x batch 4",
-    make=lambda smoke: (
-        make(3, 8, 64, 32, 2, 2) if smoke else make(32, 32, 1024, 256, 4)
-    ),
+    make=made,
     simulator=simulator,
     flop=flop,
     peers=("peft",),

@@ -1,12 +1,12 @@
 """Whole models of two dense layers.
 
-Mlp-1000 (many clients), tiny-round (what a round costs by itself), ragged.
-
-mlp-1000     1000 clients x 20 examples x 784, 784-128-10, 5 full-batch SGD steps
-tiny-round   10 clients x 20 examples x 32, 32-16-10, one step; a call is 100 fused
-rounds ragged       1000 clients of log-normal sizes (median 20, clipped to 1..400),
-784-128-10, one epoch of batches of 20 ragged-equal as many local steps (to 1 in 1000),
-by clients that are all alike: what ragged would cost if only steps did
+mlp-1000       many clients: 1000 x 20 examples x 784, 784-128-10, 5 full-batch steps
+tiny-round     the cost of a round itself: 10 clients x 20 examples x 32, 32-16-10,
+               one step; a call is 100 fused rounds
+ragged         1000 clients of log-normal sizes (median 20, clipped to 1..400),
+               784-128-10, one epoch of batches of 20
+ragged-equal   the same number of local steps (to 1 in 1000) by clients that are all
+               alike: what ragged would cost if steps alone did
 """
 
 import numpy as np
@@ -27,14 +27,21 @@ CLASSES = 10
 
 
 def make(name: str, sizes: np.ndarray, n_in: int, hidden: int, **settings) -> Data:
-    """Random examples and labels for clients of these sizes, and the first parameters."""
+    """Random examples and labels of clients, and the first parameters.
+
+    Args:
+      name: of the workload.
+      sizes: i64[N], examples of each client.
+      n_in: features.
+      hidden: width of the first layer.
+      **settings: of `Data`.
+    """
     rng = seeded(name)
     n = int(sizes.sum())
+    x = normal(rng, n, n_in, scale=1.0)
+    labels = rng.integers(0, CLASSES, n)
     return Data(
-        examples={
-            "x": normal(rng, n, n_in, scale=1.0),
-            "y": rng.integers(0, CLASSES, n).astype(np.int32),
-        },
+        examples={"x": x, "y": labels.astype(np.int32)},
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
         start=mlp_start(rng, n_in, hidden, CLASSES),
         **settings,
@@ -47,20 +54,22 @@ def simulator(data: Data):
 
 
 def flop(data: Data) -> float:
-    """Products of all epochs over all examples; the first layer needs no gradient of its input."""
-    (n_in, hidden), (_, classes) = (
-        data.start["dense1"].shape,
-        data.start["dense2"].shape,
-    )
+    """FLOP of all epochs over all examples; the first input needs no gradient."""
+    n_in, hidden = data.start["dense1"].shape
+    _, classes = data.start["dense2"].shape
     one = product_flop(n_in, hidden, products=2) + product_flop(hidden, classes)
     return float(data.offsets[-1]) * data.epochs * one
 
 
 def log_normal_sizes(n_clients: int) -> np.ndarray:
-    """Most clients small, a few twenty times larger."""
-    return np.clip(
-        np.exp(seeded("sizes").normal(3.0, 1.0, n_clients)).astype(int), 1, 400
-    )
+    """Sizes of which most are small, and a few twenty times larger.
+
+    Args:
+      n_clients: how many.
+    """
+    logarithms = seeded("sizes").normal(3.0, 1.0, n_clients)
+    sizes = np.exp(logarithms).astype(int)
+    return np.clip(sizes, 1, 400)
 
 
 def mlp_1000(smoke: bool) -> Data:
@@ -76,7 +85,7 @@ def mlp_1000(smoke: bool) -> Data:
 
 
 def tiny_round(smoke: bool) -> Data:
-    """So little arithmetic that a round's own cost is what is left."""
+    """So little arithmetic that the cost of a round itself is measured."""
     return make(
         "tiny-round",
         np.full(10, 20),
@@ -97,7 +106,8 @@ def ragged(smoke: bool) -> Data:
 def local_steps(data: Data) -> int:
     """Steps of all clients in one round."""
     sizes = np.diff(data.offsets)
-    return int(np.sum(-(-sizes // data.batch_size)) * data.epochs)
+    an_epoch = np.sum(-(-sizes // data.batch_size))
+    return int(an_epoch * data.epochs)
 
 
 def ragged_equal(smoke: bool) -> Data:
