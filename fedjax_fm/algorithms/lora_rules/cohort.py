@@ -72,4 +72,4 @@ def stacked(shares: jax.Array, pair: Pair) -> Pair:
     Its product is sum_k shares_k b_k a_k; the shares go on a.
     """
     weighted = along_rows(shares, pair.a) * pair.a
-    return Pair(joined_rows(weighted), joined_rows(pair.b))
+    return Pair(weighted, pair.b).map(joined_rows)

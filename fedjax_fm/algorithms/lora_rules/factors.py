@@ -26,6 +26,11 @@ class Pair(NamedTuple):
     a: Any = None  # [r, ..., in]
     b: Any = None  # [r, ..., out]
 
+    def map(self, f: Callable[[Any], Any]) -> "Pair":
+        """`f` of each factor; both must be there."""
+        a, b = f(self.a), f(self.b)
+        return Pair(a, b)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -80,9 +85,10 @@ def child(layer: str, name: str) -> str:
 
 def take(leaves: dict[str, Any], name: str) -> dict[str, Any]:
     """Removes all leaves of this name; returns them as {layer: leaf}, sorted."""
-    ends = [path.rpartition(".") for path in sorted(leaves)]
-    layers = [layer for layer, _, last in ends if last == name]
-    return {layer: leaves.pop(child(layer, name)) for layer in sorted(layers)}
+    ends = [path.rpartition(".") for path in leaves]
+    layers = sorted(layer for layer, _, last in ends if last == name)
+    paths = {layer: child(layer, name) for layer in layers}
+    return {layer: leaves.pop(path) for layer, path in paths.items()}
 
 
 def split(delta: Tree) -> Factors:
@@ -94,10 +100,11 @@ def split(delta: Tree) -> Factors:
         raise ValueError(
             f"expected pairs of leaves lora_a and lora_b in the delta, got {sorted(leaves)}"
         )
-    pairs = {
-        layer: Pair(jnp.moveaxis(a[layer], -1, 0), jnp.moveaxis(b[layer], -2, 0))
-        for layer in a
-    }
+    pairs = {}
+    for layer in a:
+        rows_of_a = jnp.moveaxis(a[layer], -1, 0)
+        rows_of_b = jnp.moveaxis(b[layer], -2, 0)
+        pairs[layer] = Pair(rows_of_a, rows_of_b)
     return Factors(pairs, rest, form)
 
 
@@ -189,7 +196,9 @@ def cut_like(tree: Tree, pattern: Tree) -> Tree:
     """Arrays cut as `pattern` is cut."""
 
     def cut_one(x: jax.Array, p: Any) -> Any:
-        return Rows(first_rows(x, p.count), p.count) if isinstance(p, Rows) else x
+        if not isinstance(p, Rows):
+            return x
+        return Rows(first_rows(x, p.count), p.count)
 
     return jax.tree.map(cut_one, tree, pattern)
 
@@ -211,5 +220,6 @@ def product_norm(pair: Pair) -> jax.Array:
     def gram(x: jax.Array) -> jax.Array:
         return jnp.einsum("r...i,s...i->...rs", x, x)
 
-    square = jnp.sum(gram(pair.a) * gram(pair.b), axis=(-2, -1))
+    grams = gram(pair.a) * gram(pair.b)
+    square = jnp.sum(grams, axis=(-2, -1))
     return jnp.sqrt(jnp.maximum(square, 0.0))

@@ -107,7 +107,8 @@ def split_squares(delta: Tree) -> Factors:
             "expected leaves lora_r in the delta (peft.lora_sb makes them), "
             f"got {sorted(leaves)}"
         )
-    return Factors({n: Pair(_rows(x)) for n, x in squares.items()}, rest, form)
+    pairs = {layer: Pair(_rows(square)) for layer, square in squares.items()}
+    return Factors(pairs, rest, form)
 
 
 def join_squares(factors: Factors) -> Tree:
@@ -128,7 +129,8 @@ def _rows(square: jax.Array) -> jax.Array:
 def _square(rows: jax.Array) -> jax.Array:
     """[r^2, ...] -> [..., r, r]."""
     side = round(rows.shape[0] ** 0.5)
-    flat = jnp.moveaxis(rows, 0, -1)[..., np.argsort(_order(side))]
+    inverse = np.argsort(_order(side))
+    flat = jnp.moveaxis(rows, 0, -1)[..., inverse]
     return flat.reshape(*flat.shape[:-1], side, side)
 
 

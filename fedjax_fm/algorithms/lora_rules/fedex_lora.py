@@ -128,8 +128,11 @@ def _deviations(
     def centred(x: jax.Array, mean: jax.Array) -> jax.Array:
         return jnp.where(along_rows(has_row, x), x - mean, 0)
 
-    weighted = scaling * along_rows(shares, pair.a) * centred(pair.a, mean.a)
+    def both(of_clients: jax.Array, of_lacking: jax.Array) -> jax.Array:
+        return jnp.concatenate([joined_rows(of_clients), of_lacking])
+
+    of_clients = scaling * along_rows(shares, pair.a) * centred(pair.a, mean.a)
     of_lacking = scaling * along_rows(lacking, mean.a) * mean.a
-    a = jnp.concatenate([joined_rows(weighted), of_lacking])
-    b = jnp.concatenate([joined_rows(centred(pair.b, mean.b)), mean.b])
-    return Pair(a, b), jnp.concatenate([joined_rows(has_row), lacking > 0])
+    a = both(of_clients, of_lacking)
+    b = both(centred(pair.b, mean.b), mean.b)
+    return Pair(a, b), both(has_row, lacking > 0)

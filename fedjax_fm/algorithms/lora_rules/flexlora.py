@@ -91,7 +91,7 @@ def _best_of_rank(cohort: CohortFactors, old: Factors) -> tuple[Factors, dict]:
         pairs[layer], cut_off = truncated_svd(mean, rank=pair.a.shape[1])
         errors.append(jnp.sum(cut_off**2))
     new = Factors(pairs, cohort.mean(cohort.factors.rest), old.form)
-    error = jnp.sqrt(jnp.sum(jnp.stack(errors)))
+    error = jnp.sqrt(sum(errors))
     return trees.select(cohort.arrived, new, old), {"truncation_error": error}
 
 
@@ -113,9 +113,10 @@ def truncated_svd(pair: Pair, rank: int) -> tuple[Pair, jax.Array]:
     place = jnp.argmax(jnp.abs(left), axis=-2, keepdims=True)
     largest = jnp.take_along_axis(left, place, axis=-2)
     sign = jnp.where(largest < 0, -1.0, 1.0)  # [..., 1, rank]
+    a = jnp.moveaxis(sign * left, -1, 0)
     carried = jnp.swapaxes(sign * s[..., None, :rank], -1, -2) * right
-    best = Pair(jnp.moveaxis(sign * left, -1, 0), jnp.moveaxis(carried, -2, 0))
-    return best, s[..., rank:]
+    b = jnp.moveaxis(carried, -2, 0)
+    return Pair(a, b), s[..., rank:]
 
 
 def _svd_of_product(pair: Pair, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import checks, trees
+from fedjax_fm import checks
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
@@ -29,6 +29,7 @@ from fedjax_fm.algorithms.lora_rules.factors import (
 from fedjax_fm.algorithms.lora_rules.rule import (
     Rule,
     exchange_of,
+    mean_or,
     starts_from_delta,
 )
 from fedjax_fm.algorithms.lora_rules.training import (
@@ -37,7 +38,7 @@ from fedjax_fm.algorithms.lora_rules.training import (
     Ranks,
     factor_training,
 )
-from fedjax_fm.algorithms.reduce import mean_of, total
+from fedjax_fm.algorithms.reduce import total, weighted_mean
 from fedjax_fm.types import Algorithm, Batches, Task
 
 
@@ -115,7 +116,8 @@ def hetlora(
     def client(backbone, message):
         def one(mine, rank, data, key):
             rank = _current_rank(training, message.trained, rank, data.id)
-            pruned = jnp.maximum(jnp.floor(gamma * rank), 1).astype(jnp.int32)
+            pruned = jnp.floor(gamma * rank).astype(jnp.int32)
+            pruned = jnp.maximum(pruned, 1)
 
             def penalty(factors):
                 return tail_penalty * tail_norm(factors, pruned)
@@ -124,7 +126,8 @@ def hetlora(
             done = training.run(mine, backbone, data, key, chosen)
             shrank = tail_norm(done.end, pruned) < tail_norm(done.start, pruned)
             rank = jnp.where(shrank, pruned, rank)
-            return done.output(cut_pairs(as_arrays(done.change), rank), rank)
+            upload = cut_pairs(as_arrays(done.change), rank)
+            return done.output(upload, rank)
 
         return one
 
@@ -159,7 +162,8 @@ def tail_norm(factors: Factors, kept: jax.Array) -> jax.Array:
         return jnp.where(square > 0, root, 0.0)
 
     pairs = factors.pairs.values()
-    return jnp.sum(jnp.stack([jnp.sum(norm(pair.a) * norm(pair.b)) for pair in pairs]))
+    norms = [norm(pair.a) * norm(pair.b) for pair in pairs]
+    return sum(jnp.sum(of_layer) for of_layer in norms)
 
 
 class NormSums(NamedTuple):
@@ -167,8 +171,7 @@ class NormSums(NamedTuple):
 
     pairs: dict[str, Pair]  # of ||B_k A_k|| times the factors
     norms: dict[str, jax.Array]  # of ||B_k A_k||, [...], one a stacked layer
-    rest: dict[str, jax.Array]  # of weight times leaf
-    weight: jax.Array  # f32[]
+    rest: tuple  # (of weight times leaf, of weight)
 
 
 def _sums_by_norm(server, factors: Factors, weight: jax.Array) -> NormSums:
@@ -179,23 +182,15 @@ def _sums_by_norm(server, factors: Factors, weight: jax.Array) -> NormSums:
         norms[layer] = jnp.where(weight > 0, product_norm(pair), 0.0)
         norm = norms[layer][..., None]
         pairs[layer] = Pair(norm * pair.a, norm * pair.b)
-    return NormSums(
-        pairs=pairs,
-        norms=norms,
-        rest=jax.tree.map(lambda x: weight * x, factors.rest),
-        weight=jnp.asarray(weight, jnp.float32),
-    )
+    rest = weighted_mean().lift(server, factors.rest, weight)
+    return NormSums(pairs, norms, rest)
 
 
 def _mean_by_norm(sums: NormSums, old: Factors) -> tuple[Factors, dict]:
     """The new factors; a layer whose products are all zero keeps its old ones."""
-
-    def mean_or(old, total, weight):
-        return trees.select(weight > 0, mean_of(total, weight), old)
-
     pairs = {
         layer: mean_or(old.pairs[layer], pair, sums.norms[layer][..., None])
         for layer, pair in sums.pairs.items()
     }
-    rest = mean_or(old.rest, sums.rest, sums.weight)
+    rest = mean_or(old.rest, *sums.rest)
     return dataclasses.replace(old, pairs=pairs, rest=rest), {}

@@ -107,7 +107,8 @@ def residual_rule(
 
     def server(state, aggregate, key):
         factors, added = combine(aggregate.value, split(state.delta), key)
-        return ResidualState(join(factors), after_round(state.residual, added)), {}
+        residual = after_round(state.residual, added)
+        return ResidualState(join(factors), residual), {}
 
     def model(server, last_round, backbone):
         return server.delta, add_to_kernels(backbone, server.residual)
@@ -155,17 +156,18 @@ def is_below_dense(pair: Pair, height: int) -> bool:
 
 def no_residual(pairs: dict[str, Pair], heights: Mapping[str, int | None]) -> Residual:
     """Nothing added yet; heights are None where the newest part is [in, out]."""
+    none = jnp.int32(0)
+    products = {layer: product(pair) for layer, pair in pairs.items()}
+    zeros = jax.tree.map(jnp.zeros_like, products)
 
-    def no_rows(x: jax.Array, height: int) -> Rows:
-        return Rows(jnp.zeros((height, *x.shape[1:]), x.dtype), jnp.int32(0))
+    def newest(layer: str, height: int | None) -> Any:
+        def no_rows(x: jax.Array) -> Rows:
+            return Rows(jnp.zeros((height, *x.shape[1:]), x.dtype), none)
 
-    zeros = {layer: jnp.zeros_like(product(pair)) for layer, pair in pairs.items()}
-    newest = {}
-    for layer, pair in pairs.items():
-        height = heights[layer]
-        rows = Pair() if height is None else Pair(*(no_rows(x, height) for x in pair))
-        newest[layer] = zeros[layer] if height is None else rows
-    return Residual(zeros, newest, jnp.int32(0))
+        return zeros[layer] if height is None else pairs[layer].map(no_rows)
+
+    empty = {layer: newest(layer, height) for layer, height in heights.items()}
+    return Residual(zeros, empty, none)
 
 
 def after_round(residual: Residual, added: Added) -> Residual:
@@ -184,7 +186,9 @@ def sums(residual: Residual) -> dict[str, jax.Array]:
     """[..., in, out] by layer, the newest part included."""
 
     def dense(part: Any) -> jax.Array:
-        return product(as_arrays(part)) if isinstance(part, Pair) else part
+        if not isinstance(part, Pair):
+            return part
+        return product(as_arrays(part))
 
     newest = residual.newest
     return {layer: x + dense(newest[layer]) for layer, x in residual.total.items()}
@@ -202,9 +206,10 @@ def packed(pair: Pair, is_real: jax.Array, height: int) -> Pair:
         real = jnp.where(along_rows(is_real[order], x), x[order], 0)
         values = jnp.where(count > height, jnp.nan, real)
         missing = [(0, height - len(order)), *[(0, 0)] * (x.ndim - 1)]
-        return Rows(jnp.pad(values, missing), jnp.minimum(count, height))
+        padded = jnp.pad(values, missing)
+        return Rows(padded, jnp.minimum(count, height))
 
-    return Pair(pack(pair.a), pack(pair.b))
+    return pair.map(pack)
 
 
 def to_fetch(residual: Residual, last_round: jax.Array) -> tuple:
@@ -216,11 +221,12 @@ def to_fetch(residual: Residual, last_round: jax.Array) -> tuple:
         rows = jnp.moveaxis(dense, -2, 0)
         return Rows(rows, jnp.where(condition, rows.shape[0], 0))
 
+    def if_recent(rows: Rows) -> Rows:
+        return Rows(rows.values, jnp.where(is_recent, rows.count, 0))
+
     def newest_part(part: Any) -> Any:
-        if not isinstance(part, Pair):
-            return all_or_nothing(part, is_recent)
-        counts = [jnp.where(is_recent, rows.count, 0) for rows in part]
-        return Pair(Rows(part.a.values, counts[0]), Rows(part.b.values, counts[1]))
+        is_pair = isinstance(part, Pair)
+        return part.map(if_recent) if is_pair else all_or_nothing(part, is_recent)
 
     newest = {layer: newest_part(part) for layer, part in residual.newest.items()}
     whole = {

@@ -28,7 +28,7 @@ from fedjax_fm.algorithms.lora_rules.training import (
     after_training,
 )
 from fedjax_fm.algorithms.parts import DeltaState
-from fedjax_fm.algorithms.reduce import mean_of, weighted_mean
+from fedjax_fm.algorithms.reduce import mean_of, total, weighted_mean
 from fedjax_fm.types import (
     Algorithm,
     ClientData,
@@ -43,25 +43,25 @@ Combine = Callable[[Any, Factors], tuple[Factors, dict[str, jax.Array]]]
 NextState = Callable[[Any, ClientData], Any]
 
 
-def padded_mean() -> Reduce:
-    """(sum_k p_k factors_k, sum_k n_k), p_k = n_k / sum of n over the cohort.
+def sums_by_weight() -> Reduce:
+    """(sum_k n_k factors_k, sum_k n_k); rows beyond a client's rank count as zero."""
+    lift = weighted_mean().lift
 
-    Rows beyond a client's rank count as zero.
-    """
+    def padded(server, factors, weight):
+        return lift(server, as_arrays(factors), weight)
 
-    def lift(server, factors, weight):
-        return weighted_mean().lift(server, as_arrays(factors), weight)
-
-    def finish(total, setting):
-        return mean_of(*total), total[1]
-
-    return Reduce(lift=lift, finish=finish)
+    return total(padded)
 
 
-def mean_or_old(value: tuple, old: Factors) -> tuple[Factors, dict]:
-    """The mean; the old factors where no upload arrived."""
-    mean, weight = value
-    return trees.select(weight > 0, mean, old), {}
+def mean_or(old: Tree, sums: Tree, weight: jax.Array) -> Tree:
+    """The mean, sums / weight; `old` where the weight is 0."""
+    return trees.select(weight > 0, mean_of(sums, weight), old)
+
+
+def mean_by_weight(value: tuple, old: Factors) -> tuple[Factors, dict]:
+    """sum_k p_k factors_k, p_k = n_k / sum of n over the cohort."""
+    sums, weight = value
+    return mean_or(old, sums, weight), {}
 
 
 class Rule(NamedTuple):
@@ -82,8 +82,8 @@ class Rule(NamedTuple):
     sent: Part = "ab"
     fixed: Part = ""
     personal: Part = ""
-    reduce: Reduce = padded_mean()
-    combine: Combine = mean_or_old
+    reduce: Reduce = sums_by_weight()
+    combine: Combine = mean_by_weight
 
 
 def algorithm_of(rule: Rule, training: FactorTraining) -> Algorithm:
@@ -151,8 +151,9 @@ def exchange_of(
 
     def broadcast(state):
         factors = training.layout.split(state.delta)
+        trained = only(factors, rule.sent)
         fixed = only(factors, rule.fixed).pairs
-        return ClientFactors(only(factors, rule.sent), Unbilled(fixed))
+        return ClientFactors(trained, Unbilled(fixed))
 
     def address(message, state, client):
         trained = cut_pairs(message.trained, training.rows(client))
@@ -180,7 +181,8 @@ def client_of(
     def client(backbone, message):
         def one(mine, state, data, key):
             if rule.personal:
-                own = cut(_as_pairs(rule, state), training.rows(data.id))
+                rows = training.rows(data.id)
+                own = cut(_as_pairs(rule, state), rows)
                 mine = mine._replace(trained=filled(mine.trained, own))
             done = training.run(mine, backbone, data, key)
             upload = only(done.change, rule.sent)

@@ -194,9 +194,10 @@ def checked_ranks(ranks: Ranks) -> np.ndarray | None:
         checked = np.asarray(ranks)
     except ValueError:  # lists of several lengths
         checked = np.zeros(())
+    most = np.iinfo(np.int32).max
     is_list = checked.ndim == 1 and len(checked) > 0
     is_whole = is_list and np.issubdtype(checked.dtype, np.integer)
-    if not is_whole or checked.min() < 1 or checked.max() > np.iinfo(np.int32).max:
+    if not is_whole or np.any((checked < 1) | (checked > most)):
         raise ValueError(
             f"expected ranks to be one whole number >= 1 a client, got ranks={ranks}"
         )
@@ -205,7 +206,8 @@ def checked_ranks(ranks: Ranks) -> np.ndarray | None:
 
 def after_training(start: Factors, change: Factors) -> Factors:
     """A client's factors as the server knows them: start + change, cut as the change."""
-    return cut_like(trees.add(start, as_arrays(change)), change)
+    end = trees.add(start, as_arrays(change))
+    return cut_like(end, change)
 
 
 def no_round_yet(delta: Tree, key: jax.Array) -> jax.Array:
