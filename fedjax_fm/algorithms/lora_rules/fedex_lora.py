@@ -82,7 +82,7 @@ def fedex_lora(
       ...     return jnp.sum((batch["x"] @ kernel - 1) ** 2, axis=-1), {}
       >>> backbone = {"layer": {"base": {"kernel": jnp.zeros((3, 2))}}}
       >>> how = {"local_steps": 1, "batch_size": 1}
-      >>> method = fedex_lora(Task(loss), optax.sgd(0.1), scaling=1.0, **how)
+      >>> method = fedex_lora(Task(loss), optax.sgd(0.25), scaling=1.0, **how)
       >>> clients = [{"x": jnp.eye(3)[:1]}, {"x": jnp.eye(3)[1:2]}]
       >>> population = ffm.Population.from_clients(clients)
       >>> simulator = ffm.Simulator(method, population, backbone=backbone, cohort_size=2)

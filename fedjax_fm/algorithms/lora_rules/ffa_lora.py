@@ -56,7 +56,7 @@ def ffa_lora(
       ...     update = delta["layer"]["lora_a"] @ delta["layer"]["lora_b"]
       ...     return jnp.sum((batch["x"] @ update - 1) ** 2, axis=-1), {}
       >>> how = {"local_steps": 1, "batch_size": 1}
-      >>> method = ffa_lora(Task(loss), optax.sgd(0.1), **how)
+      >>> method = ffa_lora(Task(loss), optax.sgd(0.25), **how)
       >>> clients = [{"x": jnp.eye(3)[:1]}, {"x": jnp.eye(3)[1:2]}]
       >>> population = ffm.Population.from_clients(clients)
       >>> simulator = ffm.Simulator(method, population, cohort_size=2)

@@ -68,7 +68,7 @@ def flexlora(
       ...     update = delta["layer"]["lora_a"] @ delta["layer"]["lora_b"]
       ...     return jnp.sum((batch["x"] @ update - 1) ** 2, axis=-1), {}
       >>> how = {"local_steps": 1, "batch_size": 1}
-      >>> method = flexlora(Task(loss), optax.sgd(0.1), ranks=[1, 2], **how)
+      >>> method = flexlora(Task(loss), optax.sgd(0.25), ranks=[1, 2], **how)
       >>> clients = [{"x": jnp.eye(3)[:1]}, {"x": jnp.eye(3)[1:2]}]
       >>> population = ffm.Population.from_clients(clients)
       >>> simulator = ffm.Simulator(method, population, cohort_size=2)

@@ -91,7 +91,7 @@ def rolora(
       ...     update = delta["layer"]["lora_a"] @ delta["layer"]["lora_b"]
       ...     return jnp.sum((batch["x"] @ update - 1) ** 2, axis=-1), {}
       >>> how = {"local_steps": 1, "batch_size": 1}
-      >>> method = rolora(Task(loss), optax.sgd(0.1), **how)
+      >>> method = rolora(Task(loss), optax.sgd(0.25), **how)
       >>> clients = [{"x": jnp.eye(3)[:1]}, {"x": jnp.eye(3)[1:2]}]
       >>> population = ffm.Population.from_clients(clients)
       >>> simulator = ffm.Simulator(method, population, cohort_size=2)
@@ -100,10 +100,8 @@ def rolora(
       >>> state.delta["layer"]["lora_a"].tolist()  # the first round trained B alone
       [[1.0], [1.0], [1.0]]
       >>> state, _ = simulator.run(state, 1)
-      >>> print(state.delta["layer"]["lora_a"].round(3))
-      [[1.032]
-       [1.032]
-       [1.   ]]
+      >>> state.delta["layer"]["lora_a"].tolist()
+      [[1.125], [1.125], [1.0]]
     """
     batches = Batches(batch_size, epochs, local_steps)
     training = factor_training(task, client_optimizer, batches, ranks)
