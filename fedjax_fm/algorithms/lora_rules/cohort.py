@@ -31,11 +31,25 @@ class CohortFactors(NamedTuple):
     arrived: jax.Array
 
     def mean(self, tree: Tree) -> Tree:
-        """sum_k p_k x_k, over the leading axis of every leaf."""
+        """The mean over the cohort, sum_k p_k x_k.
+
+        Args:
+          tree: leaves [C, ...].
+
+        Returns:
+          Leaves [...].
+        """
         return jax.tree.map(lambda x: jnp.tensordot(self.shares, x, axes=1), tree)
 
     def has_row(self, layer: str) -> jax.Array:
-        """bool[C, r]: which rows of this layer each client has."""
+        """Which rows each client has.
+
+        Args:
+          layer: its dotted path.
+
+        Returns:
+          bool[C, r].
+        """
         n_rows = self.factors.pairs[layer].a.shape[1]
         return jnp.arange(n_rows) < self.heights[layer][:, None]
 
@@ -67,9 +81,14 @@ def joined_rows(x: jax.Array) -> jax.Array:
 
 
 def stacked(shares: jax.Array, pair: Pair) -> Pair:
-    """The factors [C, r, ...] of all clients as one pair [C r, ...].
+    """The factors of all clients as one pair, whose product is sum_k shares_k b_k a_k.
 
-    Its product is sum_k shares_k b_k a_k; the shares go on a.
+    Args:
+      shares: f32[C]; they go on a.
+      pair: [C, r, ...].
+
+    Returns:
+      A pair [C r, ...].
     """
     weighted = along_rows(shares, pair.a) * pair.a
     return Pair(weighted, pair.b).map(joined_rows)

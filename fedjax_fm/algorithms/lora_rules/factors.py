@@ -27,7 +27,14 @@ class Pair(NamedTuple):
     b: Any = None  # [r, ..., out]
 
     def map(self, f: Callable[[Any], Any]) -> "Pair":
-        """`f` of each factor; both must be there."""
+        """`f` of each factor.
+
+        Args:
+          f: `factor -> anything`.
+
+        Returns:
+          A pair; neither factor may be left out.
+        """
         a, b = f(self.a), f(self.b)
         return Pair(a, b)
 
@@ -92,7 +99,17 @@ def take(leaves: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def split(delta: Tree) -> Factors:
-    """Finds the pairs by name, `lora_a` [..., in, r] beside `lora_b` [..., r, out]."""
+    """Finds the pairs by name, `lora_a` [..., in, r] beside `lora_b` [..., r, out].
+
+    Args:
+      delta: the trainable tree.
+
+    Returns:
+      Its factors, rows first, and all other leaves.
+
+    Raises:
+      ValueError: there are no pairs, or one lacks a factor.
+    """
     leaves, form = leaves_by_path(delta)
     rest = dict(leaves)
     a, b = take(rest, "lora_a"), take(rest, "lora_b")
@@ -109,7 +126,14 @@ def split(delta: Tree) -> Factors:
 
 
 def join(factors: Factors) -> Tree:
-    """The inverse of `split`."""
+    """The inverse of `split`.
+
+    Args:
+      factors: arrays, none left out.
+
+    Returns:
+      The delta.
+    """
     leaves = dict(factors.rest)
     for layer, pair in factors.pairs.items():
         leaves[child(layer, "lora_a")] = jnp.moveaxis(pair.a, 0, -1)
@@ -124,7 +148,15 @@ PAIRS = Layout(split, join)
 
 
 def only(factors: Factors, part: Part) -> Factors:
-    """These factors of every pair, and the rest; None in place of the others."""
+    """A part of every pair, and the rest.
+
+    Args:
+      factors: complete.
+      part: which factors.
+
+    Returns:
+      Factors with None in place of the others.
+    """
     pairs = {
         layer: Pair(
             *(x if name in part else None for name, x in zip("ab", pair, strict=True))
@@ -135,7 +167,15 @@ def only(factors: Factors, part: Part) -> Factors:
 
 
 def filled(factors: Factors, pairs: dict[str, Pair]) -> Factors:
-    """What `factors` leave out, taken from `pairs`; nothing where there are none."""
+    """Factors completed.
+
+    Args:
+      factors: of which some are left out.
+      pairs: by layer, has those; empty: there is nothing to fill.
+
+    Returns:
+      Factors with those of `pairs` where there was None.
+    """
 
     def fill(pair: Pair, other: Pair) -> Pair:
         return Pair(*(y if x is None else x for x, y in zip(pair, other, strict=True)))
@@ -149,10 +189,9 @@ def filled(factors: Factors, pairs: dict[str, Pair]) -> Factors:
 # Ranks
 
 
-def largest_rank(factors: Factors, power: int = 1) -> int:
-    """The rank of the largest pair; `power` is that of the layout."""
-    rows = max(leaf.shape[0] for leaf in jax.tree.leaves(factors.pairs))
-    return round(rows ** (1 / power))
+def largest_height(factors: Factors) -> int:
+    """The rows of the largest pair."""
+    return max(leaf.shape[0] for leaf in jax.tree.leaves(factors.pairs))
 
 
 def along_rows(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -167,7 +206,15 @@ def first_rows(x: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def cut(tree: Tree, rows: jax.Array | None) -> Tree:
-    """Every array as the `Rows` of its first rows; as it is for None."""
+    """Cuts every array to its first rows.
+
+    Args:
+      tree: arrays [r, ...].
+      rows: i32[], how many, at most r are kept; None: the tree as it is.
+
+    Returns:
+      The tree with `Rows` for arrays.
+    """
     if rows is None:
         return tree
 
@@ -179,7 +226,15 @@ def cut(tree: Tree, rows: jax.Array | None) -> Tree:
 
 
 def cut_pairs(factors: Factors, rows: jax.Array | None) -> Factors:
-    """The pairs cut to their first rows; the rest stays whole."""
+    """Cuts the pairs to their first rows; the rest stays whole.
+
+    Args:
+      factors: arrays.
+      rows: i32[], how many; None: as they are.
+
+    Returns:
+      Factors whose pairs are of `Rows`.
+    """
     return dataclasses.replace(factors, pairs=cut(factors.pairs, rows))
 
 
@@ -193,7 +248,15 @@ def as_arrays(tree: Tree) -> Tree:
 
 
 def cut_like(tree: Tree, pattern: Tree) -> Tree:
-    """Arrays cut as `pattern` is cut."""
+    """Cuts arrays as others are cut.
+
+    Args:
+      tree: arrays.
+      pattern: the same tree of arrays and `Rows`.
+
+    Returns:
+      The tree with `Rows` where the pattern has them.
+    """
 
     def cut_one(x: jax.Array, p: Any) -> Any:
         if not isinstance(p, Rows):
@@ -207,14 +270,27 @@ def cut_like(tree: Tree, pattern: Tree) -> Tree:
 
 
 def product(pair: Pair) -> jax.Array:
-    """[..., in, out]: sum over the rows of a_i b_i^T."""
+    """The update of a layer without its scaling, sum_i a_i b_i^T.
+
+    Args:
+      pair: a [r, ..., in], b [r, ..., out].
+
+    Returns:
+      f32[..., in, out].
+    """
     return jnp.einsum("r...i,r...o->...io", pair.a, pair.b)
 
 
 def product_norm(pair: Pair) -> jax.Array:
-    """f32[...]: Frobenius norm of the product.
+    """The Frobenius norm of the product.
 
-    From the Gram matrices of the factors; no [in, out] is formed.
+    It comes from the Gram matrices of the factors; no [in, out] is formed.
+
+    Args:
+      pair: a [r, ..., in], b [r, ..., out].
+
+    Returns:
+      f32[...].
     """
 
     def gram(x: jax.Array) -> jax.Array:

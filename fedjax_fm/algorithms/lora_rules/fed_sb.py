@@ -98,6 +98,15 @@ def split_squares(delta: Tree) -> Factors:
 
     Each becomes rows [r^2, ...], of which the first k^2 are the first k rows and
     columns; it takes the place of a pair's first factor, there is no second.
+
+    Args:
+      delta: the trainable tree.
+
+    Returns:
+      Its factors, and all other leaves.
+
+    Raises:
+      ValueError: there are no squares.
     """
     leaves, form = leaves_by_path(delta)
     rest = dict(leaves)
@@ -107,12 +116,19 @@ def split_squares(delta: Tree) -> Factors:
             "expected leaves lora_r in the delta (peft.lora_sb makes them), "
             f"got {sorted(leaves)}"
         )
-    pairs = {layer: Pair(_rows(square)) for layer, square in squares.items()}
-    return Factors(pairs, rest, form)
+    rows = jax.tree.map(_rows, squares)
+    return Factors({layer: Pair(rows[layer]) for layer in rows}, rest, form)
 
 
 def join_squares(factors: Factors) -> Tree:
-    """The inverse of `split_squares`."""
+    """The inverse of `split_squares`.
+
+    Args:
+      factors: arrays, none left out.
+
+    Returns:
+      The delta.
+    """
     leaves = dict(factors.rest)
     for layer, pair in factors.pairs.items():
         leaves[child(layer, "lora_r")] = _square(pair.a)

@@ -98,8 +98,9 @@ def fedex_lora(
 
     def height(pair, n_clients):
         rank = pair.a.shape[0]
-        lacking = 0 if ranks is None else rank - min(rank, *training.ranks)
-        rows = stack_height(training.ranks, pair, n_clients) + int(lacking)
+        smallest = rank if training.ranks is None else int(training.ranks.min())
+        lacking = max(rank - smallest, 0)  # rows that some client does not have
+        rows = stack_height(training.ranks, pair, n_clients) + lacking
         return rows if is_below_dense(pair, rows) else None
 
     def combine(cohort, old, key):

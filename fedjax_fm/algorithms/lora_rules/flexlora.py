@@ -91,8 +91,10 @@ def _best_of_rank(cohort: CohortFactors, old: Factors) -> tuple[Factors, dict]:
         pairs[layer], cut_off = truncated_svd(mean, rank=pair.a.shape[1])
         errors.append(jnp.sum(cut_off**2))
     new = Factors(pairs, cohort.mean(cohort.factors.rest), old.form)
-    error = jnp.sqrt(sum(errors))
-    return trees.select(cohort.arrived, new, old), {"truncation_error": error}
+    squared_error = jnp.sum(jnp.stack(errors))
+    return trees.select(cohort.arrived, new, old), {
+        "truncation_error": jnp.sqrt(squared_error)
+    }
 
 
 def truncated_svd(pair: Pair, rank: int) -> tuple[Pair, jax.Array]:

@@ -117,7 +117,15 @@ def flora(
 
 
 def fresh(factors: Factors, key: jax.Array) -> Factors:
-    """A drawn as PEFT draws it, B = 0."""
+    """A fresh start: A drawn as PEFT draws it, B = 0.
+
+    Args:
+      factors: of these shapes.
+      key: of the draw; layer i uses `fold_in(key, i)`.
+
+    Returns:
+      Factors with the same rest.
+    """
     pairs = {}
     for number, (layer, (a, b)) in enumerate(factors.pairs.items()):
         bound, own = a.shape[-1] ** -0.5, jax.random.fold_in(key, number)

@@ -23,7 +23,6 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     along_rows,
     as_arrays,
     cut_pairs,
-    largest_rank,
     product_norm,
 )
 from fedjax_fm.algorithms.lora_rules.rule import (
@@ -143,15 +142,21 @@ def _current_rank(
     training: FactorTraining, factors: Factors, rank: jax.Array, client: jax.Array
 ) -> jax.Array:
     """i32[]: the client's state, and its first rank where that is 0."""
-    rows = training.rows(client)
-    first = largest_rank(factors) if rows is None else rows
+    first = training.height(factors, client)
     return jnp.where(rank == 0, first, rank).astype(jnp.int32)
 
 
 def tail_norm(factors: Factors, kept: jax.Array) -> jax.Array:
-    """f32[]: sum over layers of ||a[kept:]|| ||b[kept:]||.
+    """The sum over layers of ||a[kept:]|| ||b[kept:]||.
 
     Where a norm is zero its gradient is taken as zero.
+
+    Args:
+      factors: pairs [r, ...].
+      kept: i32[], rows that are not of the tail.
+
+    Returns:
+      f32[].
     """
 
     def norm(x: jax.Array) -> jax.Array:
@@ -163,7 +168,8 @@ def tail_norm(factors: Factors, kept: jax.Array) -> jax.Array:
 
     pairs = factors.pairs.values()
     norms = [norm(pair.a) * norm(pair.b) for pair in pairs]
-    return sum(jnp.sum(of_layer) for of_layer in norms)
+    by_layer = [jnp.sum(x) for x in norms]
+    return jnp.sum(jnp.stack(by_layer))
 
 
 class NormSums(NamedTuple):

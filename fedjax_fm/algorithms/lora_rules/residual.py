@@ -55,8 +55,8 @@ class Residual(NamedTuple):
 class ResidualState(NamedTuple):
     """Server state; `simulator.model` adds the residual to the kernels."""
 
-    delta: Tree
-    residual: Residual
+    delta: Tree  # the factors, and the other trained leaves
+    residual: Residual  # what was added to the frozen kernels
 
 
 def residual_rule(
@@ -73,7 +73,8 @@ def residual_rule(
       training: how clients train.
       combine: `(factors of the cohort, old factors, key) -> (new factors, what is added
         to the kernels)`.
-      height: `(pair, clients) -> ` the most rows that are added; None: [in, out].
+      height: `(pair, number of clients) -> int`, the most rows that a round adds; None
+        where it adds [in, out].
       most_clients: of a round; None: the cohort size.
       starts_anew: whether clients draw the factors from a shared seed; they are not
         billed then.
@@ -127,7 +128,15 @@ def residual_rule(
 
 
 def check_arguments(scaling: float, most_clients: int | None) -> None:
-    """Refuses arguments of both rules that make no sense."""
+    """Refuses arguments of both rules that make no sense.
+
+    Args:
+      scaling: of the LoRA layers, above 0.
+      most_clients: at least 1; None: the cohort size.
+
+    Raises:
+      TypeError, ValueError: one of them is of another kind or out of bounds.
+    """
     checks.real("scaling", scaling, above=0)
     if most_clients is not None:
         checks.whole("most_clients", most_clients, least=1)
@@ -137,7 +146,16 @@ def check_arguments(scaling: float, most_clients: int | None) -> None:
 
 
 def stack_height(ranks: np.ndarray | None, pair: Pair, n_clients: int) -> int:
-    """Rows that the stacked factors of any `n_clients` clients may take."""
+    """The most rows that the stacked factors of a cohort may have.
+
+    Args:
+      ranks: i32[N]; None: all have the rank of the pair.
+      pair: of the delta, [r, ...].
+      n_clients: in the cohort, whichever they are.
+
+    Returns:
+      The sum of the largest ranks.
+    """
     rank = pair.a.shape[0]
     if ranks is None:
         return rank * n_clients
@@ -146,7 +164,15 @@ def stack_height(ranks: np.ndarray | None, pair: Pair, n_clients: int) -> int:
 
 
 def is_below_dense(pair: Pair, height: int) -> bool:
-    """Whether `height` rows of a and b are fewer numbers than [in, out]."""
+    """Whether factors are fewer numbers than their product.
+
+    Args:
+      pair: of the delta, [r, ..., in or out].
+      height: rows of the factors in question.
+
+    Returns:
+      height (in + out) < in out.
+    """
     n_in, n_out = pair.a.shape[-1], pair.b.shape[-1]
     return height * (n_in + n_out) < n_in * n_out
 
@@ -155,7 +181,15 @@ def is_below_dense(pair: Pair, height: int) -> bool:
 
 
 def no_residual(pairs: dict[str, Pair], heights: Mapping[str, int | None]) -> Residual:
-    """Nothing added yet; heights are None where the newest part is [in, out]."""
+    """The residual before the first round.
+
+    Args:
+      pairs: of the delta.
+      heights: by layer, the most rows that a round adds; None: [in, out].
+
+    Returns:
+      Zeros.
+    """
     none = jnp.int32(0)
     products = {layer: product(pair) for layer, pair in pairs.items()}
     zeros = jax.tree.map(jnp.zeros_like, products)
@@ -171,7 +205,16 @@ def no_residual(pairs: dict[str, Pair], heights: Mapping[str, int | None]) -> Re
 
 
 def after_round(residual: Residual, added: Added) -> Residual:
-    """The residual after one more round."""
+    """The residual after one more round.
+
+    Args:
+      residual: before it.
+      added: by layer, what the round adds.
+
+    Returns:
+      A residual of the same shapes; rows are multiplied out where its newest part is
+      [in, out].
+    """
     newest = {}
     for layer, (pair, is_real) in added.items():
         before = residual.newest[layer]
@@ -179,25 +222,32 @@ def after_round(residual: Residual, added: Added) -> Residual:
             newest[layer] = packed(pair, is_real, len(before.a.values))
         else:
             newest[layer] = product(pair)
-    return Residual(sums(residual), newest, residual.round + 1)
+    return Residual(all_added(residual), newest, residual.round + 1)
 
 
-def sums(residual: Residual) -> dict[str, jax.Array]:
-    """[..., in, out] by layer, the newest part included."""
+def all_added(residual: Residual) -> dict[str, jax.Array]:
+    """{layer: [..., in, out]}, the newest part included."""
 
     def dense(part: Any) -> jax.Array:
-        if not isinstance(part, Pair):
-            return part
-        return product(as_arrays(part))
+        part = as_arrays(part)
+        return product(part) if isinstance(part, Pair) else part
 
     newest = residual.newest
     return {layer: x + dense(newest[layer]) for layer, x in residual.total.items()}
 
 
 def packed(pair: Pair, is_real: jax.Array, height: int) -> Pair:
-    """The real rows of [rows, ...] in front, as `Rows` of this height.
+    """The real rows in front, as `Rows` of a fixed height.
 
     More of them than fit make NaN, which stops the run: no row is dropped silently.
+
+    Args:
+      pair: [rows, ...].
+      is_real: bool[rows].
+      height: of the result.
+
+    Returns:
+      A pair of `Rows` [height, ...].
     """
     count = jnp.sum(is_real, dtype=jnp.int32)
     order = jnp.argsort(~is_real, stable=True)[:height]
@@ -213,7 +263,16 @@ def packed(pair: Pair, is_real: jax.Array, height: int) -> Pair:
 
 
 def to_fetch(residual: Residual, last_round: jax.Array) -> tuple:
-    """What of it a client lacks that took part last in that round, for the bill."""
+    """What a client does not have yet of the residual, for the bill.
+
+    Args:
+      residual: of the server.
+      last_round: i32[], in which the client took part; -1: none.
+
+    Returns:
+      (newest part, all that was added), by layer, as `Rows`; at most one of them has
+      rows.
+    """
     took_part = last_round >= 0
     is_recent = took_part & (last_round == residual.round - 1)
 
@@ -231,7 +290,7 @@ def to_fetch(residual: Residual, last_round: jax.Array) -> tuple:
     newest = {layer: newest_part(part) for layer, part in residual.newest.items()}
     whole = {
         layer: all_or_nothing(x, took_part & ~is_recent)
-        for layer, x in sums(residual).items()
+        for layer, x in all_added(residual).items()
     }
     return newest, whole
 
@@ -239,15 +298,19 @@ def to_fetch(residual: Residual, last_round: jax.Array) -> tuple:
 def add_to_kernels(backbone: Tree, residual: Residual) -> Tree:
     """The backbone with the residual in its kernels.
 
-    The kernels are the leaves `<layer>.base.kernel` [..., in, out]; they keep their
-    dtype.
+    Args:
+      backbone: has the leaves `<layer>.base.kernel` [..., in, out].
+      residual: what is added to them.
+
+    Returns:
+      A tree like the backbone, of the same dtypes.
 
     Raises:
       ValueError: a layer has no dense kernel, as with 4-bit blocks.
     """
     found, structure = jax.tree.flatten_with_path(backbone)
     leaves = {trees.path_of(path): leaf for path, leaf in found}
-    for layer, added in sums(residual).items():
+    for layer, added in all_added(residual).items():
         name = child(layer, "base.kernel")
         if name not in leaves:
             beside = name.removesuffix("kernel")

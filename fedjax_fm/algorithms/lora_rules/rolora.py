@@ -19,7 +19,6 @@ from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     cut,
     cut_pairs,
-    largest_rank,
     only,
     split,
 )
@@ -126,18 +125,16 @@ def _exchange(rule: Rule, training: FactorTraining, parity: int) -> Exchange:
 
     def address(message, last_round, client):
         factors, round_index = message
-        trained, fixed = only(factors, rule.sent), only(factors, rule.fixed).pairs
-        rows = training.rows(client)
-        height = jnp.int32(largest_rank(factors)) if rows is None else rows
-        # The round before changed the other factor only, of which its clients know
-        # their own version, not the mean.
+        trained = only(factors, rule.sent)
+        fixed = only(factors, rule.fixed).pairs
+        height = training.height(factors, client)
+        # A client of the round before was sent the factor that it trains now; since
+        # then only the other one has changed.
         is_known = last_round == round_index - 1
         missing = cut(trained.pairs, jnp.where(is_known, 0, height))
-        return ClientFactors(
-            Unbilled(cut_pairs(trained, rows)),
-            Unbilled(fixed),
-            to_fetch=(cut(fixed, height), missing, factors.rest),
-        )
+        mine = cut_pairs(trained, training.rows(client))
+        to_fetch = (cut(fixed, height), missing, factors.rest)
+        return ClientFactors(Unbilled(mine), Unbilled(fixed), to_fetch)
 
     def server(state, aggregate, key):
         delta, metrics = new_delta(rule, training.layout, state.delta, aggregate.value)

@@ -1,10 +1,13 @@
-"""The frame of all rules: a rule says what happens to A and B, the rest is the same.
+"""The frame on which all rules stand.
 
-client:  local steps on the factors that it is sent, and on its personal one
-server:  new factors <- combine(sum over the cohort); the old ones where no upload
-         arrived
+A `Rule` says what happens to the factors A and B; the rest is the same for all.
+
+    client:  local steps on the factors that it is sent, and on its personal one
+    server:  new factors <- combine(sum over the cohort); the old ones where no upload
+             arrived
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,12 +57,29 @@ def sums_by_weight() -> Reduce:
 
 
 def mean_or(old: Tree, sums: Tree, weight: jax.Array) -> Tree:
-    """The mean, sums / weight; `old` where the weight is 0."""
+    """The mean of a cohort, or what there was before.
+
+    Args:
+      old: taken where the weight is 0.
+      sums: of weighted values.
+      weight: the sum of the weights, broadcasts over the leaves.
+
+    Returns:
+      sums / weight.
+    """
     return trees.select(weight > 0, mean_of(sums, weight), old)
 
 
 def mean_by_weight(value: tuple, old: Factors) -> tuple[Factors, dict]:
-    """sum_k p_k factors_k, p_k = n_k / sum of n over the cohort."""
+    """The mean over the cohort, sum_k p_k factors_k with p_k = n_k / sum of n.
+
+    Args:
+      value: of `sums_by_weight`.
+      old: taken where no upload arrived.
+
+    Returns:
+      (factors, no metrics).
+    """
     sums, weight = value
     return mean_or(old, sums, weight), {}
 
@@ -96,26 +116,31 @@ def algorithm_of(rule: Rule, training: FactorTraining) -> Algorithm:
     Returns:
       An algorithm; the client state is the personal factor, () without one.
     """
-    split = training.layout.split
-    algorithm = Algorithm(
-        init=starts_from_delta(training), exchanges=(exchange_of(rule, training),)
-    )
+    layout, exchange = training.layout, exchange_of(rule, training)
+    algorithm = Algorithm(init=starts_from_delta(training), exchanges=(exchange,))
     if not rule.personal:
         return algorithm
 
     def client_init(delta, key):
-        return _personal_factor(rule, split(delta))
+        return _personal_factor(rule, layout.split(delta))
 
     def model(server, own, backbone):
         if own is None:
             return server.delta, backbone
-        return personal_delta(rule, training.layout, server.delta, own), backbone
+        return personal_delta(rule, layout, server.delta, own), backbone
 
     return algorithm._replace(client_init=client_init, model=model)
 
 
 def starts_from_delta(training: FactorTraining) -> Callable[..., DeltaState]:
-    """`Algorithm.init` of rules that keep the delta only; refuses ranks that do not fit."""
+    """`Algorithm.init` of rules that keep nothing but the delta.
+
+    Args:
+      training: its ranks are checked.
+
+    Returns:
+      `(delta, key, setting) -> DeltaState`.
+    """
 
     def init(delta: Tree, key: jax.Array, setting: Setting) -> DeltaState:
         training.check_ranks(delta, setting)
@@ -176,7 +201,17 @@ def exchange_of(
 def client_of(
     rule: Rule, training: FactorTraining, next_state: NextState = same_state
 ) -> Callable:
-    """`Exchange.client`: trains, and uploads the change of the factors that are sent."""
+    """The client that trains, and uploads the change of the factors that are sent.
+
+    Args:
+      rule: what happens to A and B.
+      training: how clients train.
+      next_state: `(client state, data) -> client state`, of rules without a personal
+        factor.
+
+    Returns:
+      `Exchange.client`.
+    """
 
     def client(backbone, message):
         def one(mine, state, data, key):
@@ -185,10 +220,11 @@ def client_of(
                 own = cut(_as_pairs(rule, state), rows)
                 mine = mine._replace(trained=filled(mine.trained, own))
             done = training.run(mine, backbone, data, key)
-            upload = only(done.change, rule.sent)
             if rule.personal:
-                return done.output(upload, _personal_factor(rule, done.end))
-            return done.output(upload, next_state(state, data))
+                state = _personal_factor(rule, done.end)
+            else:
+                state = next_state(state, data)
+            return done.output(only(done.change, rule.sent), state)
 
         return one
 
@@ -196,7 +232,15 @@ def client_of(
 
 
 def reduce_of(rule: Rule, layout: Layout) -> Reduce:
-    """The rule's reduction, as the engine calls it: with what a client changed."""
+    """The rule's reduction, as the engine calls it: with what a client changed.
+
+    Args:
+      rule: its `reduce` is given the factors with which a client ended.
+      layout: which leaves are factors.
+
+    Returns:
+      A reduction of uploads.
+    """
 
     def lift(server, change, weight):
         start = only(layout.split(server.delta), rule.sent)
@@ -208,7 +252,17 @@ def reduce_of(rule: Rule, layout: Layout) -> Reduce:
 def new_delta(
     rule: Rule, layout: Layout, delta: Tree, value: Any
 ) -> tuple[Tree, dict[str, jax.Array]]:
-    """(the delta after a round, metrics)."""
+    """The delta after a round.
+
+    Args:
+      rule: how the factors are combined.
+      layout: which leaves are factors.
+      delta: the delta before.
+      value: of the rule's reduction.
+
+    Returns:
+      (delta, metrics).
+    """
     factors = layout.split(delta)
     sent, metrics = rule.combine(value, only(factors, rule.sent))
     return layout.join(filled(sent, factors.pairs)), metrics
@@ -217,19 +271,27 @@ def new_delta(
 def personal_delta(
     rule: Rule, layout: Layout, delta: Tree, own: dict[str, jax.Array]
 ) -> Tree:
-    """The delta of one client: its own factor in the place of the server's."""
+    """The delta of one client.
+
+    Args:
+      rule: says which factor is personal.
+      layout: which leaves are factors.
+      delta: the server's.
+      own: the client's state, {layer: f32[r, ..., in or out]}.
+
+    Returns:
+      The server's delta with the client's own factor.
+    """
     factors = layout.split(delta)
-    mine = filled(
-        Factors(_as_pairs(rule, own), factors.rest, factors.form), factors.pairs
-    )
-    return layout.join(mine)
+    mine = dataclasses.replace(factors, pairs=_as_pairs(rule, own))
+    return layout.join(filled(mine, factors.pairs))
 
 
 def _personal_factor(rule: Rule, factors: Factors) -> dict[str, jax.Array]:
-    """{layer: [r, ..., in or out]}."""
+    """{layer: f32[r, ..., in or out]}."""
     return {layer: getattr(p, rule.personal) for layer, p in factors.pairs.items()}
 
 
 def _as_pairs(rule: Rule, own: dict[str, jax.Array]) -> dict[str, Pair]:
-    """The inverse of `_personal_factor`, without the other factor."""
+    """The inverse of `_personal_factor`; the other factor is left out."""
     return {layer: Pair(**{rule.personal: rows}) for layer, rows in own.items()}

@@ -26,7 +26,7 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     as_arrays,
     cut_like,
     filled,
-    largest_rank,
+    largest_height,
 )
 from fedjax_fm.types import Batches, ClientData, ClientOutput, Setting, Task, Tree
 
@@ -60,7 +60,15 @@ class Trained(NamedTuple):
     metrics: Sums
 
     def output(self, upload: Tree, state: Any) -> ClientOutput:
-        """The client's output; `upload` is `change` or a part of it."""
+        """What the client leaves behind.
+
+        Args:
+          upload: `change` or a part of it.
+          state: the client's next state.
+
+        Returns:
+          The output, with this weight and these metrics.
+        """
         return ClientOutput(
             upload=upload, weight=self.weight, state=state, metrics=self.metrics
         )
@@ -80,14 +88,44 @@ class FactorTraining(NamedTuple):
     layout: Layout
 
     def rows(self, client: jax.Array) -> jax.Array | None:
-        """i32[]: rows that a client has of every factor; None: all rows."""
+        """The rows that a client has of every factor.
+
+        Args:
+          client: i32[], its number.
+
+        Returns:
+          i32[]; None where all clients have all rows.
+        """
         if self.ranks is None:
             return None
         return jnp.asarray(self.ranks)[client] ** self.layout.power
 
+    def height(self, factors: Factors, client: jax.Array) -> jax.Array:
+        """The rows that a client has of the largest factor.
+
+        Args:
+          factors: of the server, arrays.
+          client: i32[], its number.
+
+        Returns:
+          i32[].
+        """
+        rows = self.rows(client)
+        return jnp.int32(largest_height(factors)) if rows is None else rows
+
     def check_ranks(self, delta: Tree, setting: Setting) -> None:
-        """Refuses ranks that the delta or the population does not have."""
-        largest = largest_rank(self.layout.split(delta), self.layout.power)
+        """Refuses ranks that do not fit.
+
+        Args:
+          delta: as given to `init`.
+          setting: says how many clients there are.
+
+        Raises:
+          ValueError: the delta has no factors, a rank is larger than that of the delta,
+            or there are fewer ranks than clients.
+        """
+        height = largest_height(self.layout.split(delta))
+        largest = round(height ** (1 / self.layout.power))
         if self.ranks is None:
             return
         if self.ranks.max() > largest:
@@ -131,18 +169,12 @@ class FactorTraining(NamedTuple):
             whole = filled(within_rank(factors), mine.fixed)
             return self.local.task.loss(self.layout.join(whole), backbone, batch, key)
 
-        def penalty_within_rank(factors):
-            return penalty(within_rank(factors))
+        def on_rank(f):
+            return None if f is None else lambda factors: f(within_rank(factors))
 
         local = self.local._replace(task=Task(loss, self.local.task.weight))
         start = as_arrays(mine.trained)
-        end, metrics = local.run(
-            start,
-            backbone,
-            data,
-            key,
-            penalty=None if penalty is None else penalty_within_rank,
-        )
+        end, metrics = local.run(start, backbone, data, key, penalty=on_rank(penalty))
         end = within_rank(end)
         change = cut_like(trees.subtract(end, start), mine.trained)
         return Trained(
@@ -205,7 +237,15 @@ def checked_ranks(ranks: Ranks) -> np.ndarray | None:
 
 
 def after_training(start: Factors, change: Factors) -> Factors:
-    """A client's factors as the server knows them: start + change, cut as the change."""
+    """A client's factors as the server knows them, start + change.
+
+    Args:
+      start: of the server, arrays.
+      change: as decoded, cut to the client's rank.
+
+    Returns:
+      Factors cut as the change is.
+    """
     end = trees.add(start, as_arrays(change))
     return cut_like(end, change)
 
