@@ -89,7 +89,7 @@ def fed_sb(
       [8]
     """
     batches = Batches(batch_size, epochs, local_steps)
-    training = factor_training(task, client_optimizer, batches, ranks, SQUARES)
+    training = factor_training(task, client_optimizer, batches, ranks, layout=SQUARES)
     return algorithm_of(Rule(sent="a"), training)  # R, see `split_squares`
 
 

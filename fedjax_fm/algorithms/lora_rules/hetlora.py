@@ -122,7 +122,7 @@ def hetlora(
                 return tail_penalty * tail_norm(factors, pruned)
 
             chosen = None if is_free else penalty
-            done = training.run(mine, backbone, data, key, chosen)
+            done = training.run(mine, backbone, data, key, penalty=chosen)
             shrank = tail_norm(done.end, pruned) < tail_norm(done.start, pruned)
             rank = jnp.where(shrank, pruned, rank)
             upload = cut_pairs(as_arrays(done.change), rank)

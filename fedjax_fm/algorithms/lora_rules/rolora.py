@@ -134,7 +134,9 @@ def _exchange(rule: Rule, training: FactorTraining, parity: int) -> Exchange:
         missing = cut(trained.pairs, jnp.where(is_known, 0, height))
         mine = cut_pairs(trained, training.rows(client))
         to_fetch = (cut(fixed, height), missing, factors.rest)
-        return ClientFactors(Unbilled(mine), Unbilled(fixed), to_fetch)
+        return ClientFactors(
+            trained=Unbilled(mine), fixed=Unbilled(fixed), to_fetch=to_fetch
+        )
 
     def server(state, aggregate, key):
         delta, metrics = new_delta(rule, training.layout, state.delta, aggregate.value)

@@ -145,6 +145,7 @@ class FactorTraining(NamedTuple):
         backbone: Tree,
         data: ClientData,
         key: jax.Array,
+        *,
         penalty: Callable[[Factors], jax.Array] | None = None,
     ) -> Trained:
         """Local steps on `mine.trained`.
@@ -191,6 +192,7 @@ def factor_training(
     client_optimizer: ClientOptimizer,
     batches: Batches,
     ranks: Ranks,
+    *,
     layout: Layout = PAIRS,
 ) -> FactorTraining:
     """Checks what every rule takes, and keeps it together.
