@@ -1,33 +1,42 @@
-"""The factor tree: which leaves of a delta are LoRA's pairs, how a rank cuts them, and
-what they multiply to.
+"""Low-rank factors: finding them in a delta, cutting them to a rank, multiplying them.
 
-Factors lie rank first here, a [r, ..., in] and b [r, ..., out]: a client's rank is a
-number of leading rows, stacking is concatenation, and what travels is `Rows`. The
+Factors lie rank first here, a [r, ..., in] and b [r, ..., out]. So a client's rank is a
+number of leading rows, and stacking is concatenation. What travels is `Rows`. The
 update of a layer is sum_i a_i b_i^T, [..., in, out], times the layer's own scaling,
-which is one for all ranks (alpha_k in proportion to r_k, as FLoRA's code has it).
+which is the same for all ranks (alpha_k in proportion to r_k, as in FLoRA's code).
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_fm import trees
-from fedjax_fm.types import Rows, Setting, Tree
+from fedjax_fm.types import Rows, Tree
 
-Part = Literal["a", "b", "ab"]
-Ranks = Sequence[int] | np.ndarray | None
+Part = Literal["", "a", "b", "ab"]  # which factors of every pair
 
 
 class Pair(NamedTuple):
-    """The factors of one layer; () for one that is left out."""
+    """The factors of one layer; None for a factor that is left out."""
 
-    a: Any  # [r, ..., in]
-    b: Any  # [r, ..., out]
+    a: Any = None  # [r, ..., in]
+    b: Any = None  # [r, ..., out]
+
+    def map(self, f: Callable[[Any], Any]) -> "Pair":
+        """`f` of each factor.
+
+        Args:
+          f: `factor -> anything`.
+
+        Returns:
+          A pair; neither factor may be left out.
+        """
+        a, b = f(self.a), f(self.b)
+        return Pair(a, b)
 
 
 @jax.tree_util.register_dataclass
@@ -41,22 +50,39 @@ class Factors:
       form: structure and paths of the delta.
     """
 
-    pairs: dict[str, Any]
+    pairs: dict[str, Pair]
     rest: dict[str, Any]
     form: Hashable = dataclasses.field(metadata={"static": True})
 
 
-def leaves_of(delta: Tree) -> tuple[dict[str, Any], Hashable]:
-    """({path: leaf}, form); `rebuilt` is the inverse."""
+class Layout(NamedTuple):
+    """Which leaves of a delta are factors, and how many rows a rank has.
+
+    Attributes:
+      split: `delta -> Factors`.
+      join: its inverse.
+      power: a client of rank r has the first r**power rows.
+    """
+
+    split: Callable[[Tree], Factors]
+    join: Callable[[Factors], Tree]
+    power: int = 1
+
+
+# A delta and its leaves
+
+
+def leaves_by_path(delta: Tree) -> tuple[dict[str, Any], Hashable]:
+    """({path: leaf}, form); `from_leaves` is the inverse."""
     found, structure = jax.tree.flatten_with_path(delta)
     leaves = {trees.path_of(path): leaf for path, leaf in found}
     return leaves, (structure, tuple(leaves))
 
 
-def rebuilt(leaves: dict[str, Any], form: Any) -> Tree:
+def from_leaves(leaves: dict[str, Any], form: Any) -> Tree:
     """The tree of that form."""
-    structure, names = form
-    return jax.tree.unflatten(structure, [leaves[name] for name in names])
+    structure, paths = form
+    return jax.tree.unflatten(structure, [leaves[path] for path in paths])
 
 
 def child(layer: str, name: str) -> str:
@@ -64,196 +90,212 @@ def child(layer: str, name: str) -> str:
     return f"{layer}.{name}" if layer else name
 
 
+def take(leaves: dict[str, Any], name: str) -> dict[str, Any]:
+    """Removes all leaves of this name; returns them as {layer: leaf}, sorted."""
+    ends = [path.rpartition(".") for path in leaves]
+    layers = sorted(layer for layer, _, last in ends if last == name)
+    paths = {layer: child(layer, name) for layer in layers}
+    return {layer: leaves.pop(path) for layer, path in paths.items()}
+
+
 def split(delta: Tree) -> Factors:
-    """Finds the pairs by name: `lora_a` [..., in, r] beside `lora_b` [..., r, out]."""
-    leaves, form = leaves_of(delta)
-    names = {
-        kind: {n.rpartition(".")[0] for n in leaves if n.rpartition(".")[2] == kind}
-        for kind in _AXES
-    }
-    if not names["lora_a"] or names["lora_a"] != names["lora_b"]:
+    """Finds the pairs by name, `lora_a` [..., in, r] beside `lora_b` [..., r, out].
+
+    Args:
+      delta: the trainable tree.
+
+    Returns:
+      Its factors, rows first, and all other leaves.
+
+    Raises:
+      ValueError: there are no pairs, or one lacks a factor.
+    """
+    leaves, form = leaves_by_path(delta)
+    rest = dict(leaves)
+    a, b = take(rest, "lora_a"), take(rest, "lora_b")
+    if not a or a.keys() != b.keys():
         raise ValueError(
             f"expected pairs of leaves lora_a and lora_b in the delta, got {sorted(leaves)}"
         )
-
-    def first(layer, kind):
-        return jnp.moveaxis(leaves.pop(child(layer, kind)), _AXES[kind], 0)
-
-    pairs = {
-        layer: Pair(first(layer, "lora_a"), first(layer, "lora_b"))
-        for layer in sorted(names["lora_a"])
-    }
-    return Factors(pairs, leaves, form)
-
-
-_AXES = {"lora_a": -1, "lora_b": -2}  # where the rank is
+    pairs = {}
+    for layer in a:
+        rows_of_a = jnp.moveaxis(a[layer], -1, 0)
+        rows_of_b = jnp.moveaxis(b[layer], -2, 0)
+        pairs[layer] = Pair(rows_of_a, rows_of_b)
+    return Factors(pairs, rest, form)
 
 
 def join(factors: Factors) -> Tree:
-    """The inverse of `split`."""
+    """The inverse of `split`.
+
+    Args:
+      factors: arrays, none left out.
+
+    Returns:
+      The delta.
+    """
     leaves = dict(factors.rest)
     for layer, pair in factors.pairs.items():
-        for kind, rows in zip(_AXES, pair, strict=True):
-            leaves[child(layer, kind)] = jnp.moveaxis(rows, 0, _AXES[kind])
-    return rebuilt(leaves, factors.form)
+        leaves[child(layer, "lora_a")] = jnp.moveaxis(pair.a, 0, -1)
+        leaves[child(layer, "lora_b")] = jnp.moveaxis(pair.b, 0, -2)
+    return from_leaves(leaves, factors.form)
+
+
+PAIRS = Layout(split, join)
 
 
 # Parts
 
 
 def only(factors: Factors, part: Part) -> Factors:
-    """One factor of every pair, and the rest; () in place of the other factor."""
+    """A part of every pair, and the rest.
 
-    def keep(pair):
-        return Pair(pair.a if "a" in part else (), pair.b if "b" in part else ())
+    Args:
+      factors: complete.
+      part: which factors.
 
-    return dataclasses.replace(
-        factors, pairs={layer: keep(pair) for layer, pair in factors.pairs.items()}
-    )
+    Returns:
+      Factors with None in place of the others.
+    """
+    pairs = {
+        layer: Pair(
+            *(x if name in part else None for name, x in zip("ab", pair, strict=True))
+        )
+        for layer, pair in factors.pairs.items()
+    }
+    return dataclasses.replace(factors, pairs=pairs)
 
 
 def filled(factors: Factors, pairs: dict[str, Pair]) -> Factors:
-    """What `factors` leaves out, from `pairs`."""
+    """Factors completed.
 
-    def left_out(x):
-        return isinstance(x, tuple) and not x  # Rows are tuples too, but not empty ones
+    Args:
+      factors: of which some are left out.
+      pairs: by layer, has those; empty: there is nothing to fill.
 
-    def fill(pair, other):
-        return Pair(
-            *(y if left_out(x) else x for x, y in zip(pair, other, strict=True))
-        )
+    Returns:
+      Factors with those of `pairs` where there was None.
+    """
+
+    def fill(pair: Pair, other: Pair) -> Pair:
+        return Pair(*(y if x is None else x for x, y in zip(pair, other, strict=True)))
 
     if not pairs:
         return factors
-    return dataclasses.replace(
-        factors,
-        pairs={
-            layer: fill(pair, pairs[layer]) for layer, pair in factors.pairs.items()
-        },
-    )
+    whole = {layer: fill(pair, pairs[layer]) for layer, pair in factors.pairs.items()}
+    return dataclasses.replace(factors, pairs=whole)
 
 
 # Ranks
 
 
-def checked_ranks(ranks: Ranks) -> np.ndarray | None:
-    """i32[clients], the rank of each; None means that all have the delta's."""
-    if ranks is None:
-        return None
-    try:
-        checked = np.asarray(ranks)
-    except ValueError:  # lists of several lengths
-        checked = np.zeros(())
-    whole = (
-        checked.ndim == 1
-        and len(checked) > 0
-        and np.issubdtype(checked.dtype, np.integer)
-    )
-    if not whole or checked.min() < 1 or checked.max() > np.iinfo(np.int32).max:
-        raise ValueError(
-            f"expected ranks to be one whole number >= 1 a client, got ranks={ranks}"
-        )
-    return checked.astype(np.int32)
+def largest_height(factors: Factors) -> int:
+    """The rows of the largest pair."""
+    return max(leaf.shape[0] for leaf in jax.tree.leaves(factors.pairs))
 
 
-def check_fit(ranks: np.ndarray | None, largest: int, setting: Setting) -> None:
-    """Refuses ranks that the delta or the population does not have."""
-    if ranks is None:
-        return
-    if ranks.max() > largest:
-        raise ValueError(
-            f"a client has rank {ranks.max()}, but the largest pair of the delta has rank {largest}"
-        )
-    if len(ranks) < setting.n_clients:
-        raise ValueError(
-            f"expected a rank for each of {setting.n_clients} clients, got {len(ranks)}"
-        )
-
-
-def largest_rank(factors: Factors) -> int:
-    """R of the largest pair."""
-    return max(pair.a.shape[0] for pair in factors.pairs.values())
-
-
-def rank_of(ranks: np.ndarray | None, client: jax.Array) -> jax.Array | None:
-    """i32[], None where all have the same."""
-    return None if ranks is None else jnp.asarray(ranks)[client]
+def along_rows(x: jax.Array, like: jax.Array) -> jax.Array:
+    """X with axes of length 1 behind, so that it broadcasts over `like`'s rows."""
+    return x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))
 
 
 def first_rows(x: jax.Array, count: jax.Array) -> jax.Array:
     """X with all rows past `count` set to zero."""
-    real = (jnp.arange(x.shape[0]) < count).reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.where(real, x, 0)
+    is_real = jnp.arange(x.shape[0]) < count
+    return jnp.where(along_rows(is_real, x), x, 0)
 
 
-def cut(tree: Tree, rank: jax.Array | None) -> Tree:
-    """Every array as the `Rows` of its first `rank` rows; as it is for None."""
-    if rank is None:
+def cut(tree: Tree, rows: jax.Array | None) -> Tree:
+    """Cuts every array to its first rows.
+
+    Args:
+      tree: arrays [r, ...].
+      rows: i32[], how many, at most r are kept; None: the tree as it is.
+
+    Returns:
+      The tree with `Rows` for arrays.
+    """
+    if rows is None:
         return tree
 
-    def one(x: jax.Array) -> Rows:
-        count = jnp.minimum(rank, x.shape[0]).astype(jnp.int32)
+    def cut_one(x: jax.Array) -> Rows:
+        count = jnp.minimum(rows, x.shape[0]).astype(jnp.int32)
         return Rows(first_rows(x, count), count)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(cut_one, tree)
 
 
-def cut_pairs(factors: Factors, rank: jax.Array | None) -> Factors:
-    """The pairs cut to a rank; the rest stays whole."""
-    return dataclasses.replace(factors, pairs=cut(factors.pairs, rank))
+def cut_pairs(factors: Factors, rows: jax.Array | None) -> Factors:
+    """Cuts the pairs to their first rows; the rest stays whole.
+
+    Args:
+      factors: arrays.
+      rows: i32[], how many; None: as they are.
+
+    Returns:
+      Factors whose pairs are of `Rows`.
+    """
+    return dataclasses.replace(factors, pairs=cut(factors.pairs, rows))
 
 
-def is_rows(node: Any) -> bool:
-    """Whether a node of a tree is `Rows`."""
-    return isinstance(node, Rows)
+def as_arrays(tree: Tree) -> Tree:
+    """`Rows` as arrays, which are zero beyond the count."""
 
+    def is_rows(node: Any) -> bool:
+        return isinstance(node, Rows)
 
-def plain(tree: Tree) -> Tree:
-    """`Rows` as arrays, zero beyond their height."""
     return jax.tree.map(lambda x: x.values if is_rows(x) else x, tree, is_leaf=is_rows)
 
 
-def like(tree: Tree, pattern: Tree) -> Tree:
-    """Arrays cut as `pattern` is cut."""
+def cut_like(tree: Tree, pattern: Tree) -> Tree:
+    """Cuts arrays as others are cut.
 
-    def cut_one(x, p):
-        return Rows(first_rows(x, p.count), p.count) if is_rows(p) else x
+    Args:
+      tree: arrays.
+      pattern: the same tree of arrays and `Rows`.
+
+    Returns:
+      The tree with `Rows` where the pattern has them.
+    """
+
+    def cut_one(x: jax.Array, p: Any) -> Any:
+        if not isinstance(p, Rows):
+            return x
+        return Rows(first_rows(x, p.count), p.count)
 
     return jax.tree.map(cut_one, tree, pattern)
-
-
-def returned(start: Factors, change: Factors) -> Factors:
-    """A client's factors after its work, cut as its upload is.
-
-    The rows that it started from plus what it changed.
-    """
-    return like(trees.add(start, plain(change)), change)
 
 
 # Products
 
 
 def product(pair: Pair) -> jax.Array:
-    """[..., in, out]: sum over the rows of a_i b_i^T."""
+    """The update of a layer without its scaling, sum_i a_i b_i^T.
+
+    Args:
+      pair: a [r, ..., in], b [r, ..., out].
+
+    Returns:
+      f32[..., in, out].
+    """
     return jnp.einsum("r...i,r...o->...io", pair.a, pair.b)
 
 
 def product_norm(pair: Pair) -> jax.Array:
-    """f32[...]: Frobenius norm of the product, from the factors' Gram matrices.
+    """The Frobenius norm of the product.
 
-    Nothing of [in, out] is formed.
+    It comes from the Gram matrices of the factors; no [in, out] is formed.
+
+    Args:
+      pair: a [r, ..., in], b [r, ..., out].
+
+    Returns:
+      f32[...].
     """
 
-    def gram(x):
+    def gram(x: jax.Array) -> jax.Array:
         return jnp.einsum("r...i,s...i->...rs", x, x)
 
-    return jnp.sqrt(
-        jnp.maximum(jnp.sum(gram(pair.a) * gram(pair.b), axis=(-2, -1)), 0.0)
-    )
-
-
-def map_pairs(f: Callable[..., Any], *factors: Factors) -> dict[str, Any]:
-    """{layer: f(pair, ...)}."""
-    return {
-        layer: f(*(one.pairs[layer] for one in factors)) for layer in factors[0].pairs
-    }
+    grams = gram(pair.a) * gram(pair.b)
+    square = jnp.sum(grams, axis=(-2, -1))
+    return jnp.sqrt(jnp.maximum(square, 0.0))

@@ -1,61 +1,28 @@
-"""FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation Models.
+"""FedEx-LoRA: factors are averaged, what the average misses goes to the frozen layer.
 
-Singhal, Ponkshe, Vepakomma, 2024, arXiv 2410.09432. Factors are averaged, and what the
-average misses is added to the frozen layer.
+Singhal, Ponkshe, Vepakomma, 2024, "Exact Aggregation for Federated and Efficient
+Fine-Tuning of Foundation Models", arXiv 2410.09432.
 
     client:  (A_k, B_k) <- local steps from (A, B), beside W
     server:  A <- sum_k p_k A_k,  B <- sum_k p_k B_k,
              W <- W + s (sum_k p_k B_k A_k - B A) = W + s sum_k p_k (B_k - B)(A_k - A)
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fedjax_fm import checks
+from fedjax_fm import trees
 from fedjax_fm.algorithms.local import ClientOptimizer
-from fedjax_fm.algorithms.lora_rules import residual as residuals
-from fedjax_fm.algorithms.lora_rules.factors import (
-    Pair,
-    Ranks,
-    check_fit,
-    checked_ranks,
-    cut_pairs,
-    join,
-    largest_rank,
-    product,
-    rank_of,
-    split,
+from fedjax_fm.algorithms.lora_rules.cohort import CohortFactors, joined_rows
+from fedjax_fm.algorithms.lora_rules.factors import Pair, along_rows
+from fedjax_fm.algorithms.lora_rules.residual import (
+    check_arguments,
+    is_below_dense,
+    residual_rule,
+    stack_height,
 )
-from fedjax_fm.algorithms.lora_rules.residual import Residual
-from fedjax_fm.algorithms.lora_rules.work import (
-    Kept,
-    Mine,
-    kept,
-    mean_over,
-    never,
-    settled,
-    train_factors,
-)
-from fedjax_fm.algorithms.losses import checked
-from fedjax_fm.types import (
-    Algorithm,
-    Batches,
-    ClientOutput,
-    Exchange,
-    Task,
-    Tree,
-    Unbilled,
-)
-
-
-class FedExLoRAState(NamedTuple):
-    """Server state; the residual goes with the delta, `simulator.model` adds it to the kernels."""
-
-    delta: Tree
-    residual: Residual
+from fedjax_fm.algorithms.lora_rules.training import Ranks, factor_training
+from fedjax_fm.types import Algorithm, Batches, Task
 
 
 def fedex_lora(
@@ -71,118 +38,102 @@ def fedex_lora(
 ) -> Algorithm:
     """Averages the factors and puts the residual into the frozen kernels.
 
-    Other arguments as `fedit`.
-
-    Args:
-      scaling: s = alpha / r of the LoRA layers: the algorithm sees trees, which do not hold it.
-      most_clients: of a round; None means the cohort size. A larger cohort stops the run.
-
     The effective weights after a round are the mean of the clients', weighted by
     examples (the authors' code: uniform). With ranks that differ, which are not the
     paper's, this holds for the delta's full rank; a client of smaller rank starts from
     its first rows.
 
-    Sends r_k (d_in + d_out) numbers a layer each way, and down the residual of rank at
-    most R = sum_k r_k (plus a row for each that some client lacks): min(R (d_in +
-    d_out), d_in d_out), the shape decides which. See `residual.py`.
-    """
-    checks.real("scaling", scaling, above=0)
-    if most_clients is not None:
-        checks.whole("most_clients", most_clients, least=1)
-    task = checked(task)
-    checks.client_optimizer("client_optimizer", client_optimizer)
-    batches = Batches(batch_size, epochs, local_steps).checked()
-    ranks = checked_ranks(ranks)
+    Sends r_k (d_in + d_out) numbers a layer each way, and down the residual: with R =
+    sum_k r_k, and one more for each row that some client lacks, min(R (d_in + d_out),
+    d_in d_out) numbers; the shape decides which. See `residual.py` for clients that
+    missed a round.
 
-    def init(delta, key, setting):
-        factors = split(delta)
-        check_fit(ranks, largest_rank(factors), setting)
-        n = residuals.room(most_clients, setting)
-        heights = {
-            layer: _height(pair, ranks, n) for layer, pair in factors.pairs.items()
+    Args:
+      task: the loss.
+      client_optimizer: starts afresh each round; a function of the round makes one for
+        each round.
+      scaling: s = alpha / r of the LoRA layers; the algorithm sees trees, which do not
+        hold it.
+      ranks: i32[N], the rank of every client, at most that of the delta; None: all have
+        the rank of the delta.
+      most_clients: the most clients of a round; None: the cohort size. A larger cohort
+        stops the run.
+      epochs: full passes over a client's data in a round; give this or `local_steps`.
+      local_steps: batches of a round.
+      batch_size: examples a step.
+
+    Returns:
+      An algorithm whose server state is `ResidualState`; the client state is i32[], the
+      last round in which the client took part, -1 before its first. `model` adds the
+      residual to the kernels.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
+        the delta has no pairs of `lora_a` and `lora_b`, or the ranks do not fit.
+
+    References:
+      Singhal et al. 2024, arXiv 2410.09432.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, fedjax_fm as ffm
+      >>> def loss(delta, backbone, batch, key):
+      ...     update = delta["layer"]["lora_a"] @ delta["layer"]["lora_b"]
+      ...     kernel = backbone["layer"]["base"]["kernel"] + update
+      ...     return jnp.sum((batch["x"] @ kernel - 1) ** 2, axis=-1), {}
+      >>> backbone = {"layer": {"base": {"kernel": jnp.zeros((3, 2))}}}
+      >>> how = {"local_steps": 1, "batch_size": 1}
+      >>> method = fedex_lora(Task(loss), optax.sgd(0.25), scaling=1.0, **how)
+      >>> clients = [{"x": jnp.eye(3)[:1]}, {"x": jnp.eye(3)[1:2]}]
+      >>> population = ffm.Population.from_clients(clients)
+      >>> simulator = ffm.Simulator(method, population, backbone=backbone, cohort_size=2)
+      >>> pair = {"lora_a": jnp.ones((3, 1)), "lora_b": jnp.zeros((1, 2))}
+      >>> state, metrics = simulator.run(simulator.init({"layer": pair}), 1)
+      >>> delta, seen = simulator.model(state)
+      >>> seen["layer"]["base"]["kernel"].shape  # the frozen kernel and the residual
+      (3, 2)
+    """
+    check_arguments(scaling, most_clients)
+    batches = Batches(batch_size, epochs, local_steps)
+    training = factor_training(task, client_optimizer, batches, ranks)
+
+    def height(pair, n_clients):
+        rank = pair.a.shape[0]
+        smallest = rank if training.ranks is None else int(training.ranks.min())
+        lacking = max(rank - smallest, 0)  # rows that some client does not have
+        rows = stack_height(training.ranks, pair, n_clients) + lacking
+        return rows if is_below_dense(pair, rows) else None
+
+    def combine(cohort, old, key):
+        mean = cohort.mean(cohort.factors)
+        added = {
+            layer: _deviations(cohort, pair, layer, scaling)
+            for layer, pair in mean.pairs.items()
         }
-        return FedExLoRAState(delta, residuals.start(factors, heights))
+        return trees.select(cohort.arrived, mean, old), added
 
-    def address(message, last, client):
-        factors, residual = message
-        trained = cut_pairs(factors, rank_of(ranks, client))
-        return Mine(trained, (), residuals.bought(residual, last))
-
-    def client(backbone, message):
-        whole = residuals.merged(backbone, message[1])
-
-        def one(mine, last, data, key):
-            work = train_factors(task, client_optimizer, mine, whole, data, key)
-            return ClientOutput(
-                upload=work.change,
-                weight=work.weight,
-                state=data.round,
-                metrics=work.metrics,
-            )
-
-        return one
-
-    def server(state, aggregate, key):
-        found = aggregate.value
-        mean = mean_over(found.shares, found.factors)
-        newest = {}
-        for layer, old in state.residual.newest.items():
-            rows, real = centred_rows(found, mean.pairs[layer], layer, scaling)
-            newest[layer] = (
-                residuals.packed(rows, real, len(old.a.values))
-                if isinstance(old, Pair)
-                else product(rows)
-            )
-        delta = settled(found.came, join(mean), state.delta)
-        return FedExLoRAState(delta, residuals.grown(state.residual, newest)), {}
-
-    exchange = Exchange(
-        broadcast=lambda state: (split(state.delta), Unbilled(state.residual)),
-        client=client,
-        server=server,
-        reduce=kept(lambda found: found),
-        batches=batches,
-        address=address,
-    )
-    return Algorithm(
-        init=init,
-        exchanges=(exchange,),
-        client_init=never,
-        model=residuals.model_with_residual,
-    )
+    return residual_rule(training, combine, height, most_clients=most_clients)
 
 
-def _height(pair: Pair, ranks: np.ndarray | None, n_clients: int) -> int | None:
-    """Rows of the residual; None where the dense matrix is smaller."""
-    rank = pair.a.shape[0]
-    lacking = 0 if ranks is None else rank - min(rank, int(ranks.min()))
-    height = residuals.stack_height(ranks, rank, n_clients) + lacking
-    return height if residuals.pays(pair, height) else None
-
-
-def centred_rows(
-    found: Kept, mean: Pair, layer: str, scaling: float
+def _deviations(
+    cohort: CohortFactors, mean: Pair, layer: str, scaling: float
 ) -> tuple[Pair, jax.Array]:
-    """(rows, bool[rows]): s p_k (a_k - a) beside b_k - b for the rows that client k
-    has, and one more, s q a beside b, for a row that clients of shares q in all have
-    not. The product of all is the residual.
+    """(rows whose product is the residual of a layer, bool[rows]: which are real).
+
+    They are s p_k (a_k - a) beside b_k - b for the rows that client k has, and then s q
+    a beside b for each row that clients of shares q in all do not have.
     """
-    pair, shares = found.factors.pairs[layer], found.shares
-    rank = mean.a.shape[0]
-    has = jnp.arange(rank) < found.heights[layer][:, None]  # [C, r]
-    lacking = jnp.sum(jnp.where(has, 0.0, shares[:, None]), axis=0)  # [r]
+    pair, shares = cohort.factors.pairs[layer], cohort.shares
+    has_row = cohort.has_row(layer)
+    lacking = jnp.sum(jnp.where(has_row, 0.0, shares[:, None]), axis=0)  # [r]
 
-    def spread(x, like):
-        return x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))
+    def centred(x: jax.Array, mean: jax.Array) -> jax.Array:
+        return jnp.where(along_rows(has_row, x), x - mean, 0)
 
-    def centre(x, mean):
-        return jnp.where(spread(has, x), x - mean, 0)
+    def both(of_clients: jax.Array, of_lacking: jax.Array) -> jax.Array:
+        return jnp.concatenate([joined_rows(of_clients), of_lacking])
 
-    weighted = scaling * spread(shares, pair.a) * centre(pair.a, mean.a)
-
-    def flat(x):
-        return x.reshape(-1, *x.shape[2:])
-
-    a = jnp.concatenate([flat(weighted), scaling * spread(lacking, mean.a) * mean.a])
-    b = jnp.concatenate([flat(centre(pair.b, mean.b)), mean.b])
-    return Pair(a, b), jnp.concatenate([flat(has), lacking > 0])
+    of_clients = scaling * along_rows(shares, pair.a) * centred(pair.a, mean.a)
+    of_lacking = scaling * along_rows(lacking, mean.a) * mean.a
+    a = both(of_clients, of_lacking)
+    b = both(centred(pair.b, mean.b), mean.b)
+    return Pair(a, b), both(has_row, lacking > 0)

@@ -1,40 +1,19 @@
-"""FedIT: Towards Building the Federated GPT: Federated Instruction Tuning (Shepherd).
+"""FedIT: the factors A and B are averaged apart from each other.
 
-Zhang, Vahidian, Kuo, Li, Zhang, Yu, Wang, Chen, 2023, arXiv 2305.05644. FedAvg on the
-factors; ranks that differ are padded with zeros, the baseline of HetLoRA and FLoRA.
+Zhang, Vahidian, Kuo, Li, Zhang, Yu, Wang, Chen, 2023, "Towards Building the Federated
+GPT: Federated Instruction Tuning" (Shepherd), arXiv 2305.05644. FedAvg on the factors.
 
     client:  (A_k, B_k) <- local steps from the first r_k rows of (A, B)
-    server:  A <- sum_k p_k A_k,  B <- sum_k p_k B_k;   the product differs from sum_k
-             p_k B_k A_k by the covariance sum_k p_k (B_k - B)(A_k - A)
+    server:  A <- sum_k p_k A_k,  B <- sum_k p_k B_k
+
+The product B A differs from sum_k p_k B_k A_k by the covariance
+sum_k p_k (B_k - B)(A_k - A).
 """
 
-from typing import NamedTuple
-
-from fedjax_fm import checks
 from fedjax_fm.algorithms.local import ClientOptimizer
-from fedjax_fm.algorithms.lora_rules.factors import (
-    Ranks,
-    check_fit,
-    checked_ranks,
-    join,
-    largest_rank,
-    split,
-)
-from fedjax_fm.algorithms.lora_rules.work import (
-    Mine,
-    by_rank,
-    padded_mean,
-    sends_change,
-    settled,
-)
-from fedjax_fm.algorithms.losses import checked
-from fedjax_fm.types import Algorithm, Batches, Exchange, Task, Tree
-
-
-class FedITState(NamedTuple):
-    """Server state."""
-
-    delta: Tree
+from fedjax_fm.algorithms.lora_rules.rule import Rule, algorithm_of
+from fedjax_fm.algorithms.lora_rules.training import Ranks, factor_training
+from fedjax_fm.types import Algorithm, Batches, Task
 
 
 def fedit(
@@ -46,34 +25,46 @@ def fedit(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Averages A and B apart from each other, by examples (or the task's weights).
-
-    Args:
-      ranks: i32[clients], at most the delta's; None gives all clients the delta's.
-        Ranks that differ are not the paper's.
+    """Averages A and B apart from each other, by examples or the task's weights.
 
     Sends r_k (d_in + d_out) numbers a layer each way, and the other trained leaves.
-    With equal ranks it is `fedavg`.
+    With equal ranks it is `fedavg`. Ranks that differ are not the paper's: smaller ones
+    are padded with zeros, the baseline of the papers on HetLoRA and FLoRA.
+
+    Args:
+      task: the loss.
+      client_optimizer: starts afresh each round; a function of the round makes one for
+        each round.
+      ranks: i32[N], the rank of every client, at most that of the delta; None: all have
+        the rank of the delta.
+      epochs: full passes over a client's data in a round; give this or `local_steps`.
+      local_steps: batches of a round.
+      batch_size: examples a step.
+
+    Returns:
+      An algorithm whose server state is `DeltaState`; clients keep nothing.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
+        the delta has no pairs of `lora_a` and `lora_b`, or the ranks do not fit.
+
+    References:
+      Zhang et al. 2023, arXiv 2305.05644, "Federated Instruction Tuning".
+
+    Example:
+      >>> import jax.numpy as jnp, optax, fedjax_fm as ffm
+      >>> def loss(delta, backbone, batch, key):
+      ...     update = delta["layer"]["lora_a"] @ delta["layer"]["lora_b"]
+      ...     return jnp.sum((batch["x"] @ update - 1) ** 2, axis=-1), {}
+      >>> method = fedit(Task(loss), optax.sgd(0.25), local_steps=1, batch_size=1)
+      >>> clients = [{"x": jnp.eye(3)[:1]}, {"x": jnp.eye(3)[1:2]}]
+      >>> population = ffm.Population.from_clients(clients)
+      >>> simulator = ffm.Simulator(method, population, cohort_size=2)
+      >>> pair = {"lora_a": jnp.ones((3, 1)), "lora_b": jnp.zeros((1, 2))}
+      >>> state, metrics = simulator.run(simulator.init({"layer": pair}), 1)
+      >>> state.delta["layer"]["lora_b"].tolist()
+      [[0.5, 0.5]]
     """
-    task = checked(task)
-    checks.client_optimizer("client_optimizer", client_optimizer)
-    batches = Batches(batch_size, epochs, local_steps).checked()
-    ranks = checked_ranks(ranks)
-
-    def init(delta, key, setting):
-        check_fit(ranks, largest_rank(split(delta)), setting)
-        return FedITState(delta)
-
-    def server(state, aggregate, key):
-        mean, weight = aggregate.value
-        return FedITState(settled(weight > 0, join(mean), state.delta)), {}
-
-    exchange = Exchange(
-        broadcast=lambda state: Mine(split(state.delta)),
-        client=sends_change(task, client_optimizer),
-        server=server,
-        reduce=padded_mean(),
-        batches=batches,
-        address=by_rank(ranks),
-    )
-    return Algorithm(init=init, exchanges=(exchange,))
+    batches = Batches(batch_size, epochs, local_steps)
+    training = factor_training(task, client_optimizer, batches, ranks)
+    return algorithm_of(Rule(sent="ab"), training)

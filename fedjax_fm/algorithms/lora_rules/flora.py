@@ -1,64 +1,30 @@
-"""FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank
-Adaptations (stacking).
+"""FLoRA: factors are stacked and merged into the frozen layer, clients start anew.
 
-Wang, Shen, He, Sun, Wang, Lyu, Li, 2024, arXiv 2409.05976. Factors are stacked, not
-averaged, and clients start anew beside a frozen layer that has taken the stack in.
+Wang, Shen, He, Sun, Wang, Lyu, Li, 2024, "Federated Fine-Tuning Large Language Models
+with Heterogeneous Low-Rank Adaptations", arXiv 2409.05976.
 
     client:  (A_k, B_k) <- local steps from a fresh start of rank r_k, beside W
-    server:  A = [p_1 A_1; ...; p_m A_m],  B = [B_1, ..., B_m],  so that B A = sum_k p_k
-      B_k A_k;   W <- W + s B A
+    server:  A = [p_1 A_1; ...; p_m A_m],  B = [B_1, ..., B_m],   W <- W + s B A
+
+The product B A is sum_k p_k B_k A_k exactly.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import checks
+from fedjax_fm import trees
 from fedjax_fm.algorithms.local import ClientOptimizer
-from fedjax_fm.algorithms.lora_rules import residual as residuals
-from fedjax_fm.algorithms.lora_rules.factors import (
-    Factors,
-    Pair,
-    Ranks,
-    check_fit,
-    checked_ranks,
-    cut_pairs,
-    join,
-    largest_rank,
-    rank_of,
-    split,
+from fedjax_fm.algorithms.lora_rules.cohort import joined_rows, stacked
+from fedjax_fm.algorithms.lora_rules.factors import Factors, Pair
+from fedjax_fm.algorithms.lora_rules.residual import (
+    check_arguments,
+    residual_rule,
+    stack_height,
 )
-from fedjax_fm.algorithms.lora_rules.residual import Residual
-from fedjax_fm.algorithms.lora_rules.work import (
-    Mine,
-    kept,
-    mean_over,
-    never,
-    settled,
-    stacked_rows,
-    train_factors,
-)
-from fedjax_fm.algorithms.losses import checked
-from fedjax_fm.types import (
-    Algorithm,
-    Batches,
-    ClientOutput,
-    Exchange,
-    Task,
-    Tree,
-    Unbilled,
-)
-
-
-class FLoRAState(NamedTuple):
-    """Server state; the delta's factors are the next fresh start, the residual, which
-    `simulator.model` adds to the kernels, is what was learnt.
-    """
-
-    delta: Tree
-    residual: Residual
+from fedjax_fm.algorithms.lora_rules.training import Ranks, factor_training
+from fedjax_fm.types import Algorithm, Batches, Task
 
 
 def flora(
@@ -72,7 +38,7 @@ def flora(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Stacks the factors and merges the stack into the frozen kernels; arguments as `fedex_lora`.
+    """Stacks the factors and merges the stack into the frozen kernels.
 
     The effective weights after a round are the mean of the clients', whatever their
     ranks. Every round starts from A ~ U(-1/sqrt(d_in), 1/sqrt(d_in)) of a seed that
@@ -80,89 +46,89 @@ def flora(
 
     Sends up r_k (d_in + d_out) numbers a layer, down sum_k r_k (d_in + d_out) of the
     last round's clients, which grows with the cohort; the other trained leaves are
-    averaged and travel both ways. See `residual.py`.
+    averaged and travel both ways. See `residual.py` for clients that missed a round.
+
+    Args:
+      task: the loss.
+      client_optimizer: starts afresh each round; a function of the round makes one for
+        each round.
+      scaling: s = alpha / r of the LoRA layers; the algorithm sees trees, which do not
+        hold it.
+      ranks: i32[N], the rank of every client, at most that of the delta; None: all have
+        the rank of the delta.
+      most_clients: the most clients of a round; None: the cohort size. A larger cohort
+        stops the run.
+      epochs: full passes over a client's data in a round; give this or `local_steps`.
+      local_steps: batches of a round.
+      batch_size: examples a step.
+
+    Returns:
+      An algorithm whose server state is `ResidualState`; the factors of its delta are
+      the next fresh start, the residual is what was learnt, and `model` adds it to the
+      kernels. The client state is i32[], the last round in which the client took part,
+      -1 before its first.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
+        the delta has no pairs of `lora_a` and `lora_b`, or the ranks do not fit.
+
+    References:
+      Wang et al. 2024, arXiv 2409.05976, "stacking-based aggregation".
+
+    Example:
+      >>> import jax.numpy as jnp, optax, fedjax_fm as ffm
+      >>> def loss(delta, backbone, batch, key):
+      ...     update = delta["layer"]["lora_a"] @ delta["layer"]["lora_b"]
+      ...     kernel = backbone["layer"]["base"]["kernel"] + update
+      ...     return jnp.sum((batch["x"] @ kernel - 1) ** 2, axis=-1), {}
+      >>> backbone = {"layer": {"base": {"kernel": jnp.zeros((3, 2))}}}
+      >>> how = {"local_steps": 1, "batch_size": 1}
+      >>> method = flora(Task(loss), optax.sgd(0.25), scaling=1.0, **how)
+      >>> clients = [{"x": jnp.eye(3)[:1]}, {"x": jnp.eye(3)[1:2]}]
+      >>> population = ffm.Population.from_clients(clients)
+      >>> simulator = ffm.Simulator(method, population, backbone=backbone, cohort_size=2)
+      >>> pair = {"lora_a": jnp.ones((3, 1)), "lora_b": jnp.zeros((1, 2))}
+      >>> state, metrics = simulator.run(simulator.init({"layer": pair}), 1)
+      >>> state.delta["layer"]["lora_b"].tolist()  # a fresh start
+      [[0.0, 0.0]]
+      >>> _, seen = simulator.model(state)  # mean over clients of A_k B_k
+      >>> seen["layer"]["base"]["kernel"].tolist()
+      [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]
     """
-    checks.real("scaling", scaling, above=0)
-    if most_clients is not None:
-        checks.whole("most_clients", most_clients, least=1)
-    task = checked(task)
-    checks.client_optimizer("client_optimizer", client_optimizer)
-    batches = Batches(batch_size, epochs, local_steps).checked()
-    ranks = checked_ranks(ranks)
+    check_arguments(scaling, most_clients)
+    batches = Batches(batch_size, epochs, local_steps)
+    training = factor_training(task, client_optimizer, batches, ranks)
 
-    def init(delta, key, setting):
-        factors = split(delta)
-        check_fit(ranks, largest_rank(factors), setting)
-        n = residuals.room(most_clients, setting)
-        heights = {
-            layer: residuals.stack_height(ranks, p.a.shape[0], n)
-            for layer, p in factors.pairs.items()
-        }
-        return FLoRAState(delta, residuals.start(factors, heights))
+    def height(pair, n_clients):
+        return stack_height(training.ranks, pair, n_clients)
 
-    def address(message, last, client):
-        factors, residual = message
-        trained = cut_pairs(factors, rank_of(ranks, client))
-        return Mine(
-            Unbilled(trained), (), (factors.rest, residuals.bought(residual, last))
-        )
+    def combine(cohort, old, key):
+        added = {}
+        for layer, pair in cohort.factors.pairs.items():
+            rows = stacked(scaling * cohort.shares, pair)
+            added[layer] = rows, joined_rows(cohort.has_row(layer))
+        mean = cohort.mean(cohort.factors.rest)
+        rest = trees.select(cohort.arrived, mean, old.rest)
+        return dataclasses.replace(fresh(old, key), rest=rest), added
 
-    def client(backbone, message):
-        whole = residuals.merged(backbone, message[1])
-
-        def one(mine, last, data, key):
-            work = train_factors(task, client_optimizer, mine, whole, data, key)
-            return ClientOutput(
-                upload=work.change,
-                weight=work.weight,
-                state=data.round,
-                metrics=work.metrics,
-            )
-
-        return one
-
-    def server(state, aggregate, key):
-        found, newest = aggregate.value, {}
-        for layer, pair in found.factors.pairs.items():
-            rows = stacked_rows(scaling * found.shares, pair)
-            real = jnp.arange(pair.a.shape[1]) < found.heights[layer][:, None]
-            newest[layer] = residuals.packed(
-                rows, real.reshape(-1), len(state.residual.newest[layer].a.values)
-            )
-        factors = fresh(split(state.delta), key)
-        rest = settled(
-            found.came, mean_over(found.shares, found.factors.rest), factors.rest
-        )
-        delta = join(dataclasses.replace(factors, rest=rest))
-        return FLoRAState(delta, residuals.grown(state.residual, newest)), {}
-
-    exchange = Exchange(
-        broadcast=lambda state: (split(state.delta), Unbilled(state.residual)),
-        client=client,
-        server=server,
-        reduce=kept(lambda found: found),
-        batches=batches,
-        address=address,
-    )
-    return Algorithm(
-        init=init,
-        exchanges=(exchange,),
-        client_init=never,
-        model=residuals.model_with_residual,
+    return residual_rule(
+        training, combine, height, most_clients=most_clients, starts_anew=True
     )
 
 
 def fresh(factors: Factors, key: jax.Array) -> Factors:
-    """A as PEFT draws it, B = 0."""
+    """A fresh start: A drawn as PEFT draws it, B = 0.
 
-    def one(number: int, pair: Pair) -> Pair:
-        bound = pair.a.shape[-1] ** -0.5
-        a = jax.random.uniform(
-            jax.random.fold_in(key, number), pair.a.shape, pair.a.dtype, -bound, bound
-        )
-        return Pair(a, jnp.zeros_like(pair.b))
+    Args:
+      factors: of these shapes.
+      key: of the draw; layer i uses `fold_in(key, i)`.
 
-    pairs = {
-        layer: one(i, pair) for i, (layer, pair) in enumerate(factors.pairs.items())
-    }
+    Returns:
+      Factors with the same rest.
+    """
+    pairs = {}
+    for number, (layer, (a, b)) in enumerate(factors.pairs.items()):
+        bound, own = a.shape[-1] ** -0.5, jax.random.fold_in(key, number)
+        draw = jax.random.uniform(own, a.shape, a.dtype, minval=-bound, maxval=bound)
+        pairs[layer] = Pair(draw, jnp.zeros_like(b))
     return dataclasses.replace(factors, pairs=pairs)

@@ -1,172 +1,324 @@
-"""What FedEx-LoRA and FLoRA add to the frozen layers, how it travels, and how a
-client's backbone takes it in.
+"""What FedEx-LoRA and FLoRA add to the frozen layers, and the rule that both are.
 
-The server keeps the whole sum and, apart from it, what the last round added. A client
-of the last round is sent the new part only; one that missed a round is sent the whole
-sum, densely; one that never came gets it with the frozen model, which no rule's bill
-counts.
+The server keeps the whole sum and, apart from it, what the last round added. On the
+bill, a client of the last round is sent the new part only; one that missed a round is
+sent the whole sum, densely; one that takes part for the first time gets it with the
+frozen model, which is in no rule's bill.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
+from fedjax_fm.algorithms.lora_rules.cohort import CohortFactors, all_of_cohort
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
     Pair,
+    along_rows,
+    as_arrays,
     child,
-    is_rows,
-    plain,
+    cut_pairs,
+    join,
     product,
+    split,
 )
-from fedjax_fm.types import Rows, Setting, Tree
+from fedjax_fm.algorithms.lora_rules.rule import Rule, client_of, reduce_of, this_round
+from fedjax_fm.algorithms.lora_rules.training import (
+    ClientFactors,
+    FactorTraining,
+    no_round_yet,
+)
+from fedjax_fm.types import (
+    Algorithm,
+    Exchange,
+    Rows,
+    Tree,
+    Unbilled,
+)
+
+# Of a layer: rows whose product is added to the kernel, and bool[rows], which are real.
+Added = dict[str, tuple[Pair, jax.Array]]
 
 
 class Residual(NamedTuple):
-    """By the dotted path of the adapted layer; scaled, ready to be added."""
+    """What was added to the kernels, by the dotted path of the layer, scaling included."""
 
     total: dict[str, jax.Array]  # [..., in, out], without the newest part
     newest: dict[str, Any]  # Pair of Rows [rows, ...], or [..., in, out]
     round: jax.Array  # i32[], rounds that are done
 
 
-def stack_height(ranks: np.ndarray | None, rank: int, n_clients: int) -> int:
-    """Rows that the stacked factors of any `n_clients` clients may take."""
+class ResidualState(NamedTuple):
+    """Server state; `simulator.model` adds the residual to the kernels."""
+
+    delta: Tree  # the factors, and the other trained leaves
+    residual: Residual  # what was added to the frozen kernels
+
+
+def residual_rule(
+    training: FactorTraining,
+    combine: Callable[[CohortFactors, Factors, jax.Array], tuple[Factors, Added]],
+    height: Callable[[Pair, int], int | None],
+    *,
+    most_clients: int | None,
+    starts_anew: bool = False,
+) -> Algorithm:
+    """The algorithm of a rule that adds to the frozen kernels after every round.
+
+    Args:
+      training: how clients train.
+      combine: `(factors of the cohort, old factors, key) -> (new factors, what is added
+        to the kernels)`.
+      height: `(pair, number of clients) -> int`, the most rows that a round adds; None
+        where it adds [in, out].
+      most_clients: of a round; None: the cohort size.
+      starts_anew: whether clients draw the factors from a shared seed; they are not
+        billed then.
+
+    Returns:
+      An algorithm; the client state is the last round in which the client took part.
+    """
+    rule = Rule(sent="ab", reduce=all_of_cohort())
+    train = client_of(rule, training, this_round)
+
+    def init(delta, key, setting):
+        training.check_ranks(delta, setting)
+        n_clients = setting.cohort_size if most_clients is None else most_clients
+        pairs = split(delta).pairs
+        heights = {layer: height(pair, n_clients) for layer, pair in pairs.items()}
+        return ResidualState(delta, no_residual(pairs, heights))
+
+    def broadcast(state):
+        return split(state.delta), Unbilled(state.residual)
+
+    def address(message, last_round, client):
+        factors, residual = message
+        trained = cut_pairs(factors, training.rows(client))
+        missing = to_fetch(residual, last_round)
+        if starts_anew:
+            return ClientFactors(Unbilled(trained), to_fetch=(factors.rest, missing))
+        return ClientFactors(trained, to_fetch=missing)
+
+    def client(backbone, message):
+        return train(add_to_kernels(backbone, message[1]), message)
+
+    def server(state, aggregate, key):
+        factors, added = combine(aggregate.value, split(state.delta), key)
+        residual = after_round(state.residual, added)
+        return ResidualState(join(factors), residual), {}
+
+    def model(server, last_round, backbone):
+        return server.delta, add_to_kernels(backbone, server.residual)
+
+    exchange = Exchange(
+        broadcast=broadcast,
+        client=client,
+        server=server,
+        reduce=reduce_of(rule, training.layout),
+        batches=training.local.batches,
+        address=address,
+    )
+    return Algorithm(
+        init=init, exchanges=(exchange,), client_init=no_round_yet, model=model
+    )
+
+
+def check_arguments(scaling: float, most_clients: int | None) -> None:
+    """Refuses arguments of both rules that make no sense.
+
+    Args:
+      scaling: of the LoRA layers, above 0.
+      most_clients: at least 1; None: the cohort size.
+
+    Raises:
+      TypeError, ValueError: one of them is of another kind or out of bounds.
+    """
+    checks.real("scaling", scaling, above=0)
+    if most_clients is not None:
+        checks.whole("most_clients", most_clients, least=1)
+
+
+# How many rows
+
+
+def stack_height(ranks: np.ndarray | None, pair: Pair, n_clients: int) -> int:
+    """The most rows that the stacked factors of a cohort may have.
+
+    Args:
+      ranks: i32[N]; None: all have the rank of the pair.
+      pair: of the delta, [r, ...].
+      n_clients: in the cohort, whichever they are.
+
+    Returns:
+      The sum of the largest ranks.
+    """
+    rank = pair.a.shape[0]
     if ranks is None:
         return rank * n_clients
-    return int(np.sort(np.minimum(ranks, rank))[-n_clients:].sum())
+    largest = np.sort(np.minimum(ranks, rank))[-n_clients:]
+    return int(largest.sum())
 
 
-def pays(pair: Pair, height: int) -> bool:
-    """Whether `height` stacked rows are fewer numbers than the dense matrix."""
+def is_below_dense(pair: Pair, height: int) -> bool:
+    """Whether factors are fewer numbers than their product.
+
+    Args:
+      pair: of the delta, [r, ..., in or out].
+      height: rows of the factors in question.
+
+    Returns:
+      height (in + out) < in out.
+    """
     n_in, n_out = pair.a.shape[-1], pair.b.shape[-1]
     return height * (n_in + n_out) < n_in * n_out
 
 
-def start(factors: Factors, heights: Mapping[str, int | None]) -> Residual:
-    """Nothing added yet; heights None where the newest part is dense."""
-
-    def empty(pair: Pair, height: int | None) -> Any:
-        if height is None:
-            return jnp.zeros_like(product(pair))
-        return Pair(
-            *(
-                Rows(jnp.zeros((height, *x.shape[1:]), x.dtype), jnp.int32(0))
-                for x in pair
-            )
-        )
-
-    newest = {
-        layer: empty(pair, heights[layer]) for layer, pair in factors.pairs.items()
-    }
-    return Residual(
-        {n: jnp.zeros_like(product(p)) for n, p in factors.pairs.items()},
-        newest,
-        jnp.int32(0),
-    )
+# The residual
 
 
-def grown(residual: Residual, newest: dict[str, Any]) -> Residual:
-    """After one more round."""
-    return Residual(whole(residual), newest, residual.round + 1)
+def no_residual(pairs: dict[str, Pair], heights: Mapping[str, int | None]) -> Residual:
+    """The residual before the first round.
 
+    Args:
+      pairs: of the delta.
+      heights: by layer, the most rows that a round adds; None: [in, out].
 
-def whole(residual: Residual) -> dict[str, jax.Array]:
-    """[..., in, out] by layer, the newest part included."""
-    return {
-        layer: total + _dense(residual.newest[layer])
-        for layer, total in residual.total.items()
-    }
-
-
-def _dense(part: Any) -> jax.Array:
-    return product(plain(part)) if isinstance(part, Pair) else part
-
-
-def packed(pair: Pair, real: jax.Array, height: int) -> Pair:
-    """The rows [rows, ...] for which `real` bool[rows] holds, in front, as `Rows` of `height`.
-
-    More of them than fit make NaN, which stops the run: nothing is left out in silence.
+    Returns:
+      Zeros.
     """
-    count = jnp.sum(real, dtype=jnp.int32)
-    order = jnp.argsort(~real, stable=True)[:height]
+    none = jnp.int32(0)
+    products = {layer: product(pair) for layer, pair in pairs.items()}
+    zeros = jax.tree.map(jnp.zeros_like, products)
 
-    def one(x: jax.Array) -> Rows:
-        keep = real[order].reshape(-1, *[1] * (x.ndim - 1))
-        values = jnp.where(count > height, jnp.nan, jnp.where(keep, x[order], 0))
-        missing = height - values.shape[0]
-        return Rows(
-            jnp.pad(values, ((0, missing), *[(0, 0)] * (x.ndim - 1))),
-            jnp.minimum(count, height),
-        )
+    def newest(layer: str, height: int | None) -> Any:
+        def no_rows(x: jax.Array) -> Rows:
+            return Rows(jnp.zeros((height, *x.shape[1:]), x.dtype), none)
 
-    return Pair(one(pair.a), one(pair.b))
+        return zeros[layer] if height is None else pairs[layer].map(no_rows)
+
+    empty = {layer: newest(layer, height) for layer, height in heights.items()}
+    return Residual(zeros, empty, none)
 
 
-def bought(residual: Residual, last: jax.Array) -> tuple:
-    """What a client that last came in round `last` is sent of it, for the bill."""
-    took_part = last >= 0
-    fresh = took_part & (last == residual.round - 1)
-    missed = took_part & ~fresh
+def after_round(residual: Residual, added: Added) -> Residual:
+    """The residual after one more round.
 
-    def rows_first(x):
-        return jnp.moveaxis(x, -2, 0)
+    Args:
+      residual: before it.
+      added: by layer, what the round adds.
 
-    def newest(part: Any) -> Any:
-        if isinstance(part, Pair):
-            return jax.tree.map(
-                lambda x: Rows(x.values, jnp.where(fresh, x.count, 0)),
-                part,
-                is_leaf=is_rows,
-            )
-        return Rows(rows_first(part), jnp.where(fresh, part.shape[-2], 0))
+    Returns:
+      A residual of the same shapes; rows are multiplied out where its newest part is
+      [in, out].
+    """
+    newest = {}
+    for layer, (pair, is_real) in added.items():
+        before = residual.newest[layer]
+        if isinstance(before, Pair):
+            newest[layer] = packed(pair, is_real, len(before.a.values))
+        else:
+            newest[layer] = product(pair)
+    return Residual(all_added(residual), newest, residual.round + 1)
 
-    everything = {
-        n: Rows(rows_first(x), jnp.where(missed, x.shape[-2], 0))
-        for n, x in whole(residual).items()
+
+def all_added(residual: Residual) -> dict[str, jax.Array]:
+    """{layer: [..., in, out]}, the newest part included."""
+
+    def dense(part: Any) -> jax.Array:
+        part = as_arrays(part)
+        return product(part) if isinstance(part, Pair) else part
+
+    newest = residual.newest
+    return {layer: x + dense(newest[layer]) for layer, x in residual.total.items()}
+
+
+def packed(pair: Pair, is_real: jax.Array, height: int) -> Pair:
+    """The real rows in front, as `Rows` of a fixed height.
+
+    More of them than fit make NaN, which stops the run: no row is dropped silently.
+
+    Args:
+      pair: [rows, ...].
+      is_real: bool[rows].
+      height: of the result.
+
+    Returns:
+      A pair of `Rows` [height, ...].
+    """
+    count = jnp.sum(is_real, dtype=jnp.int32)
+    order = jnp.argsort(~is_real, stable=True)[:height]
+
+    def pack(x: jax.Array) -> Rows:
+        real = jnp.where(along_rows(is_real[order], x), x[order], 0)
+        values = jnp.where(count > height, jnp.nan, real)
+        missing = [(0, height - len(order)), *[(0, 0)] * (x.ndim - 1)]
+        padded = jnp.pad(values, missing)
+        return Rows(padded, jnp.minimum(count, height))
+
+    return pair.map(pack)
+
+
+def to_fetch(residual: Residual, last_round: jax.Array) -> tuple:
+    """What a client does not have yet of the residual, for the bill.
+
+    Args:
+      residual: of the server.
+      last_round: i32[], in which the client took part; -1: none.
+
+    Returns:
+      (newest part, all that was added), by layer, as `Rows`; at most one of them has
+      rows.
+    """
+    took_part = last_round >= 0
+    is_recent = took_part & (last_round == residual.round - 1)
+
+    def all_or_nothing(dense: jax.Array, condition: jax.Array) -> Rows:
+        rows = jnp.moveaxis(dense, -2, 0)
+        return Rows(rows, jnp.where(condition, rows.shape[0], 0))
+
+    def if_recent(rows: Rows) -> Rows:
+        return Rows(rows.values, jnp.where(is_recent, rows.count, 0))
+
+    def newest_part(part: Any) -> Any:
+        is_pair = isinstance(part, Pair)
+        return part.map(if_recent) if is_pair else all_or_nothing(part, is_recent)
+
+    newest = {layer: newest_part(part) for layer, part in residual.newest.items()}
+    whole = {
+        layer: all_or_nothing(x, took_part & ~is_recent)
+        for layer, x in all_added(residual).items()
     }
-    return {layer: newest(part) for layer, part in residual.newest.items()}, everything
+    return newest, whole
 
 
-def merged(backbone: Tree, residual: Residual) -> Tree:
-    """The backbone with the residual added to the kernels `<layer>.base.kernel` [...,
-    in, out], in their dtype.
+def add_to_kernels(backbone: Tree, residual: Residual) -> Tree:
+    """The backbone with the residual in its kernels.
+
+    Args:
+      backbone: has the leaves `<layer>.base.kernel` [..., in, out].
+      residual: what is added to them.
+
+    Returns:
+      A tree like the backbone, of the same dtypes.
 
     Raises:
       ValueError: a layer has no dense kernel, as with 4-bit blocks.
     """
     found, structure = jax.tree.flatten_with_path(backbone)
-    kernels = {trees.path_of(path): leaf for path, leaf in found}
-    added = {child(layer, "base.kernel"): x for layer, x in whole(residual).items()}
-    for name in added:
-        if name not in kernels:
-            beside = sorted(
-                n for n in kernels if n.startswith(name.removesuffix("kernel"))
-            )
+    leaves = {trees.path_of(path): leaf for path, leaf in found}
+    for layer, added in all_added(residual).items():
+        name = child(layer, "base.kernel")
+        if name not in leaves:
+            beside = name.removesuffix("kernel")
             raise ValueError(
                 f"this rule adds to the frozen kernel {name!r}, which the "
-                f"backbone does not have; it has {beside}. Quantised layers "
+                "backbone does not have; it has "
+                f"{sorted(n for n in leaves if n.startswith(beside))}. Quantised layers "
                 "cannot take it in: load the model with frozen='dense'"
             )
-    leaves = [
-        (x + added[name]).astype(x.dtype) if name in added else x
-        for name, x in kernels.items()
-    ]
-    return jax.tree.unflatten(structure, leaves)
-
-
-def room(most_clients: int | None, setting: Setting) -> int:
-    """Clients whose factors the stack has room for."""
-    return setting.cohort_size if most_clients is None else most_clients
-
-
-def model_with_residual(server: Any, last: Any, backbone: Tree) -> tuple[Tree, Tree]:
-    """`Algorithm.model` of FedEx-LoRA and FLoRA.
-
-    The same for all, beside kernels that have taken the residual in.
-    """
-    return server.delta, merged(backbone, server.residual)
+        leaves[name] = (leaves[name] + added).astype(leaves[name].dtype)
+    return jax.tree.unflatten(structure, leaves.values())
