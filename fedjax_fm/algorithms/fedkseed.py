@@ -142,8 +142,8 @@ def fedkseed(
         `weight_decay`, which sums over rounds cannot replay.
 
     References:
-      Qin et al. 2023, arXiv 2312.06353, algorithm 1, and section 4 for Pro; Malladi et
-      al. 2023, arXiv 2305.17333, algorithm 1, for the step.
+      Qin et al. 2023, arXiv 2312.06353, algorithm 1; Malladi et al. 2023, arXiv
+      2305.17333, algorithm 1, for the step.
 
     Example:
       >>> import fedjax_fm as ffm
