@@ -298,7 +298,7 @@ def feddpa_f(
         client_init=private_init,
         delta=method.delta_of,
         model=_model(mix, method.delta_of),
-        sampler=_then_everybody(rounds),
+        sampler=_then_all_clients(rounds),
     )
 
 
@@ -459,7 +459,7 @@ def _private_exchange(method: _FedDPAF) -> Exchange:
     )
 
 
-def _then_everybody(rounds: int) -> Callable[[Sampler | None, Setting], Sampler]:
+def _then_all_clients(rounds: int) -> Callable[[Sampler | None, Setting], Sampler]:
     """`Algorithm.sampler`: the chosen one for some rounds, then all clients once.
 
     After that it draws no client.
@@ -470,7 +470,7 @@ def _then_everybody(rounds: int) -> Callable[[Sampler | None, Setting], Sampler]
         first = chosen or samplers.uniform(n, setting.cohort_size)
         capacity = max(n, first.capacity)
         places = jnp.arange(capacity, dtype=jnp.int32)
-        everybody = jnp.minimum(places, n - 1)
+        all_clients = jnp.minimum(places, n - 1)
 
         def init():
             return first.init(), jnp.int32(0)
@@ -481,7 +481,7 @@ def _then_everybody(rounds: int) -> Callable[[Sampler | None, Setting], Sampler]
             ids = jnp.pad(ids, (0, capacity - ids.shape[0]))
             in_last_round = jnp.where(done == rounds, n, 0).astype(jnp.int32)
             early = done < rounds
-            ids = jnp.where(early, ids, everybody)
+            ids = jnp.where(early, ids, all_clients)
             n_active = jnp.where(early, n_active, in_last_round)
             return ids, n_active, (inner, done + 1)
 

@@ -9,7 +9,7 @@ from fedjax_fm.types import Reduce, Setting, Stack, Tree
 
 
 def mean_of(total: Tree, weight: jax.Array) -> Tree:
-    """total / weight, and total itself where the weight is 0.
+    """The quotient total / weight, and total itself where the weight is 0.
 
     Args:
       total: sums over a cohort; all zero where no client arrived.
