@@ -93,15 +93,42 @@ def optimizer_of(
     made = optimizer(round_index)
     if not isinstance(made, optax.GradientTransformation):
         raise TypeError(
-            f"expected client_optimizer(round) to make an optax optimizer, got {kind(made)}"
+            "expected client_optimizer(round) to make an optax optimizer, "
+            f"got {kind(made)}"
         )
     return made
 
 
 def client_weight(task: Task, data: ClientData) -> jax.Array:
-    """f32[]: what a client counts among clients, n_k or the weights of all examples that it holds.
+    """What a client counts among clients: n_k, or the sum of its examples' weights.
 
-    It does not depend on how many of them the local steps came to see, just as n_k does not.
+    Like n_k, that sum is over all examples that the client has, whether or not its local
+    steps reach them.
+
+    Args:
+      task: whose `weight` counts; None there counts each example as one.
+      data: the client's, as the engine gives it.
+
+    Returns:
+      f32[].
+
+    Example:
+      >>> one = jnp.int32(1)
+      >>> batch = {"tokens": jnp.array([5.0, 3.0])}
+      >>> data = ClientData(
+      ...     id=one,
+      ...     round=one,
+      ...     n_examples=jnp.int32(2),
+      ...     n_steps=one,
+      ...     batch=lambda i: (batch, jnp.ones(2, bool)),
+      ...     repeat=one,
+      ... )
+      >>> def loss(delta, backbone, batch, key):
+      ...     return delta * batch["tokens"], {}
+      >>> float(client_weight(Task(loss), data))
+      2.0
+      >>> float(client_weight(Task(loss, lambda batch: batch["tokens"]), data))
+      8.0
     """
     if task.weight is None:
         return data.n_examples.astype(jnp.float32)
@@ -110,10 +137,9 @@ def client_weight(task: Task, data: ClientData) -> jax.Array:
         batch, mask = data.batch(i)
         return total + jnp.sum(weights_of(task, batch, mask))
 
-    batch_size = jax.eval_shape(data.batch, jnp.int32(0))[1].shape[0]
-    n_batches = -(
-        -data.n_examples // batch_size
-    )  # the first epoch sees every example once
+    _, mask = jax.eval_shape(data.batch, jnp.int32(0))
+    # The first epoch sees every example once.
+    n_batches = -(-data.n_examples // mask.shape[0])
     return jax.lax.fori_loop(0, n_batches, add, jnp.float32(0))
 
 
@@ -233,7 +259,7 @@ def train(
 
     def first_sums():
         batch, mask = data.batch(jnp.int32(0))
-        return masked_loss(task, delta, backbone, batch, mask, key)[1]
+        return masked_loss(task, delta, backbone, batch=batch, mask=mask, key=key)[1]
 
     start = (delta, optimizer.init(delta))
     (delta, _), sums = over_steps(data, step, start, jax.eval_shape(first_sums))
@@ -244,7 +270,7 @@ def _gradient_of(task: Task) -> Callable:
     """`(delta, backbone, batch, mask, key) -> (gradients, sums)` of the mean loss."""
 
     def loss(delta, backbone, batch, mask, key):
-        return masked_loss(task, delta, backbone, batch, mask, key)
+        return masked_loss(task, delta, backbone, batch=batch, mask=mask, key=key)
 
     return jax.grad(loss, has_aux=True)
 

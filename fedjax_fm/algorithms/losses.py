@@ -57,7 +57,10 @@ def losses_of(
 
     Args:
       task: the loss.
-      delta, backbone, batch, key: its arguments.
+      delta: the trainable tree.
+      backbone: the frozen one.
+      batch: {name: [B, ...]}.
+      key: drives dropout and the like; None where the model is evaluated.
       n_examples: B, rows of the batch.
 
     Returns:
