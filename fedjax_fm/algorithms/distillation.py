@@ -109,12 +109,28 @@ def mean_absolute(logits: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def predictions(logits: jax.Array, average: Average) -> jax.Array:
-    """f32[B, K]: what is averaged over models, their logits or their probabilities."""
+    """What is averaged over models: their logits or their probabilities.
+
+    Args:
+      logits: f32[B, K], of one model.
+      average: which of the two.
+
+    Returns:
+      f32[B, K].
+    """
     return logits if average == "logits" else jax.nn.softmax(logits)
 
 
 def consensus(mean: jax.Array, average: Average) -> jax.Array:
-    """f32[B, K]: the logits of a mean of `predictions`."""
+    """The logits of a mean of `predictions`.
+
+    Args:
+      mean: f32[B, K], over models.
+      average: what it is the mean of.
+
+    Returns:
+      f32[B, K], finite: a class of probability 0 has the logit of the smallest number.
+    """
     if average == "logits":
         return mean
     tiny = jnp.finfo(mean.dtype).tiny
@@ -214,12 +230,27 @@ def distiller(
 
 
 def take(examples: dict[str, jax.Array], rows: jax.Array) -> dict[str, jax.Array]:
-    """{name: [B, ...]}: these rows of every array."""
+    """These rows of every array.
+
+    Args:
+      examples: {name: [n, ...]}.
+      rows: i32[B].
+
+    Returns:
+      {name: [B, ...]}.
+    """
     return {name: jnp.asarray(array)[rows] for name, array in examples.items()}
 
 
 def n_rows(examples: dict[str, jax.Array]) -> int:
-    """How many examples there are."""
+    """How many examples there are.
+
+    Args:
+      examples: {name: [n, ...]}.
+
+    Returns:
+      n.
+    """
     arrays = iter(examples.values())
     return next(arrays).shape[0]
 

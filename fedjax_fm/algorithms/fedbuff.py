@@ -234,13 +234,17 @@ def _init(method: _FedBuff, delta, key, setting) -> FedBuffState:
     def repeated(x):
         return jnp.broadcast_to(x, (n_versions, *jnp.shape(x)))
 
-    log = Log(schedule.ids, schedule.versions, np.float32(schedule.seconds))
+    log = Log(
+        ids=jnp.asarray(schedule.ids),
+        versions=jnp.asarray(schedule.versions),
+        seconds=jnp.asarray(np.float32(schedule.seconds)),
+    )
     return FedBuffState(
         delta=delta,
         history=jax.tree.map(repeated, delta),
         optimizer=method.server_optimizer.init(delta),
         round=jnp.int32(0),
-        log=Log(*map(jnp.asarray, log)),
+        log=log,
     )
 
 

@@ -221,16 +221,22 @@ def _init(method: _FedDF, delta, key, setting) -> FedDFState:
     """The starts, and what the server has from the beginning."""
     n_groups = len(method.architectures)
     distillation.check_sizes(delta, method.groups, n_groups, setting.n_clients)
-    backbones, validation = method.backbones, method.validation
+
+    def arrays(tree: Tree) -> Tree:
+        return jax.tree.map(jnp.asarray, tree)
+
+    backbones, labelled = ((),) * n_groups, ()
+    if method.backbones is not None:
+        backbones = tuple(method.backbones)
+    if method.validation is not None:
+        labelled = (method.validation.examples, method.validation.labels)
     held = ServerData(
-        groups=method.groups,
-        public=method.public,
-        backbones=((),) * n_groups if backbones is None else tuple(backbones),
-        validation=()
-        if validation is None
-        else (validation.examples, validation.labels),
+        groups=jnp.asarray(method.groups),
+        public=arrays(method.public),
+        backbones=arrays(backbones),
+        validation=arrays(labelled),
     )
-    return FedDFState(delta=delta, held=jax.tree.map(jnp.asarray, held))
+    return FedDFState(delta=delta, held=held)
 
 
 def _exchange(method: _FedDF, group: int, local: LocalTraining) -> Exchange:
@@ -298,8 +304,9 @@ def _averaged(delta: Tree, gathered: Gathered) -> Tree:
 
 def _ensemble(method: _FedDF, gathered: tuple[Gathered, ...]):
     """(logits of zbar f32[n, K], the number of teachers f32[])."""
-    n_teachers = sum(of_group.teachers for of_group in gathered)
-    predictions = sum(of_group.opinions for of_group in gathered)
+    zero = jnp.float32(0)
+    n_teachers = sum((of_group.teachers for of_group in gathered), zero)
+    predictions = sum((of_group.opinions for of_group in gathered), zero)
     mean = mean_of(predictions, n_teachers)
     return distillation.consensus(mean, method.average), n_teachers
 

@@ -256,7 +256,7 @@ def _broadcast(method: _FedKSeed, state: FedKSeedState) -> Message:
 def _drawn_seeds(method: _FedKSeed, message: Message, key: jax.Array) -> jax.Array:
     """i32[local_steps]: a seed for each step, with replacement."""
     shape = (method.local_steps,)
-    if not method.pro:
+    if "probabilities" not in message:
         return jax.random.randint(key, shape, 0, method.n_seeds)
     cumulative = jnp.cumsum(message["probabilities"])
     places = cumulative[-1] * jax.random.uniform(key, shape)

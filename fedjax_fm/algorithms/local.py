@@ -47,12 +47,30 @@ class LocalTraining(NamedTuple):
         key: jax.Array,
         **changes: Any,
     ) -> tuple[Tree, Sums]:
-        """`train` with this task and this optimizer; `changes` are its keywords."""
+        """Runs `train` with this task and this optimizer.
+
+        Args:
+          delta: where it starts.
+          backbone: what is frozen.
+          data: the client's, as the engine gives it.
+          key: the client's.
+          **changes: further keywords of `train`.
+
+        Returns:
+          (delta, metrics), as `train`.
+        """
         start = (delta, backbone, data, key)
         return train(self.task, self.optimizer, *start, **changes)
 
     def weight(self, data: ClientData) -> jax.Array:
-        """f32[]: what this client counts among clients, see `client_weight`."""
+        """What this client counts among clients, see `client_weight`.
+
+        Args:
+          data: the client's, as the engine gives it.
+
+        Returns:
+          f32[].
+        """
         return client_weight(self.task, data)
 
 
@@ -87,7 +105,18 @@ def local_training(
 def optimizer_of(
     optimizer: ClientOptimizer, round_index: jax.Array
 ) -> optax.GradientTransformation:
-    """The client's optimizer in this round."""
+    """The client's optimizer in this round.
+
+    Args:
+      optimizer: of optax, or a function of the round that makes one.
+      round_index: i32[], from 0.
+
+    Returns:
+      An optax optimizer.
+
+    Raises:
+      TypeError: the function makes something else.
+    """
     if isinstance(optimizer, optax.GradientTransformation):
         return optimizer
     made = optimizer(round_index)

@@ -77,9 +77,8 @@ def losses_of(
             f"fedjax_fm: in the loss, which was given {_given(delta, backbone, batch)}"
         )
         raise
-    if not (
-        isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)
-    ):
+    is_pair = isinstance(found, tuple) and len(found) == 2
+    if not (is_pair and isinstance(found[1], Mapping)):
         raise TypeError(
             "expected the loss to return (losses, metrics), "
             f"float32[{n_examples}] and a dict, got {kind(found)}; without "
@@ -101,7 +100,19 @@ def losses_of(
 
 
 def weights_of(task: Task, batch: Tree, mask: jax.Array) -> jax.Array:
-    """f32[B]: what each row counts; padded rows count nothing."""
+    """What each row of a batch counts; padded rows count nothing.
+
+    Args:
+      task: whose `weight` counts; None there counts each example as one.
+      batch: {name: [B, ...]}.
+      mask: bool[B], False in padded rows.
+
+    Returns:
+      f32[B].
+
+    Raises:
+      ValueError: the task's weights are not one per example.
+    """
     if task.weight is None:
         return jnp.where(mask, 1.0, 0.0)
     weights = task.weight(batch)
@@ -131,7 +142,14 @@ def _check_per_example(what: str, values: Any, n_examples: int) -> None:
 
 
 def kind(value: Any) -> str:
-    """A value by its type and shape: float32[8], a tuple of 2, a float."""
+    """A value in words, by its type and shape: float32[8], a tuple of 2, a float.
+
+    Args:
+      value: anything.
+
+    Returns:
+      Text for an error message.
+    """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, tuple | list):
@@ -145,7 +163,14 @@ def _given(delta: Tree, backbone: Tree, batch: Tree) -> str:
 
 
 def check_trainable(delta: Tree) -> None:
-    """Raises TypeError for a leaf that has no gradient."""
+    """Refuses a trainable tree with a leaf that has no gradient.
+
+    Args:
+      delta: the tree.
+
+    Raises:
+      TypeError: a leaf holds no floats.
+    """
     for path, leaf in jax.tree.leaves_with_path(delta):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(

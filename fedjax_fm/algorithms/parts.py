@@ -32,7 +32,15 @@ class Stream(IntEnum):
 
 
 def stream(key: jax.Array, name: Stream) -> jax.Array:
-    """The key of these random numbers under `key`."""
+    """The key of a method's own random numbers.
+
+    Args:
+      key: of the client, the step or the method, as `Stream` says for each name.
+      name: which random numbers.
+
+    Returns:
+      A key.
+    """
     return jax.random.fold_in(key, int(name))
 
 
