@@ -1,4 +1,6 @@
-"""DP-FedAvg and DP-FTRL: client-level differential privacy, with independent or correlated noise.
+"""DP-FedAvg and DP-FTRL: client-level differential privacy.
+
+The noise is independent from round to round, or correlated.
 
 McMahan, Ramage, Talwar, Zhang, 2018, arXiv 1710.06963; Kairouz, McMahan, Song, Thakkar,
 Thakurta, Xu, 2021, arXiv 2103.00039; Xu et al., 2023, arXiv 2305.18465; adaptive
@@ -164,7 +166,7 @@ def dp_fedavg(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Federated averaging whose releases are differentially private at the level of clients.
+    """Federated averaging with client-level differential privacy.
 
     Every client counts the same, and the denominator is the planned cohort: weights and
     realised numbers would leak.
@@ -176,11 +178,14 @@ def dp_fedavg(
       task: the loss.
       client_optimizer: starts afresh each round; `lambda round:
         optax.adam(schedule(round))` follows a schedule.
-      server_optimizer: applied to the noisy mean of (start - end); None means `optax.sgd(1.0)`.
-      noise: `privacy.independent()` (DP-FedAvg), `binary_tree(...)` or `banded(...)` (DP-FTRL).
+      server_optimizer: applied to the noisy mean of (start - end); None means
+        `optax.sgd(1.0)`.
+      noise: `privacy.independent()` (DP-FedAvg), `binary_tree(...)` or `banded(...)`
+        (DP-FTRL).
       noise_multiplier: z, standard deviation of the noise on the sum in units of the
         clip norm, of `privacy.multiplier_for` or of your own; 0 for none.
-      clip_norm: S, l2 over all of delta; infinity for none (then noise_multiplier must be 0).
+      clip_norm: S, l2 over all of delta; infinity for none (then noise_multiplier must
+        be 0).
       adaptive: moves the clip norm, at the price of more noise on the update; with
         independent noise only, as the sensitivity of correlated noise holds for one
         norm.
@@ -221,17 +226,18 @@ def dp_fedavg(
 
     References:
       McMahan et al. 2018, arXiv 1710.06963, algorithm 1; Kairouz et al. 2021, arXiv
-      2103.00039, algorithm 1; Andrew et al. 2021, arXiv 1905.03871, algorithm 1, for the
-      adaptive clip. Its first version (Thakkar, Andrew, McMahan 2019, arXiv
-      1905.03871v1) and TensorFlow Privacy's quantile query centre the count.
+      2103.00039, algorithm 1; adaptive clip: Andrew et al. 2021, arXiv 1905.03871,
+      algorithm 1. Its first version (Thakkar, Andrew, McMahan 2019, arXiv 1905.03871v1)
+      and TensorFlow Privacy's quantile query centre the count.
 
     Example:
       >>> from fedjax_fm import privacy
       >>> from fedjax_fm.population import samplers
       >>> sampler = samplers.poisson(1000, rate=0.02)
-      >>> z = privacy.multiplier_for(8.0, sampler, privacy.independent(), rounds=20, delta=1e-5)
-      >>> task = Task(lambda delta, backbone, batch, key: ((batch["x"] - delta) ** 2, {}))
-      >>> how = {"noise": privacy.independent(), "noise_multiplier": z, "clip_norm": 1.0}
+      >>> noise = privacy.independent()
+      >>> z = privacy.multiplier_for(8.0, sampler, noise, rounds=20, delta=1e-5)
+      >>> task = Task(lambda w, backbone, batch, key: ((batch["x"] - w) ** 2, {}))
+      >>> how = {"noise": noise, "noise_multiplier": z, "clip_norm": 1.0}
       >>> method = dp_fedavg(task, optax.sgd(0.1), **how, local_steps=1, batch_size=8)
       >>> method.privacy.rounds, method.privacy.mechanism
       (20, 'Poisson sampling, rate 0.02')
@@ -311,7 +317,7 @@ def _server(method: _DpFedAvg, state: DpFedAvgState, aggregate, key):
 def _noisy_mean(
     method: _DpFedAvg, state: DpFedAvgState, mean: Tree, cohort_size: int
 ) -> tuple[Tree, Any]:
-    """(mean of the clipped updates + sigma S (C^-1 z)_t / m, the noise's next state)."""
+    """(D = mean + sigma S (C^-1 z)_t / m, the next state of the noise)."""
     increment, noise_state = method.noise.draw(state.noise)
     multiplier, scale = _update_multiplier(method, cohort_size), 0.0
     if _is_some(multiplier):
@@ -342,7 +348,7 @@ def _next_norm(adaptive: AdaptiveClip, norm: jax.Array, share: jax.Array) -> jax
 
 
 def _update_multiplier(method: _DpFedAvg, cohort_size: int) -> float:
-    """The multiplier of the update's noise, less where a noisy count is released, too."""
+    """The multiplier of the update's noise, more where a noisy count is released."""
     if method.adaptive is None:
         return method.noise_multiplier
     try:
@@ -385,7 +391,8 @@ def _check(
         )
     if not _is_number(noise_multiplier):
         raise TypeError(
-            "an adaptive clip divides a noise_multiplier that is a number: it cannot be swept"
+            "an adaptive clip divides a noise_multiplier that is a number: "
+            "it cannot be swept"
         )
     if adaptive.count_noise is not None:
         update_noise(noise_multiplier, adaptive.count_noise)

@@ -4,17 +4,17 @@ Tian, Wan, Lyu, Yao, Jin, Sun, 2022, ACM Transactions on Intelligent Systems and
 Technology 13(4). Split learning: client k holds c_k, embedding and head; the server
 holds s, the body. In step i, with the losses l_k of the clients' batches:
 
-    client   a_k = embed(c_k, batch)                    `_embed`            a_k up
-    server   z_k = body(s, a_k)                         `_body_forward`     z_k down
-    client   dl_k/dz_k, and dl_k/dc_k through the head  `_head_gradients`   dl_k/dz_k up
-    server   s <- optimizer(s, sum_k p_k dl_k/ds)       `_body_step`        dl_k/da_k down
-    client   c_k <- optimizer(c_k, dl_k/dc_k)           `_client_step`
+    client  a_k = embed(c_k, batch)                    `_embed`           a_k up
+    server  z_k = body(s, a_k)                         `_body_forward`    z_k down
+    client  dl_k/dz_k, and dl_k/dc_k through the head  `_head_gradients`  dl_k/dz_k up
+    server  s <- optimizer(s, sum_k p_k dl_k/ds)       `_body_step`       dl_k/da_k down
+    client  c_k <- optimizer(c_k, dl_k/dc_k)           `_client_step`
 
 and in a round, over all clients of the cohort side by side:
 
-    c_k <- c                                            `_start`            c down
-    `local_steps` steps                                 `_onward`, from step to step
-    c <- c - sum_k (n_k / n) (c - c_k)                  `_end`, `_average`  c - c_k up
+    c_k <- c                                           `_start`           c down
+    `local_steps` steps                                `_onward`, from step to step
+    c <- c - sum_k (n_k / n) (c - c_k)                 `_end`, `_average` c - c_k up
 """
 
 from collections.abc import Callable
@@ -142,7 +142,8 @@ def fedbert(
       split: the model and its two cuts.
       client_optimizer: of client parts; each client keeps its state, so that one client
         is centralised training.
-      server_optimizer: of the body, one update a step; `optax.set_to_zero()` freezes it.
+      server_optimizer: of the body, one update a step; `optax.set_to_zero()` freezes
+        it.
       local_steps: steps a round, the same for all; a straggler that ends earlier no
         longer counts, but is still billed.
       batch_size: B, rows a client and step.
@@ -227,7 +228,7 @@ def _features_down(method: _FedBERT, last: bool) -> Exchange:
 
     def client(features, mine, data, key):
         i = jnp.int32(method.local_steps - 1) if last else data.repeat
-        return _head_gradients(method, features, mine, data, i)
+        return _head_gradients(method, features, mine, data=data, i=i)
 
     return Exchange(
         broadcast=lambda state: state.features,

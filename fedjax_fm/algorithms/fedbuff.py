@@ -10,7 +10,7 @@ done; tau_k versions were made in the meantime:
              w <- server_optimizer(w, D)                              `_server`
 
 One round of the engine is one server update. Which client arrives with which version is
-read from an event log (`systems.asynchronous`); `_replay` is the sampler that follows it.
+read from an event log (`systems.asynchronous`), which the sampler `_replay` follows.
 """
 
 from collections.abc import Callable
@@ -218,7 +218,8 @@ def fedbuff(
 def _check_schedule(schedule: Schedule, staleness: Callable | None) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(
-            f"expected schedule from systems.asynchronous(...), got schedule={schedule!r}"
+            "expected schedule from systems.asynchronous(...), "
+            f"got schedule={schedule!r}"
         )
     if staleness is not None and not callable(staleness):
         raise TypeError(
@@ -285,7 +286,7 @@ def _client(
 
 
 def _reduce(method: _FedBuff) -> Reduce:
-    """D = 1/K sum_k s(tau_k) D_k; K, not the sum of weights, is what it is divided by."""
+    """D = 1/K sum_k s(tau_k) D_k, divided by K and not by the sum of weights."""
 
     def lift(server, sent, weight):
         return jax.tree.map(lambda x: weight * x, sent)

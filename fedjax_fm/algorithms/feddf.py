@@ -129,7 +129,8 @@ def feddf(
     received, each counting once; only the sum of their predictions is kept. A group
     without a client in the cohort is distilled too.
 
-    Sends: of its group's model down w, up w - w_k; public examples stay with the server.
+    Sends: of its group's model down w, up w - w_k; public examples stay with the
+    server.
 
     Args:
       architectures: loss, logits and client optimizer of each.
@@ -297,7 +298,7 @@ def _server(method: _FedDF, group: int, state: FedDFState, aggregate, key):
 
 
 def _averaged(delta: Tree, gathered: Gathered) -> Tree:
-    """FedAvg's w_g - sum_k p_k (w_g - w_k); w_g itself without a client of the group."""
+    """FedAvg's w_g - sum_k p_k (w_g - w_k); w_g itself without such a client."""
     update = mean_of(gathered.updates, gathered.examples)
     return trees.subtract(delta, update)
 

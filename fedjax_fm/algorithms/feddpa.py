@@ -190,7 +190,9 @@ def feddpa_t(
         shared_client = exchange.client(backbone, message)
 
         def one(shared, own, data, key):
-            own, metrics = _train_private(private, shared, own, backbone, data, key=key)
+            own, metrics = _train_private(
+                private, shared, own, backbone, data=data, key=key
+            )
             output = shared_client(shared, (), data, key)
             metrics = {**output.metrics, **metrics}
             return output._replace(state=own, metrics=metrics)
@@ -348,7 +350,7 @@ def _train_private(
     *,
     key: jax.Array,
 ) -> tuple[Tree, Sums]:
-    """p_k after local steps beside g, which is frozen; metrics are named private_...."""
+    """(p_k after local steps beside g, which is frozen; metrics `private_<name>`)."""
     task, mix = private.local.task, jnp.float32(private.mix)
 
     def loss(own, backbone, batch, key):  # the shared one is not differentiated

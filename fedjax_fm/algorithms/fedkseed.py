@@ -5,16 +5,16 @@ Language Models with Communication Cost under 18 Kilobytes, 2023, arXiv 2312.063
 steps are those of MeZO: Malladi et al., 2023, arXiv 2305.17333.
 
     client, for each batch b:
-        s ~ one of K seeds                                          `_drawn_seeds`
-        f+, f- = f(w_k + eps z(s); b), f(w_k - eps z(s); b)         `_losses_at_both_sides`
-        g = (f+ - f-) / (2 eps),   w_k <- w_k - eta g z(s)          `_client`
+        s ~ one of K seeds                                     `_drawn_seeds`
+        f+, f- = f(w_k + eps z(s); b), f(w_k - eps z(s); b)    `_losses_at_both_sides`
+        g = (f+ - f-) / (2 eps),   w_k <- w_k - eta g z(s)     `_client`
         sends the pairs (s, g)
     server:
-        a_s = sum_k p_k (sum of the g of client k at seed s)        `_contribution`, `_mean`
-        w <- w - eta sum_s a_s z(s)                                 `_server`, `replay`
+        a_s = sum_k p_k (sum of the g of client k at seed s)   `_contribution`, `_mean`
+        w <- w - eta sum_s a_s z(s)                            `_server`, `replay`
     FedKSeed-Pro:
         seeds are drawn with the probabilities
-        softmax(minmax(mean |g| of s so far)), not evenly           `probabilities`
+        softmax(minmax(mean |g| of s so far)), not evenly      `probabilities`
 """
 
 from functools import partial

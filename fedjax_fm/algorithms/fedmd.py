@@ -442,7 +442,7 @@ def _end_of_round(method: _FedMD, group: int, state: FedMDState, aggregate, key)
 
 
 def _model(server: FedMDState, client: ClientModel | None, backbone):
-    """`Algorithm.model`: the starts, or a client's model in each architecture's place."""
+    """`Algorithm.model`: the starts, or a client's model in each place."""
     if client is None:
         return server.delta, backbone
     return tuple(model_of(start, client) for start in server.delta), backbone

@@ -226,7 +226,7 @@ def _softened(method: _FedPM, server, masks, weight):
 
 
 def _server(method: _FedPM, state: FedPMState, aggregate, key):
-    """Adds the masks to the posterior, of the prior where it is time; theta is its mode."""
+    """Adds the masks to the posterior, or anew to the prior; theta is its mode."""
     new_ones, new_count = aggregate.value
     resets = jnp.bool_(False)
     if method.reset_every is not None:

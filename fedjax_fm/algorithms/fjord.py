@@ -1,8 +1,8 @@
 """FjORD: Fair and Accurate Federated Learning with Ordered Dropout.
 
 Horvath, Laskaridis, Almeida, Leontiadis, Venieris, Lane, Fair and Accurate Federated
-Learning under heterogeneous targets with Ordered Dropout, 2021, arXiv 2102.13451; server
-as in the authors' Flower code.
+Learning under heterogeneous targets with Ordered Dropout, 2021, arXiv 2102.13451; the
+server is that of the authors' Flower code.
 
     client of cap c, each step:
         p ~ U{q in P: q <= c};  one step on loss(prefix p)      `_of_a_drawn_width`

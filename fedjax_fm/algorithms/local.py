@@ -131,8 +131,8 @@ def optimizer_of(
 def client_weight(task: Task, data: ClientData) -> jax.Array:
     """What a client counts among clients: n_k, or the sum of its examples' weights.
 
-    Like n_k, that sum is over all examples that the client has, whether or not its local
-    steps reach them.
+    Like n_k, that sum is over all examples that the client has, whether or not its
+    local steps reach them.
 
     Args:
       task: whose `weight` counts; None there counts each example as one.
@@ -268,7 +268,9 @@ def train(
       FedProx's client pulls w back to where it started:
 
       >>> def towards_start(gradients, w):
-      ...     return jax.tree.map(lambda g, a, s: g + 0.1 * (a - s), gradients, w, start)
+      ...     def one(g, a, s):
+      ...         return g + 0.1 * (a - s)
+      ...     return jax.tree.map(one, gradients, w, start)
       >>> # train(task, optimizer, start, backbone, data, key, correct=towards_start)
     """
     check_trainable(delta)

@@ -40,7 +40,8 @@ def checked(task: Task) -> Task:
 
     def loss(delta, backbone, batch, key):
         n_examples = jax.tree.leaves(batch)[0].shape[0]
-        return losses_of(task, delta, backbone, batch, key, n_examples)
+        given = (task, delta, backbone, batch, key)
+        return losses_of(*given, n_examples=n_examples)
 
     return Task(loss=loss, weight=task.weight)
 
@@ -88,12 +89,14 @@ def losses_of(
     _check_per_example("loss", losses, n_examples)
     if not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
         raise TypeError(
-            f"expected losses that are real numbers, got {kind(losses)}: they have no gradient"
+            f"expected losses that are real numbers, got {kind(losses)}: "
+            "they have no gradient"
         )
     for name, values in metrics.items():
         if name == "loss":
             raise ValueError(
-                "the loss returns a metric of the name 'loss', which is that of the loss itself"
+                "the loss returns a metric of the name 'loss', "
+                "which is that of the loss itself"
             )
         _check_per_example(f"value of the metric {name!r}", values, n_examples)
     return losses, dict(metrics)
@@ -135,9 +138,13 @@ def _check_per_example(what: str, values: Any, n_examples: int) -> None:
     elif shape is not None and shape[:1] == (n_examples,):
         hint = "sum or average over the axes behind the first, within each example"
     else:
-        hint = f"the first axis is that of the {n_examples} examples, and there is no other"
+        hint = (
+            f"the first axis is that of the {n_examples} examples, "
+            "and there is no other"
+        )
     raise ValueError(
-        f"expected one {what} per example: float32[{n_examples}], got {kind(values)}; {hint}"
+        f"expected one {what} per example: float32[{n_examples}], "
+        f"got {kind(values)}; {hint}"
     )
 
 
@@ -203,20 +210,23 @@ def masked_loss(
       key: drives dropout and the like.
 
     Returns:
-      (f32[], {name: (weighted sum f32[], weight f32[])}); a batch without a real row has
-      a mean of 0.
+      (f32[], {name: (weighted sum f32[], weight f32[])}); a batch without a real row
+      has a mean of 0.
 
     Raises:
       TypeError, ValueError: the loss does not return one number per example.
 
     Example:
       >>> task = Task(lambda delta, backbone, batch, key: (delta * batch["x"], {}))
-      >>> batch, mask = {"x": jnp.array([1.0, 3.0, jnp.nan])}, jnp.array([True, True, False])
-      >>> mean, sums = masked_loss(task, jnp.float32(2), (), batch, mask, jax.random.key(0))
+      >>> batch = {"x": jnp.array([1.0, 3.0, jnp.nan])}
+      >>> mask = jnp.array([True, True, False])
+      >>> delta, key = jnp.float32(2), jax.random.key(0)
+      >>> mean, sums = masked_loss(task, delta, (), batch, mask, key)
       >>> float(mean), [float(x) for x in sums["loss"]]
       (4.0, [8.0, 2.0])
     """
-    losses, metrics = losses_of(task, delta, backbone, batch, key, mask.shape[0])
+    given = (task, delta, backbone, batch, key)
+    losses, metrics = losses_of(*given, n_examples=mask.shape[0])
     weights = weights_of(task, batch, mask)
     count = jnp.sum(weights, dtype=jnp.float32)
 

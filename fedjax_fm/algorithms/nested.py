@@ -135,7 +135,8 @@ class Prefixes(NamedTuple):
     def _map(self, f: Callable, tree: Tree) -> Tree:
         if jax.tree.structure(tree) != jax.tree.structure(self.full):
             raise ValueError(
-                f"the tree is not like the one the prefixes were made for: {self._difference(tree)}"
+                "the tree is not like the one the prefixes were made for: "
+                f"{self._difference(tree)}"
             )
         return jax.tree.map(f, tree, self.full, self.axes)
 
@@ -270,7 +271,8 @@ def _check_rule(
                 )
         elif axis not in (None, "width", "labels"):
             raise ValueError(
-                f"rule {rule!r}: expected None, 'width', 'labels' or Groups(n), got {axis!r}"
+                f"rule {rule!r}: expected None, 'width', 'labels' or Groups(n), "
+                f"got {axis!r}"
             )
 
 
@@ -338,7 +340,7 @@ def _pad(x: Any, full: Any, axes: tuple[Axis, ...]) -> jax.Array:
 def _group_by_group(
     resize: Callable, x: Any, shape: tuple[int, ...], axes: tuple[Axis, ...]
 ) -> jax.Array:
-    """`resize(x, axis, size)` on every axis of another size, inside each of its groups."""
+    """`resize(x, axis, size)` on every axis of another size, inside its groups."""
     x = jnp.asarray(x)
     pairs = zip(axes, shape, strict=True)
     for i, (axis, size) in enumerate(pairs):

@@ -1,4 +1,4 @@
-"""Small parts that several methods share: a state, a choice of clients, names of keys."""
+"""Small parts of several methods: a state, a choice of clients, names of keys."""
 
 from collections.abc import Callable
 from enum import IntEnum

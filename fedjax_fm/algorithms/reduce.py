@@ -55,8 +55,8 @@ def total(lift: Callable | None = None) -> Reduce:
     """The sum over the cohort and nothing else.
 
     Args:
-      lift: what a client contributes, `(server_state, sent, weight) -> tree`; None: what
-        was sent, and its weight.
+      lift: what a client contributes, `(server_state, sent, weight) -> tree`; None:
+        what was sent, and its weight.
 
     Returns:
       A reduction whose value is the sum; zeros if no client arrived.

@@ -66,8 +66,10 @@ def adagrad(
     Example:
       >>> optimizer = adagrad(0.1)
       >>> state = optimizer.init(jnp.zeros(1))
-      >>> updates, state = optimizer.update(jnp.ones(1), state)  # the mean of start - end
-      >>> [round(float(update), 4) for update in updates]  # -0.1 / (sqrt(1 + 1e-6) + 1e-3)
+      >>> mean = jnp.ones(1)  # of start - end
+      >>> updates, state = optimizer.update(mean, state)
+      >>> # -0.1 / (sqrt(1 + 1e-6) + 1e-3)
+      >>> [round(float(update), 4) for update in updates]
       [-0.0999]
     """
 
@@ -110,7 +112,8 @@ def yogi(
     Example:
       >>> optimizer = yogi(0.1, b1=0.0)
       >>> state = optimizer.init(jnp.zeros(1))
-      >>> updates, state = optimizer.update(jnp.ones(1), state)  # the mean of start - end
+      >>> mean = jnp.ones(1)  # of start - end
+      >>> updates, state = optimizer.update(mean, state)
       >>> [round(float(update), 2) for update in updates]  # -0.1 / (0.1 + 1e-3)
       [-0.99]
     """
@@ -160,7 +163,8 @@ def adam(
       >>> # goes to `fedavg(task, client_optimizer, optimizer, ...)`
       >>> optimizer = server_optimizers.adam(0.1)
       >>> state = optimizer.init(jnp.zeros(1))
-      >>> updates, state = optimizer.update(jnp.ones(1), state)  # the mean of start - end
+      >>> mean = jnp.ones(1)  # of start - end
+      >>> updates, state = optimizer.update(mean, state)
       >>> # -0.1 * 0.1 / (sqrt(0.01 + 0.99e-6) + 0.001)
       >>> [round(float(update), 4) for update in updates]
       [-0.099]
@@ -206,4 +210,5 @@ def _server_optimizer(
         return step, MomentsState(first, second)
 
     adaptive = optax.GradientTransformation(init, update)
-    return optax.chain(adaptive, optax.scale_by_learning_rate(learning_rate))  # type: ignore[arg-type]
+    rate = optax.scale_by_learning_rate(learning_rate)
+    return optax.chain(adaptive, rate)  # type: ignore[arg-type]
