@@ -1,4 +1,4 @@
-"""Federated methods, one file each; `lora_rules` has those that combine low-rank adapters."""
+"""Federated methods, one file each; those for low-rank adapters are in `lora_rules`."""
 
 from fedjax_fm.algorithms import lora_rules, server_optimizers
 from fedjax_fm.algorithms.distillation import Architecture

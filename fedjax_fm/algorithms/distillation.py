@@ -1,8 +1,8 @@
-"""Knowledge that travels as outputs on public examples: what FedMD and FedDF share.
+"""Distillation on public examples, the part that FedMD and FedDF share.
 
-Models of different architectures have no weights in common, but they answer the same
-questions. Answers are averaged as logits or as probabilities, which are not the same; a
-student then moves its own answers towards the mean.
+Models of different architectures have no weights in common, but all predict the same
+classes. Their predictions on public examples are averaged, as logits or as
+probabilities, which is not the same; a student then moves its own towards the mean.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,19 +28,43 @@ class Architecture(NamedTuple):
     """One kind of model in a federation of several.
 
     Its number is its place in the tuples of deltas and backbones.
+
+    Attributes:
+      task: the loss that clients of this architecture train with.
+      logits: `(delta, backbone, batch) -> f32[B, K]`, the same K classes for all
+        architectures.
+      optimizer: of local training, as `client_optimizer` of `fedavg`.
     """
 
     task: Task
-    logits: Logits  # (delta, backbone, batch) -> f32[B, K], the same K classes for all
+    logits: Logits
     optimizer: ClientOptimizer
+
+
+class Plateau(NamedTuple):
+    """What `until_plateau` passes from look to look."""
+
+    steps: jax.Array  # i32[], done so far
+    running: tuple[Tree, Tree]  # (student, optimizer state)
+    best: Tree  # the student with the highest score
+    score: jax.Array  # f32[], of the best
+    found_at: jax.Array  # i32[], the steps that the best had made
 
 
 def checked_architectures(
     architectures: Sequence[Architecture],
 ) -> tuple[Architecture, ...]:
-    """The same, each with a task whose loss is looked at while a round is traced.
+    """The architectures, each with a task whose loss is checked while it is traced.
 
-    Raises for what is none.
+    Args:
+      architectures: as a method was given them.
+
+    Returns:
+      As many architectures.
+
+    Raises:
+      TypeError: one is no Architecture, its optimizer is not optax's, or its task is no
+        Task.
     """
     found = []
     for number, one in enumerate(architectures):
@@ -49,39 +73,68 @@ def checked_architectures(
             name, one, Architecture, "write Architecture(task, logits, optimizer)"
         )
         checks.client_optimizer(f"{name}.optimizer", one.optimizer)
-        found.append(one._replace(task=checked(one.task)))
+        task = checked(one.task)
+        found.append(one._replace(task=task))
     return tuple(found)
 
 
 def kl(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """f32[B]: KL(softmax(target) || softmax(logits)).
+    """The divergence KL(softmax(target) || softmax(logits)).
 
     Its gradient in the logits is softmax(logits) - softmax(target).
 
     Args:
-      logits, target: f32[B, K].
+      logits: f32[B, K], the student's.
+      target: f32[B, K], the teacher's logits.
+
+    Returns:
+      f32[B].
     """
-    teacher = jax.nn.log_softmax(target)
-    return jnp.sum(jnp.exp(teacher) * (teacher - jax.nn.log_softmax(logits)), axis=-1)
+    student, teacher = jax.nn.log_softmax(logits), jax.nn.log_softmax(target)
+    return jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
 
 
 def mean_absolute(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """f32[B]: mean over the classes of |logits - target|."""
-    return jnp.mean(jnp.abs(logits - target), axis=-1)
+    """The mean over the classes of |logits - target|.
+
+    Args:
+      logits: f32[B, K], the student's.
+      target: f32[B, K], the teacher's logits.
+
+    Returns:
+      f32[B].
+    """
+    distances = jnp.abs(logits - target)
+    return jnp.mean(distances, axis=-1)
 
 
-def opinion(logits: jax.Array, average: Average) -> jax.Array:
-    """f32[B, K]: what is averaged."""
+def predictions(logits: jax.Array, average: Average) -> jax.Array:
+    """What is averaged over models: their logits or their probabilities.
+
+    Args:
+      logits: f32[B, K], of one model.
+      average: which of the two.
+
+    Returns:
+      f32[B, K].
+    """
     return logits if average == "logits" else jax.nn.softmax(logits)
 
 
-def agreed(mean: jax.Array, average: Average) -> jax.Array:
-    """f32[B, K]: the logits of a mean of opinions."""
-    return (
-        mean
-        if average == "logits"
-        else jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny))
-    )
+def consensus(mean: jax.Array, average: Average) -> jax.Array:
+    """The logits of a mean of `predictions`.
+
+    Args:
+      mean: f32[B, K], over models.
+      average: what it is the mean of.
+
+    Returns:
+      f32[B, K], finite: a class of probability 0 has the logit of the smallest number.
+    """
+    if average == "logits":
+        return mean
+    tiny = jnp.finfo(mean.dtype).tiny
+    return jnp.log(jnp.maximum(mean, tiny))
 
 
 def all_logits(
@@ -91,17 +144,29 @@ def all_logits(
     examples: dict[str, jax.Array],
     batch_size: int,
 ) -> jax.Array:
-    """f32[n, K]: of all examples, a batch at a time."""
+    """f32[n, K]: a model's logits of all examples, a batch at a time.
+
+    Args:
+      logits: `(delta, backbone, batch) -> f32[B, K]`.
+      delta: the model's trainable tree.
+      backbone: its frozen one.
+      examples: {name: [n, ...]}.
+      batch_size: examples at a time; the last batch repeats the last example.
+
+    Returns:
+      f32[n, K].
+    """
     n = n_rows(examples)
     if n <= batch_size:
         return logits(delta, backbone, examples)
-    rows = jnp.minimum(jnp.arange(-(-n // batch_size) * batch_size), n - 1).reshape(
-        -1, batch_size
-    )
-    found = jax.lax.map(
-        lambda rows: logits(delta, backbone, take(examples, rows)), rows
-    )
-    return found.reshape(-1, found.shape[-1])[:n]
+    positions = jnp.arange(-(-n // batch_size) * batch_size)
+    rows = jnp.minimum(positions, n - 1).reshape(-1, batch_size)
+
+    def of_batch(rows):
+        return logits(delta, backbone, take(examples, rows))
+
+    batches = jax.lax.map(of_batch, rows)
+    return batches.reshape(-1, batches.shape[-1])[:n]
 
 
 def distiller(
@@ -115,45 +180,79 @@ def distiller(
     batch_size: int,
     key: jax.Array,
 ) -> Callable[[jax.Array, tuple[Tree, Tree]], tuple[Tree, Tree]]:
-    """`step(i, (student, optimizer state))`.
+    """A step that moves a student's logits towards a target.
 
-    Step i of moving a student's answers towards `target` f32[n, K].
+        w <- w - optimizer(grad mean distance(logits(w, x), target(x)))
 
-    Step i belongs to epoch i // ceil(n / batch_size); each is a fresh shuffle, its last
-    batch short.
+    Step i belongs to epoch i // ceil(n / batch_size). Each epoch is shuffled anew; its
+    last batch may be short.
+
+    Args:
+      logits: `(student, backbone, batch) -> f32[B, K]`.
+      backbone: the student's.
+      examples: {name: [n, ...]}.
+      target: f32[n, K], logits.
+      distance: `(logits, target) -> f32[B]`.
+      optimizer: of the student.
+      batch_size: examples a step.
+      key: of the shuffles.
+
+    Returns:
+      `step(i, (student, optimizer state)) -> (student, optimizer state)`.
     """
     n = n_rows(examples)
     per_epoch = -(-n // batch_size)
 
+    def rows_of(i, positions):
+        rows = jnp.minimum(positions, n - 1)
+        if per_epoch == 1:  # in one batch any order is as good
+            return rows
+        epoch_key = jax.random.fold_in(key, i // per_epoch)
+        return permuted(epoch_key, jnp.int32(n), rows, n)
+
     def step(i, carry):
         student, state = carry
-        positions = i % per_epoch * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-        real, rows = positions < n, jnp.minimum(positions, n - 1)
-        if per_epoch > 1:  # in one batch any order is as good
-            rows = permuted(
-                jax.random.fold_in(key, i // per_epoch), jnp.int32(n), rows, n
-            )
+        in_batch = jnp.arange(batch_size, dtype=jnp.int32)
+        positions = i % per_epoch * batch_size + in_batch
+        rows, real = rows_of(i, positions), positions < n
 
         def loss(student):
-            losses = distance(
-                logits(student, backbone, take(examples, rows)), target[rows]
-            )
-            return jnp.sum(jnp.where(real, losses, 0.0)) / jnp.sum(real)
+            predicted = logits(student, backbone, take(examples, rows))
+            losses = distance(predicted, target[rows])
+            total = jnp.sum(jnp.where(real, losses, 0.0))
+            return total / jnp.sum(real)
 
-        updates, state = optimizer.update(jax.grad(loss)(student), state, student)
+        gradients = jax.grad(loss)(student)
+        updates, state = optimizer.update(gradients, state, student)
         return optax.apply_updates(student, updates), state
 
     return step
 
 
 def take(examples: dict[str, jax.Array], rows: jax.Array) -> dict[str, jax.Array]:
-    """These rows of every array."""
+    """These rows of every array.
+
+    Args:
+      examples: {name: [n, ...]}.
+      rows: i32[B].
+
+    Returns:
+      {name: [B, ...]}.
+    """
     return {name: jnp.asarray(array)[rows] for name, array in examples.items()}
 
 
 def n_rows(examples: dict[str, jax.Array]) -> int:
-    """How many examples there are."""
-    return next(iter(examples.values())).shape[0]
+    """How many examples there are.
+
+    Args:
+      examples: {name: [n, ...]}.
+
+    Returns:
+      n.
+    """
+    arrays = iter(examples.values())
+    return next(arrays).shape[0]
 
 
 def until_plateau(
@@ -164,40 +263,67 @@ def until_plateau(
     every: int,
     patience: int,
 ) -> Tree:
-    """The best student at any look, one every `every` steps, until none was better for
-    `patience` steps or `most` are done.
+    """Trains until the score no longer rises, and gives the student that scored best.
+
+    Args:
+      step: `(i, (student, optimizer state)) -> (student, optimizer state)`.
+      start: (student, optimizer state).
+      most: steps, at most.
+      score: `student -> f32[]`; the higher, the better.
+      every: steps between two looks at the score.
+      patience: steps without a better score after which training ends.
+
+    Returns:
+      The best student at any look.
     """
 
-    def on(carry):
-        i, running, best, highest, when = carry
-        end = jnp.minimum(i + every, most)
-        running = jax.lax.fori_loop(i, end, step, running)
+    def goes_on(now: Plateau):
+        return (now.steps < most) & (now.steps - now.found_at < patience)
+
+    def train_and_look(now: Plateau) -> Plateau:
+        end = jnp.minimum(now.steps + every, most)
+        running = jax.lax.fori_loop(now.steps, end, step, now.running)
         found = score(running[0])
-        better = found > highest
-        best = trees.select(better, running[0], best)
-        return (
-            end,
-            running,
-            best,
-            jnp.where(better, found, highest),
-            jnp.where(better, end, when),
+        better = found > now.score
+        return Plateau(
+            steps=end,
+            running=running,
+            best=trees.select(better, running[0], now.best),
+            score=jnp.where(better, found, now.score),
+            found_at=jnp.where(better, end, now.found_at),
         )
 
-    first = (jnp.int32(0), start, start[0], jnp.float32(-jnp.inf), jnp.int32(0))
-    return jax.lax.while_loop(
-        lambda carry: (carry[0] < most) & (carry[0] - carry[4] < patience), on, first
-    )[2]
+    first = Plateau(
+        steps=jnp.int32(0),
+        running=start,
+        best=start[0],
+        score=jnp.float32(-jnp.inf),
+        found_at=jnp.int32(0),
+    )
+    return jax.lax.while_loop(goes_on, train_and_look, first).best
 
 
 def checked_groups(
     groups: Sequence[int] | np.ndarray, n_architectures: int, public: dict, average: str
 ) -> np.ndarray:
-    """i32[N], the architecture of each client.
+    """i32[N]: the architecture of each client.
 
-    ValueError where it, the public examples or the average make no sense.
+    Args:
+      groups: [N], as a method was given them.
+      n_architectures: how many there are.
+      public: {name: [n, ...]}, the public examples.
+      average: "logits" or "probabilities".
+
+    Returns:
+      The groups as an array.
+
+    Raises:
+      ValueError: a group without an architecture, public examples that are none or not
+        as many in each array, another average.
     """
     sizes = {name: len(array) for name, array in public.items()}
-    if len(set(sizes.values())) != 1 or 0 in sizes.values():
+    different = set(sizes.values())
+    if len(different) != 1 or 0 in different:
         raise ValueError(
             f"expected public examples, as many in each array, got {sizes}"
         )
@@ -222,7 +348,17 @@ def checked_groups(
 def check_sizes(
     delta: Tree, groups: np.ndarray, n_architectures: int, n_clients: int
 ) -> None:
-    """ValueError where deltas or clients are not as many as the factory was told."""
+    """Compares a simulator's deltas and clients with what the method was made for.
+
+    Args:
+      delta: a tuple with one tree for each architecture.
+      groups: i32[N].
+      n_architectures: how many there are.
+      n_clients: of the population.
+
+    Raises:
+      ValueError: deltas or clients are more or fewer.
+    """
     if not isinstance(delta, tuple) or len(delta) != n_architectures:
         found = (
             f"a tuple of {len(delta)}"

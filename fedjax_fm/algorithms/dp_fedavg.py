@@ -1,17 +1,24 @@
-"""DP-FedAvg and DP-FTRL: client-level differential privacy, with independent or correlated noise.
+"""DP-FedAvg and DP-FTRL: client-level differential privacy.
+
+The noise is independent from round to round, or correlated.
 
 McMahan, Ramage, Talwar, Zhang, 2018, arXiv 1710.06963; Kairouz, McMahan, Song, Thakkar,
 Thakurta, Xu, 2021, arXiv 2103.00039; Xu et al., 2023, arXiv 2305.18465; adaptive
 clipping: Andrew, Thakkar, McMahan, Ramaswamy, 2021, arXiv 1905.03871.
 
-    client:  D_k = w - w_k after local steps
-    server:  D = (sum_k min(1, S / ||D_k||) D_k + sigma S (C^-1 z)_t) / m,  m planned;
-      w <- server_optimizer(w, D)
-    clip:    S <- S exp(-eta (b - gamma)),  b = (sum_k (b_k - 1/2) + N(0, sigma_b^2)) /
-      m + 1/2,  b_k = [||D_k|| <= S]
+    client:
+        D_k = w - w_k after local steps                            `sends_update`
+    server, m the planned cohort:
+        mean = 1/m sum_k min(1, S / ||D_k||) D_k                   `clipped_mean`
+        D = mean + sigma S (C^-1 z)_t / m                          `_noisy_mean`
+        w <- server_optimizer(w, D)                                `_server`
+    adaptive clip, b_k = [||D_k|| <= S]:
+        b = (sum_k (b_k - 1/2) + N(0, sigma_b^2)) / m + 1/2        `_noisy_share`
+        S <- S exp(-eta (b - gamma))                               `_next_norm`
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -54,7 +61,7 @@ class AdaptiveClip(NamedTuple):
     count_noise: float | None = None
 
     def checked(self) -> "AdaptiveClip":
-        """Self, or an error that names the value that makes no sense."""
+        """Self, or a TypeError or ValueError that names the value it refuses."""
         checks.real("quantile", self.quantile, least=0, most=1)
         checks.real("rate", self.rate, least=0)
         if self.count_noise is not None:
@@ -62,30 +69,63 @@ class AdaptiveClip(NamedTuple):
         return self
 
     def noise_for(self, cohort_size: int) -> float:
-        """sigma_b of a cohort."""
+        """The count noise sigma_b of a cohort.
+
+        Args:
+          cohort_size: clients, as planned.
+
+        Returns:
+          A standard deviation in clients.
+        """
         return cohort_size / 20 if self.count_noise is None else self.count_noise
 
 
 class DpFedAvgState(NamedTuple):
-    """Server state; the noise is part of it."""
+    """Server state.
+
+    Attributes:
+      delta: w.
+      optimizer: the server optimizer's state.
+      noise: the state of the noise on updates.
+      clip_norm: f32[], S.
+      round: i32[].
+      count_key: of the noise on counts.
+    """
 
     delta: Tree
     optimizer: Any
     noise: Any
-    clip_norm: jax.Array  # f32[]
-    round: jax.Array  # i32[]
-    count_key: jax.Array  # of the noise on counts
+    clip_norm: jax.Array
+    round: jax.Array
+    count_key: jax.Array
+
+
+class _DpFedAvg(NamedTuple):
+    """The hyper-parameters of `dp_fedavg`, checked."""
+
+    server_optimizer: optax.GradientTransformation
+    noise: Noise
+    noise_multiplier: float  # sigma, of all that is released together
+    clip_norm: float  # S of round 0
+    adaptive: AdaptiveClip | None
 
 
 def update_noise(noise_multiplier: float, count_noise: float) -> float:
-    """The multiplier that the update needs beside a noisy count, to be worth
-    `noise_multiplier` together.
+    """The multiplier of an update beside which a noisy count is released.
+
+    Together they spend what an update alone would with `noise_multiplier`:
 
         z_D = (z^-2 - (2 sigma_b)^-2)^(-1/2)
 
     Args:
       noise_multiplier: z, at least 0.
       count_noise: sigma_b, in clients; above z / 2.
+
+    Returns:
+      z_D; 0 where z is 0.
+
+    Raises:
+      TypeError, ValueError: a number out of bounds; a count that spends more than all.
 
     Formal guarantees:
       One client moves the update by at most S and the centred count by at most 1/2. In
@@ -126,20 +166,26 @@ def dp_fedavg(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Federated averaging whose releases are differentially private at the level of clients.
+    """Federated averaging with client-level differential privacy.
 
     Every client counts the same, and the denominator is the planned cohort: weights and
     realised numbers would leak.
+
+    Metrics: `clip_norm` of the round; with `adaptive` also `within_clip`, the noisy
+    share of clients within it; of an accounted method `epsilon`, spent so far.
 
     Args:
       task: the loss.
       client_optimizer: starts afresh each round; `lambda round:
         optax.adam(schedule(round))` follows a schedule.
-      server_optimizer: applied to the noisy mean of (start - end); None means `optax.sgd(1.0)`.
-      noise: `privacy.independent()` (DP-FedAvg), `binary_tree(...)` or `banded(...)` (DP-FTRL).
+      server_optimizer: applied to the noisy mean of (start - end); None means
+        `optax.sgd(1.0)`.
+      noise: `privacy.independent()` (DP-FedAvg), `binary_tree(...)` or `banded(...)`
+        (DP-FTRL).
       noise_multiplier: z, standard deviation of the noise on the sum in units of the
         clip norm, of `privacy.multiplier_for` or of your own; 0 for none.
-      clip_norm: S, l2 over all of delta; infinity for none (then noise_multiplier must be 0).
+      clip_norm: S, l2 over all of delta; infinity for none (then noise_multiplier must
+        be 0).
       adaptive: moves the clip norm, at the price of more noise on the update; with
         independent noise only, as the sensitivity of correlated noise holds for one
         norm.
@@ -150,8 +196,8 @@ def dp_fedavg(
       local_steps: batches.
       batch_size: examples a step.
 
-    Metrics: `clip_norm` of the round; with `adaptive` also `within_clip`, the noisy
-    share of clients within it; of an accounted method `epsilon`, spent so far.
+    Returns:
+      An algorithm whose server state is `DpFedAvgState`; clients keep nothing.
 
     Formal guarantees:
       With the law, rounds and delta it was accounted for, what `privacy.spent` says
@@ -179,23 +225,25 @@ def dp_fedavg(
         spends more than all; noise that is not what `noise_multiplier` was made for.
 
     References:
-      Thakkar, Andrew, McMahan 2019, arXiv 1905.03871v1, and TensorFlow Privacy's
-      quantile query, which centre the count.
+      McMahan et al. 2018, arXiv 1710.06963, algorithm 1; Kairouz et al. 2021, arXiv
+      2103.00039, algorithm 1; adaptive clip: Andrew et al. 2021, arXiv 1905.03871,
+      algorithm 1. Its first version (Thakkar, Andrew, McMahan 2019, arXiv 1905.03871v1)
+      and TensorFlow Privacy's quantile query centre the count.
 
     Example:
       >>> from fedjax_fm import privacy
       >>> from fedjax_fm.population import samplers
       >>> sampler = samplers.poisson(1000, rate=0.02)
-      >>> z = privacy.multiplier_for(8.0, sampler, privacy.independent(), rounds=20, delta=1e-5)
-      >>> task = Task(lambda delta, backbone, batch, key: ((batch["x"] - delta) ** 2, {}))
-      >>> how = {"noise": privacy.independent(), "noise_multiplier": z, "clip_norm": 1.0}
+      >>> noise = privacy.independent()
+      >>> z = privacy.multiplier_for(8.0, sampler, noise, rounds=20, delta=1e-5)
+      >>> task = Task(lambda w, backbone, batch, key: ((batch["x"] - w) ** 2, {}))
+      >>> how = {"noise": noise, "noise_multiplier": z, "clip_norm": 1.0}
       >>> method = dp_fedavg(task, optax.sgd(0.1), **how, local_steps=1, batch_size=8)
       >>> method.privacy.rounds, method.privacy.mechanism
       (20, 'Poisson sampling, rate 0.02')
     """
     _check(noise, noise_multiplier, clip_norm, adaptive)
     privacy = _privacy(noise, noise_multiplier, adaptive, accounting)
-    optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     local = local_training(
         task,
         client_optimizer,
@@ -205,59 +253,111 @@ def dp_fedavg(
     )
     checks.server_optimizer("server_optimizer", server_optimizer)
 
-    def init(delta, key, setting):
-        _multiplier(
-            noise_multiplier, adaptive, setting.cohort_size
-        )  # refuses a cohort too small for its count
-        return DpFedAvgState(
-            delta=delta,
-            optimizer=optimizer.init(delta),
-            noise=noise.init(delta, stream(key, Stream.UPDATE_NOISE)),
-            clip_norm=jnp.float32(clip_norm),
-            round=jnp.int32(0),
-            count_key=stream(key, Stream.COUNT_NOISE),
-        )
-
-    def counts_once(data):  # the number of a client's examples is private
-        return jnp.float32(1)
-
-    def server(state, aggregate, key):
-        mean, within, cohort_size = aggregate.value
-        increment, noise_state = noise.draw(state.noise)
-        multiplier = _multiplier(noise_multiplier, adaptive, cohort_size)
-        scale = (
-            multiplier * state.clip_norm / cohort_size if _is_some(multiplier) else 0.0
-        )
-        noisy = jax.tree.map(
-            lambda x, z, w: _added(x, scale * z, w), mean, increment, state.delta
-        )
-        updates, moments = optimizer.update(noisy, state.optimizer, state.delta)
-        norm, metrics = state.clip_norm, {"clip_norm": state.clip_norm}
-        if adaptive is not None:
-            share = _noisy_share(
-                state, within, adaptive.noise_for(cohort_size) / cohort_size
-            )
-            norm = norm * jnp.exp(-adaptive.rate * (share - adaptive.quantile))
-            metrics["within_clip"] = share
-        after = DpFedAvgState(
-            delta=optax.apply_updates(state.delta, updates),
-            optimizer=moments,
-            noise=noise_state,
-            clip_norm=norm,
-            round=state.round + 1,
-            count_key=state.count_key,
-        )
-        return after, metrics
-
-    reduce = clipped_mean(lambda state: state.clip_norm)
+    method = _DpFedAvg(
+        server_optimizer=server_optimizer or optax.sgd(1.0),
+        noise=noise,
+        noise_multiplier=noise_multiplier,
+        clip_norm=clip_norm,
+        adaptive=adaptive,
+    )
     exchange = Exchange(
         broadcast=lambda state: state.delta,
-        client=sends_update(local, counts_once),
-        server=server,
-        reduce=reduce,
+        client=sends_update(local, _counts_once),
+        server=partial(_server, method),
+        reduce=clipped_mean(lambda state: state.clip_norm),
         batches=local.batches,
     )
-    return Algorithm(init=init, exchanges=(exchange,), privacy=privacy)
+    return Algorithm(
+        init=partial(_init, method), exchanges=(exchange,), privacy=privacy
+    )
+
+
+def _init(method: _DpFedAvg, delta, key, setting) -> DpFedAvgState:
+    """The start; refuses a cohort that is too small for its count."""
+    _update_multiplier(method, setting.cohort_size)
+    update_key = stream(key, Stream.UPDATE_NOISE)
+    return DpFedAvgState(
+        delta=delta,
+        optimizer=method.server_optimizer.init(delta),
+        noise=method.noise.init(delta, update_key),
+        clip_norm=jnp.float32(method.clip_norm),
+        round=jnp.int32(0),
+        count_key=stream(key, Stream.COUNT_NOISE),
+    )
+
+
+def _counts_once(data) -> jax.Array:
+    """A client's weight: the number of its examples is private."""
+    return jnp.float32(1)
+
+
+def _server(method: _DpFedAvg, state: DpFedAvgState, aggregate, key):
+    """Adds the noise, takes the server's step and moves the clip norm."""
+    mean, within, cohort_size = aggregate.value
+    noisy, noise_state = _noisy_mean(method, state, mean, cohort_size)
+    updates, moments = method.server_optimizer.update(
+        noisy, state.optimizer, state.delta
+    )
+    norm, metrics = state.clip_norm, {"clip_norm": state.clip_norm}
+    if method.adaptive is not None:
+        share = _noisy_share(method.adaptive, state, within, cohort_size)
+        norm = _next_norm(method.adaptive, norm, share)
+        metrics["within_clip"] = share
+    after = DpFedAvgState(
+        delta=optax.apply_updates(state.delta, updates),
+        optimizer=moments,
+        noise=noise_state,
+        clip_norm=norm,
+        round=state.round + 1,
+        count_key=state.count_key,
+    )
+    return after, metrics
+
+
+def _noisy_mean(
+    method: _DpFedAvg, state: DpFedAvgState, mean: Tree, cohort_size: int
+) -> tuple[Tree, Any]:
+    """(D = mean + sigma S (C^-1 z)_t / m, the next state of the noise)."""
+    increment, noise_state = method.noise.draw(state.noise)
+    multiplier, scale = _update_multiplier(method, cohort_size), 0.0
+    if _is_some(multiplier):
+        scale = multiplier * state.clip_norm / cohort_size
+
+    def added(x, z, w):
+        """In float32, then in the type of delta.
+
+        A mean rounded before its noise would move by whole steps.
+        """
+        return (x + scale * z).astype(w.dtype)
+
+    return jax.tree.map(added, mean, increment, state.delta), noise_state
+
+
+def _noisy_share(
+    adaptive: AdaptiveClip, state: DpFedAvgState, within: jax.Array, cohort_size: int
+) -> jax.Array:
+    """b, the share of clients within the norm as it is released."""
+    deviation = adaptive.noise_for(cohort_size) / cohort_size
+    key = jax.random.fold_in(state.count_key, state.round)
+    return within + deviation * jax.random.normal(key, (), jnp.float32)
+
+
+def _next_norm(adaptive: AdaptiveClip, norm: jax.Array, share: jax.Array) -> jax.Array:
+    """S exp(-eta (b - gamma))."""
+    return norm * jnp.exp(-adaptive.rate * (share - adaptive.quantile))
+
+
+def _update_multiplier(method: _DpFedAvg, cohort_size: int) -> float:
+    """The multiplier of the update's noise, more where a noisy count is released."""
+    if method.adaptive is None:
+        return method.noise_multiplier
+    try:
+        count_noise = method.adaptive.noise_for(cohort_size)
+        return update_noise(method.noise_multiplier, count_noise)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} (cohort_size={cohort_size}; the default is a twentieth of it)"
+        ) from None
 
 
 def _check(
@@ -266,6 +366,7 @@ def _check(
     clip_norm: float,
     adaptive: AdaptiveClip | None,
 ) -> None:
+    """Refuses noise, bounds and clips that do not fit together."""
     check_noise(noise)
     checks.real("noise_multiplier", noise_multiplier, least=0)
     checks.real("clip_norm", clip_norm, above=0, infinite=True)
@@ -279,7 +380,8 @@ def _check(
         return
     if not isinstance(adaptive, AdaptiveClip):
         raise TypeError(
-            f"expected AdaptiveClip(quantile, rate, count_noise) or None, got adaptive={adaptive!r}"
+            "expected AdaptiveClip(quantile, rate, count_noise) or None, "
+            f"got adaptive={adaptive!r}"
         )
     adaptive.checked()
     if not noise.is_independent:
@@ -289,7 +391,8 @@ def _check(
         )
     if not _is_number(noise_multiplier):
         raise TypeError(
-            "an adaptive clip divides a noise_multiplier that is a number: it cannot be swept"
+            "an adaptive clip divides a noise_multiplier that is a number: "
+            "it cannot be swept"
         )
     if adaptive.count_noise is not None:
         update_noise(noise_multiplier, adaptive.count_noise)
@@ -301,10 +404,9 @@ def _privacy(
     adaptive: AdaptiveClip | None,
     accounting: Accounting | None,
 ) -> Privacy:
+    """What a simulator holds the method to."""
     released = ("clip_norm",) if adaptive is None else ("clip_norm", "within_clip")
-    if not _is_number(
-        noise_multiplier
-    ):  # a lane of a sweep, which asks the host what is accounted for
+    if not _is_number(noise_multiplier):  # a lane of a sweep: the host accounts for it
         return privacy_of(None, 0.0, released)
     accounted = accounted_for(noise, noise_multiplier, accounting)
     if noise_multiplier == 0:
@@ -312,37 +414,8 @@ def _privacy(
     return privacy_of(accounted, noise_multiplier, released)
 
 
-def _multiplier(
-    noise_multiplier: float, adaptive: AdaptiveClip | None, cohort_size: int
-) -> float:
-    """Of the update's noise."""
-    if adaptive is None:
-        return noise_multiplier
-    try:
-        return update_noise(noise_multiplier, adaptive.noise_for(cohort_size))
-    except ValueError as error:
-        raise ValueError(
-            f"{error} (cohort_size={cohort_size}; the default is a twentieth of it)"
-        ) from None
-
-
-def _noisy_share(
-    state: DpFedAvgState, within: jax.Array, deviation: float
-) -> jax.Array:
-    """The share of clients within the norm as it is released."""
-    key = jax.random.fold_in(state.count_key, state.round)
-    return within + deviation * jax.random.normal(key, (), jnp.float32)
-
-
-def _added(mean: jax.Array, noise: jax.Array, like: jax.Array) -> jax.Array:
-    """Mean and noise in float32, then in the type of delta.
-
-    A mean rounded before its noise moves by whole steps.
-    """
-    return (mean + noise).astype(like.dtype)
-
-
 def _is_number(value: Any) -> bool:
+    """Whether it is known while the round is traced; a sweep's is not."""
     return not isinstance(value, Tracer)
 
 

@@ -3,8 +3,10 @@
 McMahan, Moore, Ramage, Hampson, Agüera y Arcas, 2017, arXiv 1602.05629; server
 optimizer after Reddi et al., 2020, arXiv 2003.00295.
 
-    client:  w_k <- w;  for each batch b: w_k <- w_k - eta * grad loss(w_k; b);  sends w - w_k
-    server:  w <- w - server_optimizer(sum_k p_k (w - w_k)),   p_k = n_k / sum of n over the cohort
+    client:  w_k <- w;  for each batch b: w_k <- w_k - eta * grad loss(w_k; b)
+             sends w - w_k
+    server:  w <- w - server_optimizer(sum_k p_k (w - w_k))
+             p_k = n_k / sum of n over the cohort
 """
 
 from typing import Any, NamedTuple
@@ -33,7 +35,7 @@ def fedavg(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Federated averaging, weighted by examples or by the weights that the task gives them.
+    """Federated averaging, weighted by examples or by the task's weights of them.
 
     Sends: down w, up w - w_k, both the size of delta before any channel.
 

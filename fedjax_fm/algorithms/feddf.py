@@ -1,14 +1,19 @@
 """FedDF: Ensemble Distillation for Robust Model Fusion in Federated Learning.
 
-Lin, Kong, Stich, Jaggi, 2020, arXiv 2006.07242, algorithms 1 and 3. Clients of group g
-hold models f_g; K of any group come:
+Lin, Kong, Stich, Jaggi, 2020, arXiv 2006.07242, algorithms 1 (one architecture) and 3
+(several). Clients of group g hold models f_g; the cohort may be of any groups:
 
-    w_g <- sum_k p_k w_k, k in g, p_k by examples;    zbar(x) = 1/K sum_k f(w_k, x), k
-    of all groups server, N steps on unlabelled x:  w_g <- w_g - eta * grad
-    KL(softmax(zbar(x)) || softmax(f_g(w_g, x))),   each g
+    client k of group g:
+        w_k <- local training from w_g                               `_client`
+    server:
+        w_g <- sum_k p_k w_k, k in g, p_k by examples                `_averaged`
+        zbar(x) = 1/K sum_k f(w_k, x), all K clients of the cohort   `_ensemble`
+        N steps on unlabelled x, for each g:                         `_distilled`
+            w_g <- w_g - eta grad KL(softmax(zbar(x)) || softmax(f_g(w_g, x)))
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,20 +24,28 @@ import optax
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms import distillation
 from fedjax_fm.algorithms.distillation import Architecture, Average, n_rows
-from fedjax_fm.algorithms.fedavg import fedavg
-from fedjax_fm.types import Algorithm, Exchange, Reduce, Tree, Unbilled
+from fedjax_fm.algorithms.local import LocalTraining, local_training, sends_update
+from fedjax_fm.algorithms.parts import in_group
+from fedjax_fm.algorithms.reduce import mean_of, total
+from fedjax_fm.types import Algorithm, Exchange, Tree, Unbilled
 
 
 class Validation(NamedTuple):
-    """When distillation stops before its last step: accuracy has not risen for `patience` steps.
+    """Ends distillation early: when accuracy has not risen for `patience` steps.
 
     The best student stays.
+
+    Attributes:
+      examples: {name: [m, ...]}, what the models read.
+      labels: i32[m].
+      every: steps between two looks, at most `patience`.
+      patience: steps; the default is the paper's.
     """
 
-    examples: dict[str, Any]  # {name: [m, ...]}
-    labels: Any  # i32[m]
-    every: int = 100  # steps between two looks
-    patience: int = 1000  # steps; the paper's
+    examples: dict[str, Any]
+    labels: Any
+    every: int = 100
+    patience: int = 1000
 
     def checked(self) -> "Validation":
         """Self, or an error naming the value that makes no sense."""
@@ -40,12 +53,13 @@ class Validation(NamedTuple):
         checks.whole("patience", self.patience, least=1)
         if self.every > self.patience:
             raise ValueError(
-                f"expected every <= patience, got every={self.every}, patience={self.patience}"
+                f"expected every <= patience, got every={self.every}, "
+                f"patience={self.patience}"
             )
         return self
 
 
-class Held(NamedTuple):
+class ServerData(NamedTuple):
     """What the server has besides models; never changed."""
 
     groups: jax.Array  # i32[N]
@@ -59,23 +73,37 @@ class Gathered(NamedTuple):
 
     updates: Tree  # of n_k (w_g - w_k)
     examples: jax.Array  # f32[], of n_k
-    opinions: jax.Array  # f32[n, K], of what each w_k says of the public examples
+    opinions: jax.Array  # f32[n, K], of f(w_k, x): logits or probabilities
     teachers: jax.Array  # f32[], of 1
 
 
 class FedDFState(NamedTuple):
     """Server state; between rounds `gathered` is empty."""
 
-    delta: tuple[Tree, ...]  # one for each architecture
-    held: Held
-    gathered: tuple[Gathered, ...] = ()
+    delta: tuple[Tree, ...]  # w_g, one for each architecture
+    held: ServerData
+    gathered: tuple[Gathered, ...] = ()  # of the groups so far
 
 
 class Message(NamedTuple):
-    """Only the model is billed."""
+    """What clients of one group are sent; only the model is billed."""
 
-    delta: Tree
-    groups: Any
+    delta: Tree  # w_g
+    groups: Any  # i32[N]
+
+
+class _FedDF(NamedTuple):
+    """The hyper-parameters of `feddf`, checked."""
+
+    architectures: tuple[Architecture, ...]
+    groups: np.ndarray
+    public: dict[str, Any]
+    backbones: Sequence[Tree] | None
+    server_steps: int  # N
+    server_optimizer: optax.GradientTransformation
+    server_batch_size: int
+    average: Average
+    validation: Validation | None
 
 
 def feddf(
@@ -93,14 +121,16 @@ def feddf(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Federated averaging inside each group of clients of one architecture, then
-    distillation across the groups.
+    """Federated averaging inside groups of one architecture, distillation across them.
 
     `delta` and the simulator's `backbone` are tuples with one tree for each
-    architecture. One exchange a group: each trains and answers in a program of its own,
-    over its own clients. The teachers are all clients' models as they were received,
-    each counting once; they stream through, only the sum of their answers is kept. A
-    group of which nobody came is distilled too.
+    architecture. One exchange a group: each trains and predicts in a program of its
+    own, over its own clients. The teachers are all clients' models as they were
+    received, each counting once; only the sum of their predictions is kept. A group
+    without a client in the cohort is distilled too.
+
+    Sends: of its group's model down w, up w - w_k; public examples stay with the
+    server.
 
     Args:
       architectures: loss, logits and client optimizer of each.
@@ -108,16 +138,48 @@ def feddf(
       public: {name: array[n, ...]}, unlabelled examples that the server has.
       backbones: what the server runs the models on, the same trees as the simulator's;
         default: they have none.
-      server_steps: N, at most, for each architecture and round; with 0 each group is plain FedAvg.
+      server_steps: N, at most, for each architecture and round; with 0 each group is
+        plain FedAvg.
       server_optimizer: starts afresh each round; default Adam at 1e-3 with a cosine to
         0 over `server_steps`, as in the paper.
+      server_batch_size: public examples a step of the server.
       average: of the teachers' logits (the paper's), or of their probabilities.
-      validation: labelled examples that end distillation early; default: it runs to the last step.
-      epochs, local_steps, batch_size: as for `fedavg`.
+      validation: labelled examples that end distillation early; default: it runs to the
+        last step.
+      epochs: full passes over a client's data; give this or `local_steps`.
+      local_steps: batches.
+      batch_size: examples a step of a client.
 
-    `simulator.model(state)` has one entry for each architecture; a client's is that of its group.
+    Returns:
+      An algorithm whose server state is `FedDFState`; clients keep nothing.
+      `simulator.model(state)` has one entry for each architecture; a client's is that
+      of its group.
 
-    Sends: of its group's model down w, up w - w_k; public examples stay with the server.
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds.
+      ValueError: later, deltas or clients are not as many as architectures or groups.
+
+    References:
+      Lin et al. 2020, arXiv 2006.07242, algorithms 1 and 3.
+
+    Example:
+      >>> import fedjax_fm as ffm
+      >>> def logits(w, backbone, batch):
+      ...     return batch["x"] @ w
+      >>> def loss(w, backbone, batch, key):
+      ...     return optax.softmax_cross_entropy(logits(w, (), batch), batch["y"]), {}
+      >>> linear = Architecture(ffm.Task(loss), logits, optax.sgd(0.5))
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> how = {"server_steps": 2, "local_steps": 1, "batch_size": 2}
+      >>> method = feddf([linear, linear], [0, 1], {"x": x}, **how)
+      >>> population = ffm.Population.from_clients([{"x": x, "y": x}] * 2)
+      >>> simulator = ffm.Simulator(
+      ...     method, population, backbone=((), ()), cohort_size=2
+      ... )
+      >>> start = (jnp.zeros((2, 2)), jnp.eye(2))
+      >>> state, metrics = simulator.run(simulator.init(start), 2)
+      >>> [logits(w, (), {"x": x}).argmax(-1).tolist() for w in state.delta]
+      [[0, 1], [0, 1]]
     """
     architectures = distillation.checked_architectures(architectures)
     checks.server_optimizer("server_optimizer", server_optimizer)
@@ -127,114 +189,177 @@ def feddf(
     checks.whole("server_batch_size", server_batch_size, least=1)
     if validation is not None:
         validation.checked()
-    optimizer = server_optimizer or optax.adam(
-        optax.cosine_decay_schedule(1e-3, max(server_steps, 1))
+    cosine = optax.cosine_decay_schedule(1e-3, max(server_steps, 1))
+    method = _FedDF(
+        architectures=architectures,
+        groups=groups,
+        public=public,
+        backbones=backbones,
+        server_steps=server_steps,
+        server_optimizer=server_optimizer or optax.adam(cosine),
+        server_batch_size=server_batch_size,
+        average=average,
+        validation=validation,
     )
-    local = {"epochs": epochs, "local_steps": local_steps, "batch_size": batch_size}
 
-    def init(delta, key, setting):
-        distillation.check_sizes(delta, groups, n_groups, setting.n_clients)
-
-        def array(tree):
-            return jax.tree.map(jnp.asarray, tree)
-
-        frozen = (
-            tuple(() for _ in architectures) if backbones is None else tuple(backbones)
-        )
-        checks = () if validation is None else (validation.examples, validation.labels)
-        return FedDFState(
-            delta, Held(jnp.asarray(groups), *array((public, frozen, checks)))
+    def training(architecture: Architecture) -> LocalTraining:
+        return local_training(
+            architecture.task,
+            architecture.optimizer,
+            epochs=epochs,
+            local_steps=local_steps,
+            batch_size=batch_size,
         )
 
-    def answers(group: int, model: Tree, held: Held, examples: dict) -> jax.Array:
-        logits, backbone = architectures[group].logits, held.backbones[group]
-        return distillation.all_logits(
-            logits, model, backbone, examples, server_batch_size
-        )
-
-    def distilled(
-        group: int, student: Tree, held: Held, target: jax.Array, key: jax.Array
-    ) -> Tree:
-        step = distillation.distiller(
-            architectures[group].logits,
-            held.backbones[group],
-            held.public,
-            target,
-            distance=distillation.kl,
-            optimizer=optimizer,
-            batch_size=min(server_batch_size, n_rows(held.public)),
-            key=key,
-        )
-        start = (student, optimizer.init(student))
-        if validation is None:
-            return jax.lax.fori_loop(0, server_steps, step, start)[0]
-        examples, labels = held.validation
-
-        def score(student):
-            return jnp.mean(
-                answers(group, student, held, examples).argmax(-1) == labels
-            )
-
-        return distillation.until_plateau(
-            step, start, server_steps, score, validation.every, validation.patience
-        )
-
-    def exchange(group: int, architecture: Architecture) -> Exchange:
-        (plain,) = fedavg(architecture.task, architecture.optimizer, **local).exchanges
-
-        def client(backbone, message):
-            work = plain.client(backbone[group], message.delta)
-            return lambda message, state, data, key: work(
-                message.delta, state, data, key
-            )
-
-        def lift(state: FedDFState, sent, weight):
-            model, held = trees.subtract(state.delta[group], sent), state.held
-            said = answers(group, model, held, held.public)
-            return Gathered(
-                updates=jax.tree.map(lambda x: weight * x, sent),
-                examples=weight,
-                opinions=distillation.opinion(said, average),
-                teachers=jnp.float32(1),
-            )
-
-        def server(state: FedDFState, aggregate, key):
-            state = state._replace(gathered=(*state.gathered, aggregate.value))
-            return (state, {}) if group + 1 < n_groups else fused(state, key)
-
-        return Exchange(
-            broadcast=lambda state: Message(
-                state.delta[group], Unbilled(state.held.groups)
-            ),
-            client=client,
-            server=server,
-            reduce=Reduce(lift=lift, finish=lambda total, setting: total),
-            batches=plain.batches,
-            selects=lambda message, client, key: message.groups[client] == group,
-        )
-
-    def fused(state: FedDFState, key: jax.Array) -> tuple[FedDFState, dict]:
-        averaged = tuple(map(_averaged, state.delta, state.gathered))
-        teachers = sum(gathered.teachers for gathered in state.gathered)
-        said = sum(gathered.opinions for gathered in state.gathered)
-        target = distillation.agreed(said / jnp.maximum(teachers, 1), average)
-        if not server_steps:
-            return FedDFState(averaged, state.held), {}
-        keys = jax.random.split(key, n_groups)
-        students = tuple(
-            distilled(g, averaged[g], state.held, target, keys[g])
-            for g in range(n_groups)
-        )
-        return FedDFState(
-            trees.select(jnp.asarray(teachers > 0), students, averaged), state.held
-        ), {}
-
-    return Algorithm(
-        init=init, exchanges=tuple(map(exchange, range(n_groups), architectures))
+    exchanges = tuple(
+        _exchange(method, group, training(architecture))
+        for group, architecture in enumerate(architectures)
     )
+    return Algorithm(init=partial(_init, method), exchanges=exchanges)
+
+
+def _init(method: _FedDF, delta, key, setting) -> FedDFState:
+    """The starts, and what the server has from the beginning."""
+    n_groups = len(method.architectures)
+    distillation.check_sizes(delta, method.groups, n_groups, setting.n_clients)
+
+    def arrays(tree: Tree) -> Tree:
+        return jax.tree.map(jnp.asarray, tree)
+
+    backbones, labelled = ((),) * n_groups, ()
+    if method.backbones is not None:
+        backbones = tuple(method.backbones)
+    if method.validation is not None:
+        labelled = (method.validation.examples, method.validation.labels)
+    held = ServerData(
+        groups=jnp.asarray(method.groups),
+        public=arrays(method.public),
+        backbones=arrays(backbones),
+        validation=arrays(labelled),
+    )
+    return FedDFState(delta=delta, held=held)
+
+
+def _exchange(method: _FedDF, group: int, local: LocalTraining) -> Exchange:
+    """Clients of one group train; the last group's exchange ends the round."""
+
+    def broadcast(state: FedDFState) -> Message:
+        return Message(state.delta[group], Unbilled(state.held.groups))
+
+    return Exchange(
+        broadcast=broadcast,
+        client=partial(_client, group, local),
+        server=partial(_server, method, group),
+        reduce=total(partial(_contribution, method, group)),
+        batches=local.batches,
+        selects=in_group(group, lambda message: message.groups),
+    )
+
+
+def _client(group: int, local: LocalTraining, backbone, message: Message):
+    """FedAvg's client: trains w_g, sends w_g - w_k."""
+    work = sends_update(local)(backbone[group], message.delta)
+
+    def one(message: Message, state, data, key):
+        return work(message.delta, state, data, key)
+
+    return one
+
+
+def _contribution(method: _FedDF, group: int, state: FedDFState, sent, weight):
+    """A client's update, and f(w_k, x) of all public examples."""
+    model = trees.subtract(state.delta[group], sent)
+    logits = _logits(method, group, model, state.held, examples=state.held.public)
+    return Gathered(
+        updates=jax.tree.map(lambda x: weight * x, sent),
+        examples=weight,
+        opinions=distillation.predictions(logits, method.average),
+        teachers=jnp.float32(1),
+    )
+
+
+def _server(method: _FedDF, group: int, state: FedDFState, aggregate, key):
+    """Keeps the sums of this group; after those of the last one, fuses the models."""
+    n_groups = len(method.architectures)
+    gathered = (*state.gathered, aggregate.value)
+    if group + 1 < n_groups:
+        return state._replace(gathered=gathered), {}
+    averaged = tuple(map(_averaged, state.delta, gathered))
+    if not method.server_steps:
+        return FedDFState(averaged, state.held), {}
+    target, n_teachers = _ensemble(method, gathered)
+    keys = jax.random.split(key, n_groups)
+    students = tuple(
+        _distilled(method, g, averaged[g], state.held, target=target, key=keys[g])
+        for g in range(n_groups)
+    )
+    delta = trees.select(jnp.asarray(n_teachers > 0), students, averaged)
+    return FedDFState(delta, state.held), {}
 
 
 def _averaged(delta: Tree, gathered: Gathered) -> Tree:
-    """FedAvg's; delta itself if nobody of the group came."""
-    examples = jnp.where(gathered.examples > 0, gathered.examples, 1.0)
-    return jax.tree.map(lambda w, total: w - total / examples, delta, gathered.updates)
+    """FedAvg's w_g - sum_k p_k (w_g - w_k); w_g itself without such a client."""
+    update = mean_of(gathered.updates, gathered.examples)
+    return trees.subtract(delta, update)
+
+
+def _ensemble(method: _FedDF, gathered: tuple[Gathered, ...]):
+    """(logits of zbar f32[n, K], the number of teachers f32[])."""
+    zero = jnp.float32(0)
+    n_teachers = sum((of_group.teachers for of_group in gathered), zero)
+    predictions = sum((of_group.opinions for of_group in gathered), zero)
+    mean = mean_of(predictions, n_teachers)
+    return distillation.consensus(mean, method.average), n_teachers
+
+
+def _distilled(
+    method: _FedDF,
+    group: int,
+    student: Tree,
+    held: ServerData,
+    *,
+    target: jax.Array,
+    key: jax.Array,
+) -> Tree:
+    """N steps of w_g towards the ensemble's predictions, or fewer with validation."""
+    step = distillation.distiller(
+        method.architectures[group].logits,
+        held.backbones[group],
+        held.public,
+        target,
+        distance=distillation.kl,
+        optimizer=method.server_optimizer,
+        batch_size=min(method.server_batch_size, n_rows(held.public)),
+        key=key,
+    )
+    start = (student, method.server_optimizer.init(student))
+    validation = method.validation
+    if validation is None:
+        return jax.lax.fori_loop(0, method.server_steps, step, start)[0]
+    examples, labels = held.validation
+
+    def accuracy(student):
+        logits = _logits(method, group, student, held, examples=examples)
+        return jnp.mean(logits.argmax(-1) == labels)
+
+    return distillation.until_plateau(
+        step,
+        start,
+        most=method.server_steps,
+        score=accuracy,
+        every=validation.every,
+        patience=validation.patience,
+    )
+
+
+def _logits(
+    method: _FedDF, group: int, model: Tree, held: ServerData, *, examples: dict
+) -> jax.Array:
+    """f32[n, K]: f_g(model, x) of these examples, at the server."""
+    return distillation.all_logits(
+        method.architectures[group].logits,
+        model,
+        held.backbones[group],
+        examples=examples,
+        batch_size=method.server_batch_size,
+    )

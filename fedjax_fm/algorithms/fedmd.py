@@ -1,15 +1,20 @@
 """FedMD: Heterogenous Federated Learning via Model Distillation.
 
 Li, Wang, 2019, arXiv 1910.03581, algorithm 1; distances and order as in the authors'
-code. Party k keeps its model f_k.
+code. Client k keeps its model f_k, of an architecture of its own.
 
-    start:     f_k is trained on public examples with labels (transfer learning), then on its own
-    round, on public examples x:  sends f_k(x);  consensus(x) = 1/m sum_k f_k(x);  each
-               is sent the consensus digest: f_k is moved towards it;  revisit: f_k is
-               trained on its own examples again
+    transfer learning: f_k is trained on public examples with labels, before the
+        federation, then on its own examples                    `_communicate`, once
+    in each round, on public examples x:
+        communicate:  client k sends f_k(x)                     `_communicate`
+        aggregate:    consensus(x) = 1/m sum_k f_k(x)           `_aggregate`
+        distribute:   each client is sent the consensus         `_second_exchange`
+        digest:       f_k is moved towards the consensus        `_digest`
+        revisit:      f_k is trained on its own examples again  `_digest_and_revisit`
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,59 +25,107 @@ from jax.flatten_util import ravel_pytree
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms import distillation
-from fedjax_fm.algorithms.distillation import Architecture, Average, Distance, n_rows
-from fedjax_fm.algorithms.local import train
+from fedjax_fm.algorithms.distillation import (
+    Architecture,
+    Average,
+    Distance,
+    Logits,
+    n_rows,
+)
+from fedjax_fm.algorithms.local import LocalTraining, local_training
+from fedjax_fm.algorithms.parts import Stream, in_group, stream
+from fedjax_fm.algorithms.reduce import mean_of, nothing, total
 from fedjax_fm.types import (
     Algorithm,
     Batches,
     ClientOutput,
     Exchange,
-    Reduce,
     Tree,
     Unbilled,
 )
 
-DIGEST = (
-    2**32 - 1
-)  # names the digest's key under the client's; steps, which are named too, are fewer
 
+class ClientModel(NamedTuple):
+    """Client state: f_k, flat, in as many entries as the largest architecture has.
 
-class Party(NamedTuple):
-    """Client state: a model, flat, in as many entries as the largest architecture has."""
+    Attributes:
+      weights: f32[largest].
+      started: bool[]; False: the client has not taken part yet, and its model is its
+        architecture's start.
+    """
 
-    weights: jax.Array  # f32[largest]
-    started: (
-        jax.Array
-    )  # bool[]: False: it has not taken part, its model is its architecture's start
+    weights: jax.Array
+    started: jax.Array
 
 
 class FedMDState(NamedTuple):
-    """Server state. It has no model: `delta` holds the starts and never changes."""
+    """Server state.
+
+    The server has no model: `delta` holds the starts and never changes.
+
+    Attributes:
+      delta: the start of each architecture.
+      groups: i32[N], the architecture of each client.
+      public: {name: [n, ...]}.
+      rows: i32[B], the public examples of this round.
+      consensus: f32[B, K], logits of the mean of the last round.
+      n_models: f32[], how many models it is the mean of; 0: it is that of zeros.
+    """
 
     delta: tuple[Tree, ...]
+    groups: jax.Array
+    public: dict[str, jax.Array]
+    rows: jax.Array
+    consensus: jax.Array
+    n_models: jax.Array
+
+
+class Shared(NamedTuple):
+    """What clients and server both have; not billed."""
+
     groups: jax.Array  # i32[N]
-    public: dict[str, jax.Array]  # {name: [n, ...]}
-    rows: jax.Array  # i32[B], the public examples of this round
-    consensus: jax.Array  # f32[B, K], logits of the mean of the last round
-    parties: jax.Array  # f32[], how many it is the mean of; nobody: it is that of zeros
+    examples: dict[str, jax.Array]  # {name: [B, ...]}, the public ones of this round
+    start: Tree  # of the group's architecture
 
 
 class Message(NamedTuple):
-    """Both ends have the public examples and the starts.
+    """What clients of one group are sent; only the consensus is billed."""
 
-    Only the consensus is billed, where there is one.
+    known: Any  # Shared
+    consensus: Any = ()  # f32[B, K], in the second exchange
+
+
+class _FedMD(NamedTuple):
+    """The hyper-parameters of `fedmd`, checked."""
+
+    logits: tuple[Logits, ...]  # of each architecture
+    local: tuple[LocalTraining, ...]  # of each architecture; batches of the revisit
+    start_batches: Batches
+    groups: np.ndarray
+    public: dict[str, Any]
+    n_classes: int  # K
+    n_public: int  # B
+    average: Average
+    distance: Distance
+    digest_optimizer: optax.GradientTransformation
+    digest_epochs: int
+    digest_batch_size: int
+    start_epochs: int
+
+
+def model_of(start: Tree, client: ClientModel) -> Tree:
+    """The model of a client.
+
+    Args:
+      start: of the client's architecture.
+      client: its state.
+
+    Returns:
+      A tree like `start`; `start` itself before the client first takes part.
     """
-
-    known: Any  # (groups, examples, start)
-    consensus: Any = ()
-
-
-def model_of(start: Tree, party: Party) -> Tree:
-    """The model of one party, of the architecture of `start`; its start before it took part."""
     flat, unravel = ravel_pytree(start)
-    return unravel(
-        jnp.where(party.started, party.weights[: flat.size].astype(flat.dtype), flat)
-    )
+    weights = client.weights[: flat.size].astype(flat.dtype)
+    return unravel(jnp.where(client.started, weights, flat))
 
 
 def fedmd(
@@ -92,216 +145,304 @@ def fedmd(
     local_steps: int | None = None,
     batch_size: int,
 ) -> Algorithm:
-    """Parties with private models agree on what they say of public examples.
+    """Clients with private models learn from their mean logits on public examples.
 
     `delta` and the simulator's `backbone` are tuples with one tree for each
-    architecture. A round is two exchanges for each architecture: all answer, then all
-    digest and revisit; each is a program of its own, over its own clients.
+    architecture. A round is two exchanges for each architecture: all clients send their
+    logits, then all digest and revisit; each exchange is a program of its own, over its
+    own clients.
+
+    Sends: up and down f32[B, K], however large the models; those never leave their
+    clients.
 
     Args:
       architectures: loss, logits and optimizer of the private model of each.
-      groups: [N], which of them each party has.
+      groups: [N], which of them each client has.
       public: {name: array[n, ...]}; their labels serve the transfer learning, which
         comes before: `fedavg` with one client whose examples are the public ones gives
         each architecture's delta.
       n_classes: K.
       n_public: B, public examples drawn anew each round; default all of them, in order.
         The authors: 5000.
-      average: of the parties' logits (the paper's), or of their probabilities.
+      average: of the clients' logits (the paper's), or of their probabilities.
       distance: of logits f32[B, K] from the consensus, minimised by the digest; default
         `mean_absolute` as in the authors' code, and `kl` for probabilities, whose
         logits are known up to a constant only.
-      digest_optimizer: default Adam at 1e-3; starts afresh each round, as does the private one.
-      digest_epochs, digest_batch_size: passes over the B examples; the authors: 1, 256.
-      start_epochs: of each party on its own examples when it first takes part; the
-        authors: at most 25.
-      epochs, local_steps, batch_size: of the revisit, as for `fedavg`.
+      digest_optimizer: default Adam at 1e-3; starts afresh each round, as does the
+        private one.
+      digest_epochs: passes over the B examples of a round; the authors: 1.
+      digest_batch_size: public examples a step of the digest; the authors: 256.
+      start_epochs: passes of each client over its own examples when it first takes
+        part; the authors: at most 25.
+      epochs: full passes of the revisit over a client's data; give this or
+        `local_steps`.
+      local_steps: batches of the revisit.
+      batch_size: own examples a step.
 
-    Sends: up and down f32[B, K], however large the models; those never leave their
-    parties. `simulator.model(state, k)` has one entry for each architecture, of which
-    that of `groups[k]` is party k's; the server has the starts only.
+    Returns:
+      An algorithm whose server state is `FedMDState`; client states are `ClientModel`.
+      `simulator.model(state, k)` has one entry for each architecture, of which that of
+      `groups[k]` is client k's; the server has the starts only.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds.
+      ValueError: mean probabilities with `mean_absolute`; later, deltas or clients are
+        not as many as architectures or groups.
+
+    References:
+      Li and Wang 2019, arXiv 1910.03581, algorithm 1.
+
+    Example:
+      >>> import fedjax_fm as ffm
+      >>> def logits(w, backbone, batch):
+      ...     return batch["x"] @ w
+      >>> def loss(w, backbone, batch, key):
+      ...     return optax.softmax_cross_entropy(logits(w, (), batch), batch["y"]), {}
+      >>> linear = Architecture(ffm.Task(loss), logits, optax.sgd(0.5))
+      >>> x = jnp.eye(2)
+      >>> how = {"start_epochs": 1, "local_steps": 1, "batch_size": 2}
+      >>> method = fedmd([linear], [0, 0], {"x": x}, n_classes=2, **how)
+      >>> population = ffm.Population.from_clients([{"x": x, "y": x}] * 2)
+      >>> simulator = ffm.Simulator(method, population, backbone=((),), cohort_size=2)
+      >>> state, metrics = simulator.run(simulator.init((jnp.zeros((2, 2)),)), 2)
+      >>> (w,), _ = simulator.model(state, client=1)
+      >>> logits(w, (), {"x": x}).argmax(-1).tolist()
+      [0, 1]
+      >>> int(metrics["uplink_bytes"][0])  # 2 clients, 2 examples, 2 classes, 4 bytes
+      32
     """
     architectures = distillation.checked_architectures(architectures)
     checks.server_optimizer("digest_optimizer", digest_optimizer)
-    n_groups = len(architectures)
-    groups = distillation.checked_groups(groups, n_groups, public, average)
+    groups = distillation.checked_groups(groups, len(architectures), public, average)
     n = n_rows(public)
-    n_used: int = (
-        n if n_public is None else checks.whole("n_public", n_public, least=1, most=n)
-    )
+    if n_public is not None:
+        checks.whole("n_public", n_public, least=1, most=n)
     checks.whole("n_classes", n_classes, least=1)
     checks.whole("digest_epochs", digest_epochs, least=0)
     checks.whole("digest_batch_size", digest_batch_size, least=1)
     checks.whole("start_epochs", start_epochs, least=0)
-    if average == "probabilities" and distance is distillation.mean_absolute:
+    local = tuple(
+        local_training(
+            one.task,
+            one.optimizer,
+            epochs=epochs,
+            local_steps=local_steps,
+            batch_size=batch_size,
+        )
+        for one in architectures
+    )
+    method = _FedMD(
+        logits=tuple(one.logits for one in architectures),
+        local=local,
+        start_batches=Batches(batch_size, epochs=max(start_epochs, 1)),
+        groups=groups,
+        public=public,
+        n_classes=n_classes,
+        n_public=n if n_public is None else n_public,
+        average=average,
+        distance=_checked_distance(distance, average),
+        digest_optimizer=digest_optimizer or optax.adam(1e-3),
+        digest_epochs=digest_epochs,
+        digest_batch_size=digest_batch_size,
+        start_epochs=start_epochs,
+    )
+    each_group = range(len(architectures))
+    first = tuple(_first_exchange(method, group) for group in each_group)
+    second = tuple(_second_exchange(method, group) for group in each_group)
+    return Algorithm(
+        init=partial(_init, method),
+        exchanges=(*first, *second),
+        client_init=_client_init,
+        model=_model,
+    )
+
+
+def _checked_distance(distance: Distance | None, average: Average) -> Distance:
+    """The digest's distance, the default if there is none."""
+    if average == "logits":
+        return distance or distillation.mean_absolute
+    if distance is distillation.mean_absolute:
         raise ValueError(
             "logits of mean probabilities are known up to a constant: expected a "
             "distance that ignores it"
         )
-    distance = distance or (
-        distillation.mean_absolute if average == "logits" else distillation.kl
+    return distance or distillation.kl
+
+
+def _init(method: _FedMD, delta, key, setting) -> FedMDState:
+    """The starts, and the public examples of the first round."""
+    distillation.check_sizes(delta, method.groups, len(method.local), setting.n_clients)
+    return FedMDState(
+        delta=delta,
+        groups=jnp.asarray(method.groups),
+        public=jax.tree.map(jnp.asarray, method.public),
+        rows=_drawn_rows(method, key),
+        consensus=jnp.zeros((method.n_public, method.n_classes), jnp.float32),
+        n_models=jnp.float32(0),
     )
-    digest = digest_optimizer or optax.adam(1e-3)
-    digest_steps = digest_epochs * -(-n_used // digest_batch_size)
-    revisits = Batches(batch_size, epochs, local_steps).checked()
-    starts = Batches(batch_size, epochs=max(start_epochs, 1))
 
-    def drawn(key: jax.Array) -> jax.Array:
-        return jnp.arange(n) if n_used == n else jax.random.permutation(key, n)[:n_used]
 
-    def init(delta, key, setting):
-        distillation.check_sizes(delta, groups, n_groups, setting.n_clients)
-        examples = jax.tree.map(jnp.asarray, public)
-        nothing = jnp.zeros((n_used, n_classes), jnp.float32), jnp.float32(0)
-        return FedMDState(delta, jnp.asarray(groups), examples, drawn(key), *nothing)
+def _drawn_rows(method: _FedMD, key: jax.Array) -> jax.Array:
+    """i32[B]: the public examples of a round."""
+    n = n_rows(method.public)
+    if method.n_public == n:
+        return jnp.arange(n)
+    return jax.random.permutation(key, n)[: method.n_public]
 
-    def client_init(delta, key):
-        return Party(
-            jnp.zeros(max(map(trees.size, delta)), jnp.float32), jnp.bool_(False)
-        )
 
-    def kept(party: Party, delta: Tree) -> Party:
-        flat = ravel_pytree(delta)[0].astype(jnp.float32)
-        return Party(party.weights.at[: flat.size].set(flat), jnp.bool_(True))
+def _client_init(delta, key) -> ClientModel:
+    """A client that has not taken part."""
+    largest = max(map(trees.size, delta))
+    weights = jnp.zeros(largest, jnp.float32)
+    return ClientModel(weights, started=jnp.bool_(False))
 
-    def known(state: FedMDState, group: int) -> Unbilled:
-        return Unbilled(
-            (
-                state.groups,
-                distillation.take(state.public, state.rows),
-                state.delta[group],
-            )
-        )
 
-    def takes(group: int):
-        return lambda message, client, key: message.known[0][client] == group
+def _updated(client: ClientModel, model: Tree) -> ClientModel:
+    """The client's state with this model."""
+    flat, _ = ravel_pytree(model)
+    weights = client.weights.at[: flat.size].set(flat.astype(jnp.float32))
+    return ClientModel(weights, jnp.bool_(True))
 
-    def ask(group: int, architecture: Architecture) -> Exchange:
-        """A party that is here for the first time trains; each says what it thinks."""
 
-        def client(backbone, message):
-            def one(message: Message, party: Party, data, key):
-                _, examples, start = message.known
-                delta = model_of(start, party)
-                if start_epochs:
-                    data = data._replace(
-                        n_steps=jnp.where(party.started, 0, data.n_steps)
-                    )
-                    delta, _ = train(
-                        architecture.task,
-                        architecture.optimizer,
-                        delta,
-                        backbone[group],
-                        data,
-                        key,
-                    )
-                said = distillation.all_logits(
-                    architecture.logits,
-                    delta,
-                    backbone[group],
-                    examples,
-                    digest_batch_size,
-                )
-                return ClientOutput(
-                    upload=distillation.opinion(said, average),
-                    weight=jnp.float32(1),
-                    state=kept(party, delta),
-                )
+def _shared(state: FedMDState, group: int) -> Unbilled:
+    """What a client of this group and the server both have."""
+    examples = distillation.take(state.public, state.rows)
+    return Unbilled(Shared(state.groups, examples, state.delta[group]))
 
-            return one
 
-        def server(state: FedMDState, aggregate, key):
-            """`consensus` is a sum until the last group has answered."""
-            said, parties = aggregate.value
-            if group:
-                said, parties = state.consensus + said, state.parties + parties
-            if group + 1 == n_groups:
-                said = distillation.agreed(said / jnp.maximum(parties, 1), average)
-            return state._replace(consensus=said, parties=parties), {}
+def _takes_part(group: int):
+    """`Exchange.selects` of the clients of one group."""
+    return in_group(group, lambda message: message.known.groups)
 
-        total = Reduce(
-            lift=lambda server, sent, weight: (sent, weight),
-            finish=lambda total, setting: total,
-        )
 
-        def broadcast(state):
-            return Message(known(state, group))
+# Communicate and aggregate
 
-        return Exchange(
-            broadcast=broadcast,
-            client=client,
-            server=server,
-            reduce=total,
-            batches=starts,
-            selects=takes(group),
-        )
 
-    def tell(group: int, architecture: Architecture) -> Exchange:
-        """Digest and revisit; nothing comes back."""
-
-        def client(backbone, message):
-            def one(message: Message, party: Party, data, key):
-                _, examples, start = message.known
-                delta = model_of(start, party)
-                step = distillation.distiller(
-                    architecture.logits,
-                    backbone[group],
-                    examples,
-                    message.consensus,
-                    distance=distance,
-                    optimizer=digest,
-                    batch_size=min(digest_batch_size, n_used),
-                    key=jax.random.fold_in(key, DIGEST),
-                )
-                delta, _ = jax.lax.fori_loop(
-                    0, digest_steps, step, (delta, digest.init(delta))
-                )
-                delta, metrics = train(
-                    architecture.task,
-                    architecture.optimizer,
-                    delta,
-                    backbone[group],
-                    data,
-                    key,
-                )
-                return ClientOutput(
-                    upload=(),
-                    weight=jnp.float32(1),
-                    state=kept(party, delta),
-                    metrics=metrics,
-                )
-
-            return one
-
-        def server(state: FedMDState, aggregate, key):
-            return (
-                state._replace(rows=drawn(key)) if group + 1 == n_groups else state
-            ), {}
-
-        nothing = Reduce(
-            lift=lambda server, sent, weight: (), finish=lambda total, setting: total
-        )
-
-        def broadcast(state):
-            return Message(known(state, group), state.consensus)
-
-        return Exchange(
-            broadcast=broadcast,
-            client=client,
-            server=server,
-            reduce=nothing,
-            batches=revisits,
-            selects=takes(group),
-        )
-
-    each = tuple(enumerate(architectures))
-
-    def model(server: FedMDState, party: Party | None, backbone):
-        if party is None:
-            return server.delta, backbone
-        return tuple(model_of(start, party) for start in server.delta), backbone
-
-    exchanges = (*(ask(*pair) for pair in each), *(tell(*pair) for pair in each))
-    return Algorithm(
-        init=init, exchanges=exchanges, client_init=client_init, model=model
+def _first_exchange(method: _FedMD, group: int) -> Exchange:
+    """Clients of one architecture send their logits of the public examples."""
+    return Exchange(
+        broadcast=lambda state: Message(_shared(state, group)),
+        client=lambda backbone, message: partial(
+            _communicate, method, group, backbone[group]
+        ),
+        server=partial(_aggregate, method, group),
+        reduce=total(),
+        batches=method.start_batches,
+        selects=_takes_part(group),
     )
+
+
+def _communicate(
+    method: _FedMD,
+    group: int,
+    backbone,
+    message: Message,
+    client: ClientModel,
+    data,
+    key,
+) -> ClientOutput:
+    """Sends f_k(x); a client that takes part for the first time trains before."""
+    shared = message.known
+    model = model_of(shared.start, client)
+    if method.start_epochs:
+        steps = jnp.where(client.started, 0, data.n_steps)
+        data = data._replace(n_steps=steps)
+        model, _ = method.local[group].run(model, backbone, data, key)
+    logits = distillation.all_logits(
+        method.logits[group],
+        model,
+        backbone,
+        examples=shared.examples,
+        batch_size=method.digest_batch_size,
+    )
+    return ClientOutput(
+        upload=distillation.predictions(logits, method.average),
+        weight=jnp.float32(1),
+        state=_updated(client, model),
+    )
+
+
+def _aggregate(method: _FedMD, group: int, state: FedMDState, aggregate, key):
+    """consensus(x) = 1/m sum_k f_k(x); a sum until that of the last group is there."""
+    predictions, n_models = aggregate.value
+    if group:
+        predictions = state.consensus + predictions
+        n_models = state.n_models + n_models
+    if group + 1 == len(method.local):
+        mean = mean_of(predictions, n_models)
+        predictions = distillation.consensus(mean, method.average)
+    return state._replace(consensus=predictions, n_models=n_models), {}
+
+
+# Distribute, digest and revisit
+
+
+def _second_exchange(method: _FedMD, group: int) -> Exchange:
+    """Clients of one architecture are sent the consensus; nothing comes back."""
+    return Exchange(
+        broadcast=lambda state: Message(_shared(state, group), state.consensus),
+        client=lambda backbone, message: partial(
+            _digest_and_revisit, method, group, backbone[group]
+        ),
+        server=partial(_end_of_round, method, group),
+        reduce=nothing(),
+        batches=method.local[group].batches,
+        selects=_takes_part(group),
+    )
+
+
+def _digest(
+    method: _FedMD, group: int, backbone, message: Message, model: Tree, *, key
+) -> Tree:
+    """Steps of f_k towards the consensus."""
+    step = distillation.distiller(
+        method.logits[group],
+        backbone,
+        message.known.examples,
+        message.consensus,
+        distance=method.distance,
+        optimizer=method.digest_optimizer,
+        batch_size=min(method.digest_batch_size, method.n_public),
+        key=key,
+    )
+    start = (model, method.digest_optimizer.init(model))
+    per_epoch = -(-method.n_public // method.digest_batch_size)
+    n_steps = method.digest_epochs * per_epoch
+    model, _ = jax.lax.fori_loop(0, n_steps, step, start)
+    return model
+
+
+def _digest_and_revisit(
+    method: _FedMD,
+    group: int,
+    backbone,
+    message: Message,
+    client: ClientModel,
+    data,
+    key,
+) -> ClientOutput:
+    """Moves f_k towards the consensus, then trains it on the client's own examples."""
+    model = model_of(message.known.start, client)
+    digest_key = stream(key, Stream.BESIDE_STEPS)
+    model = _digest(method, group, backbone, message, model=model, key=digest_key)
+    model, metrics = method.local[group].run(model, backbone, data, key)
+    return ClientOutput(
+        upload=(),
+        weight=jnp.float32(1),
+        state=_updated(client, model),
+        metrics=metrics,
+    )
+
+
+def _end_of_round(method: _FedMD, group: int, state: FedMDState, aggregate, key):
+    """After the last group, draws the public examples of the next round."""
+    if group + 1 < len(method.local):
+        return state, {}
+    return state._replace(rows=_drawn_rows(method, key)), {}
+
+
+def _model(server: FedMDState, client: ClientModel | None, backbone):
+    """`Algorithm.model`: the starts, or a client's model in each place."""
+    if client is None:
+        return server.delta, backbone
+    return tuple(model_of(start, client) for start in server.delta), backbone

@@ -1,12 +1,16 @@
-"""FjORD: Fair and Accurate Federated Learning under heterogeneous targets with Ordered Dropout.
+"""FjORD: Fair and Accurate Federated Learning with Ordered Dropout.
 
-Horvath, Laskaridis, Almeida, Leontiadis, Venieris, Lane, 2021, arXiv 2102.13451; server
-as in the authors' Flower code.
+Horvath, Laskaridis, Almeida, Leontiadis, Venieris, Lane, Fair and Accurate Federated
+Learning under heterogeneous targets with Ordered Dropout, 2021, arXiv 2102.13451; the
+server is that of the authors' Flower code.
 
-    client of cap c, each step:  p ~ U{q in P: q <= c};  one step on loss(prefix p)
-        with distillation:  CE(f_c, y) + (1 - alpha) CE(f_p, y) + alpha KL(stop(f_c) || f_p; T)
-    server, for each width of P from the widest to the narrowest:
-        prefix <- sum n_k w_k / sum n_k over the clients with c >= p; what nobody held stays
+    client of cap c, each step:
+        p ~ U{q in P: q <= c};  one step on loss(prefix p)      `_of_a_drawn_width`
+        with distillation, alpha and T, on                      `_at_width`
+            CE(f_c, y) + (1 - alpha) CE(f_p, y) + alpha KL(stop(f_c) || f_p; T)
+    server, for each width p of P from the widest to the narrowest:
+        prefix p <- sum n_k w_k / sum n_k over the clients with c >= p; entries that no
+        client holds stay                                       `by_width.averaged`
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -27,10 +31,16 @@ from fedjax_fm.types import Algorithm, Task, Tree
 class Distillation(NamedTuple):
     """The client's widest model teaches the one that was drawn, on the same batch.
 
-    `logits(delta, backbone, batch, key) -> f32[B, ..., K]`; the divergence is a mean
-    over the axes in between, between softmax(logits / T), without a factor T^2. The
-    teacher is a target only: it learns from the labels by its own term, which the paper
-    found to help and the authors' code has; False leaves it out.
+    Attributes:
+      logits: `(delta, backbone, batch, key) -> f32[B, ..., K]`; the divergence is a
+        mean over the axes in between, between softmax(logits / T), without a factor
+        T^2.
+      alpha: what the divergence counts, 0 to 1; the drawn model's own loss counts 1 -
+        alpha.
+      temperature: T, above 0.
+      teacher_learns: the widest model learns from the labels by a term of its own,
+        which the paper found to help and the authors' code has; False leaves it out.
+        In the divergence it is a target only.
     """
 
     logits: Callable[[Tree, Tree, dict[str, jax.Array], jax.Array], jax.Array]
@@ -68,6 +78,8 @@ def fjord(
     CPUs do for models of any size; a block of several clients computes each step at all
     widths below the cap.
 
+    Sends: the slice of the cap down, its change up.
+
     Args:
       task: the loss, on slices: it reads its widths from the shapes of its arrays.
       client_optimizer: as in `fedavg`. Entries outside of the step's prefix see a zero
@@ -77,10 +89,35 @@ def fjord(
       widths: P, what a step may draw.
       caps: of each client, [N], or {cap: share}, drawn anew each round; every cap is
         one of `widths`.
-      distillation: of the widest model into the drawn one; None trains by the loss alone.
-      epochs, local_steps, batch_size: as in `fedavg`.
+      distillation: of the widest model into the drawn one; None trains by the loss
+        alone.
+      epochs: full passes over a client's data; give this or `local_steps`.
+      local_steps: batches.
+      batch_size: examples a step.
 
-    Sends: the slice of the cap down, its change up.
+    Returns:
+      An algorithm whose server state is `by_width.ByWidthState`; clients keep nothing.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds; a cap is
+        none of the widths.
+
+    References:
+      Horvath et al. 2021, arXiv 2102.13451, algorithm 1.
+
+    Example:
+      >>> import optax, fedjax_fm as ffm
+      >>> def loss(w, backbone, batch, key):
+      ...     return (w.sum() - batch["y"]) ** 2, {}
+      >>> prefixes = ffm.algorithms.nest(jnp.zeros(4), {"": ("width",)})
+      >>> how = {"widths": (0.5, 1.0), "caps": [0.5, 0.5], "batch_size": 1}
+      >>> method = fjord(Task(loss), optax.sgd(0.1), prefixes, local_steps=5, **how)
+      >>> clients = [{"y": jnp.ones(1)}, {"y": jnp.ones(1)}]
+      >>> population = ffm.Population.from_clients(clients)
+      >>> simulator = ffm.Simulator(method, population, cohort_size=2)
+      >>> state, metrics = simulator.run(simulator.init(jnp.zeros(4)), 2)
+      >>> [round(float(w), 1) for w in state.delta]  # no client holds the second half
+      [0.5, 0.5, 0.0, 0.0]
     """
     local = local_training(
         task,
@@ -93,9 +130,11 @@ def fjord(
         raise ValueError(f"expected at least one width, got widths={widths!r}")
     for width in widths:
         check_width(width)
-    if strange := set(widths_of(caps)) - set(widths):
+    occurring = set(widths_of(caps))
+    if strange := occurring - set(widths):
         raise ValueError(
-            f"expected every cap to be one of widths={tuple(widths)}, got caps of {sorted(strange)}"
+            f"expected every cap to be one of widths={tuple(widths)}, "
+            f"got caps of {sorted(strange)}"
         )
     if distillation is not None:
         distillation.checked()
@@ -130,17 +169,23 @@ def _at_width(
         logits, temperature = distillation.logits, distillation.temperature
 
         def soften(tree):
-            return jax.nn.log_softmax(logits(tree, backbone, batch, key) / temperature)
+            predicted = logits(tree, backbone, batch, key)
+            return jax.nn.log_softmax(predicted / temperature)
 
-        student, teacher = soften(part), jax.lax.stop_gradient(soften(delta))
-        divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
-        divergence = divergence.reshape(divergence.shape[0], -1).mean(axis=1)
+        student, teacher = soften(part), soften(delta)
+        divergences = _divergence(jax.lax.stop_gradient(teacher), student)
+        divergence = divergences.reshape(divergences.shape[0], -1).mean(axis=1)
         losses = (1 - distillation.alpha) * losses + distillation.alpha * divergence
         if distillation.teacher_learns:
             losses += task.loss(delta, backbone, batch, key)[0]
         return losses, metrics
 
     return Task(loss, task.weight)
+
+
+def _divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """KL(teacher || student) of log-probabilities, over the last axis."""
+    return jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
 
 
 def _of_a_drawn_width(tasks: list[Task]) -> Callable:
@@ -153,7 +198,7 @@ def _of_a_drawn_width(tasks: list[Task]) -> Callable:
 
     def of_task(task: Task):
         def loss(delta, backbone, batch, mask, key):
-            return masked_loss(task, delta, backbone, batch, mask, key)
+            return masked_loss(task, delta, backbone, batch=batch, mask=mask, key=key)
 
         return jax.grad(loss, has_aux=True)
 
@@ -162,6 +207,7 @@ def _of_a_drawn_width(tasks: list[Task]) -> Callable:
     def gradient(delta, backbone, batch, mask, key):
         width_key = stream(key, Stream.DRAWN_WIDTH)
         drawn = jax.random.randint(width_key, (), 0, len(branches))
-        return jax.lax.switch(drawn, branches, delta, backbone, batch, mask, key)
+        operands = (delta, backbone, batch, mask, key)
+        return jax.lax.switch(drawn, branches, *operands)
 
     return gradient

@@ -47,12 +47,30 @@ class LocalTraining(NamedTuple):
         key: jax.Array,
         **changes: Any,
     ) -> tuple[Tree, Sums]:
-        """`train` with this task and this optimizer; `changes` are its keywords."""
+        """Runs `train` with this task and this optimizer.
+
+        Args:
+          delta: where it starts.
+          backbone: what is frozen.
+          data: the client's, as the engine gives it.
+          key: the client's.
+          **changes: further keywords of `train`.
+
+        Returns:
+          (delta, metrics), as `train`.
+        """
         start = (delta, backbone, data, key)
         return train(self.task, self.optimizer, *start, **changes)
 
     def weight(self, data: ClientData) -> jax.Array:
-        """f32[]: what this client counts among clients, see `client_weight`."""
+        """What this client counts among clients, see `client_weight`.
+
+        Args:
+          data: the client's, as the engine gives it.
+
+        Returns:
+          f32[].
+        """
         return client_weight(self.task, data)
 
 
@@ -87,21 +105,59 @@ def local_training(
 def optimizer_of(
     optimizer: ClientOptimizer, round_index: jax.Array
 ) -> optax.GradientTransformation:
-    """The client's optimizer in this round."""
+    """The client's optimizer in this round.
+
+    Args:
+      optimizer: of optax, or a function of the round that makes one.
+      round_index: i32[], from 0.
+
+    Returns:
+      An optax optimizer.
+
+    Raises:
+      TypeError: the function makes something else.
+    """
     if isinstance(optimizer, optax.GradientTransformation):
         return optimizer
     made = optimizer(round_index)
     if not isinstance(made, optax.GradientTransformation):
         raise TypeError(
-            f"expected client_optimizer(round) to make an optax optimizer, got {kind(made)}"
+            "expected client_optimizer(round) to make an optax optimizer, "
+            f"got {kind(made)}"
         )
     return made
 
 
 def client_weight(task: Task, data: ClientData) -> jax.Array:
-    """f32[]: what a client counts among clients, n_k or the weights of all examples that it holds.
+    """What a client counts among clients: n_k, or the sum of its examples' weights.
 
-    It does not depend on how many of them the local steps came to see, just as n_k does not.
+    Like n_k, that sum is over all examples that the client has, whether or not its
+    local steps reach them.
+
+    Args:
+      task: whose `weight` counts; None there counts each example as one.
+      data: the client's, as the engine gives it.
+
+    Returns:
+      f32[].
+
+    Example:
+      >>> one = jnp.int32(1)
+      >>> batch = {"tokens": jnp.array([5.0, 3.0])}
+      >>> data = ClientData(
+      ...     id=one,
+      ...     round=one,
+      ...     n_examples=jnp.int32(2),
+      ...     n_steps=one,
+      ...     batch=lambda i: (batch, jnp.ones(2, bool)),
+      ...     repeat=one,
+      ... )
+      >>> def loss(delta, backbone, batch, key):
+      ...     return delta * batch["tokens"], {}
+      >>> float(client_weight(Task(loss), data))
+      2.0
+      >>> float(client_weight(Task(loss, lambda batch: batch["tokens"]), data))
+      8.0
     """
     if task.weight is None:
         return data.n_examples.astype(jnp.float32)
@@ -110,10 +166,9 @@ def client_weight(task: Task, data: ClientData) -> jax.Array:
         batch, mask = data.batch(i)
         return total + jnp.sum(weights_of(task, batch, mask))
 
-    batch_size = jax.eval_shape(data.batch, jnp.int32(0))[1].shape[0]
-    n_batches = -(
-        -data.n_examples // batch_size
-    )  # the first epoch sees every example once
+    _, mask = jax.eval_shape(data.batch, jnp.int32(0))
+    # The first epoch sees every example once.
+    n_batches = -(-data.n_examples // mask.shape[0])
     return jax.lax.fori_loop(0, n_batches, add, jnp.float32(0))
 
 
@@ -213,7 +268,9 @@ def train(
       FedProx's client pulls w back to where it started:
 
       >>> def towards_start(gradients, w):
-      ...     return jax.tree.map(lambda g, a, s: g + 0.1 * (a - s), gradients, w, start)
+      ...     def one(g, a, s):
+      ...         return g + 0.1 * (a - s)
+      ...     return jax.tree.map(one, gradients, w, start)
       >>> # train(task, optimizer, start, backbone, data, key, correct=towards_start)
     """
     check_trainable(delta)
@@ -233,7 +290,7 @@ def train(
 
     def first_sums():
         batch, mask = data.batch(jnp.int32(0))
-        return masked_loss(task, delta, backbone, batch, mask, key)[1]
+        return masked_loss(task, delta, backbone, batch=batch, mask=mask, key=key)[1]
 
     start = (delta, optimizer.init(delta))
     (delta, _), sums = over_steps(data, step, start, jax.eval_shape(first_sums))
@@ -244,7 +301,7 @@ def _gradient_of(task: Task) -> Callable:
     """`(delta, backbone, batch, mask, key) -> (gradients, sums)` of the mean loss."""
 
     def loss(delta, backbone, batch, mask, key):
-        return masked_loss(task, delta, backbone, batch, mask, key)
+        return masked_loss(task, delta, backbone, batch=batch, mask=mask, key=key)
 
     return jax.grad(loss, has_aux=True)
 

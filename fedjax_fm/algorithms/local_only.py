@@ -1,10 +1,10 @@
 """Local only: every client trains alone and sends nothing.
 
-The baseline that says whether federating pays.
+The baseline that shows whether federating pays.
 
-client:  d_k <- d_k after local steps on its own data, d_k = the common start in round
-0;  sends nothing
-server:  does nothing
+    client:  d_k <- d_k after local steps on its own data, d_k = the common start in
+             round 0;  sends nothing
+    server:  does nothing
 """
 
 from fedjax_fm.algorithms.local import ClientOptimizer, local_training

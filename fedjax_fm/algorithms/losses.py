@@ -40,7 +40,8 @@ def checked(task: Task) -> Task:
 
     def loss(delta, backbone, batch, key):
         n_examples = jax.tree.leaves(batch)[0].shape[0]
-        return losses_of(task, delta, backbone, batch, key, n_examples)
+        given = (task, delta, backbone, batch, key)
+        return losses_of(*given, n_examples=n_examples)
 
     return Task(loss=loss, weight=task.weight)
 
@@ -57,7 +58,10 @@ def losses_of(
 
     Args:
       task: the loss.
-      delta, backbone, batch, key: its arguments.
+      delta: the trainable tree.
+      backbone: the frozen one.
+      batch: {name: [B, ...]}.
+      key: drives dropout and the like; None where the model is evaluated.
       n_examples: B, rows of the batch.
 
     Returns:
@@ -74,9 +78,8 @@ def losses_of(
             f"fedjax_fm: in the loss, which was given {_given(delta, backbone, batch)}"
         )
         raise
-    if not (
-        isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)
-    ):
+    is_pair = isinstance(found, tuple) and len(found) == 2
+    if not (is_pair and isinstance(found[1], Mapping)):
         raise TypeError(
             "expected the loss to return (losses, metrics), "
             f"float32[{n_examples}] and a dict, got {kind(found)}; without "
@@ -86,19 +89,33 @@ def losses_of(
     _check_per_example("loss", losses, n_examples)
     if not jnp.issubdtype(jnp.result_type(losses), jnp.floating):
         raise TypeError(
-            f"expected losses that are real numbers, got {kind(losses)}: they have no gradient"
+            f"expected losses that are real numbers, got {kind(losses)}: "
+            "they have no gradient"
         )
     for name, values in metrics.items():
         if name == "loss":
             raise ValueError(
-                "the loss returns a metric of the name 'loss', which is that of the loss itself"
+                "the loss returns a metric of the name 'loss', "
+                "which is that of the loss itself"
             )
         _check_per_example(f"value of the metric {name!r}", values, n_examples)
     return losses, dict(metrics)
 
 
 def weights_of(task: Task, batch: Tree, mask: jax.Array) -> jax.Array:
-    """f32[B]: what each row counts; padded rows count nothing."""
+    """What each row of a batch counts; padded rows count nothing.
+
+    Args:
+      task: whose `weight` counts; None there counts each example as one.
+      batch: {name: [B, ...]}.
+      mask: bool[B], False in padded rows.
+
+    Returns:
+      f32[B].
+
+    Raises:
+      ValueError: the task's weights are not one per example.
+    """
     if task.weight is None:
         return jnp.where(mask, 1.0, 0.0)
     weights = task.weight(batch)
@@ -121,14 +138,25 @@ def _check_per_example(what: str, values: Any, n_examples: int) -> None:
     elif shape is not None and shape[:1] == (n_examples,):
         hint = "sum or average over the axes behind the first, within each example"
     else:
-        hint = f"the first axis is that of the {n_examples} examples, and there is no other"
+        hint = (
+            f"the first axis is that of the {n_examples} examples, "
+            "and there is no other"
+        )
     raise ValueError(
-        f"expected one {what} per example: float32[{n_examples}], got {kind(values)}; {hint}"
+        f"expected one {what} per example: float32[{n_examples}], "
+        f"got {kind(values)}; {hint}"
     )
 
 
 def kind(value: Any) -> str:
-    """A value by its type and shape: float32[8], a tuple of 2, a float."""
+    """A value in words, by its type and shape: float32[8], a tuple of 2, a float.
+
+    Args:
+      value: anything.
+
+    Returns:
+      Text for an error message.
+    """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, tuple | list):
@@ -142,7 +170,14 @@ def _given(delta: Tree, backbone: Tree, batch: Tree) -> str:
 
 
 def check_trainable(delta: Tree) -> None:
-    """Raises TypeError for a leaf that has no gradient."""
+    """Refuses a trainable tree with a leaf that has no gradient.
+
+    Args:
+      delta: the tree.
+
+    Raises:
+      TypeError: a leaf holds no floats.
+    """
     for path, leaf in jax.tree.leaves_with_path(delta):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
@@ -175,20 +210,23 @@ def masked_loss(
       key: drives dropout and the like.
 
     Returns:
-      (f32[], {name: (weighted sum f32[], weight f32[])}); a batch without a real row has
-      a mean of 0.
+      (f32[], {name: (weighted sum f32[], weight f32[])}); a batch without a real row
+      has a mean of 0.
 
     Raises:
       TypeError, ValueError: the loss does not return one number per example.
 
     Example:
       >>> task = Task(lambda delta, backbone, batch, key: (delta * batch["x"], {}))
-      >>> batch, mask = {"x": jnp.array([1.0, 3.0, jnp.nan])}, jnp.array([True, True, False])
-      >>> mean, sums = masked_loss(task, jnp.float32(2), (), batch, mask, jax.random.key(0))
+      >>> batch = {"x": jnp.array([1.0, 3.0, jnp.nan])}
+      >>> mask = jnp.array([True, True, False])
+      >>> delta, key = jnp.float32(2), jax.random.key(0)
+      >>> mean, sums = masked_loss(task, delta, (), batch, mask, key)
       >>> float(mean), [float(x) for x in sums["loss"]]
       (4.0, [8.0, 2.0])
     """
-    losses, metrics = losses_of(task, delta, backbone, batch, key, mask.shape[0])
+    given = (task, delta, backbone, batch, key)
+    losses, metrics = losses_of(*given, n_examples=mask.shape[0])
     weights = weights_of(task, batch, mask)
     count = jnp.sum(weights, dtype=jnp.float32)
 

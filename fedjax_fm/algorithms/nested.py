@@ -20,10 +20,13 @@ from fedjax_fm.types import Tree
 
 
 class Groups(NamedTuple):
-    """An axis of `n` equal parts laid out one after the other, a prefix inside each.
+    """An axis of equal parts laid out one after the other, a prefix inside each.
 
     Attention heads, fused query, key and value (3 * heads), pictures flattened pixel by
     pixel with channels last (pixels).
+
+    Attributes:
+      n: the number of parts; it divides the axis.
     """
 
     n: int
@@ -35,13 +38,25 @@ Axis = Literal["width", "labels"] | Groups | None
 
 
 class Prefixes(NamedTuple):
-    """Which part of a tree each width holds; made by `nest`."""
+    """Which part of a tree each width holds; made by `nest`.
 
-    full: Tree  # of ShapeDtypeStruct
-    axes: Tree  # like it, at every leaf a tuple of Axis
+    Attributes:
+      full: the whole tree, of `jax.ShapeDtypeStruct`.
+      axes: like it, at every leaf a tuple of `Axis`.
+    """
+
+    full: Tree
+    axes: Tree
 
     def take(self, tree: Tree, width: float) -> Tree:
-        """The slice of that width, from the full tree or from a wider slice of it; static shapes.
+        """The slice of that width, from the full tree or from a wider slice of it.
+
+        Args:
+          tree: the full tree or a slice.
+          width: above 0, at most 1.
+
+        Returns:
+          A tree of the shapes that `shapes(width)` says, which are static.
 
         Raises:
           ValueError: the width is outside of (0, 1], or the tree has other leaves or is
@@ -50,30 +65,58 @@ class Prefixes(NamedTuple):
         return self._map(lambda x, full, axes: _take(x, full, axes, width), tree)
 
     def pad(self, tree: Tree) -> Tree:
-        """A slice in its place in the full tree, zeros around it."""
+        """A slice in its place in the full tree, zeros around it.
+
+        Args:
+          tree: a slice of any width.
+
+        Returns:
+          A tree of the full shapes.
+        """
         return self._map(_pad, tree)
 
     def mask(self, tree: Tree, width: float) -> Tree:
-        """The full tree with zeros outside the slice of that width: `pad(take(tree, width))`.
+        """The full tree with zeros outside the slice of that width.
 
         A forward pass on it costs as much as the whole model and gives what the slice
         gives, where the model divides by the live sizes: for tests and for studies that
         need one shape.
+
+        Args:
+          tree: the full tree.
+          width: above 0, at most 1.
+
+        Returns:
+          `pad(take(tree, width))`.
         """
         return self.pad(self.take(tree, width))
 
     def shapes(self, width: float) -> Tree:
-        """The tree of `jax.ShapeDtypeStruct` of that width."""
-        return jax.eval_shape(
-            lambda: self.take(
-                jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.full), width
-            )
-        )
+        """The shapes of the slice of that width.
+
+        Args:
+          width: above 0, at most 1.
+
+        Returns:
+          A tree of `jax.ShapeDtypeStruct`.
+        """
+
+        def of_zeros():
+            full = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.full)
+            return self.take(full, width)
+
+        return jax.eval_shape(of_zeros)
 
     def by_label(self, tree: Tree, labels: jax.Array, fill: jax.Array) -> Tree:
-        """Arrays that broadcast against a slice.
+        """Arrays that broadcast against a slice, with one number for each label.
 
-        `labels` [K] along its axes of labels, `fill` [] for the other leaves.
+        Args:
+          tree: a slice.
+          labels: [K], laid along the axes of labels.
+          fill: [], of the leaves that have no such axis.
+
+        Returns:
+          A tree like the slice.
         """
 
         def one(x, full, axes):
@@ -84,14 +127,16 @@ class Prefixes(NamedTuple):
         return self._map(one, tree)
 
     def n_labels(self) -> int | None:
-        """Length of the axes of labels; None if there is none."""
-        found = jax.tree.leaves(jax.tree.map(_label_sizes, self.full, self.axes))
+        """K, the length of the axes of labels; None if there is none."""
+        sizes = jax.tree.map(_label_sizes, self.full, self.axes)
+        found = jax.tree.leaves(sizes)
         return found[0] if found else None
 
     def _map(self, f: Callable, tree: Tree) -> Tree:
         if jax.tree.structure(tree) != jax.tree.structure(self.full):
             raise ValueError(
-                f"the tree is not like the one the prefixes were made for: {self._difference(tree)}"
+                "the tree is not like the one the prefixes were made for: "
+                f"{self._difference(tree)}"
             )
         return jax.tree.map(f, tree, self.full, self.axes)
 
@@ -99,7 +144,14 @@ class Prefixes(NamedTuple):
         return trees.difference(self.full, trees.shapes(tree))
 
     def check(self, delta: Tree) -> None:
-        """ValueError if `delta` has not the shapes and dtypes that the prefixes were made for."""
+        """Compares a full tree with the one that the prefixes were made for.
+
+        Args:
+          delta: the full tree.
+
+        Raises:
+          ValueError: its leaves, shapes or dtypes are others.
+        """
         if problem := self._difference(delta):
             raise ValueError(
                 f"the delta is not like the one the prefixes were made for: {problem}"
@@ -117,14 +169,23 @@ def nest(delta: Tree, rules: Mapping[str, tuple[Axis, ...]]) -> Prefixes:
         (a prefix inside each of n parts) or "labels" (kept whole, one entry per label:
         of classifiers, and of embeddings where tokens are the labels).
 
+    Returns:
+      What cuts slices from that tree and puts them back.
+
     Raises:
       ValueError: a leaf without a rule, a rule without a leaf, or a rule that does not
         fit a leaf's shape.
 
-    >>> delta = {"hidden": jnp.zeros((3, 8)), "out": jnp.zeros((8, 2))}
-    >>> prefixes = nest(delta, {"hidden": (None, "width"), "out": ("width", "labels")})
-    >>> jax.tree.map(jnp.shape, prefixes.take(delta, 0.25))
-    {'hidden': (3, 2), 'out': (2, 2)}
+    References:
+      Diao et al. 2020, arXiv 2010.01264; Horvath et al. 2021, arXiv
+      2102.13451, ordered dropout.
+
+    Example:
+      >>> delta = {"hidden": jnp.zeros((3, 8)), "out": jnp.zeros((8, 2))}
+      >>> rules = {"hidden": (None, "width"), "out": ("width", "labels")}
+      >>> prefixes = nest(delta, rules)
+      >>> jax.tree.map(jnp.shape, prefixes.take(delta, 0.25))
+      {'hidden': (3, 2), 'out': (2, 2)}
     """
     full, used = trees.shapes(delta), set()
 
@@ -133,7 +194,8 @@ def nest(delta: Tree, rules: Mapping[str, tuple[Axis, ...]]) -> Prefixes:
         rule = next((rule for rule in rules if re.search(rule, name)), None)
         if rule is None:
             raise ValueError(
-                f"no rule matches {name} of shape {list(leaf.shape)}; the rules are {list(rules)}"
+                f"no rule matches {name} of shape {list(leaf.shape)}; "
+                f"the rules are {list(rules)}"
             )
         used.add(rule)
         _check_rule(rule, rules[rule], name, leaf.shape)
@@ -145,7 +207,8 @@ def nest(delta: Tree, rules: Mapping[str, tuple[Axis, ...]]) -> Prefixes:
         raise ValueError(
             f"the rules {idle} are the first to match no leaf; the leaves are {names}"
         )
-    sizes = set(jax.tree.leaves(jax.tree.map(_label_sizes, full, axes)))
+    sizes_of_leaves = jax.tree.map(_label_sizes, full, axes)
+    sizes = set(jax.tree.leaves(sizes_of_leaves))
     if len(sizes) > 1:
         raise ValueError(
             f"expected one number of labels, got axes of {sorted(sizes)} entries"
@@ -154,9 +217,19 @@ def nest(delta: Tree, rules: Mapping[str, tuple[Axis, ...]]) -> Prefixes:
 
 
 def kept(size: int, width: float) -> int:
-    """ceil(width * size), at least 1.
+    """The entries that an axis keeps: ceil(width * size), at least 1.
 
-    Rounding of a width does not count, in f32 neither: 0.7 * 10 is 7, not 8.
+    The rounding of a width does not count, nor does that of f32: 0.7 * 10 is 7, not 8.
+
+    Args:
+      size: of the axis.
+      width: above 0, at most 1.
+
+    Returns:
+      A number of entries.
+
+    Raises:
+      TypeError, ValueError: one of them is no number or out of bounds.
     """
     checks.whole("size", size, least=0)
     check_width(width)
@@ -164,7 +237,14 @@ def kept(size: int, width: float) -> int:
 
 
 def check_width(width: float) -> None:
-    """An error unless 0 < width <= 1."""
+    """Refuses what is no width.
+
+    Args:
+      width: above 0, at most 1.
+
+    Raises:
+      TypeError, ValueError: it is no number, or out of bounds.
+    """
     checks.real("width", width, above=0, most=1)
 
 
@@ -191,43 +271,44 @@ def _check_rule(
                 )
         elif axis not in (None, "width", "labels"):
             raise ValueError(
-                f"rule {rule!r}: expected None, 'width', 'labels' or Groups(n), got {axis!r}"
+                f"rule {rule!r}: expected None, 'width', 'labels' or Groups(n), "
+                f"got {axis!r}"
             )
 
 
 def _label_sizes(leaf: Any, axes: tuple[Axis, ...]) -> list[int]:
-    return [
-        size for size, axis in zip(leaf.shape, axes, strict=True) if axis == "labels"
-    ]
+    """The lengths of a leaf's axes of labels."""
+    pairs = zip(leaf.shape, axes, strict=True)
+    return [size for size, axis in pairs if axis == "labels"]
 
 
 def _sizes(full: Any, axes: tuple[Axis, ...], width: float) -> tuple[int, ...]:
     """The shape that a leaf has at that width."""
 
-    def whole(size, axis):
-        return size if axis in (None, "labels") else kept(size, width)
+    def of_axis(size, axis):
+        if axis in (None, "labels"):
+            return size
+        if isinstance(axis, Groups):
+            return axis.n * kept(size // axis.n, width)
+        return kept(size, width)
 
-    def inside(size, axis):
-        return (
-            axis.n * kept(size // axis.n, width)
-            if isinstance(axis, Groups)
-            else whole(size, axis)
-        )
-
-    return tuple(
-        inside(size, axis) for size, axis in zip(full.shape, axes, strict=True)
-    )
+    return tuple(map(of_axis, full.shape, axes))
 
 
 def _check_slice(
     x: Any, most: tuple[int, ...], axes: tuple[Axis, ...], least: tuple[int, ...]
 ) -> None:
-    def fits(n, low, high, axis):
+    """Refuses a leaf that is no slice between these shapes."""
+
+    def fits(axis, n, low, high):
         return n == high if axis in (None, "labels") else low <= n <= high
 
-    if x.ndim != len(axes) or not all(map(fits, x.shape, least, most, axes)):
+    bounds = (least, most)
+    fitting = map(fits, axes, x.shape, *bounds)
+    if x.ndim != len(axes) or not all(fitting):
         raise ValueError(
-            f"expected a slice of {list(most)}, at least {list(least)}, got {list(x.shape)}"
+            f"expected a slice of {list(most)}, at least {list(least)}, "
+            f"got {list(x.shape)}"
         )
     for n, axis in zip(x.shape, axes, strict=True):
         if isinstance(axis, Groups) and n % axis.n:
@@ -250,9 +331,8 @@ def _pad(x: Any, full: Any, axes: tuple[Axis, ...]) -> jax.Array:
     _check_slice(x, full.shape, axes, (1,) * len(axes))
 
     def pad(x, axis, size):
-        return jnp.pad(
-            x, [(0, size - n if i == axis else 0) for i, n in enumerate(x.shape)]
-        )
+        behind = [size - n if i == axis else 0 for i, n in enumerate(x.shape)]
+        return jnp.pad(x, [(0, n) for n in behind])
 
     return _group_by_group(pad, x, full.shape, axes)
 
@@ -260,17 +340,14 @@ def _pad(x: Any, full: Any, axes: tuple[Axis, ...]) -> jax.Array:
 def _group_by_group(
     resize: Callable, x: Any, shape: tuple[int, ...], axes: tuple[Axis, ...]
 ) -> jax.Array:
-    """`resize(x, axis, size)` on every axis that is to have another size, inside each
-    of its groups.
-    """
+    """`resize(x, axis, size)` on every axis of another size, inside its groups."""
     x = jnp.asarray(x)
-    for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-        if x.shape[i] != size:
+    pairs = zip(axes, shape, strict=True)
+    for i, (axis, size) in enumerate(pairs):
+        before, old, after = x.shape[:i], x.shape[i], x.shape[i + 1 :]
+        if old != size:
             groups = axis.n if isinstance(axis, Groups) else 1
-            split = x.reshape(
-                *x.shape[:i], groups, x.shape[i] // groups, *x.shape[i + 1 :]
-            )
-            x = resize(split, i + 1, size // groups).reshape(
-                *x.shape[:i], size, *x.shape[i + 1 :]
-            )
+            split = x.reshape(*before, groups, old // groups, *after)
+            resized = resize(split, i + 1, size // groups)
+            x = resized.reshape(*before, size, *after)
     return x

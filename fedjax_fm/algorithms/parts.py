@@ -1,4 +1,4 @@
-"""Small parts that several methods share: a state, a choice of clients, names of keys."""
+"""Small parts of several methods: a state, a choice of clients, names of keys."""
 
 from collections.abc import Callable
 from enum import IntEnum
@@ -32,7 +32,15 @@ class Stream(IntEnum):
 
 
 def stream(key: jax.Array, name: Stream) -> jax.Array:
-    """The key of these random numbers under `key`."""
+    """The key of a method's own random numbers.
+
+    Args:
+      key: of the client, the step or the method, as `Stream` says for each name.
+      name: which random numbers.
+
+    Returns:
+      A key.
+    """
     return jax.random.fold_in(key, int(name))
 
 

@@ -9,7 +9,7 @@ from fedjax_fm.types import Reduce, Setting, Stack, Tree
 
 
 def mean_of(total: Tree, weight: jax.Array) -> Tree:
-    """total / weight, and total itself where the weight is 0.
+    """The quotient total / weight, and total itself where the weight is 0.
 
     Args:
       total: sums over a cohort; all zero where no client arrived.
@@ -55,8 +55,8 @@ def total(lift: Callable | None = None) -> Reduce:
     """The sum over the cohort and nothing else.
 
     Args:
-      lift: what a client contributes, `(server_state, sent, weight) -> tree`; None: what
-        was sent, and its weight.
+      lift: what a client contributes, `(server_state, sent, weight) -> tree`; None:
+        what was sent, and its weight.
 
     Returns:
       A reduction whose value is the sum; zeros if no client arrived.

@@ -149,18 +149,19 @@ def test_means_of_logits_and_of_probabilities_differ():
     """
     teachers = jnp.log(jnp.array([[[0.98, 0.01, 0.01]], [[0.2, 0.6, 0.2]]]))
     said = {
-        name: distillation.opinion(teachers, name).mean(0)
+        name: distillation.predictions(teachers, name).mean(0)
         for name in ("logits", "probabilities")
     }
     geometric, arithmetic = (
-        jax.nn.softmax(distillation.agreed(mean, name)) for name, mean in said.items()
+        jax.nn.softmax(distillation.consensus(mean, name))
+        for name, mean in said.items()
     )
     p = np.exp(np.array(teachers))
     np.testing.assert_allclose(
         geometric, np.sqrt(p[0] * p[1]) / np.sqrt(p[0] * p[1]).sum(), rtol=1e-5
     )
     np.testing.assert_allclose(arithmetic, p.mean(0), rtol=1e-5)
-    never = distillation.agreed(
+    never = distillation.consensus(
         jnp.array([[1.0, 0.0]]), "probabilities"
     )  # a class that no teacher believes in
     assert np.isfinite(distillation.kl(jnp.zeros((1, 2)), never)).all()
