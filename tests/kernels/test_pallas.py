@@ -80,7 +80,7 @@ def test_codes_do_not_depend_on_the_blocks(n: int, levels: int, norm: str) -> No
                 key,
                 levels,
                 norm,
-                rows,
+                rows,  # noqa: B023
                 interpret=True,
             )
         )

@@ -175,7 +175,7 @@ def test_vmap_over_adapters_and_prompts_equals_the_loop(model, prompts, noisy_co
     together, loop = jax.jit(jax.vmap(one))(deltas, ids, mask), jax.jit(one)
     for client in range(3):
         alone = loop(
-            jax.tree.map(lambda x: x[client], deltas),
+            jax.tree.map(lambda x: x[client], deltas),  # noqa: B023
             ids[client],
             mask[client],
         )

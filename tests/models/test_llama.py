@@ -465,7 +465,7 @@ def test_real_model_in_bfloat16_reads_text_nearly_as_well(
                 *(
                     x.sum()
                     for x in models.next_token_losses(
-                        nnx.merge(graphdef, state),
+                        nnx.merge(graphdef, state),  # noqa: B023
                         **sentences,
                     )
                 )
