@@ -1,6 +1,19 @@
 """How a server combines low-rank adapters.
 
-One file a rule, all on the same factor tree, ranks may differ by client.
+One file a rule. `rule.py` has the frame on which they stand, `training.py` the local
+training, `factors.py` the factors themselves; `cohort.py` keeps the factors of a whole
+cohort, `residual.py` what is added to the frozen layers. Ranks may differ by client.
+
+    rule         trained and sent   the server
+    FedIT        A and B            averages both
+    FFA-LoRA     B, A is fixed      averages B
+    FedSA-LoRA   A, B is personal   averages A
+    RoLoRA       B and A in turn    averages it
+    HetLoRA      A and B, pruned    averages by the norm of the product
+    FlexLoRA     A and B            averages the product, cuts it by SVD
+    FedEx-LoRA   A and B            averages both, adds the residual to the kernel
+    FLoRA        A and B            stacks both, adds the product to the kernel
+    Fed-SB       R between them     averages R
 """
 
 from fedjax_fm.algorithms.lora_rules.fed_sb import fed_sb

@@ -92,9 +92,8 @@ def _best_of_rank(cohort: CohortFactors, old: Factors) -> tuple[Factors, dict]:
         errors.append(jnp.sum(cut_off**2))
     new = Factors(pairs, cohort.mean(cohort.factors.rest), old.form)
     squared_error = jnp.sum(jnp.stack(errors))
-    return trees.select(cohort.arrived, new, old), {
-        "truncation_error": jnp.sqrt(squared_error)
-    }
+    metrics = {"truncation_error": jnp.sqrt(squared_error)}
+    return trees.select(cohort.arrived, new, old), metrics
 
 
 def truncated_svd(pair: Pair, rank: int) -> tuple[Pair, jax.Array]:
