@@ -98,7 +98,7 @@ def described(tree: Tree, most: int | None = None) -> str:
       >>> import numpy as np
       >>> from fedjax_fm import trees
       >>> trees.described({"w": np.zeros((3, 4)), "b": np.zeros(4)}, most=1)
-      'b float32[4], and 1 more leaves'
+      'b float32[4], and 1 more'
     """
     leaves = jax.tree.leaves_with_path(tree)
     words = []
@@ -108,7 +108,7 @@ def described(tree: Tree, most: int | None = None) -> str:
         words.append(word.strip())
     n_more = len(leaves) - len(words)
     if n_more > 0:
-        words.append(f"and {n_more} more leaves")
+        words.append(f"and {n_more} more")
     return ", ".join(words) or "nothing"
 
 

@@ -87,7 +87,7 @@ def positional(tree, sizes):
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not node.args:
             continue
-        name = ast.unparse(node.func).split(".")[-1]
+        name = ast.unparse(node.func)  # of our own: others are called by their module
         starred = any(isinstance(x, ast.Starred) for x in node.args)
         if sizes.get(name, 0) > MOST_POSITIONAL and not starred:
             yield node.lineno, name
@@ -114,9 +114,14 @@ def test_a_positional_named_tuple_is_found():
 # Arrows
 
 
-def imported(tree):
-    """Names of modules that a page imports, wherever in it."""
+def imported(tree, lazily=True):
+    """Names of modules that a page imports: wherever in it, or when it is imported."""
+    inner = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = [x for x in ast.walk(tree) if isinstance(x, inner)]
+    later = {id(x) for function in functions for x in ast.walk(function)}
     for node in ast.walk(tree):
+        if not lazily and id(node) in later:
+            continue
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -154,7 +159,7 @@ def test_no_module_imports_itself_by_way_of_others():
         # a package's own `__init__` gathers what lies below it
         if any(other.startswith(f"{name}.") for other in modules):
             continue
-        found = {target for target in imported(tree) if target in modules}
+        found = set(imported(tree, lazily=False)) & set(modules)
         arrows[name] = found - {name}
     circles = [name for name in arrows if reaches(arrows, name)]
     assert not circles, circles

@@ -124,7 +124,7 @@ def by_width(
     tiers = _tiers(rates)
     if labels is not None:
         labels = _checked_labels(labels, prefixes.n_labels())
-    method = _ByWidth(prefixes, tiers, batches, labels)
+    method = _ByWidth(prefixes=prefixes, tiers=tiers, batches=batches, labels=labels)
     every_tier = range(len(tiers.widths))
     exchanges = tuple(_exchange(method, tier, work_at) for tier in every_tier)
     return Algorithm(init=partial(_init, method), exchanges=exchanges)

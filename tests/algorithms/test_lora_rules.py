@@ -224,7 +224,7 @@ def test_hetlora_weighs_by_the_norm_of_the_product():
                 state.delta[name][kind],
                 np.einsum("k...,k...ij->...ij", norms / norms.sum(0), stacked),
             )
-    assert one.run(state, 2)[0].rounds.clients.tolist() == list(
+    assert one.run(state, 2)[0].carry.clients.tolist() == list(
         MIXED
     )  # gamma = 1 never prunes
 
