@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         split,
         systems,
         tasks,
+        testing,
         trees,
         types,
         wire,

@@ -126,8 +126,8 @@ def _vpt(fields: dict[str, Any], options: Options) -> peft.Method:
         )
     at = "vision_model" if fields["model_type"] == "clip" else None
     tokens = 10 if options.tokens is None else options.tokens
-    # pyright: ignore[reportArgumentType]
-    return peft.vpt(tokens, options.mode, at=at, modules_to_save=HEADS)
+    mode: Any = options.mode
+    return peft.vpt(tokens, mode, at=at, modules_to_save=HEADS)
 
 
 def _ia3(fields: dict[str, Any], options: Options) -> peft.Method:

@@ -210,5 +210,5 @@ def _server_optimizer(
         return step, MomentsState(first, second)
 
     adaptive = optax.GradientTransformation(init, update)
-    rate = optax.scale_by_learning_rate(learning_rate)
-    return optax.chain(adaptive, rate)  # type: ignore[arg-type]
+    rate = optax.scale_by_learning_rate(learning_rate)  # type: ignore[arg-type]
+    return optax.chain(adaptive, rate)

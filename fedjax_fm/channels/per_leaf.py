@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -98,7 +98,8 @@ def _check_rules(rules: tuple, otherwise: Channel | None) -> None:
     """Refuses what are no (rule, channel) pairs."""
     if not rules and otherwise is None:
         raise ValueError("per_leaf needs at least one rule or `otherwise`, got none")
-    for pair in rules:
+    pairs: Any = rules
+    for pair in pairs:
         is_pair = isinstance(pair, tuple) and not isinstance(pair, Channel)
         if not is_pair or len(pair) != 2:
             raise TypeError(

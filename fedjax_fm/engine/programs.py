@@ -244,7 +244,7 @@ class HostLoop:
         """One round; the rows of a spilled store travel there and back."""
         slots = np.arange(len(drawn.ids), dtype=np.int32)
         is_streamed, spilled = drawn.data is not None, is_spilled(state)
-        data = drawn.data if is_streamed else self.data
+        data: Any = drawn.data if is_streamed else self.data
         cohort = Cohort(
             ids=drawn.ids,
             n_active=np.int32(drawn.n_active),

@@ -202,9 +202,10 @@ def _mesh_of(tree: Tree) -> Mesh | None:
     """
     leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     shardings = [leaf.sharding for leaf in leaves]
-    if not all(isinstance(one, NamedSharding) for one in shardings):
+    named = [one for one in shardings if isinstance(one, NamedSharding)]
+    if len(named) < len(shardings):
         return None
-    meshes = {one.mesh for one in shardings}
+    meshes = {one.mesh for one in named}
     whole = all(leaf.is_fully_replicated for leaf in leaves)
     if len(meshes) != 1 or not whole:
         return None

@@ -5,6 +5,8 @@ there and then, one matrix of one layer at a time. Embeddings are larger than al
 of a small model together, and a lookup needs few of their rows.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -92,7 +94,7 @@ def read_by_rows(model: nnx.Module) -> nnx.Module:
             "into a module"
         )
     model = nnx.clone(model)
-    modules = dict(nnx.iter_modules(model))
+    modules: dict[Any, Any] = dict(nnx.iter_modules(model))
     for path, module in modules.items():
         if isinstance(module, nnx.Embed):
             put(modules[path[:-1]], path[-1], RowEmbed(module.embedding))

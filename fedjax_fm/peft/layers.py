@@ -213,7 +213,7 @@ def each_layer(model: nnx.Module) -> Callable[[str], tuple[str, range | None]]:
         parts = path.split(".")
         for length in range(1, len(parts) + 1):
             above = ".".join(parts[:length])
-            module = modules.get(above)
+            module: Any = modules.get(above)
             below = parts[length + 1 : length + 2]  # behind the word "parts"
             if isinstance(module, Segments) and below and below[0].isdigit():
                 number = int(below[0])
@@ -221,7 +221,6 @@ def each_layer(model: nnx.Module) -> Callable[[str], tuple[str, range | None]]:
                 start = sum(lengths[:number])
                 return above, range(start, start + lengths[number])
             if module is not None and hasattr(module, "stacked_layers"):
-                # pyright: ignore[reportAttributeAccessIssue]
                 return above, range(module.stacked_layers)
         return "", None
 

@@ -299,7 +299,7 @@ def _leaves(module: Any) -> list[tuple[str, str, Callable[[np.ndarray], np.ndarr
     """(leaf, PEFT's name of it, a function to PEFT's shape) of an adapter."""
     if isinstance(module, IA3Linear):
         return [("ia3", "ia3_l", _as_row if module.on_input else _as_column)]
-    leaves = [
+    leaves: list[Any] = [
         ("lora_a", "lora_A.weight", np.transpose),
         ("lora_b", "lora_B.weight", np.transpose),
     ]

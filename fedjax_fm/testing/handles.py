@@ -1,6 +1,7 @@
 """Cohorts that are known, keys by name, and how often rounds were compiled."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ def compile_count(simulator: Simulator) -> int:
     Args:
       simulator: after `init`. Rounds that the host drives are not counted.
     """
-    return simulator.programs.fused._cache_size()
+    rounds: Any = simulator.programs.fused
+    return rounds._cache_size()
 
 
 def round_key(seed: int, round: int) -> jax.Array:

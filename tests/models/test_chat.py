@@ -163,7 +163,7 @@ def small_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(
         token_models.BPE({word: i for i, word in enumerate(words)}, [])
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(embed="", body="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
     tokenizer.add_special_tokens(["[end]", "[pad]"])
     return tokenizer
 

@@ -286,10 +286,8 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
     tokenizer = Tokenizer(kinds.BPE())
-    words = pre_tokenizers.Split(
-        embed=Regex(PRETOKENIZE_REGEX.replace(r"\p{N}|", r"\p{N}{1,3}|")),
-        body="isolated",
-    )
+    pattern = Regex(PRETOKENIZE_REGEX.replace(r"\p{N}|", r"\p{N}{1,3}|"))
+    words = pre_tokenizers.Split(pattern, behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -1,6 +1,7 @@
 """Uniform among the clients that are there."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def available(n_clients: int, cohort_size: int, trace: np.ndarray | Trace) -> Sa
         positions = jnp.clip(slots, 0, jnp.maximum(n - 1, 0))
         return permuted(key, n, positions, n_clients)
 
-    make = _from_function if callable(trace) else _from_array
+    make: Any = _from_function if callable(trace) else _from_array
     pick = make(n_clients, trace, places)
 
     def draw(state, key):
