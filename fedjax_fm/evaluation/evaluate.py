@@ -211,8 +211,8 @@ def _mesh_of(tree: Tree) -> Mesh | None:
         return None
     (mesh,) = meshes
     spread = mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)
-    # pyright: ignore[reportReturnType]  (an abstract one has no arrays)
-    return mesh if spread else None
+    is_concrete = isinstance(mesh, Mesh)  # an abstract one has no arrays
+    return mesh if spread and is_concrete else None
 
 
 def _check_each(loss: jax.Array, metrics: Mapping[str, jax.Array], batch: Tree) -> None:

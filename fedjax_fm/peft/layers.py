@@ -221,7 +221,8 @@ def each_layer(model: nnx.Module) -> Callable[[str], tuple[str, range | None]]:
                 start = sum(lengths[:number])
                 return above, range(start, start + lengths[number])
             if module is not None and hasattr(module, "stacked_layers"):
-                return above, range(module.stacked_layers)
+                stacked: Any = module
+                return above, range(stacked.stacked_layers)
         return "", None
 
     return find

@@ -26,16 +26,6 @@ def test_new_algorithm(monkeypatch):
     assert float(np.linalg.norm(names["state"].delta["w"] - names["optimum"])) < 1e-4
 
 
-def test_the_algorithm_is_about_thirty_lines():
-    (source,) = [
-        text
-        for cell in cells("new_algorithm.ipynb")
-        if "def scaffold" in (text := "".join(cell["source"]))
-    ]
-    lines = [line for line in source.splitlines() if line.strip()]
-    assert len(lines) <= 33
-
-
 @pytest.mark.parametrize(
     "path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.name
 )

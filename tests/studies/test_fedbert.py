@@ -1,6 +1,8 @@
 """The study on split pre-training, with a BERT of width 8."""
 
 import itertools
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -89,3 +91,14 @@ def test_no_role_is_in_two_places_and_no_speech_is_held_out_twice(config):
     assert sum(len(part["input_ids"]) for part in (*final.train, *final.test)) == sum(
         len(part["input_ids"]) for part in (*other.train, *other.test)
     )
+
+
+def test_the_vocabulary_is_the_same_in_every_process():
+    code = (
+        "from fedjax_fm.experiments.fedbert import word_pieces\n"
+        "texts = ['the quality of mercy is not strained', 'all that glisters is not gold']\n"
+        "print(sorted(word_pieces(texts, 60).get_vocab().items()))"
+    )
+    run = [sys.executable, "-c", code]
+    printed = [subprocess.run(run, capture_output=True, text=True) for _ in range(2)]
+    assert printed[0].stdout == printed[1].stdout != ""

@@ -10,6 +10,7 @@ the same batches.
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,7 +57,7 @@ def make(
       rank: of LoRA.
     """
     rng = seeded("lora-minilm")
-    frozen = {"n_heads": np.int64(n_heads), "alpha": np.int64(ALPHA)}
+    frozen: dict[str, Any] = {"n_heads": np.int64(n_heads), "alpha": np.int64(ALPHA)}
     embeddings = {"word": vocabulary, "position": max(length, 64), "token_type": 2}
     for name, rows in embeddings.items():
         weight = normal(rng, rows, d, scale=0.02)
