@@ -70,7 +70,7 @@ def test_classifiers_have_their_published_size():
 @pytest.mark.parametrize(
     ("model", "method", "classes", "options", "expected"),
     [
-        # METHODS 22: r (in + out) a matrix; query and value of 12 layers, and the head.
+        # Hu et al. 2021: r (in + out) a matrix; query and value of 12 layers, and the head.
         ("roberta-base", "lora", 2, {"rank": 8}, 12 * 2 * 8 * (768 + 768) + HEAD),
         ("gpt2", "lora", None, {"rank": 4}, 12 * 4 * (768 + 3 * 768)),
         (
@@ -101,7 +101,7 @@ def test_classifiers_have_their_published_size():
             {"rank": 8},
             2 * 8 * (768 + 768),
         ),  # the layer is shared
-        # METHODS 33, 34: FedIT and FedDPA.
+        # Zhang et al. 2023, Yang et al. 2024: FedIT and FedDPA.
         (
             "llama-7b",
             "lora",
@@ -116,7 +116,7 @@ def test_classifiers_have_their_published_size():
             {"rank": 8, "targets": ("q_proj", "v_proj")},
             32 * 2 * 8 * (4096 + 4096),
         ),
-        # METHODS 21: 2 (2 d m + d + m) a layer, and 4 d for its norms.
+        # Houlsby et al. 2019: 2 (2 d m + d + m) a layer, and 4 d for its norms.
         (
             "roberta-base",
             "adapter",
@@ -138,15 +138,15 @@ def test_classifiers_have_their_published_size():
             {"bottleneck": 8},
             32 * 2 * (2 * 4096 * 8 + 4096 + 8),
         ),
-        # METHODS 23: biases of q, k, v, o, FFN and norms; those of the embeddings' norm
+        # Ben Zaken et al. 2021: biases of q, k, v, o, FFN and norms; those of the embeddings' norm
         # and the pooler too.
         ("bert-base", "bitfit", None, {}, 12 * (6 * 768 + 3072 + 768) + 768 + 768),
         ("roberta-base", "bitfit", 2, {}, 12 * (6 * 768 + 3072 + 768) + 768 + HEAD),
-        # METHODS 24, 31: p e.
+        # Lester et al. 2021, Zhao et al. 2022: p e.
         ("t5-base", "prompt", None, {"tokens": 20}, 20 * 768),
         ("flan-t5-xl", "prompt", None, {"tokens": 100}, 100 * 2048),
         ("bert-base", "prompt", None, {"tokens": 20}, 20 * 768),
-        # METHODS 25: 2 L p d, and with the network p w + (w + 1) h + (h + 1) 2 L d.
+        # Li and Liang 2021: 2 L p d, and with the network p w + (w + 1) h + (h + 1) 2 L d.
         ("roberta-base", "prefix", 2, {"tokens": 16}, 2 * 12 * 16 * 768 + HEAD),
         ("llama-3-8b", "prefix", None, {"tokens": 10}, 2 * 32 * 10 * 1024),
         (
@@ -156,7 +156,7 @@ def test_classifiers_have_their_published_size():
             {"tokens": 10, "hidden": 512},
             10 * 768 + 769 * 512 + 513 * 24 * 768,
         ),
-        # METHODS 26: p d or L p d, and the head.
+        # Jia et al. 2022: p d or L p d, and the head.
         ("vit-b16", "vpt", 100, {"tokens": 10}, 12 * 10 * 768 + 768 * 100 + 100),
         (
             "vit-b16",
@@ -170,7 +170,7 @@ def test_classifiers_have_their_published_size():
         ("llama-2-7b", "ia3", None, {}, 32 * (4096 + 4096 + 11008)),
         ("gpt2", "ia3", None, {}, 12 * (3 * 768 + 3072)),
         ("flan-t5-small", "ia3", None, {}, (8 + 2 * 8) * 2 * 384 + 16 * 1024),
-        # METHODS 35: FedCLIP, 2 (d^2 + d).
+        # Lu et al. 2023: FedCLIP, 2 (d^2 + d).
         ("clip-vit-b32", "adapter", None, {}, 2 * (512**2 + 512)),
         ("clip-vit-b32", "head", 7, {}, 768 * 7 + 7),
         ("distilbert-base", "head", 2, {}, 768 * 768 + 768 + 768 * 2 + 2),
@@ -208,7 +208,7 @@ def test_ratios_that_papers_give():
     def ratio(method, **options):
         return wire("roberta-base", method, 2, Options(**options)).ratio
 
-    # FedPETuning (METHODS 30): prefix 12, adapter 42 to 104, LoRA 140.
+    # FedPETuning (Zhang et al. 2023): prefix 12, adapter 42 to 104, LoRA 140.
     assert ratio("prefix", tokens=16, hidden=512) == pytest.approx(12, abs=0.5)
     assert [round(ratio("adapter", bottleneck=m)) for m in (64, 16)] == [42, 104]
     assert ratio("lora") == pytest.approx(140, abs=1)
@@ -216,14 +216,14 @@ def test_ratios_that_papers_give():
     some = ("query", "key", "value", "intermediate.dense")
     assert ratio("bitfit", targets=some) == pytest.approx(190, abs=0.5)
     assert ratio("bitfit") == pytest.approx(179.5, abs=0.1)
-    # FedPEFT (METHODS 29): 328 to 0.68 MiB, 477 times.
+    # FedPEFT (Sun et al. 2022): 328 to 0.68 MiB, 477 times.
     bias = wire("vit-b16", "bitfit", 100)
     assert round(bias.full_bytes / 2**20) == 328
     assert math.floor(100 * bias.uplink_bytes / 2**20) == 68
     assert math.floor(bias.ratio) == 477
-    # FedPrompt (METHODS 31): 0.007 % of T5-base.
+    # FedPrompt (Zhao et al. 2022): 0.007 % of T5-base.
     assert 100 / wire("t5-base", "prompt").ratio == pytest.approx(0.007, abs=5e-4)
-    # BitFit (METHODS 23): 0.09 % of BERT-base.
+    # BitFit (Ben Zaken et al. 2021): 0.09 % of BERT-base.
     assert 100 / wire("bert-base", "bitfit").ratio == pytest.approx(0.09, abs=5e-3)
 
 

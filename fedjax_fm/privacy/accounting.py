@@ -131,7 +131,7 @@ def spent(
 
       One client replaced moves a sum by up to twice the norm, so the multiplier counts
       half. With limits on participation the run is one Gaussian, rho = sens(C)^2 / (2
-      noise_multiplier^2). Law None counts as if everybody came each round. A sampler
+      noise_multiplier^2). Law None counts as if every client took part in each round. A sampler
       that draws a fixed number of clients, or by who came before, draws others if a
       client is taken out: hence "there or zero", where the client is drawn all the same
       and sends nothing.

@@ -102,7 +102,7 @@ def asynchronous(
     seconds = numbers_of_clients("seconds", seconds, n)
     if concurrency + buffer_size > n:
         raise ValueError(
-            f"expected concurrency + buffer_size <= {n} clients (nobody is at "
+            f"expected concurrency + buffer_size <= {n} clients (no client is at "
             f"work or in a buffer twice), got concurrency={concurrency}, "
             f"buffer_size={buffer_size}"
         )

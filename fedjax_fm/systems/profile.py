@@ -76,7 +76,7 @@ class Profile(NamedTuple):
         for wait in range(periods + 1):
             if self.online[client, (now + wait) % periods]:
                 return second if wait == 0 else (now + wait) * self.period
-        raise AssertionError("checked() lets nobody without a period through")
+        raise AssertionError("checked() lets no profile without a period through")
 
 
 def numbers_of_clients(

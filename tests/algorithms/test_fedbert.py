@@ -1,4 +1,4 @@
-"""FedBERT's exact invariants (METHODS 37), on a small model with tied ends, against the
+"""FedBERT's exact invariants (Tian et al. 2022), on a small model with tied ends, against the
 model in one piece.
 """
 

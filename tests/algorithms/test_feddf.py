@@ -1,4 +1,4 @@
-"""FedDF's exact invariants (METHODS 39): what the groups are alone, what the ensemble
+"""FedDF's exact invariants (Lin et al. 2020): what the groups are alone, what the ensemble
 says, and what students make of it.
 """
 

@@ -1,4 +1,4 @@
-"""FedDPA's exact invariants (METHODS 34): what is private, what is federated, and what
+"""FedDPA's exact invariants (Yang et al. 2024): what is private, what is federated, and what
 they make of each other.
 """
 

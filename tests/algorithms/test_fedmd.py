@@ -1,4 +1,4 @@
-"""FedMD's exact invariants (METHODS 39): the consensus, what parties make of it, and
+"""FedMD's exact invariants (Li and Wang 2019): the consensus, what parties make of it, and
 what travels.
 """
 

@@ -1,4 +1,4 @@
-"""FedPM's exact invariants (METHODS 11), on a loss that is linear in the mask, so that
+"""FedPM's exact invariants (Isik et al. 2022), on a loss that is linear in the mask, so that
 scores have a closed form.
 """
 

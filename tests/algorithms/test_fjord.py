@@ -166,7 +166,7 @@ def test_widths_are_drawn_uniformly_up_to_the_cap():
 
 
 def test_a_linear_map_learns_its_singular_value_decomposition():
-    """METHODS 9: one linear map of K hidden units, whitened inputs, every width as
+    """Horváth et al. 2021: one linear map of K hidden units, whitened inputs, every width as
     likely: the prefix of each k becomes the best map of rank k. At that point every
     width's gradient is zero, so the drawn steps come to rest."""
     rng, (n_in, n_out, k) = np.random.default_rng(0), (6, 5, 4)

@@ -1,4 +1,4 @@
-"""What each LoRA aggregation rule promises (METHODS 22, 33, 48, 49), through the
+"""What each LoRA aggregation rule promises (their papers' equations), through the
 simulator, against loops by hand.
 """
 
@@ -72,7 +72,7 @@ def test_effective_weights_are_the_mean_of_the_clients(name):
 
 
 def test_fedit_averages_factors_and_misses_the_covariance():
-    """METHODS 22: mean(B_i A_i) - B A = mean((B_i - B)(A_i - A))."""
+    """Hu et al. 2021: mean(B_i A_i) - B A = mean((B_i - B)(A_i - A))."""
     one, state, _ = simulated("fedit")
     found = ends(state.delta, one.backbone)
     after, metrics = one.run(state, 1)
@@ -318,7 +318,7 @@ def test_mixed_ranks_trace_the_loss_no_more_often_than_equal_ones():
 
 
 def test_noise_on_b_alone_enters_once():
-    """METHODS 48: with A fixed, noise of variance s^2 on B gives N_B A of energy s^2
+    """Sun et al. 2024: with A fixed, noise of variance s^2 on B gives N_B A of energy s^2
     d_out ||A||^2; with noise on both, the term N_B N_A has energy s_A^2 s_B^2 d_out r
     d_in."""
     rng = np.random.default_rng(0)

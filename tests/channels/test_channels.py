@@ -201,7 +201,7 @@ def test_the_scale_of_a_bucket_is_its_own() -> None:
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("n", [8, 1000])
 def test_quantize_takes_the_bits_of_the_table(bits: int, n: int) -> None:
-    """METHODS, section 0.2: 32 + d (1 + ceil(log2(s + 1))) with one scale."""
+    """Alistarh et al. 2017: 32 + d (1 + ceil(log2(s + 1))) with one scale."""
     levels, channel = 2 ** (bits - 1) - 1, quantize(bits, "l2", None)
     payload, _ = jax.eval_shape(
         channel.encode, (), jax.ShapeDtypeStruct((n,), jnp.float32), KEY

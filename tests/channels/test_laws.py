@@ -1,4 +1,4 @@
-"""The constants of the table of METHODS, section 0.2: no bias, exact variances,
+"""The constants of the channels' papers: no bias, exact variances,
 contractions, EDEN's errors.
 """
 

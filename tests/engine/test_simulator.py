@@ -24,7 +24,7 @@ def quadratic_clients(h, a, n):
 
 
 def test_client_drift_reaches_the_biased_fixed_point():
-    """METHODS 1: w* = sum p c a / sum p c with c = 1 - (1 - eta h)^tau, which is not
+    """FedAvg's fixed point in closed form: w* = sum p c a / sum p c with c = 1 - (1 - eta h)^tau, which is not
     the optimum.
     """
     h, a, n, eta, tau = (
@@ -52,7 +52,7 @@ def test_client_drift_reaches_the_biased_fixed_point():
 
 
 def test_equal_curvature_contracts_in_closed_form():
-    """METHODS 1: w_{t+1} - mean(a) = (1 - eta)^tau (w_t - mean(a))."""
+    """FedAvg on equal quadratics: w_{t+1} - mean(a) = (1 - eta)^tau (w_t - mean(a))."""
     a, n = np.array([1.0, -2.0, 0.5]), np.array([3, 1, 4])
     algorithm = ffm.fedavg(
         ffm.Task(quadratic), optax.sgd(0.1), local_steps=4, batch_size=4

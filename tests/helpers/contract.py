@@ -16,7 +16,7 @@ from fedjax_fm.testing.contract import Problem, simulator_of
 def shared_model(
     problem: Problem, state: ffm.SimulationState, client: int | None
 ) -> Any:
-    """The server's for everybody."""
+    """The server's for every client."""
     return state.delta, problem.backbone
 
 

@@ -1,4 +1,4 @@
-"""Stochastic quantisation, against the closed forms of QSGD (METHODS, section 3)."""
+"""Stochastic quantisation, against the closed forms of QSGD (Alistarh et al. 2017)."""
 
 import functools
 

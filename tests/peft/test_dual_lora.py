@@ -1,5 +1,5 @@
 """Two adapters in one model, and the weight that test-time personalisation gives each
-of them (METHODS 34).
+of them (Yang et al. 2024).
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""LoRA's exact invariants (METHODS 22) and what is frozen."""
+"""LoRA's exact invariants (Hu et al. 2021) and what is frozen."""
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def test_adapted_equals_merged(classifier):
 
 
 def test_averaged_factors_miss_the_mean_product_by_the_covariance():
-    """METHODS 22: mean(B_i A_i) - mean(B) mean(A) = mean((B_i - mean B)(A_i - mean A)):
+    """Hu et al. 2021: mean(B_i A_i) - mean(B) mean(A) = mean((B_i - mean B)(A_i - mean A)):
     why rules differ.
     """
     rng = np.random.default_rng(0)
