@@ -17,7 +17,7 @@ def mask_words(mask: jax.Array) -> jax.Array:
       mask: bool[n].
     """
     rows = jnp.pad(mask, (0, -mask.shape[0] % 32)).reshape(-1, 32)
-    bits = rows.astype(jnp.uint32) << lax.iota(jnp.uint32, 32)
+    bits = rows.astype(jnp.uint32) << lax.iota(jnp.uint32, 32)[None]
     return jnp.sum(bits, axis=1, dtype=jnp.uint32)
 
 

@@ -90,7 +90,8 @@ def to_planes(codes: jax.Array, n_planes: int) -> jax.Array:
     """
     planes = (codes[None, :] >> jnp.arange(n_planes, dtype=jnp.uint32)[:, None]) & 1
     bits = jnp.pad(planes, ((0, 0), (0, -codes.shape[0] % 8))).reshape(n_planes, -1, 8)
-    octets = jnp.sum(bits << jnp.arange(8, dtype=jnp.uint32), axis=-1)
+    places = jnp.arange(8, dtype=jnp.uint32)
+    octets = jnp.sum(bits << places[None, None], axis=-1)
     return octets.astype(jnp.uint8)
 
 
@@ -102,7 +103,8 @@ def from_planes(planes: jax.Array, n: int) -> jax.Array:
       n: codes.
     """
     octets = planes[:, :, None].astype(jnp.uint32)
-    bits = (octets >> jnp.arange(8, dtype=jnp.uint32)) & 1
+    places = jnp.arange(8, dtype=jnp.uint32)
+    bits = (octets >> places[None, None]) & 1
     bits = bits.reshape(planes.shape[0], -1)[:, :n]
     shifts = jnp.arange(planes.shape[0], dtype=jnp.uint32)[:, None]
     return jnp.sum(bits << shifts, axis=0, dtype=jnp.uint32)

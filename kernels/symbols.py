@@ -45,7 +45,7 @@ def pack_symbols(codes: jax.Array, base: int) -> jax.Array:
     codes = jnp.asarray(codes).astype(jnp.uint32)
     columns = jnp.pad(codes, (0, -n % m)).reshape(-1, m)
     weights = jnp.array([base**i for i in range(m)], jnp.uint32)
-    return jnp.sum(columns * weights, axis=1, dtype=jnp.uint32).astype(jnp.uint8)
+    return jnp.sum(columns * weights[None], axis=1, dtype=jnp.uint32).astype(jnp.uint8)
 
 
 def unpack_symbols(packed: jax.Array, base: int, n: int) -> jax.Array:

@@ -289,7 +289,7 @@ def test_bytes_equal_closed_forms_in_one_program(name):
     n_traces = len(traces)
     _, more = one.run(state, 2)
     assert len(traces) == n_traces
-    assert one.programs.fused._cache_size() == 1
+    assert ffm.testing.compile_count(one) == 1
     for round_index in range(4):
         part = (metrics, more)[round_index // 2]
         found = [part[f"{way}link_bytes"][round_index % 2] for way in ("up", "down")]

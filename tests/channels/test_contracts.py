@@ -1,5 +1,4 @@
-"""What every channel keeps: one row a channel, one test a property. A new channel is a row.
-"""
+"""What every channel keeps: one row a channel, one test a property. A new channel is a row."""
 
 import functools
 import pickle

@@ -132,7 +132,7 @@ def test_one_trace_for_any_number_of_rounds():
     after_first = len(traces)
     state, _ = simulator.run(state, 5)
     state, _ = simulator.run(state, 3)
-    assert simulator.programs.fused._cache_size() == 1
+    assert ffm.testing.compile_count(simulator) == 1
     assert len(traces) == after_first
 
 

@@ -89,7 +89,7 @@ def test_shared_states_are_the_whole_ones(monkeypatch, n_clients, devices):
         assert leaf.addressable_shards[0].data.shape[0] == -(-n_clients // devices)
     close(shared.delta, whole.delta)
     close(rows(shared, n_clients), rows(whole, n_clients))
-    assert simulator.programs.fused._cache_size() == 1
+    assert ffm.testing.compile_count(simulator) == 1
 
 
 def test_a_device_holds_its_part_and_little_else(monkeypatch):

@@ -13,7 +13,8 @@ from fedjax_fm import peft
 
 def ids_and_mask():
     ids = jnp.asarray(np.random.default_rng(0).integers(5, 900, (4, 10)))
-    return ids, (jnp.arange(10) < jnp.array([[10], [6], [3], [9]])).astype(jnp.int32)
+    lengths = jnp.array([[10], [6], [3], [9]])
+    return ids, (jnp.arange(10)[None] < lengths).astype(jnp.int32)
 
 
 @pytest.fixture(scope="module")
