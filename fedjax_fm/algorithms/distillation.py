@@ -182,7 +182,7 @@ def distiller(
 ) -> Callable[[jax.Array, tuple[Tree, Tree]], tuple[Tree, Tree]]:
     """A step that moves a student's logits towards a target.
 
-        w <- w - optimizer(grad mean distance(logits(w, x), target(x)))
+        w <- optimizer(w, grad mean distance(logits(w, x), target(x)))
 
     Step i belongs to epoch i // ceil(n / batch_size). Each epoch is shuffled anew; its
     last batch may be short.

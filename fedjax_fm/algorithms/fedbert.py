@@ -2,7 +2,8 @@
 
 Tian, Wan, Lyu, Yao, Jin, Sun, 2022, ACM Transactions on Intelligent Systems and
 Technology 13(4). Split learning: client k holds c_k, embedding and head; the server
-holds s, the body. In step i, with the losses l_k of the clients' batches:
+holds s, the body. In step i, with the losses l_k of the clients' batches and p_k, a
+client's share of the step's examples:
 
     client  a_k = embed(c_k, batch)                    `_embed`           a_k up
     server  z_k = body(s, a_k)                         `_body_forward`    z_k down
@@ -48,11 +49,11 @@ ABSENT = jnp.iinfo(jnp.int32).max
 class FedBERTState(NamedTuple):
     """Server state.
 
-    What passes the cuts is kept by client, and means nothing between rounds.
+    What passes the cuts is indexed by client, and means nothing between rounds.
 
     Attributes:
       delta: {"client": c, "server": s}.
-      optimizer: the state of s's.
+      optimizer: the state of the body's.
       places: i32[N], where a client is in the cohort's order, ABSENT if it is not.
       sent: activations and context, leaves [N, B, ...].
       features: leaves [N, B, ...].
@@ -72,7 +73,7 @@ class ClientPart(NamedTuple):
 
     Attributes:
       part: c_k.
-      optimizer: the state of c_k's, which goes on from round to round.
+      optimizer: the state of its own, which goes on from round to round.
       head: the gradient of c_k through the head, until the one through the embedding is
         there.
       key: of this round, as key data: step i draws from `fold_in(key, i)`, as in
@@ -125,18 +126,19 @@ def fedbert(
 ) -> Algorithm:
     """Split learning of `delta = {"client": ..., "server": ...}`, clients in parallel.
 
-    Sequential training is the same with one client a round, `samplers.cyclic(n_clients,
-    1)`: clients take turns, and each starts from the body and the client part that the
-    one before it left.
+    For sequential training take one client a round, `samplers.cyclic(n_clients, 1)`:
+    clients take turns, and each starts from the body and the client part that the one
+    before it left, with optimizer moments of its own.
 
     Sends: each step the activations and their gradients, the features and theirs, 4 B L
     h values for hidden states [B, L, h], and the context; each round the client part
     both ways. Labels and what is masked stay with the client. An uplink channel meets
     all uploads; downlink channels are refused, since clients are sent different things.
 
-    The server does the body's forward pass twice, as nothing but arrays of fixed shape
-    can wait for the gradients. It holds three arrays of B rows per client of the
-    population, fewer bytes than the clients' own parts: meant for silos.
+    The body's and the embedding's forward passes are done twice, as a vjp cannot be kept
+    between exchanges. `split.body` draws no random numbers: no dropout there. The server
+    holds arrays of B rows per client of the population: meant for silos. Client parts are
+    averaged by examples; the authors' code counts each client once.
 
     Args:
       split: the model and its two cuts.
@@ -144,8 +146,8 @@ def fedbert(
         is centralised training.
       server_optimizer: of the body, one update a step; `optax.set_to_zero()` freezes
         it.
-      local_steps: steps a round, the same for all; a straggler that ends earlier no
-        longer counts, but is still billed.
+      local_steps: steps a round, the same for all; a straggler that ends earlier
+        counts in no later step, fully in the average, and is billed for all.
       batch_size: B, rows a client and step.
 
     Returns:

@@ -8,7 +8,7 @@ Lin, Kong, Stich, Jaggi, 2020, arXiv 2006.07242, algorithms 1 (one architecture)
     server:
         w_g <- sum_k p_k w_k, k in g, p_k by examples                `_averaged`
         zbar(x) = 1/K sum_k f(w_k, x), all K clients of the cohort   `_ensemble`
-        N steps on unlabelled x, for each g:                         `_distilled`
+        steps on unlabelled x, for each g:                           `_distilled`
             w_g <- w_g - eta grad KL(softmax(zbar(x)) || softmax(f_g(w_g, x)))
 """
 
@@ -33,7 +33,9 @@ from fedjax_fm.types import Algorithm, Exchange, Tree, Unbilled
 class Validation(NamedTuple):
     """Ends distillation early: when accuracy has not risen for `patience` steps.
 
-    The best student stays.
+    The best student of all looks stays; the average that it starts from is not one of
+    them. The first look is `every` steps in: `patience` ends nothing that has
+    `server_steps` <= `patience`, and only the choice of the best is left.
 
     Attributes:
       examples: {name: [m, ...]}, what the models read.
@@ -124,13 +126,13 @@ def feddf(
     """Federated averaging inside groups of one architecture, distillation across them.
 
     `delta` and the simulator's `backbone` are tuples with one tree for each
-    architecture. One exchange a group: each trains and predicts in a program of its
-    own, over its own clients. The teachers are all clients' models as they were
+    architecture. One exchange a group: its clients train, and the server predicts with
+    their models. The teachers are all clients' models as they were
     received, each counting once; only the sum of their predictions is kept. A group
     without a client in the cohort is distilled too.
 
-    Sends: of its group's model down w, up w - w_k; public examples stay with the
-    server.
+    Sends: down the model w_g of the client's group, up w_g - w_k; public examples stay
+    with the server.
 
     Args:
       architectures: loss, logits and client optimizer of each.
@@ -138,10 +140,10 @@ def feddf(
       public: {name: array[n, ...]}, unlabelled examples that the server has.
       backbones: what the server runs the models on, the same trees as the simulator's;
         default: they have none.
-      server_steps: N, at most, for each architecture and round; with 0 each group is
-        plain FedAvg.
+      server_steps: at most, for each architecture and round; with 0 each group is plain
+        FedAvg. The authors take 10,000, with `Validation`.
       server_optimizer: starts afresh each round; default Adam at 1e-3 with a cosine to
-        0 over `server_steps`, as in the paper.
+        0 over `server_steps`; the authors' spans their 10,000 steps.
       server_batch_size: public examples a step of the server.
       average: of the teachers' logits (the paper's), or of their probabilities.
       validation: labelled examples that end distillation early; default: it runs to the
@@ -321,7 +323,7 @@ def _distilled(
     target: jax.Array,
     key: jax.Array,
 ) -> Tree:
-    """N steps of w_g towards the ensemble's predictions, or fewer with validation."""
+    """Steps of w_g towards the ensemble's predictions, or fewer with validation."""
     step = distillation.distiller(
         method.architectures[group].logits,
         held.backbones[group],

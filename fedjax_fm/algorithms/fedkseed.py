@@ -59,7 +59,7 @@ class FedKSeedState(NamedTuple):
 
 
 class Message(TypedDict):
-    """What a client reads: w, and what it would rebuild w from."""
+    """What a client is given: w, and (billed) what it would rebuild w from."""
 
     delta: Tree
     master: Any  # u32[2]
@@ -107,9 +107,11 @@ def fedkseed(
         g = (f(w + eps z(s)) - f(w - eps z(s))) / (2 eps),   w <- w - eta g z(s)
 
     Sends: down 4 K bytes of accumulators (Pro: and 4 K of probabilities), up 8 bytes a
-    step; beforehand the master seed, 8 bytes. A client rebuilds w from accumulators
-    (`replay`); the simulation hands it the server's w, so leave the downlink as it is.
-    A client at work holds one w_k of its own, changed in place.
+    step; beforehand the master seed, 8 bytes, which no round's bill counts. A client
+    rebuilds w from accumulators (`replay`); the simulation hands it the server's w, so
+    leave the downlink as it is: a lossy one is billed and, but for Pro's probabilities,
+    has no effect. A client at work holds w_k, changed in place, and one perturbed copy
+    unless `lazy`.
 
     Metrics: `loss` is the mean of a step's two evaluations, the loss at w_k up to
     epsilon squared.
@@ -313,7 +315,7 @@ def _client(
 
 
 def _contribution(method: _FedKSeed, server: FedKSeedState, sent: Pairs, weight):
-    """(p_k times its sums of g by seed f32[K], p_k up to a factor, Pro's history)."""
+    """(n_k times its sums of g by seed f32[K], n_k or 1, Pro's history)."""
     arrived = (weight > 0).astype(jnp.float32)
     scalars = sent["scalar"]
 
@@ -339,11 +341,12 @@ def _mean(method: _FedKSeed, total, setting):
 def replay(
     delta: Tree, master: jax.Array, accumulators: jax.Array, learning_rate: float
 ) -> Tree:
-    """Delta - eta sum_s a_s z(s), summed in the order of the seeds.
+    """Moves w by - eta sum_s a_s z(s), summed in the order of the seeds.
 
     From the first delta and the state's accumulators this is a client's way to the
-    newest model, up to the order of float sums. Seeds with a_s = 0 are not drawn; delta
-    is changed in place where that is possible.
+    newest model, up to the order of float sums where delta is float32; in fewer bits
+    every step rounds. Seeds with a_s = 0 are not drawn; delta is changed in place where
+    that is possible.
 
     Args:
       delta: where the sum starts.

@@ -242,7 +242,7 @@ def train(
 ) -> tuple[Tree, Sums]:
     """Runs `data.n_steps` steps from `delta` with a fresh optimizer state.
 
-        w <- w - optimizer(correct(grad(mean loss(w; b) + penalty(w)), w))
+        w <- optimizer(w, correct(grad(mean loss(w; b) + penalty(w)), w))
 
     Args:
       task: what is minimised.

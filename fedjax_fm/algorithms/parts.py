@@ -19,7 +19,8 @@ class Stream(IntEnum):
     """Names of a method's own random numbers; they are part of a run's identity.
 
     A client's key also names its local steps, 0, 1, ...: what is drawn beside them is
-    numbered from the other end. The engine's keys (rounds, purposes, clients) are small
+    numbered from the other end (FedKSeed's client has no steps under its key). The
+    engine's keys (rounds, purposes, clients) are small
     numbers, too, and a method's first key is that of round 0.
     """
 

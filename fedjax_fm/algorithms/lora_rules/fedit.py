@@ -3,10 +3,10 @@
 Zhang, Vahidian, Kuo, Li, Zhang, Yu, Wang, Chen, 2023, "Towards Building the Federated
 GPT: Federated Instruction Tuning" (Shepherd), arXiv 2305.05644. FedAvg on the factors.
 
-    client:  (A_k, B_k) <- local steps from the first r_k rows of (A, B)
+    client:  (A_k, B_k) <- local steps from the first r_k ranks of (A, B)
     server:  A <- sum_k p_k A_k,  B <- sum_k p_k B_k
 
-The product B A differs from sum_k p_k B_k A_k by the covariance
+With A = lora_a^T and B = lora_b^T. The product B A differs from sum_k p_k B_k A_k by the covariance
 sum_k p_k (B_k - B)(A_k - A).
 """
 
@@ -28,8 +28,9 @@ def fedit(
     """Averages A and B apart from each other, by examples or the task's weights.
 
     Sends r_k (d_in + d_out) numbers a layer each way, and the other trained leaves.
-    With equal ranks it is `fedavg`. Ranks that differ are not the paper's: smaller ones
-    are padded with zeros, the baseline of the papers on HetLoRA and FLoRA.
+    With equal ranks it is `fedavg` without a server optimizer, up to rounding. Ranks that
+    differ are not the paper's: smaller ones are padded with zeros, the baseline of the
+    papers on HetLoRA and FLoRA, and alpha / r is one constant for all of them.
 
     Args:
       task: the loss.

@@ -30,7 +30,9 @@ def fedsa_lora(
     """Shares A; every client keeps its own B.
 
     Sends r_k d_in numbers a layer each way, and the other trained leaves; nothing of B.
-    The server's B stays at the start, no client has it.
+    The server's B stays at the start, where every client's own begins. The other leaves
+    (a classifier) are averaged here; the authors' code for GLUE keeps them with the
+    clients.
 
     Ranks that differ are not the paper's, which gives all clients one rank. Here rows
     of A beyond a client's rank count as zero in the mean, as in `fedit`, so that rows
@@ -48,8 +50,8 @@ def fedsa_lora(
 
     Returns:
       An algorithm whose server state is `DeltaState`. The client state is its B,
-      {layer: f32[r, ..., d_out]}, zero beyond its rank; `model` and `fedsa_delta` give
-      a client's own model.
+      {layer: f32[r, ..., d_out]}, from its first round on zero beyond its rank; `model`
+      and `fedsa_delta` give a client's own model.
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,

@@ -2,7 +2,7 @@
 
 A `Rule` says what happens to the factors A and B; the rest is the same for all.
 
-    client:  local steps on the factors that it is sent, and on its personal one
+    client:  local steps on the factors that it is sent, and on the one that it keeps
     server:  new factors <- combine(sum over the cohort); the old ones where no upload
              arrived
 """
@@ -232,7 +232,7 @@ def client_of(
 
 
 def reduce_of(rule: Rule, layout: Layout) -> Reduce:
-    """The rule's reduction, as the engine calls it: with what a client changed.
+    """The rule's reduction for uploads, which are changes of factors.
 
     Args:
       rule: its `reduce` is given the factors with which a client ended.
