@@ -65,7 +65,7 @@ class Batches(NamedTuple):
     steps: int | None = None
 
     def checked(self) -> "Batches":
-        """The same, once it makes sense.
+        """Itself, after a check of its values.
 
         Raises:
           ValueError: names the value that makes no sense.
@@ -166,8 +166,8 @@ class Exchange(NamedTuple):
     Attributes:
       broadcast: `server_state -> message`; leaves wrapped in `Unbilled` are not billed.
       client: `(backbone, message) -> one`, where `one(message, client_state, data, key) ->
-        ClientOutput`. The outer half runs once a round, the inner half once a client: it
-        is written for one client and knows no batch of clients.
+        ClientOutput`. The outer half runs once an exchange on each device, the inner half
+        once a client: it is written for one client and knows no batch of clients.
       server: `(server_state, aggregate, key) -> (server_state, {name: f32[]})`.
       reduce: how the cohort's uploads become the aggregate.
       batches: how a client walks its data.
@@ -192,7 +192,7 @@ class Exchange(NamedTuple):
 class Repeat(NamedTuple):
     """Exchanges in turn, several times over within one round, as in split learning.
 
-    A loop that is never unrolled.
+    One loop, which only `pmap` unrolls.
 
     Attributes:
       times: passages.

@@ -20,8 +20,8 @@ class Stream(IntEnum):
 
     A client's key also names its local steps, 0, 1, ...: what is drawn beside them is
     numbered from the other end (FedKSeed's client has no steps under its key). The
-    engine's keys (rounds, purposes, clients) are small
-    numbers, too, and a method's first key is that of round 0.
+    engine's keys (rounds, purposes, clients) are small numbers, too, and a method's first
+    key is that of round 0.
     """
 
     DRAWN_WIDTH = 0x0D  # FjORD, under a step's key, which is the loss's own

@@ -1,6 +1,6 @@
 """What people hand to a simulator, looked at before anything is traced.
 
-Each mistake is one sentence.
+Each mistake is reported in one sentence.
 """
 
 from typing import Any

@@ -103,7 +103,7 @@ def limbs(n: jax.Array) -> jax.Array:
 
 
 def of_limbs(sums: Any) -> Any:
-    """i64[...] on the host, the sum whose limbs' sums are [..., 3]."""
+    """The number, i64[...], of which [..., 3] are the summed limbs; on the host."""
     return np.asarray(sums, np.int64) @ np.array([1, 1 << 11, 1 << 22])
 
 
@@ -160,7 +160,7 @@ class Bill(NamedTuple):
 
 
 def bytes_per_client(bills: Sequence[Bill]) -> tuple[int, int]:
-    """(uplink, downlink) at most, of a client that takes part in all exchanges."""
+    """(uplink, downlink) bytes, at most, of a client that takes part in all exchanges."""
     up = sum(bill.up * bill.times for bill in bills)
     down = sum(bill.down * bill.times for bill in bills)
     return up, down

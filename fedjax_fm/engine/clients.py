@@ -133,7 +133,8 @@ def _addressed(
 def _on_every_device(engine: Engine, upload: Tree) -> Tree:
     """The upload in one piece on every device of the axis `model`.
 
-    A channel's loops may not wait for each other.
+    A channel may loop as often as the data decide, and devices that hold parts of one
+    array would wait for each other in every turn.
     """
     if engine.mesh.shape[MODEL] == 1:
         return upload
@@ -165,12 +166,12 @@ def _as_floats(metrics: Any) -> dict[str, Any]:
     return jax.tree.map(as_float, dict(metrics))
 
 
-def _or_zeros(counts: jax.Array, tree: Tree) -> Tree:
-    """The tree where `counts` holds, else zeros.
+def _or_zeros(condition: jax.Array, tree: Tree) -> Tree:
+    """The tree where the condition holds, else zeros.
 
     An empty slot may have computed anything, NaN included: select, never multiply by 0.
     """
-    return trees.select(counts, tree, jax.tree.map(jnp.zeros_like, tree))
+    return trees.select(condition, tree, jax.tree.map(jnp.zeros_like, tree))
 
 
 # Many clients
@@ -195,7 +196,7 @@ def over_cohort(bound: BoundExchange) -> Callable[[Shared, Slots], Result]:
         return _pmapped(per_device, engine)
 
     def of_one_row(shared: Shared, slots: Slots) -> Result:
-        result = per_device(shared, _first(slots))
+        result = per_device(shared, _without_axis(slots))
         return result._replace(
             stacked=_with_axis(result.stacked),
             state=_with_axis(result.state),
@@ -220,7 +221,7 @@ def over_cohort(bound: BoundExchange) -> Callable[[Shared, Slots], Result]:
     )
 
 
-def _first(tree: Tree) -> Tree:
+def _without_axis(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: x[0], tree)
 
 
@@ -231,7 +232,7 @@ def _with_axis(tree: Tree) -> Tree:
 def _pmapped(
     per_device: Callable[[Shared, Slots], Result], engine: Engine
 ) -> Callable[[Shared, Slots], Result]:
-    """Pmap takes its operands in its own layout only."""
+    """The exchange under `pmap`, its operands laid out as pmap takes them."""
     mesh = Mesh(engine.mesh.devices.reshape(-1), (CLIENTS,))
     everywhere = NamedSharding(mesh, P())
     split = NamedSharding(mesh, P(CLIENTS))
@@ -294,7 +295,7 @@ def _over_blocks(
             uplink=put(carry.uplink, part.uplink),
         )
 
-    shapes: Result = jax.eval_shape(block_of, _first(slots))
+    shapes: Result = jax.eval_shape(block_of, _without_axis(slots))
     n_blocks = slots.number.shape[0]
     empty = _empty_result(shapes, n_blocks, slots)
     if n_blocks == 1:  # a loop of one passage costs more than it saves for an empty one
@@ -309,7 +310,7 @@ def _add_block(total: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _empty_result(shapes: Result, n_blocks: int, slots: Slots) -> Result:
-    """Before the first block.
+    """The result of no client, with which the loop over blocks begins.
 
     Args:
       shapes: of a block's result, leaves [W, ...].
@@ -340,7 +341,7 @@ def _of_one(run: Callable[[Slots], Result]) -> Callable[[Slots], Result]:
     """
 
     def block_of(block: Slots) -> Result:
-        result = run(_first(block))
+        result = run(_without_axis(block))
         return _with_axis(result)
 
     return block_of

@@ -18,7 +18,7 @@ MOST_ROWS = np.iinfo(np.int32).max
 class DeviceData(NamedTuple):
     """Examples, flat, on their way to or on the device.
 
-    Of the whole population, or of one cohort in its order.
+    They are those of the whole population, or of one cohort in its order.
     """
 
     arrays: dict[str, Any]  # [n, ...]

@@ -63,7 +63,7 @@ def over_model(tree: Tree, mesh: Mesh) -> Tree:
     """Shardings that split every leaf over the mesh's axis `model`.
 
     Along the largest dimension that divides; a leaf stays whole if none does, if it has
-    fewer than two dimensions, and on a mesh without such an axis.
+    fewer than two dimensions, and where the axis has size 1.
 
     Args:
       tree: arrays or shapes.
@@ -86,7 +86,7 @@ def shared_by_cores(tree: Tree) -> Tree:
     """The tree in buffers that all CPU devices of this process can read.
 
     A copy of it "on every device" is then one copy: jax takes host memory as it is where
-    that is aligned. On other backends the tree as it came. Arrays of the caller's are
+    that is aligned. On other backends it is the tree as it came. Arrays of the caller's are
     copied, as they may be written to later.
 
     Args:

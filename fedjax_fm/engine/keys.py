@@ -1,6 +1,6 @@
 """Every random number of a run is named by (seed, round, client id, purpose).
 
-Never by a slot in a block: a client's randomness does not depend on block width, device
+They never depend on a slot in a block: a client's randomness does not depend on block width, device
 count or cohort order.
 """
 

@@ -25,7 +25,10 @@ from fedjax_fm.types import Tree
 
 
 class Participation(NamedTuple):
-    """Of a round's cohort, in the sampler's order."""
+    """Which clients of a cohort may take part, and with how much work.
+
+    In the sampler's order.
+    """
 
     eligible: jax.Array  # bool[C]
     sizes: jax.Array  # i32[C], examples
@@ -82,7 +85,7 @@ def local_steps(bound: BoundExchange, participation: Participation) -> jax.Array
     return n_steps(participation.sizes, batches, participation.limits)
 
 
-def selected(
+def wanted_by(
     bound: BoundExchange, message: Tree, inputs: RoundInputs, passage: Passage
 ) -> jax.Array:
     """bool[C]: whom the exchange is for, eligible or not."""
@@ -119,7 +122,7 @@ class Seating(NamedTuple):
     """The slots of one exchange, and where their states lie in the round's own slots."""
 
     slots: Slots
-    selected: jax.Array  # bool[C]
+    wanted: jax.Array  # bool[C], by the exchange, eligible or not
     target: jax.Array | None  # i32[slots], flat; None: these are the round's own slots
 
 
@@ -127,7 +130,7 @@ def seated(
     bound: BoundExchange,
     base: Slots,
     participation: Participation,
-    chosen: jax.Array,
+    wanted: jax.Array,
     states: tuple[Any, Any],
 ) -> Seating:
     """Lays out those who take part in this exchange, with their states.
@@ -136,16 +139,16 @@ def seated(
       bound: the exchange.
       base: the round's own slots.
       participation: of the cohort.
-      chosen: bool[C], from `selected`.
+      wanted: bool[C], from `wanted_by`.
       states: (the algorithm's, the uplink's) of all, as in `base`.
     """
     if bound.exchange.selects is None:
         state, uplink = states
         slots = base._replace(state=state, uplink=uplink)
-        return Seating(slots, chosen, None)
-    capacity, n_slots = chosen.shape[0], base.number.size
+        return Seating(slots, wanted, None)
+    capacity, n_slots = wanted.shape[0], base.number.size
     load = local_steps(bound, participation)
-    here = participation.eligible & chosen
+    here = participation.eligible & wanted
     number, active = assign(here, load, bound.engine.plan)
     # where each client of the cohort sits in the round's own slots
     nowhere = jnp.zeros(capacity, jnp.int32)
@@ -155,7 +158,7 @@ def seated(
     target = jnp.where(number < capacity, source, n_slots).reshape(-1)
     state, uplink = jax.tree.map(lambda x: x[source], flat(states))
     slots = Slots(number=number, active=active, state=state, uplink=uplink)
-    return Seating(slots, chosen, target)
+    return Seating(slots, wanted, target)
 
 
 def states_after(
@@ -190,27 +193,27 @@ def arrived(
     engine: Engine,
     inputs: RoundInputs,
     participation: Participation,
-    participated: jax.Array,
+    wanted: jax.Array,
 ) -> jax.Array:
-    """bool[C]: took part in an exchange, and its uploads arrived."""
+    """bool[C]: eligible, wanted by an exchange, and its uploads arrived."""
 
     def of_client(active, client):
         return arrives(engine, active, client, inputs.round, inputs.key)
 
-    active = participation.eligible & participated
+    active = participation.eligible & wanted
     ids = jnp.asarray(inputs.cohort.ids)
     return jax.vmap(of_client)(active, ids)
 
 
 def rows_processed(
-    bound: BoundExchange, participation: Participation, chosen: jax.Array, most: Any
+    bound: BoundExchange, participation: Participation, wanted: jax.Array, most: Any
 ) -> Any:
     """u32[C]: rows of each client's local steps, the most of any exchange so far.
 
     Args:
       bound: the exchange.
       participation: of the cohort.
-      chosen: bool[C], from `selected`.
+      wanted: bool[C], from `wanted_by`.
       most: u32[C] so far; () in rounds whose exchanges all select everyone, which are
         counted at the end.
     """
@@ -218,7 +221,7 @@ def rows_processed(
         return most
     batches = bound.exchange.batches
     rows = n_processed(participation.sizes, batches, participation.limits)
-    return jnp.maximum(most, jnp.where(chosen, rows, 0))
+    return jnp.maximum(most, jnp.where(wanted, rows, 0))
 
 
 def examples_processed(

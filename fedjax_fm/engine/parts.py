@@ -1,4 +1,4 @@
-"""What passes between the parts of the engine, on one page.
+"""What most parts of the engine pass to each other.
 
 Shapes: N clients in the population, C in a cohort; D devices, each with n_blocks blocks
 of W slots.

@@ -77,7 +77,7 @@ def make_plan(
 def assign(
     active: jax.Array, load: jax.Array | None, plan: Plan
 ) -> tuple[jax.Array, jax.Array]:
-    """Assigns a cohort to slots: clients of like load side by side, devices alike.
+    """Assigns a cohort to slots: those of like load side by side, devices loaded alike.
 
     Args:
       active: bool[C], who gets a slot.

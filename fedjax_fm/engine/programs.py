@@ -167,7 +167,6 @@ class HostLoop:
         data: DeviceData | None,
         sharding: NamedSharding,
     ):
-        self.engine, self.sampler = engine, sampler
         self.population, self.data = population, data
         self._sharding = sharding
         self._draw = jax.jit(sampler.draw)
@@ -214,6 +213,8 @@ class HostLoop:
           (state, metrics of each round, fault).
         """
         found: list[Any] = []
+        if rounds == 0:  # nothing is drawn for nothing
+            return state, found, int(Fault.NONE)
         first = int(state.round)
         draw = functools.partial(self._drawn, key)
         with Prefetch(draw, first, first + rounds, state.sampler) as coming:
@@ -443,11 +444,13 @@ class Programs:
         Returns:
           A client's id or a `Fault`; SUM if no upload is to blame, but their sum.
         """
-        if not any(bound.sum_shows_nan for bound in self.engine.exchanges):
+        of_a_draw = (Fault.COHORT_OVERFLOW, Fault.UNKNOWN_CLIENT)
+        searches_sums = any(bound.sum_shows_nan for bound in self.engine.exchanges)
+        if fault in of_a_draw or not searches_sums:
             return fault
         engine = self.engine._replace(searches_each=True)
-        _, _, fault = self.of(engine).run(state, 1, key, first_rows)
-        return fault
+        _, _, found = self.of(engine).run(state, 1, key, first_rows)
+        return fault if found == Fault.NONE else found
 
 
 def _copy(leaf: Any) -> Any:

@@ -40,9 +40,9 @@ from fedjax_fm.engine.participation import (
     participation_of,
     rows_processed,
     seated,
-    selected,
     slots_of_all,
     states_after,
+    wanted_by,
 )
 from fedjax_fm.engine.parts import (
     BoundExchange,
@@ -68,7 +68,7 @@ RESERVED = {
 }
 
 
-class Table(NamedTuple):
+class RoundContext(NamedTuple):
     """What exchanges read: the round's inputs, who takes part, where they sit."""
 
     inputs: RoundInputs
@@ -77,14 +77,14 @@ class Table(NamedTuple):
     passage: Passage  # of the exchange that runs
 
 
-class Running(NamedTuple):
+class RoundCarry(NamedTuple):
     """What passes from exchange to exchange."""
 
     server: Any
     clients: Any  # states of the cohort's clients, leaves as in the round's own slots
     uplinks: tuple  # per exchange, the uplink's, likewise
     downlinks: tuple  # per exchange, the downlink's at the server
-    participated: jax.Array  # bool[C]: selected by an exchange so far
+    wanted: jax.Array  # bool[C]: by an exchange so far, eligible or not
     processed: Any  # u32[C], see `rows_processed`
     sums: dict[str, tuple[jax.Array, jax.Array]]  # metrics, sums and counts
     counts: dict[str, jax.Array]  # per exchange, leading axis
@@ -127,7 +127,7 @@ def round_step(
     )
     participation = participation_of(engine, inputs)
     slots = slots_of_all(engine, participation)
-    table = Table(
+    context = RoundContext(
         inputs=inputs,
         participation=participation,
         slots=slots,
@@ -135,24 +135,31 @@ def round_step(
     )
     last = cohort.ids.shape[0] - 1
     places = cohort.state_places[jnp.minimum(slots.number, last)]
-    running = _first(engine, table, state, places)
-    running = _all_exchanges(engine, table, running)
+    running = _begin(engine, context, state, places)
+    running = _all_exchanges(engine, context, running)
     _check_metrics(running)
     _check_server(state, running)
-    metrics = _metrics(engine, table, running)
-    after = _state_after(engine, table, state, running, places)
+    metrics = _metrics(engine, context, running)
+    after = _state_after(engine, context, state, running, places)
     return after, metrics, running.fault
 
 
-def _first(
-    engine: Engine, table: Table, state: RoundState, places: jax.Array
-) -> Running:
-    """Before the first exchange; `places` are where the slots' clients keep their states."""
+def _begin(
+    engine: Engine, context: RoundContext, state: RoundState, places: jax.Array
+) -> RoundCarry:
+    """The carry before the first exchange.
+
+    Args:
+      engine: of the run.
+      context: what exchanges read.
+      state: before the round.
+      places: the rows of the slots' clients in the stores of states.
+    """
 
     def gather(tree):
         return jax.tree.map(lambda x: x[places], tree)
 
-    exchanges, eligible = engine.exchanges, table.participation.eligible
+    exchanges, eligible = engine.exchanges, context.participation.eligible
     n = len(exchanges)
     selects_some = any(bound.exchange.selects is not None for bound in exchanges)
     counts = {
@@ -161,13 +168,13 @@ def _first(
         "uplink": jnp.zeros((n, 3), jnp.uint32),
         "downlink": jnp.zeros((n, 3), jnp.uint32),
     }
-    cohort = table.inputs.cohort
-    return Running(
+    cohort = context.inputs.cohort
+    return RoundCarry(
         server=state.server,
         clients=gather(state.clients),
         uplinks=gather(state.uplinks),
         downlinks=state.downlinks,
-        participated=jnp.zeros_like(eligible),
+        wanted=jnp.zeros_like(eligible),
         processed=jnp.zeros(eligible.shape, jnp.uint32) if selects_some else (),
         sums={},
         counts=counts,
@@ -175,54 +182,61 @@ def _first(
     )
 
 
-def _all_exchanges(engine: Engine, table: Table, running: Running) -> Running:
+def _all_exchanges(
+    engine: Engine, context: RoundContext, running: RoundCarry
+) -> RoundCarry:
     """The exchanges of a round in turn, those of a `Repeat` as a loop."""
     waiting = list(engine.exchanges)
     for group in engine.algorithm.exchanges:
         if isinstance(group, Repeat):
             n = len(group.exchanges)
             members, waiting = waiting[:n], waiting[n:]
-            running = _repeat(members, group.times, table, running)
+            running = _repeat(engine, members, group.times, context, running)
         else:
-            running = _exchange(waiting.pop(0), table, running)
+            running = _exchange(waiting.pop(0), context, running)
     return running
 
 
 def _repeat(
-    members: list[BoundExchange], times: int, table: Table, running: Running
-) -> Running:
+    engine: Engine,
+    members: list[BoundExchange],
+    times: int,
+    context: RoundContext,
+    running: RoundCarry,
+) -> RoundCarry:
     """The exchanges of a `Repeat`, `times` over."""
 
-    def passage(i, running: Running) -> Running:
-        key = derive(table.inputs.key, Purpose.REPEAT, i)
-        here = table._replace(passage=Passage(number=i, key=key))
+    def passage(i, running: RoundCarry) -> RoundCarry:
+        key = derive(context.inputs.key, Purpose.REPEAT, i)
+        here = context._replace(passage=Passage(number=i, key=key))
         for bound in members:
             running = _exchange(bound, here, running)
         return running
 
-    if members[0].engine.parallel == "pmap":  # dispatches every exchange by itself
+    if engine.parallel == "pmap":  # dispatches every exchange by itself
         for i in range(times):
             running = passage(jnp.int32(i), running)
         return running
-    # one trace serves for the names of the metrics and for the loop
-    passage = jax.jit(passage)
+    passage = jax.jit(passage)  # traced for the names of the metrics, and for the loop
     shapes = jax.eval_shape(passage, jnp.int32(0), running).sums
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     running = running._replace(sums={**zeros, **running.sums})
     return jax.lax.fori_loop(0, times, passage, running)
 
 
-def _exchange(bound: BoundExchange, table: Table, running: Running) -> Running:
+def _exchange(
+    bound: BoundExchange, context: RoundContext, running: RoundCarry
+) -> RoundCarry:
     """One exchange, in its six stages."""
     downlink = running.downlinks[bound.index]
-    sent = broadcast(bound, running.server, downlink, table.passage.key)
-    seating = _select(bound, table, running, sent)
-    result = _work(bound, table, running, sent, seating.slots)
-    aggregate = _reduce(bound, table, seating, result)
-    server, metrics = _serve(bound, table, running, aggregate)
-    counted = _count(bound, table, running, seating, result)
+    down = broadcast(bound, running.server, downlink, context.passage.key)
+    seating = _select(bound, context, running, down)
+    result = _work(bound, context, running, down, seating.slots)
+    aggregate = _reduce(bound, context, seating, result)
+    server, metrics = _serve(bound, context, running, aggregate)
+    counted = _count(bound, context, running, seating, result)
     served = counted._replace(server=server, sums=_with_gauges(counted.sums, metrics))
-    return _with_states(bound, served, sent, seating, result)
+    return _with_states(bound, served, down, seating, result)
 
 
 # The stages
@@ -252,48 +266,53 @@ def broadcast(
 
 
 def _select(
-    bound: BoundExchange, table: Table, running: Running, sent: Broadcast
+    bound: BoundExchange, context: RoundContext, running: RoundCarry, down: Broadcast
 ) -> Seating:
     """Whom the exchange is for, laid out in slots with their states."""
     return seated(
         bound,
-        table.slots,
-        table.participation,
-        selected(bound, sent.message, table.inputs, table.passage),
+        context.slots,
+        context.participation,
+        wanted_by(bound, down.message, context.inputs, context.passage),
         states=(running.clients, running.uplinks[bound.index]),
     )
 
 
 def _work(
-    bound: BoundExchange, table: Table, running: Running, sent: Broadcast, slots: Slots
+    bound: BoundExchange,
+    context: RoundContext,
+    running: RoundCarry,
+    down: Broadcast,
+    slots: Slots,
 ) -> Result:
-    """What all its clients do; a broadcast of which the data decide the length is billed.
+    """What the clients of the exchange leave behind.
 
-    Keys travel as arrays, which pass into every lift.
+    Where the data decide the length of the broadcast, its bytes are added here. Keys
+    travel as key data, which `shard_map` and `pmap` take.
     """
-    inputs, passage = table.inputs, table.passage
+    inputs, passage = context.inputs, context.passage
     shared = Shared(
         server=running.server,
-        message=sent.message,
+        message=down.message,
         inputs=inputs._replace(key=jax.random.key_data(inputs.key)),
         passage=passage._replace(key=jax.random.key_data(passage.key)),
     )
     result = over_cohort(bound)(shared, slots)
-    if bound.exchange.address is not None or isinstance(sent.bits, int):
+    if bound.exchange.address is not None or isinstance(down.bits, int):
         return result
     totals = result.totals
     n_started = totals.n_started.astype(jnp.uint32)
-    down = counted_bytes(sent.bits) * n_started
+    down = counted_bytes(down.bits) * n_started
     return result._replace(totals=totals._replace(downlink_bytes=down))
 
 
 def _reduce(
-    bound: BoundExchange, table: Table, seating: Seating, result: Result
+    bound: BoundExchange, context: RoundContext, seating: Seating, result: Result
 ) -> Aggregate:
     """What the server receives."""
     reduce, total = bound.exchange.reduce, result.totals.contribution
     if reduce.keep:
-        total = _stack(result.stacked, seating.slots, table.inputs.cohort.ids)
+        total = _stack(result.stacked, seating.slots, context.inputs.cohort.ids)
     value = reduce.finish(total, bound.engine.setting)
     return Aggregate(value=value, n_clients=result.totals.n_arrived)
 
@@ -311,10 +330,13 @@ def _stack(stacked: tuple[Tree, jax.Array], slots: Slots, ids: jax.Array) -> Sta
 
 
 def _serve(
-    bound: BoundExchange, table: Table, running: Running, aggregate: Aggregate
+    bound: BoundExchange,
+    context: RoundContext,
+    running: RoundCarry,
+    aggregate: Aggregate,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """The server's next state, and its metrics."""
-    key = derive(table.passage.key, Purpose.SERVER, bound.index)
+    key = derive(context.passage.key, Purpose.SERVER, bound.index)
     given = trees.described(aggregate.value)
     with noted(f"in the server of exchange {bound.index}, which was given {given}"):
         return bound.exchange.server(running.server, aggregate, key)
@@ -322,21 +344,21 @@ def _serve(
 
 def _count(
     bound: BoundExchange,
-    table: Table,
-    running: Running,
+    context: RoundContext,
+    running: RoundCarry,
     seating: Seating,
     result: Result,
-) -> Running:
+) -> RoundCarry:
     """The counts, the clients' metrics and the fault, this exchange included."""
     totals = result.totals
     fault = jnp.minimum(running.fault, result.fault)
     if bound.sum_shows_nan:
         fault = jnp.minimum(fault, fault_of_sum(totals.contribution))
     processed = rows_processed(
-        bound, table.participation, seating.selected, running.processed
+        bound, context.participation, seating.wanted, running.processed
     )
     return running._replace(
-        participated=running.participated | seating.selected,
+        wanted=running.wanted | seating.wanted,
         processed=processed,
         sums=_merged(running.sums, totals.metrics),
         counts=_with_counts(running.counts, bound.index, totals),
@@ -383,11 +405,11 @@ def _merged(sums: dict, more: dict) -> dict:
 
 def _with_states(
     bound: BoundExchange,
-    running: Running,
-    sent: Broadcast,
+    running: RoundCarry,
+    down: Broadcast,
     seating: Seating,
     result: Result,
-) -> Running:
+) -> RoundCarry:
     """The states of clients and channels after the exchange."""
     index = bound.index
     before = (running.clients, running.uplinks[index])
@@ -400,14 +422,14 @@ def _with_states(
     return running._replace(
         clients=clients,
         uplinks=replaced(running.uplinks, uplink),
-        downlinks=replaced(running.downlinks, sent.downlink),
+        downlinks=replaced(running.downlinks, down.downlink),
     )
 
 
 # The end of a round
 
 
-def _check_metrics(running: Running) -> None:
+def _check_metrics(running: RoundCarry) -> None:
     """Refuses metrics that bear the names of the engine's own."""
     if taken := RESERVED & set(running.sums):
         raise ValueError(
@@ -416,7 +438,7 @@ def _check_metrics(running: Running) -> None:
         )
 
 
-def _check_server(state: RoundState, running: Running) -> None:
+def _check_server(state: RoundState, running: RoundCarry) -> None:
     """Refuses a server state of another form than before the round.
 
     Between exchanges the server may carry more; from round to round it may not.
@@ -427,11 +449,13 @@ def _check_server(state: RoundState, running: Running) -> None:
         )
 
 
-def _metrics(engine: Engine, table: Table, running: Running) -> dict[str, Any]:
+def _metrics(
+    engine: Engine, context: RoundContext, running: RoundCarry
+) -> dict[str, Any]:
     """Sums and counts of the round."""
-    participation = table.participation
-    inputs, participated = table.inputs, running.participated
-    came = arrived(engine, inputs, participation, participated)
+    participation = context.participation
+    inputs, wanted = context.inputs, running.wanted
+    came = arrived(engine, inputs, participation, wanted)
     examples = jnp.where(came, participation.sizes, 0)
     counts = {
         **running.counts,
@@ -444,16 +468,16 @@ def _metrics(engine: Engine, table: Table, running: Running) -> dict[str, Any]:
 
 def _state_after(
     engine: Engine,
-    table: Table,
+    context: RoundContext,
     state: RoundState,
-    running: Running,
+    running: RoundCarry,
     places: jax.Array,
 ) -> RoundState:
     """The state after the round; the one before it, if the round went wrong."""
     good = is_good(running.fault)
     # Places outside of the store drop a write: those of empty slots, and all of a round
     # that went wrong.
-    where = jnp.where(table.slots.active & good, places, int(Fault.NONE))
+    where = jnp.where(context.slots.active & good, places, int(Fault.NONE))
 
     def scatter(store, new):
         written = store.at[where].set(new, mode="drop")

@@ -1,7 +1,7 @@
 """What the shapes of the trainable tree decide, before the first round.
 
 One client of every exchange is traced, nothing is computed: what it sends and is sent,
-what that is billed, and what it keeps.
+how much of it is billed, and what it keeps.
 """
 
 import functools
@@ -158,7 +158,7 @@ def _traced(bound: BoundExchange, message: Tree, key: jax.Array) -> Callable:
 
 
 def _check_exchange(bound: BoundExchange, client: Any, state: Any) -> None:
-    """Refuses a client state that changes its form, and a channel that cannot be."""
+    """Refuses a client state that changes its form, and a channel for parts of messages."""
     if problem := trees.difference(client, state):
         raise ValueError(
             f"exchange {bound.index}: the next state of a client is not like the "

@@ -1,4 +1,4 @@
-"""Runs an algorithm over a population: what people hold in their hands."""
+"""The simulator: runs an algorithm over a population."""
 
 import copy
 import dataclasses
@@ -172,7 +172,7 @@ class Simulator:
         """What the layout decides: programs, and where backbone and data lie."""
         if self._programs is None:
             raise RuntimeError(
-                "call `init(delta)` first: the layout depends on the trainable tree"
+                "call `init(delta)` first: layout and messages depend on the trainable tree"
             )
         return self._programs
 
@@ -181,7 +181,7 @@ class Simulator:
         """What the shapes of the trainable tree decide: messages, clients' states."""
         if self._shapes is None:
             raise RuntimeError(
-                "call `init(delta)` first: messages depend on the trainable tree"
+                "call `init(delta)` first: layout and messages depend on the trainable tree"
             )
         return self._shapes
 
@@ -346,13 +346,14 @@ class Simulator:
             self.sampler.capacity,
             self._n_devices,
             self._block_size,
-            lane_bytes=3 * trees.nbytes(trees.shapes(delta)),  # and upload, optimizer
+            lane_bytes=3
+            * trees.nbytes(trees.shapes(delta)),  # delta, upload, optimizer
             fixed_devices=self._devices is not None or self._model_parallel > 1,
         )
 
     @property
     def _may_narrow(self) -> bool:
-        """Whether the block may be made smaller than the rule has it."""
+        """Whether the block's size is ours to choose, and memory is limited."""
         is_limited = self._limited or jax.default_backend() != "cpu"
         return self._block_size is None and is_limited
 

@@ -1,4 +1,4 @@
-"""The state of a run: what people hold, what passes from round to round, and the first one.
+"""The state of a run: what people hold, and what passes from round to round.
 
 Clients' states lie on the devices, leaves [N, ...], or in host memory, from where the
 cohort's rows travel each round.

@@ -64,8 +64,8 @@ def sweep(
     Memory: server state and clients' states once per lane, data and backbone once.
 
     Private methods are held to their accounting as in `Simulator.run`; `epsilon` is
-    that of one lane. Whoever releases, or chooses by data among, several lanes spends
-    for all of them.
+    that of one lane. Releasing several lanes, or choosing among them by data, spends the
+    sum of all.
 
     Args:
       simulator: gives everything but seed and, with `hyper`, algorithm; its data and
