@@ -252,8 +252,8 @@ def wire(
         return models.from_config(fields, num_labels=classes)
 
     def split() -> tuple[nnx.State, nnx.State]:
-        installed = METHODS[method](fields, options)
-        return peft.apply(build(), installed)[1:]
+        built = build()  # refuses an architecture before a method looks for its targets
+        return peft.apply(built, METHODS[method](fields, options))[1:]
 
     try:
         delta, backbone = jax.eval_shape(split)

@@ -17,8 +17,6 @@ _ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-# Ranks that are promoted in silence hide mistakes in shapes.
-os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 # Most of the suite's time is the compiler's. What is measured here is not speed: LLVM
 # need not optimise, fusions need not take the new emitters, which compile three times
 # as long, and a program that was compiled in this session, by whichever worker, is read

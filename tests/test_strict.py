@@ -1,4 +1,6 @@
-"""One of each kind under JAX's strict modes: no leaked tracer, no promotion of ranks in silence."""
+"""One of each kind, strictly: no leaked tracer, no promoted rank, no warning."""
+
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,9 @@ from fedjax_fm.types import Sampler
 @pytest.fixture(autouse=True)
 def strict():
     with jax.checking_leaks(), jax.numpy_rank_promotion("raise"):
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
 
 
 def mean_loss(delta, backbone, batch, key):

@@ -226,7 +226,7 @@ def _server(method: _ByWidth, tier: int, state: ByWidthState, aggregate, key):
 def averaged(
     prefixes: Prefixes, delta: Tree, sums: Sequence[tuple[Tree, jax.Array]]
 ) -> Tree:
-    """Delta minus the mean of its updates, of each entry over the clients that hold it.
+    """The delta minus the mean of its updates, of each entry over the clients that hold it.
 
     Args:
       prefixes: what a slice is.

@@ -307,7 +307,7 @@ def test_with_equal_ranks_shapes_tell_the_bytes(name):
     one, state, _ = simulated(name)
     up, down = CLOSED[name](3, [3] * 8, 0)
     assert one.bytes_per_client(state) == (4 * (up + HEAD), 4 * (down + HEAD))
-    assert one.messages.is_exact
+    assert all(bill.is_exact for bill in one.messages.bills)
 
 
 def test_mixed_ranks_trace_the_loss_no_more_often_than_equal_ones():

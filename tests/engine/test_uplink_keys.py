@@ -27,7 +27,7 @@ from fedjax_fm.channels import (
     ternary,
     top_k,
 )
-from fedjax_fm.engine import client as client_of_engine
+from fedjax_fm.engine import clients as clients_of_engine
 from fedjax_fm.engine import round as round_of_engine
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.types import Algorithm, Batches, Channel, ClientOutput, Exchange, Repeat
@@ -285,7 +285,7 @@ PLANTED = {
 def test_a_shared_key_would_be_seen(bug, monkeypatch):
     """The bugs that the tests above are for, planted."""
     planted, expected = PLANTED[bug]
-    monkeypatch.setattr(client_of_engine, "derive", planted)
+    monkeypatch.setattr(clients_of_engine, "derive", planted)
     monkeypatch.setattr(round_of_engine, "derive", planted)
     assert expected in dependences(
         history_of(quantize(3)), of_one_quantised(), N_CLIENTS

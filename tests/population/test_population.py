@@ -43,12 +43,12 @@ def test_an_epoch_visits_every_example_once_and_the_next_in_another_order():
     data = DeviceData(arrays, jnp.array([0, n, 2 * n]))
     view = client_data(
         data,
-        jnp.int32(1),
-        jnp.int32(1),
-        jnp.bool_(True),
-        jnp.int32(0),
-        Batches(size, epochs=2),
-        jax.random.key(0),
+        client=jnp.int32(1),
+        place=jnp.int32(1),
+        active=jnp.bool_(True),
+        round_index=jnp.int32(0),
+        batches=Batches(size, epochs=2),
+        round_key=jax.random.key(0),
         n_max=n,
     )
     assert int(view.n_steps) == 6
@@ -73,13 +73,13 @@ def test_inactive_clients_have_nothing():
     data = DeviceData({"i": jnp.arange(3)}, jnp.array([0, 3]))
     view = client_data(
         data,
-        jnp.int32(9),
-        jnp.int32(9),
-        jnp.bool_(False),
-        jnp.int32(0),
-        Batches(2, steps=5),
-        jax.random.key(0),
-        3,
+        client=jnp.int32(9),
+        place=jnp.int32(9),
+        active=jnp.bool_(False),
+        round_index=jnp.int32(0),
+        batches=Batches(2, steps=5),
+        round_key=jax.random.key(0),
+        n_max=3,
     )
     assert int(view.n_examples) == 0
     assert int(view.n_steps) == 0

@@ -33,7 +33,7 @@ def make_state(scale: float = 1.0) -> State:
     store = HostStore(
         rows={"mine": np.full((3, 2), scale, np.float32)},
         touched=np.array([True, False, True]),
-        start={},
+        first_delta={},
         rounds=np.array([4]),
     )
     return State(

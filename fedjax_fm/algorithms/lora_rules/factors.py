@@ -195,12 +195,12 @@ def largest_height(factors: Factors) -> int:
 
 
 def along_rows(x: jax.Array, like: jax.Array) -> jax.Array:
-    """X with axes of length 1 behind, so that it broadcasts over `like`'s rows."""
+    """The array `x` with axes of length 1 behind, so that it broadcasts over `like`'s rows."""
     return x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))
 
 
 def first_rows(x: jax.Array, count: jax.Array) -> jax.Array:
-    """X with all rows past `count` set to zero."""
+    """The array `x` with all rows past `count` set to zero."""
     is_real = jnp.arange(x.shape[0]) < count
     return jnp.where(along_rows(is_real, x), x, 0)
 
