@@ -45,11 +45,42 @@ MOST_RESIDENT = 4 << 30  # bytes
 MOST_LOWERED = 100  # programs
 
 
-# Files that take long, which `make test` leaves to `make test-all`.
-SLOW = (
-    "test_resume.py",
-    "test_readme.py",
-)
+# What takes long, file by file, which `make test` leaves to `make test-all`: whole runs and
+# studies, every model family and file format, wide tables of values.
+SLOW = {
+    "bench": "*",
+    "studies": "*",
+    "notebooks": "*",
+    "runs": ("test_resume.py", "test_cli.py", "test_identity.py"),
+    "tests": ("test_docs.py", "test_imports.py", "test_readme.py", "test_wheel.py"),
+    "contracts": ("test_tasks.py",),
+    "engine": ("test_hosts.py", "test_modes.py"),
+    "privacy": ("test_guarantee.py",),
+    "channels": (
+        "test_extremes.py",
+        "test_hyper_parameters.py",
+        "test_laws.py",
+        "test_not_finite_when_optimised.py",
+    ),
+    "algorithms": ("test_hyper_parameters.py",),
+    "models": (
+        "test_beam.py",
+        "test_generate.py",
+        "test_generate_families.py",
+        "test_gguf_file.py",
+        "test_language_modeling.py",
+        "test_low_bits.py",
+        "test_perturbed.py",
+        "test_published_forms.py",
+        "test_quantized.py",
+    ),
+    "peft": (
+        "test_methods.py",
+        "test_peft_fields.py",
+        "test_peft_tying.py",
+        "test_virtual_tokens_families.py",
+    ),
+}
 # What `make quick` leaves out besides: oracles take seconds to import.
 ORACLES = ("torch", "transformers", "peft", "dp_accounting", "datasets", "pandas")
 
@@ -86,7 +117,7 @@ def pytest_ignore_collect(collection_path, config):
     words = "|".join(ORACLES)
     pattern = rf"^\s*(?:import|from) (?:{words})\b"
     uses_oracle = re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
-    return True if path.name in SLOW or uses_oracle else None
+    return True if _is_slow(path) or uses_oracle else None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -96,14 +127,21 @@ def pytest_collection_modifyitems(config, items):
     end.
     """
     for item in items:
-        if item.path.name in SLOW:
+        if _is_slow(item.path):
             item.add_marker("slow")
-    items.sort(key=lambda item: item.path.name not in SLOW)
+    first = ("test_resume.py", "test_cli.py", "test_readme.py", "test_contracts.py")
+    items.sort(key=lambda item: item.path.name not in first)
     if config.getoption("--quick"):
         first = {_table_of(item): item for item in reversed(items)}
         kept = set(map(id, first.values()))
         config.hook.pytest_deselected(items=[x for x in items if id(x) not in kept])
         items[:] = [item for item in items if id(item) in kept]
+
+
+def _is_slow(path):
+    """Whether `SLOW` names this file."""
+    names = SLOW.get(path.parent.name, ())
+    return path.is_relative_to(_ROOT / "tests") and (names == "*" or path.name in names)
 
 
 def _table_of(item):

@@ -17,10 +17,13 @@ from fedjax_fm.types import Sampler
 
 @pytest.fixture(autouse=True)
 def strict():
-    with jax.checking_leaks(), jax.numpy_rank_promotion("raise"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            yield
+    with (
+        jax.checking_leaks(),
+        jax.numpy_rank_promotion("raise"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("error")
+        yield
 
 
 def mean_loss(delta, backbone, batch, key):

@@ -18,6 +18,17 @@ for module in pkgutil.iter_modules(rows.__path__):
     ROWS |= importlib.import_module(f"rows.{module.name}").ROWS
 
 
+# `make test` holds one row of each kind to the promises, `make test-all` all of them.
+KINDS = ("fedavg", "dp_fedavg", "fedkseed", "fedpm", "heterofl", "fedmd", "fedbert")
+KINDS += ("fedit", "fedsa_lora")
+
+
+def rows_with_marks():
+    for name in sorted(ROWS):
+        marks = () if name in KINDS else pytest.mark.slow
+        yield pytest.param(name, marks=marks)
+
+
 class Method(NamedTuple):
     """A row, and its first rounds."""
 
@@ -25,11 +36,15 @@ class Method(NamedTuple):
     case: Case
 
 
-@pytest.fixture(scope="module", params=sorted(ROWS))
+@pytest.fixture(scope="module", params=rows_with_marks())
 def method(request):
     """Some rounds, computed once a row."""
     row = ROWS[request.param]
     return Method(row, case_of(row.make(), rtol=row.rtol, atol=row.atol))
+
+
+def test_every_kind_has_a_row():
+    assert set(KINDS) <= set(ROWS)
 
 
 @pytest.mark.parametrize("promise", PROMISES)
