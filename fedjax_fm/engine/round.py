@@ -302,8 +302,8 @@ def _work(
         return result
     totals = result.totals
     n_started = totals.n_started.astype(jnp.uint32)
-    down = counted_bytes(down.bits) * n_started
-    return result._replace(totals=totals._replace(downlink_bytes=down))
+    n_bytes = counted_bytes(down.bits) * n_started
+    return result._replace(totals=totals._replace(downlink_bytes=n_bytes))
 
 
 def _reduce(
