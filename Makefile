@@ -27,7 +27,7 @@ run: .venv/.ready  ## the quickstart; a run that was interrupted is continued
 	@if [ -f $(RUN)/config.json ]; then .venv/bin/fedjax-fm run --resume $(RUN); \
 	else .venv/bin/fedjax-fm run quickstart --out $(RUN); fi
 
-quick: .venv-test/.ready  ## two minutes: no oracles, nothing slow, one row of each table
+quick: .venv-test/.ready  ## no oracles, nothing slow, one row of each table
 	.venv-test/bin/pytest -q -n 2 --dist loadfile --quick tests
 
 test: .venv-test/.ready lint  ## lint, types, all tests but the slow ones
