@@ -7,6 +7,7 @@ import pkgutil
 import re
 
 import pytest
+from style_tool import style
 
 import fedjax_fm
 import fedjax_fm.kernels
@@ -45,12 +46,6 @@ FUNCTIONS = {name: x for name, x in EXPORTED.items() if inspect.isfunction(x)}
 CLASSES = {name: x for name, x in EXPORTED.items() if inspect.isclass(x)}
 
 
-def has_entry(name, text):
-    """Whether a docstring has an entry `name: …`, alone or among `others, name: …`."""
-    entry = rf"^\s*(?:\*{{0,2}}\w+, )*\*{{0,2}}{re.escape(name)}(?:, \*{{0,2}}\w+)*:\s"
-    return re.search(entry, text + "\n", re.MULTILINE) is not None
-
-
 def parameters(function):
     """The names that a caller may give."""
     names = inspect.signature(function).parameters
@@ -59,7 +54,9 @@ def parameters(function):
 
 def undocumented(function, text):
     """Parameters without an entry in this text."""
-    return [name for name in parameters(function) if not has_entry(name, text)]
+    return [
+        name for name in parameters(function) if not style.is_documented(name, text)
+    ]
 
 
 def fields(cls):
@@ -108,7 +105,7 @@ def test_fields_and_methods_of_classes(name):
     missing = [
         field
         for field in fields(cls)
-        if not has_entry(field, text)
+        if not style.is_documented(field, text)
         and f"`{field}" not in text
         and not has_comment(cls, field)
     ]

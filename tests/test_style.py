@@ -1,14 +1,11 @@
 """Density and direction: what `tools/style.py` counts, NamedTuples by keyword, arrows one way."""
 
 import ast
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
+from style_tool import ROOT, style
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fedjax_fm", "kernels", "experiments")
 MOST_POSITIONAL = 3  # fields of a NamedTuple that may be given without their names
 
@@ -29,16 +26,6 @@ LAYERS = (
 UPWARDS = {("engine", "callbacks")}
 
 
-@pytest.fixture(scope="module")
-def style():
-    spec = importlib.util.spec_from_file_location("style", ROOT / "tools" / "style.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["style"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["style"]
-
-
 def sources():
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -46,12 +33,12 @@ def sources():
                 yield path, ast.parse(path.read_text())
 
 
-def test_our_pages_are_within_the_limits(style):
+def test_our_pages_are_within_the_limits():
     pages = [page for name in PACKAGES for page in style.pages_of(ROOT / name)]
     assert not (found := style.complaints(pages)), "\n".join(found)
 
 
-def test_what_is_beyond_a_limit_is_found(style, tmp_path):
+def test_what_is_beyond_a_limit_is_found(tmp_path):
     busy = "x = f(g(h(1)))\n"
     long = "def long():\n" + "    a = 1\n" * 61
     (tmp_path / "planted.py").write_text(busy + "square = lambda x: x * x\n" + long)

@@ -24,7 +24,6 @@ from fedjax_fm.engine.billing import billed, counted_bytes, unwrapped, with_bill
 from fedjax_fm.engine.clients import over_cohort
 from fedjax_fm.engine.data import DeviceData
 from fedjax_fm.engine.faults import (
-    Fault,
     fault_of_draw,
     fault_of_sum,
     is_good,
@@ -477,7 +476,8 @@ def _state_after(
     good = is_good(running.fault)
     # Places outside of the store drop a write: those of empty slots, and all of a round
     # that went wrong.
-    where = jnp.where(context.slots.active & good, places, int(Fault.NONE))
+    outside = jnp.iinfo(jnp.int32).max
+    where = jnp.where(context.slots.active & good, places, outside)
 
     def scatter(store, new):
         written = store.at[where].set(new, mode="drop")
