@@ -33,8 +33,8 @@ quick: .venv-test/.ready  ## no oracles, nothing slow, one row of each table
 test: .venv-test/.ready lint  ## lint, types, all tests but the slow ones
 	.venv-test/bin/pytest -q -n 2 --dist loadfile -m "not slow"
 
-test-all: test  ## and then the slow ones
-	.venv-test/bin/pytest -q -n 2 --dist loadfile -m slow
+test-all: .venv-test/.ready lint  ## all in one session, which compiles each program once
+	.venv-test/bin/pytest -q -n 2 --dist loadfile
 
 lint: .venv-test/.ready
 	.venv-test/bin/ruff check .

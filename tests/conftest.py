@@ -81,7 +81,33 @@ SLOW = {
         "test_virtual_tokens_families.py",
     ),
 }
-# What `make quick` leaves out besides: oracles take seconds to import.
+# What `make quick` leaves out besides: files that take more than a few seconds each even
+# with one row of each table, and those with oracles, which take seconds to import.
+LONGER = {
+    "algorithms": (
+        "test_dp_fedavg.py",
+        "test_fedbert.py",
+        "test_feddpa.py",
+        "test_fedkseed.py",
+        "test_fedpm.py",
+        "test_heterofl.py",
+        "test_lora_rules_edges.py",
+    ),
+    "channels": ("test_coding.py", "test_messages.py"),
+    "contracts": ("test_check_algorithm.py",),
+    "engine": (
+        "test_exchanges.py",
+        "test_memory.py",
+        "test_states.py",
+        "test_sweep.py",
+        "test_uplink_keys.py",
+    ),
+    "kernels": ("test_codes.py", "test_selection.py"),
+    "models": ("test_masked_lm.py",),
+    "peft": ("test_lora_sb.py", "test_targets.py", "test_virtual_tokens.py"),
+    "runs": ("test_checkpoint.py",),
+    "tests": ("test_strict.py", "test_wire.py"),
+}
 ORACLES = ("torch", "transformers", "peft", "dp_accounting", "datasets", "pandas")
 
 
@@ -117,7 +143,8 @@ def pytest_ignore_collect(collection_path, config):
     words = "|".join(ORACLES)
     pattern = rf"^\s*(?:import|from) (?:{words})\b"
     uses_oracle = re.search(pattern, path.read_text(encoding="utf-8"), re.MULTILINE)
-    return True if _is_slow(path) or uses_oracle else None
+    left_out = _is_slow(path) or _is_of(LONGER, path) or uses_oracle
+    return True if left_out else None
 
 
 def pytest_collection_modifyitems(config, items):
@@ -140,7 +167,12 @@ def pytest_collection_modifyitems(config, items):
 
 def _is_slow(path):
     """Whether `SLOW` names this file."""
-    names = SLOW.get(path.parent.name, ())
+    return _is_of(SLOW, path)
+
+
+def _is_of(table, path):
+    """Whether a table of folders names this file."""
+    names = table.get(path.parent.name, ())
     return path.is_relative_to(_ROOT / "tests") and (names == "*" or path.name in names)
 
 

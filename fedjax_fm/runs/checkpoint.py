@@ -204,9 +204,11 @@ def _without_noise() -> Iterator[None]:
 def _ignore_late_reads() -> None:
     """Keeps Python from printing errors of reads that end after another one has failed.
 
-    Their event loop is closed by then, and TensorStore's threads report that at any
-    later time. All other errors are printed as before.
+    Nobody waits for them any more. If their event loop is closed by then, TensorStore's
+    threads report that; if not, asyncio logs the error of the read once its future is
+    collected. Both happen at any later time. All other errors are printed as before.
     """
+    logging.getLogger("asyncio").addFilter(_is_no_late_read)
     print_unraisable, print_uncaught = sys.unraisablehook, sys.excepthook
 
     def unraisable(event: Any) -> None:
@@ -220,6 +222,13 @@ def _ignore_late_reads() -> None:
             print_uncaught(kind, error, trace)
 
     sys.unraisablehook, sys.excepthook = unraisable, uncaught
+
+
+def _is_no_late_read(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio's log is about anything else than such a read."""
+    error = record.exc_info[1] if record.exc_info else None
+    unasked = "exception was never retrieved" in record.getMessage()
+    return not (unasked and "OCDBT database" in str(error))  # of a checkpoint
 
 
 def _is_late_read(error: BaseException | None, trace: TracebackType | None) -> bool:

@@ -1,5 +1,7 @@
 """States on disk: whole or not there, and never quietly another one."""
 
+import asyncio
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from fedjax_fm.engine.state import HostStore
 from fedjax_fm.runs import CheckpointError, Checkpoints, DamagedCheckpoint, OtherRun
+from fedjax_fm.runs.checkpoint import _ignore_late_reads
 
 
 class State(NamedTuple):
@@ -167,6 +170,22 @@ def test_damage_is_told_by_the_warning_alone(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "is_told"),
+    [('NOT_FOUND: "w" in OCDBT database at ...', False), ("of somebody else", True)],
+)
+def test_a_read_that_nobody_waits_for_is_not_told(message, is_told, caplog):
+    _ignore_late_reads()
+    loop = asyncio.new_event_loop()
+    future = loop.create_future()
+    future.set_exception(ValueError(message))
+    with caplog.at_level("ERROR", logger="asyncio"):
+        del future
+        gc.collect()
+    loop.close()
+    assert ("never retrieved" in caplog.text) == is_told
 
 
 def test_a_disk_that_is_full_leaves_the_older_checkpoints(tmp_path, monkeypatch):
