@@ -3,6 +3,7 @@
 `--version`, `list` and every `--help` import neither JAX nor anything that computes.
 """
 
+import dataclasses
 import importlib
 import importlib.metadata
 import os
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from fedjax_fm.finetune.settings import Settings, read_toml
 from fedjax_fm.runs.errors import Interrupted, UsageError, UserError
+from fedjax_fm.runs.settings import replace
 from fedjax_fm.runs.terminal import never_fails, say, say_error
 
 if TYPE_CHECKING:
@@ -216,6 +219,140 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def finetune(words: list[str]) -> None:
+    """Fine-tune a model on people's own data, in a federation, and report on it.
+
+    Args:
+      words: of the command line. The first may be a TOML file with settings; flags win
+        over it.
+    """
+    given, file = list(words), None
+    if given and given[0].endswith(".toml"):
+        file = Path(given.pop(0))
+    fields = read_toml(file) if file is not None else {}
+    options = _Finetune(replace(Settings(), **fields))
+    options = tyro.cli(
+        _Finetune,
+        prog="fedjax-fm finetune [FILE.toml]",
+        description="Fine-tune a model on people's own data, in a federation.",
+        args=given,
+        default=options,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
+    if options.resume is not None:
+        if len(words) > 2:
+            raise UsageError("--resume goes on with the run's own settings")
+        _finetune_again(options.resume)
+        return
+    _finetune_anew(options.settings, options.dry_run)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finetune:
+    """What `fedjax-fm finetune` is asked.
+
+    Attributes:
+      settings: of the run.
+      dry_run: says what a run would be, and computes two rounds to time one.
+      resume: goes on with an interrupted run in this folder.
+    """
+
+    settings: Settings
+    dry_run: bool = False
+    resume: _Folder = None
+
+
+def _finetune_anew(settings: Settings, dry_run: bool) -> None:
+    from rich.console import Console
+
+    from fedjax_fm.finetune import command, plan
+
+    console, settings = Console(), command.resolved(settings)
+    if dry_run:
+        for line in plan.dry_run(settings):
+            say(console, line)
+        return
+    _finetune_go(command.begin(settings), settings, is_new=True)
+
+
+def _finetune_again(place: Path) -> None:
+    from fedjax_fm.finetune import command
+
+    _finetune_go(*command.reopened(place), is_new=False)
+
+
+def _finetune_go(folder: "RunFolder", settings: Settings, is_new: bool) -> None:
+    """Runs; a new folder in which nothing was computed goes away after an error."""
+    from rich.console import Console
+
+    from fedjax_fm.finetune import command
+
+    console = Console()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        page = command.go(folder, settings, console)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        why = str(stop) or "stopped"
+        again = f"fedjax-fm finetune --resume {folder.path}"
+        say(console, f"\n{why}. Go on with: {again}")
+        sys.exit(130)
+    except Exception:
+        if is_new and folder.is_empty:
+            folder.remove()
+        raise
+    _show(folder, console)
+    for line in command.shown(folder):
+        say(console, line)
+    say(console, f"open: {page}")
+
+
+def chat(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
+    """Talk in the terminal to the model of a finetune run.
+
+    Args:
+      folder: of a run of `fedjax-fm finetune`.
+    """
+    from rich.console import Console
+
+    from fedjax_fm.finetune import talk
+
+    console = Console()
+
+    def ask() -> str | None:
+        try:
+            said = console.input("[bold]you:[/] ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return None
+        return None if said in ("", "exit", "quit") else said
+
+    say(console, "an empty line ends the talk")
+    talk.chat(folder, ask, lambda text: say(console, f"model: {text}"))
+
+
+def predict(
+    folder: Annotated[Path, tyro.conf.Positional],
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: _File = None,
+) -> None:
+    """Score a file with the model of a finetune run: a class or an answer a row.
+
+    Args:
+      folder: of a run of `fedjax-fm finetune`.
+      file: with the columns that the run was trained on.
+      out: default FILE.predictions.jsonl.
+    """
+    from rich.console import Console
+
+    from fedjax_fm.finetune import talk
+
+    console = Console()
+    target, scores = talk.predict(folder, file, out)
+    for name, value in scores.items():
+        say(console, f"{name}: {value:.4g}")
+    say(console, f"predictions: {target}")
+
+
 def report(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
     """Write RESULTS.md and report.html again from a folder, and print what was found.
 
@@ -228,6 +365,12 @@ def report(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
     from fedjax_fm.study import command
 
     opened, console = RunFolder(folder), Console()
+    if opened.has("finetune.json") and opened.has("results.json"):
+        from fedjax_fm.finetune import report as pages
+
+        pages.write(opened)
+        _show(opened, console)
+        return
     if opened.has("results.json"):
         command.write_pages(opened)
         _show(opened, console)
@@ -382,6 +525,9 @@ def wire(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "finetune": finetune,
+    "chat": chat,
+    "predict": predict,
     "list": list_studies,
     "run": run,
     "grid": grid,
@@ -406,6 +552,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"fedjax-fm {importlib.metadata.version('fedjax-fm')}")
         return
     try:
+        if words[:1] == ["finetune"]:
+            finetune(words[1:])  # its flags are the fields of a dataclass
+            return
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="fedjax-fm",

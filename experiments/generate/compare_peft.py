@@ -22,8 +22,8 @@ import fedjax_fm as ffm
 from fedjax_fm import channels, models
 from fedjax_fm.experiments import generate
 from fedjax_fm.experiments.shared.conversations import Rows, Texts
-from fedjax_fm.experiments.shared.judged import joined
 from fedjax_fm.experiments.shared.language import Config, averaging
+from fedjax_fm.study.judged import joined
 
 LEARNING_RATE = 1e-2
 

@@ -40,7 +40,6 @@ from fedjax_fm import channels, models, peft, study, tasks, trees
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.callbacks.looks import worst_decile
 from fedjax_fm.experiments.shared.features import standard_features
-from fedjax_fm.experiments.shared.judged import joined, judged
 from fedjax_fm.experiments.shared.sentences import (
     Arrays,
     of_split,
@@ -49,6 +48,7 @@ from fedjax_fm.experiments.shared.sentences import (
     shuffled_labels,
 )
 from fedjax_fm.population.splits import split_by_group, split_clients, split_within
+from fedjax_fm.study.judged import joined, judged
 
 GRID = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 HOW = {"batch_size": 16}  # of evaluations: a client has few sentences

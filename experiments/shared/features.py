@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fedjax_fm.experiments.shared.judged import joined
 from fedjax_fm.experiments.shared.sentences import Arrays
 from fedjax_fm.experiments.shared.tail import batches
+from fedjax_fm.study.judged import joined
 
 
 @nnx.jit

@@ -17,10 +17,10 @@ from fedjax_fm.algorithms import local_only
 from fedjax_fm.callbacks.looks import worst_decile
 from fedjax_fm.evaluation import rouge_l
 from fedjax_fm.experiments.shared.conversations import Rows, Source, Texts, load
-from fedjax_fm.experiments.shared.judged import joined, judged
 from fedjax_fm.experiments.shared.tail import batches
 from fedjax_fm.models.generate import generate, pad_prompts
 from fedjax_fm.models.language_modeling import IGNORED
+from fedjax_fm.study.judged import joined, judged
 
 HOW = {"batch_size": 8, "bucket": 32}  # of evaluations
 BATCH = 8  # prompts that are answered at a time

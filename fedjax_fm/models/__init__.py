@@ -25,6 +25,7 @@ from fedjax_fm.models.distilbert import (
 from fedjax_fm.models.families import from_config
 from fedjax_fm.models.generate import Generated, KVCache, generate, pad_prompts
 from fedjax_fm.models.gguf_file import GGUFFile
+from fedjax_fm.models.gguf_writer import save_gguf
 from fedjax_fm.models.gpt2 import (
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -119,6 +120,7 @@ __all__ = [
     "provenance",
     "quantize",
     "render",
+    "save_gguf",
     "token_losses",
     "tokenize",
 ]

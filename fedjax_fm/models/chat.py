@@ -445,7 +445,9 @@ def _listed(conversations: Any) -> list[Any]:
     return conversations
 
 
-def load_chat(folder_or_hub_id: str | os.PathLike[str] | Any) -> Chat:
+def load_chat(
+    folder_or_hub_id: str | os.PathLike[str] | Any, *, template: str | None = None
+) -> Chat:
     """The tokenizer and the chat template of a model, wherever `locate` finds it.
 
     Special tokens are those of tokenizer_config.json and special_tokens_map.json;
@@ -456,10 +458,15 @@ def load_chat(folder_or_hub_id: str | os.PathLike[str] | Any) -> Chat:
     Args:
       folder_or_hub_id: a folder, a .gguf file or OWNER/NAME; or a fast tokenizer of
         transformers.
+      template: a Jinja program that takes the place of the model's own, for a base
+        model that has none.
+
+    Returns:
+      The chat.
 
     Raises:
       FileNotFoundError, WeightError: say what is missing; a base model has no chat
-        template.
+        template, and none is given.
 
     Example:
       >>> from fedjax_fm import models
@@ -467,17 +474,18 @@ def load_chat(folder_or_hub_id: str | os.PathLike[str] | Any) -> Chat:
       >>> chat = models.load_chat(name)  # doctest: +SKIP
       >>> chat.prompt_ids([{"role": "user", "content": "Hi"}])  # doctest: +SKIP
     """
+    given = None if template is None else {"default": checks.text("template", template)}
     if hasattr(folder_or_hub_id, "apply_chat_template"):
-        return _of_transformers(folder_or_hub_id)
+        return _of_transformers(folder_or_hub_id, given)
     files = locate(folder_or_hub_id)
     if files.weights.suffix == ".gguf":
-        return _of_gguf(files.weights)
+        return _of_gguf(files.weights, given)
     tokenizer = load_tokenizer(files.folder)
     if not (files.folder / "tokenizer_config.json").is_file():
         raise FileNotFoundError(f"{files.folder} has no tokenizer_config.json")
     fields = token_files.tokenizer_fields(files.folder)
     words = token_files.special_tokens(fields, files.folder)
-    named = token_files.templates(files.folder, fields)
+    named = given or token_files.templates(files.folder, fields)
     read = compiled(named["default"]).names
     for name, word in words.items():
         needed = name == "eos_token" or name in read
@@ -558,8 +566,8 @@ def _chat(
     )
 
 
-def _of_gguf(path: Path) -> Chat:
-    """The chat of a GGUF file."""
+def _of_gguf(path: Path, given: dict[str, str] | None) -> Chat:
+    """The chat of a GGUF file, with the template that is given or its own."""
     opened = GGUFFile(path)
     tokenizer, (_, eos, pad) = opened.tokenizer(), opened.special_tokens()
     fields = {
@@ -572,16 +580,21 @@ def _of_gguf(path: Path) -> Chat:
         for name, field in fields.items()
     }
     words = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
-    others = opened.field("tokenizer.chat_templates") or []
-    named = {name: opened.field(f"tokenizer.chat_template.{name}") for name in others}
     return _chat(
         tokenizer,
-        named={**named, "default": opened.chat_template()},
+        named=given or _named_in_gguf(opened),
         words=words,
         eos=eos,
         pad=_padding(pad, eos, path),
         ends=_ends_of_gguf(opened),
     )
+
+
+def _named_in_gguf(opened: GGUFFile) -> dict[str, str]:
+    """All chat templates of a GGUF file."""
+    others = opened.field("tokenizer.chat_templates") or []
+    named = {name: opened.field(f"tokenizer.chat_template.{name}") for name in others}
+    return {**named, "default": opened.chat_template()}
 
 
 def _ends_of_gguf(opened: GGUFFile) -> tuple[int, ...]:
@@ -593,21 +606,19 @@ def _ends_of_gguf(opened: GGUFFile) -> tuple[int, ...]:
     return tuple(dict.fromkeys(i for i in found if i is not None))
 
 
-def _of_transformers(tokenizer: Any) -> Chat:
-    """The chat of a fast tokenizer of transformers."""
+def _of_transformers(tokenizer: Any, given: dict[str, str] | None) -> Chat:
+    """The chat of a fast tokenizer of transformers; its template, or the given one."""
     name = tokenizer.name_or_path or type(tokenizer).__name__
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     inner = backend(tokenizer)
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template and given is None:
         raise WeightError(
-            f"the tokenizer {name!r} has no chat template; make a `Chat` with your own"
+            f"the tokenizer {name!r} has no chat template; give load_chat a template"
         )
-    named = token_files.named_templates(
-        tokenizer.chat_template, f"the tokenizer {name!r}"
-    )
+    where = f"the tokenizer {name!r}"
     return _chat(
         inner,
-        named=named,
+        named=given or token_files.named_templates(tokenizer.chat_template, where),
         words=dict(tokenizer.special_tokens_map),
         eos=eos,
         pad=_padding(pad, eos, name),

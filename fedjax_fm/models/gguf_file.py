@@ -28,7 +28,7 @@ from fedjax_fm.models.rotary import FrequencyFactors
 from fedjax_fm.models.weights import WeightError
 
 # Module (the last two words of its path, or one) -> the tensor's name in the file.
-_IN_LAYER = {
+IN_LAYER = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
     **{f"self_attn.{word}_proj": f"attn_{word}" for word in "qkv"},
@@ -36,14 +36,14 @@ _IN_LAYER = {
     **{f"self_attn.{word}_norm": f"attn_{word}_norm" for word in "qk"},
     **{f"mlp.{word}_proj": f"ffn_{word}" for word in ("gate", "up", "down")},
 }
-_OUTSIDE = {
+OUTSIDE = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
 }
 # Of Q4Linear, in the order of split_blocks.
 _BLOCK_FIELDS = ("codes", "scales", "minima")
-_FACTORS = "rope_freqs.weight"
+FACTORS = "rope_freqs.weight"
 # Architecture: (whether q and k are permuted, whether they are normalised). llama.cpp
 # files Mistral's under "llama".
 ARCHITECTURES = {
@@ -145,6 +145,16 @@ class GGUFFile:
                 f"reads {known}"
             )
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The metadata as the `gguf` library has them, {name: field}."""
+        return dict(self._fields)
+
+    @property
+    def tensor_names(self) -> list[str]:
+        """Names of the tensors, in the order of the file."""
+        return list(self._tensors)
+
     def field(self, name: str, default: Any = None) -> Any:
         """A metadata value: number, string, bool or list.
 
@@ -242,17 +252,24 @@ class GGUFFile:
         if kind == "linear":
             older = self._of_model("rope.scale_linear", 0.0)
             factor = self._of_model("rope.scaling.factor", older) or 1.0
-        if _FACTORS not in self._tensors:
+        if FACTORS not in self._tensors:
             return None if factor == 1.0 else FrequencyFactors((float(factor),))
-        factors = factor * self._dequantized(_FACTORS)
+        factors = factor * self.dequantized(FACTORS)
         if factors.shape != (n,):
             raise WeightError(
-                f"{self.path}: {_FACTORS}: expected shape ({n},), got {factors.shape}"
+                f"{self.path}: {FACTORS}: expected shape ({n},), got {factors.shape}"
             )
         return FrequencyFactors(tuple(map(float, factors)))
 
-    def _dequantized(self, name: str) -> np.ndarray:
-        """One tensor as numbers."""
+    def dequantized(self, name: str) -> np.ndarray:
+        """One tensor as numbers.
+
+        Args:
+          name: one of `tensor_names`.
+
+        Returns:
+          f32 or f16, with the shape that llama.cpp gives it.
+        """
         import gguf
 
         tensor = self._tensors[name]
@@ -290,7 +307,7 @@ class GGUFFile:
             return LlamaForCausalLM(config, nnx.Rngs(0), dtype, linear)
 
         graphdef, state = nnx.split(nnx.eval_shape(make))
-        flat, left = nnx.to_flat_state(state), set(self._tensors) - {_FACTORS}
+        flat, left = nnx.to_flat_state(state), set(self._tensors) - {FACTORS}
         filled, problems = [], []
         for path, variable in flat:
             words = tuple(map(str, path))
@@ -335,9 +352,7 @@ class GGUFFile:
                     "K-quant"
                 ) from error
         matrices = tuple(
-            f".{word}.weight"
-            for word in _IN_LAYER.values()
-            if not word.endswith("norm")
+            f".{word}.weight" for word in IN_LAYER.values() if not word.endswith("norm")
         )
         others = [
             name
@@ -365,11 +380,11 @@ class GGUFFile:
         layers = module.startswith("model.layers.")
         kind = "bias" if word == "bias" else "weight"
         if layers:
-            name = _IN_LAYER[module.removeprefix("model.layers.")]
+            name = IN_LAYER[module.removeprefix("model.layers.")]
             numbers = range(config.num_hidden_layers)
             blocks = [f"blk.{i}.{name}.{kind}" for i in numbers]
         else:
-            name = _OUTSIDE[module]
+            name = OUTSIDE[module]
             blocks = [f"{name}.{kind}"]
         missing = [block for block in blocks if block not in self._tensors]
         if missing:
@@ -389,7 +404,7 @@ class GGUFFile:
     def _array(self, name: str, word: str, heads: int | None) -> np.ndarray:
         """One layer's array: numbers, or a field of the packed blocks."""
         packed = word in _BLOCK_FIELDS
-        rows = self._tensors[name].data if packed else self._dequantized(name)
+        rows = self._tensors[name].data if packed else self.dequantized(name)
         if heads is not None:
             rows = unpermute(rows, heads)
         if packed:

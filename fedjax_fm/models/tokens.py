@@ -96,8 +96,10 @@ def tokenize(
     texts: Iterable[str],
     max_length: int,
     pad_id: int | None = None,
+    *,
+    pairs: Iterable[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Texts as rows of token ids, padded and cut on the right.
+    """Texts, or pairs of texts, as rows of token ids, padded and cut on the right.
 
     Args:
       tokenizer: of `load_tokenizer`, or a fast one of transformers; its own padding and
@@ -106,13 +108,17 @@ def tokenize(
       max_length: tokens of a row, special ones included; at least 3.
       pad_id: fills the rows; None: what the tokenizer pads with, or its token <pad> or
         [PAD], else 0.
+      pairs: a second text for each row, as models read two sentences; of a pair that is
+        too long the longer text is cut first.
 
     Returns:
-      {"input_ids", "attention_mask"}: int32[n, max_length].
+      {"input_ids", "attention_mask"}: int32[n, max_length]; of pairs also
+      "token_type_ids", 1 where the second text is, if the tokenizer tells them apart.
 
     Raises:
       TypeError, ValueError: no tokenizer, no list of texts, or a row that is no text
-        (None, bytes, NaN, a number) or holds half of a surrogate pair; names the row.
+        (None, bytes, NaN, a number) or holds half of a surrogate pair; names the row;
+        another number of second texts.
 
     Example:
       >>> from tokenizers import Tokenizer, models
@@ -125,21 +131,35 @@ def tokenize(
     checks.whole("max_length", max_length, least=3)  # two special tokens and one word
     if pad_id is not None:
         checks.whole("pad_id", pad_id, least=0)
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
-        raise TypeError(
-            f"expected a list of texts, got {texts!r:.60} of type "
-            f"{type(texts).__name__}; write [text]"
-        )
-    rows = [checks.text(f"text {row}", text) for row, text in enumerate(texts)]
+    rows: list[Any] = _texts("text", texts)
+    if pairs is not None:
+        seconds = _texts("second text", pairs)
+        if len(seconds) != len(rows):
+            raise ValueError(
+                f"expected a second text for each of {len(rows)} texts, got {len(seconds)}"
+            )
+        rows = list(zip(rows, seconds, strict=True))
     fill = _padding_id(tokenizer) if pad_id is None else pad_id
     ids = np.full((len(rows), max_length), fill, np.int32)
-    mask = np.zeros((len(rows), max_length), np.int32)
+    mask, types = np.zeros_like(ids), np.zeros_like(ids)
     with without_padding(tokenizer, max_length):
         encodings = tokenizer.encode_batch(rows)
     for row, encoding in enumerate(encodings):
         n = len(encoding.ids)
         ids[row, :n], mask[row, :n] = encoding.ids, 1
-    return {"input_ids": ids, "attention_mask": mask}
+        types[row, :n] = encoding.type_ids
+    found = {"input_ids": ids, "attention_mask": mask}
+    return {**found, "token_type_ids": types} if types.any() else found
+
+
+def _texts(name: str, texts: Any) -> list[str]:
+    """The texts as a list; raises TypeError or ValueError for what is none."""
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+        raise TypeError(
+            f"expected a list of {name}s, got {texts!r:.60} of type "
+            f"{type(texts).__name__}; write [text]"
+        )
+    return [checks.text(f"{name} {row}", text) for row, text in enumerate(texts)]
 
 
 def _padding_id(tokenizer: Tokenizer) -> int:

@@ -45,11 +45,12 @@ const d=th.dataset.d=th.dataset.d==='1'?'-1':'1';
 """
 
 
-def write(results: Results) -> str:
+def write(results: Results, more: Sequence[str] = ()) -> str:
     """The page.
 
     Args:
       results: of a study that is done.
+      more: HTML that stands before the sources.
 
     Returns:
       HTML with figures, styles and scripts inside.
@@ -84,6 +85,7 @@ def write(results: Results) -> str:
         ),
         *_clients(results),
         *_failures(results),
+        *more,
         *_sources(results),
     ]
     return document(f"{raw['study']}: {raw['question']}", "".join(parts))

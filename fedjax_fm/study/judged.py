@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-import fedjax_fm as ffm
-from fedjax_fm import study
+from fedjax_fm.evaluation.evaluate import evaluate
+from fedjax_fm.study.run import Simulated
+from fedjax_fm.types import Task
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -16,6 +17,14 @@ def joined(clients: Sequence[Arrays]) -> dict[str, np.ndarray]:
 
     Args:
       clients: {column: [n, ...]} of each.
+
+    Returns:
+      {column: [sum of n, ...]}.
+
+    Example:
+      >>> rows = [{"x": np.array([1, 2])}, {"x": np.array([3])}]
+      >>> joined(rows)["x"].tolist()
+      [1, 2, 3]
     """
     return {
         name: np.concatenate([client[name] for client in clients])
@@ -24,8 +33,8 @@ def joined(clients: Sequence[Arrays]) -> dict[str, np.ndarray]:
 
 
 def judged(
-    run: study.Simulated,
-    task: ffm.Task,
+    run: Simulated,
+    task: Task,
     groups: Sequence[Arrays],
     name: str,
     **how: Any,
@@ -49,7 +58,7 @@ def judged(
     means, weights = np.zeros(n), np.zeros(n)
     for k in range(min(n_models, n)):
         mine = groups[k::n_models]
-        scores = ffm.evaluate(task, *run.model(k), joined(mine), **how)
+        scores = evaluate(task, *run.model(k), joined(mine), **how)
         counted = scores.get("weight", np.ones_like(scores["loss"]))
         counted = counted.astype(np.float64)
         sizes = [_size(group) for group in mine]

@@ -1,0 +1,304 @@
+"""The study behind `fedjax-fm finetune`: the method and the standing baselines."""
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+import fedjax_fm as ffm
+from fedjax_fm import study
+from fedjax_fm.algorithms import local_only
+from fedjax_fm.callbacks.looks import worst_decile
+from fedjax_fm.finetune import data as of_data
+from fedjax_fm.finetune import methods
+from fedjax_fm.finetune.answers import answered
+from fedjax_fm.finetune.data import Data, length, sizes
+from fedjax_fm.finetune.expressions import build, names_in
+from fedjax_fm.finetune.outputs import save
+from fedjax_fm.finetune.settings import Settings
+from fedjax_fm.study.judged import joined, judged
+from fedjax_fm.study.shape import Arm, Control, Score, Study
+
+BUCKET = 32  # tokens
+
+
+def make(settings: Settings, kind: str, place: Path) -> Study:
+    """The study of a run.
+
+    Args:
+      settings: of the run.
+      kind: of its examples.
+      place: of its folder, where the trained model is saved.
+
+    Returns:
+      The method, and the baselines unless they are left out.
+    """
+    (method, *_) = names_in(settings.method)
+    grid = {"learning_rate": "learning_rate"}
+    federated = functools.partial(trained, place=place)
+    arms = [Arm("federated", federated, f"{method}, {settings.peft}", grid)]
+    if settings.baselines:
+        arms += [
+            Arm("centralised", centralised, "centralised, equal examples", grid),
+            Arm("local", alone, "local only, some clients alone", grid),
+        ]
+    arms.append(Arm("zero_shot", zero_shot, "before training"))
+    primary = _primary(settings, kind)
+    return Study(
+        question=f"What does {method} bring on {Path(settings.data).name}?",
+        expected="the model before training is worse than the federated one",
+        config=Settings,
+        data=of_data.load,
+        primary=primary,
+        arms=arms,
+        comparisons=study.against("federated", arms),
+        controls=[Control("zero_shot", "federated", "training brought nothing")],
+        scores=_others(settings, primary),
+    )
+
+
+def _primary(settings: Settings, kind: str) -> Score:
+    """The score that decides, on unseen clients if there are any."""
+    where = "unseen clients" if settings.holdout_clients else "own examples"
+    if kind == "classes":
+        label = f"accuracy, {where}"
+        return Score("accuracy", label, unit="%", scale=100.0)
+    return Score("perplexity", f"perplexity, {where}", highest=False, digits=2)
+
+
+def _others(settings: Settings, primary: Score) -> list[Score]:
+    """The worst tenth of clients, and the clients' own examples."""
+    shape = {
+        "unit": primary.unit,
+        "scale": primary.scale,
+        "highest": primary.highest,
+        "digits": primary.digits,
+    }
+    found = [Score("worst", "worst tenth of these clients", **shape)]
+    if settings.holdout_clients and settings.holdout_examples:
+        found.append(Score("own", "clients that train, own examples", **shape))
+        found.append(Score("own_worst", "worst tenth of those", **shape))
+    return found
+
+
+def trained(run: study.Run, place: Path) -> dict[str, float]:
+    """The federated method, whose model is saved."""
+    settings, data = run.config, run.data
+    rounds = settings.rounds
+    algorithm = methods.algorithm_of(
+        settings,
+        data.task,
+        data.personal_task,
+        learning_rate=run["learning_rate"],
+        rounds=rounds,
+        n_clients=len(data.train),
+    )
+    found = simulate(
+        run,
+        algorithm,
+        data.train,
+        rounds=rounds,
+        cohort_size=min(settings.cohort, len(data.train)),
+        sampler=methods.sampler_of(settings, len(data.train)),
+        uplink=methods.channel_of(settings.uplink),
+        downlink=methods.channel_of(settings.downlink),
+        keep=True,
+    )
+    scores = scores_of(run, found)
+    if not run.is_tuning:
+        run.notes |= _notes(run, found)
+        save(run, found, place)
+    return scores
+
+
+def _notes(run: study.Run, found: study.Simulated) -> dict[str, Any]:
+    """Answers of the first seed, and what was spent of privacy."""
+    data, settings = run.data, run.config
+    notes: dict[str, Any] = {"leaks": data.leaks}
+    if "epsilon" in found.metrics:
+        notes["epsilon"] = float(found.metrics["epsilon"][-1])
+    is_first = run.seed == settings.seeds[0]
+    if is_first and data.prompts and not found.simulator.is_personal:
+        before = (data.adapted.delta, data.adapted.backbone)
+        notes["answers"] = answered(data, settings, before, found.model())
+    return notes
+
+
+def centralised(run: study.Run) -> dict[str, float]:
+    """One place has all examples.
+
+    A round is one step on as many examples as a cohort reads in a step, so that it
+    reads as many as the federated run.
+    """
+    settings, data = run.config, run.data
+    steps = settings.rounds * steps_a_round(settings, data)
+    cohort = min(settings.cohort, len(data.train))
+    schedule = optax.constant_schedule(run["learning_rate"])
+    if settings.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(run["learning_rate"], steps, alpha=0.1)
+    given = {"learning_rate": schedule}
+    server = build(settings.optimizer, methods.OPTIMIZERS, "optimizer", given=given)
+    if settings.clip_norm is not None:
+        server = optax.chain(optax.clip_by_global_norm(settings.clip_norm), server)
+    everything = joined(data.train)
+    algorithm = ffm.fedavg(
+        data.task,
+        optax.sgd(1.0),
+        server,
+        local_steps=1,
+        batch_size=min(cohort * settings.batch_size, length(everything)),
+    )
+    found = simulate(
+        run,
+        algorithm,
+        [everything],
+        rounds=steps,
+        cohort_size=1,
+        travels=False,
+    )
+    return scores_of(run, found)
+
+
+def alone(run: study.Run) -> dict[str, float]:
+    """Some clients by themselves, as many rounds as one takes part in on average."""
+    settings, data = run.config, run.data
+    random = np.random.default_rng(run.seed)
+    chosen = random.permutation(len(data.train))[: settings.local_clients]
+    train = [data.train[k] for k in np.sort(chosen)]
+    share = min(1.0, settings.cohort / len(data.train))
+    rounds = max(1, round(settings.rounds * share))
+    algorithm = local_only(
+        data.task,
+        methods.client_optimizer(settings, run["learning_rate"], rounds),
+        **settings.steps,
+        batch_size=settings.batch_size,
+    )
+    found = simulate(
+        run, algorithm, train, rounds=rounds, cohort_size=len(train), test=None
+    )
+    return scores_of(run, found, own=[data.own[k] for k in np.sort(chosen)])
+
+
+def zero_shot(run: study.Run) -> dict[str, float]:
+    """The model before training: a new adapter changes nothing, a new head guesses."""
+    algorithm = ffm.fedavg(run.data.task, optax.sgd(0.1), local_steps=1, batch_size=1)
+    found = simulate(
+        run, algorithm, run.data.train[:1], rounds=0, cohort_size=1, test=None
+    )
+    return scores_of(run, found)
+
+
+def steps_a_round(settings: Settings, data: Data) -> int:
+    """Local steps of a client a round; of epochs, those of a client of mean size.
+
+    Args:
+      settings: have steps or epochs.
+      data: has the clients.
+    """
+    steps = settings.steps
+    if "local_steps" in steps:
+        return steps["local_steps"]
+    mean = float(sizes(data.train).mean())
+    return steps["epochs"] * max(1, math.ceil(mean / settings.batch_size))
+
+
+def simulate(
+    run: study.Run,
+    algorithm: ffm.Algorithm,
+    train: list[Any],
+    *,
+    rounds: int,
+    cohort_size: int,
+    **how: Any,
+) -> study.Simulated:
+    """A run over these clients, whose curve is the score on held-out examples."""
+    data, settings = run.data, run.config
+    every = settings.every or max(1, rounds // 10)
+    more = {"every": every, "test": joined(data.judged), **_scoring(data), **how}
+    found = run.simulate(
+        algorithm,
+        ffm.Population.from_clients(train),
+        data.adapted.delta,
+        rounds,
+        backbone=data.adapted.backbone,
+        cohort_size=cohort_size,
+        task=data.task,
+        **more,
+    )
+    if data.prepared.examples.kind != "classes":
+        for row in run.curve:
+            if "eval_loss" in row:
+                row["eval_perplexity"] = float(np.exp(row["eval_loss"]))
+    return found
+
+
+def _scoring(data: Data) -> dict[str, Any]:
+    """How held-out examples are scored: short texts cost less."""
+    is_text = "attention_mask" in data.train[0] and data.prepared.model_type != "t5"
+    return {"batch_size": 16, "bucket": BUCKET if is_text else None}
+
+
+def scores_of(
+    run: study.Run, found: study.Simulated, own: list[Any] | None = None
+) -> dict[str, float]:
+    """The scores of a model, on unseen clients and on the clients' own examples."""
+    data, is_personal = run.data, found.simulator.is_personal
+    shown, name = _exponential, "loss"
+    if data.prepared.examples.kind == "classes":
+        shown, name = _same, "accuracy"
+    primary = "perplexity" if name == "loss" else name
+    how = _scoring(data)
+    means, weights = judged(found, data.task, data.judged, name, **how)
+    run.clients = shown(means).tolist()
+    scores = {
+        primary: _mean(shown, means, weights),
+        "worst": worst_decile(shown(means), name),
+    }
+    mine = data.own if own is None else own
+    groups = [(k, rows) for k, rows in enumerate(mine) if length(rows)]
+    if data.unseen and groups and not run.is_tuning:
+        if is_personal:
+            own_means, own_weights = _personal(found, data, groups, name, how)
+        else:
+            rows = [one for _, one in groups]
+            own_means, own_weights = judged(found, data.task, rows, name, **how)
+        scores["own"] = _mean(shown, own_means, own_weights)
+        scores["own_worst"] = worst_decile(shown(own_means), name)
+    return scores
+
+
+def _personal(
+    found: study.Simulated,
+    data: Data,
+    groups: list[tuple[int, Any]],
+    name: str,
+    how: dict[str, Any],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(means, weights) of each client's own model on its own examples."""
+    means, weights = [], []
+    for k, rows in groups:
+        scores = ffm.evaluate(data.task, *found.model(k), rows, **how)
+        weight = scores.get("weight", np.ones_like(scores["loss"])).astype(np.float64)
+        means.append(np.average(scores[name], weights=weight))
+        weights.append(weight.sum())
+    return np.array(means), np.array(weights)
+
+
+def _mean(
+    shown: Callable[[np.ndarray], np.ndarray], means: np.ndarray, weights: np.ndarray
+) -> float:
+    """The mean over all examples or tokens, as it is shown."""
+    mean = np.array([np.average(means, weights=weights)])
+    return float(shown(mean)[0])
+
+
+def _exponential(values: np.ndarray) -> np.ndarray:
+    return np.exp(values)
+
+
+def _same(values: np.ndarray) -> np.ndarray:
+    return values

@@ -1,0 +1,332 @@
+"""All that the arms of a run are given: a model, a task, and the clients' arrays."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from fedjax_fm import models, peft, tasks
+from fedjax_fm.finetune import clients as federation
+from fedjax_fm.finetune import examples as of_rows
+from fedjax_fm.finetune import files, methods, tokens
+from fedjax_fm.finetune.clients import Clients, Dealt
+from fedjax_fm.finetune.examples import Examples, Roles
+from fedjax_fm.finetune.files import Source
+from fedjax_fm.finetune.settings import Settings
+from fedjax_fm.finetune.templates import chat_of, folded
+from fedjax_fm.finetune.tokens import Arrays, Encoded
+from fedjax_fm.models.chat import Chat
+from fedjax_fm.models.families import config_of
+from fedjax_fm.models.locate import locate
+from fedjax_fm.models.weights import read_config
+from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.types import Task
+
+Conversation = list[dict[str, Any]]
+
+
+class Prepared(NamedTuple):
+    """What does not depend on the seed.
+
+    Attributes:
+      source: the table.
+      roles: which column is what.
+      examples: of the table.
+      clients: who has which.
+      encoded: the examples as arrays.
+      chat: of language models that answer; None for others.
+      model_type: of config.json.
+      counts: {what was counted, cut or left out: how many}.
+    """
+
+    source: Source
+    roles: Roles
+    examples: Examples
+    clients: Clients
+    encoded: Encoded
+    chat: Chat | None
+    model_type: str
+    counts: dict[str, int]
+
+
+class Data(NamedTuple):
+    """What an arm is given.
+
+    Attributes:
+      prepared: what does not depend on the seed.
+      adapted: the model with its PEFT method.
+      task: of one adapter.
+      personal_task: of a shared and a private adapter; None without LoRA.
+      train: arrays of each client that trains.
+      own: scored arrays of the same clients; of no rows where there are none.
+      unseen: scored arrays of clients that never train.
+      prompts: held-out conversations, whose answers are shown.
+      leaks: scored examples that were left out, as they are trained on.
+    """
+
+    prepared: Prepared
+    adapted: peft.Adapted
+    task: Task
+    personal_task: Task | None
+    train: list[Arrays]
+    own: list[Arrays]
+    unseen: list[Arrays]
+    prompts: list[Conversation]
+    leaks: int
+
+    @property
+    def judged(self) -> list[Arrays]:
+        """What the server's model is scored on: unseen clients, else the own examples."""
+        return self.unseen or [rows for rows in self.own if length(rows)]
+
+
+def length(arrays: Arrays) -> int:
+    """Rows of a client.
+
+    Args:
+      arrays: {column: [n, ...]}.
+    """
+    return len(next(iter(arrays.values())))
+
+
+@functools.lru_cache(maxsize=2)
+def prepare(settings: Settings) -> Prepared:
+    """Reads the data, decides who the clients are, and makes arrays of all examples.
+
+    Args:
+      settings: of the run.
+
+    Returns:
+      What does not depend on the seed.
+
+    Raises:
+      UsageError: data, columns, clients or a template that make no sense.
+    """
+    source = files.read(settings.data, settings.split)
+    roles = of_rows.choose(settings, source)
+    examples = of_rows.make(source, roles)
+    kind = model_type_of(settings.model)
+    chat, rows = encoded(settings, examples, kind)
+    usable = np.flatnonzero(rows.usable)
+    if not len(usable):
+        raise UsageError(
+            f"no answer fits into max_length={settings.max_length} tokens; give a "
+            "larger --max-length"
+        )
+    examples = examples.select(usable)
+    arrays = {name: array[usable] for name, array in rows.arrays.items()}
+    clients = federation.find(settings, source, examples)
+    counts = {f"rows with {reason}": n for reason, n in examples.dropped.items()}
+    counts |= rows.counts | clients.counts
+    return Prepared(
+        source=source,
+        roles=roles,
+        examples=examples,
+        clients=clients,
+        encoded=rows._replace(arrays=arrays),
+        chat=chat,
+        model_type=kind,
+        counts={name: n for name, n in counts.items() if n},
+    )
+
+
+def model_type_of(model: str) -> str:
+    """The `model_type` of a model's config.json, or of its .gguf file.
+
+    Args:
+      model: a folder, a .gguf file or a hub id.
+    """
+    found = locate(model)
+    if found.weights.suffix == ".gguf":
+        return "llama"
+    return str(read_config(found.folder)["model_type"])
+
+
+def encoded(
+    settings: Settings, examples: Examples, kind: str
+) -> tuple[Chat | None, Encoded]:
+    """Examples as arrays for the model.
+
+    Args:
+      settings: have the model, the template and the longest length.
+      examples: of one kind.
+      kind: `model_type` of the model.
+
+    Returns:
+      (chat of language models, arrays).
+
+    Raises:
+      UsageError: a model that does not take such examples.
+    """
+    name = settings.model
+    if examples.kind == "classes":
+        if examples.is_image:
+            config = config_of(read_config(locate(name).folder))
+            return None, tokens.pictures(examples, config, name)
+        tokenizer = models.load_tokenizer(name)
+        return None, tokens.classified(examples, tokenizer, settings)
+    if kind == "t5":
+        if examples.kind == "text":
+            raise UsageError("an encoder-decoder needs prompts and answers, not texts")
+        tokenizer = models.load_tokenizer(name)
+        return None, tokens.to_decoder(examples, tokenizer, settings)
+    if examples.kind == "text":
+        plain = settings if settings.template != "chat" else _with_flan(settings)
+        chat = chat_of(plain)
+        rows = tokens.texts(
+            examples, chat.tokenizer, chat.eos_token_id, chat.pad_token_id, settings
+        )
+        return chat, rows
+    chat = chat_of(settings)
+    return chat, tokens.conversations(examples, chat, settings)
+
+
+def _with_flan(settings: Settings) -> Settings:
+    """Texts have no turns; a base model's tokenizer is read without a template."""
+    from fedjax_fm.runs.settings import replace
+
+    return replace(settings, template="flan")
+
+
+def load(settings: Settings, seed: int, split: str) -> Data:
+    """What the arms of one seed are given.
+
+    Args:
+      settings: of the run.
+      seed: of the split, the head and the adapter.
+      split: "tuning" or "final".
+
+    Returns:
+      Model, task and arrays.
+    """
+    ready = prepare(settings)
+    dealt = federation.deal(ready.clients, ready.examples, settings, seed, split)
+    own = federation.capped(dealt.own, settings.eval_examples, seed)
+    unseen = federation.capped(dealt.unseen, settings.eval_examples, seed)
+    adapted = adapted_model(settings, ready, seed)
+    task = task_of(ready, adapted)
+    has_lora = "lora" in methods.names_in(settings.peft)
+    personal = task_of(ready, peft.beside(adapted)) if has_lora else None
+    rows = ready.encoded.arrays
+
+    def arrays(places: np.ndarray) -> Arrays:
+        return {name: array[places] for name, array in rows.items()}
+
+    train = [arrays(places) for places in dealt.train]
+    if settings.pack:
+        train = [_packed(one, settings) for one in train]
+    scored_unseen = [arrays(places) for places in unseen if len(places)]
+    found = Data(
+        prepared=ready,
+        adapted=adapted,
+        task=task,
+        personal_task=personal,
+        train=train,
+        own=[arrays(places) for places in own],
+        unseen=scored_unseen,
+        prompts=_prompts(ready, dealt, settings, seed),
+        leaks=dealt.leaks,
+    )
+    if not found.judged:
+        raise UsageError(
+            "nothing is held out to be scored; raise --holdout-clients or "
+            "--holdout-examples"
+        )
+    return found
+
+
+def _packed(arrays: Arrays, settings: Settings) -> Arrays:
+    if set(arrays) != {"input_ids", "attention_mask", "labels"}:
+        raise UsageError("--pack joins texts of language models; leave it out here")
+    return models.pack(arrays, settings.max_length)
+
+
+def adapted_model(settings: Settings, ready: Prepared, seed: int) -> peft.Adapted:
+    """The model with its PEFT method, at its initial values.
+
+    Args:
+      settings: of the run.
+      ready: has the classes and the kind of model.
+      seed: of a new head and of the adapter.
+
+    Returns:
+      The adapted model.
+
+    Raises:
+      UsageError: a model or an adapter that does not fit the data.
+    """
+    n_classes = len(ready.examples.classes) or None
+    model = pretrained(settings, n_classes, seed if n_classes else 0)
+    if n_classes is None and not hasattr(model, "head"):
+        raise UsageError(
+            f"{settings.model} is {type(model).__name__}, which writes no text; give a "
+            "language model, or data with --label"
+        )
+    method = methods.adapter_of(settings, ready.model_type)
+    try:
+        return peft.apply(model, method, jax.random.key(seed))
+    except ValueError as error:
+        raise UsageError(f"--peft {settings.peft}: {error}") from error
+
+
+@functools.lru_cache(maxsize=4)
+def pretrained(settings: Settings, n_classes: int | None, seed: int) -> nnx.Module:
+    """The model, read once a seed of its head.
+
+    Args:
+      settings: of the run.
+      n_classes: of a new head; None for a language model.
+      seed: of the new head.
+    """
+    return models.from_pretrained(
+        settings.model,
+        num_labels=n_classes,
+        pooling=settings.pooling,
+        seed=seed,
+        dtype=settings.dtype,
+        frozen=settings.frozen,
+    )
+
+
+def task_of(ready: Prepared, adapted: Any) -> Task:
+    """The task of these examples.
+
+    Args:
+      ready: has their kind.
+      adapted: a model with one adapter, or with two beside each other.
+    """
+    if ready.examples.kind == "classes":
+        return tasks.classification(adapted)
+    return tasks.language_modeling(adapted)
+
+
+def _prompts(
+    ready: Prepared, dealt: Dealt, settings: Settings, seed: int
+) -> list[Conversation]:
+    """Held-out conversations, of as many clients as there are, one after the other."""
+    if ready.chat is None or ready.examples.kind != "conversation":
+        return []
+    groups = dealt.unseen or dealt.own
+    places = federation.capped(groups, settings.answers, seed)
+    found = []
+    for place in np.concatenate(places) if places else ():
+        messages = folded(ready.examples.values[int(place)], settings.template)
+        last = max(k for k, m in enumerate(messages) if m["role"] == "assistant")
+        if last:
+            found.append(messages[: last + 1])
+    return found
+
+
+def sizes(parts: Sequence[Arrays]) -> np.ndarray:
+    """Rows of each client.
+
+    Args:
+      parts: {column: [n, ...]} of each.
+
+    Returns:
+      i64[clients].
+    """
+    return np.array([length(one) for one in parts], np.int64)

@@ -1,0 +1,414 @@
+"""From a table of any columns to examples of one kind.
+
+conversation   messages, the assistant's of which are trained
+text           a text, all of whose tokens are trained
+classes        a text, or two, or an image, and its class
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fedjax_fm.finetune.files import Source
+from fedjax_fm.finetune.settings import Settings
+from fedjax_fm.models.conversations import plain_messages
+from fedjax_fm.population.columns import TableLike
+from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.runs.settings import nearest
+
+Kind = Literal["conversation", "text", "classes"]
+ROLES = (
+    "prompt", "input", "response", "messages", "text", "text_pair", "label", "image",
+)  # fmt: skip
+# What columns are usually called, for tables whose columns nobody named.
+USUAL = {
+    "messages": ("messages", "conversations", "conversation"),
+    "prompt": ("instruction", "prompt", "question", "query"),
+    "input": ("input", "context"),
+    "response": ("response", "output", "completion", "answer"),
+    "text": ("text", "sentence", "sentence1", "premise"),
+    "text_pair": ("text_pair", "sentence2", "hypothesis"),
+    "image": ("image", "img"),
+    "label": ("label", "labels", "class", "category"),
+}
+MOST_CLASSES = 1000
+
+
+class Roles(NamedTuple):
+    """Which column is what.
+
+    Attributes:
+      columns: {role: column}, of `ROLES`.
+      guessed: whether the columns were found by their usual names.
+    """
+
+    columns: dict[str, str]
+    guessed: bool
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of example that these columns make."""
+        if "messages" in self.columns or "prompt" in self.columns:
+            return "conversation"
+        return "classes" if "label" in self.columns else "text"
+
+
+class Examples(NamedTuple):
+    """Examples of one kind, in the order of their table.
+
+    Attributes:
+      kind: of all of them.
+      values: conversations (lists of messages), texts, pairs of texts, or images.
+      labels: i32[n] of classes; None for other kinds.
+      classes: names of the classes, in order of their numbers.
+      rows: i64[n], the rows of the table.
+      dropped: {reason: rows}.
+    """
+
+    kind: Kind
+    values: list[Any]
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    rows: np.ndarray
+    dropped: dict[str, int]
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the values are images."""
+        value = self.values[0]
+        return self.kind == "classes" and not isinstance(value, (str, tuple))
+
+    def select(self, places: np.ndarray) -> "Examples":
+        """Some of the examples.
+
+        Args:
+          places: i64[m], of this list.
+        """
+        labels = None if self.labels is None else self.labels[places]
+        values = [self.values[place] for place in places]
+        return self._replace(values=values, labels=labels, rows=self.rows[places])
+
+
+def choose(settings: Settings, source: Source) -> Roles:
+    """Decides which column is what.
+
+    Args:
+      settings: name columns, or none.
+      source: has the columns.
+
+    Returns:
+      The roles: those that are named, else those of usual names.
+
+    Raises:
+      UsageError: a column that is not there; roles that do not go together; usual names
+        that fit in no way or in several.
+
+    Example:
+      >>> table = {"instruction": ["a"], "output": ["b"], "user": [1]}
+      >>> source = Source(table=table, name="t", kind="csv", sha256="")
+      >>> choose(Settings(), source).columns
+      {'prompt': 'instruction', 'response': 'output'}
+    """
+    names = source.columns
+    given = {role: getattr(settings, role) for role in ROLES}
+    given = {role: name for role, name in given.items() if name is not None}
+    for role, name in given.items():
+        if name not in names:
+            raise UsageError(
+                f"--{role.replace('_', '-')}: {nearest(name, names, 'column')}"
+            )
+    if given:
+        _check_roles(given, names)
+        return Roles(columns=given, guessed=False)
+    return Roles(columns=_usual(names), guessed=True)
+
+
+def _check_roles(given: dict[str, str], names: Sequence[str]) -> None:
+    """Raises UsageError for roles that do not make one kind of example."""
+    roles = set(given)
+    fitting = (
+        {"messages"}, {"prompt", "response"}, {"prompt", "input", "response"},
+        {"text"}, {"text", "label"}, {"text", "text_pair", "label"}, {"image", "label"},
+    )  # fmt: skip
+    if roles in fitting:
+        return
+    flags = ", ".join(f"--{role.replace('_', '-')}" for role in sorted(roles))
+    raise UsageError(
+        f"{flags} do not make an example: give --prompt and --response (and --input), or "
+        "--messages, or --text, or --text and --label (and --text-pair), or --image and "
+        f"--label. The columns are: {', '.join(names)}"
+    )
+
+
+def _usual(names: Sequence[str]) -> dict[str, str]:
+    """Roles by usual names of columns, if they fit in exactly one way."""
+    found = {
+        role: [name for name in names if name.lower() in usual]
+        for role, usual in USUAL.items()
+    }
+    several = {role: columns for role, columns in found.items() if len(columns) > 1}
+    one = {role: columns[0] for role, columns in found.items() if len(columns) == 1}
+    ways = [
+        {role: one[role] for role in roles if role in one}
+        for roles in (
+            ("messages",),
+            ("prompt", "input", "response"),
+            ("image", "label"),
+            ("text", "text_pair", "label"),
+        )
+        if _fits(roles, one)
+    ]
+    if len(ways) == 1 and not several:
+        return ways[0]
+    why = "fit no kind of example" if not ways else "can be read in several ways"
+    raise UsageError(
+        f"the columns {', '.join(names)} {why}; say what they are: --prompt and --response, "
+        "or --messages, or --text, or --text and --label, or --image and --label"
+    )
+
+
+def _fits(roles: Sequence[str], one: dict[str, str]) -> bool:
+    """Whether the columns that these roles need are there."""
+    needed = {"input", "text_pair"}
+    if roles[0] == "text":
+        needed.add("label")
+    return all(role in one for role in roles if role not in needed)
+
+
+def make(source: Source, roles: Roles) -> Examples:
+    """Makes examples of the rows; rows that hold none are left out and counted.
+
+    Args:
+      source: the table.
+      roles: which column is what.
+
+    Returns:
+      The examples that are left.
+
+    Raises:
+      UsageError: values of another kind than their role takes, which names the row; no
+        example is left.
+
+    Example:
+      >>> table = {"text": ["good", "", "bad"], "label": ["yes", "no", "no"]}
+      >>> source = Source(table=table, name="t", kind="csv", sha256="")
+      >>> examples = make(source, choose(Settings(), source))
+      >>> examples.values, examples.labels.tolist(), examples.dropped
+      (['good', 'bad'], [1, 0], {'empty text': 1})
+    """
+    columns = {
+        role: _values(source.table, name) for role, name in roles.columns.items()
+    }
+    readers = {
+        "conversation": _conversation,
+        "text": _plain_text,
+        "classes": _with_class,
+    }
+    reader = readers[roles.kind]
+    values, kept, dropped = [], [], Counter()
+    n_rows = len(next(iter(columns.values())))
+    for row in range(n_rows):
+        cells = {role: column[row] for role, column in columns.items()}
+        found = reader(cells, f"row {row} of {source.name}")
+        if isinstance(found, _Reason):
+            dropped[found.text] += 1
+        else:
+            values.append(found)
+            kept.append(row)
+    if not values:
+        why = ", ".join(f"{n} with {reason}" for reason, n in dropped.items())
+        raise UsageError(
+            f"{source.name} has no example that can be used: {why or 'no rows'}"
+        )
+    rows, labels, classes = np.array(kept, np.int64), None, ()
+    if roles.kind == "classes":
+        labels, classes = _numbered([columns["label"][row] for row in kept], roles)
+    return Examples(
+        kind=roles.kind,
+        values=values,
+        labels=labels,
+        classes=classes,
+        rows=rows,
+        dropped=dict(dropped),
+    )
+
+
+class _Reason(NamedTuple):
+    """Why a row is left out."""
+
+    text: str
+
+
+def _values(table: TableLike, name: str) -> list[Any]:
+    """A column as a list of plain values."""
+    column = table[name]
+    for method in ("to_pylist", "to_list", "tolist"):
+        if hasattr(column, method):
+            return list(getattr(column, method)())
+    return list(column)
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN and their like."""
+    if value is None:
+        return True
+    return isinstance(value, float) and value != value
+
+
+def _text(value: Any, where: str, role: str) -> "str | _Reason":
+    """A cell that has to be text."""
+    if _is_missing(value):
+        return _Reason(f"missing {role}")
+    if not isinstance(value, str):
+        raise UsageError(
+            f"{where}: expected the {role} as text, got {value!r:.60} of type "
+            f"{type(value).__name__}"
+        )
+    return value if value.strip() else _Reason(f"empty {role}")
+
+
+def _conversation(cells: dict[str, Any], where: str) -> Any:
+    """Messages of a row: as they are, or of its prompt, input and response."""
+    if "messages" in cells:
+        return _messages(cells["messages"], where)
+    prompt = _text(cells["prompt"], where, "prompt")
+    response = _text(cells["response"], where, "response")
+    for found in (prompt, response):
+        if isinstance(found, _Reason):
+            return found
+    question: dict[str, Any] = {"role": "user", "content": prompt}
+    about = cells.get("input")
+    if isinstance(about, str) and about.strip():
+        question["input"] = about
+    elif about is not None and not isinstance(about, str) and not _is_missing(about):
+        raise UsageError(f"{where}: expected the input as text, got {about!r:.60}")
+    return [question, {"role": "assistant", "content": response}]
+
+
+def _messages(value: Any, where: str) -> Any:
+    """A list of messages, perhaps written as JSON."""
+    if _is_missing(value):
+        return _Reason("missing messages")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise UsageError(
+                f"{where}: expected messages as a list of {{role, content}}, got "
+                f"{value!r:.60}"
+            ) from error
+    try:
+        messages = plain_messages(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from error
+    answers = [
+        message.get("content") for message in messages if message["role"] == "assistant"
+    ]
+    if not answers:
+        return _Reason("no answer of the assistant")
+    if all(isinstance(text, str) and not text.strip() for text in answers):
+        return _Reason("empty response")
+    return messages
+
+
+def _plain_text(cells: dict[str, Any], where: str) -> Any:
+    return _text(cells["text"], where, "text")
+
+
+def _with_class(cells: dict[str, Any], where: str) -> Any:
+    """A text, a pair of texts or an image, of rows whose class is known."""
+    if _is_missing(cells["label"]) or cells["label"] == "":
+        return _Reason("missing label")
+    if "image" in cells:
+        image = cells["image"]
+        return _Reason("missing image") if image is None else _picture(image)
+    text = _text(cells["text"], where, "text")
+    if "text_pair" not in cells or isinstance(text, _Reason):
+        return text
+    second = _text(cells["text_pair"], where, "second text")
+    return second if isinstance(second, _Reason) else (text, second)
+
+
+def _picture(image: Any) -> Any:
+    """An image as `datasets` stores it undecoded, opened; others as they are."""
+    if isinstance(image, dict) and image.get("bytes"):
+        import io
+
+        from PIL import Image
+
+        return Image.open(io.BytesIO(image["bytes"]))
+    if isinstance(image, list):
+        return np.asarray(image, np.uint8)
+    return image
+
+
+def _numbered(labels: list[Any], roles: Roles) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(i32[n], names of the classes); words and numbers in order, as text."""
+    plain = [_class(label, roles.columns["label"]) for label in labels]
+    known = sorted(set(plain), key=lambda name: (isinstance(name, str), name))
+    if len({type(name) for name in known}) > 1:
+        raise UsageError(
+            f"the column {roles.columns['label']!r} mixes numbers and words: "
+            f"{known[0]!r} and {known[-1]!r}"
+        )
+    if len(known) < 2:
+        raise UsageError(f"all labels are {known[0]!r}: there is nothing to tell apart")
+    if len(known) > min(MOST_CLASSES, max(2, len(plain) // 2)):
+        raise UsageError(
+            f"the column {roles.columns['label']!r} has {len(known)} different values in "
+            f"{len(plain)} rows: does it hold classes?"
+        )
+    number = {name: place for place, name in enumerate(known)}
+    found = np.array([number[name] for name in plain], np.int32)
+    return found, tuple(str(name) for name in known)
+
+
+def _class(label: Any, column: str) -> Any:
+    """A label as a whole number or as a word."""
+    if isinstance(label, (bool, np.bool_)):
+        return int(label)
+    if isinstance(label, (int, np.integer)):
+        return int(label)
+    if isinstance(label, (float, np.floating)):
+        if label != int(label):
+            raise UsageError(
+                f"the column {column!r} holds {label}, which is no class; classes are "
+                "whole numbers or words"
+            )
+        return int(label)
+    if not isinstance(label, str):
+        raise UsageError(
+            f"the column {column!r} holds {label!r:.60}, which is no class"
+        )
+    word = label.strip()
+    return int(word) if word.lstrip("-").isdigit() else word
+
+
+def key_of(value: Any, label: Any = None) -> str:
+    """What two equal examples have in common; blanks at the ends do not count.
+
+    Args:
+      value: of `Examples.values`.
+      label: its class, if it has one.
+    """
+    if isinstance(value, list):
+        said = [(str(m["role"]), str(m.get("content")).strip()) for m in value]
+        about = [str(m.get("input", "")).strip() for m in value]
+        return json.dumps([said, about])
+    if isinstance(value, (str, tuple)):
+        parts = [value] if isinstance(value, str) else list(value)
+        return json.dumps([[part.strip() for part in parts], str(label)])
+    return f"{_image_key(value)} {label}"
+
+
+def _image_key(value: Any) -> str:
+    import hashlib
+    from pathlib import Path
+
+    if isinstance(value, (str, Path)):
+        return hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    raw = value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
+    return hashlib.sha256(raw).hexdigest()

@@ -1,0 +1,355 @@
+"""Tables from the files that people have."""
+
+import csv
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_fm.datasets.table import text_column
+from fedjax_fm.population.columns import column_names, count_rows
+from fedjax_fm.runs.errors import UsageError
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+TEXTS = (".txt", ".md")
+MOST_IN_ONE_FILE = 64  # columns, of a table that a message lists
+
+
+class Source(NamedTuple):
+    """A table and where it comes from.
+
+    Attributes:
+      table: anything with named columns of equal length.
+      name: of the file, the folder or the data set.
+      kind: "jsonl", "csv", "folder of texts" and so on.
+      sha256: of the bytes that were read, in hexadecimal.
+      notes: what a reader should know, such as that the data are a stand-in.
+    """
+
+    table: Any
+    name: str
+    kind: str
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return [str(name) for name in column_names(self.table)]
+
+
+def read(place: str, split: str = "train") -> Source:
+    """Reads a file, a folder or a data set by name.
+
+    Args:
+      place: see `Settings.data`.
+      split: of a data set by name.
+
+    Returns:
+      The table.
+
+    Raises:
+      UsageError: nothing there, a file of an unknown kind, or one that is damaged; the
+        message names the line.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "a.jsonl"
+      >>> _ = path.write_text('{"text": "one", "user": 1}\\n{"text": "two", "user": 2}\\n')
+      >>> source = read(str(path))
+      >>> source.columns, source.kind
+      (['text', 'user'], 'jsonl')
+    """
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return _of_folder(path)
+    if path.is_file():
+        return _of_file(path)
+    looks_like_file = path.suffix.lower() in READERS or len(path.parts) > 2
+    if looks_like_file or place.startswith((".", "~")):
+        raise UsageError(f"there is no file or folder {place!r}")
+    return _by_name(place, split)
+
+
+def _of_file(path: Path) -> Source:
+    """One file, read by the ending of its name."""
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        known = ", ".join(READERS)
+        raise UsageError(f"{path} is of no kind that is read: {known}")
+    raw = path.read_bytes()
+    table = READERS[suffix](path, raw)
+    if not count_rows(table):
+        raise UsageError(f"{path} has no rows")
+    digest = hashlib.sha256(raw).hexdigest()
+    return Source(table=table, name=path.name, kind=suffix[1:], sha256=digest)
+
+
+def _jsonl(path: Path, raw: bytes) -> dict[str, np.ndarray]:
+    """One JSON object a line."""
+    rows = []
+    for number, line in enumerate(_text(path, raw).split("\n"), 1):
+        if line.strip():
+            rows.append(_object(path, line, f"line {number}"))
+    return _columns(path, rows)
+
+
+def _json(path: Path, raw: bytes) -> dict[str, np.ndarray]:
+    """A list of objects, an object of lists, or an object with one list of objects."""
+    try:
+        found = json.loads(_text(path, raw))
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{path} is no JSON: {error}; of JSON lines? call it .jsonl"
+        ) from error
+    if isinstance(found, dict):
+        lists = {
+            name: value for name, value in found.items() if isinstance(value, list)
+        }
+        rows = [
+            value for value in lists.values() if value and isinstance(value[0], dict)
+        ]
+        if len(rows) == 1:
+            found = rows[0]
+        elif lists and len(lists) == len(found) and not rows:
+            return {name: _column(value) for name, value in lists.items()}
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise UsageError(f"{path}: expected a list of objects, one an example")
+    return _columns(path, found)
+
+
+def _object(path: Path, line: str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}, {where}: no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}, {where}: expected an object, got {line.strip():.60}")
+    return found
+
+
+def _columns(path: Path, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Rows as columns; a key that a row lacks is None there."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if rows and not names:
+        raise UsageError(f"{path}: the objects have no keys")
+    return {name: _column([row.get(name) for row in rows]) for name in names}
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """Whole numbers and numbers as arrays, all else as objects."""
+    kinds = {type(value) for value in values}
+    if kinds == {int} or kinds == {float} or kinds == {int, float}:
+        return np.array(values)
+    return text_column(values)
+
+
+def _csv(path: Path, raw: bytes) -> dict[str, np.ndarray]:
+    """A table with a line of names; an empty cell is None."""
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    lines = csv.reader(_text(path, raw).splitlines(keepends=True), delimiter=separator)
+    try:
+        names, *rows = list(lines)
+    except (csv.Error, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as a table: {error}") from error
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{path}: two columns are called {twice[0]!r}; rename one")
+    rows = [row for row in rows if row]  # empty lines
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(names):
+            raise UsageError(
+                f"{path}, row {number}: {len(row)} cells, the first line names "
+                f"{len(names)} columns"
+            )
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    return {
+        name: text_column([cell if cell else None for cell in column])
+        for name, column in zip(names, columns, strict=True)
+    }
+
+
+def _parquet(path: Path, raw: bytes) -> Any:
+    pq = _imported("pyarrow.parquet", "pyarrow")
+    try:
+        return pq.read_table(path)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _arrow(path: Path, raw: bytes) -> Any:
+    """An IPC file or stream, which datasets and feather write."""
+    arrow = _imported("pyarrow", "pyarrow")
+    ipc = _imported("pyarrow.ipc", "pyarrow")
+    for opened in (ipc.open_file, ipc.open_stream):
+        try:
+            return opened(arrow.BufferReader(raw)).read_all()
+        except arrow.ArrowInvalid:
+            continue
+    raise UsageError(f"{path} cannot be read as an Arrow file or stream")
+
+
+READERS: dict[str, Callable[[Path, bytes], Any]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".feather": _arrow,
+}
+
+
+def _of_folder(folder: Path) -> Source:
+    """A data set that was saved to disk, one table in files, texts, or images."""
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return _saved(folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if found := [path for path in paths if path.suffix.lower() in IMAGES]:
+        return _of_images(folder, found)
+    if found := [path for path in paths if path.suffix.lower() in TEXTS]:
+        return _of_texts(folder, found)
+    tables = [path for path in paths if path.suffix.lower() in READERS]
+    if len(tables) == 1:
+        return _of_file(tables[0])
+    names = [path.name for path in (tables or paths)[:5]]
+    raise UsageError(
+        f"{folder} holds neither images nor texts ({', '.join(TEXTS)}) nor one table; "
+        f"found {names or 'nothing'}; give the path of one file"
+    )
+
+
+def _of_texts(folder: Path, paths: list[Path]) -> Source:
+    """Columns `text`, `file` and `folder`, the name of the folder above the file."""
+    texts = [_text(path, path.read_bytes()) for path in paths]
+    table = {
+        "text": text_column(texts),
+        "file": text_column([str(path.relative_to(folder)) for path in paths]),
+        "folder": text_column([path.parent.name for path in paths]),
+    }
+    digest = _digest(paths)
+    return Source(table=table, name=folder.name, kind="folder of texts", sha256=digest)
+
+
+def _of_images(folder: Path, paths: list[Path]) -> Source:
+    """Columns `image` (paths), `label`, the name of the folder above, and `file`."""
+    if all(path.parent == folder for path in paths):
+        raise UsageError(
+            f"{folder} holds images, but no folders of their classes: put each image "
+            "into a folder that is named after its class"
+        )
+    table = {
+        "image": text_column(paths),
+        "label": text_column([path.parent.name for path in paths]),
+        "file": text_column([str(path.relative_to(folder)) for path in paths]),
+        "folder": text_column([path.relative_to(folder).parts[0] for path in paths]),
+    }
+    digest = _digest(paths)
+    return Source(table=table, name=folder.name, kind="folder of images", sha256=digest)
+
+
+def _saved(folder: Path) -> Source:
+    """What `datasets.save_to_disk` wrote."""
+    datasets = _imported("datasets", "'fedjax-fm[hub]'")
+    found = datasets.load_from_disk(str(folder))
+    if hasattr(found, "keys"):
+        names = list(found.keys())
+        if len(names) != 1:
+            raise UsageError(
+                f"{folder} holds the splits {names}; give the folder of one"
+            )
+        found = found[names[0]]
+    paths = sorted(folder.rglob("*.arrow"))
+    return Source(
+        table=found, name=folder.name, kind="datasets folder", sha256=_digest(paths)
+    )
+
+
+def _by_name(name: str, split: str) -> Source:
+    """A data set of the hub."""
+    datasets = _imported("datasets", "'fedjax-fm[hub]'")
+    try:
+        found = datasets.load_dataset(name, split=split)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"{name!r} is no file or folder, and not to be had as a data set of the hub "
+            f"({type(error).__name__}: {first:.200}); without a network, download its "
+            "files and give their path"
+        ) from error
+    digest = hashlib.sha256(str(found._fingerprint).encode()).hexdigest()
+    note = "the hash is of the fingerprint that `datasets` gives, not of the bytes"
+    return Source(
+        table=found, name=name, kind="hub data set", sha256=digest, notes=(note,)
+    )
+
+
+def _digest(paths: list[Path]) -> str:
+    """One hash for several files: of their names and hashes, in order."""
+    total = hashlib.sha256()
+    for path in paths:
+        own = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{own}  {path.name}\n".encode())
+    return total.hexdigest()
+
+
+def _text(path: Path, raw: bytes) -> str:
+    """UTF-8, with or without a byte order mark."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error}; convert it first") from error
+
+
+def _imported(module: str, requirement: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"reading this needs {module.partition('.')[0]}: pip install {requirement}"
+        ) from error
+
+
+def images(
+    paths: Iterator[Any] | list[Any], size: int, channels: int = 3
+) -> np.ndarray:
+    """Images as numbers between 0 and 1, cut to a square and resized.
+
+    Args:
+      paths: of n files, or images of Pillow, or arrays u8[h, w] or u8[h, w, 3].
+      size: side of the square, in pixels.
+      channels: 3, or 1 for grey.
+
+    Returns:
+      f32[n, size, size, channels].
+
+    Raises:
+      UsageError: a file that is no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    found = []
+    for place in paths:
+        try:
+            opened = place if isinstance(place, Image.Image) else _opened(place, Image)
+            opened = opened.convert("RGB" if channels == 3 else "L")
+        except (OSError, UnidentifiedImageError) as error:
+            raise UsageError(f"{place} cannot be read as an image: {error}") from error
+        side = min(opened.size)
+        left, top = (opened.width - side) // 2, (opened.height - side) // 2
+        square = opened.crop((left, top, left + side, top + side))
+        small = square.resize((size, size), Image.Resampling.BILINEAR)
+        array = np.asarray(small, np.float32) / 255
+        found.append(array.reshape(size, size, channels))
+    return np.stack(found)
+
+
+def _opened(place: Any, image: Any) -> Any:
+    """A file or an array as an image of Pillow."""
+    if isinstance(place, np.ndarray):
+        return image.fromarray(place)
+    return image.open(place)

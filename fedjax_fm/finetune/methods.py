@@ -1,0 +1,278 @@
+"""Methods, adapters, channels and samplers of the library, by their names."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from fedjax_fm import algorithms, channels, peft, privacy
+from fedjax_fm.algorithms import lora_rules, server_optimizers
+from fedjax_fm.finetune.expressions import build, names_in
+from fedjax_fm.finetune.settings import Settings
+from fedjax_fm.models.architectures import DEFAULT_TARGETS
+from fedjax_fm.population import samplers
+from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.types import Algorithm, Channel, Sampler, Task
+
+METHODS: dict[str, Callable[..., Algorithm]] = {
+    "dp_fedavg": algorithms.dp_fedavg,
+    "fedavg": algorithms.fedavg,
+    "feddpa_f": algorithms.feddpa_f,
+    "feddpa_t": algorithms.feddpa_t,
+    "fedkseed": algorithms.fedkseed,
+    "local_only": algorithms.local_only,
+    **{
+        name: getattr(lora_rules, name)
+        for name in lora_rules.__all__
+        if name not in ("fedsa_delta", "fed_sb")
+    },
+}
+# These need more than one model, its data and a split into clients.
+ELSEWHERE = {
+    "fed_sb": "needs gradients of the first model (peft.lora_sb)",
+    "fedbert": "splits a model between clients and server",
+    "fedbuff": "needs a log of arrivals",
+    "feddf": "distils several architectures on public data",
+    "fedmd": "distils several architectures on public data",
+    "fedpm": "trains masks of a random network",
+    "fjord": "trains nested widths of one model",
+    "heterofl": "trains nested widths of one model",
+}
+OF_LORA = frozenset(("feddpa_f", "feddpa_t", *lora_rules.__all__))
+PEFT: dict[str, Callable[..., peft.Method]] = {
+    name: getattr(peft, name)
+    for name in (
+        "bitfit", "combine", "dora", "full", "head", "houlsby", "ia3", "lora",
+        "lora_xs", "on_layers", "p_tuning_v2", "parallel_adapter", "prefix_tuning",
+        "prompt_tuning", "vpt",
+    )
+}  # fmt: skip
+LORA_LIKE = ("lora", "dora", "lora_xs")
+CHANNELS: dict[str, Callable[..., Channel]] = {
+    name: getattr(channels, name)
+    for name in channels.__all__
+    if name[0].islower()
+    and name not in ("anchored_bits", "code_lengths", "payload_bits", "per_leaf")
+}
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    name: getattr(optax, name)
+    for name in (
+        "adafactor", "adagrad", "adam", "adamax", "adamw", "lamb", "lion", "nadam",
+        "nadamw", "novograd", "radam", "rmsprop", "sgd", "yogi",
+    )
+}  # fmt: skip
+SERVER_OPTIMIZERS = OPTIMIZERS | {
+    "fedadagrad": server_optimizers.adagrad,
+    "fedadam": server_optimizers.adam,
+    "fedyogi": server_optimizers.yogi,
+}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    name: getattr(samplers, name)
+    for name in ("cyclic", "fixed", "poisson", "spaced", "uniform")
+}
+
+
+def adapter_of(settings: Settings, model_type: str) -> peft.Method:
+    """The PEFT method that the settings name.
+
+    Args:
+      settings: have its name, and rank, alpha and targets.
+      model_type: of the model, for the layers that are usually adapted.
+
+    Returns:
+      A method for `peft.apply`.
+
+    Raises:
+      UsageError: an unknown name, or arguments that it does not take.
+    """
+    targets = None
+    if settings.targets is not None:
+        targets = [part.strip() for part in settings.targets.split(",") if part.strip()]
+        if not targets:
+            raise UsageError(f"--targets names no layer: {settings.targets!r}")
+    usual = list(DEFAULT_TARGETS.get(model_type, ("query", "value")))
+    alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
+    given: dict[str, Any] = {
+        "rank": settings.rank,
+        "alpha": alpha,
+        "bottleneck": 64,
+        "n_tokens": 20,
+    }
+    names = names_in(settings.peft)
+    if targets is not None or any(name in LORA_LIKE for name in names):
+        given["targets"] = targets or usual
+    if targets is not None and not any(_takes(PEFT, name, "targets") for name in names):
+        raise UsageError(f"--targets: {settings.peft} adapts no layers of choice")
+    if targets is None:
+        given = {**given, "targets": usual} if set(names) <= set(LORA_LIKE) else given
+    return build(settings.peft, PEFT, "PEFT method", given=given)
+
+
+def _takes(factories: dict[str, Callable[..., Any]], name: str, parameter: str) -> bool:
+    """Whether the factory of that name has that parameter."""
+    factory = factories.get(name)
+    return factory is not None and parameter in inspect.signature(factory).parameters
+
+
+def client_optimizer(
+    settings: Settings, learning_rate: float, rounds: int
+) -> Callable[[Any], optax.GradientTransformation]:
+    """The clients' optimizer as a function of the round.
+
+    Args:
+      settings: have optimizer, schedule and clipping.
+      learning_rate: of the first round; a cosine falls to a tenth of it.
+      rounds: over which it falls.
+
+    Returns:
+      round -> optimizer.
+    """
+    if settings.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(learning_rate, rounds, alpha=0.1)
+    else:
+        schedule = optax.constant_schedule(learning_rate)
+
+    def of_round(round: Any) -> optax.GradientTransformation:
+        given = {"learning_rate": jnp.asarray(schedule(round))}
+        chosen = build(settings.optimizer, OPTIMIZERS, "optimizer", given=given)
+        if settings.clip_norm is None:
+            return chosen
+        return optax.chain(optax.clip_by_global_norm(settings.clip_norm), chosen)
+
+    of_round(0)  # refuses an unknown name now
+    return of_round
+
+
+def algorithm_of(
+    settings: Settings,
+    task: Task,
+    personal_task: Task | None,
+    *,
+    learning_rate: float,
+    rounds: int,
+    n_clients: int,
+) -> Algorithm:
+    """The federated method that the settings name.
+
+    Args:
+      settings: have its name and what it takes.
+      task: of the adapted model.
+      personal_task: of a shared and a private adapter; None where there is no LoRA.
+      learning_rate: of the clients.
+      rounds: of training.
+      n_clients: that train.
+
+    Returns:
+      The algorithm.
+
+    Raises:
+      UsageError: an unknown method; one that takes more than this command has; settings
+        that it does not take.
+    """
+    (name, *_) = names_in(settings.method)
+    if name in ELSEWHERE:
+        raise UsageError(
+            f"{name} {ELSEWHERE[name]}, which this command does not have: write it in "
+            "Python, as docs/methods.md shows"
+        )
+    check_options(settings, name)
+    steps = settings.steps
+    given: dict[str, Any] = {
+        "task": task,
+        "personal_task": personal_task,
+        "client_optimizer": client_optimizer(settings, learning_rate, rounds),
+        "learning_rate": learning_rate,
+        "rounds": rounds - 1 if name == "feddpa_f" else rounds,
+        "batch_size": settings.batch_size,
+        "tail_penalty": 5e-3,
+        **steps,
+    }
+    if name == "dp_fedavg":
+        given |= _private(settings, rounds, n_clients)
+    if settings.server_optimizer is not None:
+        given["server_optimizer"] = build(
+            settings.server_optimizer, SERVER_OPTIMIZERS, "server optimizer"
+        )
+    return build(settings.method, METHODS, "method", given=given)
+
+
+def check_options(settings: Settings, name: str) -> None:
+    """Raises UsageError for settings that the method would ignore.
+
+    Args:
+      settings: of the run.
+      name: of the method.
+    """
+    if name not in METHODS:
+        return  # `build` says which is nearest
+    takes = inspect.signature(METHODS[name]).parameters
+    if settings.server_optimizer is not None and "server_optimizer" not in takes:
+        raise UsageError(f"{name} takes no server optimizer")
+    if settings.epochs is not None and "epochs" not in takes:
+        raise UsageError(f"{name} counts local steps, not epochs; give --local-steps")
+    if settings.epsilon is not None and name != "dp_fedavg":
+        raise UsageError(
+            f"--epsilon promises privacy, which {name} does not give; take --method "
+            "dp_fedavg"
+        )
+    if name in OF_LORA and "lora" not in names_in(settings.peft):
+        raise UsageError(f"{name} combines LoRA factors; give --peft lora")
+
+
+def _private(settings: Settings, rounds: int, n_clients: int) -> dict[str, Any]:
+    """Noise and clipping of dp_fedavg for the epsilon that is asked for."""
+    if settings.epsilon is None:
+        if "noise_multiplier" in settings.method:
+            return {"noise": privacy.independent(), "clip_norm": settings.dp_clip}
+        raise UsageError(
+            "dp_fedavg needs --epsilon, or a noise_multiplier of your own: "
+            "--method dp_fedavg:noise_multiplier=1.0"
+        )
+    noise = privacy.independent()
+    sampler = sampler_of(settings, n_clients)
+    delta = settings.dp_delta or n_clients**-1.1
+    multiplier = privacy.multiplier_for(settings.epsilon, sampler, noise, rounds, delta)
+    return {
+        "noise": noise,
+        "noise_multiplier": multiplier,
+        "clip_norm": settings.dp_clip,
+    }
+
+
+def sampler_of(settings: Settings, n_clients: int) -> Sampler:
+    """Who takes part in a round.
+
+    Args:
+      settings: have the sampler's name and the cohort.
+      n_clients: that train.
+
+    Returns:
+      The sampler. The rate of `poisson` is the cohort's share.
+    """
+    cohort = min(settings.cohort, n_clients)
+    given = {
+        "n_clients": n_clients,
+        "cohort_size": cohort,
+        "rate": cohort / n_clients,
+    }
+    return build(settings.sampler, SAMPLERS, "sampler", given=given)
+
+
+def channel_of(text: str | None) -> Channel | None:
+    """A channel, or a chain of several; None sends arrays as they are.
+
+    Args:
+      text: such as "top_k:0.1|quantize:4".
+
+    Returns:
+      The channel.
+
+    Example:
+      >>> channel_of("top_k:0.1|quantize:4") is not None
+      True
+    """
+    if text is None:
+        return None
+    return build(text, CHANNELS, "channel", chain=channels.chain)

@@ -1,0 +1,234 @@
+"""`fedjax-fm chat` and `fedjax-fm predict`: the model of a run that is done."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import fedjax_fm as ffm
+from fedjax_fm.evaluation.evaluate import means
+from fedjax_fm.finetune import data as of_data
+from fedjax_fm.finetune import examples as of_rows
+from fedjax_fm.finetune import files
+from fedjax_fm.finetune.answers import answers
+from fedjax_fm.finetune.command import reopened
+from fedjax_fm.finetune.data import Prepared
+from fedjax_fm.finetune.outputs import DELTA, MERGED, restored
+from fedjax_fm.finetune.settings import Settings
+from fedjax_fm.models.chat import Chat
+from fedjax_fm.peft import Adapted
+from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.runs.folder import RunFolder
+from fedjax_fm.runs.settings import replace
+from fedjax_fm.types import Tree
+
+
+class Opened(NamedTuple):
+    """A trained model.
+
+    Attributes:
+      settings: of its run.
+      ready: the data that it was trained on.
+      adapted: its structure, and its values before training.
+      parts: (delta, backbone) after training.
+    """
+
+    settings: Settings
+    ready: Prepared
+    adapted: Adapted
+    parts: tuple[Tree, Tree]
+
+
+def opened(place: Path) -> Opened:
+    """Opens the model that a run has trained, that of its first seed.
+
+    Args:
+      place: of the run's folder.
+
+    Returns:
+      The model.
+
+    Raises:
+      UsageError: the run is not done, or has changed frozen weights.
+    """
+    folder, settings = reopened(place)
+    model = RunFolder(folder.path / "model")
+    if not model.has("saved.json"):
+        raise UsageError(
+            f"{place} has no model yet: go on with fedjax-fm finetune --resume {place}"
+        )
+    ready = of_data.prepare(settings)
+    saved = model.read_json("saved.json")
+    if "frozen weights" in saved["why_not"]:
+        raise UsageError(
+            f"this method changed frozen weights; load {model.path / MERGED} with "
+            "models.from_pretrained"
+        )
+    adapted = of_data.adapted_model(settings, ready, settings.seeds[0])
+    where = model.path / DELTA
+    delta = restored(adapted.delta, model.read_arrays(DELTA), where)
+    return Opened(
+        settings=settings,
+        ready=ready,
+        adapted=adapted,
+        parts=(delta, adapted.backbone),
+    )
+
+
+def chat(
+    place: Path, ask: Callable[[], str | None], tell: Callable[[str], None]
+) -> None:
+    """Talks until there is no more to answer.
+
+    Args:
+      place: of the run's folder.
+      ask: returns what the person says; None ends the talk.
+      tell: shows an answer.
+
+    Raises:
+      UsageError: the model does not write text.
+    """
+    model = opened(place)
+    if model.ready.chat is None:
+        raise UsageError("this run trained a classifier; try fedjax-fm predict")
+    messages: list[dict[str, Any]] = []
+    for said in iter(ask, None):
+        messages.append({"role": "user", "content": said})
+        if model.settings.template != "chat":
+            messages = messages[-1:]  # these templates have one prompt
+        (text,) = _answered(model, model.ready.chat, [messages])
+        messages.append({"role": "assistant", "content": text})
+        tell(text)
+
+
+def _answered(model: Opened, chat: Chat, questions: list[Any]) -> list[str]:
+    new_tokens = max(model.settings.new_tokens, 1)
+    return answers(model.adapted, model.parts, chat, questions, new_tokens)
+
+
+def predict(place: Path, file: Path, out: Path | None) -> tuple[Path, dict[str, float]]:
+    """Scores a file of the same columns: a class or an answer for each row.
+
+    Args:
+      place: of the run's folder.
+      file: the data.
+      out: where a JSON object a row is written; default FILE.predictions.jsonl.
+
+    Returns:
+      (the path, {score: mean}; no scores where the file has no labels or answers).
+
+    Raises:
+      UsageError: the file lacks a column, or holds a class that was not trained.
+    """
+    model = opened(place)
+    source = files.read(str(file))
+    settings = replace(model.settings, **_roles(model, source))
+    roles = of_rows.choose(settings, source)
+    target = out or file.with_suffix(".predictions.jsonl")
+    if model.ready.examples.kind == "classes":
+        rows, scores = _classes(model, source, roles)
+    else:
+        rows, scores = _texts(model, source, roles)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    RunFolder(target.parent).write_text(target.name, text)
+    return target, scores
+
+
+def _roles(model: Opened, source: files.Source) -> dict[str, str]:
+    """The roles of the run, of which those of what is predicted may be missing."""
+    columns = dict(model.ready.roles.columns)
+    lacking = [name for name in columns.values() if name not in source.columns]
+    if lacking:
+        raise UsageError(
+            f"{source.name} lacks the column {lacking[0]!r} that the run was trained "
+            f"on; it has {', '.join(source.columns)}"
+        )
+    return columns
+
+
+def _classes(
+    model: Opened, source: files.Source, roles: of_rows.Roles
+) -> tuple[Iterator[dict[str, Any]], dict[str, float]]:
+    """Rows with the most likely class and its probability."""
+    import jax
+
+    names = model.ready.examples.classes
+    found = of_rows.make(source, roles)
+    unknown = sorted(set(found.classes) - set(names))
+    if unknown:
+        raise UsageError(
+            f"{source.name} has the class {unknown[0]!r}, which was not trained; there "
+            f"are {', '.join(names)}"
+        )
+    assert found.labels is not None
+    number = np.array([names.index(name) for name in found.classes], np.int32)
+    found = found._replace(labels=number[found.labels], classes=names)
+    arrays = encoded_like(model, found)
+    task = of_data.task_of(model.ready, model.adapted)
+    scores = ffm.evaluate(task, *model.parts, arrays, batch_size=16)
+    inputs = {name: rows for name, rows in arrays.items() if name != "label"}
+
+    @jax.jit
+    def probabilities(parts, batch):
+        logits = model.adapted.model(*parts)(**batch)
+        return jax.nn.softmax(logits.astype("float32"), axis=-1)
+
+    chances = np.concatenate(
+        [
+            np.asarray(probabilities(model.parts, _batch(inputs, start)))
+            for start in range(0, len(found.rows), 16)
+        ]
+    )[: len(found.rows)]
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for place, chance in enumerate(chances):
+            best = int(chance.argmax())
+            yield {
+                "row": int(found.rows[place]),
+                "label": names[best],
+                "probability": round(float(chance[best]), 6),
+            }
+
+    return rows(), means(scores)
+
+
+def _batch(arrays: dict[str, np.ndarray], start: int) -> dict[str, np.ndarray]:
+    """Sixteen rows from `start`; the last one is repeated to fill up."""
+    n = len(next(iter(arrays.values())))
+    rows = np.minimum(np.arange(start, start + 16), n - 1)
+    return {name: array[rows] for name, array in arrays.items()}
+
+
+def encoded_like(model: Opened, found: of_rows.Examples) -> dict[str, np.ndarray]:
+    """Arrays of other examples, made as those of the run.
+
+    Args:
+      model: of the run.
+      found: examples of the same kind.
+
+    Returns:
+      {column: [n, ...]}.
+    """
+    _, encoded = of_data.encoded(model.settings, found, model.ready.model_type)
+    return encoded.arrays
+
+
+def _texts(
+    model: Opened, source: files.Source, roles: of_rows.Roles
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows with an answer; the scores are loss and perplexity of the file's answers."""
+    found = of_rows.make(source, roles)
+    arrays = encoded_like(model, found)
+    task = of_data.task_of(model.ready, model.adapted)
+    scores = means(ffm.evaluate(task, *model.parts, arrays, batch_size=16))
+    scores["perplexity"] = float(np.exp(scores["loss"]))
+    if model.ready.chat is None or found.kind == "text":
+        return [{"row": int(row)} for row in found.rows], scores
+    from fedjax_fm.finetune.templates import folded
+
+    asked = [folded(value, model.settings.template)[:-1] for value in found.values]
+    written = _answered(model, model.ready.chat, asked)
+    pairs = zip(found.rows, written, strict=True)
+    return [{"row": int(row), "answer": text} for row, text in pairs], scores

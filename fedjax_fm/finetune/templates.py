@@ -1,0 +1,132 @@
+"""How a prompt and its answer become one text."""
+
+from pathlib import Path
+from typing import Any
+
+from fedjax_fm import models
+from fedjax_fm.finetune.settings import Settings
+from fedjax_fm.models.chat import Chat
+from fedjax_fm.models.weights import WeightError
+from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.runs.settings import nearest
+
+NAMED = ("chat", "alpaca", "alpaca_short", "flan")
+FLAN = "{prompt}\n{response}"  # the prompt, a line's end, the target
+_PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
+# The first message is put into the text before the answer. Braces in it stay as they are.
+_OWN = """
+{%- for message in messages -%}
+{%- if message.role == 'user' and loop.index == 1 -%}
+{{ own_before }}{{ message.content }}{{ own_between }}
+{%- elif message.role == 'assistant' and loop.index == 2 -%}
+{{ message.content }}{{ own_after }}{{ eos_token }}
+{%- else -%}{{ raise_exception('this template has one prompt and one answer, got '
+~ message.role ~ ' as message ' ~ loop.index) }}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+
+def chat_of(settings: Settings) -> Chat:
+    """The tokenizer of the model with the template that is asked for.
+
+    Args:
+      settings: have the model and the template.
+
+    Returns:
+      A chat; whatever is trained ends with the end token.
+
+    Raises:
+      UsageError: an unknown template; the model has no template of its own; a template
+        without a place for the prompt or the answer.
+    """
+    name, model = settings.template, settings.model
+    if name == "chat":
+        try:
+            return models.load_chat(model)
+        except WeightError as error:
+            raise UsageError(
+                f"{error}; --template alpaca or your own '{{prompt}} ... {{response}}' "
+                "needs none"
+            ) from error
+    if name.endswith(".jinja"):
+        return models.load_chat(model, template=_read(Path(name)))
+    if name in ("alpaca", "alpaca_short"):
+        return models.alpaca(models.load_chat(model, template=_PLAIN), name)
+    text = FLAN if name == "flan" else name
+    if "{prompt}" not in text and "{response}" not in text:
+        raise UsageError(nearest(name, NAMED, "template"))
+    return own(models.load_chat(model, template=_PLAIN), text)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the template {path}: {error}") from error
+
+
+def own(chat: Chat, text: str) -> Chat:
+    r"""The same tokenizer with a template of one prompt and one answer.
+
+    Args:
+      chat: names an end token.
+      text: with {prompt} and, behind it, {response}; \n is a line's end.
+
+    Returns:
+      A new chat.
+
+    Raises:
+      UsageError: the text loses the prompt or the answer, or has one twice or in the
+        wrong order; there is no end token.
+
+    Example:
+      >>> from tokenizers import Tokenizer, models as words
+      >>> tokenizer = Tokenizer(words.WordLevel({"[UNK]": 0, "</s>": 1}, "[UNK]"))
+      >>> chat = models.Chat(tokenizer, "", {"eos_token": "</s>"}, 1, 1)
+      >>> asked = own(chat, "Q: {prompt}\\nA: {response}")
+      >>> asked.text([{"role": "user", "content": "1 + 1?"}])
+      'Q: 1 + 1?\nA: '
+    """
+    text = text.replace("\\n", "\n")
+    for part in ("{prompt}", "{response}"):
+        if text.count(part) != 1:
+            raise UsageError(
+                f"the template {text!r} has {part} {text.count(part)} times; it needs "
+                "{prompt} once and, behind it, {response} once"
+            )
+    before, _, rest = text.partition("{prompt}")
+    between, mark, after = rest.partition("{response}")
+    if not mark:
+        raise UsageError(f"the template {text!r} has the answer before its prompt")
+    if not chat.variables.get("eos_token"):
+        raise UsageError(
+            "the tokenizer names no end token, so that no answer would end"
+        )
+    parts = {"own_before": before, "own_between": between, "own_after": after}
+    return chat._replace(
+        template=_OWN, variables={**chat.variables, **parts}, named=None
+    )
+
+
+def folded(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
+    """Puts the input of a prompt under it, unless the template has a place for it.
+
+    Args:
+      messages: of a conversation.
+      template: its name.
+
+    Example:
+      >>> folded([{"role": "user", "content": "Sum up.", "input": "Long."}], "chat")
+      [{'role': 'user', 'content': 'Sum up.\\n\\nLong.'}]
+    """
+    if template in ("alpaca", "alpaca_short"):
+        return messages
+    found = []
+    for message in messages:
+        message = dict(message)
+        about = message.pop("input", None)
+        if about:
+            message["content"] = f"{message['content']}\n\n{about}"
+        found.append(message)
+    return found

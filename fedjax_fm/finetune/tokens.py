@@ -1,0 +1,227 @@
+"""Examples as arrays that a model reads, with counts of what was cut."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_fm import models
+from fedjax_fm.finetune import files
+from fedjax_fm.finetune.examples import Examples
+from fedjax_fm.finetune.settings import Settings
+from fedjax_fm.finetune.templates import folded
+from fedjax_fm.models.chat import Chat
+from fedjax_fm.models.language_modeling import IGNORED
+from fedjax_fm.models.tokens import without_padding
+from fedjax_fm.runs.errors import UsageError
+
+Arrays = dict[str, np.ndarray]
+UNIT = 8  # widths are multiples of it
+
+
+class Encoded(NamedTuple):
+    """All examples as arrays of one width.
+
+    Attributes:
+      arrays: {column: [n, ...]}.
+      usable: bool[n], false where nothing of an answer is left.
+      cut: i64[n], tokens that were cut off.
+    """
+
+    arrays: Arrays
+    usable: np.ndarray
+    cut: np.ndarray
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """{what happened: how often}."""
+        return {
+            "examples cut to the longest length": int((self.cut > 0).sum()),
+            "tokens cut off": int(self.cut.sum()),
+            "examples whose answer was cut off whole": int((~self.usable).sum()),
+        }
+
+
+def conversations(examples: Examples, chat: Chat, settings: Settings) -> Encoded:
+    """Conversations in a chat's template; answers have labels.
+
+    Args:
+      examples: of kind "conversation".
+      chat: with its template.
+      settings: have the longest length.
+
+    Returns:
+      `input_ids`, `attention_mask`, `labels` i32[n, T].
+
+    Raises:
+      UsageError: a conversation that the template refuses, named by its row.
+    """
+    rows, cut = [], []
+    for place, value in enumerate(examples.values):
+        messages = folded(value, settings.template)
+        try:
+            rows.append(_one(chat, messages, settings.max_length))
+        except (TypeError, ValueError) as error:
+            row = examples.rows[place]
+            raise UsageError(f"row {row}: {error}") from error
+        cut.append(max(0, len(rows[-1][0]) - settings.max_length))
+    return _stacked(rows, cut, chat.pad_token_id, settings.max_length)
+
+
+def _one(
+    chat: Chat, messages: list[dict[str, Any]], most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, labels) of the whole conversation, uncut."""
+    length = len(
+        chat.tokenizer.encode(chat.text(messages), add_special_tokens=False).ids
+    )
+    room = max(length, most)
+    found = chat.encode([messages], room, truncate=True)
+    n = int(found["attention_mask"][0].sum())
+    return found["input_ids"][0, :n], found["labels"][0, :n]
+
+
+def _stacked(
+    rows: list[tuple[np.ndarray, np.ndarray]], cut: list[int], pad: int, most: int
+) -> Encoded:
+    """Rows of one width, cut on the right."""
+    width = _width([min(len(ids), most) for ids, _ in rows], most)
+    shape = (len(rows), width)
+    ids, mask = np.full(shape, pad, np.int32), np.zeros(shape, np.int32)
+    labels = np.full(shape, IGNORED, np.int32)
+    for place, (tokens, answer) in enumerate(rows):
+        n = min(len(tokens), most)
+        ids[place, :n], mask[place, :n] = tokens[:n], 1
+        labels[place, :n] = answer[:n]
+    usable = (labels != IGNORED).any(axis=1)
+    arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return Encoded(arrays=arrays, usable=usable, cut=np.array(cut, np.int64))
+
+
+def texts(
+    examples: Examples, tokenizer: Any, eos: int | None, pad: int, settings: Settings
+) -> Encoded:
+    """Texts all of whose tokens are predicted, each ended by the end token.
+
+    Args:
+      examples: of kind "text".
+      tokenizer: of `tokenizers`.
+      eos: the end token's id; None: texts do not end.
+      pad: fills rows.
+      settings: have the longest length.
+
+    Returns:
+      `input_ids`, `attention_mask`, `labels` i32[n, T].
+    """
+    with without_padding(tokenizer) as plain:
+        encodings = plain.encode_batch(examples.values, add_special_tokens=False)
+    rows, cut = [], []
+    for encoding in encodings:
+        ids = np.array([*encoding.ids, *([] if eos is None else [eos])], np.int32)
+        rows.append((ids, ids))
+        cut.append(max(0, len(ids) - settings.max_length))
+    found = _stacked(rows, cut, pad, settings.max_length)
+    # The first token is predicted from nothing, so a text of one token has no loss.
+    return found._replace(usable=found.arrays["attention_mask"].sum(axis=1) > 1)
+
+
+def to_decoder(examples: Examples, tokenizer: Any, settings: Settings) -> Encoded:
+    """Prompts for an encoder and answers for its decoder, of T5.
+
+    Args:
+      examples: of kind "conversation", with one prompt and one answer each.
+      tokenizer: of the model; its special tokens end both.
+      settings: have the longest length, of either.
+
+    Returns:
+      `input_ids`, `attention_mask` i32[n, T] and `labels` i32[n, U].
+
+    Raises:
+      UsageError: more than one prompt and one answer.
+    """
+    prompts, answers = [], []
+    for place, value in enumerate(examples.values):
+        if [message["role"] for message in value] != ["user", "assistant"]:
+            raise UsageError(
+                f"row {examples.rows[place]}: an encoder-decoder takes one prompt and "
+                f"one answer, got {[message['role'] for message in value]}"
+            )
+        question, answer = folded(value, "plain")
+        prompts.append(question["content"])
+        answers.append(answer["content"])
+    asked, cut = _tokenized(tokenizer, prompts, None, settings.max_length)
+    said, cut_too = _tokenized(tokenizer, answers, None, settings.max_length)
+    labels = np.where(said["attention_mask"] == 1, said["input_ids"], IGNORED)
+    arrays = {**asked, "labels": labels.astype(np.int32)}
+    usable = np.ones(len(prompts), bool)
+    return Encoded(arrays=arrays, usable=usable, cut=cut + cut_too)
+
+
+def classified(examples: Examples, tokenizer: Any, settings: Settings) -> Encoded:
+    """Texts, or pairs of texts, and their classes.
+
+    Args:
+      examples: of kind "classes".
+      tokenizer: of the model.
+      settings: have the longest length.
+
+    Returns:
+      `input_ids`, `attention_mask` (and `token_type_ids` of pairs) i32[n, T], `label`
+      i32[n].
+    """
+    first, second = examples.values, None
+    if isinstance(first[0], tuple):
+        first, second = map(list, zip(*first, strict=True))
+    arrays, cut = _tokenized(tokenizer, first, second, settings.max_length)
+    assert examples.labels is not None
+    arrays["label"] = examples.labels
+    return Encoded(arrays=arrays, usable=np.ones(len(first), bool), cut=cut)
+
+
+def pictures(examples: Examples, config: Any, model: str) -> Encoded:
+    """Images, normalised as the model's own processor does it, and their classes.
+
+    Args:
+      examples: of kind "classes".
+      config: of the model, with the size of its images.
+      model: folder or hub id, for preprocessor_config.json.
+
+    Returns:
+      `pixel_values` f32[n, h, w, c], `label` i32[n].
+    """
+    config = getattr(config, "vision_config", config)
+    raw = files.images(examples.values, config.image_size, config.num_channels)
+    mean, std = _normalisation(model)
+    channels = config.num_channels
+    normal = (raw - np.array(mean[:channels])) / np.array(std[:channels])
+    assert examples.labels is not None
+    arrays = {"pixel_values": normal.astype(np.float32), "label": examples.labels}
+    n = len(raw)
+    return Encoded(arrays=arrays, usable=np.ones(n, bool), cut=np.zeros(n, np.int64))
+
+
+def _normalisation(model: str) -> tuple[list[float], list[float]]:
+    """(mean, standard deviation) a channel; a half without preprocessor_config.json."""
+    import json
+
+    path = models.locate(model).folder / "preprocessor_config.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    half = [0.5, 0.5, 0.5]
+    return fields.get("image_mean", half), fields.get("image_std", half)
+
+
+def _tokenized(
+    tokenizer: Any, first: list[str], second: list[str] | None, most: int
+) -> tuple[Arrays, np.ndarray]:
+    """(arrays, tokens that were cut off); the width is that of the longest text."""
+    pairs = first if second is None else list(zip(first, second, strict=True))
+    with without_padding(tokenizer) as plain:
+        lengths = np.array([len(one.ids) for one in plain.encode_batch(pairs)])
+    width = _width(np.minimum(lengths, most).tolist(), most)
+    arrays = models.tokenize(tokenizer, first, width, pairs=second)
+    return arrays, np.maximum(lengths - width, 0)
+
+
+def _width(lengths: list[int], most: int) -> int:
+    """The longest length, rounded up, at most `most`."""
+    longest = max(lengths)
+    return min(most, -(-longest // UNIT) * UNIT)

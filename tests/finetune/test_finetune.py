@@ -1,0 +1,370 @@
+"""`fedjax-fm finetune` as a person uses it: one command, on small checkpoints."""
+
+import json
+
+import numpy as np
+import pytest
+from small_checkpoints import (
+    BERT,
+    GPT2,
+    LLAMA,
+    TEMPLATE,
+    VIT,
+    chats,
+    checkpoint,
+    reviews,
+    write_jsonl,
+)
+
+from fedjax_fm import models, peft
+from fedjax_fm.cli import main
+from fedjax_fm.finetune import command, talk
+from fedjax_fm.finetune import data as of_data
+from fedjax_fm.finetune.settings import Settings, read_toml
+
+SMALL = (
+    *("--rounds", "2", "--cohort", "3", "--local-steps", "1", "--batch-size", "2"),
+    *("--max-length", "16", "--rank", "2", "--new-tokens", "3", "--answers", "3"),
+    *("--local-clients", "2"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("finetune")
+    checkpoint(place / "llama", LLAMA, TEMPLATE)
+    checkpoint(place / "bert", BERT)
+    checkpoint(place / "gpt2", GPT2)
+    checkpoint(place / "vit", VIT)
+    write_jsonl(place / "chats.jsonl", chats())
+    write_jsonl(place / "reviews.jsonl", reviews())
+    return place
+
+
+def finetune(folder, out, *words, model="llama", data="chats.jsonl"):
+    """Runs the command and returns the folder of its run."""
+    place = folder / out
+    main(
+        [
+            *("finetune", "--model", str(folder / model), "--data", str(folder / data)),
+            *("--out", str(place), *SMALL, *map(str, words)),
+        ]
+    )
+    return place
+
+
+@pytest.fixture(scope="module")
+def chatted(folder):
+    return finetune(folder, "chatted", "--merge", "safetensors", "--seeds", 0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def classified(folder):
+    words = ("--peft", "lora", "--client", "user", "--learning-rate", "0.01")
+    return finetune(folder, "classified", *words, model="bert", data="reviews.jsonl")
+
+
+def test_a_run_leaves_everything_that_a_person_wants(chatted):
+    for name in (
+        "report.html", "RESULTS.md", "finetune.toml", "results.json", "finetune.json",
+        "provenance.json", "model/adapter/adapter_config.json", "model/delta.npz",
+        "model/adapter/adapter_model.safetensors", "model/adapter/README.md",
+        "model/merged/model.safetensors", "model/merged/tokenizer.json",
+        "model-seed-1/delta.npz",
+    ):  # fmt: skip
+        assert (chatted / name).is_file(), name
+    found = json.loads((chatted / "results.json").read_text())
+    assert list(found["arms"]) == ["federated", "centralised", "local", "zero_shot"]
+    runs = found["arms"]["federated"]["runs"]
+    assert [one["seed"] for one in runs] == [0, 1, 2]
+    assert all(np.isfinite(one["scores"]["perplexity"]) for one in runs)
+    answers = runs[0]["answers"]
+    assert len(answers) == 3
+    assert set(answers[0]) == {"prompt", "wanted", "before", "after"}
+    page = (chatted / "report.html").read_text()
+    assert "Held-out prompts" in page
+    assert "SHA-256" in page
+
+
+def test_bytes_are_those_of_the_adapter_and_its_cohort(chatted):
+    found = json.loads((chatted / "results.json").read_text())
+    one = found["arms"]["federated"]["runs"][0]
+    with np.load(chatted / "model" / "delta.npz") as arrays:
+        n_bytes = sum(4 * array.size for array in arrays.values())
+    assert one["uplink_bytes"] == one["downlink_bytes"] == 2 * 3 * n_bytes
+    assert found["arms"]["centralised"]["runs"][0]["uplink_bytes"] == 0
+
+
+def test_the_adapter_opens_in_peft_with_the_same_logits(folder, chatted):
+    torch = pytest.importorskip("torch")
+    hf_peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "llama")
+    theirs = hf_peft.PeftModel.from_pretrained(base, chatted / "model" / "adapter")
+    model = talk.opened(chatted)
+    ids = np.array([[7, 8, 9, 10, 11]], np.int32)
+    ours = model.adapted.model(*model.parts)(ids)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids, dtype=torch.int64)).logits.numpy()
+        before = base.disable_adapter if hasattr(base, "disable_adapter") else None
+    assert before is None or callable(before)
+    np.testing.assert_allclose(np.asarray(ours), expected, atol=1e-5)
+    start = model.adapted.model()(ids)
+    assert not np.allclose(np.asarray(start), expected, atol=1e-5)
+
+
+def test_the_merged_model_gives_the_same_logits(chatted):
+    model = talk.opened(chatted)
+    ids = np.array([[7, 8, 9, 10, 11]], np.int32)
+    merged = models.from_pretrained(chatted / "model" / "merged")
+    ours = model.adapted.model(*model.parts)(ids)
+    np.testing.assert_allclose(np.asarray(merged(ids)), np.asarray(ours), atol=1e-5)
+
+
+def test_the_toml_file_reproduces_the_run(folder, chatted):
+    again = folder / "again"
+    main(["finetune", str(chatted / "finetune.toml"), "--out", str(again)])
+    first, second = (
+        json.loads((place / "results.json").read_text()) for place in (chatted, again)
+    )
+    assert first["arms"] == second["arms"]
+    with np.load(chatted / "model" / "delta.npz") as one:
+        with np.load(again / "model" / "delta.npz") as other:
+            assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_an_interrupted_run_goes_on(folder, chatted):
+    settings = command.settings_from(chatted / "finetune.toml", {})
+    settings = Settings(**{**vars(settings), "out": str(folder / "cut")})
+    begun = command.begin(command.resolved(settings))
+    assert read_toml(begun.path / "finetune.toml")["rounds"] == 2
+    main(["finetune", "--resume", str(begun.path)])
+    first, second = (
+        json.loads((place / "results.json").read_text())
+        for place in (chatted, begun.path)
+    )
+    assert first["arms"] == second["arms"]
+
+
+def test_pages_are_written_again(chatted, capsys):
+    page = chatted / "report.html"
+    before = page.read_text()
+    page.unlink()
+    main(["report", str(chatted)])
+    assert page.read_text() == before
+
+
+def test_a_talk(chatted):
+    asked, told = iter(["say the number of red", "and blue", None]), []
+    talk.chat(chatted, lambda: next(asked), told.append)
+    assert len(told) == 2
+
+
+def test_predictions_of_texts(folder, chatted):
+    rows = chats(n_clients=2, each=2)
+    path = write_jsonl(folder / "new.jsonl", rows)
+    target, scores = talk.predict(chatted, path, None)
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [line["row"] for line in lines] == [0, 1, 2, 3]
+    assert scores["perplexity"] == pytest.approx(np.exp(scores["loss"]))
+
+
+def test_a_classifier(folder, classified):
+    found = json.loads((classified / "results.json").read_text())
+    assert found["scores"][0]["name"] == "accuracy"
+    path = write_jsonl(folder / "more.jsonl", reviews(16))
+    target, scores = talk.predict(classified, path, folder / "out.jsonl")
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    right = [
+        line["label"] == row["label"]
+        for line, row in zip(lines, reviews(16), strict=True)
+    ]
+    assert scores["accuracy"] == pytest.approx(np.mean(right))
+    config = json.loads((classified / "model/adapter/adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS"
+
+
+def test_classes_that_were_not_trained_are_refused(folder, classified):
+    rows = [{"text": "a", "label": "odd", "user": 1}, {"text": "b", "label": "pos"}]
+    path = write_jsonl(folder / "odd.jsonl", rows)
+    with pytest.raises(SystemExit):
+        main(["predict", str(classified), str(path)])
+    with pytest.raises(SystemExit):
+        main(["predict", str(classified), str(folder / "chats.jsonl")])
+
+
+def test_images_in_folders(folder):
+    image = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (folder / "images" / name).mkdir(parents=True)
+        for k in range(12):
+            pixels = random.integers(level - 30, level + 30, (20, 20, 3)).astype(
+                "uint8"
+            )
+            image.fromarray(pixels).save(folder / "images" / name / f"{k}.png")
+    words = ("--client", "iid:4", "--no-baselines", "--peft", "vpt:2,mode=shallow")
+    run = finetune(folder, "pictures", *words, model="vit", data="images")
+    found = json.loads((run / "results.json").read_text())
+    assert list(found["arms"]) == ["federated", "zero_shot"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("plain texts", ("--text", "output", "--client", "user_id")),
+        ("a base model", ("--template", "flan", "--uplink", "top_k:0.5|quantize:4")),
+        ("packed", ("--template", "alpaca_short", "--pack", "--max-length", 24)),
+        ("epochs", ("--template", "flan", "--epochs", 1, "--sampler", "poisson")),
+    ],
+)
+def test_gpt2(name, words, folder):
+    run = finetune(folder, f"gpt2 {name}", *words, "--no-baselines", model="gpt2")
+    assert (run / "model/adapter/adapter_config.json").is_file()
+
+
+METHODS = {
+    "fedavg": ("--server-optimizer", "fedadam:1e-2"),
+    "fedit": (),
+    "ffa_lora": (),
+    "fedsa_lora": (),
+    "rolora": (),
+    "hetlora": (),
+    "flexlora": (),
+    "fedex_lora": (),
+    "flora": (),
+    "feddpa_t": (),
+    "feddpa_f": (),
+    "fedkseed": (),
+    "local_only": (),
+    "dp_fedavg": ("--epsilon", "50", "--sampler", "poisson"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_by_name(method, folder):
+    if method == "dp_fedavg":
+        pytest.importorskip("dp_accounting")
+    words = ("--method", method, *METHODS[method], "--no-baselines", "--answers", 0)
+    run = finetune(folder, f"method {method}", *words)
+    found = json.loads((run / "results.json").read_text())
+    (one,) = found["arms"]["federated"]["runs"]
+    assert np.isfinite(one["scores"]["perplexity"])
+    if method == "dp_fedavg":
+        assert 0 < one["epsilon"] <= 50
+    saved = json.loads((run / "model/saved.json").read_text())
+    if method in ("fedex_lora", "flora"):
+        assert not saved["adapter"]
+        assert saved["merged"] == ["merged"]
+    else:
+        assert saved["adapter"]
+
+
+PEFT = (
+    *("dora", "ia3", "prompt_tuning:2", "prefix_tuning:2", "houlsby:2", "bitfit"),
+    *("full", "lora_xs:2", "parallel_adapter:2"),
+)
+
+
+@pytest.mark.parametrize("method", PEFT)
+def test_every_adapter_by_name(method, folder):
+    words = ("--peft", method, "--no-baselines", "--answers", 0, "--rounds", 1)
+    model = "bert" if method == "bitfit" else "llama"
+    data = ("--client", "user") if model == "bert" else ()
+    name = "reviews.jsonl" if model == "bert" else "chats.jsonl"
+    run = finetune(folder, f"peft {method}", *words, *data, model=model, data=name)
+    saved = json.loads((run / "model/saved.json").read_text())
+    in_peft = method.split(":")[0] in ("dora", "ia3", "prompt_tuning", "prefix_tuning")
+    assert saved["adapter"] == in_peft
+    talk.opened(run)
+
+
+def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(folder, capsys):
+    run = finetune(folder, "dry", "--dry-run")
+    said = capsys.readouterr().out
+    assert not run.exists()
+    for word in ("clients", "trainable parameters", "bytes of one client", "a round:"):
+        assert word in said
+
+
+REFUSED = {
+    "an unknown method": (("--method", "fedavgg"), "did you mean 'fedavg'"),
+    "a method of elsewhere": (("--method", "feddf"), "write it in Python"),
+    "an unknown adapter": (("--peft", "lora2"), "did you mean 'lora'"),
+    "layers that are not there": (("--targets", "q_prj"), "q_prj"),
+    "an unknown channel": (("--uplink", "topk:0.1"), "did you mean 'top_k'"),
+    "a channel's bad value": (("--uplink", "top_k:1.5"), "1.5"),
+    "an unknown sampler": (("--sampler", "uniformm"), "did you mean 'uniform'"),
+    "an unknown optimizer": (("--optimizer", "adm"), "did you mean"),
+    "a server optimizer in vain": (
+        ("--method", "fedit", "--server-optimizer", "adam:1"),
+        "takes no server optimizer",
+    ),
+    "a promise in vain": (("--epsilon", "1"), "dp_fedavg"),
+    "no promise": (("--method", "dp_fedavg"), "needs --epsilon"),
+    "a rule without factors": (("--method", "fedit", "--peft", "ia3"), "--peft lora"),
+    "no column": (("--prompt", "instructoin", "--response", "output"), "instruction"),
+    "a client's typo": (("--client", "user"), "did you mean 'user_id'"),
+    "nothing held out": (
+        ("--holdout-clients", "0", "--holdout-examples", "0"),
+        "nothing is held out",
+    ),
+    "too short": (("--max-length", "8", "--template", "alpaca"), "larger --max-length"),
+    "equal seeds": (("--seeds", "1", "1"), "without repetition"),
+    "the tuning seed": (("--seeds", "1000"), "1000"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused_and_leaves_no_folder(case, folder, capsys):
+    words, said = REFUSED[case]
+    with pytest.raises(SystemExit) as stop:
+        finetune(folder, "refused", *words)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (folder / "refused").exists()
+
+
+def test_a_model_that_writes_nothing_cannot_answer(folder, capsys):
+    with pytest.raises(SystemExit):
+        finetune(folder, "refused", "--template", "flan", model="bert")
+    assert "writes no text" in capsys.readouterr().err
+
+
+def test_data_that_have_changed_are_not_gone_on_with(folder, capsys):
+    rows = chats()
+    path = write_jsonl(folder / "changing.jsonl", rows)
+    settings = Settings(
+        model=str(folder / "llama"),
+        data=str(path),
+        out=str(folder / "changed"),
+        rounds=1,
+        max_length=16,
+        baselines=False,
+    )
+    command.begin(command.resolved(settings))
+    write_jsonl(path, rows[:-1])
+    of_data.prepare.cache_clear()
+    with pytest.raises(SystemExit):
+        main(["finetune", "--resume", str(folder / "changed")])
+    assert "has changed since" in capsys.readouterr().err
+
+
+def test_secrets_do_not_land_in_the_folder(folder, monkeypatch):
+    secret = "hf_" + "s" * 30
+    monkeypatch.setenv("HF_TOKEN", secret)
+    run = finetune(folder, "secret", "--no-baselines", "--rounds", 1)
+    for path in run.rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def test_a_learning_rate_is_chosen_on_clients_of_their_own(folder):
+    write_jsonl(folder / "many.jsonl", chats(n_clients=16))
+    words = ("--learning-rate", "1e-3", "1e-2", "--no-baselines")
+    run = finetune(folder, "tuned", *words, data="many.jsonl")
+    found = json.loads((run / "results.json").read_text())
+    tried = found["arms"]["federated"]["tuning"]
+    assert [one["settings"]["learning_rate"] for one in tried] == [1e-3, 1e-2]
+    assert found["arms"]["federated"]["edges"] == ["learning_rate"]
+    assert isinstance(peft.lora(2, targets=["q"]), peft.Method)
