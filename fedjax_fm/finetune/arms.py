@@ -88,27 +88,24 @@ def _others(settings: Settings, primary: Score) -> list[Score]:
 def trained(run: study.Run, place: Path) -> dict[str, float]:
     """The federated method, whose model is saved."""
     settings, data = run.config, run.data
-    rounds = settings.rounds
-    algorithm = methods.algorithm_of(
-        settings,
-        data.task,
-        data.personal_task,
-        learning_rate=run["learning_rate"],
-        rounds=rounds,
-        n_clients=len(data.train),
-    )
+    algorithm = methods.algorithm_of(settings, data, run["learning_rate"])
+    task = data.task
+    if methods.has_two_adapters(settings):
+        assert data.personal_task is not None  # `algorithm_of` has seen to that
+        task = data.personal_task
     found = simulate(
         run,
         algorithm,
         data.train,
-        rounds=rounds,
+        task=task,
+        rounds=settings.rounds,
         cohort_size=min(settings.cohort, len(data.train)),
         sampler=methods.sampler_of(settings, len(data.train)),
         uplink=methods.channel_of(settings.uplink),
         downlink=methods.channel_of(settings.downlink),
         keep=True,
     )
-    scores = scores_of(run, found)
+    scores = scores_of(run, found, task)
     if not run.is_tuning:
         run.notes |= _notes(run, found)
         save(run, found, place)
@@ -218,7 +215,8 @@ def simulate(
     """A run over these clients, whose curve is the score on held-out examples."""
     data, settings = run.data, run.config
     every = settings.every or max(1, rounds // 10)
-    more = {"every": every, "test": joined(data.judged), **_scoring(data), **how}
+    more = {"every": every, "test": joined(data.judged), "task": data.task}
+    more |= {**_scoring(data), **how}
     found = run.simulate(
         algorithm,
         ffm.Population.from_clients(train),
@@ -226,7 +224,6 @@ def simulate(
         rounds,
         backbone=data.adapted.backbone,
         cohort_size=cohort_size,
-        task=data.task,
         **more,
     )
     if data.prepared.examples.kind != "classes":
@@ -243,7 +240,10 @@ def _scoring(data: Data) -> dict[str, Any]:
 
 
 def scores_of(
-    run: study.Run, found: study.Simulated, own: list[Any] | None = None
+    run: study.Run,
+    found: study.Simulated,
+    task: ffm.Task | None = None,
+    own: list[Any] | None = None,
 ) -> dict[str, float]:
     """The scores of a model, on unseen clients and on the clients' own examples."""
     data, is_personal = run.data, found.simulator.is_personal
@@ -252,7 +252,8 @@ def scores_of(
         shown, name = _same, "accuracy"
     primary = "perplexity" if name == "loss" else name
     how = _scoring(data)
-    means, weights = judged(found, data.task, data.judged, name, **how)
+    task = data.task if task is None else task
+    means, weights = judged(found, task, data.judged, name, **how)
     run.clients = shown(means).tolist()
     scores = {
         primary: _mean(shown, means, weights),
@@ -262,10 +263,10 @@ def scores_of(
     groups = [(k, rows) for k, rows in enumerate(mine) if length(rows)]
     if data.unseen and groups and not run.is_tuning:
         if is_personal:
-            own_means, own_weights = _personal(found, data, groups, name, how)
+            own_means, own_weights = _personal(found, task, groups, name, how)
         else:
             rows = [one for _, one in groups]
-            own_means, own_weights = judged(found, data.task, rows, name, **how)
+            own_means, own_weights = judged(found, task, rows, name, **how)
         scores["own"] = _mean(shown, own_means, own_weights)
         scores["own_worst"] = worst_decile(shown(own_means), name)
     return scores
@@ -273,7 +274,7 @@ def scores_of(
 
 def _personal(
     found: study.Simulated,
-    data: Data,
+    task: ffm.Task,
     groups: list[tuple[int, Any]],
     name: str,
     how: dict[str, Any],
@@ -281,7 +282,7 @@ def _personal(
     """(means, weights) of each client's own model on its own examples."""
     means, weights = [], []
     for k, rows in groups:
-        scores = ffm.evaluate(data.task, *found.model(k), rows, **how)
+        scores = ffm.evaluate(task, *found.model(k), rows, **how)
         weight = scores.get("weight", np.ones_like(scores["loss"])).astype(np.float64)
         means.append(np.average(scores[name], weights=weight))
         weights.append(weight.sum())

@@ -231,8 +231,11 @@ def load(settings: Settings, seed: int, split: str) -> Data:
         leaks=dealt.leaks,
     )
     if not found.judged:
+        also = ""
+        if dealt.leaks:
+            also = f" ({dealt.leaks} held-out examples equal ones that are trained on)"
         raise UsageError(
-            "nothing is held out to be scored; raise --holdout-clients or "
+            f"nothing is held out to be scored{also}; raise --holdout-clients or "
             "--holdout-examples"
         )
     return found

@@ -163,7 +163,8 @@ def _usual(names: Sequence[str]) -> dict[str, str]:
     ]
     if len(ways) == 1 and not several:
         return ways[0]
-    why = "fit no kind of example" if not ways else "can be read in several ways"
+    none = not ways and not several
+    why = "fit no kind of example" if none else "can be read in several ways"
     raise UsageError(
         f"the columns {', '.join(names)} {why}; say what they are: --prompt and --response, "
         "or --messages, or --text, or --text and --label, or --image and --label"

@@ -34,8 +34,8 @@ def build(
       text: see the module.
       factories: {name: function}.
       what: the kind of thing, "channel" for example, for messages.
-      given: arguments by name, for the outermost factory where it has a parameter of
-        that name and the text does not give it.
+      given: arguments by name, for every factory that has a parameter of that name and
+        is not given it by the text.
       chain: joins what stands between bars; None: bars are refused.
 
     Returns:
@@ -55,12 +55,12 @@ def build(
       Traceback (most recent call last):
       fedjax_fm.runs.errors.UsageError: unknown f 'pwr'; did you mean 'power'? There are: power
     """
-    builder = _Builder(text=text, factories=factories, what=what, chain=chain)
-    return builder.outermost(dict(given or {}))
+    builder = _Builder(text, factories, what, given=dict(given or {}), chain=chain)
+    return builder.value(_tree(text, what))
 
 
 def names_in(text: str) -> list[str]:
-    """The names that a text calls, in the order in which they are written.
+    """The names in a text, bare words among them, in the order of writing.
 
     Args:
       text: as for `build`.
@@ -72,11 +72,13 @@ def names_in(text: str) -> list[str]:
       >>> names_in("error_feedback(top_k(0.1) | quantize(4))")
       ['error_feedback', 'top_k', 'quantize']
     """
-    found = []
-    for node in ast.walk(_tree(text, "expression")):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            found.append((node.col_offset, node.func.id))
-    return [name for _, name in sorted(found)]
+    nodes = ast.walk(_tree(text, "expression"))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    return [node.id for node in sorted(names, key=_place)]
+
+
+def _place(node: ast.expr) -> int:
+    return node.col_offset
 
 
 class _Builder:
@@ -87,31 +89,28 @@ class _Builder:
         text: str,
         factories: Factories,
         what: str,
+        *,
+        given: dict[str, Any],
         chain: Callable[..., Any] | None,
     ):
         self.text, self.factories, self.what = text, factories, what
-        self.chain = chain
+        self.given, self.chain = given, chain
 
-    def outermost(self, given: dict[str, Any]) -> Any:
-        """The whole text's value."""
-        tree = _tree(self.text, self.what)
-        return self.value(tree, given)
-
-    def value(self, node: ast.expr, given: Mapping[str, Any]) -> Any:
+    def value(self, node: ast.expr) -> Any:
         """What a call or a chain of calls makes."""
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             if self.chain is None:
                 raise UsageError(
                     f"{self.text!r}: one {self.what} is expected, no chain"
                 )
-            links = [self.value(link, given) for link in _links(node)]
+            links = [self.value(link) for link in _links(node)]
             return self.chain(*links)
         if isinstance(node, ast.Name):
-            return self.call(node.id, [], {}, given)
+            return self.call(node.id, [], {})
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             positional = [self.argument(one) for one in node.args]
             named = {str(one.arg): self.argument(one.value) for one in node.keywords}
-            return self.call(node.func.id, positional, named, given)
+            return self.call(node.func.id, positional, named)
         raise self.refused(node)
 
     def argument(self, node: ast.expr) -> Any:
@@ -120,7 +119,7 @@ class _Builder:
             words = {"inf": math.inf, "true": True, "false": False, "none": None}
             return words.get(node.id, node.id)
         if isinstance(node, (ast.Name, ast.Call, ast.BinOp)):
-            return self.value(node, {})
+            return self.value(node)
         if isinstance(node, (ast.Tuple, ast.List)):
             values = [self.argument(one) for one in node.elts]
             return tuple(values) if isinstance(node, ast.Tuple) else values
@@ -129,13 +128,7 @@ class _Builder:
         except ValueError:
             raise self.refused(node) from None
 
-    def call(
-        self,
-        name: str,
-        positional: list[Any],
-        named: dict[str, Any],
-        given: Mapping[str, Any],
-    ) -> Any:
+    def call(self, name: str, positional: list[Any], named: dict[str, Any]) -> Any:
         """Calls one factory; its errors name the text."""
         if name not in self.factories:
             raise UsageError(nearest(name, self.factories, self.what))
@@ -147,7 +140,7 @@ class _Builder:
             raise UsageError(f"{self.text!r}: {name}{signature}: {error}") from error
         more = {
             key: value
-            for key, value in given.items()
+            for key, value in self.given.items()
             if key in signature.parameters and key not in taken
         }
         try:

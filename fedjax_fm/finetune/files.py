@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
 
 def read(place: str, split: str = "train") -> Source:
-    """Reads a file, a folder or a data set by name.
+    r"""Reads a file, a folder or a data set by name.
 
     Args:
       place: see `Settings.data`.
@@ -59,10 +59,10 @@ def read(place: str, split: str = "train") -> Source:
     Example:
       >>> import tempfile
       >>> path = Path(tempfile.mkdtemp()) / "a.jsonl"
-      >>> _ = path.write_text('{"text": "one", "user": 1}\\n{"text": "two", "user": 2}\\n')
+      >>> _ = path.write_text('{"text": "one"}\n{"text": "two"}\n')
       >>> source = read(str(path))
       >>> source.columns, source.kind
-      (['text', 'user'], 'jsonl')
+      (['text'], 'jsonl')
     """
     path = Path(place).expanduser()
     if path.is_dir():
@@ -134,8 +134,10 @@ def _object(path: Path, line: str, where: str) -> dict[str, Any]:
 
 def _columns(path: Path, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Rows as columns; a key that a row lacks is None there."""
+    if not rows:
+        raise UsageError(f"{path} has no rows")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    if rows and not names:
+    if not names:
         raise UsageError(f"{path}: the objects have no keys")
     return {name: _column([row.get(name) for row in rows]) for name in names}
 

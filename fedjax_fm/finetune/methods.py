@@ -1,8 +1,9 @@
 """Methods, adapters, channels and samplers of the library, by their names."""
 
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import optax
@@ -12,9 +13,13 @@ from fedjax_fm.algorithms import lora_rules, server_optimizers
 from fedjax_fm.finetune.expressions import build, names_in
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.models.architectures import DEFAULT_TARGETS
+from fedjax_fm.peft.targets import named_modules
 from fedjax_fm.population import samplers
 from fedjax_fm.runs.errors import UsageError
-from fedjax_fm.types import Algorithm, Channel, Sampler, Task
+from fedjax_fm.types import Algorithm, Channel, Sampler
+
+if TYPE_CHECKING:
+    from fedjax_fm.finetune.data import Data
 
 METHODS: dict[str, Callable[..., Algorithm]] = {
     "dp_fedavg": algorithms.dp_fedavg,
@@ -100,13 +105,15 @@ def adapter_of(settings: Settings, model_type: str) -> peft.Method:
         "bottleneck": 64,
         "n_tokens": 20,
     }
-    names = names_in(settings.peft)
-    if targets is not None or any(name in LORA_LIKE for name in names):
-        given["targets"] = targets or usual
-    if targets is not None and not any(_takes(PEFT, name, "targets") for name in names):
-        raise UsageError(f"--targets: {settings.peft} adapts no layers of choice")
     if targets is None:
-        given = {**given, "targets": usual} if set(names) <= set(LORA_LIKE) else given
+        usual_ones = {
+            name: functools.partial(PEFT[name], targets=usual) for name in LORA_LIKE
+        }
+        return build(settings.peft, PEFT | usual_ones, "PEFT method", given=given)
+    names = names_in(settings.peft)
+    if not any(_takes(PEFT, name, "targets") for name in names):
+        raise UsageError(f"--targets: {settings.peft} adapts no layers of choice")
+    given["targets"] = targets
     return build(settings.peft, PEFT, "PEFT method", given=given)
 
 
@@ -145,24 +152,13 @@ def client_optimizer(
     return of_round
 
 
-def algorithm_of(
-    settings: Settings,
-    task: Task,
-    personal_task: Task | None,
-    *,
-    learning_rate: float,
-    rounds: int,
-    n_clients: int,
-) -> Algorithm:
+def algorithm_of(settings: Settings, data: "Data", learning_rate: float) -> Algorithm:
     """The federated method that the settings name.
 
     Args:
       settings: have its name and what it takes.
-      task: of the adapted model.
-      personal_task: of a shared and a private adapter; None where there is no LoRA.
+      data: have the adapted model, its tasks and the clients.
       learning_rate: of the clients.
-      rounds: of training.
-      n_clients: that train.
 
     Returns:
       The algorithm.
@@ -178,17 +174,22 @@ def algorithm_of(
             "Python, as docs/methods.md shows"
         )
     check_options(settings, name)
-    steps = settings.steps
+    rounds, n_clients = settings.rounds, len(data.train)
+    steps = settings.steps.items()
     given: dict[str, Any] = {
-        "task": task,
-        "personal_task": personal_task,
+        "task": data.task,
+        "personal_task": data.personal_task,
         "client_optimizer": client_optimizer(settings, learning_rate, rounds),
         "learning_rate": learning_rate,
         "rounds": rounds - 1 if name == "feddpa_f" else rounds,
         "batch_size": settings.batch_size,
         "tail_penalty": 5e-3,
-        **steps,
+        **settings.steps,
+        **{f"private_{name.removeprefix('local_')}": n for name, n in steps},
     }
+    scalings = scalings_of(data.adapted)
+    if len(scalings) == 1:
+        given["scaling"] = scalings.pop()
     if name == "dp_fedavg":
         given |= _private(settings, rounds, n_clients)
     if settings.server_optimizer is not None:
@@ -196,6 +197,25 @@ def algorithm_of(
             settings.server_optimizer, SERVER_OPTIMIZERS, "server optimizer"
         )
     return build(settings.method, METHODS, "method", given=given)
+
+
+def has_two_adapters(settings: Settings) -> bool:
+    """Whether the method's models have a shared and a private adapter.
+
+    Args:
+      settings: have the method's name.
+    """
+    return names_in(settings.method)[0] in ("feddpa_f", "feddpa_t")
+
+
+def scalings_of(adapted: peft.Adapted) -> set[float]:
+    """The scales s = alpha / r of all LoRA layers.
+
+    Args:
+      adapted: the model.
+    """
+    modules = [module for _, module in named_modules(adapted.model())]
+    return {one.scaling for one in modules if isinstance(one, peft.LoRALinear)}
 
 
 def check_options(settings: Settings, name: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_fm import models, peft
 from fedjax_fm.finetune.data import Data
+from fedjax_fm.finetune.methods import has_two_adapters
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.models.gguf_writer import save_gguf
 from fedjax_fm.models.locate import locate, provenance
@@ -38,6 +39,8 @@ def save(run: Run, found: Simulated, place: Path) -> None:
     suffix = "" if run.seed == settings.seeds[0] else f"-seed-{run.seed}"
     folder = RunFolder(place).below("model" + suffix)
     delta, backbone = found.model()
+    if has_two_adapters(settings):
+        delta = found.state.delta  # the shared one
     folder.write_arrays(DELTA, flat(delta))
     changed = has_changed(data.adapted.backbone, backbone)
     kept, why = False, "the method changes frozen weights"

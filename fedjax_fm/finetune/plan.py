@@ -64,14 +64,7 @@ def simulator_of(settings: Settings, data: Data) -> ffm.Simulator:
       data: of its first seed.
     """
     n = len(data.train)
-    algorithm = methods.algorithm_of(
-        settings,
-        data.task,
-        data.personal_task,
-        learning_rate=settings.learning_rate[0],
-        rounds=settings.rounds,
-        n_clients=n,
-    )
+    algorithm = methods.algorithm_of(settings, data, settings.learning_rate[0])
     return ffm.Simulator(
         algorithm,
         ffm.Population.from_clients(data.train),

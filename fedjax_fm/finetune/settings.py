@@ -1,6 +1,7 @@
 """The settings of `fedjax-fm finetune`, on the command line and as a TOML file."""
 
 import dataclasses
+import json
 import math
 import re
 import tomllib
@@ -248,7 +249,5 @@ def _spelled(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A basic string of TOML: JSON's, with \\u00XX for what JSON leaves out."""
-    import json
-
+    """A basic string of TOML: that of JSON, and an escape for what JSON leaves out."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -110,7 +110,7 @@ def own(chat: Chat, text: str) -> Chat:
 
 
 def folded(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
-    """Puts the input of a prompt under it, unless the template has a place for it.
+    r"""Puts the input of a prompt under it, unless the template has a place for it.
 
     Args:
       messages: of a conversation.
@@ -118,7 +118,7 @@ def folded(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]
 
     Example:
       >>> folded([{"role": "user", "content": "Sum up.", "input": "Long."}], "chat")
-      [{'role': 'user', 'content': 'Sum up.\\n\\nLong.'}]
+      [{'role': 'user', 'content': 'Sum up.\n\nLong.'}]
     """
     if template in ("alpaca", "alpaca_short"):
         return messages

@@ -72,7 +72,7 @@ def test_bars_make_a_chain():
 
 def test_every_channel_that_can_be_named_is_one():
     needed = {
-        "anchored": "anchored(quantize(4))",
+        "anchored": "anchored(cast, quantize(4), every=10)",
         "cast": "cast:bfloat16",
         "chain": "chain(top_k(0.1), quantize(4))",
         "error_feedback": "error_feedback(top_k(0.1))",

@@ -122,5 +122,5 @@ def test_a_conversation_that_the_template_refuses_names_its_row(model):
     talk = [*TALK, *TALK]
     source = Source(table={"m": [TALK, talk]}, name="t", kind="jsonl", sha256="")
     examples = make(source, choose(settings, source))
-    with pytest.raises(UsageError, match="row 1: .*one prompt and one answer"):
+    with pytest.raises(UsageError, match=r"row 1: .*one prompt and one answer"):
         conversations(examples, chat_of(settings), settings)
