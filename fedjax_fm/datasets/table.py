@@ -185,13 +185,13 @@ def combined_sha256(sources: Iterable[SourceFile]) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def text_column(values: Sequence[str]) -> np.ndarray:
+def text_column(values: Sequence[Any]) -> np.ndarray:
     """Strings of very different length as an object array.
 
     An array of fixed width would take the memory of the longest text for every row.
 
     Args:
-      values: the strings.
+      values: the strings; other objects are kept as they are.
 
     Returns:
       object[rows].

@@ -243,6 +243,7 @@ def scores_of(
     run: study.Run,
     found: study.Simulated,
     task: ffm.Task | None = None,
+    *,
     own: list[Any] | None = None,
 ) -> dict[str, float]:
     """The scores of a model, on unseen clients and on the clients' own examples."""
@@ -252,8 +253,8 @@ def scores_of(
         shown, name = _same, "accuracy"
     primary = "perplexity" if name == "loss" else name
     how = _scoring(data)
-    task = data.task if task is None else task
-    means, weights = judged(found, task, data.judged, name, **how)
+    own_task = data.task if task is None else task
+    means, weights = judged(found, own_task, data.judged, name, **how)
     run.clients = shown(means).tolist()
     scores = {
         primary: _mean(shown, means, weights),
@@ -263,10 +264,10 @@ def scores_of(
     groups = [(k, rows) for k, rows in enumerate(mine) if length(rows)]
     if data.unseen and groups and not run.is_tuning:
         if is_personal:
-            own_means, own_weights = _personal(found, task, groups, name, how)
+            own_means, own_weights = _personal(found, own_task, groups, name, how)
         else:
             rows = [one for _, one in groups]
-            own_means, own_weights = judged(found, task, rows, name, **how)
+            own_means, own_weights = judged(found, own_task, rows, name, **how)
         scores["own"] = _mean(shown, own_means, own_weights)
         scores["own_worst"] = worst_decile(shown(own_means), name)
     return scores

@@ -1,7 +1,7 @@
 """Who has which examples: clients, those that are held out, and what is scored."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def _dealt(
     kept = examples.rows[keep]
     table = {name: np.asarray(source.table[name])[kept] for name in named}
     table["row of the table"] = kept
-    given = {"seed": 42}
+    given: dict[str, Any] = {"seed": 42}
     if examples.labels is not None:
         table["label of the example"] = examples.labels[keep]
         given["partition_by"] = "label of the example"

@@ -11,9 +11,11 @@ from flax import nnx
 from fedjax_fm import models, peft, tasks
 from fedjax_fm.finetune import clients as federation
 from fedjax_fm.finetune import examples as of_rows
-from fedjax_fm.finetune import files, methods, tokens
+from fedjax_fm.finetune import files, tokens
+from fedjax_fm.finetune.adapters import adapter_of
 from fedjax_fm.finetune.clients import Clients, Dealt
 from fedjax_fm.finetune.examples import Examples, Roles
+from fedjax_fm.finetune.expressions import names_in
 from fedjax_fm.finetune.files import Source
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.finetune.templates import chat_of, folded
@@ -208,7 +210,7 @@ def load(settings: Settings, seed: int, split: str) -> Data:
     unseen = federation.capped(dealt.unseen, settings.eval_examples, seed)
     adapted = adapted_model(settings, ready, seed)
     task = task_of(ready, adapted)
-    has_lora = "lora" in methods.names_in(settings.peft)
+    has_lora = "lora" in names_in(settings.peft)
     personal = task_of(ready, peft.beside(adapted)) if has_lora else None
     rows = ready.encoded.arrays
 
@@ -268,7 +270,7 @@ def adapted_model(settings: Settings, ready: Prepared, seed: int) -> peft.Adapte
             f"{settings.model} is {type(model).__name__}, which writes no text; give a "
             "language model, or data with --label"
         )
-    method = methods.adapter_of(settings, ready.model_type)
+    method = adapter_of(settings, ready.model_type)
     try:
         return peft.apply(model, method, jax.random.key(seed))
     except ValueError as error:

@@ -1,25 +1,21 @@
-"""Methods, adapters, channels and samplers of the library, by their names."""
+"""Methods, channels, optimizers and samplers of the library, by their names."""
 
-import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 
-from fedjax_fm import algorithms, channels, peft, privacy
+from fedjax_fm import algorithms, channels, privacy
 from fedjax_fm.algorithms import lora_rules, server_optimizers
+from fedjax_fm.finetune.adapters import scalings_of
+from fedjax_fm.finetune.data import Data
 from fedjax_fm.finetune.expressions import build, names_in
 from fedjax_fm.finetune.settings import Settings
-from fedjax_fm.models.architectures import DEFAULT_TARGETS
-from fedjax_fm.peft.targets import named_modules
 from fedjax_fm.population import samplers
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.types import Algorithm, Channel, Sampler
-
-if TYPE_CHECKING:
-    from fedjax_fm.finetune.data import Data
 
 METHODS: dict[str, Callable[..., Algorithm]] = {
     "dp_fedavg": algorithms.dp_fedavg,
@@ -46,15 +42,6 @@ ELSEWHERE = {
     "heterofl": "trains nested widths of one model",
 }
 OF_LORA = frozenset(("feddpa_f", "feddpa_t", *lora_rules.__all__))
-PEFT: dict[str, Callable[..., peft.Method]] = {
-    name: getattr(peft, name)
-    for name in (
-        "bitfit", "combine", "dora", "full", "head", "houlsby", "ia3", "lora",
-        "lora_xs", "on_layers", "p_tuning_v2", "parallel_adapter", "prefix_tuning",
-        "prompt_tuning", "vpt",
-    )
-}  # fmt: skip
-LORA_LIKE = ("lora", "dora", "lora_xs")
 CHANNELS: dict[str, Callable[..., Channel]] = {
     name: getattr(channels, name)
     for name in channels.__all__
@@ -77,50 +64,6 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     name: getattr(samplers, name)
     for name in ("cyclic", "fixed", "poisson", "spaced", "uniform")
 }
-
-
-def adapter_of(settings: Settings, model_type: str) -> peft.Method:
-    """The PEFT method that the settings name.
-
-    Args:
-      settings: have its name, and rank, alpha and targets.
-      model_type: of the model, for the layers that are usually adapted.
-
-    Returns:
-      A method for `peft.apply`.
-
-    Raises:
-      UsageError: an unknown name, or arguments that it does not take.
-    """
-    targets = None
-    if settings.targets is not None:
-        targets = [part.strip() for part in settings.targets.split(",") if part.strip()]
-        if not targets:
-            raise UsageError(f"--targets names no layer: {settings.targets!r}")
-    usual = list(DEFAULT_TARGETS.get(model_type, ("query", "value")))
-    alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
-    given: dict[str, Any] = {
-        "rank": settings.rank,
-        "alpha": alpha,
-        "bottleneck": 64,
-        "n_tokens": 20,
-    }
-    if targets is None:
-        usual_ones = {
-            name: functools.partial(PEFT[name], targets=usual) for name in LORA_LIKE
-        }
-        return build(settings.peft, PEFT | usual_ones, "PEFT method", given=given)
-    names = names_in(settings.peft)
-    if not any(_takes(PEFT, name, "targets") for name in names):
-        raise UsageError(f"--targets: {settings.peft} adapts no layers of choice")
-    given["targets"] = targets
-    return build(settings.peft, PEFT, "PEFT method", given=given)
-
-
-def _takes(factories: dict[str, Callable[..., Any]], name: str, parameter: str) -> bool:
-    """Whether the factory of that name has that parameter."""
-    factory = factories.get(name)
-    return factory is not None and parameter in inspect.signature(factory).parameters
 
 
 def client_optimizer(
@@ -152,7 +95,7 @@ def client_optimizer(
     return of_round
 
 
-def algorithm_of(settings: Settings, data: "Data", learning_rate: float) -> Algorithm:
+def algorithm_of(settings: Settings, data: Data, learning_rate: float) -> Algorithm:
     """The federated method that the settings name.
 
     Args:
@@ -206,16 +149,6 @@ def has_two_adapters(settings: Settings) -> bool:
       settings: have the method's name.
     """
     return names_in(settings.method)[0] in ("feddpa_f", "feddpa_t")
-
-
-def scalings_of(adapted: peft.Adapted) -> set[float]:
-    """The scales s = alpha / r of all LoRA layers.
-
-    Args:
-      adapted: the model.
-    """
-    modules = [module for _, module in named_modules(adapted.model())]
-    return {one.scaling for one in modules if isinstance(one, peft.LoRALinear)}
 
 
 def check_options(settings: Settings, name: str) -> None:
