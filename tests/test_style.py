@@ -22,8 +22,9 @@ LAYERS = (
     ("study",),
     ("cli",),
 )
-# The one call upwards: `Simulator.run(callbacks=...)` asks for the loop when it is used.
-UPWARDS = {("engine", "callbacks")}
+# The calls upwards, made when they are needed: `Simulator.run(callbacks=...)` asks for the loop,
+# a named benchmark for the partitioner that its row of the table names.
+UPWARDS = {("engine", "callbacks"), ("datasets", "population")}
 
 
 def sources():
