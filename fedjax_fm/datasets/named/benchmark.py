@@ -101,8 +101,8 @@ class Partition:
     def build(self, seed: int, n_rows: int | None = None) -> Any:
         """The partitioner.
 
-        A least size of clients that a smaller table cannot give is lowered to a
-        twentieth of the mean size.
+        A least size of clients that a smaller table could not give is lowered to a
+        hundredth of the mean size, so that a few clients may have no row there.
 
         Args:
           seed: of its draws, where it has any.
@@ -118,7 +118,7 @@ class Partition:
         arguments = dict(self.arguments)
         least = arguments.get("min_partition_size")
         if least is not None and n_rows is not None and self.clients:
-            fitting = n_rows // (20 * self.clients)
+            fitting = n_rows // (100 * self.clients)
             arguments["min_partition_size"] = min(least, fitting)
         names = {entry.name for entry in dataclasses.fields(kind)}
         if "seed" in names:

@@ -38,7 +38,8 @@ class NamedData:
         `Population.from_table(data.train, by=data.partitioner, columns=[...])`.
       benchmark: the row of the table: settings, metric, template.
       provenance: `kind` ("real" or "stand-in"), `sha256` of the rows in normal form,
-        `revision`, `pinned`, `seed`, `limit`, `dropped` ({reason: rows}) and others.
+        `revision`, `pinned`, `seed`, `limit`, `clients` (those with rows), `dropped`
+        ({reason: rows}) and others.
     """
 
     train: Table
@@ -79,8 +80,9 @@ def load(
       cache: a folder with the data set's files (Parquet, JSON lines, JSON, CSV), named
         as on the hub, so that a file's name begins with its split; FedLLM-Bench's
         {client: [rows]} files are read, too. None: there is no such folder.
-      limit: at most so many rows of each split of the source. Of natural clients whole
-        ones are taken, in order, and the last is cut; else rows are drawn.
+      limit: at most so many rows of each split of the source. They are drawn; natural
+        clients keep a share each where that makes two rows a client, else the first
+        ones are taken whole.
 
     Returns:
       `NamedData`.
@@ -177,6 +179,7 @@ def _named_data(
         "seed": seed,
         "limit": limit,
         "partition": repr(rule),
+        "clients": len({example["client"] for example in train}),
         "dropped": dropped,
         "sha256": digest(benchmark, train, test),
     }

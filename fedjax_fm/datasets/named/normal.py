@@ -62,19 +62,23 @@ def limited(
       rng: draws the rows where clients are not natural.
 
     Returns:
-      The first clients whose rows fit, the last one cut; or rows drawn at random.
+      Rows drawn at random; of natural clients the first rows of each, all in the same
+      proportion and at least one, where that makes two a client; else the first clients
+      whose rows fit, the last one cut.
     """
     if limit is None or len(examples) <= limit:
         return examples
-    if benchmark.partition.natural:
-        number: dict[str, int] = {}
-        for example in examples:
-            number.setdefault(example["client"], len(number))
-        of_row = np.array([number[example["client"]] for example in examples])
-        # All rows of client 0, then those of client 1, and so on.
-        kept = np.argsort(of_row, kind="stable")[:limit]
-    else:
+    if not benchmark.partition.natural:
         kept = rng.permutation(len(examples))[:limit]
+        return [examples[k] for k in np.sort(kept).tolist()]
+    clients = _groups(examples, "client")
+    spare = limit - len(clients)
+    if spare < len(clients):
+        kept = np.concatenate(clients)[:limit]
+    else:
+        share = spare / (len(examples) - len(clients))
+        parts = [rows[: 1 + int(share * (len(rows) - 1))] for rows in clients]
+        kept = np.concatenate(parts)
     return [examples[k] for k in np.sort(kept).tolist()]
 
 
@@ -98,8 +102,10 @@ def hold_out(
     n = len(examples)
     is_test = np.zeros(n, bool)
     if held.how == "rows":
-        order = rng.permutation(n)
-        is_test[order[: max(round(held.value * n), 1)]] = True
+        free = np.arange(n)
+        if benchmark.partition.natural:  # each client keeps its first row
+            free = np.concatenate([rows[1:] for rows in _groups(examples, "client")])
+        is_test[rng.permutation(free)[: max(round(held.value * n), 1)]] = True
     elif held.how == "category":
         is_test[:] = [example["category"] == held.value for example in examples]
     elif held.how == "rows of each":

@@ -65,10 +65,13 @@ def request(
 ) -> Request:
     """What a generator is asked for: the client of each row, within the limit.
 
+    Natural clients keep their number and the law of their sizes where the limit makes
+    two rows a client; else the first clients come with all of their rows.
+
     Args:
       benchmark: its rows, clients and spread.
       seed: of everything.
-      limit: rows at most; of natural clients the first whose rows fit.
+      limit: rows at most.
       test: whether it is for the hub's test split.
 
     Raises:
@@ -88,7 +91,8 @@ def request(
     if n_clients == 0:
         clients = np.full(wanted, -1)
     else:
-        sizes = client_sizes(n_clients, n_rows, benchmark.spread, rng, benchmark.most)
+        total = wanted if wanted >= 2 * n_clients else n_rows
+        sizes = client_sizes(n_clients, total, benchmark.spread, rng, benchmark.most)
         needed = int(np.searchsorted(np.cumsum(sizes), wanted)) + 1
         clients = np.repeat(np.arange(needed), sizes[:needed])[:wanted]
     return Request(clients=clients, n_clients=n_clients, rng=rng, test=test)
