@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -132,7 +133,7 @@ def _made_up(benchmark: Benchmark, seed: int, limit: int | None) -> real.Found:
 
 def _split_made_up(
     benchmark: Benchmark, seed: int, limit: int | None, *, test: bool
-) -> list[Row]:
+) -> Sequence[Row]:
     """Stand-in rows of one split; none where the hub has no test split."""
     n_rows = benchmark.test_rows if test else benchmark.rows
     if n_rows == 0 or benchmark.stand_in is None:

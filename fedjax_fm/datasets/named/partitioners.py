@@ -27,7 +27,7 @@ class PoissonUsers:
     Example:
       >>> table = {"text": np.arange(10)}
       >>> [len(rows) for rows in PoissonUsers(mean=4, seed=0).partition(table)]
-      [5, 4, 1]
+      [2, 7, 1]
     """
 
     mean: float

@@ -147,8 +147,13 @@ def describe(name: str) -> str:
     lines.append(f"citation: {one.citation}")
     if one.stand_in is None:
         lines.append("stand-in: none needed, the data ship with the package")
-    wrapped = [textwrap.fill(line, 88, subsequent_indent="  ") for line in lines]
-    return "\n".join(wrapped)
+    wrapper = textwrap.TextWrapper(
+        width=88,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,  # names have them
+    )
+    return "\n".join(map(wrapper.fill, lines))
 
 
 def markdown_table() -> str:

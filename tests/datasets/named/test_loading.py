@@ -393,6 +393,7 @@ def test_the_real_library_refuses_offline_in_a_process_of_its_own(tmp_path):
         text=True,
         env=environment,
         check=True,
+        cwd=tmp_path,
     )
     assert done.stdout.startswith("DataFileError there are no real rows of glue/sst2")
     assert 'source="stand-in"' in done.stdout

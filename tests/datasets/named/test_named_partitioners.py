@@ -72,5 +72,5 @@ def test_another_number_of_labels_is_refused():
 
 
 def test_a_mean_of_zero_is_refused():
-    with pytest.raises(ValueError, match="0 < mean"):
+    with pytest.raises(ValueError, match="mean > 0"):
         PoissonUsers(mean=0.0)

@@ -23,6 +23,8 @@ from fedjax_fm.datasets.named.table import BENCHMARKS
 from fedjax_fm.evaluation import rouge_l
 
 MADE_UP = sorted(name for name, b in BENCHMARKS.items() if b.stand_in)
+# One of each generator: papers that deal the same task share theirs.
+OWN = [name for name in MADE_UP if name.count("/") < 2]
 
 
 def request(n, seed=0, n_clients=0):
@@ -47,7 +49,7 @@ def test_rows_have_the_columns_of_the_hub(name):
         assert set(benchmark.hub.columns) <= set(row)
 
 
-@pytest.mark.parametrize("name", MADE_UP)
+@pytest.mark.parametrize("name", OWN)
 def test_the_same_seed_gives_the_same_rows_and_another_gives_others(name):
     limit = max(60, 2 * (BENCHMARKS[name].partition.clients or 0))
     if name == "glue/wnli":

@@ -39,7 +39,7 @@ def problem(rng: np.random.Generator, depth: int = 2) -> tuple[str, str]:
     Example:
       >>> words, expression = problem(np.random.default_rng(3))
       >>> print(words, "|", expression)
-      the sum of the product of 7 and 1 and b | ((7 * 1) + b)
+      the product of a and the product of a and b | (a * (a * b))
     """
     if depth == 0 or (depth == 1 and rng.random() < 0.5):
         leaf = pick(rng, ("a", "b", str(int(rng.integers(1, 10)))))

@@ -43,7 +43,7 @@ def bayes_rate(n_classes: int, n_cues: int = N_CUES, own: float = OWN) -> float:
       >>> bayes_rate(2, n_cues=1, own=0.65)
       0.65
       >>> round(bayes_rate(2), 3), round(bayes_rate(3), 3)
-      (0.8, 0.756)
+      (0.8, 0.89)
     """
     other = (1 - own) / (n_classes - 1)
     total = 0.0
@@ -81,7 +81,7 @@ def bayes_pearson(n_shared: int = N_SHARED) -> float:
 
     Example:
       >>> round(bayes_pearson(), 3)
-      0.976
+      0.975
     """
     variance = 16 / n_shared**2 * ((n_shared + 1) ** 2 - 1) / 12
     return math.sqrt(variance / (variance + 1 / 12))

@@ -86,11 +86,11 @@ def choice(rng: np.random.Generator) -> Choice:
 
     Example:
       >>> print(choice(np.random.default_rng(0)).text)
-      Which of these is a garment?
-      A. boot
-      B. cherry
-      C. lead
-      D. lute
+      Which of these is a tool?
+      A. chisel
+      B. cap
+      C. Congo
+      D. gold
     """
     kinds = some(rng, list(CATEGORIES), len(LETTERS))
     right = int(rng.integers(len(LETTERS)))

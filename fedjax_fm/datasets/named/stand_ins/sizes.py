@@ -49,12 +49,14 @@ def client_sizes(
     sizes = np.ones(n_clients, np.int64)
     left = n_rows - n_clients
     while left:
-        weight = np.where(sizes < bound, weight, 0.0)
-        wanted = left * weight / weight.sum()
-        given = np.minimum(np.floor(wanted).astype(np.int64), bound - sizes)
-        if not given.any():  # less than a row each: the largest parts get one
-            order = np.argsort(-weight, kind="stable")[: min(left, (weight > 0).sum())]
-            given[order] = 1
+        is_open = sizes < bound
+        weight = np.where(is_open, weight, 0.0)
+        if left < is_open.sum():  # not a row each: the largest parts get one
+            given = np.zeros(n_clients, np.int64)
+            given[np.argsort(-weight, kind="stable")[:left]] = 1
+        else:
+            wanted = left * weight / weight.sum()
+            given = np.minimum(np.floor(wanted).astype(np.int64), bound - sizes)
         sizes += given
         left -= int(given.sum())
     return sizes

@@ -85,7 +85,8 @@ def some(rng: np.random.Generator, options: Sequence[Any], n: int) -> list[Any]:
       >>> sorted(some(np.random.default_rng(0), [1, 2, 3], 3))
       [1, 2, 3]
     """
-    return [options[int(k)] for k in rng.permutation(len(options))[:n]]
+    places = rng.choice(len(options), size=n, replace=False)
+    return [options[k] for k in places.tolist()]
 
 
 def weights_of(
