@@ -6,10 +6,9 @@ hyper-parameter of a sweep) has a dtype and no number: its dtype is checked, its
 are not.
 """
 
-import difflib
 import math
 import numbers
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -263,27 +262,6 @@ def text(name: str, value: Any) -> str:
             "errors='replace', or mend the text"
         ) from error
     return value
-
-
-def nearest(word: str, known: Iterable[str], what: str) -> str:
-    """The message for an unknown name, with the nearest known one.
-
-    Args:
-      word: what was given.
-      known: the names that there are.
-      what: the kind of name, "setting" for example.
-
-    Returns:
-      One line.
-
-    Example:
-      >>> nearest("fedpn", ["fedpm", "feddf"], "study")
-      "unknown study 'fedpn'; did you mean 'fedpm'? There are: feddf, fedpm"
-    """
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    guess = f"; did you mean {close[0]!r}?" if close else "."
-    return f"unknown {what} {word!r}{guess} There are: {', '.join(known)}"
 
 
 def _is_number(value: Any, kind: type, dtype: type) -> bool:

@@ -11,7 +11,7 @@ MOST_POSITIONAL = 3  # fields of a NamedTuple that may be given without their na
 
 # From the bottom to the top; a package may import those above it in this list.
 LAYERS = (
-    ("kernels", "checks", "version", "cpu_devices"),
+    ("kernels", "checks", "spelling", "version", "cpu_devices"),
     ("types",),
     ("trees", "directions", "split", "datasets"),
     ("channels", "population"),

@@ -7,8 +7,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fedjax_fm.checks import nearest
 from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.spelling import nearest
 
 
 def override(config: Any, pairs: Iterable[str]) -> Any:

@@ -16,6 +16,7 @@ from fedjax_fm.datasets.named import (
     pfl,
 )
 from fedjax_fm.datasets.named.benchmark import Benchmark
+from fedjax_fm.spelling import nearest
 
 _ALL = (
     *flowertune.BENCHMARKS,
@@ -95,7 +96,7 @@ def find(name: str) -> Benchmark:
             f"{name!r} is a family of benchmarks; name one of {', '.join(family)}"
         )
     known = [*BENCHMARKS, *ALIASES]
-    raise ValueError(checks.nearest(key, known, "benchmark"))
+    raise ValueError(nearest(key, known, "benchmark"))
 
 
 def list_names() -> list[str]:
