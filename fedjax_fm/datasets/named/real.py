@@ -16,7 +16,7 @@ from fedjax_fm.datasets.table import DataFileError
 
 # How a file's name ends, and what `datasets` calls its format.
 _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Found(NamedTuple):
@@ -124,32 +124,44 @@ def _from_hub(benchmark: Benchmark) -> Found:
                 f"neither the hub's local cache nor the hub gave {hub.id}{forbidden} "
                 f"({type(error).__name__}: {first}); give cache=FOLDER with its files",
             ) from error
+    commits = {commit_of(dataset) for dataset in splits.values()}
+    # Without a network the package takes the latest commit in its cache, unasked.
+    if len(commits) > 1 or (hub.revision and commits != {hub.revision}):
+        expected = hub.revision or "one commit for all splits"
+        raise _unavailable(
+            benchmark,
+            f"expected {expected} of {hub.id}, got {sorted(map(str, commits))}; clear "
+            "the hub's local cache of it",
+        )
     return Found(
         train=splits[hub.train],
         test=splits.get(hub.test),
         kind="real",
         origin=f"hub {hub.id}",
-        revision=hub.revision or commit_of(splits[hub.train]),
+        revision=commits.pop(),
     )
 
 
 def commit_of(dataset: Any) -> str | None:
     """The commit that a data set of the hub was read from.
 
+    The package `datasets` names the folder of its cache after it; for other data it is
+    named after the reader, with 64 digits.
+
     Args:
       dataset: a `datasets.Dataset`.
 
     Returns:
-      40 hexadecimal digits from the addresses of its files; None where they have none.
+      40 hexadecimal digits; None where it cannot be told.
 
     Example:
-      >>> from types import SimpleNamespace as Some
-      >>> address = f"hf://datasets/a/b@{'0' * 39}1/x.parquet"
-      >>> commit_of(Some(info=Some(download_checksums={address: {}})))[-3:]
+      >>> from types import SimpleNamespace
+      >>> place = f"cache/nyu-mll___glue/sst2/0.0.0/{'0' * 39}1/glue-train.arrow"
+      >>> commit_of(SimpleNamespace(cache_files=[{"filename": place}]))[-3:]
       '001'
     """
-    addresses = getattr(dataset.info, "download_checksums", None) or {}
-    commits = {match[1] for match in map(_COMMIT.search, addresses) if match}
+    folders = {Path(entry["filename"]).parent.name for entry in dataset.cache_files}
+    commits = {name for name in folders if _COMMIT.fullmatch(name)}
     return commits.pop() if len(commits) == 1 else None
 
 

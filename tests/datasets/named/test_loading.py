@@ -1,10 +1,13 @@
 """load(): nothing takes the place of real rows unasked; files in the place of the hub; clients."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -346,37 +349,119 @@ def test_another_schema_is_refused_by_name(quiet_cache):
         load("flowertune/code", cache=folder)
 
 
-def test_a_revision_that_is_not_pinned_is_resolved_and_said(monkeypatch):
-    """A hub in memory: its data sets carry the addresses of their files, as the real one's do."""
-    asked = []
+class Rows(list):
+    """Rows with the place in the cache that `datasets` gives them."""
+
+    def __init__(self, rows, commit):
+        super().__init__(rows)
+        place = f"cache/nyu-mll___glue/sst2/0.0.0/{commit}/glue-train.arrow"
+        self.cache_files = [{"filename": place}]
+
+
+@pytest.fixture
+def hub_in_memory(monkeypatch):
+    """{split: commit} of a hub that has SST-2, and a list of what was asked of it."""
+    commits, asked = {}, []
 
     def load_dataset(name, config, *, split, revision, download_config):
         asked.append((name, config, split, revision))
         rows = [{"sentence": f"{split} {k}", "label": k % 2} for k in range(200)]
-        address = f"hf://datasets/{name}@{COMMIT}/{config}/{split}-00000.parquet"
-        info = types.SimpleNamespace(download_checksums={address: {"num_bytes": 1}})
-        return Rows(rows, info)
-
-    class Rows(list):
-        def __init__(self, rows, info):
-            super().__init__(rows)
-            self.info = info
+        return Rows(rows, commits.get(split, COMMIT))
 
     fake = types.SimpleNamespace(load_dataset=load_dataset, DownloadConfig=dict)
     monkeypatch.setattr(real, "_datasets", lambda: fake)
+    return commits, asked
+
+
+def test_a_revision_that_is_not_pinned_is_resolved_and_said(hub_in_memory):
+    _, asked = hub_in_memory
     data = load("sst2")
-    assert [one[1:] for one in asked] == [
-        ("sst2", "train", None),
-        ("sst2", "validation", None),
+    assert asked == [
+        ("nyu-mll/glue", "sst2", "train", None),
+        ("nyu-mll/glue", "sst2", "validation", None),
     ]
     assert data.provenance["revision"] == COMMIT
     assert data.provenance["pinned"] is False
     assert data.provenance["origin"] == "hub nyu-mll/glue"
 
 
-def test_an_unknown_commit_stays_unknown():
-    info = types.SimpleNamespace(download_checksums=None)
-    assert real.commit_of(types.SimpleNamespace(info=info)) is None
+def test_splits_of_two_commits_are_refused(hub_in_memory):
+    commits, _ = hub_in_memory
+    commits["validation"] = COMMIT[::-1]
+    with pytest.raises(DataFileError, match="expected one commit for all splits"):
+        load("sst2")
+
+
+def test_a_pinned_revision_is_asked_for_and_no_other_is_taken(
+    hub_in_memory, monkeypatch
+):
+    commits, asked = hub_in_memory
+    row = BENCHMARKS["glue/sst2"]
+    pinned = dataclasses.replace(row, hub=dataclasses.replace(row.hub, revision=COMMIT))
+    monkeypatch.setitem(BENCHMARKS, "glue/sst2", pinned)
+    assert load("sst2").provenance["pinned"] is True
+    assert asked[0][-1] == COMMIT
+    commits.update(train=COMMIT[::-1], validation=COMMIT[::-1])
+    with pytest.raises(DataFileError, match=f"expected {COMMIT} of nyu-mll/glue"):
+        load("sst2")
+
+
+def test_files_have_no_commit(quiet_cache):
+    import datasets
+
+    path = quiet_cache / "train.parquet"
+    write_parquet(path, flowertune_rows(3))
+    read = datasets.load_dataset("parquet", data_files=str(path), split="train")
+    assert real.commit_of(read) is None
+
+
+def test_the_local_cache_of_the_hub_is_read_without_a_network(quiet_cache):
+    """A cache as `datasets` leaves it behind: the folder is named after the commit."""
+    import datasets
+
+    rows = [{"sentence": f"s{k}", "label": k % 2, "idx": k} for k in range(200)]
+    files = {}
+    for split, part in (("train", rows), ("validation", rows[:7])):
+        files[split] = str(quiet_cache / f"{split}.parquet")
+        write_parquet(quiet_cache / f"{split}.parquet", part)
+    read = datasets.load_dataset("parquet", data_files=files)
+    made = Path(read["train"].cache_files[0]["filename"]).parent
+    place = quiet_cache / "hub" / "nyu-mll___glue" / "sst2" / "0.0.0" / COMMIT
+    shutil.copytree(made, place)
+    for split in files:
+        (place / f"parquet-{split}.arrow").rename(place / f"glue-{split}.arrow")
+    about = (place / "dataset_info.json").read_text(encoding="utf-8")
+    about = json.loads(
+        about.replace('"dataset_name": "parquet"', '"dataset_name": "glue"')
+    )
+    about["config_name"] = "sst2"
+    (place / "dataset_info.json").write_text(json.dumps(about), encoding="utf-8")
+    code = (
+        "from fedjax_fm.datasets import load\n"
+        "data = load('sst2')\n"
+        "print(len(data.train), len(data.test), data.provenance['revision'])\n"
+    )
+    found = in_a_process(code, quiet_cache, HF_DATASETS_CACHE=str(quiet_cache / "hub"))
+    assert found.split() == ["200", "7", COMMIT]
+
+
+def in_a_process(code, folder, **variables):
+    """What code prints, in a process that may not use the hub."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder),
+        **variables,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_real_library_refuses_offline_in_a_process_of_its_own(tmp_path):
@@ -386,17 +471,9 @@ def test_the_real_library_refuses_offline_in_a_process_of_its_own(tmp_path):
         "try:\n    load('sst2')\n"
         "except Exception as error:\n    print(type(error).__name__, error)\n"
     )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-        cwd=tmp_path,
-    )
-    assert done.stdout.startswith("DataFileError there are no real rows of glue/sst2")
-    assert 'source="stand-in"' in done.stdout
+    found = in_a_process(code, tmp_path)
+    assert found.startswith("DataFileError there are no real rows of glue/sst2")
+    assert 'source="stand-in"' in found
 
 
 def hub_is_reachable():
