@@ -154,7 +154,7 @@ BENCHMARKS = (
         partition=Partition("IidPartitioner", {"num_partitions": 20}),
         held=Held("rows", 0.02, ours=True),
         settings=Settings(
-            source="authors' code (OpenFedLLM's script for Alpaca-GPT4)",
+            source="recalled (OpenFedLLM's script for Alpaca-GPT4)",
             model="Llama-2-7b, 8 bit",
             clients=20,
             cohort=2,
@@ -167,7 +167,6 @@ BENCHMARKS = (
             rank=32,
             alpha=64,
             unverified=("clients", "cohort", "batch_size", "lr", "rank", "alpha"),
-            note="all recalled",
         ),
         metric=("MT-bench", "Rouge-L"),
         citation="Peng et al. (2023). Instruction Tuning with GPT-4. arXiv 2304.03277; "
