@@ -11,7 +11,7 @@ MOST_POSITIONAL = 3  # fields of a NamedTuple that may be given without their na
 
 # From the bottom to the top; a package may import those above it in this list.
 LAYERS = (
-    ("kernels", "checks", "version", "cpu_devices"),
+    ("kernels", "checks", "spelling", "version", "cpu_devices"),
     ("types",),
     ("trees", "directions", "split", "datasets"),
     ("channels", "population"),
@@ -22,8 +22,9 @@ LAYERS = (
     ("study",),
     ("cli",),
 )
-# The one call upwards: `Simulator.run(callbacks=...)` asks for the loop when it is used.
-UPWARDS = {("engine", "callbacks")}
+# The calls upwards, made when they are needed: `Simulator.run(callbacks=...)` asks for the loop,
+# a named benchmark for the partitioner that its row of the table names.
+UPWARDS = {("engine", "callbacks"), ("datasets", "population")}
 
 
 def sources():
