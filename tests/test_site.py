@@ -24,6 +24,7 @@ PACKAGES = (
     "fedjax_fm.callbacks",
     "fedjax_fm.channels",
     "fedjax_fm.datasets",
+    "fedjax_fm.datasets.packaged",
     "fedjax_fm.engine",
     "fedjax_fm.evaluation",
     "fedjax_fm.kernels",

