@@ -31,8 +31,8 @@ def split_of(key: str, shares: Mapping[str, float] = SHARES) -> str:
       ValueError: shares that are not positive or do not sum to 1.
 
     Example:
-      >>> [split_of(word) for word in ("bank", "spring", "court", "hand")]
-      ['validation', 'train', 'train', 'train']
+      >>> split_of("bank"), split_of("court", {"train": 0.5, "test": 0.5})
+      ('train', 'test')
     """
     total = sum(shares.values())
     if not shares or min(shares.values()) <= 0 or abs(total - 1) > 1e-9:

@@ -440,7 +440,7 @@ def _run(command: list[str], source: Source, place: Path) -> None:
             cwd=place,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=_MOST_SECONDS,
         )

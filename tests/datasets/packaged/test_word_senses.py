@@ -82,12 +82,15 @@ def test_pairs_of_a_small_wordnet(toy):
     }
     assert pairs(toy, "bank", "verb", 1) == both("the plane banked", "banking steeply")
     assert len(pairs(toy, "bank", "verb", 0)) == 1
-    # "a mouse hid" shows two senses, so the rodent has one example alone and no pair; the
-    # sentence with the banks is one of "mouse", whose synset it stands in.
-    assert pairs(toy, "mouse", "noun", 0) == set()
-    assert set(toy["word"].tolist()) == {"bank"}
-    assert len(toy) == 4
-    assert toy.provenance["rows"] == 4
+    # "a mouse hid" shows two senses and is in no pair; what is left of the rodent is one
+    # example. The sentence with the banks stands in a synset of "mouse" alone.
+    device = ("click the mouse", "the banks and the mouse")
+    assert pairs(toy, "mouse", "noun", 1) == both(*device)
+    other = pairs(toy, "mouse", "noun", 0)
+    assert len(other) == 1
+    assert other <= {frozenset((text, "Mice ran")) for text in device}
+    assert set(toy["word"].tolist()) == {"bank", "mouse"}
+    assert len(toy) == toy.provenance["rows"] == 6
     assert toy.provenance["dropped"] == {
         "example_without_one_place_of_a_word": 2,
         "example_of_another_word": 0,
@@ -99,7 +102,11 @@ def test_spans_are_the_word_in_any_form(toy):
         for end in ("", "_pair"):
             text = toy[f"text{end}"][row]
             form = text[toy[f"start{end}"][row] : toy[f"end{end}"][row]]
-            assert form in ("bank", "banks", "banked", "banking", "Bank")
+            forms = {
+                "bank": ("bank", "banks", "banked", "banking"),
+                "mouse": ("mouse", "Mice"),
+            }
+            assert form in forms[toy["word"][row]]
 
 
 def test_a_words_rows_share_a_class_and_a_split(toy):
@@ -109,8 +116,10 @@ def test_a_words_rows_share_a_class_and_a_split(toy):
     assert by_word == {
         ("bank", "noun"): {"noun.object"},
         ("bank", "verb"): {"verb.motion"},
+        ("mouse", "noun"): {"noun.artifact"},
     }
-    assert set(toy["split"].tolist()) == {split_of("bank")}
+    expected = [split_of(word) for word in toy["word"].tolist()]
+    assert toy["split"].tolist() == expected
 
 
 def test_the_order_of_the_texts_says_nothing_and_every_load_is_the_same(toy):
@@ -196,7 +205,7 @@ def test_the_real_one():
         }
         for split in ("train", "validation", "test")
     }
-    assert sum(map(len, words.values())) == len(set(table["word"].tolist())) == 2320
+    assert sum(map(len, words.values())) == len(set(table["word"].tolist())) == 2324
     assert all(len(splits) == 1 for splits in sides.values())
     assert set(table["domain"].tolist()) <= set(CLASSES)
     # Counted from the raw text in another way: synsets, and their classes.
