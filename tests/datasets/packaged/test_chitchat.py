@@ -3,6 +3,7 @@
 import collections
 import json
 
+import naive_bayes
 import numpy as np
 import pytest
 from small_archives import needs, register
@@ -183,6 +184,10 @@ def test_the_real_one():
     choice = reply_choice(table)
     assert len(choice) == 212_242
     assert choice["label"].mean() == 0.5
+    few = choice.select(np.random.default_rng(0).permutation(len(choice))[:30_000])
+    for column in ("context", "reply"):
+        found = naive_bayes.accuracy(few[column], few["label"], few["split"])
+        assert abs(found - 0.5) < 0.04
     rows = hold_out_people(table)
     assert {name: len(found) for name, found in rows.items()} == {
         "train": 6038,
