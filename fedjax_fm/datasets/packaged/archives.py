@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -17,6 +18,7 @@ from fedjax_fm.datasets.table import DataFileError
 
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60  # bytes: name 16, date 12, owner 6, group 6, mode 8, size 10, end 2
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError)
 _COMPRESSION = {"": "", ".gz": "gz", ".bz2": "bz2", ".xz": "xz", ".zst": "zst"}
 
 
@@ -103,7 +105,7 @@ def _members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             raise DataFileError(
                 f"{path.name}: expected a .whl, .zip, .deb, .tgz or .tar.gz"
             )
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except _DAMAGED as error:
         raise DataFileError(f"{path.name}: cannot be read ({error})") from error
 
 
@@ -153,6 +155,8 @@ def _data_of_deb(path: Path) -> tuple[BinaryIO, str]:
     start = len(_AR_MAGIC)
     while start + _AR_HEADER <= len(raw):
         header = raw[start : start + _AR_HEADER]
+        if header[58:] != b"`\n":
+            raise DataFileError(f"{path.name}: no ar header at byte {start}")
         name = header[:16].decode("ascii", "replace").strip().rstrip("/")
         size = int(header[48:58])
         start += _AR_HEADER

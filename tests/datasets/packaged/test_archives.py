@@ -75,6 +75,7 @@ def test_zstandard_is_refused_where_python_cannot_read_it(tmp_path, monkeypatch)
         ("toy.tgz", tarball(MEMBERS, "gz")[:-40], "toy.tgz: cannot be read"),
         ("toy.deb", b"no ar archive", "no ar archive"),
         ("toy.deb", ar({"debian-binary": b"2.0\n"}), "without data.tar"),
+        ("toy.deb", ar({"a": b"1"}).replace(b"`", b"!"), "no ar header at byte 8"),
         ("toy.deb", ar({"data.tar.lzma": b"1"}), "data.tar.lzma is of an unknown kind"),
         ("toy.deb", ar({"data.tar.xz": b"no xz"}), "toy.deb: cannot be read"),
         ("toy.rar", b"", "expected a .whl"),

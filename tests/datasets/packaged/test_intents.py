@@ -13,7 +13,7 @@ from fedjax_fm.datasets.draws import Draws
 from fedjax_fm.datasets.packaged import open_archive
 from fedjax_fm.datasets.packaged.intents import grammar_of, sentences_of, template_id
 from fedjax_fm.datasets.packaged.templates import Grammar, draw, parse, sentences
-from fedjax_fm.datasets.table import DataFileError
+from fedjax_fm.datasets.table import DataFileError, Table
 
 PAGE = {
     "language": "en",
@@ -278,6 +278,20 @@ def test_held_out_languages_share_no_text_no_template_and_no_variant():
         hold_out_languages(table, ["fr"])
     with pytest.raises(ValueError, match="no language is left to train on"):
         hold_out_languages(table, ["en", "de"])
+
+
+@pytest.mark.parametrize(
+    ("text", "template", "kept"),
+    [("hi", "b", False), ("moin", "a", False), ("moin", "b", True)],
+)
+def test_a_text_or_a_template_of_the_training_is_not_in_the_test(text, template, kept):
+    columns = {
+        "language": np.array(["en", "de", "de"]),
+        "text": np.array(["hi", text, "other"], dtype=object),
+        "template": np.array(["a", template, "c"]),
+    }
+    rows = hold_out_languages(Table(columns, {}), ["de"])
+    assert rows["test"].tolist() == ([1, 2] if kept else [2])
 
 
 def test_a_package_without_templates(monkeypatch, tmp_path):

@@ -132,7 +132,8 @@ def test_the_order_of_the_texts_says_nothing_and_every_load_is_the_same(toy):
 def test_a_sentence_of_two_words_stays_with_one(monkeypatch, tmp_path):
     lines = []
     for number, word in enumerate(("big", "large") * 2, start=1):
-        examples = f'"{word} house {number}"; "the {word} hats {number}"; "a big (or large) barn {number % 2}"'
+        barn = f"a big (or large) barn {(number + 1) // 2}"  # of one sense of each word
+        examples = f'"{word} house {number}"; "{word} hats {number}"; "{barn}"'
         lines.append(f"{number:08} 00 a 01 {word} 0 000 | a sense; {examples}")
     members = MEMBERS | {"usr/share/wordnet/data.adj": "\n".join(lines).encode()}
     register(monkeypatch, tmp_path, "word_senses", members)
