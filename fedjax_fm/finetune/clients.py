@@ -110,7 +110,7 @@ def _dealt(
     counts: dict[str, int],
 ) -> tuple[list[str], list[np.ndarray]]:
     """(names, places) of all clients."""
-    client = settings.client or _usual(source)
+    client = settings.client or source.client or _usual(source)
     if client in source.columns:
         return _by_column(source, client, examples, keep, counts)
     if ":" not in client and "(" not in client and client not in PARTITIONERS:

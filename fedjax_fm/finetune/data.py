@@ -107,7 +107,7 @@ def prepare(settings: Settings) -> Prepared:
     Raises:
       UsageError: data, columns, clients or a template that make no sense.
     """
-    source = files.read(settings.data, settings.split)
+    source = files.read(settings.data, settings.split, settings.stand_in)
     roles = of_rows.choose(settings, source)
     examples = of_rows.make(source, roles)
     kind = model_type_of(settings.model)

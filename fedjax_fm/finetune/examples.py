@@ -217,7 +217,9 @@ def make(source: Source, roles: Roles) -> Examples:
         if isinstance(found, _Reason):
             dropped[found.text] += 1
         else:
-            values.append(found)
+            begin = _first_question(found) if roles.kind == "conversation" else 0
+            dropped["a first message of the assistant, which is left out"] += begin > 0
+            values.append(found[begin:] if begin else found)
             kept.append(row)
     if not values:
         why = ", ".join(f"{n} with {reason}" for reason, n in dropped.items())
@@ -233,7 +235,7 @@ def make(source: Source, roles: Roles) -> Examples:
         labels=labels,
         classes=classes,
         rows=rows,
-        dropped=dict(dropped),
+        dropped={reason: n for reason, n in dropped.items() if n},
     )
 
 
@@ -305,8 +307,13 @@ def _messages(value: Any, where: str) -> Any:
         messages = plain_messages(value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: {error}") from error
+    roles = [message["role"] for message in messages]
+    if set(roles) == {"assistant"}:
+        return _Reason("no prompt")
     answers = [
-        message.get("content") for message in messages if message["role"] == "assistant"
+        message.get("content")
+        for message in messages[_first_question(messages) :]
+        if message["role"] == "assistant"
     ]
     if not answers:
         return _Reason("no answer of the assistant")
@@ -317,6 +324,12 @@ def _messages(value: Any, where: str) -> Any:
 
 def _plain_text(cells: dict[str, Any], where: str) -> Any:
     return _text(cells["text"], where, "text")
+
+
+def _first_question(messages: list[dict[str, Any]]) -> int:
+    """How many messages of the assistant, with no prompt before them, come first."""
+    roles = [message["role"] for message in messages]
+    return next(k for k, role in enumerate(roles) if role != "assistant")
 
 
 def _with_class(cells: dict[str, Any], where: str) -> Any:

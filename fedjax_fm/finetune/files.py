@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_fm.datasets.table import text_column
+from fedjax_fm import datasets
+from fedjax_fm.datasets.table import Table, text_column
 from fedjax_fm.population.columns import column_names, count_rows
 from fedjax_fm.runs.errors import UsageError
 
@@ -28,6 +29,7 @@ class Source(NamedTuple):
       kind: "jsonl", "csv", "folder of texts" and so on.
       sha256: of the bytes that were read, in hexadecimal.
       notes: what a reader should know, such as that the data are a stand-in.
+      client: the column that says who the clients are, where that is known.
     """
 
     table: Any
@@ -35,6 +37,7 @@ class Source(NamedTuple):
     kind: str
     sha256: str
     notes: tuple[str, ...] = ()
+    client: str = ""
 
     @property
     def columns(self) -> list[str]:
@@ -42,12 +45,24 @@ class Source(NamedTuple):
         return [str(name) for name in column_names(self.table)]
 
 
-def read(place: str, split: str = "train") -> Source:
+# Data sets of the package and of registry packages, and who their clients are.
+LOADERS: dict[str, tuple[Callable[[], Table], str]] = {
+    "chitchat": (datasets.load_chitchat, "person"),
+    "intents": (datasets.load_intents, "language"),
+    "reply-choice": (datasets.reply_choice, "person"),
+    "sentiment": (datasets.load_sentiment, ""),
+    "shakespeare": (datasets.load_shakespeare, "client"),
+    "word-senses": (datasets.load_word_senses, ""),
+}
+
+
+def read(place: str, split: str = "train", stand_in: bool = False) -> Source:
     r"""Reads a file, a folder or a data set by name.
 
     Args:
       place: see `Settings.data`.
-      split: of a data set by name.
+      split: of a data set of the hub by name.
+      stand_in: takes the made-up rows of a named benchmark.
 
     Returns:
       The table.
@@ -72,7 +87,13 @@ def read(place: str, split: str = "train") -> Source:
     looks_like_file = path.suffix.lower() in READERS or len(path.parts) > 2
     if looks_like_file or place.startswith((".", "~")):
         raise UsageError(f"there is no file or folder {place!r}")
-    return _by_name(place, split)
+    if place in LOADERS:
+        return _of_package(place)
+    if _is_benchmark(place):
+        return _benchmark(place, stand_in)
+    if stand_in:
+        raise UsageError(f"{place!r} is no named benchmark, and has no stand-in")
+    return _of_hub(place, split)
 
 
 def _of_file(path: Path) -> Source:
@@ -256,8 +277,8 @@ def _of_images(folder: Path, paths: list[Path]) -> Source:
 
 def _saved(folder: Path) -> Source:
     """What `datasets.save_to_disk` wrote."""
-    datasets = _imported("datasets", "'fedjax-fm[hub]'")
-    found = datasets.load_from_disk(str(folder))
+    library = _imported("datasets", "'fedjax-fm[hub]'")
+    found = library.load_from_disk(str(folder))
     if hasattr(found, "keys"):
         names = list(found.keys())
         if len(names) != 1:
@@ -271,11 +292,54 @@ def _saved(folder: Path) -> Source:
     )
 
 
-def _by_name(name: str, split: str) -> Source:
-    """A data set of the hub."""
-    datasets = _imported("datasets", "'fedjax-fm[hub]'")
+def _of_package(name: str) -> Source:
+    """A data set that ships, or lies in a registry package."""
+    load, client = LOADERS[name]
+    table = load()
+    return Source(
+        table=table,
+        name=name,
+        kind=str(table.provenance["kind"]),
+        sha256=str(table.provenance["sha256"]),
+        client=client,
+    )
+
+
+def _is_benchmark(name: str) -> bool:
+    """Whether this is the name of a benchmark, or of several of a family.
+
+    Raises:
+      UsageError: of several.
+    """
     try:
-        found = datasets.load_dataset(name, split=split)
+        datasets.describe(name)
+    except ValueError as error:
+        if "family" in str(error):
+            raise UsageError(str(error)) from error
+        return False
+    return True
+
+
+def _benchmark(name: str, stand_in: bool) -> Source:
+    """The training rows of a named benchmark."""
+    found = datasets.load(name, source="stand-in" if stand_in else "auto")
+    kind = str(found.provenance["kind"])
+    notes = (f"THE DATA ARE A STAND-IN of {name}: made up, and of the same schema",)
+    return Source(
+        table=found.train,
+        name=found.benchmark.name,
+        kind=f"benchmark, {kind}",
+        sha256=str(found.provenance["sha256"]),
+        notes=notes if kind == "stand-in" else (),
+        client="client",
+    )
+
+
+def _of_hub(name: str, split: str) -> Source:
+    """A data set of the hub."""
+    library = _imported("datasets", "'fedjax-fm[hub]'")
+    try:
+        found = library.load_dataset(name, split=split)
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(

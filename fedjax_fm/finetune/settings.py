@@ -24,8 +24,9 @@ class Settings:
     Attributes:
       model: a folder, a .gguf file or a hub id.
       data: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), a folder of texts or
-        of images in folders of their classes, what datasets.save_to_disk wrote, or the
-        name of a data set of the hub.
+        of images in folders of their classes, what datasets.save_to_disk wrote, a named
+        benchmark such as fed-aya, or the name of a data set of the hub.
+      stand_in: takes made-up rows of the same schema for a named benchmark.
       split: of a data set of the hub.
       prompt: column of the instruction.
       input: column of what the instruction is about; rows may have none.
@@ -85,6 +86,7 @@ class Settings:
 
     model: str = ""
     data: str = ""
+    stand_in: bool = False
     split: str = "train"
     # Columns
     prompt: str | None = None

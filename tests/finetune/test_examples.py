@@ -93,6 +93,18 @@ def test_messages_may_be_json_and_sharegpt():
     assert found.dropped == {"no answer of the assistant": 1}
 
 
+def test_a_conversation_may_begin_with_the_assistant():
+    first = {"role": "assistant", "content": "hello"}
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    found = made(messages=[[first, *talk], [first], [first, talk[0]]])
+    assert [message["content"] for message in found.values[0]] == ["a", "b"]
+    assert found.dropped == {
+        "a first message of the assistant, which is left out": 1,
+        "no prompt": 1,
+        "no answer of the assistant": 1,
+    }
+
+
 def test_inputs_may_be_missing():
     found = made(instruction=["a", "b"], input=["about", None], output=["x", "y"])
     assert found.values[0][0]["input"] == "about"

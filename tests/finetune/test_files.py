@@ -178,6 +178,20 @@ def test_what_is_not_there_is_said(place):
         files.read(place)
 
 
+def test_a_stand_in_is_taken_only_if_asked_and_says_so():
+    source = files.read("flowertune/finance", stand_in=True)
+    assert "STAND-IN" in source.notes[0]
+    assert source.client == "client"
+    with pytest.raises(UsageError, match="no named benchmark"):
+        files.read("shakespeare", stand_in=False) and files.read("a", stand_in=True)
+
+
+def test_data_that_ship():
+    source = files.read("sentiment")
+    assert source.kind == "real"
+    assert {"text", "label", "domain"} <= set(source.columns)
+
+
 def test_a_hub_that_is_not_reached_is_said(monkeypatch):
     datasets = pytest.importorskip("datasets")
 
