@@ -123,6 +123,8 @@ def choose(settings: Settings, source: Source) -> Roles:
     if given:
         _check_roles(given, names)
         return Roles(columns=given, guessed=False)
+    if source.roles:
+        return Roles(columns=dict(source.roles), guessed=False)
     return Roles(columns=_usual(names), guessed=True)
 
 

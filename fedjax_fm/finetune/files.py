@@ -4,8 +4,9 @@ import csv
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,6 @@ from fedjax_fm.runs.errors import UsageError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 TEXTS = (".txt", ".md")
-MOST_IN_ONE_FILE = 64  # columns, of a table that a message lists
 
 
 class Source(NamedTuple):
@@ -30,6 +30,7 @@ class Source(NamedTuple):
       sha256: of the bytes that were read, in hexadecimal.
       notes: what a reader should know, such as that the data are a stand-in.
       client: the column that says who the clients are, where that is known.
+      roles: {role: column}, where that is known.
     """
 
     table: Any
@@ -38,6 +39,7 @@ class Source(NamedTuple):
     sha256: str
     notes: tuple[str, ...] = ()
     client: str = ""
+    roles: Mapping[str, str] = MappingProxyType({})
 
     @property
     def columns(self) -> list[str]:
@@ -45,15 +47,37 @@ class Source(NamedTuple):
         return [str(name) for name in column_names(self.table)]
 
 
-# Data sets of the package and of registry packages, and who their clients are.
-LOADERS: dict[str, tuple[Callable[[], Table], str]] = {
-    "chitchat": (datasets.load_chitchat, "person"),
-    "intents": (datasets.load_intents, "language"),
-    "reply-choice": (datasets.reply_choice, "person"),
-    "sentiment": (datasets.load_sentiment, ""),
-    "shakespeare": (datasets.load_shakespeare, "client"),
-    "word-senses": (datasets.load_word_senses, ""),
+class Known(NamedTuple):
+    """A data set of the package, or of a registry package.
+
+    Attributes:
+      load: reads it.
+      client: the column that says who the clients are; "" where none does.
+      roles: {role: column}.
+    """
+
+    load: Callable[[], Table]
+    client: str
+    roles: Mapping[str, str]
+
+
+_PAIR = {"text": "text", "text_pair": "text_pair", "label": "label"}
+_CLASS = {"text": "text", "label": "label"}
+KNOWN = {
+    "chitchat": Known(datasets.load_chitchat, "person", {"messages": "messages"}),
+    "intents": Known(datasets.load_intents, "language", _CLASS),
+    "sentiment": Known(datasets.load_sentiment, "", _CLASS),
+    "shakespeare": Known(datasets.load_shakespeare, "client", {"text": "speech"}),
+    "word-senses": Known(datasets.load_word_senses, "", _PAIR),
 }
+# The normal forms of named benchmarks, the first that fits.
+_NORMAL = (
+    {"messages": "messages"},
+    _PAIR,
+    _CLASS,
+    {"image": "image", "label": "label"},
+    {"text": "text"},
+)
 
 
 def read(place: str, split: str = "train", stand_in: bool = False) -> Source:
@@ -87,7 +111,7 @@ def read(place: str, split: str = "train", stand_in: bool = False) -> Source:
     looks_like_file = path.suffix.lower() in READERS or len(path.parts) > 2
     if looks_like_file or place.startswith((".", "~")):
         raise UsageError(f"there is no file or folder {place!r}")
-    if place in LOADERS:
+    if place in KNOWN:
         return _of_package(place)
     if _is_benchmark(place):
         return _benchmark(place, stand_in)
@@ -294,14 +318,15 @@ def _saved(folder: Path) -> Source:
 
 def _of_package(name: str) -> Source:
     """A data set that ships, or lies in a registry package."""
-    load, client = LOADERS[name]
-    table = load()
+    known = KNOWN[name]
+    table = known.load()
     return Source(
         table=table,
         name=name,
         kind=str(table.provenance["kind"]),
         sha256=str(table.provenance["sha256"]),
-        client=client,
+        client=known.client,
+        roles=known.roles,
     )
 
 
@@ -323,6 +348,7 @@ def _is_benchmark(name: str) -> bool:
 def _benchmark(name: str, stand_in: bool) -> Source:
     """The training rows of a named benchmark."""
     found = datasets.load(name, source="stand-in" if stand_in else "auto")
+    names = set(found.train.columns)
     kind = str(found.provenance["kind"])
     notes = (f"THE DATA ARE A STAND-IN of {name}: made up, and of the same schema",)
     return Source(
@@ -332,6 +358,7 @@ def _benchmark(name: str, stand_in: bool) -> Source:
         sha256=str(found.provenance["sha256"]),
         notes=notes if kind == "stand-in" else (),
         client="client",
+        roles=next((roles for roles in _NORMAL if set(roles.values()) <= names), {}),
     )
 
 
