@@ -22,6 +22,7 @@ from fedjax_fm.models.distilbert import (
     DistilBertForSequenceClassification,
     DistilBertModel,
 )
+from fedjax_fm.models.e5_file import E5File
 from fedjax_fm.models.families import from_config
 from fedjax_fm.models.generate import Generated, KVCache, generate, pad_prompts
 from fedjax_fm.models.gguf_file import GGUFFile
@@ -79,6 +80,7 @@ __all__ = [
     "DistilBertConfig",
     "DistilBertForSequenceClassification",
     "DistilBertModel",
+    "E5File",
     "GGUFFile",
     "GPT2Config",
     "GPT2ForSequenceClassification",
