@@ -324,7 +324,7 @@ class E5File:
         ]
         shields = [chr(_PRIVATE + number) for number in range(len(kept))]
         pairs = list(zip(kept, shields, strict=True))
-        steps = [normalizers.Replace(*pair) for pair in pairs]
+        steps: list[Any] = [normalizers.Replace(*pair) for pair in pairs]
         for text, characters in groups.items():
             several = "".join(f"\\x{{{code:x}}}" for code in characters)
             steps.append(normalizers.Replace(Regex(f"[{several}]"), text))

@@ -192,8 +192,12 @@ def scored_pieces(field: Callable[..., Any]) -> Tokenizer:
         numbers, merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True
     )
     tokenizer = Tokenizer(bpe)
-    blanks = [normalizers.Replace(" ", _BLANK)]
-    back = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    blanks: list[Any] = [normalizers.Replace(" ", _BLANK)]
+    back: list[Any] = [
+        decoders.Replace(_BLANK, " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
     if field("tokenizer.ggml.add_space_prefix", True):
         blanks.insert(0, normalizers.Prepend(_BLANK))
         back.append(decoders.Strip(" ", 1, 0))

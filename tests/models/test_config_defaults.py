@@ -57,6 +57,7 @@ ELSEWHERE = {
         "sinusoidal_pos_embds",
     },  # the table is stored all the same
     "gemma3_text": {
+        "_sliding_window_pattern",  # written beside layer_types, not read
         "attn_logit_softcapping",
         "rope_parameters",
         "use_bidirectional_attention",

