@@ -133,7 +133,7 @@ def opened(found: Found) -> Iterator[io.BufferedIOBase]:
             yield handle
         return
     with _archive(found.path) as archive, archive.open(found.member) as handle:
-        yield handle
+        yield handle  # pyright: ignore[reportReturnType]
 
 
 def opened_model(path: Path) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
