@@ -65,6 +65,7 @@ SLOW = {
     "algorithms": ("test_hyper_parameters.py",),
     "models": (
         "test_beam.py",
+        "test_gemma3_real.py",
         "test_generate.py",
         "test_generate_families.py",
         "test_gguf_file.py",

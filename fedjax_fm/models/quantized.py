@@ -4,7 +4,8 @@ They become dense only inside the forward pass. The format is Q4_1 of llama.cpp:
 consecutive weights of one output share a scale d and a minimum m,
 w = d * code + m with code in 0..15. A block is 20 bytes: f16 d, f16 m, and 16 bytes
 whose low halves hold weights 0..15 and whose high halves hold weights 16..31. That is 5
-bits a weight, against 32 or 16.
+bits a weight, against 32 or 16. Q4_0, w = d * (code - 8) in blocks of 18 bytes, is the
+case m = -8 d.
 """
 
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 
 BLOCK_SIZE = 32  # weights
 BLOCK_BYTES = 20
+Q4_0_BYTES = 18
 
 
 class Frozen(nnx.Variable):
@@ -48,6 +50,33 @@ def split_blocks(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return blocks[..., 4:], halves[..., 0], halves[..., 1]
 
 
+def split_q4_0(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The codes, scales and minima of a tensor in Q4_0 blocks.
+
+    Args:
+      raw: uint8[..., out, in / 32 * 18].
+
+    Returns:
+      As `split_blocks`, with minima -8 times the scales, which is exact.
+
+    Raises:
+      ValueError: another dtype, or rows that are no whole blocks.
+
+    Example:
+      >>> block = np.array([[0, 60] + [0x80] * 16], np.uint8)  # f16 1.0, codes 0 and 8
+      >>> dequantize(*split_q4_0(block))[0, [0, 16]].tolist()
+      [-8.0, 0.0]
+    """
+    if raw.dtype != np.uint8 or raw.shape[-1] % Q4_0_BYTES:
+        raise ValueError(
+            f"expected uint8 rows of {Q4_0_BYTES}-byte blocks, got "
+            f"{raw.dtype}{list(raw.shape)}"
+        )
+    blocks = np.ascontiguousarray(raw.reshape(*raw.shape[:-1], -1, Q4_0_BYTES))
+    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
+    return blocks[..., 2:], scales, scales * np.float16(-8)
+
+
 def dequantize(codes: jax.Array, scales: jax.Array, minima: jax.Array) -> jax.Array:
     """The dense weights of blocks.
 
@@ -74,15 +103,17 @@ def _multiply(
 
 
 class Q4Linear(nnx.Module):
-    """A frozen linear layer y = x W^T with W [out, in] in Q4_1 blocks; no bias.
+    """A frozen linear layer y = x W^T + b with W [out, in] in Q4_1 blocks.
 
     It computes in x's dtype. codes uint8[..., out, in / 32, 16], scales and minima
     f16[..., out, in / 32]; a leading axis holds the layers of a stack. `lora` wraps it
-    as it wraps `nnx.Linear`. It starts as zeros: the blocks come from a file.
+    as it wraps `nnx.Linear`. It starts as zeros: the blocks come from a file. A bias
+    stays a dense parameter.
 
     Args:
       in_features: inputs, a multiple of 32.
       out_features: outputs.
+      bias: f[*stacked, out]; None: there is none.
 
     Raises:
       ValueError: inputs that make no whole blocks.
@@ -94,7 +125,9 @@ class Q4Linear(nnx.Module):
       (2, 3)
     """
 
-    def __init__(self, in_features: int, out_features: int):
+    def __init__(
+        self, in_features: int, out_features: int, bias: nnx.Param | None = None
+    ):
         if in_features % BLOCK_SIZE:
             raise ValueError(
                 f"Q4_1 needs in_features to be a multiple of {BLOCK_SIZE}, got "
@@ -104,6 +137,7 @@ class Q4Linear(nnx.Module):
         self.codes = Frozen(jnp.zeros((*shape, BLOCK_SIZE // 2), jnp.uint8))
         self.scales = Frozen(jnp.zeros(shape, jnp.float16))
         self.minima = Frozen(jnp.zeros(shape, jnp.float16))
+        self.bias = bias
 
     @property
     def linear_shape(self) -> tuple[int, ...]:
@@ -117,4 +151,5 @@ class Q4Linear(nnx.Module):
         # layer in f32 for the backward pass: more memory than dense weights take. The
         # backward pass unpacks the blocks once more.
         multiply = jax.checkpoint(_multiply, prevent_cse=False)
-        return multiply(x, self.codes[...], self.scales[...], self.minima[...])
+        y = multiply(x, self.codes[...], self.scales[...], self.minima[...])
+        return y if self.bias is None else (y + self.bias[...]).astype(y.dtype)

@@ -4,7 +4,8 @@ They are a prompt before the embedded tokens (Lester et al., 2021, arXiv 2104.08
 a prefix of keys and values inside attention (Li and Liang, 2021, arXiv 2101.00190).
 
 A model takes a prompt if it has an attribute `prompt` (None at first) and `vocabulary`,
-its token embedding. It embeds the text, puts the prompt before it (`prepend`), lets
+its token embedding; `embed(ids)`, where embedded tokens are not its rows as they are.
+It embeds the text, puts the prompt before it (`prepend`), lets
 every token see the prompt, numbers positions on behind it (`behind`), and drops the
 prompt's own hidden states, so that outputs keep the text's shape.
 

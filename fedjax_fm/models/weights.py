@@ -432,25 +432,46 @@ def load_into(
         dtype; lists them.
     """
     files = weight_files(folder)
+    with contextlib.ExitStack() as stack:
+        return fill(model, Tensors(files, stack), naming, key, files[0])
+
+
+def fill(
+    model: nnx.Module, tensors: Tensors, naming: Naming, key: jax.Array, where: Path
+) -> nnx.Module:
+    """Fills an abstract module from open tensors.
+
+    Args:
+      model: of `nnx.eval_shape`.
+      tensors: under the names that `naming` gives.
+      naming: how they name the model's parameters.
+      key: of initial values, see `load_into`.
+      where: their file, for error messages.
+
+    Returns:
+      The module with its weights.
+
+    Raises:
+      WeightError: as `load_into`.
+    """
     graphdef, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
-    with contextlib.ExitStack() as stack:
-        paths = [tuple(map(str, path)) for path, _ in flat]
-        checkpoint = _Checkpoint(Tensors(files, stack), naming, key, paths)
-        pairs = zip(paths, flat, strict=True)
-        arrays = [
-            checkpoint.parameter(number, path, variable.shape, variable.dtype)
-            for number, (path, (_, variable)) in enumerate(pairs)
-        ]
-        checkpoint.compare_copies()
-        names = set(checkpoint.tensors.source)
+    paths = [tuple(map(str, path)) for path, _ in flat]
+    checkpoint = _Checkpoint(tensors, naming, key, paths)
+    pairs = zip(paths, flat, strict=True)
+    arrays = [
+        checkpoint.parameter(number, path, variable.shape, variable.dtype)
+        for number, (path, (_, variable)) in enumerate(pairs)
+    ]
+    checkpoint.compare_copies()
+    names = set(tensors.source)
     extra = [name for name in names - checkpoint.used if not naming.is_ignored(name)]
     problems = checkpoint.problems + [f"left over {name}" for name in sorted(extra)]
     if problems:
         shown = "; ".join(problems[:8])
         if len(problems) > 8:
             shown += f"; and {len(problems) - 8} more"
-        raise WeightError(f"{files[0]} does not fit {type(model).__name__}: {shown}")
+        raise WeightError(f"{where} does not fit {type(model).__name__}: {shown}")
     leaves = [
         variable.replace(array)
         for (_, variable), array in zip(flat, arrays, strict=True)

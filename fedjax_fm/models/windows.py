@@ -76,6 +76,40 @@ def masks_of(
     return AttentionMask(plain=seen, sliding=near)
 
 
+def windowed_layers(layer_types: Sequence[str] | None) -> tuple[bool, ...] | None:
+    """Whether each layer sees the last tokens only.
+
+    Args:
+      layer_types: of `checked_windows`.
+
+    Returns:
+      One flag a layer; None where all layers are alike.
+
+    Example:
+      >>> windowed_layers(["sliding_attention", "full_attention"])
+      (True, False)
+    """
+    kinds = layer_types or ()
+    if len(set(kinds)) <= 1:
+        return None
+    return tuple(kind == "sliding_attention" for kind in kinds)
+
+
+def window_in_use(window: int | None, layer_types: Sequence[str] | None) -> int | None:
+    """The window, None where no layer has it.
+
+    Args:
+      window: tokens that are seen; None: all.
+      layer_types: of `checked_windows`.
+
+    Example:
+      >>> window_in_use(512, ["full_attention"]) is None
+      True
+    """
+    has_none = layer_types is not None and "sliding_attention" not in layer_types
+    return None if has_none else window
+
+
 def checked_windows(
     window: int | None, layer_types: Sequence[str] | None, n_layers: int
 ) -> None:

@@ -137,7 +137,9 @@ def prompt_tuning(
                 f"expected ids of a vocabulary of {n_words}, got "
                 f"init_ids={list(init_ids)}"
             )
-        start = jnp.take(table, ids, axis=0)
+        # As the first layer reads these tokens: some models scale their table.
+        has_scale = hasattr(owner, "embed")
+        start = owner.embed(ids) if has_scale else jnp.take(table, ids, axis=0)
         owner.prompt = Prompt(start.astype(jnp.float32))
         above = path.split(".") if path else ()
         return {(*above, "prompt", "embedding")} | heads

@@ -20,7 +20,7 @@ def untie(model: nnx.Module) -> nnx.Module:
     takes the memory of a second table.
 
     Args:
-      model: a `LlamaForCausalLM` (LLaMA, Mistral, Qwen); it is not changed.
+      model: a `LlamaForCausalLM` (LLaMA, Mistral, Qwen, Gemma); it is not changed.
 
     Returns:
       A copy with `lm_head`, which methods can adapt.

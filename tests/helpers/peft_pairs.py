@@ -24,6 +24,9 @@ _BERT = dict(
     vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
     max_position_embeddings=32, num_labels=3,
 )  # fmt: skip
+_GEMMA3 = dict(
+    **_LLAMA, head_dim=6, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+)  # fmt: skip
 _GPT2 = dict(vocab_size=31, n_embd=16, n_layer=2, n_head=4, n_positions=32)
 _DISTILBERT = dict(
     vocab_size=31, dim=16, hidden_dim=24, n_layers=2, n_heads=4, max_position_embeddings=32, num_labels=3
@@ -52,6 +55,7 @@ FAMILIES = {
         "DistilBertConfig",
         _DISTILBERT,
     ),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", _GEMMA3),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", _GPT2),
     "vit": ("ViTForImageClassification", "ViTConfig", _VIT),
     "t5": ("T5ForConditionalGeneration", "T5Config", _T5),

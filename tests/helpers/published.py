@@ -41,6 +41,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Bert": SMALL,
     "CLIP": reference.TOWERS,
     "DistilBert": DISTILBERT,
+    "Gemma3": {
+        **TIED,
+        "head_dim": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "GPT2": {**reference.GPT2, "n_layer": 2},
     "Llama": TIED,
     "Mistral": TIED,

@@ -31,6 +31,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
 }
 LLAMA3 |= {"original_max_position_embeddings": 16}
+GEMMA3 = {
+    **LLAMA,
+    "num_hidden_layers": 3,
+    "head_dim": 6,
+    "query_pre_attn_scalar": 10,
+    "sliding_window": 7,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 T5 = {
     "vocab_size": 101,
     "d_model": 16,
@@ -171,6 +179,20 @@ ENCODERS = {
     ),
 }
 DECODERS = {
+    "gemma3": Case(
+        model="Gemma3ForCausalLM",
+        config={**GEMMA3, "final_logit_softcapping": 5.0},
+        inputs=lambda: text(length=40),
+        num_labels=None,
+        hidden="model",
+    ),
+    "gemma3-classifier": Case(
+        model="Gemma3TextForSequenceClassification",
+        config={**GEMMA3, "pad_token_id": 0},
+        inputs=lambda: text(pad=0),
+        num_labels=3,
+        hidden="model",
+    ),
     "gpt2": Case(
         model="GPT2LMHeadModel",
         config=GPT2,
@@ -252,6 +274,7 @@ GRADIENTS = (
     "albert",
     "vit",
     "clip",
+    "gemma3",
     "gpt2",
     "llama-3",
     "qwen3",

@@ -17,6 +17,7 @@ FAMILIES = [
     "albert",
     "bert",
     "distilbert",
+    "gemma3_text",
     "gpt2",
     "llama",
     "mistral",
@@ -29,6 +30,13 @@ FAMILIES = [
 TOWERS = {"clip_text_model": "text_config", "clip_vision_model": "vision_config"}
 # Ours alone: what a family always has, or a place to which transformers moved a key.
 OURS = {"attention_output_bias", "qk_norm", "rope_theta", "rope_scaling"}
+# Ours: (kind of layer, key) of transformers' rotary settings.
+ROPE = {
+    "rope_theta": ("full_attention", "rope_theta"),
+    "rope_scaling": ("full_attention", "rope_type"),
+    "rope_local_base_freq": ("sliding_attention", "rope_theta"),
+    "rope_local_scaling": ("sliding_attention", "rope_type"),
+}
 # Keys that do not change what is computed here: training, initial values, generation,
 # output format, other tasks' heads.
 INERT = set(transformers.PretrainedConfig().to_dict()) | {
@@ -48,6 +56,12 @@ ELSEWHERE = {
         "tie_word_embeddings",
         "sinusoidal_pos_embds",
     },  # the table is stored all the same
+    "gemma3_text": {
+        "_sliding_window_pattern",  # written beside layer_types, not read
+        "attn_logit_softcapping",
+        "rope_parameters",
+        "use_bidirectional_attention",
+    },
     "gpt2": {"reorder_and_upcast_attn"},  # the order of a product; softmax is f32 here
     "llama": {"rope_parameters"},
     "mistral": {"rope_parameters"},
@@ -87,7 +101,11 @@ def test_a_key_that_is_not_there_means_what_it_means_in_transformers(
     found = getattr(ours(family), key)
     if key in TOWERS.values():
         return  # compared key by key above
-    if key == "rope_theta":
+    if family == "gemma3_text" and key in ROPE:
+        kind, name = ROPE[key]
+        expected = theirs(family).rope_parameters[kind][name]
+        assert found == (None if expected == "default" else expected)
+    elif key == "rope_theta":
         assert found == theirs(family).rope_parameters["rope_theta"]
     elif key == "rope_scaling":
         assert (found, theirs(family).rope_parameters["rope_type"]) == (None, "default")

@@ -35,7 +35,7 @@ def generated(theirs, inputs: dict, eos: int | None) -> np.ndarray:
 
 
 @pytest.mark.compatibility
-@pytest.mark.parametrize("name", ["gpt2", "qwen2", "llama-3"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "llama-3", "gemma3"])
 def test_greedy_decoding_equals_transformers(name: str, compatibility):
     ours, theirs = both(name)
     prompts = reference.text(left=True)

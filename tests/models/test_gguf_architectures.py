@@ -1,4 +1,4 @@
-"""GGUF files of Llama 3, Qwen 2 and 3 and with biases or windows, against transformers;
+"""GGUF files of Llama 3, Qwen 2 and 3, Gemma 3 and with biases or windows, against transformers;
 their tokenizers.
 """
 
@@ -27,6 +27,12 @@ IN_LAYER = {
     **{f"self_attn.{word}_norm": f"attn_{word}_norm" for word in "qk"},
     **{f"mlp.{word}_proj": f"ffn_{word}" for word in ("gate", "up", "down")},
 }
+IN_GEMMA3 = {
+    **IN_LAYER,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 OUTSIDE = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -40,13 +46,14 @@ def permute(rows: np.ndarray, n_heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def name_of(tensor: str) -> str:
+def name_of(tensor: str, architecture: str) -> str:
     """GGUF's name of one of Hugging Face's tensors."""
+    in_layer = IN_GEMMA3 if architecture == "gemma3" else IN_LAYER
     module, _, word = tensor.rpartition(".")
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", module)
     if layer is None:
         return f"{OUTSIDE[module]}.{word}"
-    return f"blk.{layer[1]}.{IN_LAYER[layer[2]]}.{word}"
+    return f"blk.{layer[1]}.{in_layer[layer[2]]}.{word}"
 
 
 def converted(
@@ -63,9 +70,11 @@ def converted(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    if architecture == "qwen3":
+    if architecture in ("qwen3", "gemma3"):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
     for key, (adder, value) in (fields or {}).items():
@@ -73,12 +82,14 @@ def converted(
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     kind = gguf.GGMLQuantizationType[quantisation]
     for tensor, array in model.state_dict().items():
-        name = name_of(tensor)
+        name = name_of(tensor, architecture)
         if name.startswith("output.") and config.tie_word_embeddings:
             continue
         rows, module = array.detach().numpy(), name.split(".")[-2]
         if architecture == "llama" and module in heads:
             rows = permute(rows, heads[module])
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            rows = rows + 1  # as llama.cpp's converter does
         rows = np.ascontiguousarray(rows)
         if quantisation == "F32" or rows.ndim == 1:
             writer.add_tensor(name, rows)
@@ -118,6 +129,8 @@ def llama3_factors(rope: dict, head_dim: int) -> np.ndarray:
     return np.array(found)
 
 
+# Of six layers the last sees all, which no field of the file says.
+SIX = {"num_hidden_layers": 6, "layer_types": None, "sliding_window": 7}
 # (class, architecture, changes of the configuration, whether transformers' own reader
 # of the file agrees, too)
 ARCHITECTURES = [
@@ -129,6 +142,8 @@ ARCHITECTURES = [
     ("Qwen2ForCausalLM", "qwen2", {"tie_word_embeddings": False}, True),
     ("Qwen3ForCausalLM", "qwen3", {"head_dim": 128}, True),
     ("Qwen3ForCausalLM", "qwen3", {"head_dim": 6}, False),
+    ("Gemma3ForCausalLM", "gemma3", {"head_dim": 256, **SIX}, True),
+    ("Gemma3ForCausalLM", "gemma3", {"head_dim": 6, **SIX}, False),
 ]
 
 
@@ -139,8 +154,13 @@ def test_files_of_every_architecture(
 ):
     import transformers
 
+    fields = {}
+    if architecture == "gemma3":
+        # llama.cpp scales scores by the width of a head.
+        changes = {**changes, "query_pre_attn_scalar": changes["head_dim"]}
+        fields = {"attention.sliding_window": ("add_uint32", 7)}
     model = published.made(kind, **changes)
-    path = converted(tmp_path / "a.gguf", model, architecture)
+    path = converted(tmp_path / "a.gguf", model, architecture, fields=fields)
     found = published.ours(models.from_pretrained(path), IDS)
     np.testing.assert_allclose(found, logits_of(model), atol=2e-4)
     if both:

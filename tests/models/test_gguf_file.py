@@ -397,7 +397,7 @@ def test_other_tokenizers_and_missing_templates_are_refused(tmp_path, tensors):
         GGUFFile(path).chat_template()
     for without, name, value in (
         ("add_tokenizer_pre", "pre", "tekken"),
-        ("add_tokenizer_model", "model", "llama"),
+        ("add_tokenizer_model", "model", "bert"),
     ):
         fields = {f"tokenizer.ggml.{name}": ("add_string", value)}
         path = write(

@@ -20,6 +20,7 @@ TIED_KINDS = [
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "Gemma3ForCausalLM",
     "GPT2LMHeadModel",
 ]
 TIED_KINDS += ["T5ForConditionalGeneration"]
@@ -95,7 +96,7 @@ def test_stored_copies_of_t5_s_table_that_are_no_copies(tmp_path):
 
 
 @pytest.mark.compatibility
-@pytest.mark.parametrize("kind", TIED_KINDS[:5])
+@pytest.mark.parametrize("kind", TIED_KINDS[:6])
 def test_an_untied_model_without_a_head_is_refused_by_name(
     tmp_path, kind: str, compatibility
 ):
@@ -135,6 +136,7 @@ PREFIXES = [
     ("MistralModel", "MistralForCausalLM"),
     ("Qwen2Model", "Qwen2ForCausalLM"),
     ("Qwen3Model", "Qwen3ForCausalLM"),
+    ("Gemma3TextModel", "Gemma3ForCausalLM"),
     ("GPT2Model", "GPT2LMHeadModel"),
     ("T5Model", "T5ForConditionalGeneration"),
     ("BertForMaskedLM", "BertModel"),
@@ -169,6 +171,7 @@ def test_files_with_and_without_the_prefix(
 CLASSIFIERS = [
     ("LlamaModel", "model", "LlamaModel"),
     ("Qwen3Model", "model", "Qwen3Model"),
+    ("Gemma3TextModel", "model", "Gemma3TextModel"),
     ("GPT2Model", "transformer", "GPT2Model"),
     ("BertModel", "bert", "BertModel"),
     ("RobertaModel", "roberta", "RobertaModel"),

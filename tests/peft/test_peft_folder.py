@@ -26,6 +26,13 @@ BERT = dict(
     max_position_embeddings=32, num_labels=3,
 )  # fmt: skip
 
+GEMMA3 = {
+    **LLAMA,
+    "tie_word_embeddings": True,
+    "head_dim": 6,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 GPT2 = dict(vocab_size=31, n_embd=16, n_layer=2, n_head=4, n_positions=32)
 
 
@@ -35,6 +42,9 @@ def families(tmp_path_factory):
     torch.manual_seed(0)
     references = {
         "llama": transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
+        "gemma3": transformers.Gemma3ForCausalLM(
+            transformers.Gemma3TextConfig(**GEMMA3)
+        ),
         "gpt2": transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)),
         "bert": transformers.BertForSequenceClassification(
             transformers.BertConfig(**BERT)
@@ -91,6 +101,10 @@ CASES = {
         num_virtual_tokens=4, task_type="CAUSAL_LM"), 4),
     "prefix": ("llama", peft.prefix_tuning(4), lambda: hugging_face.PrefixTuningConfig(
         num_virtual_tokens=4, task_type="CAUSAL_LM"), 0),
+    "gemma3 lora": ("gemma3", peft.lora(3, 6, targets=Q_V), lambda: hugging_face.LoraConfig(
+        r=3, lora_alpha=6, task_type="CAUSAL_LM"), 0),
+    "gemma3 prompt": ("gemma3", peft.prompt_tuning(2), lambda: hugging_face.PromptTuningConfig(
+        num_virtual_tokens=2, task_type="CAUSAL_LM"), 2),
     "gpt2 lora": ("gpt2", peft.lora(2, 4, targets=["c_attn", "mlp.c_proj"]), lambda: hugging_face.LoraConfig(
         r=2, lora_alpha=4, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM"), 0),
     "gpt2 ia3": ("gpt2", peft.ia3(), lambda: hugging_face.IA3Config(task_type="CAUSAL_LM", fan_in_fan_out=True), 0),

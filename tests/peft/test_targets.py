@@ -155,7 +155,7 @@ def test_entries_of_a_list_stand_for_themselves():
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "tied", "bert", "roberta", "distilbert", "gpt2", "t5"]
+    "family", ["llama", "tied", "gemma3", "bert", "roberta", "distilbert", "gpt2", "t5"]
 )
 def test_all_linear_names_what_peft_names(family, tmp_path):
     hugging_face = pytest.importorskip("peft")
