@@ -381,6 +381,32 @@ def wire(
         say(console, line)
 
 
+def evaluate(
+    folder: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    tasks: str,
+    base: str | None = None,
+    limit: _Count = None,
+    chat: bool = False,
+    batch_size: int = 16,
+) -> None:
+    """Score a model, or an adapter, on tasks of lm-eval.
+
+    Args:
+        folder: of a model, or of an adapter in PEFT's format.
+        tasks: names of lm-eval's tasks, with commas between them.
+        base: the adapter's base model; default the one that its folder names.
+        limit: examples of each task; default all.
+        chat: put prompts through the model's chat template.
+        batch_size: requests that are computed at once.
+    """
+    command = importlib.import_module("fedjax_fm.evaluation.command")
+    names = [name.strip() for name in tasks.split(",")]
+    how = {"base": base, "limit": limit, "chat": chat, "batch_size": batch_size}
+    print("\n".join(command.lines(command.evaluated(folder, names, **how))))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_studies,
     "run": run,
@@ -389,6 +415,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "wire": wire,
     "bench": bench,
+    "eval": evaluate,
 }
 
 

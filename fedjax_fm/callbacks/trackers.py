@@ -107,7 +107,10 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of MLflow, in FOLDER/mlruns unless MLFLOW_TRACKING_URI is set."""
+    """A run of MLflow, in FOLDER/mlruns unless MLFLOW_TRACKING_URI is set.
+
+    Its id stays in FOLDER/mlflow_run, by which the run is gone on with.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self._mlflow = folder, _imported("mlflow", "mlflow")
@@ -116,7 +119,14 @@ class _Mlflow:
         if "MLFLOW_TRACKING_URI" not in os.environ:
             place = (self.folder / "mlruns").resolve()
             self._mlflow.set_tracking_uri(place.as_uri())
-        self._mlflow.start_run(run_name=self.folder.name)
+        place = self.folder / "mlflow_run"
+        if rows and place.is_file():
+            run_id = place.read_text(encoding="utf-8").strip()
+            self._mlflow.start_run(run_id=run_id)
+            return
+        run = self._mlflow.start_run(run_name=self.folder.name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"{run.info.run_id}\n", encoding="utf-8")
 
     def log(self, row: dict[str, Any]) -> None:
         self._mlflow.log_metrics(_known(row), step=row["round"])
@@ -125,11 +135,42 @@ class _Mlflow:
         self._mlflow.end_run()
 
 
+class _Trackio:
+    """A run of trackio, where `trackio show` looks for it: TRACKIO_DIR, or its default.
+
+    The project is TRACKIO_PROJECT, or fedjax_fm.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._run, self._next = folder, None, 0
+        self._trackio = _imported("trackio", "trackio")
+
+    def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
+        self._run = self._trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", "fedjax_fm"),
+            name=self.folder.name,
+            resume="allow" if rows else "never",
+            embed=False,  # no page opens in a notebook
+        )
+        # Rounds that were logged before the run was killed are not logged again.
+        self._next = getattr(self._run, "_next_step", 0) if rows else 0
+
+    def log(self, row: dict[str, Any]) -> None:
+        assert self._run is not None
+        if row["round"] >= self._next:
+            self._run.log(_known(row), step=row["round"])
+
+    def end(self) -> None:
+        if self._run is not None:
+            self._trackio.finish()
+
+
 TRACKERS = {
     "jsonl": _Jsonl,
     "tensorboard": _TensorBoard,
     "wandb": _Wandb,
     "mlflow": _Mlflow,
+    "trackio": _Trackio,
 }
 
 
@@ -181,8 +222,8 @@ def track(
 
     Args:
       folder: made if it is missing; its name is the run's.
-      to: some of "jsonl" (metrics.jsonl), "tensorboard" (needs tensorboardX), "wandb"
-        and "mlflow" (need those packages).
+      to: some of "jsonl" (metrics.jsonl), "tensorboard" (needs tensorboardX), "wandb",
+        "mlflow" and "trackio" (need those packages; each is an extra of that name).
 
     Returns:
       A callback.
@@ -223,5 +264,5 @@ def _imported(module: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"track(to=[{what!r}]) needs {module}: pip install {module}"
+            f"track(to=[{what!r}]) needs {module}: pip install 'fedjax-fm[{what}]'"
         ) from error
