@@ -1,7 +1,11 @@
 """Generation up to stop strings, against plain generation that is cut afterwards."""
 
+import functools
+
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_decoders import CONTEXT, LLAMA, MODELS, VOCABULARY
 from tokenizers import Tokenizer, decoders
 from tokenizers import models as words
@@ -29,9 +33,17 @@ def prompts(n=7, seed=0, longest=10):
     ]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def greedy(graphdef, state, prompt, n):
+    model = nnx.merge(graphdef, state)
+    return models.generate(model, prompt, max_new_tokens=n).tokens[0]
+
+
 def plainly(model, prompt, n):
     """Each prompt by itself, n tokens."""
-    tokens = models.generate(model, [prompt], max_new_tokens=n).tokens[0]
+    room = max(len(prompt), min(10, CONTEXT - n - 3))
+    padded = models.pad_prompts([prompt], 0, room)
+    tokens = greedy(*nnx.split(model), padded, n)
     return "".join(LETTERS[token] for token in tokens.tolist())
 
 

@@ -168,7 +168,7 @@ def test_with_a_chat_template(own, tasks):
     found = evaluated(own, tasks[:2], apply_chat_template=True)
     prompts = [row["arguments"][0][0] for row in found["samples"]["local_written"]]
     assert all(prompt.startswith("<|im_start|>user\n") for prompt in prompts)
-    assert found["chat_template"] == own.chat_template(True)
+    assert all(prompt.endswith("<|im_start|>assistant\n") for prompt in prompts)
 
 
 def test_it_is_made_by_its_name(tiny_llama, own, tasks, tmp_path):
@@ -201,7 +201,7 @@ def test_the_cache_is_not_read_for_other_weights(own, tiny_llama, tasks, tmp_pat
         return lm_eval_model(adapted.model(delta), chat)
 
     def scores(model, **how):
-        found = evaluated(model, tasks, **how)["samples"]
+        found = evaluated(model, tasks, limit=3, **how)["samples"]
         return {
             name: [row["filtered_resps"] for row in rows]
             for name, rows in found.items()
