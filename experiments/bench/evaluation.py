@@ -24,7 +24,7 @@ import fedjax_fm as ffm
 from fedjax_fm import callbacks, models, peft, tasks
 
 # Sizes of SmolLM2-135M, and of a model that takes a second a round.
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "135m": {
         "vocab_size": 49152,
         "hidden_size": 576,
@@ -73,17 +73,16 @@ def share_of_evaluation(
       >>> found = share_of_evaluation(
       ...     lambda: time.sleep(0.02), lambda: time.sleep(0.02), every=3, repeats=3
       ... )
-      >>> round(found.share, 1)
-      0.2
+      >>> 0 < found.share < 0.6
+      True
     """
     rounds, looks = [], []
-    for number in range(repeats + 1):
+    for _ in range(repeats + 1):
         for call, times in ((round_, rounds), (look, looks)):
             start = time.perf_counter()
             jax.block_until_ready(call())
-            if number:
-                times.append(time.perf_counter() - start)
-    a, b = statistics.median(rounds), statistics.median(looks)
+            times.append(time.perf_counter() - start)
+    a, b = statistics.median(rounds[1:]), statistics.median(looks[1:])
     return Share(a, b, b / (every * a + b))
 
 

@@ -69,7 +69,12 @@ class _TensorBoard:
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
         # Steps after `since`, of a part that was killed, are shown no more.
         purged = since + 1 if since else None
-        self._writer = self._make(str(self.folder / "tensorboard"), purge_step=purged)
+        # The suffix, because a file of the same second would be written over.
+        self._writer = self._make(
+            str(self.folder / "tensorboard"),
+            purge_step=purged,
+            filename_suffix=f".{since}",
+        )
 
     def log(self, row: dict[str, Any]) -> None:
         assert self._writer is not None

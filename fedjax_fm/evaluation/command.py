@@ -1,5 +1,6 @@
 """`fedjax-fm eval`: a folder of weights, or of an adapter, on tasks of lm-eval."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,9 @@ def evaluated(
     Example:
       >>> evaluated(Path("model"), ["piqa"])["results"]["piqa"]  # doctest: +SKIP
     """
-    lm_eval_class()
-    import lm_eval
-
-    return lm_eval.simple_evaluate(
+    lm_eval_class()  # says what to install, and tells lm-eval of our models
+    harness: Any = importlib.import_module("lm_eval")
+    return harness.simple_evaluate(
         model="fedjax_fm",
         model_args=arguments_of(folder, base),
         tasks=list(tasks),

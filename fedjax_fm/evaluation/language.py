@@ -96,9 +96,9 @@ def loglikelihood(
     for width, rows, padded in doubling_batches(lengths, batch_size, max_length):
         batch = _batch([pairs[row] for row in padded], width)
         log_p, chosen = _scored(graphdef, weights, *batch, chunk=chunk)
-        total = np.asarray(log_p, np.float64).sum(axis=1)
-        all_chosen = np.asarray(chosen).all(axis=1)
-        sums[rows], greedy[rows] = total[: len(rows)], all_chosen[: len(rows)]
+        own = slice(len(rows))  # the rest fills the batch
+        sums[rows] = np.asarray(log_p, np.float64)[own].sum(axis=1)
+        greedy[rows] = np.asarray(chosen)[own].all(axis=1)
     _check_known(sums)
     return Likelihoods(sums, greedy, tokens)
 

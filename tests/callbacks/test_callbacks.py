@@ -471,7 +471,7 @@ class Writer:
 
     made: ClassVar[list] = []
 
-    def __init__(self, folder, purge_step=None):
+    def __init__(self, folder, purge_step=None, filename_suffix=""):
         self.folder, self.purge_step, self.scalars, self.closed = (
             folder,
             purge_step,
