@@ -112,25 +112,26 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of MLflow, in FOLDER/mlruns unless MLFLOW_TRACKING_URI is set.
+    """A run of MLflow, in FOLDER/mlflow.db unless MLFLOW_TRACKING_URI is set.
 
-    Its id stays in FOLDER/mlflow_run, by which the run is gone on with.
+    It is a database, because MLflow 3.17 refuses folders. The run's id stays in
+    FOLDER/mlflow_run, by which it is gone on with.
     """
 
     def __init__(self, folder: Path):
         self.folder, self._mlflow = folder, _imported("mlflow", "mlflow")
 
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            place = (self.folder / "mlruns").resolve()
-            self._mlflow.set_tracking_uri(place.as_uri())
+            database = (self.folder / "mlflow.db").resolve()
+            self._mlflow.set_tracking_uri(f"sqlite:///{database}")
         place = self.folder / "mlflow_run"
         if rows and place.is_file():
             run_id = place.read_text(encoding="utf-8").strip()
             self._mlflow.start_run(run_id=run_id)
             return
         run = self._mlflow.start_run(run_name=self.folder.name)
-        self.folder.mkdir(parents=True, exist_ok=True)
         place.write_text(f"{run.info.run_id}\n", encoding="utf-8")
 
     def log(self, row: dict[str, Any]) -> None:

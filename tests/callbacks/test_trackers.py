@@ -212,7 +212,7 @@ def test_mlflow_goes_on_with_its_run(tmp_path, monkeypatch):
     run(tmp_path / "one", ["mlflow"], 3, tmp_path / "kept")
     assert [step for step, _ in service.runs["id-0"]] == [1, 2, 3]
     assert service.ended == 2
-    assert service.places[0].endswith("one/mlruns")
+    assert service.places[0].endswith("one/mlflow.db")
     run(tmp_path / "two", ["mlflow"], 1)
     assert [step for step, _ in service.runs["id-1"]] == [1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
@@ -241,7 +241,7 @@ def written(folder):
 
 
 def installed():
-    names = {"tensorboard": "tensorboardX"}
+    names = {"tensorboard": "tensorboardX", "mlflow": "mlflow.store.db.utils"}
     found = ["jsonl"]
     for name in ("tensorboard", "trackio", "wandb", "mlflow"):
         try:
@@ -303,9 +303,11 @@ def test_a_real_wandb_run_stays_on_disk(tmp_path):
 
 def test_a_real_mlflow_run_holds_each_round(tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    metrics = run(tmp_path / "one", ["mlflow"], 2)
-    client = mlflow.MlflowClient((tmp_path / "one" / "mlruns").resolve().as_uri())
+    pytest.importorskip("sqlalchemy", reason="mlflow is not installed in full")
+    run(tmp_path / "one", ["mlflow"], 2, tmp_path / "kept")
+    metrics = run(tmp_path / "one", ["mlflow"], 4, tmp_path / "kept")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'one' / 'mlflow.db'}")
     run_id = (tmp_path / "one" / "mlflow_run").read_text().strip()
     history = client.get_metric_history(run_id, "loss")
-    assert [point.step for point in history] == [1, 2]
+    assert [point.step for point in history] == [1, 2, 3, 4]
     np.testing.assert_allclose([p.value for p in history], metrics["loss"], rtol=1e-6)
