@@ -1,6 +1,6 @@
 """The share of a run that goes into evaluating between rounds, on a small Llama.
 
-    python -m fedjax_fm.experiments.bench.evaluation [--size 135m] [--rounds 4] [--every 1]
+    python -m fedjax_fm.experiments.bench.evaluation [--size 135m] [--rounds 4] [--every 5]
 
 LoRA of rank 8 on queries and values; random weights and tokens: what is measured is
 time. One JSON line: seconds of a round, of a look at the test set, and the share
@@ -143,7 +143,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=sorted(SIZES), default="135m")
-    sizes = {"clients": 4, "steps": 2, "batch": 4, "length": 64, "every": 1}
+    sizes = {"clients": 2, "steps": 4, "batch": 4, "length": 64, "every": 5}
     for name, value in {**sizes, "rounds": 4, "rows": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     options = vars(parser.parse_args())

@@ -224,7 +224,9 @@ def track(
     """Writes the metrics of every round for experiment trackers.
 
     Beside `checkpoint`, a run that goes on is continued in the trackers, too, with no
-    round twice.
+    round twice. All lie in the folder, MLflow's as mlflow.db unless MLFLOW_TRACKING_URI
+    is set; trackio's lie where `trackio show` looks, in TRACKIO_DIR or its default. No
+    variable of the environment is written.
 
     Args:
       folder: made if it is missing; its name is the run's.

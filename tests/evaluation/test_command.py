@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from fedjax_fm import models, peft
+from fedjax_fm import cli, models, peft
 from fedjax_fm.evaluation import command
 
 
@@ -30,6 +30,14 @@ def test_refusals(tiny_llama, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="names no base model"):
         command.arguments_of(tmp_path)
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["eval", str(tmp_path / "nowhere"), "--tasks", "piqa"])
+    assert stop.value.code == 2
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_lines():
