@@ -555,6 +555,32 @@ def fetch(name: _Name = None, /, cache: _Folder = None) -> None:
     say(console, f"\nin {folder}; fetch one: fedjax-fm fetch NAME")
 
 
+def evaluate(
+    folder: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    tasks: str,
+    base: str | None = None,
+    limit: _Count = None,
+    chat: bool = False,
+    batch_size: int = 16,
+) -> None:
+    """Score a model, or an adapter, on tasks of lm-eval.
+
+    Args:
+        folder: of a model, or of an adapter in PEFT's format.
+        tasks: names of lm-eval's tasks, with commas between them.
+        base: the adapter's base model; default the one that its folder names.
+        limit: examples of each task; default all.
+        chat: put prompts through the model's chat template.
+        batch_size: requests that are computed at once.
+    """
+    command = importlib.import_module("fedjax_fm.evaluation.command")
+    names = [name.strip() for name in tasks.split(",")]
+    how = {"base": base, "limit": limit, "chat": chat, "batch_size": batch_size}
+    print("\n".join(command.lines(command.evaluated(folder, names, **how))))
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": finetune,
     "chat": chat,
@@ -567,6 +593,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "wire": wire,
     "bench": bench,
     "fetch": fetch,
+    "eval": evaluate,
 }
 
 

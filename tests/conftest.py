@@ -54,6 +54,7 @@ SLOW = {
     "runs": ("test_resume.py", "test_cli.py", "test_identity.py"),
     "tests": ("test_docs.py", "test_imports.py", "test_readme.py", "test_wheel.py"),
     "contracts": ("test_tasks.py",),
+    "evaluation": ("test_lm_eval.py",),
     "engine": ("test_hosts.py", "test_modes.py"),
     "privacy": ("test_guarantee.py",),
     "channels": (

@@ -8,6 +8,7 @@ import numpy as np
 from fedjax_fm import checks
 from fedjax_fm.callbacks.base import Callback, Metrics
 from fedjax_fm.engine.state import SimulationState
+from fedjax_fm.evaluation.clients import worst_decile
 from fedjax_fm.evaluation.evaluate import Scores, means
 from fedjax_fm.evaluation.evaluate import evaluate as scores_of
 from fedjax_fm.population.population import Population
@@ -229,28 +230,6 @@ def client_scores(
         model, arrays = simulator.model(state, k), population.client(k)
         found.append(scores_of(task, *model, arrays, **how))
     return found
-
-
-def worst_decile(values: np.ndarray, name: str) -> float:
-    """The mean of the worst tenth of the clients, at least one.
-
-    Args:
-      values: f64[clients], one score; NaN is left out.
-      name: of the score. Of `accuracy` the lowest values are worst, else the highest.
-
-    Returns:
-      The mean; NaN if no value is known.
-
-    Example:
-      >>> worst_decile(np.arange(20.0), "loss")
-      18.5
-    """
-    values = np.sort(values[~np.isnan(values)])
-    if not len(values):
-        return float("nan")
-    n = max(1, len(values) // 10)
-    worst = values[:n] if name == "accuracy" else values[-n:]
-    return float(worst.mean())
 
 
 def _check_rows(arrays: Mapping[str, Any]) -> None:

@@ -69,7 +69,12 @@ class _TensorBoard:
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
         # Steps after `since`, of a part that was killed, are shown no more.
         purged = since + 1 if since else None
-        self._writer = self._make(str(self.folder / "tensorboard"), purge_step=purged)
+        # The suffix, because a file of the same second would be written over.
+        self._writer = self._make(
+            str(self.folder / "tensorboard"),
+            purge_step=purged,
+            filename_suffix=f".{since}",
+        )
 
     def log(self, row: dict[str, Any]) -> None:
         assert self._writer is not None
@@ -107,16 +112,27 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of MLflow, in FOLDER/mlruns unless MLFLOW_TRACKING_URI is set."""
+    """A run of MLflow, in FOLDER/mlflow.db unless MLFLOW_TRACKING_URI is set.
+
+    It is a database, because MLflow 3.17 refuses folders. The run's id stays in
+    FOLDER/mlflow_run, by which it is gone on with.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self._mlflow = folder, _imported("mlflow", "mlflow")
 
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            place = (self.folder / "mlruns").resolve()
-            self._mlflow.set_tracking_uri(place.as_uri())
-        self._mlflow.start_run(run_name=self.folder.name)
+            database = (self.folder / "mlflow.db").resolve()
+            self._mlflow.set_tracking_uri(f"sqlite:///{database}")
+        place = self.folder / "mlflow_run"
+        if rows and place.is_file():
+            run_id = place.read_text(encoding="utf-8").strip()
+            self._mlflow.start_run(run_id=run_id)
+            return
+        run = self._mlflow.start_run(run_name=self.folder.name)
+        place.write_text(f"{run.info.run_id}\n", encoding="utf-8")
 
     def log(self, row: dict[str, Any]) -> None:
         self._mlflow.log_metrics(_known(row), step=row["round"])
@@ -125,11 +141,42 @@ class _Mlflow:
         self._mlflow.end_run()
 
 
+class _Trackio:
+    """A run of trackio, where `trackio show` looks for it: TRACKIO_DIR, or its default.
+
+    The project is TRACKIO_PROJECT, or fedjax_fm.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._run, self._next = folder, None, 0
+        self._trackio = _imported("trackio", "trackio")
+
+    def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
+        self._run = self._trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", "fedjax_fm"),
+            name=self.folder.name,
+            resume="allow" if rows else "never",
+            embed=False,  # no page opens in a notebook
+        )
+        # Rounds that were logged before the run was killed are not logged again.
+        self._next = getattr(self._run, "_next_step", 0) if rows else 0
+
+    def log(self, row: dict[str, Any]) -> None:
+        assert self._run is not None
+        if row["round"] >= self._next:
+            self._run.log(_known(row), step=row["round"])
+
+    def end(self) -> None:
+        if self._run is not None:
+            self._trackio.finish()
+
+
 TRACKERS = {
     "jsonl": _Jsonl,
     "tensorboard": _TensorBoard,
     "wandb": _Wandb,
     "mlflow": _Mlflow,
+    "trackio": _Trackio,
 }
 
 
@@ -177,12 +224,14 @@ def track(
     """Writes the metrics of every round for experiment trackers.
 
     Beside `checkpoint`, a run that goes on is continued in the trackers, too, with no
-    round twice.
+    round twice. All lie in the folder, MLflow's as mlflow.db unless MLFLOW_TRACKING_URI
+    is set; trackio's lie where `trackio show` looks, in TRACKIO_DIR or its default. No
+    variable of the environment is written.
 
     Args:
       folder: made if it is missing; its name is the run's.
-      to: some of "jsonl" (metrics.jsonl), "tensorboard" (needs tensorboardX), "wandb"
-        and "mlflow" (need those packages).
+      to: some of "jsonl" (metrics.jsonl), "tensorboard" (needs tensorboardX), "wandb",
+        "mlflow" and "trackio" (need those packages; each is an extra of that name).
 
     Returns:
       A callback.
@@ -223,5 +272,5 @@ def _imported(module: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"track(to=[{what!r}]) needs {module}: pip install {module}"
+            f"track(to=[{what!r}]) needs {module}: pip install 'fedjax-fm[{what}]'"
         ) from error

@@ -1,6 +1,20 @@
-"""Scores of every example, their means, intervals and comparisons."""
+"""Scores of examples and texts, their means, intervals and comparisons."""
 
+from fedjax_fm.evaluation.choices import (
+    Question,
+    by_generation,
+    by_likelihood,
+    choice_summary,
+    few_shot,
+    lettered,
+    score_answers,
+    score_options,
+)
+from fedjax_fm.evaluation.clients import ClientScores, by_client, worst_decile
+from fedjax_fm.evaluation.corpus import CorpusScore, bleu, chrf, corpus_rouge_l
 from fedjax_fm.evaluation.evaluate import evaluate, means
+from fedjax_fm.evaluation.exact import exact_match, gsm8k
+from fedjax_fm.evaluation.generation import generate_until
 from fedjax_fm.evaluation.intervals import (
     Comparison,
     holm,
@@ -8,15 +22,44 @@ from fedjax_fm.evaluation.intervals import (
     paired_seeds,
     plus_minus,
 )
+from fedjax_fm.evaluation.language import (
+    Likelihoods,
+    loglikelihood,
+    loglikelihood_rolling,
+)
+from fedjax_fm.evaluation.lm_eval import lm_eval_class, lm_eval_model
 from fedjax_fm.evaluation.text import rouge_l
 
 __all__ = [
+    "ClientScores",
     "Comparison",
+    "CorpusScore",
+    "Likelihoods",
+    "Question",
+    "bleu",
+    "by_client",
+    "by_generation",
+    "by_likelihood",
+    "choice_summary",
+    "chrf",
+    "corpus_rouge_l",
     "evaluate",
+    "exact_match",
+    "few_shot",
+    "generate_until",
+    "gsm8k",
     "holm",
+    "lettered",
+    "lm_eval_class",
+    "lm_eval_model",
+    "loglikelihood",
+    "loglikelihood_rolling",
     "means",
     "paired_examples",
     "paired_seeds",
     "plus_minus",
     "rouge_l",
+    "score_answers",
+    "score_options",
+    "worst_decile",
 ]

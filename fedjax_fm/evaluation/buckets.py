@@ -85,3 +85,48 @@ def check_rows(arrays: Mapping[str, np.ndarray]) -> int:
     if n == 0:
         raise ValueError("nothing to evaluate: the arrays have no rows")
     return n
+
+
+def doubling_batches(
+    lengths: np.ndarray, batch_size: int, most: int, least: int = 16
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields batches of rows whose lengths round up to the same power of two.
+
+    The longest rows come first, so that what does not fit into memory shows at once.
+
+    Args:
+      lengths: i64[n], tokens of each row, at most `most`.
+      batch_size: rows in a batch.
+      most: tokens; the widest batch, whether or not it is a power of two.
+      least: tokens; the narrowest batch, where `most` is not less.
+
+    Yields:
+      (width, rows, padded), as `length_batches` does.
+
+    Raises:
+      TypeError: an argument is not a whole number.
+      ValueError: one is below 1, or a row is longer than `most`.
+
+    Example:
+      >>> lengths = np.array([3, 40, 17])
+      >>> for width, rows, padded in doubling_batches(lengths, batch_size=2, most=50):
+      ...     print(width, rows, padded)
+      50 [1] [1 1]
+      32 [2] [2 2]
+      16 [0] [0 0]
+    """
+    checks.whole("batch_size", batch_size, least=1)
+    checks.whole("most", most, least=1)
+    checks.whole("least", least, least=1)
+    lengths = np.asarray(lengths, np.int64)
+    if (lengths > most).any():
+        raise ValueError(f"a row has {lengths.max()} tokens; at most {most} are read")
+    doubled = [1 << max(int(n) - 1, 0).bit_length() for n in lengths]
+    widths = np.clip(np.array(doubled, np.int64), min(least, most), most)
+    for width in np.unique(widths)[::-1]:
+        of_width = np.flatnonzero(widths == width)
+        longest_first = np.argsort(-lengths[of_width], kind="stable")
+        of_width = of_width[longest_first]
+        for start in range(0, len(of_width), batch_size):
+            rows = of_width[start : start + batch_size]
+            yield int(width), rows, np.resize(rows, batch_size)

@@ -209,6 +209,61 @@ def generate(
         input_ids, attention_mask, cache = _started(
             model, input_ids, attention_mask, max_new_tokens
         )
+    return generate_further(
+        model,
+        input_ids,
+        attention_mask,
+        cache,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        key=key,
+    )[0]
+
+
+def generate_further(
+    model: Any,
+    input_ids: jax.Array,
+    attention_mask: jax.Array,
+    cache: KVCache,
+    *,
+    max_new_tokens: int,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int = 0,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    key: jax.Array | None = None,
+) -> tuple[Generated, KVCache]:
+    """As `generate`, and returns the cache, with which generation can go on.
+
+    It goes on with the last token of each row, `tokens[:, -1:]`, as `input_ids`: that
+    token was chosen and not yet read. The cache may end early where all rows have.
+
+    Args:
+      model: as of `generate`.
+      input_ids: i32[B, T], padded on the left; behind what the cache holds.
+      attention_mask: [B, T], 1 for real tokens.
+      cache: an empty one with room for all that will be generated, or that of the
+        earlier call.
+      max_new_tokens: of this call.
+      eos_token_id: as of `generate`.
+      pad_token_id: as of `generate`.
+      temperature: as of `generate`.
+      top_k: as of `generate`.
+      top_p: as of `generate`.
+      key: as of `generate`; another one for each call.
+
+    Returns:
+      (`Generated`, cache).
+
+    Raises:
+      TypeError, ValueError: as `generate`. Reading past the cache's end in a further
+        call is not noticed.
+    """
     next_logits: NextLogits = getattr(model, "next_logits", model)
     _check(
         input_ids,
@@ -256,8 +311,9 @@ def generate(
     tokens, done, token = put(blank, no_row, logits, jnp.int32(0))
     lengths = jnp.ones(batch, jnp.int32)
     carry = (jnp.int32(1), tokens, done, lengths, token, cache)
-    _, tokens, _, lengths, _, _ = jax.lax.while_loop(running, advance, carry)
-    return Generated(tokens, lengths)
+    carry = jax.lax.while_loop(running, advance, carry)
+    _, tokens, _, lengths, _, cache = carry
+    return Generated(tokens, lengths), cache
 
 
 def _started(

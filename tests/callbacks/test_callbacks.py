@@ -471,7 +471,7 @@ class Writer:
 
     made: ClassVar[list] = []
 
-    def __init__(self, folder, purge_step=None):
+    def __init__(self, folder, purge_step=None, filename_suffix=""):
         self.folder, self.purge_step, self.scalars, self.closed = (
             folder,
             purge_step,
@@ -511,7 +511,7 @@ def test_tensorboard_is_told_each_round_once(tmp_path, monkeypatch):
 
 def test_a_tracker_whose_package_is_missing_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ImportError, match="pip install wandb"):
+    with pytest.raises(ImportError, match=r"pip install 'fedjax-fm\[wandb\]'"):
         callbacks.track(tmp_path, to=["wandb"])
 
 
