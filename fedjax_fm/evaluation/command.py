@@ -9,13 +9,15 @@ from fedjax_fm.evaluation.lm_eval import lm_eval_class
 from fedjax_fm.models.token_files import read_json
 
 ADAPTER = "adapter_config.json"
+RUN = "finetune.toml"  # lies in the folder of such a run
 
 
 def arguments_of(folder: Path, base: str | None = None) -> dict[str, str]:
     """What `LMEvalModel` is made of, for a folder.
 
     Args:
-      folder: of a model, or of an adapter in PEFT's format.
+      folder: of a model, of an adapter in PEFT's format, or of a run of
+        `fedjax-fm finetune`.
       base: the adapter's base model; None: the one that its folder names.
 
     Returns:
@@ -31,6 +33,7 @@ def arguments_of(folder: Path, base: str | None = None) -> dict[str, str]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
+    folder = _of_run(folder)
     if not (folder / ADAPTER).is_file():
         if base is not None:
             raise ValueError(
@@ -43,6 +46,19 @@ def arguments_of(folder: Path, base: str | None = None) -> dict[str, str]:
             f"{folder / ADAPTER} names no base model; give --base FOLDER_OR_HUB_ID"
         )
     return {"pretrained": str(base), "peft": str(folder)}
+
+
+def _of_run(folder: Path) -> Path:
+    """What a run of `fedjax-fm finetune` has trained; other folders as they are."""
+    if not (folder / RUN).is_file():
+        return folder
+    for place in (folder / "model" / "adapter", folder / "model" / "merged"):
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(
+        f"{folder} has neither an adapter nor a merged model: go on with fedjax-fm "
+        f"finetune --resume {folder}, or run it again with --merge safetensors"
+    )
 
 
 def evaluated(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedjax_fm.finetune import arms, plan, report
 from fedjax_fm.finetune import data as of_data
-from fedjax_fm.finetune.outputs import sources, write_card
+from fedjax_fm.finetune.outputs import check_merge, sources, write_card
 from fedjax_fm.finetune.settings import FILE, Settings, as_toml, read_toml
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
@@ -59,6 +59,7 @@ def begin(settings: Settings) -> RunFolder:
     """
     data = of_data.load(settings, settings.seeds[0], "final")
     plan.simulator_of(settings, data)  # refuses what the method does not take
+    check_merge(settings)
     study = arms.make(settings, data.prepared.examples.kind, Path(settings.out))
     cells.check(study, settings)
     fields = {**dataclasses.asdict(settings), "kind": data.prepared.examples.kind}

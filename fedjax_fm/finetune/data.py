@@ -311,7 +311,11 @@ def task_of(ready: Prepared, adapted: Any) -> Task:
 def _prompts(
     ready: Prepared, dealt: Dealt, settings: Settings, seed: int
 ) -> list[Conversation]:
-    """Held-out conversations, of as many clients as there are, one after the other."""
+    """Held-out conversations, of as many clients as there are, one after the other.
+
+    They end with the last answer whose prompt is as short as what was trained.
+    """
+    most = settings.max_length
     if ready.chat is None or ready.examples.kind != "conversation":
         return []
     groups = dealt.unseen or dealt.own
@@ -319,9 +323,11 @@ def _prompts(
     found = []
     for place in np.concatenate(places) if places else ():
         messages = folded(ready.examples.values[int(place)], settings.template)
-        last = max(k for k, m in enumerate(messages) if m["role"] == "assistant")
-        if last:
-            found.append(messages[: last + 1])
+        answers = [k for k, one in enumerate(messages) if one["role"] == "assistant"]
+        lengths = [len(ready.chat.prompt_ids(messages[:k])) for k in answers]
+        within = [k for k, n in zip(answers, lengths, strict=True) if n <= most]
+        if within:
+            found.append(messages[: within[-1] + 1])
     return found
 
 

@@ -49,7 +49,9 @@ def save(run: Run, found: Simulated, place: Path) -> None:
         kept, why = _save_adapter(folder, settings, data, delta)
     merge = settings.merge
     if changed and not merge:
-        merge = ("safetensors",)  # there is no other way to keep what was trained
+        # There is no other way to keep what was trained.
+        is_gguf = locate(settings.model).weights.suffix == ".gguf"
+        merge = ("gguf",) if is_gguf else ("safetensors",)
     written = _save_merged(folder, settings, data, (delta, backbone), merge)
     if found.simulator.is_personal and not changed:
         _save_personal(folder, data, found)
@@ -109,14 +111,7 @@ def save_whole(place: Path, model: Any, settings: Settings, data: Data) -> None:
             fields["architectures"] = [type(model).__name__]
         peft.save_merged(place, model, fields, base=settings.model)
         return
-    architecture = GGUFFile(files.weights).architecture
     config = dataclasses.asdict(model.config)
-    odd = [name for name, value in config.items() if not _is_plain(value)]
-    if architecture != "llama" or odd:
-        raise UsageError(
-            f"the configuration of {files.weights.name} ({architecture}{', ' * bool(odd)}"
-            f"{', '.join(odd)}) has no config.json here; give --merge gguf"
-        )
     fields = {"model_type": "llama", "architectures": [type(model).__name__], **config}
     peft.save_merged(place, model, fields)
     chat = models.load_chat(settings.model)
@@ -129,6 +124,33 @@ def save_whole(place: Path, model: Any, settings: Settings, data: Data) -> None:
     }
     text = json.dumps(described, indent=2) + "\n"
     (place / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def check_merge(settings: Settings) -> None:
+    """Raises UsageError where a merged model cannot be written as is asked.
+
+    Args:
+      settings: of the run.
+    """
+    files = locate(settings.model)
+    is_gguf = files.weights.suffix == ".gguf"
+    if "gguf" in settings.merge and not is_gguf:
+        raise UsageError(
+            f"--merge gguf takes the tokenizer of a .gguf file, and {settings.model} is "
+            "none; give --merge safetensors, and convert that with llama.cpp"
+        )
+    if settings.merge and settings.frozen != "dense":
+        raise UsageError("--merge needs dense weights: leave out --frozen")
+    if "safetensors" not in settings.merge or not is_gguf:
+        return
+    opened = GGUFFile(files.weights)
+    fields = dataclasses.asdict(opened.config())
+    odd = [name for name, value in fields.items() if not _is_plain(value)]
+    if opened.architecture != "llama" or odd:
+        raise UsageError(
+            f"{files.weights.name} ({opened.architecture}) has a configuration that no "
+            "config.json is written of here; give --merge gguf"
+        )
 
 
 def _is_plain(value: Any) -> bool:

@@ -142,5 +142,6 @@ def _as_stored(
         "attn_q": model.config.num_attention_heads,
         "attn_k": model.config.num_key_value_heads,
     }.get(name)
-    is_permuted = heads is not None and base.kind.permuted
-    return permute(rows, heads) if is_permuted else rows
+    if heads is None or not base.kind.permuted:
+        return rows
+    return permute(rows, heads)
