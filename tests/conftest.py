@@ -49,6 +49,7 @@ MOST_LOWERED = 100  # programs
 # studies, every model family and file format, wide tables of values.
 SLOW = {
     "bench": "*",
+    "finetune": ("test_finetune.py",),
     "studies": "*",
     "notebooks": "*",
     "runs": ("test_resume.py", "test_cli.py", "test_identity.py"),

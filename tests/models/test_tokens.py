@@ -159,3 +159,25 @@ def test_added_tokens_of_the_configuration_are_known(tmp_path):
     assert found.encode("<é> good").ids == [2, 7, 4, 3]
     theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
     assert theirs("<é> good")["input_ids"] == [2, 7, 4, 3]
+
+
+def test_pairs_of_texts_are_what_transformers_makes_of_them():
+    transformers = pytest.importorskip("transformers")
+    from small_checkpoints import tokenizer
+
+    own = tokenizer(pairs=True)
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(pairs=True), pad_token="[PAD]"
+    )
+    first, second = ["red green", "one"], ["blue", "the film was good and fine"]
+    expected = theirs(
+        first, second, padding="max_length", truncation=True, max_length=7
+    )
+    found = models.tokenize(own, first, 7, pairs=second)
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert found[name].tolist() == expected[name], name
+    assert "token_type_ids" not in models.tokenize(own, first, 7)
+    with pytest.raises(ValueError, match="a second text for each of 2 texts, got 1"):
+        models.tokenize(own, first, 7, pairs=["one"])
+    with pytest.raises(TypeError, match="second text 1"):
+        models.tokenize(own, first, 7, pairs=["one", None])
