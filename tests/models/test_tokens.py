@@ -171,7 +171,12 @@ def test_pairs_of_texts_are_what_transformers_makes_of_them():
     )
     first, second = ["red green", "one"], ["blue", "the film was good and fine"]
     expected = theirs(
-        first, second, padding="max_length", truncation=True, max_length=7
+        first,
+        second,
+        padding="max_length",
+        truncation=True,
+        max_length=7,
+        return_token_type_ids=True,
     )
     found = models.tokenize(own, first, 7, pairs=second)
     for name in ("input_ids", "attention_mask", "token_type_ids"):
