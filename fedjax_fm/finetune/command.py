@@ -4,8 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+
 from fedjax_fm.finetune import arms, plan, report
 from fedjax_fm.finetune import data as of_data
+from fedjax_fm.finetune.data import Data
 from fedjax_fm.finetune.outputs import check_merge, sources, write_card
 from fedjax_fm.finetune.settings import FILE, Settings, as_toml, read_toml
 from fedjax_fm.runs.errors import UsageError
@@ -60,6 +63,7 @@ def begin(settings: Settings) -> RunFolder:
     data = of_data.load(settings, settings.seeds[0], "final")
     plan.simulator_of(settings, data)  # refuses what the method does not take
     check_merge(settings)
+    check_model(settings, data)
     study = arms.make(settings, data.prepared.examples.kind, Path(settings.out))
     cells.check(study, settings)
     fields = {**dataclasses.asdict(settings), "kind": data.prepared.examples.kind}
@@ -70,6 +74,24 @@ def begin(settings: Settings) -> RunFolder:
     folder.write_json("provenance.json", {**environment(), **origin})
     cells.begin(NAME, settings, folder, f"fedjax-fm finetune {FILE}")
     return folder
+
+
+def check_model(settings: Settings, data: Data) -> None:
+    """Raises UsageError unless the model reads the examples; nothing is computed.
+
+    Args:
+      settings: of the run.
+      data: of its first seed.
+    """
+    batch = {name: rows[:1] for name, rows in data.train[0].items()}
+    model = (data.adapted.delta, data.adapted.backbone)
+    try:
+        jax.eval_shape(data.task.loss, *model, batch, None)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{settings.model} does not read these examples, of up to "
+            f"{settings.max_length} tokens (--max-length): {error}"
+        ) from error
 
 
 def reopened(place: Path) -> tuple[RunFolder, Settings]:

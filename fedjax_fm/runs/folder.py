@@ -32,6 +32,8 @@ BEFORE_THE_RUN = {
     "plan.json",
     "identity.json",
     "study.json",
+    "finetune.toml",
+    "finetune.json",
 }
 
 

@@ -324,6 +324,28 @@ def test_what_makes_no_sense_is_refused_and_leaves_no_folder(case, folder, capsy
     assert not (folder / "refused").exists()
 
 
+def test_texts_longer_than_the_context_are_refused_before_anything(folder, capsys):
+    rows = [{"text": "red " * 100 + f"{k}", "user": k % 4} for k in range(16)]
+    write_jsonl(folder / "long.jsonl", rows)
+    words = ("--text", "text", "--client", "user", "--max-length", 128)
+    with pytest.raises(SystemExit):
+        finetune(folder, "refused", *words, model="gpt2", data="long.jsonl")
+    said = capsys.readouterr().err
+    assert "--max-length" in said
+    assert "64" in said
+    assert not (folder / "refused").exists()
+
+
+def test_a_run_in_which_nothing_was_computed_leaves_no_folder(folder, monkeypatch):
+    def broken(*words):
+        raise ValueError("no")
+
+    monkeypatch.setattr(command, "go", broken)
+    with pytest.raises(SystemExit):
+        finetune(folder, "refused")
+    assert not (folder / "refused").exists()
+
+
 def test_a_model_that_writes_nothing_cannot_answer(folder, capsys):
     with pytest.raises(SystemExit):
         finetune(folder, "refused", "--template", "flan", model="bert")
