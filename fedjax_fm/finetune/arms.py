@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import fedjax_fm as ffm
-from fedjax_fm import study
+from fedjax_fm import callbacks, study
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.callbacks.looks import worst_decile
 from fedjax_fm.finetune import data as of_data
@@ -104,12 +104,21 @@ def trained(run: study.Run, place: Path) -> dict[str, float]:
         uplink=methods.channel_of(settings.uplink),
         downlink=methods.channel_of(settings.downlink),
         keep=True,
+        looks=_trackers(run, place),
     )
     scores = scores_of(run, found, task)
     if not run.is_tuning:
         run.notes |= _notes(run, found)
         save(run, found, place)
     return scores
+
+
+def _trackers(run: study.Run, place: Path) -> list[Any]:
+    """A callback for the trackers that are asked for, one run a seed."""
+    to = run.config.track
+    if not to or run.is_tuning:
+        return []
+    return [callbacks.track(place / f"tracked-seed-{run.seed}", to=to)]
 
 
 def _notes(run: study.Run, found: study.Simulated) -> dict[str, Any]:

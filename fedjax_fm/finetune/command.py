@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from fedjax_fm import callbacks
 from fedjax_fm.finetune import arms, plan, report
 from fedjax_fm.finetune import data as of_data
 from fedjax_fm.finetune.data import Data
@@ -63,6 +64,8 @@ def begin(settings: Settings) -> RunFolder:
     data = of_data.load(settings, settings.seeds[0], "final")
     plan.simulator_of(settings, data)  # refuses what the method does not take
     check_merge(settings)
+    if settings.track:
+        callbacks.track(settings.out, to=settings.track)  # refuses what is not there
     check_model(settings, data)
     study = arms.make(settings, data.prepared.examples.kind, Path(settings.out))
     cells.check(study, settings)

@@ -80,7 +80,8 @@ class Settings:
       answers: held-out prompts that are answered before and after.
       new_tokens: most tokens of an answer.
       merge: also writes the merged model, as safetensors or gguf.
-      track: trackers that get the metrics, beside those of the folder.
+      track: trackers that get the metrics of every round: jsonl, tensorboard, wandb,
+        mlflow, trackio.
       out: folder of the run.
     """
 

@@ -176,6 +176,7 @@ class Run:
         bucket: int | None = None,
         keep: bool = False,
         travels: bool = True,
+        looks: Sequence[Any] = (),
         **how: Any,
     ) -> Simulated:
         """Runs an algorithm, and keeps its curve and its bytes for the report.
@@ -201,6 +202,7 @@ class Run:
           keep: saves checkpoints, so that a long simulation that is interrupted goes
             on; without it, it begins anew.
           travels: False where all data lie in one place, and no byte is sent.
+          looks: further callbacks.
           **how: more for `Simulator`; the seed is the run's.
 
         Returns:
@@ -217,7 +219,7 @@ class Run:
             seed=self.seed,
             **how,
         )
-        looks = list(self._looks)
+        looks = [*self._looks, *looks]
         how_scored: dict[str, Any] = {"batch_size": batch_size, "bucket": bucket}
         if task is None or test is None:
             pass

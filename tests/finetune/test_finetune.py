@@ -309,6 +309,7 @@ REFUSED = {
         "nothing is held out",
     ),
     "too short": (("--max-length", "8", "--template", "alpaca"), "larger --max-length"),
+    "an unknown tracker": (("--track", "jsnl"), "did you mean 'jsonl'"),
     "equal seeds": (("--seeds", "1", "1"), "without repetition"),
     "the tuning seed": (("--seeds", "1000"), "1000"),
 }
@@ -378,6 +379,12 @@ def test_secrets_do_not_land_in_the_folder(folder, monkeypatch):
     for path in run.rglob("*"):
         if path.is_file():
             assert secret.encode() not in path.read_bytes(), path
+
+
+def test_trackers_get_every_round(folder):
+    run = finetune(folder, "tracked", "--no-baselines", "--track", "jsonl")
+    text = (run / "tracked-seed-0" / "metrics.jsonl").read_text()
+    assert [json.loads(line)["round"] for line in text.splitlines()] == [1, 2]
 
 
 def test_a_learning_rate_is_chosen_on_clients_of_their_own(folder):
