@@ -244,7 +244,9 @@ def simulate(
 
 def _scoring(data: Data) -> dict[str, Any]:
     """How held-out examples are scored: short texts cost less."""
-    is_text = "attention_mask" in data.train[0] and data.prepared.model_type != "t5"
+    is_text = (
+        "attention_mask" in data.train[0] and data.prepared.subject.model_type != "t5"
+    )
     return {"batch_size": 16, "bucket": BUCKET if is_text else None}
 
 

@@ -14,7 +14,7 @@ from fedjax_fm.finetune import examples as of_rows
 from fedjax_fm.finetune import files, tokens
 from fedjax_fm.finetune.adapters import adapter_of
 from fedjax_fm.finetune.clients import Clients, Dealt
-from fedjax_fm.finetune.examples import Examples, Roles
+from fedjax_fm.finetune.examples import Examples, Kind, Roles
 from fedjax_fm.finetune.expressions import names_in
 from fedjax_fm.finetune.files import Source
 from fedjax_fm.finetune.settings import Settings
@@ -30,6 +30,22 @@ from fedjax_fm.types import Task
 Conversation = list[dict[str, Any]]
 
 
+class Subject(NamedTuple):
+    """What a model is trained for; enough to use it without the data.
+
+    Attributes:
+      kind: of the examples.
+      classes: their names, in order of their numbers.
+      columns: {role: column}.
+      model_type: of config.json.
+    """
+
+    kind: Kind
+    classes: tuple[str, ...]
+    columns: dict[str, str]
+    model_type: str
+
+
 class Prepared(NamedTuple):
     """What does not depend on the seed.
 
@@ -40,7 +56,7 @@ class Prepared(NamedTuple):
       clients: who has which.
       encoded: the examples as arrays.
       chat: of language models that answer; None for others.
-      model_type: of config.json.
+      subject: what the model is trained for.
       counts: {what was counted, cut or left out: how many}.
     """
 
@@ -50,7 +66,7 @@ class Prepared(NamedTuple):
     clients: Clients
     encoded: Encoded
     chat: Chat | None
-    model_type: str
+    subject: Subject
     counts: dict[str, int]
 
 
@@ -130,7 +146,12 @@ def prepare(settings: Settings) -> Prepared:
         clients=clients,
         encoded=rows._replace(arrays=arrays),
         chat=chat,
-        model_type=kind,
+        subject=Subject(
+            kind=examples.kind,
+            classes=examples.classes,
+            columns=roles.columns,
+            model_type=kind,
+        ),
         counts={name: n for name, n in counts.items() if n},
     )
 
@@ -208,10 +229,11 @@ def load(settings: Settings, seed: int, split: str) -> Data:
     dealt = federation.deal(ready.clients, ready.examples, settings, seed, split)
     own = federation.capped(dealt.own, settings.eval_examples, seed)
     unseen = federation.capped(dealt.unseen, settings.eval_examples, seed)
-    adapted = adapted_model(settings, ready, seed)
-    task = task_of(ready, adapted)
+    subject = ready.subject
+    adapted = adapted_model(settings, subject, seed)
+    task = task_of(subject, adapted)
     has_lora = "lora" in names_in(settings.peft)
-    personal = task_of(ready, peft.beside(adapted)) if has_lora else None
+    personal = task_of(subject, peft.beside(adapted)) if has_lora else None
     rows = ready.encoded.arrays
 
     def arrays(places: np.ndarray) -> Arrays:
@@ -249,12 +271,12 @@ def _packed(arrays: Arrays, settings: Settings) -> Arrays:
     return models.pack(arrays, settings.max_length)
 
 
-def adapted_model(settings: Settings, ready: Prepared, seed: int) -> peft.Adapted:
+def adapted_model(settings: Settings, subject: Subject, seed: int) -> peft.Adapted:
     """The model with its PEFT method, at its initial values.
 
     Args:
       settings: of the run.
-      ready: has the classes and the kind of model.
+      subject: has the classes and the kind of model.
       seed: of a new head and of the adapter.
 
     Returns:
@@ -263,14 +285,14 @@ def adapted_model(settings: Settings, ready: Prepared, seed: int) -> peft.Adapte
     Raises:
       UsageError: a model or an adapter that does not fit the data.
     """
-    n_classes = len(ready.examples.classes) or None
+    n_classes = len(subject.classes) or None
     model = pretrained(settings, n_classes, seed if n_classes else 0)
     if n_classes is None and not hasattr(model, "head"):
         raise UsageError(
             f"{settings.model} is {type(model).__name__}, which writes no text; give a "
             "language model, or data with --label"
         )
-    method = adapter_of(settings, ready.model_type)
+    method = adapter_of(settings, subject.model_type)
     try:
         return peft.apply(model, method, jax.random.key(seed))
     except ValueError as error:
@@ -296,14 +318,14 @@ def pretrained(settings: Settings, n_classes: int | None, seed: int) -> nnx.Modu
     )
 
 
-def task_of(ready: Prepared, adapted: Any) -> Task:
+def task_of(subject: Subject, adapted: Any) -> Task:
     """The task of these examples.
 
     Args:
-      ready: has their kind.
+      subject: has their kind.
       adapted: a model with one adapter, or with two beside each other.
     """
-    if ready.examples.kind == "classes":
+    if subject.kind == "classes":
         return tasks.classification(adapted)
     return tasks.language_modeling(adapted)
 

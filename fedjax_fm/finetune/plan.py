@@ -23,7 +23,8 @@ def facts(settings: Settings, data: Data) -> dict[str, Any]:
       data: of its first seed.
 
     Returns:
-      {"plan": {what: text}, "counts": {what: how many}}, which JSON can hold.
+      {"plan": {what: text}, "counts": {what: how many}, "subject": {...}}, which JSON
+      can hold.
     """
     ready = data.prepared
     origin = sources(settings, ready.source.sha256)
@@ -53,7 +54,7 @@ def facts(settings: Settings, data: Data) -> dict[str, Any]:
     counts = dict(ready.counts)
     if data.leaks:
         counts["scored examples left out, as a client trains on them"] = data.leaks
-    return {"plan": plan, "counts": counts}
+    return {"plan": plan, "counts": counts, "subject": ready.subject._asdict()}
 
 
 def simulator_of(settings: Settings, data: Data) -> ffm.Simulator:

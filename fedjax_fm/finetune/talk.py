@@ -14,9 +14,11 @@ from fedjax_fm.finetune import examples as of_rows
 from fedjax_fm.finetune import files
 from fedjax_fm.finetune.answers import answers
 from fedjax_fm.finetune.command import reopened
-from fedjax_fm.finetune.data import Prepared
+from fedjax_fm.finetune.data import Subject
 from fedjax_fm.finetune.outputs import DELTA, MERGED, restored
+from fedjax_fm.finetune.report import FACTS
 from fedjax_fm.finetune.settings import Settings
+from fedjax_fm.finetune.templates import chat_of, folded
 from fedjax_fm.models.chat import Chat
 from fedjax_fm.peft import Adapted
 from fedjax_fm.runs.errors import UsageError
@@ -30,13 +32,13 @@ class Opened(NamedTuple):
 
     Attributes:
       settings: of its run.
-      ready: the data that it was trained on.
+      subject: what it was trained for.
       adapted: its structure, and its values before training.
       parts: (delta, backbone) after training.
     """
 
     settings: Settings
-    ready: Prepared
+    subject: Subject
     adapted: Adapted
     parts: tuple[Tree, Tree]
 
@@ -59,19 +61,20 @@ def opened(place: Path) -> Opened:
         raise UsageError(
             f"{place} has no model yet: go on with fedjax-fm finetune --resume {place}"
         )
-    ready = of_data.prepare(settings)
+    fields = dict(folder.read_json(FACTS)["subject"])
+    subject = Subject(**{**fields, "classes": tuple(fields["classes"])})
     saved = model.read_json("saved.json")
     if "frozen weights" in saved["why_not"]:
         raise UsageError(
             f"this method changed frozen weights; load {model.path / MERGED} with "
             "models.from_pretrained"
         )
-    adapted = of_data.adapted_model(settings, ready, settings.seeds[0])
+    adapted = of_data.adapted_model(settings, subject, settings.seeds[0])
     where = model.path / DELTA
     delta = restored(adapted.delta, model.read_arrays(DELTA), where)
     return Opened(
         settings=settings,
-        ready=ready,
+        subject=subject,
         adapted=adapted,
         parts=(delta, adapted.backbone),
     )
@@ -91,14 +94,18 @@ def chat(
       UsageError: the model does not write text.
     """
     model = opened(place)
-    if model.ready.chat is None:
-        raise UsageError("this run trained a classifier; try fedjax-fm predict")
+    if model.subject.kind != "conversation" or model.subject.model_type == "t5":
+        raise UsageError(
+            f"this run trained a {model.subject.model_type} on {model.subject.kind}, not a "
+            "decoder on conversations; try fedjax-fm predict"
+        )
+    template = chat_of(model.settings)
     messages: list[dict[str, Any]] = []
     for said in iter(ask, None):
         messages.append({"role": "user", "content": said})
         if model.settings.template != "chat":
             messages = messages[-1:]  # these templates have one prompt
-        (text,) = _answered(model, model.ready.chat, [messages])
+        (text,) = _answered(model, template, [messages])
         messages.append({"role": "assistant", "content": text})
         tell(text)
 
@@ -127,7 +134,7 @@ def predict(place: Path, file: Path, out: Path | None) -> tuple[Path, dict[str, 
     settings = replace(model.settings, **_roles(model, source))
     roles = of_rows.choose(settings, source)
     target = out or file.with_suffix(".predictions.jsonl")
-    if model.ready.examples.kind == "classes":
+    if model.subject.kind == "classes":
         rows, scores = _classes(model, source, roles)
     else:
         rows, scores = _texts(model, source, roles)
@@ -138,7 +145,7 @@ def predict(place: Path, file: Path, out: Path | None) -> tuple[Path, dict[str, 
 
 def _roles(model: Opened, source: files.Source) -> dict[str, str]:
     """The roles of the run, of which those of what is predicted may be missing."""
-    columns = dict(model.ready.roles.columns)
+    columns = dict(model.subject.columns)
     lacking = [name for name in columns.values() if name not in source.columns]
     if lacking:
         raise UsageError(
@@ -154,7 +161,7 @@ def _classes(
     """Rows with the most likely class and its probability."""
     import jax
 
-    names = model.ready.examples.classes
+    names = model.subject.classes
     found = of_rows.make(source, roles)
     unknown = sorted(set(found.classes) - set(names))
     if unknown:
@@ -166,7 +173,7 @@ def _classes(
     number = np.array([names.index(name) for name in found.classes], np.int32)
     found = found._replace(labels=number[found.labels], classes=names)
     arrays = encoded_like(model, found)
-    task = of_data.task_of(model.ready, model.adapted)
+    task = of_data.task_of(model.subject, model.adapted)
     scores = ffm.evaluate(task, *model.parts, arrays, batch_size=16)
     inputs = {name: rows for name, rows in arrays.items() if name != "label"}
 
@@ -211,7 +218,7 @@ def encoded_like(model: Opened, found: of_rows.Examples) -> dict[str, np.ndarray
     Returns:
       {column: [n, ...]}.
     """
-    _, encoded = of_data.encoded(model.settings, found, model.ready.model_type)
+    _, encoded = of_data.encoded(model.settings, found, model.subject.model_type)
     return encoded.arrays
 
 
@@ -221,14 +228,18 @@ def _texts(
     """Rows with an answer; the scores are loss and perplexity of the file's answers."""
     found = of_rows.make(source, roles)
     arrays = encoded_like(model, found)
-    task = of_data.task_of(model.ready, model.adapted)
+    task = of_data.task_of(model.subject, model.adapted)
     scores = means(ffm.evaluate(task, *model.parts, arrays, batch_size=16))
     scores["perplexity"] = float(np.exp(scores["loss"]))
-    if model.ready.chat is None or found.kind == "text":
+    if found.kind == "text" or model.subject.model_type == "t5":
         return [{"row": int(row)} for row in found.rows], scores
-    from fedjax_fm.finetune.templates import folded
-
-    asked = [folded(value, model.settings.template)[:-1] for value in found.values]
-    written = _answered(model, model.ready.chat, asked)
+    asked = [_question(folded(v, model.settings.template)) for v in found.values]
+    written = _answered(model, chat_of(model.settings), asked)
     pairs = zip(found.rows, written, strict=True)
     return [{"row": int(row), "answer": text} for row, text in pairs], scores
+
+
+def _question(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What comes before the last answer of a conversation."""
+    answers = [k for k, one in enumerate(messages) if one["role"] == "assistant"]
+    return messages[: answers[-1]]
