@@ -61,7 +61,10 @@ def opened(place: Path) -> Opened:
         raise UsageError(
             f"{place} has no model yet: go on with fedjax-fm finetune --resume {place}"
         )
-    fields = dict(folder.read_json(FACTS)["subject"])
+    facts = folder.read_json(FACTS)
+    if "subject" not in facts:
+        raise UsageError(f"{place} was written by another version: run it again")
+    fields = dict(facts["subject"])
     subject = Subject(**{**fields, "classes": tuple(fields["classes"])})
     saved = model.read_json("saved.json")
     if "frozen weights" in saved["why_not"]:
