@@ -178,10 +178,7 @@ def encoded(
     if examples.kind == "text":
         plain = settings if settings.template != "chat" else _with_flan(settings)
         chat = chat_of(plain)
-        rows = tokens.texts(
-            examples, chat.tokenizer, chat.eos_token_id, chat.pad_token_id, settings
-        )
-        return chat, rows
+        return chat, tokens.texts(examples, chat, settings)
     chat = chat_of(settings)
     return chat, tokens.conversations(examples, chat, settings)
 
@@ -219,6 +216,8 @@ def load(settings: Settings, seed: int, split: str) -> Data:
 
     train = [arrays(places) for places in dealt.train]
     if settings.pack:
+        if ready.model_type == "t5":
+            raise UsageError("--pack joins texts of decoders; leave it out here")
         train = [_packed(one, settings) for one in train]
     scored_unseen = [arrays(places) for places in unseen if len(places)]
     found = Data(
@@ -232,13 +231,13 @@ def load(settings: Settings, seed: int, split: str) -> Data:
         prompts=_prompts(ready, dealt, settings, seed),
         leaks=dealt.leaks,
     )
-    if not found.judged:
+    if not found.judged or (settings.holdout_clients and not found.unseen):
         also = ""
         if dealt.leaks:
             also = f" ({dealt.leaks} held-out examples equal ones that are trained on)"
         raise UsageError(
             f"nothing is held out to be scored{also}; raise --holdout-clients or "
-            "--holdout-examples"
+            "--holdout-examples; --holdout-clients 0 scores own examples alone"
         )
     return found
 
