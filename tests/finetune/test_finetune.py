@@ -516,6 +516,13 @@ def test_data_that_have_changed_are_not_gone_on_with(folder, capsys):
     assert "has changed since" in capsys.readouterr().err
 
 
+def test_a_run_goes_on_with_its_own_settings_alone(chatted, capsys):
+    for more in ("--pack", "--dry-run"):
+        with pytest.raises(SystemExit):
+            main(["finetune", f"--resume={chatted}", more])
+        assert "the run's own settings" in capsys.readouterr().err
+
+
 def test_secrets_do_not_land_in_the_folder(folder, monkeypatch):
     secret = "hf_" + "s" * 30
     monkeypatch.setenv("HF_TOKEN", secret)
