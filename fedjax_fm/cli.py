@@ -240,7 +240,8 @@ def finetune(words: list[str]) -> None:
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
     if options.resume is not None:
-        if len(words) > 2:
+        has_more = options.settings != Settings() or options.dry_run
+        if len(words) > 2 or has_more:
             raise UsageError("--resume goes on with the run's own settings")
         _finetune_again(options.resume)
         return

@@ -42,23 +42,35 @@ def adapter_of(settings: Settings, model_type: str) -> peft.Method:
         if not targets:
             raise UsageError(f"--targets names no layer: {settings.targets!r}")
     usual = list(DEFAULT_TARGETS.get(model_type, ("query", "value")))
-    alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
     given: dict[str, Any] = {
         "rank": settings.rank,
-        "alpha": alpha,
         "bottleneck": 64,
         "n_tokens": 20,
     }
+    if settings.alpha is not None:
+        given["alpha"] = settings.alpha
+    factories = PEFT | {name: _of_twice_the_rank(PEFT[name]) for name in LORA_LIKE}
     if targets is None:
         usual_ones = {
-            name: functools.partial(PEFT[name], targets=usual) for name in LORA_LIKE
+            name: functools.partial(factories[name], targets=usual)
+            for name in LORA_LIKE
         }
-        return build(settings.peft, PEFT | usual_ones, "PEFT method", given=given)
+        return build(settings.peft, factories | usual_ones, "PEFT method", given=given)
     names = names_in(settings.peft)
     if not any(_takes(PEFT, name, "targets") for name in names):
         raise UsageError(f"--targets: {settings.peft} adapts no layers of choice")
     given["targets"] = targets
-    return build(settings.peft, PEFT, "PEFT method", given=given)
+    return build(settings.peft, factories, "PEFT method", given=given)
+
+
+def _of_twice_the_rank(factory: Callable[..., peft.Method]) -> Callable[..., Any]:
+    """The same factory, whose alpha is twice the rank where none is given."""
+
+    @functools.wraps(factory)
+    def made(rank: int, alpha: float | None = None, **more: Any) -> peft.Method:
+        return factory(rank, 2.0 * rank if alpha is None else alpha, **more)
+
+    return made
 
 
 def _takes(factories: dict[str, Callable[..., Any]], name: str, parameter: str) -> bool:

@@ -1,5 +1,6 @@
 """What a language model answers to prompts, in batches of one shape."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,13 +42,22 @@ def answered(
     said = [answers(data.adapted, parts, *how) for parts in (before, after)]
     return [
         {
-            "prompt": str(messages[-2]["content"]),
-            "wanted": str(messages[-1]["content"]),
+            "prompt": _shown(messages[-2]),
+            "wanted": _shown(messages[-1]),
             "before": old,
             "after": new,
         }
         for messages, old, new in zip(prompts, *said, strict=True)
     ]
+
+
+def _shown(message: dict[str, Any]) -> str:
+    """A message's content; what is no text, such as a call of a tool, as JSON."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    said = {name: part for name, part in message.items() if name != "role"}
+    return json.dumps(said, ensure_ascii=False)
 
 
 def answers(
@@ -71,7 +81,7 @@ def answers(
     """
     asked = [chat.prompt_ids(question) for question in questions]
     longest = max(len(ids) for ids in asked)
-    width = -(-longest // UNIT) * UNIT
+    width = room_for(longest, 0)
     answer = _answering(adapted, chat, width, new_tokens)
     texts = []
     for start in range(0, len(asked), BATCH):
@@ -84,6 +94,16 @@ def answers(
             text = chat.tokenizer.decode(row[:n].tolist(), skip_special_tokens=True)
             texts.append(text.strip())
     return texts
+
+
+def room_for(prompt: int, new_tokens: int) -> int:
+    """Tokens of a cache, as wide as a batch of prompts and their answers.
+
+    Args:
+      prompt: tokens of the longest prompt.
+      new_tokens: of an answer.
+    """
+    return -(-prompt // UNIT) * UNIT + new_tokens
 
 
 def _of_width(arrays: dict[str, Any], width: int, chat: Chat) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from fedjax_fm.finetune import data as of_data
 from fedjax_fm.finetune import methods
 from fedjax_fm.finetune.answers import answered
 from fedjax_fm.finetune.data import Data, length, sizes
-from fedjax_fm.finetune.expressions import build, names_in
+from fedjax_fm.finetune.expressions import names_in
 from fedjax_fm.finetune.outputs import save
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.study.judged import joined, judged
@@ -146,10 +146,7 @@ def centralised(run: study.Run) -> dict[str, float]:
     schedule = optax.constant_schedule(run["learning_rate"])
     if settings.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(run["learning_rate"], steps, alpha=0.1)
-    given = {"learning_rate": schedule}
-    server = build(settings.optimizer, methods.OPTIMIZERS, "optimizer", given=given)
-    if settings.clip_norm is not None:
-        server = optax.chain(optax.clip_by_global_norm(settings.clip_norm), server)
+    server = methods.optimizer_of(settings, schedule)
     everything = joined(data.train)
     algorithm = ffm.fedavg(
         data.task,
@@ -173,7 +170,9 @@ def alone(run: study.Run) -> dict[str, float]:
     """Some clients by themselves, as many rounds as one takes part in on average."""
     settings, data = run.config, run.data
     random = np.random.default_rng(run.seed)
-    chosen = random.permutation(len(data.train))[: settings.local_clients]
+    # Without unseen clients each is scored on its own examples, and has to have some.
+    able = [k for k, own in enumerate(data.own) if data.unseen or length(own)]
+    chosen = random.permutation(able)[: settings.local_clients]
     train = [data.train[k] for k in np.sort(chosen)]
     share = min(1.0, settings.cohort / len(data.train))
     rounds = max(1, round(settings.rounds * share))
@@ -265,14 +264,17 @@ def scores_of(
     primary = "perplexity" if name == "loss" else name
     how = _scoring(data)
     own_task = data.task if task is None else task
-    means, weights = judged(found, own_task, data.judged, name, **how)
+    mine = data.own if own is None else own
+    groups = [(k, rows) for k, rows in enumerate(mine) if length(rows)]
+    if is_personal and not data.unseen:
+        means, weights = _personal(found, own_task, groups, name, how)
+    else:
+        means, weights = judged(found, own_task, data.judged, name, **how)
     run.clients = shown(means).tolist()
     scores = {
         primary: _mean(shown, means, weights),
         "worst": worst_decile(shown(means), name),
     }
-    mine = data.own if own is None else own
-    groups = [(k, rows) for k, rows in enumerate(mine) if length(rows)]
     if data.unseen and groups and not run.is_tuning:
         if is_personal:
             own_means, own_weights = _personal(found, own_task, groups, name, how)

@@ -225,7 +225,7 @@ def deal(
     train, own = [], []
     for k in np.sort(order[n_out:]):
         mine = random.permutation(clients.places[k])
-        n = round(settings.holdout_examples * len(mine))
+        n = min(round(settings.holdout_examples * len(mine)), len(mine) - 1)
         train.append(np.sort(mine[n:]))
         own.append(np.sort(mine[:n]))
     unseen = [clients.places[k] for k in np.sort(order[:n_out])]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from fedjax_fm import callbacks
-from fedjax_fm.finetune import arms, plan, report
+from fedjax_fm.finetune import answers, arms, plan, report
 from fedjax_fm.finetune import data as of_data
 from fedjax_fm.finetune.data import Data
 from fedjax_fm.finetune.outputs import check_merge, sources, write_card
@@ -63,7 +63,7 @@ def begin(settings: Settings) -> RunFolder:
     """
     data = of_data.load(settings, settings.seeds[0], "final")
     plan.simulator_of(settings, data)  # refuses what the method does not take
-    check_merge(settings)
+    check_merge(settings, data)
     if settings.track:
         callbacks.track(settings.out, to=settings.track)  # refuses what is not there
     check_model(settings, data)
@@ -86,6 +86,13 @@ def check_model(settings: Settings, data: Data) -> None:
       settings: of the run.
       data: of its first seed.
     """
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(data.adapted.delta)}
+    if settings.baselines and "bfloat16" in kinds:
+        raise UsageError(
+            f"--peft {settings.peft} trains weights in bfloat16, whose sums lose the "
+            "small steps of the centralised baseline; give --dtype float32 or "
+            "--no-baselines"
+        )
     batch = {name: rows[:1] for name, rows in data.train[0].items()}
     model = (data.adapted.delta, data.adapted.backbone)
     try:
@@ -94,6 +101,18 @@ def check_model(settings: Settings, data: Data) -> None:
         raise UsageError(
             f"{settings.model} does not read these examples, of up to "
             f"{settings.max_length} tokens (--max-length): {error}"
+        ) from error
+    if not data.prompts:
+        return
+    assert data.prepared.chat is not None
+    longest = max(len(data.prepared.chat.prompt_ids(one[:-1])) for one in data.prompts)
+    room = answers.room_for(longest, settings.new_tokens)
+    try:
+        jax.eval_shape(lambda: data.adapted.model(*model).empty_cache(1, room))
+    except ValueError as error:
+        raise UsageError(
+            f"no room for answers of {settings.new_tokens} tokens (--new-tokens) behind "
+            f"prompts of up to {longest}: {error}; --answers 0 shows none"
         ) from error
 
 
@@ -166,6 +185,11 @@ def shown(folder: RunFolder) -> list[str]:
         found.append(f"adapter: {folder.path / 'model' / 'adapter'} (opens in HF PEFT)")
     else:
         found.append(f"no adapter folder: {saved['why_not']}")
+    if (folder.path / "model" / "clients").is_dir():
+        found.append(
+            f"each client's own model: {folder.path / 'model' / 'clients'}; the adapter is what "
+            "the server has of it"
+        )
     found += [
         f"merged model: {folder.path / 'model' / name}" for name in saved["merged"]
     ]

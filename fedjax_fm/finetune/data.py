@@ -25,6 +25,7 @@ from fedjax_fm.models.families import config_of
 from fedjax_fm.models.locate import locate
 from fedjax_fm.models.weights import read_config
 from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.runs.settings import replace
 from fedjax_fm.types import Task
 
 Conversation = list[dict[str, Any]]
@@ -197,21 +198,28 @@ def encoded(
         tokenizer = models.load_tokenizer(name)
         return None, tokens.to_decoder(examples, tokenizer, settings)
     if examples.kind == "text":
-        plain = settings if settings.template != "chat" else _with_flan(settings)
-        chat = chat_of(plain)
-        rows = tokens.texts(
-            examples, chat.tokenizer, chat.eos_token_id, chat.pad_token_id, settings
-        )
-        return chat, rows
+        chat = _of_texts(settings)
+        return chat, tokens.texts(examples, chat, settings)
     chat = chat_of(settings)
     return chat, tokens.conversations(examples, chat, settings)
 
 
-def _with_flan(settings: Settings) -> Settings:
-    """Texts have no turns; a base model's tokenizer is read without a template."""
-    from fedjax_fm.runs.settings import replace
+def chat_for(settings: Settings, subject: Subject) -> Chat | None:
+    """The template that a model was trained with; None for what writes no text.
 
-    return replace(settings, template="flan")
+    Args:
+      settings: of the run.
+      subject: what the model was trained for.
+    """
+    if subject.kind == "classes" or subject.model_type == "t5":
+        return None
+    return _of_texts(settings) if subject.kind == "text" else chat_of(settings)
+
+
+def _of_texts(settings: Settings) -> Chat:
+    """Texts have no turns; a base model's tokenizer is read without a template."""
+    is_chat = settings.template == "chat"
+    return chat_of(replace(settings, template="flan") if is_chat else settings)
 
 
 def load(settings: Settings, seed: int, split: str) -> Data:
@@ -241,6 +249,8 @@ def load(settings: Settings, seed: int, split: str) -> Data:
 
     train = [arrays(places) for places in dealt.train]
     if settings.pack:
+        if ready.subject.model_type == "t5":
+            raise UsageError("--pack joins texts of decoders; leave it out here")
         train = [_packed(one, settings) for one in train]
     scored_unseen = [arrays(places) for places in unseen if len(places)]
     found = Data(
@@ -254,13 +264,13 @@ def load(settings: Settings, seed: int, split: str) -> Data:
         prompts=_prompts(ready, dealt, settings, seed),
         leaks=dealt.leaks,
     )
-    if not found.judged:
+    if not found.judged or (settings.holdout_clients and not found.unseen):
         also = ""
         if dealt.leaks:
             also = f" ({dealt.leaks} held-out examples equal ones that are trained on)"
         raise UsageError(
             f"nothing is held out to be scored{also}; raise --holdout-clients or "
-            "--holdout-examples"
+            "--holdout-examples; --holdout-clients 0 scores own examples alone"
         )
     return found
 

@@ -8,7 +8,7 @@ classes        a text, or two, or an image, and its class
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -35,6 +35,15 @@ USUAL = {
     "label": ("label", "labels", "class", "category"),
 }
 MOST_CLASSES = 1000
+
+
+class Trained(Protocol):
+    """What a model was trained for."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in order of their numbers."""
+        ...
 
 
 class Roles(NamedTuple):
@@ -181,12 +190,14 @@ def _fits(roles: Sequence[str], one: dict[str, str]) -> bool:
     return all(role in one for role in roles if role not in needed)
 
 
-def make(source: Source, roles: Roles) -> Examples:
+def make(source: Source, roles: Roles, trained: Trained | None = None) -> Examples:
     """Makes examples of the rows; rows that hold none are left out and counted.
 
     Args:
       source: the table.
       roles: which column is what.
+      trained: what a model was trained for, which reads these now. Rows need no answer
+        then, and no class: -1 where it is missing.
 
     Returns:
       The examples that are left.
@@ -203,7 +214,9 @@ def make(source: Source, roles: Roles) -> Examples:
       (['good', 'bad'], [1, 0], {'empty text': 1})
     """
     columns = {
-        role: _values(source.table, name) for role, name in roles.columns.items()
+        role: _values(source.table, name)
+        for role, name in roles.columns.items()
+        if name in source.columns
     }
     readers = {
         "conversation": _conversation,
@@ -211,6 +224,8 @@ def make(source: Source, roles: Roles) -> Examples:
         "classes": _with_class,
     }
     reader = readers[roles.kind]
+    if trained is not None:
+        reader = {"conversation": _asked, "classes": _input}.get(roles.kind, reader)
     values, kept, dropped = [], [], Counter()
     n_rows = len(next(iter(columns.values())))
     for row in range(n_rows):
@@ -229,7 +244,12 @@ def make(source: Source, roles: Roles) -> Examples:
             f"{source.name} has no example that can be used: {why or 'no rows'}"
         )
     rows, labels, classes = np.array(kept, np.int64), None, ()
-    if roles.kind == "classes":
+    if trained is not None and roles.kind == "classes":
+        of_rows = [
+            columns["label"][row] if "label" in columns else None for row in kept
+        ]
+        labels, classes = _found(of_rows, trained.classes, roles), trained.classes
+    elif roles.kind == "classes":
         labels, classes = _numbered([columns["label"][row] for row in kept], roles)
     return Examples(
         kind=roles.kind,
@@ -293,7 +313,7 @@ def _conversation(cells: dict[str, Any], where: str) -> Any:
     return [question, {"role": "assistant", "content": response}]
 
 
-def _messages(value: Any, where: str) -> Any:
+def _messages(value: Any, where: str, needs_answer: bool = True) -> Any:
     """A list of messages, perhaps written as JSON."""
     if _is_missing(value):
         return _Reason("missing messages")
@@ -312,6 +332,8 @@ def _messages(value: Any, where: str) -> Any:
     roles = [message["role"] for message in messages]
     if set(roles) == {"assistant"}:
         return _Reason("no prompt")
+    if not needs_answer:
+        return messages
     answers = [
         message.get("content")
         for message in messages[_first_question(messages) :]
@@ -322,6 +344,19 @@ def _messages(value: Any, where: str) -> Any:
     if all(isinstance(text, str) and not text.strip() for text in answers):
         return _Reason("empty response")
     return messages
+
+
+def _asked(cells: dict[str, Any], where: str) -> Any:
+    """Messages of a row that need not end with an answer."""
+    if "messages" in cells:
+        return _messages(cells["messages"], where, needs_answer=False)
+    response = _text(cells.get("response"), where, "response")
+    found = _conversation({**cells, "response": "?"}, where)
+    is_open = isinstance(response, _Reason) and not isinstance(found, _Reason)
+    if isinstance(found, _Reason) or is_open:
+        return found[:1] if is_open else found
+    found[1]["content"] = response
+    return found
 
 
 def _plain_text(cells: dict[str, Any], where: str) -> Any:
@@ -338,6 +373,11 @@ def _with_class(cells: dict[str, Any], where: str) -> Any:
     """A text, a pair of texts or an image, of rows whose class is known."""
     if _is_missing(cells["label"]) or cells["label"] == "":
         return _Reason("missing label")
+    return _input(cells, where)
+
+
+def _input(cells: dict[str, Any], where: str) -> Any:
+    """What a classifier reads of a row."""
     if "image" in cells:
         image = cells["image"]
         return _Reason("missing image") if image is None else _picture(image)
@@ -356,9 +396,18 @@ def _picture(image: Any) -> Any:
         from PIL import Image
 
         return Image.open(io.BytesIO(image["bytes"]))
-    if isinstance(image, list):
-        return np.asarray(image, np.uint8)
-    return image
+    if isinstance(image, dict) and image.get("path"):
+        return image["path"]
+    if not isinstance(image, (list, np.ndarray)):
+        return image
+    array = np.asarray(image)
+    whole = np.asarray(array, np.uint8)
+    if not np.array_equal(whole, array):
+        raise UsageError(
+            f"expected images of whole numbers from 0 to 255, got {array.min()} to "
+            f"{array.max()} of type {array.dtype}"
+        )
+    return whole[..., 0] if whole.ndim == 3 and whole.shape[-1] == 1 else whole
 
 
 def _numbered(labels: list[Any], roles: Roles) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -382,6 +431,22 @@ def _numbered(labels: list[Any], roles: Roles) -> tuple[np.ndarray, tuple[str, .
     return found, tuple(str(name) for name in known)
 
 
+def _found(labels: list[Any], classes: tuple[str, ...], roles: Roles) -> np.ndarray:
+    """i32[n], the places among known classes; -1 of what is missing."""
+    found = np.full(len(labels), -1, np.int32)
+    for place, label in enumerate(labels):
+        if _is_missing(label) or label == "":
+            continue
+        name = str(_class(label, roles.columns["label"]))
+        if name not in classes:
+            raise UsageError(
+                f"the column {roles.columns['label']!r} has the class {name!r}, which "
+                f"was not trained; there are {', '.join(classes)}"
+            )
+        found[place] = classes.index(name)
+    return found
+
+
 def _class(label: Any, column: str) -> Any:
     """A label as a whole number or as a word."""
     if isinstance(label, (bool, np.bool_)):
@@ -389,7 +454,7 @@ def _class(label: Any, column: str) -> Any:
     if isinstance(label, (int, np.integer)):
         return int(label)
     if isinstance(label, (float, np.floating)):
-        if label != int(label):
+        if label in (np.inf, -np.inf) or label != int(label):
             raise UsageError(
                 f"the column {column!r} holds {label}, which is no class; classes are "
                 "whole numbers or words"
@@ -400,7 +465,8 @@ def _class(label: Any, column: str) -> Any:
             f"the column {column!r} holds {label!r:.60}, which is no class"
         )
     word = label.strip()
-    return int(word) if word.lstrip("-").isdigit() else word
+    digits = word.removeprefix("-")
+    return int(word) if digits.isascii() and digits.isdigit() else word
 
 
 def key_of(value: Any, label: Any = None) -> str:
@@ -411,13 +477,16 @@ def key_of(value: Any, label: Any = None) -> str:
       label: its class, if it has one.
     """
     if isinstance(value, list):
-        said = [(str(m["role"]), str(m.get("content")).strip()) for m in value]
-        about = [str(m.get("input", "")).strip() for m in value]
-        return json.dumps([said, about])
+        said = [{k: _stripped(part) for k, part in m.items()} for m in value]
+        return json.dumps(said, sort_keys=True)
     if isinstance(value, (str, tuple)):
         parts = [value] if isinstance(value, str) else list(value)
         return json.dumps([[part.strip() for part in parts], str(label)])
     return f"{_image_key(value)} {label}"
+
+
+def _stripped(part: Any) -> Any:
+    return part.strip() if isinstance(part, str) else part
 
 
 def _image_key(value: Any) -> str:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import importlib
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -104,6 +105,8 @@ def read(place: str, split: str = "train", stand_in: bool = False) -> Source:
       (['text'], 'jsonl')
     """
     path = Path(place).expanduser()
+    if stand_in and (path.exists() or place in KNOWN):
+        raise UsageError(f"{place!r} is no named benchmark, and has no stand-in")
     if path.is_dir():
         return _of_folder(path)
     if path.is_file():
@@ -198,7 +201,8 @@ def _column(values: list[Any]) -> np.ndarray:
 def _csv(path: Path, raw: bytes) -> dict[str, np.ndarray]:
     """A table with a line of names; an empty cell is None."""
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    lines = csv.reader(_text(path, raw).splitlines(keepends=True), delimiter=separator)
+    text = io.StringIO(_text(path, raw), newline="")  # only \n and \r end a line
+    lines = csv.reader(text, delimiter=separator)
     try:
         names, *rows = list(lines)
     except (csv.Error, ValueError) as error:
@@ -284,9 +288,9 @@ def _of_texts(folder: Path, paths: list[Path]) -> Source:
 
 def _of_images(folder: Path, paths: list[Path]) -> Source:
     """Columns `image` (paths), `label`, the name of the folder above, and `file`."""
-    if all(path.parent == folder for path in paths):
+    if any(path.parent == folder for path in paths):
         raise UsageError(
-            f"{folder} holds images, but no folders of their classes: put each image "
+            f"{folder} holds images that lie in no folder of their class: put each image "
             "into a folder that is named after its class"
         )
     table = {

@@ -1,5 +1,6 @@
 """Methods, channels, optimizers and samplers of the library, by their names."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,7 @@ CHANNELS: dict[str, Callable[..., Channel]] = {
     if name[0].islower()
     and name not in ("anchored_bits", "code_lengths", "payload_bits", "per_leaf")
 }
+OF_OPTIMIZERS = ("optimizer", "schedule", "clip_norm")  # settings
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     name: getattr(optax, name)
     for name in (
@@ -64,6 +66,32 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     name: getattr(samplers, name)
     for name in ("cyclic", "fixed", "poisson", "spaced", "uniform")
 }
+
+
+def optimizer_of(settings: Settings, learning_rate: Any) -> Any:
+    """The optimizer that the settings name, behind their clipping.
+
+    Args:
+      settings: have optimizer and clipping.
+      learning_rate: a number or a schedule.
+
+    Returns:
+      A transformation of optax.
+
+    Raises:
+      UsageError: an unknown name, or a learning rate in the optimizer's text.
+    """
+    if "learning_rate" in settings.optimizer:
+        raise UsageError("the optimizer's rate is that of --learning-rate")
+    # By name, so that no number of the text is taken for the rate.
+    of_rate = {
+        name: functools.partial(factory, learning_rate=learning_rate)
+        for name, factory in OPTIMIZERS.items()
+    }
+    chosen = build(settings.optimizer, of_rate, "optimizer")
+    if settings.clip_norm is None:
+        return chosen
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), chosen)
 
 
 def client_optimizer(
@@ -85,11 +113,7 @@ def client_optimizer(
         schedule = optax.constant_schedule(learning_rate)
 
     def of_round(round: Any) -> optax.GradientTransformation:
-        given = {"learning_rate": jnp.asarray(schedule(round))}
-        chosen = build(settings.optimizer, OPTIMIZERS, "optimizer", given=given)
-        if settings.clip_norm is None:
-            return chosen
-        return optax.chain(optax.clip_by_global_norm(settings.clip_norm), chosen)
+        return optimizer_of(settings, jnp.asarray(schedule(round)))
 
     of_round(0)  # refuses an unknown name now
     return of_round
@@ -170,6 +194,19 @@ def check_options(settings: Settings, name: str) -> None:
             f"--epsilon promises privacy, which {name} does not give; take --method "
             "dp_fedavg"
         )
+    if settings.epsilon is not None and "noise_multiplier" in settings.method:
+        raise UsageError(
+            "--epsilon says how much noise there is; leave out noise_multiplier"
+        )
+    ignored = [] if "client_optimizer" in takes else OF_OPTIMIZERS
+    if name != "dp_fedavg":
+        ignored = [*ignored, "dp_clip"]
+    if settings.epsilon is None:
+        ignored = [*ignored, "dp_delta"]
+    for option in ignored:
+        if getattr(settings, option) != getattr(Settings, option):
+            flag = option.replace("_", "-")
+            raise UsageError(f"--{flag}: {name} would not read it here; leave it out")
     if name in OF_LORA and "lora" not in names_in(settings.peft):
         raise UsageError(f"{name} combines LoRA factors; give --peft lora")
 
@@ -205,12 +242,14 @@ def sampler_of(settings: Settings, n_clients: int) -> Sampler:
       The sampler. The rate of `poisson` is the cohort's share.
     """
     cohort = min(settings.cohort, n_clients)
-    given = {
-        "n_clients": n_clients,
-        "cohort_size": cohort,
-        "rate": cohort / n_clients,
+    # These are known here: what a text gives is what comes after them.
+    known = {
+        name: functools.partial(SAMPLERS[name], n_clients, cohort)
+        for name in ("cyclic", "spaced", "uniform")
     }
-    return build(settings.sampler, SAMPLERS, "sampler", given=given)
+    known["poisson"] = functools.partial(SAMPLERS["poisson"], n_clients)
+    given = {"rate": cohort / n_clients}
+    return build(settings.sampler, SAMPLERS | known, "sampler", given=given)
 
 
 def channel_of(text: str | None) -> Channel | None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from fedjax_fm import models, peft
 from fedjax_fm.finetune.data import Data
+from fedjax_fm.finetune.expressions import names_in
 from fedjax_fm.finetune.methods import has_two_adapters
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.models.gguf_file import GGUFFile
@@ -18,6 +20,7 @@ from fedjax_fm.models.gguf_writer import save_gguf
 from fedjax_fm.models.locate import locate, provenance
 from fedjax_fm.models.weights import read_config
 from fedjax_fm.peft.atomic import whole_folder
+from fedjax_fm.peft.targets import Wrapper, named_modules
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
 from fedjax_fm.study.run import Run, Simulated
@@ -126,12 +129,23 @@ def save_whole(place: Path, model: Any, settings: Settings, data: Data) -> None:
     (place / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def check_merge(settings: Settings) -> None:
+def check_merge(settings: Settings, data: Data) -> None:
     """Raises UsageError where a merged model cannot be written as is asked.
 
     Args:
       settings: of the run.
+      data: has the adapted model.
     """
+    changes = names_in(settings.method)[0] in ("flora", "fedex_lora")
+    if changes and settings.frozen != "dense":
+        raise UsageError(
+            f"{settings.method} changes frozen weights: leave out --frozen"
+        )
+    if (settings.merge or changes) and (odd := _unmergeable(data.adapted.model())):
+        raise UsageError(
+            f"--peft {settings.peft} cannot be merged: {odd[0]} has no place in a "
+            "model's own files; leave out --merge"
+        )
     files = locate(settings.model)
     is_gguf = files.weights.suffix == ".gguf"
     if "gguf" in settings.merge and not is_gguf:
@@ -151,6 +165,16 @@ def check_merge(settings: Settings) -> None:
             f"{files.weights.name} ({opened.architecture}) has a configuration that no "
             "config.json is written of here; give --merge gguf"
         )
+
+
+def _unmergeable(model: nnx.Module) -> list[str]:
+    """Paths of the modules that `peft.merge` leaves as they are."""
+    return [
+        path
+        for path, module in named_modules(model)
+        if path.rpartition(".")[2] in ("prompt", "prefix")
+        or (isinstance(module, Wrapper) and module.fold is None)
+    ]
 
 
 def _is_plain(value: Any) -> bool:

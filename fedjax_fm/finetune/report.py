@@ -50,10 +50,13 @@ def lines(found: Results, facts: dict[str, Any]) -> dict[str, str]:
         said["counted and left out"] = "; ".join(
             f"{name}: {number:,}" for name, number in facts["counts"].items()
         )
-    first = found.runs("federated")[0]
-    if "epsilon" in first:
-        said["privacy"] = (
-            f"epsilon {first['epsilon']:.3g} for every client, {plan['dp']}"
+    runs = found.runs("federated")
+    spent = [one["epsilon"] for one in runs if "epsilon" in one]
+    if spent:
+        said["privacy"] = f"epsilon {max(spent):.3g} for every client, {plan['dp']}"
+    if len(spent) > 1:
+        said["privacy"] += (
+            f"; for the model of one seed: all {len(spent)} together spend more"
         )
     return said
 

@@ -5,14 +5,16 @@ import json
 import math
 import re
 import tomllib
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fedjax_fm.runs.errors import UsageError
-from fedjax_fm.runs.settings import nearest, replace
+from fedjax_fm.runs.settings import check_type, nearest, replace
 
 FILE = "finetune.toml"
+NONE = "none"  # in that file
 COLUMNS = ("prompt", "input", "response", "messages", "text", "text_pair", "label")
 _SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
 
@@ -167,8 +169,8 @@ class Settings:
                 raise UsageError(f"expected {name} > 0, got {name}={value}")
         if self.max_length < 8:
             raise UsageError(f"expected max_length >= 8, got {self.max_length}")
-        if min(self.answers, self.new_tokens) < 0:
-            raise UsageError("expected answers and new_tokens of at least 0")
+        if self.answers < 0 or self.new_tokens < 1:
+            raise UsageError("expected answers >= 0 and new_tokens >= 1")
         if self.local_steps is not None and self.epochs is not None:
             raise UsageError("give local_steps or epochs, not both")
         rates = self.learning_rate
@@ -195,6 +197,14 @@ class Settings:
         return {"local_steps": 4 if self.local_steps is None else self.local_steps}
 
 
+# Settings that may be none, and are not by default.
+_NOT_NONE = [
+    field.name
+    for field in dataclasses.fields(Settings)
+    if "None" in str(field.type) and field.default is not None
+]
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings of a TOML file.
 
@@ -202,27 +212,32 @@ def read_toml(path: Path) -> dict[str, Any]:
       path: of the file.
 
     Returns:
-      {setting: value}, lists as tuples.
+      {setting: value}, lists as tuples; "none" of a number is None.
 
     Raises:
-      UsageError: it cannot be read, or has a setting that there is not.
+      UsageError: it cannot be read, or has a setting that there is not, or a value of
+        another type.
     """
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
-    known = [field.name for field in dataclasses.fields(Settings)]
-    for name in fields:
-        if name not in known:
-            raise UsageError(f"{path}: {nearest(name, known, 'setting')}")
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in fields.items()
-    }
+    hints = typing.get_type_hints(Settings)
+    found = {}
+    for name, value in fields.items():
+        if name not in hints:
+            raise UsageError(f"{path}: {nearest(name, hints, 'setting')}")
+        if value == NONE and name in _NOT_NONE:
+            value = None
+        check_type(name, value, hints[name], str(path))
+        found[name] = tuple(value) if isinstance(value, list) else value
+    return found
 
 
 def as_toml(settings: Settings) -> str:
-    """The TOML file that gives these settings again; what is none is left out.
+    """The TOML file that gives these settings again.
+
+    TOML has no none: what is none is left out, or "none" where that is not the default.
 
     Args:
       settings: of a run.
@@ -235,6 +250,8 @@ def as_toml(settings: Settings) -> str:
     lines = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
+        if value is None and field.name in _NOT_NONE:
+            value = NONE
         if value is not None:
             lines.append(f"{field.name} = {_spelled(value)}")
     return "\n".join(lines) + "\n"

@@ -18,12 +18,11 @@ from fedjax_fm.finetune.data import Subject
 from fedjax_fm.finetune.outputs import DELTA, MERGED, restored
 from fedjax_fm.finetune.report import FACTS
 from fedjax_fm.finetune.settings import Settings
-from fedjax_fm.finetune.templates import chat_of, folded
+from fedjax_fm.finetune.templates import folded
 from fedjax_fm.models.chat import Chat
 from fedjax_fm.peft import Adapted
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
-from fedjax_fm.runs.settings import replace
 from fedjax_fm.types import Tree
 
 
@@ -97,16 +96,16 @@ def chat(
       UsageError: the model does not write text.
     """
     model = opened(place)
-    if model.subject.kind != "conversation" or model.subject.model_type == "t5":
-        raise UsageError(
-            f"this run trained a {model.subject.model_type} on {model.subject.kind}, not a "
-            "decoder on conversations; try fedjax-fm predict"
-        )
-    template = chat_of(model.settings)
+    template = of_data.chat_for(model.settings, model.subject)
+    if template is None:
+        is_t5 = model.subject.model_type == "t5"
+        kind = "an encoder-decoder" if is_t5 else "a classifier"
+        raise UsageError(f"this run trained {kind}; try fedjax-fm predict")
     messages: list[dict[str, Any]] = []
     for said in iter(ask, None):
         messages.append({"role": "user", "content": said})
-        if model.settings.template != "chat":
+        is_text = model.subject.kind == "text"
+        if is_text or model.settings.template != "chat":
             messages = messages[-1:]  # these templates have one prompt
         (text,) = _answered(model, template, [messages])
         messages.append({"role": "assistant", "content": text})
@@ -134,8 +133,7 @@ def predict(place: Path, file: Path, out: Path | None) -> tuple[Path, dict[str, 
     """
     model = opened(place)
     source = files.read(str(file))
-    settings = replace(model.settings, **_roles(model, source))
-    roles = of_rows.choose(settings, source)
+    roles = of_rows.Roles(columns=_roles(model, source), guessed=False)
     target = out or file.with_suffix(".predictions.jsonl")
     if model.subject.kind == "classes":
         rows, scores = _classes(model, source, roles)
@@ -149,7 +147,11 @@ def predict(place: Path, file: Path, out: Path | None) -> tuple[Path, dict[str, 
 def _roles(model: Opened, source: files.Source) -> dict[str, str]:
     """The roles of the run, of which those of what is predicted may be missing."""
     columns = dict(model.subject.columns)
-    lacking = [name for name in columns.values() if name not in source.columns]
+    lacking = [
+        name
+        for role, name in columns.items()
+        if name not in source.columns and role not in ("label", "response")
+    ]
     if lacking:
         raise UsageError(
             f"{source.name} lacks the column {lacking[0]!r} that the run was trained "
@@ -165,19 +167,14 @@ def _classes(
     import jax
 
     names = model.subject.classes
-    found = of_rows.make(source, roles)
-    unknown = sorted(set(found.classes) - set(names))
-    if unknown:
-        raise UsageError(
-            f"{source.name} has the class {unknown[0]!r}, which was not trained; there "
-            f"are {', '.join(names)}"
-        )
-    assert found.labels is not None
-    number = np.array([names.index(name) for name in found.classes], np.int32)
-    found = found._replace(labels=number[found.labels], classes=names)
+    found = of_rows.make(source, roles, model.subject)
     arrays = encoded_like(model, found)
-    task = of_data.task_of(model.subject, model.adapted)
-    scores = ffm.evaluate(task, *model.parts, arrays, batch_size=16)
+    known = arrays["label"] >= 0
+    scores = {}
+    if known.any():
+        task = of_data.task_of(model.subject, model.adapted)
+        labelled = {name: rows[known] for name, rows in arrays.items()}
+        scores = means(ffm.evaluate(task, *model.parts, labelled, batch_size=16))
     inputs = {name: rows for name, rows in arrays.items() if name != "label"}
 
     @jax.jit
@@ -201,7 +198,7 @@ def _classes(
                 "probability": round(float(chance[best]), 6),
             }
 
-    return rows(), means(scores)
+    return rows(), scores
 
 
 def _batch(arrays: dict[str, np.ndarray], start: int) -> dict[str, np.ndarray]:
@@ -229,20 +226,37 @@ def _texts(
     model: Opened, source: files.Source, roles: of_rows.Roles
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows with an answer; the scores are loss and perplexity of the file's answers."""
-    found = of_rows.make(source, roles)
-    arrays = encoded_like(model, found)
-    task = of_data.task_of(model.subject, model.adapted)
-    scores = means(ffm.evaluate(task, *model.parts, arrays, batch_size=16))
-    scores["perplexity"] = float(np.exp(scores["loss"]))
-    if found.kind == "text" or model.subject.model_type == "t5":
-        return [{"row": int(row)} for row in found.rows], scores
-    asked = [_question(folded(v, model.settings.template)) for v in found.values]
-    written = _answered(model, chat_of(model.settings), asked)
-    pairs = zip(found.rows, written, strict=True)
-    return [{"row": int(row), "answer": text} for row, text in pairs], scores
+    found = of_rows.make(source, roles, model.subject)
+    rows: list[dict[str, Any]] = [{"row": int(row)} for row in found.rows]
+    known = np.array([_is_scored(value) for value in found.values])
+    scores = {}
+    if known.any():
+        arrays = encoded_like(model, found.select(np.flatnonzero(known)))
+        task = of_data.task_of(model.subject, model.adapted)
+        each = ffm.evaluate(task, *model.parts, arrays, batch_size=16)
+        scores = means(each)
+        scores["perplexity"] = float(np.exp(scores["loss"]))
+        for place, loss in zip(np.flatnonzero(known), each["loss"], strict=True):
+            rows[place]["loss"] = round(float(loss), 6)
+    template = of_data.chat_for(model.settings, model.subject)
+    if template is None or found.kind == "text":
+        return rows, scores
+    asked = []
+    for value in found.values:
+        messages = folded(value, model.settings.template)
+        asked.append(messages[:-1] if _ends_answered(messages) else messages)
+    written = _answered(model, template, asked)
+    return [
+        {**row, "answer": text} for row, text in zip(rows, written, strict=True)
+    ], scores
 
 
-def _question(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What comes before the last answer of a conversation."""
-    answers = [k for k, one in enumerate(messages) if one["role"] == "assistant"]
-    return messages[: answers[-1]]
+def _is_scored(value: Any) -> bool:
+    """Whether there is a text, or an answer in a conversation."""
+    if isinstance(value, str):
+        return True
+    return any(message["role"] == "assistant" for message in value)
+
+
+def _ends_answered(messages: list[dict[str, Any]]) -> bool:
+    return messages[-1]["role"] == "assistant"

@@ -6,6 +6,7 @@ from typing import Any
 from fedjax_fm import models
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.models.chat import Chat
+from fedjax_fm.models.tokens import without_padding
 from fedjax_fm.models.weights import WeightError
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.settings import nearest
@@ -52,7 +53,8 @@ def chat_of(settings: Settings) -> Chat:
     if name.endswith(".jinja"):
         return models.load_chat(model, template=_read(Path(name)))
     if name in ("alpaca", "alpaca_short"):
-        return models.alpaca(models.load_chat(model, template=_PLAIN), name)
+        chat = models.alpaca(models.load_chat(model, template=_PLAIN), name)
+        return chat._replace(template=opening(chat) + chat.template)
     text = FLAN if name == "flan" else name
     if "{prompt}" not in text and "{response}" not in text:
         raise UsageError(nearest(name, NAMED, "template"))
@@ -64,6 +66,22 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the template {path}: {error}") from error
+
+
+def opening(chat: Chat) -> str:
+    """The begin token, where the tokenizer itself puts it before every text.
+
+    A base model has read no text without it; a template has to write it.
+
+    Args:
+      chat: with its tokenizer.
+    """
+    word = chat.variables.get("bos_token")
+    if not word:
+        return ""
+    with without_padding(chat.tokenizer) as plain:
+        first = plain.encode("").ids[:1]
+    return word if first == [chat.tokenizer.token_to_id(word)] else ""
 
 
 def own(chat: Chat, text: str) -> Chat:
@@ -103,6 +121,7 @@ def own(chat: Chat, text: str) -> Chat:
         raise UsageError(
             "the tokenizer names no end token, so that no answer would end"
         )
+    before = opening(chat) + before
     parts = {"own_before": before, "own_between": between, "own_after": after}
     return chat._replace(
         template=_OWN, variables={**chat.variables, **parts}, named=None

@@ -8,7 +8,7 @@ from fedjax_fm import models
 from fedjax_fm.finetune import files
 from fedjax_fm.finetune.examples import Examples
 from fedjax_fm.finetune.settings import Settings
-from fedjax_fm.finetune.templates import folded
+from fedjax_fm.finetune.templates import folded, opening
 from fedjax_fm.models.chat import Chat
 from fedjax_fm.models.language_modeling import IGNORED
 from fedjax_fm.models.tokens import without_padding
@@ -97,29 +97,29 @@ def _stacked(
     return Encoded(arrays=arrays, usable=usable, cut=np.array(cut, np.int64))
 
 
-def texts(
-    examples: Examples, tokenizer: Any, eos: int | None, pad: int, settings: Settings
-) -> Encoded:
+def texts(examples: Examples, chat: Chat, settings: Settings) -> Encoded:
     """Texts all of whose tokens are predicted, each ended by the end token.
 
     Args:
       examples: of kind "text".
-      tokenizer: of `tokenizers`.
-      eos: the end token's id; None: texts do not end.
-      pad: fills rows.
+      chat: has the tokenizer, its end token and, where it puts one before every text,
+        its begin token.
       settings: have the longest length.
 
     Returns:
       `input_ids`, `attention_mask`, `labels` i32[n, T].
     """
-    with without_padding(tokenizer) as plain:
-        encodings = plain.encode_batch(examples.values, add_special_tokens=False)
+    eos, begin = chat.eos_token_id, opening(chat)
+    with without_padding(chat.tokenizer) as plain:
+        encodings = plain.encode_batch(
+            [begin + text for text in examples.values], add_special_tokens=False
+        )
     rows, cut = [], []
     for encoding in encodings:
         ids = np.array([*encoding.ids, *([] if eos is None else [eos])], np.int32)
         rows.append((ids, ids))
         cut.append(max(0, len(ids) - settings.max_length))
-    found = _stacked(rows, cut, pad, settings.max_length)
+    found = _stacked(rows, cut, chat.pad_token_id, settings.max_length)
     # The first token is predicted from nothing, so a text of one token has no loss.
     return found._replace(usable=found.arrays["attention_mask"].sum(axis=1) > 1)
 

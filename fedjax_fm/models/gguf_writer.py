@@ -92,6 +92,9 @@ def _copy_metadata(writer: Any, base: GGUFFile, gguf: Any, precision: str) -> No
     for name, field in base.fields.items():
         if name.startswith(made):
             continue
+        if name == "general.alignment":
+            writer.add_custom_alignment(field.contents())  # of the tensors, too
+            continue
         kind = field.types[0]
         inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(name, field.contents(), kind, inner)

@@ -63,8 +63,7 @@ def restored(kind: type, fields: Mapping[str, Any], where: str) -> Any:
     for name, value in fields.items():
         if name not in hints:
             raise UsageError(f"{where}: {nearest(name, hints, 'setting')}")
-        if not _fits(value, hints[name]):
-            raise UsageError(f"{where}: {name}={value!r} is no {_called(hints[name])}")
+        check_type(name, value, hints[name], where)
     names = [field.name for field in dataclasses.fields(kind)]
     if missing := [name for name in names if name not in fields]:
         raise UsageError(
@@ -73,10 +72,27 @@ def restored(kind: type, fields: Mapping[str, Any], where: str) -> Any:
     return replace(kind(), **fields)
 
 
+def check_type(name: str, value: Any, hint: Any, where: str) -> None:
+    """Raises UsageError for a value of a file that is not of a setting's type.
+
+    Args:
+      name: of the setting.
+      value: as read from JSON or TOML.
+      hint: the annotated type.
+      where: the file, for the message.
+    """
+    if not _fits(value, hint):
+        raise UsageError(f"{where}: {name}={value!r} is no {_called(hint)}")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of JSON is of an annotated type."""
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and typing.get_args(hint)[1:] == (...,):
+        (inner, _) = typing.get_args(hint)
+        is_list = isinstance(value, (list, tuple))
+        return is_list and all(_fits(one, inner) for one in value)
     if isinstance(hint, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
     if hint in (int, float):
@@ -90,6 +106,13 @@ def _called(hint: Any) -> str:
     """The type's name in a message."""
     if hint in (int, float):
         return "whole number" if hint is int else "number"
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    if typing.get_origin(hint) is tuple:
+        return f"list, each {_called(typing.get_args(hint)[0])}"
+    if isinstance(hint, types.UnionType):
+        kinds = [part for part in typing.get_args(hint) if part is not type(None)]
+        return " or ".join(map(_called, kinds))
     return getattr(hint, "__name__", str(hint))
 
 

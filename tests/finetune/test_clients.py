@@ -127,6 +127,13 @@ def test_what_is_scored_is_never_trained_on(seed):
     assert all(len(own) == 1 for own in dealt.own)
 
 
+def test_every_client_that_trains_keeps_an_example():
+    settings = of(holdout_clients=0.25, holdout_examples=0.95)
+    found, examples = federated(settings)
+    dealt = deal(found, examples, settings, 0, "final")
+    assert all(len(own) == 1 for own in dealt.train)
+
+
 def test_a_scored_example_that_is_trained_on_elsewhere_is_left_out():
     texts = ["the same" if k % 5 == 0 else f"text {k}" for k in range(60)]
     settings = of(holdout_clients=0.25, holdout_examples=0.4)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from fedjax_fm.finetune.examples import choose, key_of, make
+from fedjax_fm.finetune.examples import Roles, choose, key_of, make
 from fedjax_fm.finetune.files import Source
 from fedjax_fm.finetune.settings import Settings
+from fedjax_fm.models.conversations import plain_messages
 from fedjax_fm.runs.errors import UsageError
 
 
@@ -150,6 +151,56 @@ def test_a_label_that_is_missing_leaves_its_row_out():
     found = made(text=["a", "b", "c", "d"], label=[1.0, float("nan"), 0.0, 1.0])
     assert found.rows.tolist() == [0, 2, 3]
     assert found.dropped == {"missing label": 1}
+
+
+@pytest.mark.parametrize("word", ["²", "--5"])
+def test_words_that_look_like_numbers(word):
+    table = {"text": ["a", "b"] * 3, "label": [word, "x"] * 3}
+    assert made(**table).classes == tuple(sorted((word, "x")))
+
+
+def test_what_a_trained_model_reads_needs_no_class_and_no_answer():
+    before = made(text=["a", "b"] * 3, label=["no", "yes"] * 3)
+    roles = Roles({"text": "text", "label": "label"}, guessed=False)
+
+    def read(**columns):
+        return make(source_of(**columns), roles, before)
+
+    assert read(text=["c", "d"]).labels.tolist() == [-1, -1]
+    found = read(text=["c", "d", "e"], label=["yes", None, "yes"])
+    assert found.labels.tolist() == [1, -1, 1]
+    assert found.classes == ("no", "yes")
+    with pytest.raises(UsageError, match="'maybe'"):
+        read(text=["c"], label=["maybe"])
+
+    roles = Roles({"prompt": "q", "response": "a"}, guessed=False)
+    before = make(source_of(q=["x"], a=["y"]), roles)
+    found = make(source_of(q=["1", "2"], a=["3", ""]), roles, before)
+    said = [[m["content"] for m in messages] for messages in found.values]
+    assert said == [["1", "3"], ["2"]]
+    found = make(source_of(q=["1", ""]), roles, before)
+    assert found.rows.tolist() == [0]
+
+
+def test_images_are_whole_numbers():
+    halves = [[[0.2, 0.5], [0.1, 0.9]]] * 4
+    with pytest.raises(UsageError, match="whole numbers from 0 to 255"):
+        made(image=halves, label=[0, 1] * 2)
+    grey = [[[[7], [255]], [[0], [1]]]] * 4
+    (first, *_) = made(image=grey, label=[0, 1] * 2).values
+    assert first.tolist() == [[7, 255], [0, 1]]
+    stored = [{"bytes": None, "path": "a.png"}] * 4
+    assert made(image=stored, label=[0, 1] * 2).values[0] == "a.png"
+
+
+def test_calls_of_tools_and_parts_tell_examples_apart():
+    def called(number):
+        call = {"function": {"name": "f", "arguments": {"a": number}}}
+        question = {"role": "user", "content": [{"type": "text", "text": "q"}]}
+        return plain_messages([question, {"role": "assistant", "tool_calls": [call]}])
+
+    assert key_of(called(1)) == key_of(called(1))
+    assert key_of(called(1)) != key_of(called(2))
 
 
 def test_text_that_is_none_names_its_row():

@@ -132,6 +132,29 @@ def test_images_in_folders_of_their_classes(tmp_path):
     assert arrays[1].min() == 1
 
 
+def test_an_image_without_a_class_is_refused(tmp_path):
+    (tmp_path / "cat").mkdir()
+    for name in ("cat/a.png", "cover.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UsageError, match="in no folder of their class"):
+        files.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("blank", ["\u2028", "\x85", "\x0c"])
+def test_only_ends_of_lines_end_a_row(blank, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(f"user,text\na,one{blank}two\r\nb,three\n", encoding="utf-8")
+    assert list(files.read(str(path)).table["text"]) == [f"one{blank}two", "three"]
+
+
+def test_a_stand_in_is_of_a_benchmark_alone(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text\none\n", encoding="utf-8")
+    for place in (str(path), "chitchat"):
+        with pytest.raises(UsageError, match="has no stand-in"):
+            files.read(place, stand_in=True)
+
+
 def test_numbers_stay_numbers(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"x": 1, "y": 0.5}\n{"x": 2, "y": 1.5}\n', encoding="utf-8")

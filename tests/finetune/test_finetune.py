@@ -16,11 +16,15 @@ from small_checkpoints import (
     write_jsonl,
 )
 
+import fedjax_fm as ffm
 from fedjax_fm import models
 from fedjax_fm.cli import main
+from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.finetune import command, talk
 from fedjax_fm.finetune import data as of_data
+from fedjax_fm.finetune.outputs import restored
 from fedjax_fm.finetune.settings import Settings, read_toml
+from fedjax_fm.runs.settings import replace
 
 SMALL = (
     *("--rounds", "2", "--cohort", "3", "--batch-size", "2"),
@@ -192,6 +196,43 @@ def test_classes_that_were_not_trained_are_refused(folder, classified):
         main(["predict", str(classified), str(folder / "chats.jsonl")])
 
 
+def test_predictions_need_no_classes(folder, classified):
+    rows = reviews(16)
+    path = write_jsonl(folder / "whole.jsonl", rows)
+    target, _ = talk.predict(classified, path, None)
+    wanted = target.read_text()
+    bare = [{"text": row["text"]} for row in rows]
+    target, scores = talk.predict(
+        classified, write_jsonl(folder / "bare.jsonl", bare), None
+    )
+    assert scores == {}
+    assert target.read_text() == wanted
+    # Of one class alone; a row without one is predicted, too.
+    some = [rows[0], rows[2], {**rows[4], "label": None}]
+    target, scores = talk.predict(
+        classified, write_jsonl(folder / "some.jsonl", some), None
+    )
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    right = [line["label"] == "pos" for line in lines[:2]]
+    assert len(lines) == 3
+    assert scores["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_predictions_need_no_answers(folder, chatted):
+    rows = chats(n_clients=2, each=2)
+    target, _ = talk.predict(
+        chatted, write_jsonl(folder / "answered.jsonl", rows), None
+    )
+    wanted = [json.loads(line)["answer"] for line in target.read_text().splitlines()]
+    bare = [{"instruction": row["instruction"]} for row in rows]
+    target, scores = talk.predict(
+        chatted, write_jsonl(folder / "asked.jsonl", bare), None
+    )
+    found = [json.loads(line)["answer"] for line in target.read_text().splitlines()]
+    assert found == wanted
+    assert scores == {}
+
+
 def test_images_in_folders(folder):
     image = pytest.importorskip("PIL.Image")
     random = np.random.default_rng(0)
@@ -220,6 +261,74 @@ def test_images_in_folders(folder):
 def test_gpt2(name, words, folder):
     run = finetune(folder, f"gpt2 {name}", *words, "--no-baselines", model="gpt2")
     assert (run / "model/adapter/adapter_config.json").is_file()
+
+
+def test_a_model_of_texts_continues_each_by_itself(folder):
+    words = ("--text", "instruction", "--client", "user_id", "--no-baselines")
+    run = finetune(folder, "continued", *words)
+    asked, told = iter(["say the", "number of", None]), []
+    talk.chat(run, lambda: next(asked), told.append)
+    assert len(told) == 2
+
+
+def test_answers_that_call_tools_are_shown(folder):
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{{ m.content or 'two' }} </s> {% else %}{{ m.content }} {% endif %}{% endfor %}"
+    )
+    (folder / "tools.jinja").write_text(template, encoding="utf-8")
+    call = {"function": {"name": "f", "arguments": {"a": 1}}}
+    rows = [
+        {
+            "user_id": row["user_id"],
+            "messages": [
+                {"role": "system", "content": "say"},
+                {"role": "user", "content": row["instruction"]},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+            ],
+        }
+        for row in chats()
+    ]
+    write_jsonl(folder / "tools.jsonl", rows)
+    words = ("--template", folder / "tools.jinja", "--no-baselines")
+    run = finetune(folder, "tools", *words, data="tools.jsonl")
+    found = json.loads((run / "results.json").read_text())
+    shown = found["arms"]["federated"]["runs"][0]["answers"][0]["wanted"]
+    assert json.loads(shown) == {"tool_calls": [call]}
+
+
+def test_own_examples_are_scored_by_the_clients_own_models(folder):
+    words = ("--method", "local_only", "--no-baselines", "--learning-rate", 0.3)
+    words = (*words, "--holdout-clients", 0, "--holdout-examples", 0.3)
+    # The first client has too few examples for any to be held out.
+    rows = [row for row in chats() if row["user_id"] != "user 0"]
+    first = {"instruction": "say", "output": "one", "user_id": "user 0"}
+    write_jsonl(folder / "uneven.jsonl", [first, *rows])
+    run = finetune(folder, "own models", *words, data="uneven.jsonl")
+    settings = replace(Settings(), **read_toml(run / "finetune.toml"))
+    data = of_data.load(settings, 0, "final")
+    kept = []
+    for k, rows in enumerate(data.own):
+        if len(rows["labels"]):
+            delta = np.load(run / f"model/clients/{k}.npz")
+            place = run / f"model/clients/{k}.npz"
+            tree = restored(data.adapted.delta, dict(delta), place)
+            scores = ffm.evaluate(data.task, tree, data.adapted.backbone, rows)
+            kept.append(np.exp(means(scores)["loss"]))
+    found = json.loads((run / "results.json").read_text())
+    (one,) = found["arms"]["federated"]["runs"]
+    np.testing.assert_allclose(one["clients"], kept, rtol=1e-4)
+
+
+def test_no_unseen_client_without_an_example_is_called_one(folder, capsys):
+    rows = [
+        {"instruction": f"say {k % 5}", "output": "one", "user_id": f"user {k % 4}"}
+        for k in range(40)
+    ]
+    write_jsonl(folder / "alike.jsonl", rows)
+    with pytest.raises(SystemExit):
+        finetune(folder, "alike", "--holdout-clients", 0.3, data="alike.jsonl")
+    assert "nothing is held out" in " ".join(capsys.readouterr().err.split())
 
 
 METHODS = {
@@ -310,6 +419,31 @@ REFUSED = {
     ),
     "too short": (("--max-length", "8", "--template", "alpaca"), "larger --max-length"),
     "an unknown tracker": (("--track", "jsnl"), "did you mean 'jsonl'"),
+    "noise of two kinds": (
+        ("--method", "dp_fedavg:noise_multiplier=0.1", "--epsilon", "2"),
+        "leave out noise_multiplier",
+    ),
+    "a rate of the optimizer's own": (("--optimizer", "adam:1e-3"), "adam:1e-3"),
+    "a rate of its own by name": (
+        ("--optimizer", "adam:learning_rate=1e-3"),
+        "--learning-rate",
+    ),
+    "clients of the sampler's own": (("--sampler", "uniform:5"), "uniform:5"),
+    "an optimizer that is not read": (
+        ("--method", "fedkseed", "--optimizer", "sgd"),
+        "--optimizer",
+    ),
+    "a norm that is not read": (("--dp-clip", "0.1"), "--dp-clip"),
+    "a delta that is not read": (("--dp-delta", "0.1"), "--dp-delta"),
+    "no merging of adapters": (
+        ("--peft", "houlsby:2", "--merge", "safetensors"),
+        "cannot be merged",
+    ),
+    "weights that lose small steps": (
+        ("--peft", "full", "--dtype", "bfloat16"),
+        "--no-baselines",
+    ),
+    "no new tokens": (("--new-tokens", "0"), "new_tokens >= 1"),
     "equal seeds": (("--seeds", "1", "1"), "without repetition"),
     "the tuning seed": (("--seeds", "1000"), "1000"),
 }
@@ -337,6 +471,16 @@ def test_texts_longer_than_the_context_are_refused_before_anything(folder, capsy
     assert not (folder / "refused").exists()
 
 
+def test_answers_longer_than_the_context_are_refused_before_anything(folder, capsys):
+    words = ("--template", "flan", "--new-tokens", 40, "--no-baselines")
+    with pytest.raises(SystemExit):
+        finetune(folder, "no room", *words, model="gpt2")
+    assert "no room for answers of 40 tokens" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert not (folder / "no room").exists()
+
+
 def test_a_run_in_which_nothing_was_computed_leaves_no_folder(folder, monkeypatch):
     def broken(*words):
         raise ValueError("no")
@@ -362,6 +506,7 @@ def test_data_that_have_changed_are_not_gone_on_with(folder, capsys):
         out=str(folder / "changed"),
         rounds=1,
         max_length=16,
+        new_tokens=3,
         baselines=False,
     )
     command.begin(command.resolved(settings))
@@ -370,6 +515,13 @@ def test_data_that_have_changed_are_not_gone_on_with(folder, capsys):
     with pytest.raises(SystemExit):
         main(["finetune", "--resume", str(folder / "changed")])
     assert "has changed since" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_settings_alone(chatted, capsys):
+    for more in ("--pack", "--dry-run"):
+        with pytest.raises(SystemExit):
+            main(["finetune", f"--resume={chatted}", more])
+        assert "the run's own settings" in capsys.readouterr().err
 
 
 def test_secrets_do_not_land_in_the_folder(folder, monkeypatch):

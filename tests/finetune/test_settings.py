@@ -1,6 +1,7 @@
 """Settings as TOML, and settings that make no sense."""
 
 import dataclasses
+import tomllib
 
 import pytest
 
@@ -25,6 +26,32 @@ def test_every_setting_comes_back_from_toml(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(as_toml(settings), encoding="utf-8")
     assert replace(Settings(), **read_toml(path)) == settings
+
+
+def test_no_clipping_comes_back_from_toml(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(as_toml(Settings(clip_norm=None)), encoding="utf-8")
+    assert tomllib.loads(path.read_text())["clip_norm"] == "none"
+    assert replace(Settings(), **read_toml(path)) == Settings(clip_norm=None)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('schedule = "linear"', "one of constant, cosine"),
+        ("seeds = 3", "list, each whole number"),
+        ("learning_rate = 1e-3", "list, each number"),
+        ('rounds = "3"', "whole number"),
+        ("local_steps = 2.0", "whole number"),
+        ('merge = "gguf"', "list"),
+        ('baselines = "no"', "bool"),
+    ],
+)
+def test_a_file_with_a_value_of_another_type(line, said, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=said):
+        read_toml(path)
 
 
 def test_every_field_is_described():

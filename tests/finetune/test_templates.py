@@ -1,14 +1,17 @@
 """Templates: what is trained is the answer and its end, in each of them."""
 
+import json
+
 import numpy as np
 import pytest
 from small_checkpoints import LLAMA, TEMPLATE, checkpoint
+from tokenizers import Tokenizer, processors
 
 from fedjax_fm.finetune.examples import choose, make
 from fedjax_fm.finetune.files import Source
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.finetune.templates import chat_of
-from fedjax_fm.finetune.tokens import conversations
+from fedjax_fm.finetune.tokens import conversations, texts
 from fedjax_fm.runs.errors import UsageError
 
 TALK = [
@@ -49,6 +52,28 @@ def test_the_text_of_each_template(name, model):
 @pytest.mark.parametrize("name", [name for name in TEXTS if name != "chat"])
 def test_a_base_model_needs_no_template_of_its_own(name, base):
     assert chat_of(Settings(model=base, template=name)).text(TALK) == TEXTS[name]
+
+
+@pytest.mark.parametrize("name", ["flan", "alpaca_short"])
+def test_a_base_model_reads_the_begin_token_that_its_tokenizer_puts(name, tmp_path):
+    place = checkpoint(tmp_path / "base", LLAMA)
+    made = Tokenizer.from_file(str(place / "tokenizer.json"))
+    begin = made.token_to_id("[CLS]")
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", begin)]
+    )
+    made.save(str(place / "tokenizer.json"))
+    path = place / "tokenizer_config.json"
+    fields = json.loads(path.read_text()) | {"bos_token": "[CLS]"}
+    path.write_text(json.dumps(fields))
+    settings = Settings(model=str(place), template=name)
+    chat = chat_of(settings)
+    assert chat.text(TALK) == "[CLS]" + TEXTS[name]
+    assert chat.prompt_ids(TALK[:1]).count(begin) == 1
+    source = Source(table={"text": ["one"]}, name="t", kind="jsonl", sha256="")
+    examples = make(source, choose(Settings(text="text"), source))
+    ids = texts(examples, chat, settings).arrays["input_ids"][0, :3]
+    assert ids.tolist() == [begin, *map(made.token_to_id, ("one", "</s>"))]
 
 
 def test_a_base_model_has_no_chat(base):

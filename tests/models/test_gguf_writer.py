@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import gguf
 import jax
 import numpy as np
 import pytest
@@ -66,6 +67,25 @@ def test_metadata_are_those_of_the_base(base, merged, tmp_path):
     ids = [one.tokenizer().encode(text).ids for one in (before, after)]
     assert ids[0] == ids[1]
     assert after.chat_template() == before.chat_template()
+
+
+class _Aligned(gguf.GGUFWriter):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.add_custom_alignment(256)
+
+
+def test_tensors_lie_where_the_alignment_of_the_base_says(
+    base, merged, tmp_path, monkeypatch
+):
+    aligned, tuned = tmp_path / "aligned.gguf", tmp_path / "tuned.gguf"
+    with monkeypatch.context() as patched:
+        patched.setattr(gguf, "GGUFWriter", _Aligned)
+        write(aligned, tensors_of(models.from_pretrained(base)))
+    models.save_gguf(tuned, merged, like=aligned, precision="f32")
+    places = [int(tensor.data_offset) for tensor in gguf.GGUFReader(tuned).tensors]
+    assert not any(place % 256 for place in places)
+    np.testing.assert_array_equal(models.from_pretrained(tuned)(IDS), merged(IDS))
 
 
 def test_half_precision_is_near(base, merged, tmp_path):
