@@ -12,6 +12,7 @@ from fedjax_fm.finetune import data as of_data
 from fedjax_fm.finetune.data import Data
 from fedjax_fm.finetune.outputs import check_merge, sources, write_card
 from fedjax_fm.finetune.settings import FILE, Settings, as_toml, read_toml
+from fedjax_fm.models.locate import provenance
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
 from fedjax_fm.runs.provenance import environment
@@ -151,17 +152,15 @@ def go(folder: RunFolder, settings: Settings, console: "Console") -> Path:
       The path of report.html.
 
     Raises:
-      UsageError: the data are not those that the run began with.
+      UsageError: data or weights are not those that the run began with.
     """
     facts = folder.read_json(report.FACTS)
     for line in report.told(facts):
         say(console, line)
+    check_weights(settings, facts)
     ready = of_data.prepare(settings)
-    if ready.source.sha256 != facts["plan"]["data_sha256"]:
-        raise UsageError(
-            f"{settings.data} has changed since this run began: SHA-256 was "
-            f"{facts['plan']['data_sha256']}, is {ready.source.sha256}"
-        )
+    was = facts["plan"]["data_sha256"]
+    _check_same(settings.data, was, ready.source.sha256)
     study = arms.make(settings, ready.examples.kind, folder.path)
     computed = Cells(study, settings, folder, console)
     computed.tune()
@@ -171,6 +170,25 @@ def go(folder: RunFolder, settings: Settings, console: "Console") -> Path:
     found = results.read(folder)
     write_card(folder, settings, report.lines(found, facts) | report.scores(found))
     return page
+
+
+def check_weights(settings: Settings, facts: dict[str, Any]) -> None:
+    """Raises UsageError if the model's weights are not those that a run began with.
+
+    Args:
+      settings: of the run.
+      facts: of its finetune.json.
+    """
+    found = provenance(settings.model)["sha256"]
+    _check_same(settings.model, facts["plan"]["model_sha256"], found)
+
+
+def _check_same(name: str, was: str, found: str) -> None:
+    """Raises UsageError for a file whose hash has changed."""
+    if was != found:
+        raise UsageError(
+            f"{name} has changed since this run began: SHA-256 was {was}, is {found}"
+        )
 
 
 def shown(folder: RunFolder) -> list[str]:

@@ -58,7 +58,12 @@ def save(run: Run, found: Simulated, place: Path) -> None:
     written = _save_merged(folder, settings, data, (delta, backbone), merge)
     if found.simulator.is_personal and not changed:
         _save_personal(folder, data, found)
-    saved = {"adapter": kept, "why_not": "" if kept else why, "merged": written}
+    saved = {
+        "adapter": kept,
+        "why_not": "" if kept else why,
+        "merged": written,
+        "changes_weights": changed,
+    }
     folder.write_json("saved.json", saved)
 
 

@@ -13,9 +13,9 @@ from fedjax_fm.finetune import data as of_data
 from fedjax_fm.finetune import examples as of_rows
 from fedjax_fm.finetune import files
 from fedjax_fm.finetune.answers import answers
-from fedjax_fm.finetune.command import reopened
+from fedjax_fm.finetune.command import check_weights, reopened
 from fedjax_fm.finetune.data import Subject
-from fedjax_fm.finetune.outputs import DELTA, MERGED, restored
+from fedjax_fm.finetune.outputs import DELTA, restored
 from fedjax_fm.finetune.report import FACTS
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.finetune.templates import folded
@@ -66,10 +66,11 @@ def opened(place: Path) -> Opened:
     fields = dict(facts["subject"])
     subject = Subject(**{**fields, "classes": tuple(fields["classes"])})
     saved = model.read_json("saved.json")
-    if "frozen weights" in saved["why_not"]:
+    check_weights(settings, facts)
+    if saved["changes_weights"]:
         raise UsageError(
-            f"this method changed frozen weights; load {model.path / MERGED} with "
-            "models.from_pretrained"
+            f"this method changed frozen weights; load {model.path / saved['merged'][0]} "
+            "with models.from_pretrained"
         )
     adapted = of_data.adapted_model(settings, subject, settings.seeds[0])
     where = model.path / DELTA

@@ -1,6 +1,7 @@
 """`fedjax-fm finetune` as a person uses it: one command, on small checkpoints."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -522,6 +523,28 @@ def test_a_run_goes_on_with_its_own_settings_alone(chatted, capsys):
         with pytest.raises(SystemExit):
             main(["finetune", f"--resume={chatted}", more])
         assert "the run's own settings" in capsys.readouterr().err
+
+
+def test_weights_that_have_changed_are_not_used(folder, capsys):
+    base = folder / "another"
+    checkpoint(base, LLAMA, TEMPLATE)
+    words = ("--no-baselines", "--rounds", 1)
+    run = finetune(folder, "reweighted", *words, model="another")
+    shutil.rmtree(base)
+    checkpoint(base, LLAMA, TEMPLATE, seed=1)
+    for command_line in (("chat", run), ("finetune", "--resume", run)):
+        with pytest.raises(SystemExit):
+            main([str(word) for word in command_line])
+        assert "another has changed since this run began" in capsys.readouterr().err
+
+
+def test_a_method_that_changes_weights_says_what_to_load(folder, capsys):
+    words = ("--method", "flora", "--no-baselines", "--answers", 0)
+    run = finetune(folder, "changed", *words)
+    with pytest.raises(SystemExit):
+        main(["chat", str(run)])
+    assert str(run / "model" / "merged") in capsys.readouterr().err
+    models.from_pretrained(run / "model" / "merged")
 
 
 def test_secrets_do_not_land_in_the_folder(folder, monkeypatch):
