@@ -88,7 +88,8 @@ class RunFolder:
                 if not os.path.lexists(place)
             ]
             if not missing and not folder._is_unused():
-                resume = f"continue it with `fedjax-fm run --resume {path}`, "
+                command = "finetune" if folder.has("finetune.toml") else "run"
+                resume = f"continue it with `fedjax-fm {command} --resume {path}`, "
                 cure = resume if folder.is_run else ""
                 raise RunFolderError(
                     f"{path} exists: {cure}choose another with --out, or remove it"

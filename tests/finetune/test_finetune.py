@@ -158,6 +158,12 @@ def test_pages_are_written_again(chatted, capsys):
     assert page.read_text() == before
 
 
+def test_a_folder_that_is_there_says_how_to_go_on(folder, chatted, capsys):
+    with pytest.raises(SystemExit):
+        finetune(folder, "chatted")
+    assert f"fedjax-fm finetune --resume {chatted}" in capsys.readouterr().err
+
+
 def test_a_talk(chatted):
     asked, told = iter(["say the number of red", "and blue", None]), []
     talk.chat(chatted, lambda: next(asked), told.append)
@@ -540,7 +546,7 @@ def test_weights_that_have_changed_are_not_used(folder, capsys):
 
 def test_a_method_that_changes_weights_says_what_to_load(folder, capsys):
     words = ("--method", "flora", "--no-baselines", "--answers", 0)
-    run = finetune(folder, "changed", *words)
+    run = finetune(folder, "by flora", *words)
     with pytest.raises(SystemExit):
         main(["chat", str(run)])
     assert str(run / "model" / "merged") in capsys.readouterr().err
