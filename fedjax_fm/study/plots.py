@@ -137,7 +137,8 @@ def curves(results: Results) -> Figure | None:
                     continue
                 x, ink = line[0], colour[arm]
                 middle, half = scale * line[1], scale * line[2]
-                (handle,) = axes.plot(x, middle, "-", lw=1.9, color=ink)
+                form = "-" if len(x) > 1 else "o"  # of one point a line shows nothing
+                (handle,) = axes.plot(x, middle, form, lw=1.9, color=ink)
                 band = (middle - half, middle + half)
                 axes.fill_between(x, *band, color=ink, alpha=faint, lw=0)
                 drawn[results.label(arm)] = handle
