@@ -113,6 +113,8 @@ def worst_decile(
       >>> worst_decile(np.arange(20.0), "bleu", higher_is_better=True)
       0.5
     """
+    if higher_is_better is not None:
+        checks.flag("higher_is_better", higher_is_better)
     lowest = name == "accuracy" if higher_is_better is None else higher_is_better
     values = np.sort(values[~np.isnan(values)])
     if not len(values):

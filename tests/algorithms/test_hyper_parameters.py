@@ -12,13 +12,16 @@ import numpy as np
 import optax
 import pytest
 from bad_values import Row, cases, is_refused, unlisted
+from flax import nnx
 from mlp_problem import mlp_loss
 from split_problem import split
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as words
 from two_architectures import CLASSES, GROUPS, architectures, make_public
 from width_models import mlp
 
 import fedjax_fm as ffm
-from fedjax_fm import directions, evaluation, systems
+from fedjax_fm import directions, evaluation, models, systems
 from fedjax_fm.algorithms import distillation, lora_rules, nested, server_optimizers
 from fedjax_fm.algorithms.by_width import widths_of
 from fedjax_fm.algorithms.fedbuff import polynomial_staleness
@@ -131,6 +134,18 @@ def shift(scale=0.1):
 
 
 ADAPTIVE = {"b1": "real", "tau": "real", "initial": "real?", "learning_rate": "real"}
+LETTERS = Tokenizer(words.WordLevel({"[UNK]": 0, "a": 1, "b": 2, " ": 3}, "[UNK]"))
+LETTERS.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+DECODER = models.GPT2LMHeadModel(
+    models.GPT2Config(vocab_size=8, n_positions=16, n_embd=4, n_layer=1, n_head=1),
+    nnx.Rngs(0),
+)
+READ = {"model": DECODER}
+IN_BATCHES = {"batch_size": "whole", "max_length": "whole?"}
+ASKED = READ | {
+    "questions": [evaluation.Question(prompt="a", options=("a", "b"), answer=0)],
+    "tokenizer": LETTERS,
+}
 ROWS = (
     Row(ffm.algorithms.fedkseed, {"task": TASK, "learning_rate": 0.1}, {
         "learning_rate": "real", "n_seeds": "whole", "epsilon": "real", "pro": "flag", "weighted": "flag",
@@ -174,6 +189,22 @@ ROWS = (
     Row(perturb, {}, {"scale": "real"}),
     Row(shift, {}, {"scale": "real"}),
     Row(evaluation.evaluate, SCORED, {"batch_size": "whole", "bucket": "whole?"}),
+    Row(evaluation.loglikelihood, READ | {"requests": [([1], [2])]}, IN_BATCHES | {"chunk": "whole"}),
+    Row(evaluation.loglikelihood_rolling, READ | {"texts": [[1, 2]], "prefix_token_id": 0}, IN_BATCHES | {
+        "prefix_token_id": "whole", "chunk": "whole",
+    }),
+    Row(evaluation.generate_until, READ | {"prompts": [[1]], "tokenizer": LETTERS, "max_gen_toks": 1}, IN_BATCHES | {
+        "max_gen_toks": "whole", "segment": "whole",
+    }),
+    Row(evaluation.by_likelihood, ASKED, IN_BATCHES),
+    Row(evaluation.by_generation, ASKED | {"max_gen_toks": 1}, IN_BATCHES | {"max_gen_toks": "whole"}),
+    Row(evaluation.by_client, {"score": np.ones(2), "clients": [0, 1], "higher_is_better": True}, {
+        "higher_is_better": "flag",
+    }),
+    Row(evaluation.worst_decile, {"values": np.ones(2), "higher_is_better": True}, {"higher_is_better": "flag?"}),
+    Row(evaluation.exact_match, {"predictions": ["a"], "references": ["a"]}, {
+        "ignore_case": "flag", "ignore_punctuation": "flag",
+    }),
     Row(evaluation.plus_minus, {"values": [1.0, 2.0]}, {"scale": "real", "digits": "whole"}),
     Row(intervals.student_t975, {"freedom": 3}, {"freedom": "whole"}),
 )  # fmt: skip
@@ -214,7 +245,8 @@ def test_how_a_client_walks_its_data_is_checked(name):
 
 
 ELSEWHERE = {"dp_fedavg", "AdaptiveClip"}  # tests/algorithms/test_dp_fedavg.py
-RESULTS = {"Comparison", "Schedule"}  # made by functions, not by people
+# Made by functions, not by people; a `Question` is checked where it is used.
+RESULTS = {"ClientScores", "Comparison", "CorpusScore", "Question", "Schedule"}
 
 
 def public(module):
