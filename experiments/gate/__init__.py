@@ -119,7 +119,7 @@ def read(task: str) -> Rows:
         table = datasets.load_word_senses()
         return _by_split(table, MINILM)
     if task == "reply-choice":
-        table = datasets.reply_choice()
+        table = datasets.reply_choice(datasets.load_chitchat())
         pairs = {"text": table["context"], "text_pair": table["reply"]}
         columns = {**pairs, "label": table["label"], "split": table["split"]}
         return _by_split(Table(columns, table.provenance), MINILM)
@@ -128,11 +128,17 @@ def read(task: str) -> Rows:
 
 def _by_split(table: Table, model: str) -> Rows:
     """The split that the table has."""
-    parts = {
-        name: np.flatnonzero(table["split"] == name)
-        for name in ("train", "validation", "test")
-    }
-    return Rows(table=table, model=model, **parts)
+
+    def of(name: str) -> np.ndarray:
+        return np.flatnonzero(table["split"] == name)
+
+    return Rows(
+        table=table,
+        model=model,
+        train=of("train"),
+        validation=of("validation"),
+        test=of("test"),
+    )
 
 
 def _across_languages(table: Table) -> Rows:

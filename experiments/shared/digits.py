@@ -44,7 +44,7 @@ def digits() -> Arrays:
         raise ImportError(
             "the digits ship with scikit-learn: pip install 'fedjax-fm[study]'"
         ) from error
-    x, label = load_digits(return_X_y=True)
+    x, label = map(np.asarray, load_digits(return_X_y=True))
     return {"x": (x / 16).astype(np.float32), "label": label.astype(np.int32)}
 
 
