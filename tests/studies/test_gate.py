@@ -5,6 +5,7 @@ import pytest
 from small_runs import check_scores, run_arms
 
 from fedjax_fm.datasets import Table
+from fedjax_fm.datasets.packaged.sources import MissingArchive
 from fedjax_fm.datasets.table import text_column
 from fedjax_fm.experiments import gate
 from fedjax_fm.experiments.gate import STUDY, Config, Rows, data
@@ -80,3 +81,19 @@ def test_languages_are_held_out_whole():
     assert of(found.train) | of(found.validation) == {"en", "fr"}
     assert not set(found.train) & set(found.validation)
     assert found.table["label"].max() == 2
+
+
+@pytest.mark.parametrize("task", ["word-senses", "reply-choice", "intents"])
+def test_the_rows_of_a_task_are_apart(task):
+    try:
+        found = gate.read(task)
+    except MissingArchive as error:
+        pytest.skip(str(error))
+    parts = [found.train, found.validation, found.test]
+    together = np.concatenate(parts)
+    assert len(np.unique(together)) == len(together)
+    assert all(len(part) > 500 for part in parts)
+    texts = [set(found.table["text"][part]) for part in parts]
+    if task == "intents":
+        assert not texts[0] & texts[2]
+    assert found.table["label"].min() == 0
