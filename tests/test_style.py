@@ -20,6 +20,7 @@ LAYERS = (
     ("algorithms", "evaluation", "runs"),
     ("callbacks", "wire", "testing"),
     ("study",),
+    ("finetune",),
     ("cli",),
 )
 # The calls upwards, made when they are needed: `Simulator.run(callbacks=...)` asks for the loop,

