@@ -42,7 +42,8 @@ class OnnxGraph(NamedTuple):
 
     Attributes:
       nodes: in the order of the file.
-      tensors: {name: f32[...]}, the stored ones; views of the file's bytes.
+      tensors: {name: f32[...]}, those stored as f32, which are views of the file's
+        bytes; shapes and other whole numbers are left out.
     """
 
     nodes: tuple[Node, ...]
@@ -56,11 +57,11 @@ def read_onnx(data: bytes) -> OnnxGraph:
       data: of the file.
 
     Returns:
-      Its nodes and its stored tensors.
+      Its nodes and its stored tensors of f32.
 
     Raises:
-      ValueError: it is cut off or no ONNX file, or holds a tensor that is not f32 in
-        raw bytes.
+      ValueError: it is cut off or no ONNX file, or holds f32 in another form than raw
+        bytes.
 
     Example:
       >>> node = bytes([10, 1]) + b"x" + bytes([18, 1]) + b"y" + bytes([34, 3]) + b"Exp"
@@ -76,7 +77,8 @@ def read_onnx(data: bytes) -> OnnxGraph:
             nodes.append(_node(value))
         elif number == _TENSOR:
             name, tensor = _tensor(value)
-            tensors[name] = tensor
+            if tensor is not None:
+                tensors[name] = tensor
     return OnnxGraph(tuple(nodes), tensors)
 
 
@@ -132,8 +134,8 @@ def _node(data: memoryview) -> Node:
     )
 
 
-def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
-    """The name and the numbers of a TensorProto."""
+def _tensor(data: memoryview) -> tuple[str, np.ndarray | None]:
+    """The name and the numbers of a TensorProto; None: they are not f32."""
     name, kind, raw = "", 0, None
     dims: list[int] = []
     for number, value in _fields(data):
@@ -145,10 +147,11 @@ def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
             name = _text(value)
         elif number == _RAW:
             raw = value
-    if kind != _FLOAT or raw is None:
-        raise ValueError(f"the tensor {name!r} is of type {kind}, expected raw f32")
-    if len(raw) != 4 * int(np.prod(dims)):
-        raise ValueError(f"the tensor {name!r} of {dims} has {len(raw)} bytes")
+    if kind != _FLOAT:
+        return name, None
+    n_bytes = 0 if raw is None else len(raw)
+    if raw is None or n_bytes != 4 * int(np.prod(dims)):
+        raise ValueError(f"the tensor {name!r} of {dims} has {n_bytes} raw bytes")
     return name, np.frombuffer(raw, "<f4").reshape(dims)
 
 

@@ -225,11 +225,21 @@ def test_files_that_are_something_else(file, tmp_path, data):
         models.from_pretrained(file, frozen="q4_1")
 
 
-def test_tensors_that_are_not_raw_floats_are_refused():
-    tensor = bytes([8, 2, 16, 7, 66, 1]) + b"n"  # two numbers of type 7, i64
-    graph = bytes([42, len(tensor)]) + tensor
-    with pytest.raises(ValueError, match="the tensor 'n' is of type 7, expected raw"):
-        read_onnx(bytes([58, len(graph)]) + graph)
+def test_tensors_by_their_types():
+    def graph(kind: int, raw: bytes):
+        dims = bytes([10, 2, 1, 2])  # packed
+        tensor = dims + bytes([16, kind, 66, 1]) + b"n" + bytes([74, len(raw)]) + raw
+        return bytes([58, len(tensor) + 2, 42, len(tensor)]) + tensor
+
+    numbers = np.array([[1.5, -2.0]], np.float32)
+    found = read_onnx(graph(1, numbers.tobytes())).tensors
+    np.testing.assert_array_equal(found["n"], numbers)
+    assert read_onnx(graph(7, bytes(16))).tensors == {}  # i64: a shape
+    with pytest.raises(ValueError, match=r"'n' of \[1, 2\] has 4 raw bytes"):
+        read_onnx(graph(1, bytes(4)))
+
+
+def test_bytes_that_are_no_fields_are_refused():
     with pytest.raises(ValueError, match="a field of kind 3 at byte 1"):
         read_onnx(bytes([59]))
     with pytest.raises(ValueError, match="a number is cut off at byte 1"):
