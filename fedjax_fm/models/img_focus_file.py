@@ -153,7 +153,7 @@ def _positions(tensors: dict[str, np.ndarray]) -> np.ndarray:
     tables = [
         tensor
         for name, tensor in tensors.items()
-        if not name.startswith(_BACKBONE) and tensor.ndim == 3
+        if "." not in name and tensor.ndim == 3  # a dot: it kept its name
     ]
     tables = sorted(tables, key=np.size)
     if len(tables) != 2 or tables[0].shape[1] != 1:

@@ -76,7 +76,9 @@ class _Embeddings(torch.nn.Module):
         first = self.cls_token.expand(len(pixels), -1, -1)
         own, grid = self.position_embeddings[:, :1], self.position_embeddings[:, 1:]
         old, new = SIDE // PATCH, pixels.shape[-1] // PATCH
-        square = grid.reshape(1, old, old, WIDTH).permute(0, 3, 1, 2)
+        # Read off a tensor, as Hugging Face does: the exporter cannot fold the table.
+        width = patches.shape[-1]
+        square = grid.reshape(1, old, old, width).permute(0, 3, 1, 2)
         square = torch.nn.functional.interpolate(square, (new, new), mode="bicubic")
         positions = torch.cat([own, square.flatten(2).transpose(1, 2)], 1)
         return torch.cat([first, patches], 1) + positions
