@@ -235,7 +235,7 @@ UNFIT = {  # visual prompts need an image, prompts a text, BitFit a bias
     "distilbert-base": ("vpt",),
     "flan-t5-small": ("vpt", "bitfit"),
     "clip-vit-b32": ("prompt",),
-    "dinov2-small": ("prompt", "prefix"),
+    "dinov2-small": ("prompt",),
 }
 
 

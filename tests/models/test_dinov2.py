@@ -77,7 +77,8 @@ def test_branches_of_scale_zero_leave_the_input():
 
 
 def test_scales_start_at_the_configuration_s_value():
-    config = models.Dinov2Config(hidden_size=16, layerscale_value=0.25)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2}
+    config = models.Dinov2Config(**sizes, layerscale_value=0.25)
     scale = LayerScale(config, jnp.float32)
     np.testing.assert_array_equal(scale.lambda1[...], np.full(16, 0.25, np.float32))
 
