@@ -95,7 +95,8 @@ def stored(folder: Path = RESULTS) -> list[Judged]:
     Args:
       folder: with a folder of each task.
     """
-    texts = [path.read_text() for path in sorted(folder.glob("*/results.json"))]
+    paths = sorted(folder.glob("*/results.json"))
+    texts = [path.read_text(encoding="utf-8") for path in paths]
     found = [judged(json.loads(text)) for text in texts]
     return sorted(found, key=_place)
 
@@ -160,7 +161,8 @@ def main(arguments: Sequence[str]) -> None:
         print(text)
         return
     page = Path(arguments[0])
-    page.write_text(written(page.read_text(), text))
+    filled = written(page.read_text(encoding="utf-8"), text)
+    page.write_text(filled, encoding="utf-8")
 
 
 if __name__ == "__main__":

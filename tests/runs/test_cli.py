@@ -23,7 +23,7 @@ STUDIES = (
         "fedbert",
         "feddpa",
     ),
-    *("frozen_formats", "zeroth", "privacy_utility"),
+    *("frozen_formats", "zeroth", "privacy_utility", "gate", "gate_language"),
 )
 
 
