@@ -154,13 +154,13 @@ def read(place: str, split: str = "train", stand_in: bool = False) -> Source:
         return _of_folder(path)
     if path.is_file():
         return _of_file(path)
-    looks_like_file = path.suffix.lower() in READERS or len(path.parts) > 2
-    if looks_like_file or place.startswith((".", "~")):
-        raise UsageError(f"there is no file or folder {place!r}")
     if place in KNOWN:
         return _of_package(place)
     if _is_benchmark(place):
         return _benchmark(place, stand_in)
+    looks_like_file = path.suffix.lower() in READERS or len(path.parts) > 2
+    if looks_like_file or place.startswith((".", "~")):
+        raise UsageError(f"there is no file or folder {place!r}")
     if stand_in:
         raise UsageError(f"{place!r} is no named benchmark, and has no stand-in")
     return _of_hub(place, split)
