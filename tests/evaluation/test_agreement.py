@@ -93,8 +93,8 @@ def test_classes_are_whole_and_numbers_are_finite():
 
 
 def test_every_score_of_glue_is_here():
-    named = [name for name in named.list_names() if name.startswith("glue/")]
-    metrics = {one for name in named for one in named.find(name).metric}
+    names = [name for name in named.list_names() if name.startswith("glue/")]
+    metrics = {one for name in names for one in named.find(name).metric}
     assert metrics <= set(AGREEMENTS)
     assert {"MCC", "F1", "Pearson", "Spearman"} <= metrics
 
