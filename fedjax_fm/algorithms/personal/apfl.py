@@ -14,9 +14,8 @@ m_k = a_k v_k + (1 - a_k) w.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -25,44 +24,17 @@ from fedjax_fm.algorithms.fedavg import fedavg
 from fedjax_fm.algorithms.feddpa import Adapters
 from fedjax_fm.algorithms.local import (
     ClientOptimizer,
-    LocalTraining,
-    Sums,
     local_training,
-    optimizer_of,
-    over_steps,
 )
-from fedjax_fm.algorithms.losses import checked, masked_loss
-from fedjax_fm.algorithms.personal.phases import named
-from fedjax_fm.types import Algorithm, ClientData, ClientOutput, Task, Tree
-
-
-class MixedModel(NamedTuple):
-    """The state of a client of `apfl`.
-
-    Attributes:
-      model: v, like the delta.
-      mix: f32[], a, what v counts; w counts 1 - a.
-    """
-
-    model: Tree
-    mix: jax.Array
-
-
-class _APFL(NamedTuple):
-    """What `apfl` was given, checked."""
-
-    local: LocalTraining
-    mixed: Task  # of `Adapters(w, v, a)`
-    mix_rate: float
-
-
-class _Training(NamedTuple):
-    """What passes from batch to batch, and the optimizers' states."""
-
-    shared: Tree  # w_k
-    own: MixedModel
-    of_shared: Any
-    of_own: Any
+from fedjax_fm.algorithms.losses import checked
+from fedjax_fm.algorithms.personal.mixing import (
+    MixedModel,
+    Mixing,
+    mixed_task,
+    mixture,
+    train_both,
+)
+from fedjax_fm.types import Algorithm, ClientOutput, Task, Tree
 
 
 def apfl(
@@ -125,23 +97,15 @@ def apfl(
     """
     checks.real("mix_rate", mix_rate, least=0)
     checks.real("mix", mix, least=0, most=1)
-    local = local_training(
-        task,
-        client_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
-    mixed = _mixed(local.task) if personal_task is None else checked(personal_task)
-    method = _APFL(local=local, mixed=mixed, mix_rate=mix_rate)
-    plain = fedavg(
-        task,
-        client_optimizer,
-        server_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
+    walk: dict[str, Any] = {
+        "epochs": epochs,
+        "local_steps": local_steps,
+        "batch_size": batch_size,
+    }
+    local = local_training(task, client_optimizer, **walk)
+    mixed = mixed_task(local.task) if personal_task is None else checked(personal_task)
+    method = Mixing(local=local, mixed=mixed, mix_rate=mix_rate)
+    plain = fedavg(task, client_optimizer, server_optimizer, **walk)
     (exchange,) = plain.exchanges
 
     def client_init(delta, key):
@@ -151,7 +115,7 @@ def apfl(
         if own is None:
             own = MixedModel(server.delta, jnp.float32(0))
         adapters = Adapters(shared=server.delta, private=own.model, mix=own.mix)
-        return (_mixture(adapters) if personal_task is None else adapters), backbone
+        return (mixture(adapters) if personal_task is None else adapters), backbone
 
     return plain._replace(
         exchanges=(exchange._replace(client=partial(_client, method)),),
@@ -160,26 +124,11 @@ def apfl(
     )
 
 
-def _mixture(adapters: Adapters) -> Tree:
-    """The tree a v + (1 - a) w."""
-    shared, private, mix = adapters
-    return jax.tree.map(lambda w, v: mix * v + (1 - mix) * w, shared, private)
-
-
-def _mixed(task: Task) -> Task:
-    """The task of `Adapters` whose trees are mixed leaf by leaf."""
-
-    def loss(adapters, backbone, batch, key):
-        return task.loss(_mixture(adapters), backbone, batch, key)
-
-    return Task(loss, task.weight)
-
-
-def _client(method: _APFL, backbone: Tree, message: Tree) -> Callable:
+def _client(method: Mixing, backbone: Tree, message: Tree) -> Callable:
     """`Exchange.client`: both models along the same batches."""
 
     def one(received, own, data, key):
-        trained, metrics = _train(method, received, own, backbone, data, key=key)
+        trained, metrics = train_both(method, received, own, backbone, data, key=key)
         mean_mix = {"mix": (trained.own.mix, jnp.float32(1))}
         return ClientOutput(
             upload=trees.subtract(received, trained.shared),
@@ -189,71 +138,3 @@ def _client(method: _APFL, backbone: Tree, message: Tree) -> Callable:
         )
 
     return one
-
-
-def _train(
-    method: _APFL,
-    received: Tree,
-    own: MixedModel,
-    backbone: Tree,
-    data: ClientData,
-    *,
-    key: jax.Array,
-) -> tuple[_Training, Sums]:
-    """Local steps of w_k and v_k, and one of a_k."""
-    optimizer = optimizer_of(method.local.optimizer, data.round)
-
-    def step(i, carry):
-        slopes, sums = _slopes(method, carry, backbone, data, i, key=key)
-        w, v = carry.shared, carry.own.model
-        updates, of_shared = optimizer.update(slopes.shared, carry.of_shared, w)
-        own_updates, of_own = optimizer.update(slopes.own.model, carry.of_own, v)
-        learned = carry.own.mix - method.mix_rate * slopes.own.mix
-        mix = jnp.where(i == 0, jnp.clip(learned, 0, 1), carry.own.mix)
-        own = MixedModel(optax.apply_updates(v, own_updates), mix)
-        w = optax.apply_updates(w, updates)
-        return _Training(shared=w, own=own, of_shared=of_shared, of_own=of_own), sums
-
-    start = _Training(
-        shared=received,
-        own=own,
-        of_shared=optimizer.init(received),
-        of_own=optimizer.init(own.model),
-    )
-
-    def first_sums():
-        return _slopes(method, start, backbone, data, jnp.int32(0), key=key)[1]
-
-    return over_steps(data, step, start, jax.eval_shape(first_sums))
-
-
-class _Slopes(NamedTuple):
-    """Gradients of one batch."""
-
-    shared: Tree  # of f at w_k
-    own: MixedModel  # of f at the mixture, with respect to v_k and a_k
-
-
-def _slopes(
-    method: _APFL,
-    at: _Training,
-    backbone: Tree,
-    data: ClientData,
-    i: jax.Array,
-    *,
-    key: jax.Array,
-) -> tuple[_Slopes, Sums]:
-    """Gradients of batch i, and the metrics of both models."""
-    mixed = method.mixed
-
-    def loss(own, backbone, batch, key):  # the shared one is not differentiated
-        adapters = Adapters(shared=at.shared, private=own.model, mix=own.mix)
-        return mixed.loss(adapters, backbone, batch, key)
-
-    batch, mask = data.batch(i)
-    step_key = jax.random.fold_in(key, i)
-    seen = {"batch": batch, "mask": mask, "key": step_key}
-    slope = jax.grad(masked_loss, argnums=1, has_aux=True)
-    shared, sums = slope(method.local.task, at.shared, backbone, **seen)
-    own, own_sums = slope(Task(loss, mixed.weight), at.own, backbone, **seen)
-    return _Slopes(shared, own), {**sums, **named(own_sums)}

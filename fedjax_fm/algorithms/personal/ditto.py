@@ -7,6 +7,8 @@ Li, Hu, Beirami, Smith, 2021, arXiv 2012.04221.
     server:  w <- w - server_optimizer(sum_k p_k (w - w_k))
 """
 
+from typing import Any
+
 import optax
 
 from fedjax_fm import checks
@@ -86,24 +88,16 @@ def ditto(
       [2.5, 3.5]
     """
     checks.real("penalty", penalty, least=0)
-    local = local_training(
-        task,
-        client_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
+    walk: dict[str, Any] = {
+        "epochs": epochs,
+        "local_steps": local_steps,
+        "batch_size": batch_size,
+    }
+    local = local_training(task, client_optimizer, **walk)
     personal = second_training(
         local, personal_optimizer, epochs=personal_epochs, steps=personal_steps
     )
-    plain = fedavg(
-        task,
-        client_optimizer,
-        server_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
+    plain = fedavg(task, client_optimizer, server_optimizer, **walk)
     (exchange,) = plain.exchanges
 
     def client(backbone, message):

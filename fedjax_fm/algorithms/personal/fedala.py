@@ -11,7 +11,7 @@ Zhang, Hua, Wang, Song, Xue, Ma, Guan, 2022, arXiv 2212.01197. In the leaves tha
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,52 +19,16 @@ import optax
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.fedavg import fedavg
-from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
-from fedjax_fm.algorithms.losses import masked_loss
-from fedjax_fm.algorithms.parts import Stream, stream
-from fedjax_fm.algorithms.personal.leaves import (
-    Leaves,
-    PersonalPart,
-    personal_part,
-    put,
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training
+from fedjax_fm.algorithms.personal.leaves import personal_part, put
+from fedjax_fm.algorithms.personal.weighing import (
+    WeighedLeaves,
+    Weighing,
+    ends_of,
+    learn,
 )
 from fedjax_fm.peft.patterns import Targets
-from fedjax_fm.types import Algorithm, ClientData, ClientOutput, Task, Tree
-
-WINDOW = 10  # passes whose losses have to agree before the first learning ends
-
-
-class WeighedLeaves(NamedTuple):
-    """The state of a client of `fedala`.
-
-    Attributes:
-      last: {path: leaf} of its last local model, l_k.
-      weights: {path: of the leaf's shape}, W_k, in [0, 1].
-      rounds: i32[], in which it took part.
-    """
-
-    last: Leaves
-    weights: Leaves
-    rounds: jax.Array
-
-
-class _ALA(NamedTuple):
-    """What `fedala` was given, checked."""
-
-    local: LocalTraining
-    part: PersonalPart
-    weight_rate: float
-    share: float
-    first_passes: int
-    tolerance: float
-
-
-class _Learning(NamedTuple):
-    """W_k, and the losses of its last passes."""
-
-    weights: Leaves
-    passes: jax.Array  # i32[]
-    losses: jax.Array  # f32[WINDOW]
+from fedjax_fm.types import Algorithm, ClientOutput, Task, Tree
 
 
 def fedala(
@@ -137,29 +101,20 @@ def fedala(
     checks.real("share", share, above=0, most=1)
     checks.whole("first_passes", first_passes, least=1)
     checks.real("tolerance", tolerance, least=0)
-    local = local_training(
-        task,
-        client_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
-    plain = fedavg(
-        task,
-        client_optimizer,
-        server_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
-    method = _ALA(
-        local=local,
+    walk: dict[str, Any] = {
+        "epochs": epochs,
+        "local_steps": local_steps,
+        "batch_size": batch_size,
+    }
+    method = Weighing(
+        local=local_training(task, client_optimizer, **walk),
         part=personal_part(personal),
-        weight_rate=weight_rate,
+        rate=weight_rate,
         share=share,
         first_passes=first_passes,
         tolerance=tolerance,
     )
+    plain = fedavg(task, client_optimizer, server_optimizer, **walk)
     (exchange,) = plain.exchanges
 
     def init(delta, key, setting):
@@ -174,136 +129,36 @@ def fedala(
     )
 
 
-def _client_init(method: _ALA, delta: Tree, key: jax.Array) -> WeighedLeaves:
+def _client_init(method: Weighing, delta: Tree, key: jax.Array) -> WeighedLeaves:
     """No local model yet, and weights of 1: all of the shared one."""
     last = method.part.own(delta)
     weights = jax.tree.map(jnp.ones_like, last)
     return WeighedLeaves(last=last, weights=weights, rounds=jnp.int32(0))
 
 
-def _model(method: _ALA, server, own: WeighedLeaves | None, backbone):
+def _model(method: Weighing, server, own: WeighedLeaves | None, backbone):
     """`Algorithm.model`: where the client would start now."""
     if own is None:
         return server.delta, backbone
-    last = _last(method, server.delta, own)
-    start = _start(last, own.weights, method.part.own(server.delta))
-    return put(server.delta, start), backbone
+    ends = ends_of(method.part, server.delta, own)
+    return put(server.delta, ends.start(own.weights)), backbone
 
 
-def _last(method: _ALA, shared: Tree, own: WeighedLeaves) -> Leaves:
-    """The last local model; of a client without one, the shared."""
-    return trees.select(own.rounds > 0, own.last, method.part.own(shared))
-
-
-def _start(last: Leaves, weights: Leaves, shared: Leaves) -> Leaves:
-    """Between the last local model and the shared one."""
-    return jax.tree.map(
-        lambda a, weight, b: a + (b - a) * weight, last, weights, shared
-    )
-
-
-def _client(method: _ALA, backbone: Tree, message: Tree):
+def _client(method: Weighing, backbone: Tree, message: Tree):
     """`Exchange.client`: weights, then local steps."""
     part, local = method.part, method.local
 
     def one(received, own, data, key):
-        last = _last(method, received, own)
-        learned = _learn(method, received, last, own, backbone, data=data, key=key)
+        learned = learn(method, received, own, backbone, data, key=key)
         weights = learned.weights
-        start = put(received, _start(last, weights, part.own(received)))
-        trained, metrics = local.run(start, backbone, data, key)
-        more = {"weight_passes": (learned.passes.astype(jnp.float32), jnp.float32(1))}
+        start = ends_of(part, received, own).start(weights)
+        trained, metrics = local.run(put(received, start), backbone, data, key)
+        passes = learned.passes.astype(jnp.float32)
         return ClientOutput(
             upload=trees.subtract(received, trained),
             weight=local.weight(data),
-            state=WeighedLeaves(
-                last=part.own(trained), weights=weights, rounds=own.rounds + 1
-            ),
-            metrics={**metrics, **more},
+            state=WeighedLeaves(part.own(trained), weights, own.rounds + 1),
+            metrics={**metrics, "weight_passes": (passes, jnp.float32(1))},
         )
 
     return one
-
-
-def _learn(
-    method: _ALA,
-    received: Tree,
-    last: Leaves,
-    own: WeighedLeaves,
-    backbone: Tree,
-    *,
-    data: ClientData,
-    key: jax.Array,
-) -> _Learning:
-    """Passes over a share of the client's examples."""
-    most = jnp.where(own.rounds == 1, method.first_passes, 1)
-    most = jnp.where(own.rounds == 0, 0, most)
-
-    def goes_on(learning):
-        agree = jnp.std(learning.losses) < method.tolerance
-        settled = (learning.passes > WINDOW) & agree
-        return (learning.passes < most) & ~settled
-
-    def one_pass(learning):
-        weights, loss = _pass(
-            method, received, last, learning.weights, backbone, data=data, key=key
-        )
-        losses = jnp.roll(learning.losses, 1).at[0].set(loss)
-        return _Learning(weights=weights, passes=learning.passes + 1, losses=losses)
-
-    start = _Learning(
-        weights=own.weights, passes=jnp.int32(0), losses=jnp.zeros(WINDOW)
-    )
-    return jax.lax.while_loop(goes_on, one_pass, start)
-
-
-def _pass(
-    method: _ALA,
-    received: Tree,
-    last: Leaves,
-    weights: Leaves,
-    backbone: Tree,
-    *,
-    data: ClientData,
-    key: jax.Array,
-) -> tuple[Leaves, jax.Array]:
-    """(weights after one pass, its mean loss f32[])."""
-    shared = method.part.own(received)
-    gap = trees.subtract(shared, last)
-    batch_size = method.local.batches.batch_size
-    per_epoch = jnp.maximum(-(-data.n_examples // batch_size), 1)
-    # The epoch after the local steps' is of another shuffle.
-    first = -(-data.n_steps // per_epoch) * per_epoch
-    rows_key = stream(key, Stream.BESIDE_STEPS)
-
-    def loss(leaves, batch, mask, key):
-        tree = put(received, leaves)
-        given = (method.local.task, tree, backbone)
-        return masked_loss(*given, batch=batch, mask=mask, key=key)
-
-    def step(j, carry):
-        weights, total, count = carry
-        batch, mask = data.batch(first + j)
-        row_key, loss_key = jax.random.split(jax.random.fold_in(rows_key, j))
-        mask = _some(mask, method.share, row_key)
-        start = _start(last, weights, shared)
-        slope, sums = jax.grad(loss, has_aux=True)(start, batch, mask, loss_key)
-
-        def moved(weight, g, x):
-            return jnp.clip(weight - method.weight_rate * g * x, 0, 1)
-
-        weights = jax.tree.map(moved, weights, slope, gap)
-        return weights, total + sums["loss"][0], count + sums["loss"][1]
-
-    start = (weights, jnp.float32(0), jnp.float32(0))
-    n_batches = jnp.where(data.n_steps > 0, per_epoch, 0)
-    weights, total, count = jax.lax.fori_loop(0, n_batches, step, start)
-    return weights, total / jnp.where(count > 0, count, 1)
-
-
-def _some(mask: jax.Array, share: float, key: jax.Array) -> jax.Array:
-    """A share of the rows that are real, rounded up."""
-    drawn = jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0)
-    places = jnp.argsort(jnp.argsort(drawn))
-    wanted = jnp.ceil(share * jnp.sum(mask))
-    return mask & (places < wanted)

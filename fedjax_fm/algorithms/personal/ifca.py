@@ -7,7 +7,6 @@ Ghosh, Chung, Yin, Ramchandran, 2020, arXiv 2006.04088. The server has K models.
     server:  w_j <- w_j - server_optimizer(mean over the clients that chose j), each j
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,14 +17,22 @@ import optax
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
-from fedjax_fm.algorithms.losses import masked_loss
 from fedjax_fm.algorithms.parts import Stream, stream
-from fedjax_fm.algorithms.reduce import total
-from fedjax_fm.types import Algorithm, ClientData, ClientOutput, Exchange, Task, Tree
+from fedjax_fm.algorithms.personal.clusters import (
+    ClusterInit,
+    Upload,
+    bits_of,
+    check_init,
+    losses_of_models,
+    means_of,
+    of_cluster,
+    starts_of,
+    sums_by_cluster,
+    where,
+)
+from fedjax_fm.types import Algorithm, ClientOutput, Exchange, Task, Tree
 
 NONE_YET = -1  # the cluster of a client that has not taken part
-
-ClusterInit = Callable[[Tree, jax.Array, int], Tree]
 
 
 class IFCAState(NamedTuple):
@@ -40,13 +47,6 @@ class IFCAState(NamedTuple):
     models: Tree
     optimizer: Any
     chosen: jax.Array
-
-
-class Upload(NamedTuple):
-    """What a client sends."""
-
-    change: Tree  # w_j - w_k
-    cluster: Any  # bool[ceil(log2 K)], the bits of j; () where K is 1
 
 
 class _IFCA(NamedTuple):
@@ -124,11 +124,7 @@ def ifca(
     """
     checks.whole("clusters", clusters, least=1)
     checks.server_optimizer("server_optimizer", server_optimizer)
-    if cluster_init is not None and not callable(cluster_init):
-        raise TypeError(
-            "expected cluster_init to be a function (delta, key, j) -> delta, got "
-            f"cluster_init={checks.shown(cluster_init)}"
-        )
+    check_init(cluster_init)
     local = local_training(
         task,
         client_optimizer,
@@ -146,7 +142,7 @@ def ifca(
         broadcast=lambda state: state.models,
         client=partial(_client, method),
         server=partial(_server, method),
-        reduce=total(partial(_lift, method)),
+        reduce=sums_by_cluster(clusters),
         batches=local.batches,
     )
     return Algorithm(
@@ -160,18 +156,7 @@ def ifca(
 
 def _init(method: _IFCA, delta: Tree, key: jax.Array, setting) -> IFCAState:
     """K models, from where they start."""
-    starts = []
-    for j in range(method.clusters):
-        start = delta
-        if method.cluster_init is not None:
-            start = method.cluster_init(delta, jax.random.fold_in(key, j), j)
-        if found := trees.difference(trees.shapes(delta), trees.shapes(start)):
-            raise ValueError(
-                f"expected cluster_init to give trees like the delta, cluster {j}: "
-                f"{found}"
-            )
-        starts.append(start)
-    models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    models = starts_of(delta, key, method.clusters, method.cluster_init)
     return IFCAState(
         models=models,
         optimizer=jax.vmap(method.optimizer.init)(models),
@@ -185,11 +170,7 @@ def largest(state: IFCAState) -> Tree:
     Args:
       state: of the server.
     """
-    return _of_cluster(state.models, jnp.argmax(state.chosen))
-
-
-def _of_cluster(models: Tree, j: Any) -> Tree:
-    return jax.tree.map(lambda x: x[j], models)
+    return of_cluster(state.models, jnp.argmax(state.chosen))
 
 
 def _model(server: IFCAState, own: Any, backbone: Tree) -> tuple[Tree, Tree]:
@@ -197,25 +178,26 @@ def _model(server: IFCAState, own: Any, backbone: Tree) -> tuple[Tree, Tree]:
     if own is None:
         return largest(server), backbone
     j = jnp.where(own == NONE_YET, jnp.argmax(server.chosen), own)
-    return _of_cluster(server.models, j), backbone
+    return of_cluster(server.models, j), backbone
 
 
 def _client(method: _IFCA, backbone: Tree, message: Tree) -> Callable:
     """`Exchange.client`: chooses a model and trains it."""
 
     def one(models, own, data, key):
-        losses = _losses(method, models, backbone, data)
+        walked = (data, method.local.batches.batch_size)
+        losses = losses_of_models(method.local.task, models, backbone, *walked)
         j = jnp.argmin(losses).astype(jnp.int32)
         if method.cluster_init is None:
             choice_key = stream(key, Stream.BESIDE_STEPS)
             drawn = jax.random.randint(choice_key, (), 0, method.clusters, jnp.int32)
             j = jnp.where(data.round == 0, drawn, j)
-        start = _of_cluster(models, j)
+        start = of_cluster(models, j)
         trained, metrics = method.local.run(start, backbone, data, key)
         had_one = (own != NONE_YET).astype(jnp.float32)
         changed = jnp.where(own == j, 0.0, had_one)
         return ClientOutput(
-            upload=Upload(trees.subtract(start, trained), _bits_of(method, j)),
+            upload=Upload(trees.subtract(start, trained), bits_of(j, method.clusters)),
             weight=method.local.weight(data),
             state=j,
             metrics={**metrics, "changed_cluster": (changed, had_one)},
@@ -224,68 +206,21 @@ def _client(method: _IFCA, backbone: Tree, message: Tree) -> Callable:
     return one
 
 
-def _losses(method: _IFCA, models: Tree, backbone: Tree, data: ClientData) -> jax.Array:
-    """f32[K]: the loss of each model over all examples of the client."""
-
-    def loss_of(model, i):
-        batch, mask = data.batch(i)
-        given = (method.local.task, model, backbone)
-        _, sums = masked_loss(*given, batch=batch, mask=mask, key=None)
-        return sums["loss"][0]
-
-    def add(i, sums):
-        return sums + jax.vmap(loss_of, (0, None))(models, i)
-
-    # The first epoch sees every example once.
-    n_batches = -(-data.n_examples // method.local.batches.batch_size)
-    return jax.lax.fori_loop(0, n_batches, add, jnp.zeros(method.clusters))
-
-
-def _bits_of(method: _IFCA, j: jax.Array) -> Any:
-    """The number of a cluster in as many bits as it takes."""
-    n_bits = math.ceil(math.log2(method.clusters))
-    return (j >> jnp.arange(n_bits)) & 1 == 1 if n_bits else ()
-
-
-def _lift(method: _IFCA, server: IFCAState, sent: Upload, weight: jax.Array):
-    """(weighted change, weight), in the place of the client's cluster."""
-    j = jnp.int32(0)
-    if method.clusters > 1:
-        powers = 1 << jnp.arange(len(sent.cluster))
-        j = jnp.sum(sent.cluster * powers)
-    mine = jnp.arange(method.clusters) == j
-
-    def at_cluster(x):
-        return jnp.where(_along(mine, x[None]), weight * x, 0)
-
-    changes = jax.tree.map(at_cluster, sent.change)
-    return changes, weight * mine
-
-
-def _along(of_clusters: jax.Array, leaf: jax.Array) -> jax.Array:
-    """[K] as [K, 1, ...], to go with a leaf [K, ...]."""
-    return of_clusters.reshape(-1, *[1] * (leaf.ndim - 1))
-
-
 def _server(method: _IFCA, state: IFCAState, aggregate, key):
     """The server's optimizer in each cluster that somebody chose."""
     changes, weights = aggregate.value
     was_chosen = weights > 0
-    divisor = jnp.where(was_chosen, weights, 1.0)
-    means = jax.tree.map(lambda x: x / _along(divisor, x), changes)
+    means = means_of(changes, weights)
     update = jax.vmap(method.optimizer.update)
     updates, moments = update(means, state.optimizer, state.models)
     models = optax.apply_updates(state.models, updates)
-
-    def where_chosen(new, old):
-        return jnp.where(_along(was_chosen, new), new, old)
 
     everything = jnp.sum(weights)
     shares = weights / jnp.where(everything > 0, everything, 1.0)
     metrics = {f"cluster_{j}": share for j, share in enumerate(shares)}
     metrics["unchosen_clusters"] = jnp.sum(~was_chosen).astype(jnp.float32)
     return IFCAState(
-        models=jax.tree.map(where_chosen, models, state.models),
-        optimizer=jax.tree.map(where_chosen, moments, state.optimizer),
+        models=where(was_chosen, models, state.models),
+        optimizer=where(was_chosen, moments, state.optimizer),
         chosen=jnp.where(everything > 0, weights, state.chosen),
     ), metrics

@@ -1,6 +1,6 @@
 """Which leaves of the trainable tree stay with their client, by their paths."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 
@@ -71,7 +71,7 @@ class PersonalPart(NamedTuple):
             for entry in entries(self.targets)
             if not any(matches(path, entry) for path in paths)
         ]
-        hint = " Without personal leaves this is fedavg."
+        hint = " (without personal leaves it is fedavg)."
         refuse_unmatched("personal", unmatched, "leaf of the delta", paths, hint)
         if not all_may_be and not self.shared(delta):
             raise ValueError(
@@ -101,7 +101,7 @@ def personal_part(personal: Targets) -> PersonalPart:
       >>> list(part.own(delta)), list(part.shared(delta))
       (['head.w'], ['body.w'])
     """
-    targets = check_targets("personal", personal)
+    targets = cast(Targets, check_targets("personal", personal))
     if not callable(targets) and not targets:
         raise ValueError(
             f"expected personal to name leaves of the delta, got personal={personal!r}"

@@ -10,6 +10,8 @@ Fallah, Mokhtari, Ozdaglar, 2020, arXiv 2002.07948, with the first-order gradien
     before it is judged each client takes one step of inner_rate: `fine_tune`
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -73,21 +75,13 @@ def per_fedavg(
       1.0
     """
     checks.real("inner_rate", inner_rate, least=0)
-    local = local_training(
-        task,
-        client_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
-    plain = fedavg(
-        task,
-        client_optimizer,
-        server_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
+    walk: dict[str, Any] = {
+        "epochs": epochs,
+        "local_steps": local_steps,
+        "batch_size": batch_size,
+    }
+    local = local_training(task, client_optimizer, **walk)
+    plain = fedavg(task, client_optimizer, server_optimizer, **walk)
     (exchange,) = plain.exchanges
     gradient = _after_a_step(local, inner_rate)
 
@@ -127,7 +121,6 @@ def _in_pairs(data: ClientData) -> ClientData:
 
 def _after_a_step(local: LocalTraining, rate: float):
     """`train(gradient=...)`: that at the point which one step on b1 leads to."""
-
     slope = jax.grad(masked_loss, argnums=1, has_aux=True)
 
     def gradient(delta, backbone, batch, mask, key):

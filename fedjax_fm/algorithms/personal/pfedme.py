@@ -9,6 +9,8 @@ Dinh, Tran, Nguyen, 2020, arXiv 2006.08848.
     server:  w <- w - server_optimizer(sum_k p_k (w - w_k))
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -91,22 +93,14 @@ def pfedme(
     """
     checks.real("penalty", penalty, least=0)
     checks.whole("inner_steps", inner_steps, least=1)
-    local = local_training(
-        task,
-        client_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
+    walk: dict[str, Any] = {
+        "epochs": epochs,
+        "local_steps": local_steps,
+        "batch_size": batch_size,
+    }
+    local = local_training(task, client_optimizer, **walk)
     personal = second_training(local, personal_optimizer, epochs=None, steps=None)
-    plain = fedavg(
-        task,
-        client_optimizer,
-        server_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
+    plain = fedavg(task, client_optimizer, server_optimizer, **walk)
     (exchange,) = plain.exchanges
 
     def client(backbone, message):
