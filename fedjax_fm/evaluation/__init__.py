@@ -28,6 +28,7 @@ from fedjax_fm.evaluation.language import (
     loglikelihood_rolling,
 )
 from fedjax_fm.evaluation.lm_eval import lm_eval_class, lm_eval_model
+from fedjax_fm.evaluation.personal import PersonalScores, Spread, personal_scores
 from fedjax_fm.evaluation.text import rouge_l
 
 __all__ = [
@@ -35,7 +36,9 @@ __all__ = [
     "Comparison",
     "CorpusScore",
     "Likelihoods",
+    "PersonalScores",
     "Question",
+    "Spread",
     "bleu",
     "by_client",
     "by_generation",
@@ -57,6 +60,7 @@ __all__ = [
     "means",
     "paired_examples",
     "paired_seeds",
+    "personal_scores",
     "plus_minus",
     "rouge_l",
     "score_answers",
