@@ -155,7 +155,7 @@ def adapting(run: study.Run, **how: Any) -> dict[str, Any]:
 def one_tree(run: study.Run, method: Callable, **how: Any) -> Made:
     """A method whose models are deltas of one task."""
     task = tasks.classification(run.data.adapted)
-    return Made(method(task, **walk(run), **how), task)
+    return Made(algorithm=method(task, **walk(run), **how), task=task)
 
 
 def tuned(run: study.Run) -> Made:
@@ -183,7 +183,8 @@ def apfl(run: study.Run) -> Made:
     task = tasks.classification(run.data.adapted)
     both = tasks.classification(peft.beside(run.data.adapted))
     how = {"mix_rate": run["learning_rate"], "personal_task": both}
-    return Made(algorithms.apfl(task, **how, **walk(run)), both, alone=shared_alone)
+    algorithm = algorithms.apfl(task, **how, **walk(run))
+    return Made(algorithm=algorithm, task=both, alone=shared_alone)
 
 
 def shared_alone(delta: Any) -> Adapters:

@@ -24,6 +24,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "dp_fedavg": algorithms.dp_fedavg,
     "fedala": algorithms.fedala,
     "fedavg": algorithms.fedavg,
+    "fedbabu": algorithms.fedbabu,
     "feddpa_f": algorithms.feddpa_f,
     "feddpa_t": algorithms.feddpa_t,
     "fedkseed": algorithms.fedkseed,
@@ -31,6 +32,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedrep": algorithms.fedrep,
     "ifca": algorithms.ifca,
     "local_only": algorithms.local_only,
+    "per_fedavg": algorithms.per_fedavg,
     "pfedme": algorithms.pfedme,
     **{
         name: getattr(lora_rules, name)
@@ -41,7 +43,6 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
 # These need more than one model, its data and a split into clients.
 ELSEWHERE = {
     "fed_sb": "needs gradients of the first model (peft.lora_sb)",
-    "fedbabu": "ends with a head for each client (fine_tune)",
     "fedbert": "splits a model between clients and server",
     "fedbuff": "needs a log of arrivals",
     "feddf": "distils several architectures on public data",
@@ -49,7 +50,6 @@ ELSEWHERE = {
     "fedpm": "trains masks of a random network",
     "fjord": "trains nested widths of one model",
     "heterofl": "trains nested widths of one model",
-    "per_fedavg": "ends with a step of each client (fine_tune)",
 }
 OF_LORA = frozenset(("feddpa_f", "feddpa_t", *lora_rules.__all__))
 CHANNELS: dict[str, Callable[..., Channel]] = {

@@ -175,6 +175,8 @@ ROWS = (
     Row(ffm.algorithms.feddpa_f, PERSONAL | {"private_epochs": 1, "rounds": 2}, {"private_epochs": "whole?"}, "feddpa_f epochs"),
     Row(ffm.algorithms.fedrep, OWN, {"personal_steps": "whole?"}),
     Row(ffm.algorithms.fedrep, OWN_EPOCHS, {"personal_epochs": "whole?"}, "fedrep epochs"),
+    Row(ffm.algorithms.fedbabu, OWN | {"personal_steps": 1}, {"personal_steps": "whole?"}),
+    Row(ffm.algorithms.fedbabu, OWN_EPOCHS | {"personal_epochs": 1}, {"personal_epochs": "whole?"}, "fedbabu epochs"),
     Row(ffm.algorithms.ditto, RULE | {"penalty": 1.0}, {"penalty": "real", "personal_steps": "whole?"}),
     Row(ffm.algorithms.ditto, OF_EPOCHS | {"penalty": 1.0}, {"personal_epochs": "whole?"}, "ditto epochs"),
     Row(ffm.algorithms.pfedme, RULE | {"penalty": 1.0}, {"penalty": "real", "inner_steps": "whole"}),
@@ -182,7 +184,7 @@ ROWS = (
     Row(ffm.algorithms.fedala, OWN, {
         "weight_rate": "real", "share": "real", "first_passes": "whole", "tolerance": "real",
     }),
-    Row(ffm.algorithms.per_fedavg, RULE | {"inner_rate": 0.1}, {"inner_rate": "real"}),
+    Row(ffm.algorithms.per_fedavg, RULE | {"inner_rate": 0.1}, {"inner_rate": "real", "keeps_own": "flag"}),
     Row(ffm.algorithms.ifca, RULE | {"clusters": 2}, {"clusters": "whole"}),
     Row(ffm.algorithms.fine_tune, TUNED, {"seed": "whole"}),
     Row(ffm.algorithms.heterofl, NARROW | {"rates": [1.0]}, {"weighted": "flag"}),

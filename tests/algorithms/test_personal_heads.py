@@ -166,6 +166,24 @@ def test_fedbabu_is_fedavg_whose_head_has_no_rate():
     close(whole(3)[0], trained(body, CLIENTS[3], 3, ("w", "v")))
 
 
+def test_fedbabus_clients_may_keep_a_head_that_the_body_does_not_see():
+    _, expected, plain_metrics = network(algorithms.fedbabu(TASK, SGD, **PART, **LOCAL))
+    how = {"personal_steps": 2, "personal_optimizer": optax.sgd(0.1)}
+    method = algorithms.fedbabu(TASK, SGD, **PART, **how, **LOCAL)
+    simulator, first, metrics = network(method, rounds=1)
+    state, _ = simulator.run(first, 1)
+    equal(state.delta, expected.delta)
+    assert metrics["uplink_bytes"][0] == plain_metrics["uplink_bytes"][0]
+    assert metrics["examples_processed"][0] > plain_metrics["examples_processed"][0]
+    received = {name: np.asarray(x, np.float64) for name, x in first.delta.items()}
+    for k, client in enumerate(CLIENTS):
+        head = trained(received, client, 2, ("v",), rate=0.1)["v"]
+        close(simulator.model(state, k)[0], {"w": state.delta["w"], "v": head})
+    equal(simulator.model(state)[0], state.delta)
+    with pytest.raises(ValueError, match="personal_optimizer"):
+        algorithms.fedbabu(TASK, SGD, **PART, personal_optimizer=SGD, **LOCAL)
+
+
 def idle(loss):
     """The same loss of a delta with one more leaf, which nothing reads."""
 

@@ -380,6 +380,20 @@ def test_per_fedavg_is_the_papers():
     close(tuned(2)[0], moved(w, slope(w, BACKBONE, CLIENTS[2]), 0.2))
 
 
+def test_per_fedavgs_clients_may_keep_their_own_model():
+    """One step from what they received; what is averaged does not change."""
+    how = {"inner_rate": 0.2, **LOCAL}
+    method = algorithms.per_fedavg(TASK, SGD, keeps_own=True, **how)
+    simulator, state, _ = network(method, rounds=1)
+    _, expected, _ = network(algorithms.per_fedavg(TASK, SGD, **how), rounds=1)
+    equal(state.delta, expected.delta)
+    for k, client in enumerate(CLIENTS):
+        close(
+            simulator.model(state, k)[0],
+            moved(DELTA, slope(DELTA, BACKBONE, client), 0.2),
+        )
+
+
 def test_per_fedavgs_direction_on_quadratics():
     """(1 - inner_rate) (w - a) for losses 1/2 (w - a)^2."""
     how = {"inner_rate": 0.25, "local_steps": 1, "batch_size": 1}

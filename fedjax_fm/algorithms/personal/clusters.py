@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks, trees
+from fedjax_fm.algorithms.local import LocalTraining
 from fedjax_fm.algorithms.losses import masked_loss
 from fedjax_fm.algorithms.reduce import total
-from fedjax_fm.types import ClientData, Reduce, Task, Tree
+from fedjax_fm.types import ClientData, Reduce, Tree
 
 ClusterInit = Callable[[Tree, jax.Array, int], Tree]
 
@@ -92,22 +93,21 @@ def along(of_clusters: jax.Array, leaf: jax.Array) -> jax.Array:
 
 
 def losses_of_models(
-    task: Task, models: Tree, backbone: Tree, data: ClientData, batch_size: int
+    local: LocalTraining, models: Tree, backbone: Tree, data: ClientData
 ) -> jax.Array:
     """The loss of each model over all examples of a client, f32[K].
 
     Args:
-      task: the loss.
+      local: the client's training.
       models: leaves [K, ...].
       backbone: what is frozen.
       data: the client's, as the engine gives it.
-      batch_size: of its batches.
     """
 
     def loss_of(model, i):
         batch, mask = data.batch(i)
         seen = {"batch": batch, "mask": mask, "key": None}
-        _, sums = masked_loss(task, model, backbone, **seen)
+        _, sums = masked_loss(local.task, model, backbone, **seen)
         return sums["loss"][0]
 
     def add(i, sums):
@@ -115,7 +115,7 @@ def losses_of_models(
 
     (n_models, *_), *_ = (x.shape for x in jax.tree.leaves(models))
     # The first epoch sees every example once.
-    n_batches = -(-data.n_examples // batch_size)
+    n_batches = -(-data.n_examples // local.batches.batch_size)
     return jax.lax.fori_loop(0, n_batches, add, jnp.zeros(n_models))
 
 

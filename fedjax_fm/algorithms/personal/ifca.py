@@ -125,13 +125,8 @@ def ifca(
     checks.whole("clusters", clusters, least=1)
     checks.server_optimizer("server_optimizer", server_optimizer)
     check_init(cluster_init)
-    local = local_training(
-        task,
-        client_optimizer,
-        epochs=epochs,
-        local_steps=local_steps,
-        batch_size=batch_size,
-    )
+    walk: dict[str, Any] = {"epochs": epochs, "local_steps": local_steps}
+    local = local_training(task, client_optimizer, batch_size=batch_size, **walk)
     method = _IFCA(
         local=local,
         optimizer=optax.sgd(1.0) if server_optimizer is None else server_optimizer,
@@ -175,9 +170,9 @@ def largest(state: IFCAState) -> Tree:
 
 def _model(server: IFCAState, own: Any, backbone: Tree) -> tuple[Tree, Tree]:
     """`Algorithm.model`: of the client's cluster, else of the largest."""
-    if own is None:
-        return largest(server), backbone
-    j = jnp.where(own == NONE_YET, jnp.argmax(server.chosen), own)
+    j = jnp.argmax(server.chosen)
+    if own is not None:
+        j = jnp.where(own == NONE_YET, j, own)
     return of_cluster(server.models, j), backbone
 
 
@@ -185,8 +180,7 @@ def _client(method: _IFCA, backbone: Tree, message: Tree) -> Callable:
     """`Exchange.client`: chooses a model and trains it."""
 
     def one(models, own, data, key):
-        walked = (data, method.local.batches.batch_size)
-        losses = losses_of_models(method.local.task, models, backbone, *walked)
+        losses = losses_of_models(method.local, models, backbone, data)
         j = jnp.argmin(losses).astype(jnp.int32)
         if method.cluster_init is None:
             choice_key = stream(key, Stream.BESIDE_STEPS)
@@ -194,12 +188,13 @@ def _client(method: _IFCA, backbone: Tree, message: Tree) -> Callable:
             j = jnp.where(data.round == 0, drawn, j)
         start = of_cluster(models, j)
         trained, metrics = method.local.run(start, backbone, data, key)
-        had_one = (own != NONE_YET).astype(jnp.float32)
-        changed = jnp.where(own == j, 0.0, had_one)
+        chosen = jnp.where(data.n_steps > 0, j, own)  # nothing without examples
+        had_one = jnp.float32(own != NONE_YET)
+        changed = had_one * (chosen != own)
         return ClientOutput(
             upload=Upload(trees.subtract(start, trained), bits_of(j, method.clusters)),
             weight=method.local.weight(data),
-            state=j,
+            state=chosen,
             metrics={**metrics, "changed_cluster": (changed, had_one)},
         )
 

@@ -148,10 +148,15 @@ ROWS = {
     "fedper": Row(_make("fedper", **HEAD), _fedper, _with_head),
     "fedrep": Row(_make("fedrep", **HEAD), _fedrep, _with_head),
     "fedbabu": Row(_make("fedbabu", **HEAD), _fedbabu),
+    "fedbabu_heads": Row(
+        _make("fedbabu", **HEAD, personal_steps=2), _fedbabu, _with_head
+    ),
     "ditto": Row(_make("ditto", **NEAR, personal_steps=2), _fedavg, _own),
     "pfedme": Row(_make("pfedme", **NEAR, inner_steps=2), _pfedme, _own),
     "apfl": Row(_make("apfl", mix_rate=0.5), _fedavg, _mixed),
     "fedala": Row(_make("fedala", **HEAD, first_passes=3), _fedavg, _weighed),
-    "per_fedavg": Row(_make("per_fedavg", inner_rate=INNER), _per_fedavg),
+    "per_fedavg": Row(
+        _make("per_fedavg", inner_rate=INNER, keeps_own=True), _per_fedavg, _own
+    ),
     "ifca": Row(_make("ifca", clusters=2, cluster_init=_apart), _fedavg, _of_cluster),
 }
