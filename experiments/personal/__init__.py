@@ -39,7 +39,7 @@ from fedjax_fm.experiments.shared.sentences import (
     shuffled_labels,
 )
 
-HEAD = r"classifier|score|head"
+HEAD = "classifier"
 Model = tuple[Any, Any]  # (delta, backbone)
 Models = Callable[[int], Model]
 
