@@ -35,6 +35,7 @@ from fedjax_fm.evaluation.language import (
     loglikelihood_rolling,
 )
 from fedjax_fm.evaluation.lm_eval import lm_eval_class, lm_eval_model
+from fedjax_fm.evaluation.personal import PersonalScores, Spread, personal_scores
 from fedjax_fm.evaluation.text import rouge_l
 
 __all__ = [
@@ -43,7 +44,9 @@ __all__ = [
     "Comparison",
     "CorpusScore",
     "Likelihoods",
+    "PersonalScores",
     "Question",
+    "Spread",
     "bleu",
     "by_client",
     "by_generation",
@@ -68,6 +71,7 @@ __all__ = [
     "paired_examples",
     "paired_seeds",
     "pearson",
+    "personal_scores",
     "plus_minus",
     "rouge_l",
     "score_answers",

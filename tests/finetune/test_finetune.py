@@ -352,6 +352,8 @@ METHODS = {
     "feddpa_f": (),
     "fedkseed": (),
     "local_only": (),
+    "fedper:personal=lora_b": (),
+    "apfl": (),
     "dp_fedavg": ("--epsilon", "50", "--sampler", "poisson"),
 }
 
