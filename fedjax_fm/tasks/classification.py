@@ -119,11 +119,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Computes -log softmax(logits)[label]; NaN where the label is not a class.
 
     Args:
-      logits: f32[B, K].
-      labels: i32[B] in 0..K-1.
+      logits: f32[..., K].
+      labels: i32[...] in 0..K-1.
 
     Returns:
-      f32[B], in nats.
+      f32[...], in nats.
 
     Example:
       >>> losses = cross_entropy(jnp.zeros((2, 4)), jnp.array([1, 4]))

@@ -24,7 +24,7 @@ STUDIES = (
         "feddpa",
         "personal",
     ),
-    *("frozen_formats", "zeroth", "privacy_utility"),
+    *("frozen_formats", "zeroth", "privacy_utility", "gate", "gate_language"),
 )
 
 
