@@ -22,6 +22,7 @@ STUDIES = (
         "feddf",
         "fedbert",
         "feddpa",
+        "personal",
     ),
     *("frozen_formats", "zeroth", "privacy_utility", "gate", "gate_language"),
 )
