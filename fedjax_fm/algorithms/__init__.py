@@ -1,6 +1,7 @@
 """Federated methods, one file each; those for low-rank adapters are in `lora_rules`."""
 
 from fedjax_fm.algorithms import lora_rules, server_optimizers
+from fedjax_fm.algorithms.diloco import diloco
 from fedjax_fm.algorithms.distillation import Architecture
 from fedjax_fm.algorithms.dp_fedavg import AdaptiveClip, dp_fedavg
 from fedjax_fm.algorithms.fedavg import fedavg
@@ -8,38 +9,65 @@ from fedjax_fm.algorithms.fedbert import fedbert
 from fedjax_fm.algorithms.fedbuff import fedbuff
 from fedjax_fm.algorithms.feddf import feddf
 from fedjax_fm.algorithms.feddpa import feddpa_f, feddpa_t
+from fedjax_fm.algorithms.feddyn import feddyn
 from fedjax_fm.algorithms.fedkseed import fedkseed
 from fedjax_fm.algorithms.fedmd import fedmd
+from fedjax_fm.algorithms.fednova import fednova
+from fedjax_fm.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_fm.algorithms.fedpm import fedpm
+from fedjax_fm.algorithms.fedprox import fedprox
+from fedjax_fm.algorithms.fedsgd import fedsgd
 from fedjax_fm.algorithms.fjord import fjord
 from fedjax_fm.algorithms.heterofl import heterofl
 from fedjax_fm.algorithms.local import client_weight, train
 from fedjax_fm.algorithms.local_only import local_only
 from fedjax_fm.algorithms.losses import masked_loss
+from fedjax_fm.algorithms.mime import mime, mimelite
+from fedjax_fm.algorithms.moon import moon
 from fedjax_fm.algorithms.nested import nest
+from fedjax_fm.algorithms.power_of_choice import power_of_choice
+from fedjax_fm.algorithms.qfedavg import qfedavg
 from fedjax_fm.algorithms.reduce import weighted_mean
+from fedjax_fm.algorithms.scaffold import scaffold
+from fedjax_fm.algorithms.streaming_diloco import streaming_diloco
 
 __all__ = [
     "AdaptiveClip",
     "Architecture",
     "client_weight",
+    "diloco",
     "dp_fedavg",
+    "fedadagrad",
+    "fedadam",
     "fedavg",
+    "fedavgm",
     "fedbert",
     "fedbuff",
     "feddf",
     "feddpa_f",
     "feddpa_t",
+    "feddyn",
     "fedkseed",
     "fedmd",
+    "fednova",
     "fedpm",
+    "fedprox",
+    "fedsgd",
+    "fedyogi",
     "fjord",
     "heterofl",
     "local_only",
     "lora_rules",
     "masked_loss",
+    "mime",
+    "mimelite",
+    "moon",
     "nest",
+    "power_of_choice",
+    "qfedavg",
+    "scaffold",
     "server_optimizers",
+    "streaming_diloco",
     "train",
     "weighted_mean",
 ]

@@ -30,6 +30,7 @@ class Stream(IntEnum):
     BESIDE_STEPS = 2**32 - 1  # FedMD's digest, FedDPA's private adapter
     UPDATE_NOISE = 2**32 - 2  # DP-FedAvg, under the method's key
     COUNT_NOISE = 2**32 - 3
+    WHOLE_PASS = 2**32 - 4  # over all of a client's data, beside its local steps
 
 
 def stream(key: jax.Array, name: Stream) -> jax.Array:

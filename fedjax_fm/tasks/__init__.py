@@ -1,7 +1,14 @@
 """Tasks of the usual kinds: classification, language modelling, regression."""
 
 from fedjax_fm.tasks.classification import classification, from_logits
+from fedjax_fm.tasks.features import language_features
 from fedjax_fm.tasks.language_modeling import language_modeling
 from fedjax_fm.tasks.regression import regression
 
-__all__ = ["classification", "from_logits", "language_modeling", "regression"]
+__all__ = [
+    "classification",
+    "from_logits",
+    "language_features",
+    "language_modeling",
+    "regression",
+]

@@ -1,0 +1,291 @@
+"""Streaming DiLoCo with overlapping communication.
+
+Douillard, Donchev, Rush, Kale, Charles, Garrett, Teston, Lacey, McIlroy, Shen, Rame,
+Szlam, Ranzato, Barham, 2025, arXiv 2501.18512, algorithm 2. The parameters are cut into P
+fragments; every H / P inner steps the next fragment p is exchanged, each every H steps:
+
+    worker:  takes up what has come of fragment p - 1, `delay` steps into its H / P:
+             w_q <- alpha w_q + (1 - alpha) W_q,  the rest of w goes on as it is
+             sends W_p - w_p, W_p as it came last
+    server:  W_p <- an outer Nesterov step with the mean of W_p - w_p
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_fm import checks, trees
+from fedjax_fm.algorithms.local import (
+    ClientOptimizer,
+    LocalTraining,
+    local_training,
+    optimizer_of,
+)
+from fedjax_fm.algorithms.reduce import weighted_mean
+from fedjax_fm.types import Algorithm, ClientData, ClientOutput, Exchange, Task, Tree
+
+
+class StreamingState(NamedTuple):
+    """Server state."""
+
+    delta: Tree  # W
+    optimizers: tuple  # the outer one's state of each fragment
+
+
+class Worker(NamedTuple):
+    """What a worker keeps."""
+
+    delta: Tree  # w
+    anchor: Tree  # W, each fragment as it came last
+    optimizer: Any  # the inner one's state
+
+
+class _Streaming(NamedTuple):
+    """The hyper-parameters, checked."""
+
+    local: LocalTraining  # of one fragment's steps
+    outer: optax.GradientTransformation
+    fragments: int  # P
+    alpha: float
+    delay: int
+
+
+def streaming_diloco(
+    task: Task,
+    client_optimizer: ClientOptimizer,
+    server_optimizer: optax.GradientTransformation | None = None,
+    *,
+    fragments: int,
+    alpha: float = 0.5,
+    delay: int = 0,
+    local_steps: int,
+    batch_size: int,
+) -> Algorithm:
+    """DiLoCo that exchanges one fragment of the parameters after the other.
+
+    A round is H inner steps and P exchanges. Fragment p is rows p, p + P, ... of every
+    leaf with at least P rows, so of layers that are stacked every P-th; smaller leaves go
+    to the fragments in turn. With fragments=1, alpha=0 and delay=0 it is `diloco`.
+
+    Sends: a round the size of delta each way, like `diloco`, in P parts: the peak is a
+    P-th of it. The paper sends floats of 4 bits, which are an uplink,
+    such as `channels.nf4`. Memory: a worker keeps its parameters, what came of the
+    server's and its moments.
+
+    It is meant for workers that take part in every round: one that was away goes on with
+    its own parameters, and takes up fragments as they come.
+
+    Args:
+      task: the loss.
+      client_optimizer: the inner one, such as `optax.adamw(4e-4)`.
+      server_optimizer: the outer one, on the mean of W_p - w_p; None means
+        `optax.sgd(0.4, momentum=0.9, nesterov=True)`.
+      fragments: P, at least 1, a divisor of `local_steps`.
+      alpha: 0 to 1, what a worker keeps of its own when a fragment arrives; with 1 the
+        server's never counts.
+      delay: inner steps until a fragment has arrived, 0 to local_steps / fragments.
+      local_steps: H, of a round.
+      batch_size: examples a step.
+
+    Returns:
+      An algorithm whose server state is `StreamingState`; a client's state is `Worker`.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds; later, a
+        fragment without a parameter.
+
+    References:
+      Douillard et al. 2025, arXiv 2501.18512, algorithm 2.
+
+    Example:
+      >>> import fedjax_fm as ffm
+      >>> def loss(w, backbone, batch, key):
+      ...     return jnp.sum((w - batch["x"]) ** 2, axis=1) / 2, {}
+      >>> how = {"fragments": 2, "alpha": 0.0, "local_steps": 2, "batch_size": 1}
+      >>> method = streaming_diloco(Task(loss), optax.sgd(0.5), optax.sgd(1.0), **how)
+      >>> population = ffm.Population.from_clients([{"x": jnp.ones((1, 2))}])
+      >>> simulator = ffm.Simulator(method, population, cohort_size=1)
+      >>> state, metrics = simulator.run(simulator.init(jnp.zeros(2)), 1)
+      >>> state.delta.tolist()  # the first was sent after one step, the second after two
+      [0.5, 0.75]
+    """
+    checks.whole("fragments", fragments, least=1)
+    checks.whole("local_steps", local_steps, least=1)
+    if local_steps % fragments:
+        raise ValueError(
+            f"expected local_steps to be a multiple of fragments={fragments}, "
+            f"got local_steps={local_steps}; the exchanges are equally far apart"
+        )
+    each = local_steps // fragments
+    checks.real("alpha", alpha, least=0, most=1)
+    checks.whole("delay", delay, least=0, most=each)
+    checks.server_optimizer("server_optimizer", server_optimizer)
+    local = local_training(
+        task, client_optimizer, local_steps=each, batch_size=batch_size
+    )
+    method = _Streaming(
+        local=local,
+        outer=server_optimizer or optax.sgd(0.4, momentum=0.9, nesterov=True),
+        fragments=fragments,
+        alpha=alpha,
+        delay=delay,
+    )
+    exchanges = tuple(_exchange(method, p) for p in range(fragments))
+    return Algorithm(
+        init=partial(_init, method),
+        exchanges=exchanges,
+        client_init=partial(_client_init, method),
+    )
+
+
+def _init(method: _Streaming, delta, key, setting) -> StreamingState:
+    """The outer optimizer begins on each fragment by itself."""
+    parts = [fragment(delta, p, method.fragments) for p in range(method.fragments)]
+    for p, part in enumerate(parts):
+        if not part:
+            raise ValueError(
+                f"fragment {p} of {method.fragments} has no parameter; give "
+                "fewer fragments"
+            )
+    return StreamingState(delta, tuple(method.outer.init(part) for part in parts))
+
+
+def _client_init(method: _Streaming, delta, key) -> Worker:
+    """Workers begin where the server does."""
+    inner = optimizer_of(method.local.optimizer, jnp.int32(0))
+    return Worker(delta=delta, anchor=delta, optimizer=inner.init(delta))
+
+
+def _exchange(method: _Streaming, p: int) -> Exchange:
+    """The exchange of fragment p, which brings what became of the one before it."""
+    n = method.fragments
+    before = (p - 1) % n
+
+    def client(backbone, message):
+        def one(part, worker, data, key):
+            return _client(method, p, part, worker, backbone, data=data, key=key)
+
+        return one
+
+    def server(state, aggregate, key):
+        own = fragment(state.delta, p, n)
+        updates, moments = method.outer.update(
+            aggregate.value, state.optimizers[p], own
+        )
+        moved = optax.apply_updates(own, updates)
+        others = state.optimizers
+        return StreamingState(
+            delta=with_fragment(state.delta, moved, p, n),
+            optimizers=(*others[:p], moments, *others[p + 1 :]),
+        ), {}
+
+    return Exchange(
+        broadcast=lambda state: fragment(state.delta, before, n),
+        client=client,
+        server=server,
+        reduce=weighted_mean(),
+        batches=method.local.batches,
+    )
+
+
+def _client(
+    method: _Streaming,
+    p: int,
+    part: list,
+    worker: Worker,
+    backbone: Tree,
+    *,
+    data: ClientData,
+    key: jax.Array,
+) -> ClientOutput:
+    """Inner steps until fragment p is due; `part` arrives `delay` steps into them."""
+    n = method.fragments
+    each = method.local.batches.steps or 0
+    early = jnp.minimum(method.delay, data.n_steps)
+    first = _shifted(data, p * each, early)
+    rest = _shifted(data, p * each + method.delay, data.n_steps - early)
+    carry = (worker.delta, worker.optimizer)
+    carry, metrics = method.local.walk(carry, backbone, first, key)
+    carry = (_taken_up(method, carry[0], part, p), carry[1])
+    key = jax.random.fold_in(key, each)  # no step's own number
+    (delta, moments), more = method.local.walk(carry, backbone, rest, key)
+    anchor = with_fragment(worker.anchor, part, (p - 1) % n, n)
+    own = fragment(delta, p, n)
+    return ClientOutput(
+        upload=trees.subtract(fragment(anchor, p, n), own),
+        weight=method.local.weight(data),
+        state=Worker(delta=delta, anchor=anchor, optimizer=moments),
+        metrics=trees.add(metrics, more),
+    )
+
+
+def _shifted(data: ClientData, start: int, n_steps: jax.Array) -> ClientData:
+    """The same data from batch `start` on."""
+
+    def batch(i):
+        return data.batch(i + start)
+
+    return data._replace(batch=batch, n_steps=n_steps)
+
+
+def _taken_up(method: _Streaming, delta: Tree, part: list, p: int) -> Tree:
+    """The worker's parameters with the fragment before p mixed in."""
+    n, alpha = method.fragments, method.alpha
+    before = (p - 1) % n
+    own = fragment(delta, before, n)
+    mixed = jax.tree.map(lambda w, s: alpha * w + (1 - alpha) * s, own, part)
+    return with_fragment(delta, mixed, before, n)
+
+
+# Fragments
+
+
+def _is_cut(leaf: jax.Array, n: int) -> bool:
+    """Whether the leaf has rows for every fragment."""
+    return jnp.ndim(leaf) > 0 and leaf.shape[0] >= n
+
+
+def fragment(tree: Tree, p: int, n: int) -> list:
+    """The arrays of fragment p of n: rows p, p + n, ... of the leaves.
+
+    Args:
+      tree: arrays; a leaf with fewer than n rows is in one fragment as a whole.
+      p: 0 to n - 1.
+      n: how many fragments.
+
+    Returns:
+      A list, in the order of the leaves.
+
+    Example:
+      >>> fragment({"layers": jnp.arange(5)}, 1, 2)[0].tolist()
+      [1, 3]
+    """
+    found = []
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        if _is_cut(leaf, n):
+            found.append(leaf[p::n])
+        elif number % n == p:
+            found.append(leaf)
+    return found
+
+
+def with_fragment(tree: Tree, part: list, p: int, n: int) -> Tree:
+    """The tree with other arrays in its fragment p of n.
+
+    Args:
+      tree: arrays.
+      part: as `fragment` gives it.
+      p: 0 to n - 1.
+      n: how many fragments.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    parts = iter(part)
+    for number, leaf in enumerate(leaves):
+        if _is_cut(leaf, n):
+            leaves[number] = leaf.at[p::n].set(next(parts).astype(leaf.dtype))
+        elif number % n == p:
+            leaves[number] = next(parts).astype(leaf.dtype)
+    return jax.tree.unflatten(structure, leaves)
