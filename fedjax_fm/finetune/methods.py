@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from fedjax_fm import algorithms, channels, privacy
+from fedjax_fm import algorithms, channels, privacy, tasks
 from fedjax_fm.algorithms import lora_rules, server_optimizers
 from fedjax_fm.finetune.adapters import scalings_of
 from fedjax_fm.finetune.data import Data
@@ -19,6 +19,26 @@ from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.types import Algorithm, Channel, Sampler
 
 METHODS: dict[str, Callable[..., Algorithm]] = {
+    **{
+        name: getattr(algorithms, name)
+        for name in (
+            "diloco",
+            "fedadagrad",
+            "fedadam",
+            "fedavgm",
+            "feddyn",
+            "fednova",
+            "fedprox",
+            "fedsgd",
+            "fedyogi",
+            "mime",
+            "mimelite",
+            "moon",
+            "qfedavg",
+            "scaffold",
+            "streaming_diloco",
+        )
+    },
     "dp_fedavg": algorithms.dp_fedavg,
     "fedavg": algorithms.fedavg,
     "feddpa_f": algorithms.feddpa_f,
@@ -41,6 +61,7 @@ ELSEWHERE = {
     "fedpm": "trains masks of a random network",
     "fjord": "trains nested widths of one model",
     "heterofl": "trains nested widths of one model",
+    "power_of_choice": "stands in front of another method",
 }
 OF_LORA = frozenset(("feddpa_f", "feddpa_t", *lora_rules.__all__))
 CHANNELS: dict[str, Callable[..., Channel]] = {
@@ -157,6 +178,8 @@ def algorithm_of(settings: Settings, data: Data, learning_rate: float) -> Algori
     scalings = scalings_of(data.adapted)
     if len(scalings) == 1:
         given["scaling"] = scalings.pop()
+    if name == "moon":
+        given["features"] = _features(data)
     if name == "dp_fedavg":
         given |= _private(settings, rounds, n_clients)
     if settings.server_optimizer is not None:
@@ -164,6 +187,16 @@ def algorithm_of(settings: Settings, data: Data, learning_rate: float) -> Algori
             settings.server_optimizer, SERVER_OPTIMIZERS, "server optimizer"
         )
     return build(settings.method, METHODS, "method", given=given)
+
+
+def _features(data: Data) -> Callable[..., Any]:
+    """What moon compares between models."""
+    if data.prepared.subject.kind == "classes":
+        raise UsageError(
+            "moon compares the hidden states of language models here; of classifiers, "
+            "write it in Python with features=... of your own"
+        )
+    return tasks.language_features(data.adapted)
 
 
 def has_two_adapters(settings: Settings) -> bool:

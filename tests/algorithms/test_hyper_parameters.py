@@ -133,7 +133,21 @@ def shift(scale=0.1):
     return directions.shift(jnp.zeros(3), jax.random.key(0), scale)
 
 
+MOON = RULE | {"features": column_as_loss}
+CHOICE = {
+    "algorithm": ffm.fedavg(**RULE),
+    "task": TASK,
+    "cohort_size": 2,
+    "batch_size": 4,
+}
 ADAPTIVE = {"b1": "real", "tau": "real", "initial": "real?", "learning_rate": "real"}
+OF_SERVER = {
+    "b1": "real",
+    "tau": "real",
+    "initial": "real?",
+    "server_learning_rate": "real",
+    "weighted": "flag",
+}
 LETTERS = Tokenizer(words.WordLevel({"[UNK]": 0, "a": 1, "b": 2, " ": 3}, "[UNK]"))
 LETTERS.pre_tokenizer = pre_tokenizers.Split("", "isolated")
 DECODER = models.GPT2LMHeadModel(
@@ -176,6 +190,21 @@ ROWS = (
     Row(server_optimizers.adagrad, {"learning_rate": 0.1}, ADAPTIVE),
     Row(server_optimizers.adam, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
     Row(server_optimizers.yogi, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
+    Row(ffm.algorithms.fedprox, RULE, {"mu": "real", "implicit_rate": "real?"}),
+    Row(ffm.algorithms.fedavgm, RULE, {"server_learning_rate": "real", "momentum": "real", "nesterov": "flag"}),
+    Row(ffm.algorithms.fedadagrad, RULE, OF_SERVER),
+    Row(ffm.algorithms.fedyogi, RULE, OF_SERVER | {"b2": "real"}),
+    Row(ffm.algorithms.fedadam, RULE, OF_SERVER | {"b2": "real"}),
+    Row(ffm.algorithms.scaffold, RULE, {"option": "choice"}),
+    Row(ffm.algorithms.feddyn, RULE, {"alpha": "real"}),
+    Row(ffm.algorithms.fednova, RULE, {"mu": "real"}),
+    Row(ffm.algorithms.mime, RULE, {"server_learning_rate": "real"}),
+    Row(ffm.algorithms.mimelite, RULE, {"server_learning_rate": "real"}),
+    Row(ffm.algorithms.diloco, RULE, {"keep_moments": "flag"}),
+    Row(ffm.algorithms.streaming_diloco, RULE | {"fragments": 2}, {"fragments": "whole", "alpha": "real", "delay": "whole"}),
+    Row(ffm.algorithms.moon, MOON, {"mu": "real", "temperature": "real"}),
+    Row(ffm.algorithms.qfedavg, RULE, {"q": "real", "lipschitz": "real?"}),
+    Row(ffm.algorithms.power_of_choice, CHOICE, {"cohort_size": "whole", "batch_size": "whole"}),
     Row(profile, {}, {"period": "real"}),
     Row(clock, {"rounds": 2, "buffer_size": 2, "concurrency": 2, "seed": 0}, {
         "rounds": "whole", "buffer_size": "whole", "concurrency": "whole", "seed": "whole",
@@ -222,6 +251,9 @@ WALKS = {
     "feddf": SHARED, "fedmd": SHARED | {"n_classes": CLASSES}, "feddpa_t": PERSONAL,
     "feddpa_f": PERSONAL | {"private_steps": 1, "rounds": 2}, "fedkseed": {"task": TASK, "learning_rate": 0.1, **WALK},
     "fedbert": {"split": split(), "client_optimizer": SGD, "server_optimizer": SGD, **WALK},
+    "fedprox": RULE, "fedsgd": RULE, "fedavgm": RULE, "fedadagrad": RULE, "fedyogi": RULE, "fedadam": RULE,
+    "scaffold": RULE, "feddyn": RULE, "fednova": RULE, "mime": RULE, "mimelite": RULE, "diloco": RULE,
+    "streaming_diloco": RULE | {"fragments": 2}, "moon": MOON, "qfedavg": RULE,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
 }  # fmt: skip
