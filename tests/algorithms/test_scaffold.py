@@ -68,27 +68,27 @@ def distances(state, target):
 
 def test_it_reaches_the_optimum_where_fedavg_stalls():
     """Five clients of equal size, ten local steps, 500 rounds of all of them. FedAvg
-    rests 0.26 away from the optimum; SCAFFOLD's error shrinks by one factor a round, down
-    to what f32 can tell.
+    rests 0.079 away from the optimum; SCAFFOLD's error halves every round, down to
+    1.6e-7, what f32 can tell.
     """
     data, walk, target = clients(H, A), WALK | {"local_steps": 10}, optimum(H, A)
     plain, _, _ = run(ffm.fedavg(TASK, optax.sgd(0.05), **walk), data, 500)
-    state, _, simulator = run(scaffold(TASK, optax.sgd(0.05), **walk), data, 10)
+    state, _, simulator = run(scaffold(TASK, optax.sgd(0.05), **walk), data, 4)
     at = [distances(state, target)]
     for _ in range(3):
-        state, _ = simulator.run(state, 10)
+        state, _ = simulator.run(state, 4)
         at.append(distances(state, target))
     ratios = np.array(at[1:]) / at[:-1]
-    state, _ = simulator.run(state, 460)
+    state, _ = simulator.run(state, 484)
     print(
         "distances after 500 rounds:",
         distances(plain, target),
         distances(state, target),
     )
-    print("of SCAFFOLD after 10, 20, 30, 40 rounds:", at)
-    assert distances(plain, target) > 0.1
-    assert distances(state, target) < 2e-6
-    assert (ratios < 0.5).all(), ratios
+    print("of SCAFFOLD after 4, 8, 12, 16 rounds:", at)
+    assert distances(plain, target) > 0.07
+    assert distances(state, target) < 1e-6
+    assert (ratios < 0.2).all(), ratios
 
 
 def test_the_servers_variate_is_the_mean_behind_any_uplink():
