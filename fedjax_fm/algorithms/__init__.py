@@ -22,7 +22,8 @@ from fedjax_fm.algorithms.heterofl import heterofl
 from fedjax_fm.algorithms.local import client_weight, train
 from fedjax_fm.algorithms.local_only import local_only
 from fedjax_fm.algorithms.losses import masked_loss
-from fedjax_fm.algorithms.mime import mime, mimelite
+from fedjax_fm.algorithms.mime import mime
+from fedjax_fm.algorithms.mimelite import mimelite
 from fedjax_fm.algorithms.moon import moon
 from fedjax_fm.algorithms.nested import nest
 from fedjax_fm.algorithms.power_of_choice import power_of_choice

@@ -17,9 +17,20 @@ import optax
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.everyone import meets_everyone
-from fedjax_fm.algorithms.local import ClientOptimizer, local_training
-from fedjax_fm.algorithms.reduce import mean_and_share
-from fedjax_fm.types import Algorithm, ClientOutput, Exchange, Task, Tree
+from fedjax_fm.algorithms.local import (
+    ClientOptimizer,
+    LocalTraining,
+    local_training,
+)
+from fedjax_fm.algorithms.reduce import MeanAndShare, mean_and_share
+from fedjax_fm.types import (
+    Algorithm,
+    ClientData,
+    ClientOutput,
+    Exchange,
+    Task,
+    Tree,
+)
 
 
 class FedDynState(NamedTuple):
@@ -93,40 +104,14 @@ def feddyn(
         batch_size=batch_size,
     )
 
-    def zeros_like(delta):
-        return jax.tree.map(jnp.zeros_like, delta)
-
     def client(backbone, message):
         def one(start, own, data, key):
-            def correct(gradients, w):
-                def bent(g, k, x, s):
-                    return g - k + alpha * (x - s)
-
-                return jax.tree.map(bent, gradients, own, w, start)
-
-            def next_state(sent):
-                return jax.tree.map(lambda g, d: g + alpha * d, own, sent)
-
-            trained, metrics = local.run(start, backbone, data, key, correct=correct)
-            return ClientOutput(
-                upload=trees.subtract(start, trained),
-                weight=jnp.float32(1),
-                state=next_state,
-                metrics=metrics,
-            )
+            return _client(local, alpha, start, own, backbone, data=data, key=key)
 
         return one
 
     def server(state, aggregate, key):
-        mean, share = aggregate.value
-        changes = jax.tree.map(lambda d: alpha * share * d, mean)
-        correction = optax.apply_updates(state.correction, changes)
-
-        def step(d, h):
-            return jnp.where(share > 0, -d - h / alpha, 0)
-
-        steps = jax.tree.map(step, mean, correction)
-        return FedDynState(optax.apply_updates(state.delta, steps), correction), {}
+        return _served(alpha, state, aggregate.value), {}
 
     exchange = Exchange(
         broadcast=lambda state: state.delta,
@@ -136,8 +121,55 @@ def feddyn(
         batches=local.batches,
     )
     return Algorithm(
-        init=lambda delta, key, setting: FedDynState(delta, zeros_like(delta)),
+        init=lambda delta, key, setting: FedDynState(delta, _zeros_like(delta)),
         exchanges=(exchange,),
-        client_init=lambda delta, key: zeros_like(delta),
+        client_init=lambda delta, key: _zeros_like(delta),
         sampler=meets_everyone("FedDyn", "the server's h"),
     )
+
+
+def _zeros_like(delta: Tree) -> Tree:
+    return jax.tree.map(jnp.zeros_like, delta)
+
+
+def _client(
+    local: LocalTraining,
+    alpha: float,
+    start: Tree,
+    own: Tree,
+    backbone: Tree,
+    *,
+    data: ClientData,
+    key: jax.Array,
+) -> ClientOutput:
+    """Local steps on the bent loss; g_k moves by what the server decodes, as h does."""
+
+    def correct(gradients, w):
+        def bent(g, k, x, s):
+            return g - k + alpha * (x - s)
+
+        return jax.tree.map(bent, gradients, own, w, start)
+
+    def next_state(sent):
+        return jax.tree.map(lambda g, d: g + alpha * d, own, sent)
+
+    trained, metrics = local.run(start, backbone, data, key, correct=correct)
+    return ClientOutput(
+        upload=trees.subtract(start, trained),
+        weight=jnp.float32(1),
+        state=next_state,
+        metrics=metrics,
+    )
+
+
+def _served(alpha: float, state: FedDynState, found: MeanAndShare) -> FedDynState:
+    """The next h and w; nothing where no client arrived."""
+    mean, share = found
+    changes = jax.tree.map(lambda d: alpha * share * d, mean)
+    correction = optax.apply_updates(state.correction, changes)
+
+    def step(d, h):
+        return jnp.where(share > 0, -d - h / alpha, 0)
+
+    steps = jax.tree.map(step, mean, correction)
+    return FedDynState(optax.apply_updates(state.delta, steps), correction)

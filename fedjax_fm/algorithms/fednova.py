@@ -15,7 +15,12 @@ import optax
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.fedavg import FedAvgState, fedavg
-from fedjax_fm.algorithms.local import ClientOptimizer, local_training, optimizer_of
+from fedjax_fm.algorithms.local import (
+    ClientOptimizer,
+    LocalTraining,
+    local_training,
+    optimizer_of,
+)
 from fedjax_fm.algorithms.reach import reach_of
 from fedjax_fm.types import Algorithm, ClientOutput, Task, Tree
 
@@ -102,17 +107,9 @@ def fednova(
 
     def client(backbone, message):
         def one(start, state, data, key):
-            def correct(gradients, w):
-                return jax.tree.map(
-                    lambda g, x, s: g + mu * (x - s), gradients, w, start
-                )
-
-            def towards_zero(g, w):
-                return g + mu * w
-
-            trained, metrics = local.run(start, backbone, data, key, correct=correct)
+            trained, metrics = _near(local, mu, start, backbone, data=data, key=key)
             tried = optimizer_of(client_optimizer, data.round)
-            reach = reach_of(tried, start, data.n_steps, towards_zero)
+            reach = reach_of(tried, start, data.n_steps, lambda g, w: g + mu * w)
             change = trees.subtract(start, trained)
             return ClientOutput(
                 upload=Normalised(_divided(change, reach), reach),
@@ -131,6 +128,15 @@ def fednova(
 
     normalised = exchange._replace(client=client, server=server)
     return plain._replace(exchanges=(normalised,))
+
+
+def _near(local: LocalTraining, mu, start, backbone, *, data, key):
+    """Local steps with FedProx's pull towards the start."""
+
+    def correct(gradients, w):
+        return jax.tree.map(lambda g, x, s: g + mu * (x - s), gradients, w, start)
+
+    return local.run(start, backbone, data, key, correct=correct)
 
 
 def _divided(change: Tree, reach: jax.Array) -> Tree:

@@ -135,11 +135,8 @@ def fedadagrad(
       >>> round(float(state.delta), 4)  # -0.1 / (sqrt(1 + 1e-6) + 1e-3)
       -0.0999
     """
-    optimizer = _named(
-        server_optimizers.adagrad,
-        server_learning_rate,
-        {"b1": b1, "tau": tau, "initial": initial},
-    )
+    how = {"b1": b1, "tau": tau, "initial": initial}
+    optimizer = _named(server_optimizers.adagrad, server_learning_rate, how)
     batches = Batches(batch_size, epochs, local_steps)
     return _adaptive(task, client_optimizer, optimizer, weighted, batches=batches)
 
@@ -195,11 +192,8 @@ def fedyogi(
       >>> round(float(state.delta), 2)  # -0.1 / (0.1 + 1e-3)
       -0.99
     """
-    optimizer = _named(
-        server_optimizers.yogi,
-        server_learning_rate,
-        {"b1": b1, "b2": b2, "tau": tau, "initial": initial},
-    )
+    how = {"b1": b1, "b2": b2, "tau": tau, "initial": initial}
+    optimizer = _named(server_optimizers.yogi, server_learning_rate, how)
     batches = Batches(batch_size, epochs, local_steps)
     return _adaptive(task, client_optimizer, optimizer, weighted, batches=batches)
 
@@ -256,11 +250,8 @@ def fedadam(
       >>> round(float(state.delta), 4)  # -0.1 * 0.1 / (sqrt(0.01 + 0.99e-6) + 0.001)
       -0.099
     """
-    optimizer = _named(
-        server_optimizers.adam,
-        server_learning_rate,
-        {"b1": b1, "b2": b2, "tau": tau, "initial": initial},
-    )
+    how = {"b1": b1, "b2": b2, "tau": tau, "initial": initial}
+    optimizer = _named(server_optimizers.adam, server_learning_rate, how)
     batches = Batches(batch_size, epochs, local_steps)
     return _adaptive(task, client_optimizer, optimizer, weighted, batches=batches)
 

@@ -8,7 +8,8 @@ Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, 2018, arXiv 1812.06127, algorithm 2
 Partial work of stragglers, the paper's other half, is `Behaviour(most_steps=...)`.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,44 @@ import optax
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.fedavg import fedavg
-from fedjax_fm.algorithms.local import ClientOptimizer, local_training
-from fedjax_fm.types import Algorithm, ClientOutput, Task, Tree
+from fedjax_fm.algorithms.local import (
+    ClientOptimizer,
+    LocalTraining,
+    local_training,
+)
+from fedjax_fm.types import Algorithm, ClientData, ClientOutput, Task, Tree
+
+
+class _Pull(NamedTuple):
+    """Local training with one of the two steps."""
+
+    local: LocalTraining
+    mu: float
+    implicit_rate: float | None
+
+    def train(self, start: Tree, backbone: Tree, data: ClientData, key: jax.Array):
+        """(w_k, metrics), as `LocalTraining.run`."""
+        if self.implicit_rate is None:
+            return self.local.run(
+                start, backbone, data, key, correct=self._towards(start)
+            )
+        strength = self.implicit_rate * self.mu
+
+        def with_pull(optimizer):
+            return optax.chain(optimizer, _pull_to(start, strength))
+
+        return self.local.with_optimizer(with_pull).run(start, backbone, data, key)
+
+    def _towards(self, start: Tree) -> Callable[[Tree, Tree], Tree]:
+        """The explicit step's gradient."""
+
+        def pulled(g, w, s):
+            return g + self.mu * (w - s)
+
+        def correct(gradients, w):
+            return jax.tree.map(pulled, gradients, w, start)
+
+        return correct
 
 
 def fedprox(
@@ -92,23 +129,11 @@ def fedprox(
     )
     (exchange,) = plain.exchanges
 
-    def train_explicitly(start, backbone, data, key):
-        def correct(gradients, w):
-            return jax.tree.map(lambda g, x, s: g + mu * (x - s), gradients, w, start)
-
-        return local.run(start, backbone, data, key, correct=correct)
-
-    def train_implicitly(start, backbone, data, key):
-        def with_pull(optimizer):
-            return optax.chain(optimizer, _pull_to(start, implicit_rate * mu))
-
-        return local.with_optimizer(with_pull).run(start, backbone, data, key)
-
-    train = train_explicitly if implicit_rate is None else train_implicitly
+    how = _Pull(local, mu, implicit_rate)
 
     def client(backbone, message):
         def one(start, state, data, key):
-            trained, metrics = train(start, backbone, data, key)
+            trained, metrics = how.train(start, backbone, data, key)
             return ClientOutput(
                 upload=trees.subtract(start, trained),
                 weight=local.weight(data),

@@ -4,19 +4,20 @@ Cho, Wang, Joshi, 2020, arXiv 2010.01243, algorithm pow-d:
 
     candidates:  d clients, drawn with the probabilities p_k      the simulator's sampler
                  are sent w, send F_k(w)                                    `_ask`
-    cohort:      the m of them with the largest F_k(w) take part            `_limited`
+    cohort:      the m of them with the largest F_k(w) take part         `for_chosen`
 
 Who takes part depends on w, which a `Sampler` does not see. So it is an exchange in front
 of a method's own, which select those who were chosen.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
+from fedjax_fm.algorithms.chosen import NOBODY, ChoiceState, for_chosen
 from fedjax_fm.algorithms.losses import checked
 from fedjax_fm.algorithms.parts import Stream, stream
 from fedjax_fm.algorithms.passes import loss_over
@@ -31,17 +32,7 @@ from fedjax_fm.types import (
     Setting,
     Stack,
     Task,
-    Unbilled,
 )
-
-NOBODY = -1  # an id that no client has
-
-
-class ChoiceState(NamedTuple):
-    """Server state."""
-
-    method: Any  # of the method behind it
-    chosen: jax.Array  # i32[m], of this round; NOBODY where fewer candidates arrived
 
 
 class _Choice(NamedTuple):
@@ -51,10 +42,6 @@ class _Choice(NamedTuple):
     task: Task
     cohort_size: int  # m
     batch_size: int
-
-    def own_setting(self, setting: Setting) -> Setting:
-        """The sizes as the method behind it sees them."""
-        return setting._replace(cohort_size=self.cohort_size)
 
     def delta(self, state: ChoiceState):
         """What candidates are sent."""
@@ -118,10 +105,10 @@ def power_of_choice(
         cohort_size=cohort_size,
         batch_size=batches.batch_size,
     )
-    rest = tuple(_limited_group(choice, group) for group in algorithm.exchanges)
+    rest = tuple(for_chosen(algorithm, cohort_size))
 
     def init(delta, key, setting):
-        method = algorithm.init(delta, key, choice.own_setting(setting))
+        method = algorithm.init(delta, key, setting._replace(cohort_size=cohort_size))
         return ChoiceState(method, jnp.full(cohort_size, NOBODY, jnp.int32))
 
     def model(state, client, backbone):
@@ -178,8 +165,13 @@ def _ask(choice: _Choice) -> Exchange:
             key = stream(key, Stream.WHOLE_PASS)
             total, count = loss_over(choice.task, delta, backbone, data, key)["loss"]
             mean = total / jnp.where(count > 0, count, 1)
-            metrics = {"candidate_loss": (mean, jnp.float32(1))}
-            return ClientOutput(mean, jnp.float32(1), state, metrics)
+            one = jnp.float32(1)
+            return ClientOutput(
+                upload=mean,
+                weight=one,
+                state=state,
+                metrics={"candidate_loss": (mean, one)},
+            )
 
         return one
 
@@ -195,69 +187,4 @@ def _ask(choice: _Choice) -> Exchange:
         server=lambda state, found, key: (state._replace(chosen=found.value), {}),
         reduce=stack(largest),
         batches=Batches(choice.batch_size, epochs=1),
-    )
-
-
-def _limited_group(choice: _Choice, group: Any) -> Any:
-    """An exchange, or those of a `Repeat`, for the chosen alone."""
-    if isinstance(group, Exchange):
-        return _limited(choice, group)
-    inner = tuple(_limited(choice, exchange) for exchange in group.exchanges)
-    return group._replace(exchanges=inner)
-
-
-class ForChosen(NamedTuple):
-    """A message of the method, and whom it is for."""
-
-    own: Any
-    chosen: Any  # i32[m], not billed
-
-
-def _limited(choice: _Choice, exchange: Exchange) -> Exchange:
-    """One exchange of the method, for the chosen alone."""
-
-    def broadcast(state):
-        sent = {id(leaf) for leaf in jax.tree.leaves(choice.delta(state))}
-
-        def mark(part):
-            return Unbilled(part) if id(part) in sent else part
-
-        own = exchange.broadcast(state.method)
-        return ForChosen(jax.tree.map(mark, own), Unbilled(state.chosen))
-
-    def client(backbone, message):
-        one_of_method = exchange.client(backbone, message.own)
-
-        def one(mine, state, data, key):
-            own = mine.own if exchange.address is None else mine
-            return one_of_method(own, state, data, key)
-
-        return one
-
-    def address(message, state, client):
-        return exchange.address(message.own, state, client)
-
-    def selects(message, client, key):
-        is_chosen = jnp.any(message.chosen == client)
-        if exchange.selects is None:
-            return is_chosen
-        return is_chosen & exchange.selects(message.own, client, key)
-
-    def finish(total, setting):
-        return exchange.reduce.finish(total, choice.own_setting(setting))
-
-    def lift(state, sent, weight):
-        return exchange.reduce.lift(state.method, sent, weight)
-
-    def server(state, aggregate, key):
-        method, metrics = exchange.server(state.method, aggregate, key)
-        return state._replace(method=method), metrics
-
-    return exchange._replace(
-        broadcast=broadcast,
-        client=client,
-        server=server,
-        reduce=exchange.reduce._replace(lift=lift, finish=finish),
-        address=None if exchange.address is None else address,
-        selects=selects,
     )

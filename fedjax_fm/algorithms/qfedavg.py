@@ -8,19 +8,31 @@ p_k F_k^(q+1) / (q+1): the larger q, the more the clients with a large loss coun
     server:  w <- w - sum_k Delta_k / sum_k h_k
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.local import ClientOptimizer, local_training, optimizer_of
+from fedjax_fm.algorithms.local import (
+    ClientOptimizer,
+    LocalTraining,
+    local_training,
+    optimizer_of,
+)
 from fedjax_fm.algorithms.parts import DeltaState, Stream, stream
 from fedjax_fm.algorithms.passes import loss_over
 from fedjax_fm.algorithms.reach import reach_of
 from fedjax_fm.algorithms.reduce import total
-from fedjax_fm.types import Algorithm, ClientOutput, Exchange, Task, Tree
+from fedjax_fm.types import (
+    Algorithm,
+    ClientData,
+    ClientOutput,
+    Exchange,
+    Task,
+    Tree,
+)
 
 LEAST_LOSS = 1e-10  # is added to F_k, as in the authors' code
 
@@ -30,6 +42,21 @@ class Weighed(NamedTuple):
 
     change: Tree  # Delta_k
     size: jax.Array  # f32[], h_k
+
+
+class _Fair(NamedTuple):
+    """The hyper-parameters, checked."""
+
+    local: LocalTraining
+    q: float
+    lipschitz: float | None
+
+    def inverse_rate(self, delta: Tree, round_index: jax.Array) -> Any:
+        """L, given or one over the first step of the client's optimizer."""
+        if self.lipschitz is not None:
+            return self.lipschitz
+        optimizer = optimizer_of(self.local.optimizer, round_index)
+        return 1 / reach_of(optimizer, delta, 1)
 
 
 def qfedavg(
@@ -99,44 +126,18 @@ def qfedavg(
         batch_size=batch_size,
     )
 
-    def inverse_rate(delta, round_index):
-        if lipschitz is not None:
-            return lipschitz
-        return 1 / reach_of(optimizer_of(client_optimizer, round_index), delta, 1)
+    method = _Fair(local, q, lipschitz)
 
     def client(backbone, message):
         def one(start, state, data, key):
-            before = stream(key, Stream.WHOLE_PASS)
-            loss_sum, count = loss_over(local.task, start, backbone, data, before)[
-                "loss"
-            ]
-            trained, metrics = local.run(start, backbone, data, key)
-            rate = inverse_rate(start, data.round)
-            change = trees.subtract(start, trained)
-            steps = jax.tree.map(lambda d: rate * d, change)
-            return ClientOutput(
-                upload=_weighed(q, rate, loss_sum / count, steps),
-                weight=jnp.float32(1),
-                state=state,
-                metrics=metrics,
-            )
+            return _client(method, start, state, backbone, data=data, key=key)
 
         return one
-
-    def server(state, aggregate, key):
-        summed, _ = aggregate.value
-        arrived = aggregate.n_clients > 0
-
-        def step(d):  # 0 / 0 of clients that arrived is to be NaN
-            return jnp.where(arrived, -d / summed.size, 0)
-
-        steps = jax.tree.map(step, summed.change)
-        return DeltaState(optax.apply_updates(state.delta, steps)), {}
 
     exchange = Exchange(
         broadcast=lambda state: state.delta,
         client=client,
-        server=server,
+        server=_server,
         reduce=total()._replace(shows_nan=True),
         batches=local.batches,
     )
@@ -147,6 +148,30 @@ def qfedavg(
     return Algorithm(init=init, exchanges=(exchange,))
 
 
+def _client(
+    method: _Fair,
+    start: Tree,
+    state: Any,
+    backbone: Tree,
+    *,
+    data: ClientData,
+    key: jax.Array,
+) -> ClientOutput:
+    """F_k of all its data first, then FedAvg's local steps."""
+    local, whole = method.local, stream(key, Stream.WHOLE_PASS)
+    loss, count = loss_over(local.task, start, backbone, data, whole)["loss"]
+    trained, metrics = local.run(start, backbone, data, key)
+    rate = method.inverse_rate(start, data.round)
+    change = trees.subtract(start, trained)
+    steps = jax.tree.map(lambda d: rate * d, change)
+    return ClientOutput(
+        upload=_weighed(method.q, rate, loss / count, steps),
+        weight=jnp.float32(1),
+        state=state,
+        metrics=metrics,
+    )
+
+
 def _weighed(q, rate, loss: jax.Array, steps: Tree) -> Weighed:
     """Delta_k and h_k; powers in logarithms, so that a loss of 0 has one for any q."""
     log_loss = jnp.log(loss + LEAST_LOSS)
@@ -155,3 +180,15 @@ def _weighed(q, rate, loss: jax.Array, steps: Tree) -> Weighed:
     square = optax.tree.norm(steps, squared=True)
     change = jax.tree.map(lambda d: (weight * d).astype(d.dtype), steps)
     return Weighed(change=change, size=slope * square + rate * weight)
+
+
+def _server(state: DeltaState, aggregate, key):
+    """Moves w against sum Delta / sum h; 0 / 0 of clients that arrived is to be NaN."""
+    summed, _ = aggregate.value
+    arrived = aggregate.n_clients > 0
+
+    def step(d):
+        return jnp.where(arrived, -d / summed.size, 0)
+
+    steps = jax.tree.map(step, summed.change)
+    return DeltaState(optax.apply_updates(state.delta, steps)), {}

@@ -25,6 +25,7 @@ from fedjax_fm.algorithms.local import (
 )
 from fedjax_fm.algorithms.parts import Stream, stream
 from fedjax_fm.algorithms.passes import gradient_over, passes_over
+from fedjax_fm.algorithms.recording import recording
 from fedjax_fm.algorithms.reduce import mean_and_share
 from fedjax_fm.types import Algorithm, ClientData, ClientOutput, Exchange, Task, Tree
 
@@ -44,13 +45,6 @@ class Both(NamedTuple):
 
     delta: Tree
     control: Tree
-
-
-class Recorded(NamedTuple):
-    """The state of an optimizer that adds up the gradients it is given."""
-
-    sum: Tree
-    optimizer: Any
 
 
 def scaffold(
@@ -119,7 +113,7 @@ def scaffold(
         epochs=epochs,
         local_steps=local_steps,
         batch_size=batch_size,
-    ).with_optimizer(_recording)
+    ).with_optimizer(recording)
     checks.server_optimizer("server_optimizer", server_optimizer)
     checks.choice("option", option, ("I", "II"))
     optimizer = server_optimizer or optax.sgd(1.0)
@@ -199,19 +193,3 @@ def _client(
         state=lambda sent: trees.add(own, sent.control),
         metrics=metrics,
     )
-
-
-def _recording(
-    optimizer: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-    """The same optimizer, which also keeps the sum of what it is given."""
-
-    def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return Recorded(zeros, optimizer.init(params))
-
-    def update(gradients, state, params=None):
-        steps, moments = optimizer.update(gradients, state.optimizer, params)
-        return steps, Recorded(trees.add(state.sum, gradients), moments)
-
-    return optax.GradientTransformation(init, update)

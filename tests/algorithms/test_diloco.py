@@ -9,7 +9,7 @@ from quadratics import TASK, centres, clients, run
 import fedjax_fm as ffm
 from fedjax_fm import channels
 from fedjax_fm.algorithms import diloco, fedsgd, streaming_diloco
-from fedjax_fm.algorithms.streaming_diloco import fragment, with_fragment
+from fedjax_fm.algorithms.fragments import fragment, with_fragment
 
 H, A = centres()
 DATA = clients(H, A)
