@@ -16,6 +16,7 @@ from fedjax_fm.algorithms.fednova import fednova
 from fedjax_fm.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_fm.algorithms.fedpm import fedpm
 from fedjax_fm.algorithms.fedprox import fedprox
+from fedjax_fm.algorithms.fedprox_adaptive import fedprox_adaptive
 from fedjax_fm.algorithms.fedsgd import fedsgd
 from fedjax_fm.algorithms.fjord import fjord
 from fedjax_fm.algorithms.heterofl import heterofl
@@ -53,6 +54,7 @@ __all__ = [
     "fednova",
     "fedpm",
     "fedprox",
+    "fedprox_adaptive",
     "fedsgd",
     "fedyogi",
     "fjord",

@@ -52,9 +52,11 @@ def _always_the_same(sampler: Sampler) -> set[int] | None:
     state = sampler.init()
     if jax.tree.leaves(state):
         return None
-    cohorts = set()
+    first = None
     for i in range(N_DRAWS):
         ids, n_active, _ = sampler.draw(state, jax.random.key(i))
-        drawn = np.asarray(ids)[: int(n_active)]
-        cohorts.add(frozenset(drawn.tolist()))
-    return set(next(iter(cohorts))) if len(cohorts) == 1 else None
+        drawn = set(np.asarray(ids)[: int(n_active)].tolist())
+        first = drawn if first is None else first
+        if drawn != first:
+            return None
+    return first

@@ -25,7 +25,7 @@ from fedjax_fm.algorithms.local import (
 from fedjax_fm.types import Algorithm, ClientData, ClientOutput, Task, Tree
 
 
-class _Pull(NamedTuple):
+class Pull(NamedTuple):
     """Local training with one of the two steps."""
 
     local: LocalTraining
@@ -129,7 +129,7 @@ def fedprox(
     )
     (exchange,) = plain.exchanges
 
-    how = _Pull(local, mu, implicit_rate)
+    how = Pull(local, mu, implicit_rate)
 
     def client(backbone, message):
         def one(start, state, data, key):

@@ -11,22 +11,17 @@ fragments; every H / P inner steps the next fragment p is exchanged, each every 
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_fm import checks, trees
+from fedjax_fm import checks
 from fedjax_fm.algorithms.fragments import fragment, with_fragment
-from fedjax_fm.algorithms.local import (
-    ClientOptimizer,
-    LocalTraining,
-    local_training,
-    optimizer_of,
-)
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training, optimizer_of
 from fedjax_fm.algorithms.reduce import weighted_mean
-from fedjax_fm.types import Algorithm, ClientData, ClientOutput, Exchange, Task, Tree
+from fedjax_fm.algorithms.streaming_worker import Streaming, Worker, worker_steps
+from fedjax_fm.types import Algorithm, Exchange, Task, Tree
 
 
 class StreamingState(NamedTuple):
@@ -34,24 +29,6 @@ class StreamingState(NamedTuple):
 
     delta: Tree  # W
     optimizers: tuple  # the outer one's state of each fragment
-
-
-class Worker(NamedTuple):
-    """What a worker keeps."""
-
-    delta: Tree  # w
-    anchor: Tree  # W, each fragment as it came last
-    optimizer: Any  # the inner one's state
-
-
-class _Streaming(NamedTuple):
-    """The hyper-parameters, checked."""
-
-    local: LocalTraining  # of one fragment's steps
-    outer: optax.GradientTransformation
-    fragments: int  # P
-    alpha: float
-    delay: int
 
 
 def streaming_diloco(
@@ -127,7 +104,7 @@ def streaming_diloco(
     local = local_training(
         task, client_optimizer, local_steps=each, batch_size=batch_size
     )
-    method = _Streaming(
+    method = Streaming(
         local=local,
         outer=server_optimizer or optax.sgd(0.4, momentum=0.9, nesterov=True),
         fragments=fragments,
@@ -142,7 +119,7 @@ def streaming_diloco(
     )
 
 
-def _init(method: _Streaming, delta, key, setting) -> StreamingState:
+def _init(method: Streaming, delta, key, setting) -> StreamingState:
     """The outer optimizer begins on each fragment by itself."""
     parts = [fragment(delta, p, method.fragments) for p in range(method.fragments)]
     for p, part in enumerate(parts):
@@ -154,20 +131,20 @@ def _init(method: _Streaming, delta, key, setting) -> StreamingState:
     return StreamingState(delta, tuple(method.outer.init(part) for part in parts))
 
 
-def _client_init(method: _Streaming, delta, key) -> Worker:
+def _client_init(method: Streaming, delta, key) -> Worker:
     """Workers begin where the server does."""
     inner = optimizer_of(method.local.optimizer, jnp.int32(0))
     return Worker(delta=delta, anchor=delta, optimizer=inner.init(delta))
 
 
-def _exchange(method: _Streaming, p: int) -> Exchange:
+def _exchange(method: Streaming, p: int) -> Exchange:
     """The exchange of fragment p, which brings what became of the one before it."""
     n = method.fragments
     before = (p - 1) % n
 
     def client(backbone, message):
         def one(part, worker, data, key):
-            return _client(method, p, part, worker, backbone, data=data, key=key)
+            return worker_steps(method, p, part, worker, backbone, data=data, key=key)
 
         return one
 
@@ -190,52 +167,3 @@ def _exchange(method: _Streaming, p: int) -> Exchange:
         reduce=weighted_mean(),
         batches=method.local.batches,
     )
-
-
-def _client(
-    method: _Streaming,
-    p: int,
-    part: list,
-    worker: Worker,
-    backbone: Tree,
-    *,
-    data: ClientData,
-    key: jax.Array,
-) -> ClientOutput:
-    """Inner steps until fragment p is due; `part` arrives `delay` steps into them."""
-    n = method.fragments
-    each = method.local.batches.steps or 0
-    early = jnp.minimum(method.delay, data.n_steps)
-    first = _shifted(data, p * each, early)
-    rest = _shifted(data, p * each + method.delay, data.n_steps - early)
-    carry = (worker.delta, worker.optimizer)
-    carry, metrics = method.local.walk(carry, backbone, first, key)
-    carry = (_taken_up(method, carry[0], part, p), carry[1])
-    key = jax.random.fold_in(key, each)  # no step's own number
-    (delta, moments), more = method.local.walk(carry, backbone, rest, key)
-    anchor = with_fragment(worker.anchor, part, (p - 1) % n, n)
-    own = fragment(delta, p, n)
-    return ClientOutput(
-        upload=trees.subtract(fragment(anchor, p, n), own),
-        weight=method.local.weight(data),
-        state=Worker(delta=delta, anchor=anchor, optimizer=moments),
-        metrics=trees.add(metrics, more),
-    )
-
-
-def _shifted(data: ClientData, start: int, n_steps: jax.Array) -> ClientData:
-    """The same data from batch `start` on."""
-
-    def batch(i):
-        return data.batch(i + start)
-
-    return data._replace(batch=batch, n_steps=n_steps)
-
-
-def _taken_up(method: _Streaming, delta: Tree, part: list, p: int) -> Tree:
-    """The worker's parameters with the fragment before p mixed in."""
-    n, alpha = method.fragments, method.alpha
-    before = (p - 1) % n
-    own = fragment(delta, before, n)
-    mixed = jax.tree.map(lambda w, s: alpha * w + (1 - alpha) * s, own, part)
-    return with_fragment(delta, mixed, before, n)

@@ -29,6 +29,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
             "feddyn",
             "fednova",
             "fedprox",
+            "fedprox_adaptive",
             "fedsgd",
             "fedyogi",
             "mime",

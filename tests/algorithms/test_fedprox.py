@@ -1,12 +1,14 @@
 """FedProx against a numpy loop, its limits, and FedAvg."""
 
+from itertools import pairwise
+
 import numpy as np
 import optax
 import pytest
 from quadratics import TASK, centres, clients, run
 
 import fedjax_fm as ffm
-from fedjax_fm.algorithms import fedprox
+from fedjax_fm.algorithms import fedprox, fedprox_adaptive
 
 ETA, STEPS = 0.2, 4
 WALK = {"local_steps": STEPS, "batch_size": 4}
@@ -75,3 +77,49 @@ def test_both_steps_rest_at_the_same_point():
         method = fedprox(TASK, optax.sgd(ETA), mu=mu, implicit_rate=rate, **long)
         state, _, _ = run(method, DATA)
         np.testing.assert_allclose(state.delta, SHARES @ ends, rtol=1e-5)
+
+
+# mu that follows the loss
+
+
+def heuristic(losses, mu, change, patience):
+    """Section 5.3.2: mu of every round, from the losses of those before it."""
+    found, falls = [mu], 0
+    for before, now in pairwise(losses):
+        if now > before:
+            mu, falls = mu + change, 0
+        elif now < before:
+            falls += 1
+        else:
+            falls = 0
+        if falls == patience:
+            mu, falls = max(mu - change, 0.0), 0
+        found.append(mu)
+    return [found[0], *found[:-1]]
+
+
+def test_mu_rises_and_falls_with_the_loss():
+    """Momentum at the server overshoots again and again: the loss rises and falls."""
+    how = {"mu": 0.25, "change": 0.1, "patience": 3}
+    outer = optax.sgd(0.9, momentum=0.9)
+    method = fedprox_adaptive(TASK, optax.sgd(ETA), outer, **how, **WALK)
+    _, metrics, _ = run(method, DATA, 25)
+    losses = metrics["loss"].tolist()
+    expected = heuristic(losses, **how)
+    np.testing.assert_allclose(metrics["mu"], expected, rtol=1e-5, atol=1e-6)
+    steps = np.diff(metrics["mu"])
+    assert (steps > 0.05).any()
+    assert (steps < -0.05).any()
+    # mu travels down, the loss up
+    assert metrics["uplink_bytes"][0] == metrics["downlink_bytes"][0] == 4 * 16
+
+
+def test_a_mu_that_never_changes_is_fedprox():
+    outer = optax.sgd(0.5)
+    fixed = fedprox(TASK, optax.sgd(ETA), outer, mu=0.7, implicit_rate=ETA, **WALK)
+    how = {"mu": 0.7, "patience": 9, "implicit_rate": ETA, **WALK}
+    method = fedprox_adaptive(TASK, optax.sgd(ETA), outer, **how)
+    plain, _, _ = run(fixed, DATA, 4)
+    state, metrics, _ = run(method, DATA, 4)
+    assert (np.diff(metrics["loss"]) < 0).all()
+    np.testing.assert_allclose(state.delta, plain.delta, rtol=1e-6)

@@ -359,6 +359,7 @@ METHODS = {
 # They share what the two above them are made of.
 OF_OPTIMISATION = {
     "fedprox:mu=0.1": (),
+    "fedprox_adaptive": (),
     "fedsgd": (),
     "fedavgm": (),
     "fedadagrad": (),

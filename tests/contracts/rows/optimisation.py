@@ -167,6 +167,9 @@ def chosen() -> Problem:
 ADAPTIVE = {**HOW, **WALK}
 ROWS = {
     "fedprox": Row(made(algorithms.fedprox, SGD, mu=0.5, **WALK), with_pull),
+    "fedprox_adaptive": Row(
+        made(algorithms.fedprox_adaptive, SGD, mu=0.5, **WALK), with_pull
+    ),
     "fedsgd": Row(made(algorithms.fedsgd, SGD, epochs=1, batch_size=4), one_step),
     "fedavgm": Row(
         made(
