@@ -146,12 +146,12 @@ def _client(
 
     def correct(gradients, w):
         def bent(g, k, x, s):
-            return g - k + alpha * (x - s)
+            return jnp.asarray(g - k + alpha * (x - s), g.dtype)
 
         return jax.tree.map(bent, gradients, own, w, start)
 
     def next_state(sent):
-        return jax.tree.map(lambda g, d: g + alpha * d, own, sent)
+        return optax.apply_updates(own, jax.tree.map(lambda d: alpha * d, sent))
 
     trained, metrics = local.run(start, backbone, data, key, correct=correct)
     return ClientOutput(

@@ -15,12 +15,9 @@ import optax
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.fedavg import FedAvgState, fedavg
-from fedjax_fm.algorithms.local import (
-    ClientOptimizer,
-    LocalTraining,
-    local_training,
-    optimizer_of,
-)
+from fedjax_fm.algorithms.fedprox import Pull
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training, optimizer_of
+from fedjax_fm.algorithms.parts import in_f32
 from fedjax_fm.algorithms.reach import reach_of
 from fedjax_fm.types import Algorithm, ClientOutput, Task, Tree
 
@@ -104,10 +101,11 @@ def fednova(
     )
     optimizer = server_optimizer or optax.sgd(1.0)
     (exchange,) = plain.exchanges
+    near = Pull(local, mu, implicit_rate=None)
 
     def client(backbone, message):
         def one(start, state, data, key):
-            trained, metrics = _near(local, mu, start, backbone, data=data, key=key)
+            trained, metrics = near.train(start, backbone, data, key)
             tried = optimizer_of(client_optimizer, data.round)
             reach = reach_of(tried, start, data.n_steps, lambda g, w: g + mu * w)
             change = trees.subtract(start, trained)
@@ -123,20 +121,11 @@ def fednova(
     def server(state, aggregate, key):
         direction, effective = aggregate.value
         step = jax.tree.map(lambda d: effective * d, direction)
-        updates, moments = optimizer.update(step, state.optimizer, state.delta)
+        updates, moments = optimizer.update(step, state.optimizer, in_f32(state.delta))
         return FedAvgState(optax.apply_updates(state.delta, updates), moments), {}
 
     normalised = exchange._replace(client=client, server=server)
     return plain._replace(exchanges=(normalised,))
-
-
-def _near(local: LocalTraining, mu, start, backbone, *, data, key):
-    """Local steps with FedProx's pull towards the start."""
-
-    def correct(gradients, w):
-        return jax.tree.map(lambda g, x, s: g + mu * (x - s), gradients, w, start)
-
-    return local.run(start, backbone, data, key, correct=correct)
 
 
 def _divided(change: Tree, reach: jax.Array) -> Tree:

@@ -49,7 +49,7 @@ class Pull(NamedTuple):
         """The explicit step's gradient."""
 
         def pulled(g, w, s):
-            return g + self.mu * (w - s)
+            return jnp.asarray(g + self.mu * (w - s), g.dtype)
 
         def correct(gradients, w):
             return jax.tree.map(pulled, gradients, w, start)

@@ -5,6 +5,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_fm.types import Tree
 
@@ -44,6 +45,17 @@ def stream(key: jax.Array, name: Stream) -> jax.Array:
       A key.
     """
     return jax.random.fold_in(key, int(name))
+
+
+def in_f32(tree: Tree) -> Tree:
+    """The tree for a server's optimizer, which is given means in f32.
+
+    Moments made of it are f32, too, whatever the trainable tree is kept in.
+
+    Args:
+      tree: arrays of floats.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
 
 
 def in_group(group: int, groups_of: Callable[[Any], jax.Array]) -> Callable:

@@ -51,11 +51,18 @@ def gradient_over(
         _, count = sums["loss"]
         return jax.tree.map(lambda x, g: x + count * g, total, gradients), sums
 
-    zeros = jax.tree.map(jnp.zeros_like, delta)
+    def zeros_of(x):  # in f32, whatever the leaf is kept in
+        return jnp.zeros(jnp.shape(x), jnp.float32)
+
+    def as_leaf(x, leaf):
+        return x.astype(jnp.result_type(leaf))
+
+    zeros = jax.tree.map(zeros_of, delta)
     shapes = shapes_of_sums(task, delta, backbone, data, key)
     limited = data._replace(n_steps=n_batches)
     total, sums = over_steps(limited, step, zeros, shapes)
-    return mean_of(total, sums["loss"][1]), sums
+    mean = mean_of(total, sums["loss"][1])
+    return jax.tree.map(as_leaf, mean, delta), sums
 
 
 def loss_over(

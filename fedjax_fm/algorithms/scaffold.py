@@ -23,7 +23,7 @@ from fedjax_fm.algorithms.local import (
     local_training,
     optimizer_of,
 )
-from fedjax_fm.algorithms.parts import Stream, stream
+from fedjax_fm.algorithms.parts import Stream, in_f32, stream
 from fedjax_fm.algorithms.passes import gradient_over, passes_over
 from fedjax_fm.algorithms.recording import recording
 from fedjax_fm.algorithms.reduce import mean_and_share
@@ -120,7 +120,7 @@ def scaffold(
 
     def init(delta, key, setting):
         zeros = jax.tree.map(jnp.zeros_like, delta)
-        return ScaffoldState(delta, zeros, optimizer.init(delta))
+        return ScaffoldState(delta, zeros, optimizer.init(in_f32(delta)))
 
     def client_init(delta, key):
         return jax.tree.map(jnp.zeros_like, delta)
@@ -133,7 +133,9 @@ def scaffold(
 
     def server(state, aggregate, key):
         mean, share = aggregate.value
-        updates, moments = optimizer.update(mean.delta, state.optimizer, state.delta)
+        updates, moments = optimizer.update(
+            mean.delta, state.optimizer, in_f32(state.delta)
+        )
         delta = optax.apply_updates(state.delta, updates)
         steps = jax.tree.map(lambda d: share * d, mean.control)
         control = optax.apply_updates(state.control, steps)

@@ -19,6 +19,7 @@ import optax
 from fedjax_fm import checks
 from fedjax_fm.algorithms.fragments import fragment, with_fragment
 from fedjax_fm.algorithms.local import ClientOptimizer, local_training, optimizer_of
+from fedjax_fm.algorithms.parts import in_f32
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.algorithms.streaming_worker import Streaming, Worker, worker_steps
 from fedjax_fm.types import Algorithm, Exchange, Task, Tree
@@ -128,7 +129,8 @@ def _init(method: Streaming, delta, key, setting) -> StreamingState:
                 f"fragment {p} of {method.fragments} has no parameter; give "
                 "fewer fragments"
             )
-    return StreamingState(delta, tuple(method.outer.init(part) for part in parts))
+    outer = [method.outer.init(in_f32(part)) for part in parts]
+    return StreamingState(delta, tuple(outer))
 
 
 def _client_init(method: Streaming, delta, key) -> Worker:
@@ -151,7 +153,7 @@ def _exchange(method: Streaming, p: int) -> Exchange:
     def server(state, aggregate, key):
         own = fragment(state.delta, p, n)
         updates, moments = method.outer.update(
-            aggregate.value, state.optimizers[p], own
+            aggregate.value, state.optimizers[p], in_f32(own)
         )
         moved = optax.apply_updates(own, updates)
         others = state.optimizers

@@ -100,10 +100,10 @@ def heuristic(losses, mu, change, patience):
 
 def test_mu_rises_and_falls_with_the_loss():
     """Momentum at the server overshoots again and again: the loss rises and falls."""
-    how = {"mu": 0.25, "change": 0.1, "patience": 3}
-    outer = optax.sgd(0.9, momentum=0.9)
+    how = {"mu": 0.25, "change": 0.1, "patience": 2}
+    outer = optax.sgd(0.3, momentum=0.95)
     method = fedprox_adaptive(TASK, optax.sgd(ETA), outer, **how, **WALK)
-    _, metrics, _ = run(method, DATA, 25)
+    _, metrics, _ = run(method, DATA, 30)
     losses = metrics["loss"].tolist()
     expected = heuristic(losses, **how)
     np.testing.assert_allclose(metrics["mu"], expected, rtol=1e-5, atol=1e-6)

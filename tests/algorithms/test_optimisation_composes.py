@@ -77,7 +77,7 @@ def test_all_at_once(name):
         ffm.Population.from_clients(DATA),
         cohort_size=4,
         uplink=channels.error_feedback(channels.quantize(bits=8)),
-        downlink=channels.cast(jnp.bfloat16),
+        downlink=channels.cast("bfloat16"),
         behaviour=behaviour,
         devices=1,
     )
