@@ -141,7 +141,7 @@ def inner_adam(problem, client, key):
 
 def streamed(problem, client, key):
     """Two exchanges of two steps; each row is moved by half of its way when it is sent."""
-    w, server = problem.delta, problem.delta
+    w = server = leafwise(jnp.asarray, problem.delta)
     for p in range(2):
         if p:  # the first fragment comes back and is taken up whole
             w = leafwise(lambda x, s: x.at[0::2].set(s[0::2]), w, server)
