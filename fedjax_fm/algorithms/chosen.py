@@ -72,6 +72,7 @@ def _limited(algorithm: Algorithm, exchange: Exchange, cohort_size: int) -> Exch
 
 def _for_message(algorithm: Algorithm, exchange: Exchange) -> Exchange:
     """The exchange's way down; what is the trainable tree itself is not billed again."""
+    own_address = exchange.address
 
     def broadcast(state):
         sent = {id(leaf) for leaf in jax.tree.leaves(algorithm.delta(state.method))}
@@ -86,16 +87,16 @@ def _for_message(algorithm: Algorithm, exchange: Exchange) -> Exchange:
         one_of_method = exchange.client(backbone, message.own)
 
         def one(mine, state, data, key):
-            own = mine.own if exchange.address is None else mine
+            own = mine.own if own_address is None else mine
             return one_of_method(own, state, data, key)
 
         return one
 
     def address(message, state, client):
-        return exchange.address(message.own, state, client)
+        return own_address and own_address(message.own, state, client)
 
     return exchange._replace(
         broadcast=broadcast,
         client=client,
-        address=None if exchange.address is None else address,
+        address=None if own_address is None else address,
     )
