@@ -95,7 +95,8 @@ def profile(name: str, *, smoke: bool = False) -> Profile:
     n_devices = len(jax.devices())
     rows = list(_rows(program, counted, n_devices, rate, moved))
     busy = sum(row.seconds for row in rows)
-    rows.append(Row(WAITING, max(seconds - busy, 0.0), 0.0, 0.0, 0.0))
+    waited = max(seconds - busy, 0.0)
+    rows.append(Row(kind=WAITING, seconds=waited, flop=0.0, nbytes=0.0, floor=0.0))
     return Profile(
         workload=name,
         processor=floor.processor(),

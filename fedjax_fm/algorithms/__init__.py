@@ -1,4 +1,8 @@
-"""Federated methods, one file each; those for low-rank adapters are in `lora_rules`."""
+"""Federated methods, one file each.
+
+Those for low-rank adapters are in `lora_rules`, those that give each client a model of
+its own in `personal`.
+"""
 
 from fedjax_fm.algorithms import lora_rules, server_optimizers
 from fedjax_fm.algorithms.diloco import diloco
@@ -27,6 +31,18 @@ from fedjax_fm.algorithms.mime import mime
 from fedjax_fm.algorithms.mimelite import mimelite
 from fedjax_fm.algorithms.moon import moon
 from fedjax_fm.algorithms.nested import nest
+from fedjax_fm.algorithms.personal import (
+    apfl,
+    ditto,
+    fedala,
+    fedbabu,
+    fedper,
+    fedrep,
+    fine_tune,
+    ifca,
+    per_fedavg,
+    pfedme,
+)
 from fedjax_fm.algorithms.power_of_choice import power_of_choice
 from fedjax_fm.algorithms.qfedavg import qfedavg
 from fedjax_fm.algorithms.reduce import weighted_mean
@@ -36,13 +52,17 @@ from fedjax_fm.algorithms.streaming_diloco import streaming_diloco
 __all__ = [
     "AdaptiveClip",
     "Architecture",
+    "apfl",
     "client_weight",
     "diloco",
+    "ditto",
     "dp_fedavg",
     "fedadagrad",
     "fedadam",
+    "fedala",
     "fedavg",
     "fedavgm",
+    "fedbabu",
     "fedbert",
     "fedbuff",
     "feddf",
@@ -52,13 +72,17 @@ __all__ = [
     "fedkseed",
     "fedmd",
     "fednova",
+    "fedper",
     "fedpm",
     "fedprox",
     "fedprox_adaptive",
+    "fedrep",
     "fedsgd",
     "fedyogi",
+    "fine_tune",
     "fjord",
     "heterofl",
+    "ifca",
     "local_only",
     "lora_rules",
     "masked_loss",
@@ -66,6 +90,8 @@ __all__ = [
     "mimelite",
     "moon",
     "nest",
+    "per_fedavg",
+    "pfedme",
     "power_of_choice",
     "qfedavg",
     "scaffold",

@@ -26,9 +26,11 @@ class Stream(IntEnum):
     """
 
     DRAWN_WIDTH = 0x0D  # FjORD, under a step's key, which is the loss's own
+    INNER_STEP = 0x0E  # Per-FedAvg, under a step's key
     SEEDS = 0  # FedKSeed, under a client's key: which directions
     EVALUATIONS = 1  # FedKSeed: dropout and the like, the same in both evaluations
-    BESIDE_STEPS = 2**32 - 1  # FedMD's digest, FedDPA's private adapter
+    # FedMD's digest, FedDPA's private adapter, personal models, IFCA's first choice
+    BESIDE_STEPS = 2**32 - 1
     UPDATE_NOISE = 2**32 - 2  # DP-FedAvg, under the method's key
     COUNT_NOISE = 2**32 - 3
     WHOLE_PASS = 2**32 - 4  # over all of a client's data, beside its local steps

@@ -1,5 +1,12 @@
 """Scores of examples and texts, their means, intervals and comparisons."""
 
+from fedjax_fm.evaluation.agreement import (
+    AGREEMENTS,
+    f1,
+    matthews,
+    pearson,
+    spearman,
+)
 from fedjax_fm.evaluation.choices import (
     Question,
     by_generation,
@@ -28,14 +35,18 @@ from fedjax_fm.evaluation.language import (
     loglikelihood_rolling,
 )
 from fedjax_fm.evaluation.lm_eval import lm_eval_class, lm_eval_model
+from fedjax_fm.evaluation.personal import PersonalScores, Spread, personal_scores
 from fedjax_fm.evaluation.text import rouge_l
 
 __all__ = [
+    "AGREEMENTS",
     "ClientScores",
     "Comparison",
     "CorpusScore",
     "Likelihoods",
+    "PersonalScores",
     "Question",
+    "Spread",
     "bleu",
     "by_client",
     "by_generation",
@@ -45,6 +56,7 @@ __all__ = [
     "corpus_rouge_l",
     "evaluate",
     "exact_match",
+    "f1",
     "few_shot",
     "generate_until",
     "gsm8k",
@@ -54,12 +66,16 @@ __all__ = [
     "lm_eval_model",
     "loglikelihood",
     "loglikelihood_rolling",
+    "matthews",
     "means",
     "paired_examples",
     "paired_seeds",
+    "pearson",
+    "personal_scores",
     "plus_minus",
     "rouge_l",
     "score_answers",
     "score_options",
+    "spearman",
     "worst_decile",
 ]

@@ -11,6 +11,9 @@ from fedjax_fm import checks
 class ClientScores(NamedTuple):
     """A score of every client, and means in which each client counts once.
 
+    A client for which a function of row numbers gives NaN, as a correlation over one
+    row does, is left out of the means.
+
     Attributes:
       each: {client: score}, of all clients.
       mean: of the clients that took part.
@@ -76,6 +79,8 @@ def by_client(
     def parts(wanted: bool) -> tuple[float, float]:
         kept = [value for one, value in each.items() if (one in held_out) == wanted]
         values = np.array(kept)
+        if callable(score):  # NaN of rows is a fault, that of a function no score
+            values = values[~np.isnan(values)]
         if not len(values):
             return float("nan"), float("nan")
         worst = worst_decile(values, higher_is_better=higher_is_better)

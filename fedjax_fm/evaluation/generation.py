@@ -7,7 +7,7 @@ is searched for the stop strings, and a batch ends when every row has met one.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,17 @@ from flax import nnx
 
 from fedjax_fm import checks
 from fedjax_fm.evaluation.buckets import doubling_batches
+from fedjax_fm.evaluation.encoder_decoder import is_encoder_decoder, side_length
 from fedjax_fm.evaluation.language import Ids, checked_length, token_ids
 from fedjax_fm.models.generate import Generated, end_ids, generate_further, pad_prompts
+
+
+class _Draw(NamedTuple):
+    """How a token is chosen; temperature 0: the likeliest."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
 
 
 def generate_until(
@@ -31,13 +40,18 @@ def generate_until(
     batch_size: int = 16,
     max_length: int | None = None,
     segment: int = 32,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    key: jax.Array | None = None,
 ) -> list[str]:
-    """Continues prompts greedily up to the first stop string.
+    """Continues prompts up to the first stop string, greedily or by sampling.
 
     Args:
-      model: a causal language model of `models`, such as `adapted.model(state.delta)`.
+      model: a language model of `models`, such as `adapted.model(state.delta)`.
       prompts: n prompts, the token ids of each. A longer one than `max_length -
-        max_gen_toks` tokens is cut on the left, as lm-eval's `hf` model does.
+        max_gen_toks` tokens is cut on the left, as lm-eval's `hf` model does; one for
+        an encoder-decoder may have `max_length`.
       tokenizer: of the model, of `tokenizers` or of transformers; makes text of ids,
         special tokens left out.
       until: stop strings, which are no part of the answer; see `cut`. One that is
@@ -45,8 +59,14 @@ def generate_until(
       max_gen_toks: tokens of an answer, at most.
       eos_token_id: ends an answer, one id or several; None: no id does.
       batch_size: prompts that are computed at once.
-      max_length: tokens of prompt and answer together; None: the model's whole context.
+      max_length: tokens of prompt and answer together, of an encoder-decoder of the
+        prompt; None: the model's whole context, see `checked_length`, `side_length`.
       segment: tokens between two looks for stop strings. It changes the speed alone.
+      temperature: 0 takes the likeliest token and needs no key.
+      top_k: draws from the k likeliest tokens; None: from all.
+      top_p: draws from the nucleus of that probability; None: from all.
+      key: one for all prompts, folded with a prompt's number, so that what it draws
+        depends neither on the batch nor on its neighbours; or one key a prompt [n].
 
     Returns:
       n answers, in the order of the prompts.
@@ -73,8 +93,11 @@ def generate_until(
     checks.whole("segment", segment, least=1)
     stops = checked_stops(until)
     ends = tuple(int(i) for i in end_ids(eos_token_id))
-    max_length = checked_length(model, max_length)
-    room = max_length - max_gen_toks
+    if is_encoder_decoder(model):
+        room = side_length(max_length)
+    else:
+        max_length = checked_length(model, max_length)
+        room = max_length - max_gen_toks
     if room < 1:
         raise ValueError(
             f"max_gen_toks={max_gen_toks} leaves no room for a prompt in "
@@ -87,9 +110,13 @@ def generate_until(
     answers = [""] * len(rows)
     lengths = np.array([len(ids) for ids in rows], np.int64)
     parts = nnx.split(model)
+    draw = _Draw(temperature=float(temperature), top_k=top_k, top_p=top_p)
+    keys = None if key is None else _row_keys(key, len(rows))
     for width, own, padded in doubling_batches(lengths, batch_size, room):
         batch = pad_prompts([rows[row] for row in padded], 0, width)
-        segments = _segments(parts, batch, ends, max_gen_toks, segment)
+        own_keys = None if keys is None else keys[padded]
+        how = {"ends": ends, "draw": draw, "keys": own_keys}
+        segments = _segments(parts, batch, max_gen_toks, segment, how)
         found = _read(segments, len(own), tokenizer, stops=stops, ends=ends)
         for row, answer in zip(own, found, strict=True):
             answers[row] = answer
@@ -149,56 +176,56 @@ def _cut_prompt(number: int, ids: Ids, vocabulary: int, room: int) -> list[int]:
 def _segments(
     parts: tuple[Any, Any],
     batch: dict[str, np.ndarray],
-    ends: tuple[int, ...],
     max_gen_toks: int,
     segment: int,
+    how: dict[str, Any],
 ) -> Iterator[Generated]:
     """Yields the answers of a batch in segments of `segment` tokens.
 
     Rows that have met their end go on with padding, which the reader drops.
     """
     graphdef, weights = parts
-    length = batch["input_ids"].shape[1] + max_gen_toks
     n = min(segment, max_gen_toks)
-    new, cache = _begin(
-        graphdef,
-        weights,
-        batch["input_ids"],
-        batch["attention_mask"],
-        length=length,
-        n=n,
-        ends=ends,
-    )
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    new, cache = _begin(graphdef, weights, ids, mask, most=max_gen_toks, n=n, **how)
     yield new
     for start in range(n, max_gen_toks, segment):
         n = min(segment, max_gen_toks - start)
-        last = new.tokens[:, -1:]
-        new, cache = _go_on(graphdef, weights, last, cache, n=n, ends=ends)
+        last, written = new.tokens[:, -1:], jnp.int32(start)
+        new, cache = _go_on(graphdef, weights, last, cache, n=n, written=written, **how)
         yield new
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "length", "n", "ends"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "most", "n", "ends", "draw"))
 def _begin(
     graphdef: Any,
     weights: Any,
     ids: jax.Array,
     mask: jax.Array,
     *,
-    length: int,
+    most: int,
     n: int,
     ends: tuple[int, ...],
+    draw: _Draw,
+    keys: jax.Array | None,
 ) -> tuple[Generated, Any]:
-    """The first n tokens, and a cache with room for `length` tokens."""
+    """The first n tokens, and a cache with room for `most`."""
     model = nnx.merge(graphdef, weights)
-    cache = model.empty_cache(ids.shape[0], length)
+    if is_encoder_decoder(model):
+        ids, mask, cache = model.start(ids, mask, most)
+    else:
+        cache = model.empty_cache(ids.shape[0], ids.shape[1] + most)
+    more = draw._asdict()
     return generate_further(
-        model, ids, mask, cache, max_new_tokens=n, eos_token_id=ends
+        model, ids, mask, cache, max_new_tokens=n, eos_token_id=ends, key=keys, **more
     )
 
 
 # The cache is given away: the next one takes its place in memory.
 @functools.partial(
-    jax.jit, static_argnames=("graphdef", "n", "ends"), donate_argnames=("cache",)
+    jax.jit,
+    static_argnames=("graphdef", "n", "ends", "draw"),
+    donate_argnames=("cache",),
 )
 def _go_on(
     graphdef: Any,
@@ -208,13 +235,36 @@ def _go_on(
     *,
     n: int,
     ends: tuple[int, ...],
+    draw: _Draw,
+    keys: jax.Array | None,
+    written: jax.Array,
 ) -> tuple[Generated, Any]:
     """The next n tokens behind the last one."""
     model = nnx.merge(graphdef, weights)
-    real = jnp.ones_like(last)
+    real, more = jnp.ones_like(last), draw._asdict()
     return generate_further(
-        model, last, real, cache, max_new_tokens=n, eos_token_id=ends
+        model,
+        last,
+        real,
+        cache,
+        max_new_tokens=n,
+        eos_token_id=ends,
+        key=keys,
+        written=written,
+        **more,
     )
+
+
+def _row_keys(key: jax.Array, n: int) -> jax.Array:
+    """One key a prompt, of one for all or as they are given."""
+    if key.shape == ():
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
+    if key.shape != (n,):
+        raise ValueError(
+            f"expected one key or {n} keys, one a prompt, got keys of shape "
+            f"{list(key.shape)}"
+        )
+    return key
 
 
 def _read(

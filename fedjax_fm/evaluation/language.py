@@ -17,6 +17,11 @@ from flax import nnx
 
 from fedjax_fm import checks
 from fedjax_fm.evaluation.buckets import doubling_batches
+from fedjax_fm.evaluation.encoder_decoder import (
+    is_encoder_decoder,
+    scores_of_pairs,
+    side_length,
+)
 from fedjax_fm.models.language_modeling import IGNORED
 
 Ids = Sequence[int]
@@ -50,21 +55,23 @@ def loglikelihood(
 
     A context that is too long for the model is cut on the left, as lm-eval's `hf` model
     does: the last `max_length + 1` tokens of context and continuation are kept, of
-    which the last is predicted only.
+    which the last is predicted only. Of an encoder-decoder the encoder reads the last
+    `max_length` tokens of the context, and the decoder the continuation.
 
     Args:
-      model: a causal language model of `models`, such as `adapted.model(state.delta)`.
+      model: a language model of `models`, such as `adapted.model(state.delta)`.
       requests: n pairs (ids of the context, ids of the continuation), neither empty; a
         text without a context takes the model's first token as one.
       batch_size: requests that are computed at once.
-      max_length: tokens that the model reads at once; None: its whole context.
+      max_length: tokens that the model reads at once, of an encoder-decoder on either
+        side; None: its whole context, of an encoder-decoder 512.
       chunk: positions whose logits exist at one time.
 
     Returns:
       `Likelihoods`, in the order of the requests.
 
     Raises:
-      TypeError: an encoder-decoder, a model without a head, or ids that are no numbers.
+      TypeError: a model without a head, or ids that are no numbers.
       ValueError: an empty context or continuation, a continuation longer than
         `max_length`, a token that the model does not know; names the request.
 
@@ -83,6 +90,8 @@ def loglikelihood(
       ((2,), [2, 1])
     """
     checks.whole("chunk", chunk, least=1)
+    if is_encoder_decoder(model):
+        return _of_two_sides(model, requests, batch_size, max_length, chunk)
     max_length = checked_length(model, max_length)
     vocabulary = model.config.vocab_size
     pairs = [
@@ -101,6 +110,34 @@ def loglikelihood(
         greedy[rows] = np.asarray(chosen)[own].all(axis=1)
     _check_known(sums)
     return Likelihoods(sums, greedy, tokens)
+
+
+def _of_two_sides(
+    model: Any,
+    requests: Sequence[tuple[Ids, Ids]],
+    batch_size: int,
+    max_length: int | None,
+    chunk: int,
+) -> Likelihoods:
+    """Scores of an encoder-decoder."""
+    most, vocabulary = side_length(max_length), model.config.vocab_size
+    pairs = []
+    for number, request in enumerate(requests):
+        context, answer = _two(number, request, most, vocabulary)
+        pairs.append((context[-most:], answer))
+    scored = _scorer(chunk)
+    sums, greedy = scores_of_pairs(
+        model, pairs, batch_size=batch_size, most=most, scored=scored
+    )
+    _check_known(sums)
+    tokens = np.array([len(answer) for _, answer in pairs], np.int64)
+    return Likelihoods(sums, greedy, tokens)
+
+
+@functools.cache
+def _scorer(chunk: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """`_of_labels` of that many positions, the same object for the same number."""
+    return functools.partial(_of_labels, chunk=chunk)
 
 
 def loglikelihood_rolling(
@@ -130,7 +167,8 @@ def loglikelihood_rolling(
       f64[n], in nats.
 
     Raises:
-      TypeError, ValueError: as `loglikelihood`.
+      TypeError, ValueError: as `loglikelihood`; an encoder-decoder, which gives no
+        probability of a text by itself.
 
     Example:
       >>> from flax import nnx
@@ -143,6 +181,11 @@ def loglikelihood_rolling(
       (2,)
     """
     checks.whole("prefix_token_id", prefix_token_id, least=0)
+    if is_encoder_decoder(model):
+        raise TypeError(
+            f"a {type(model).__name__} gives the probability of an answer to a prompt, "
+            "and none of a whole text: use `loglikelihood`"
+        )
     max_length = checked_length(model, max_length)
     requests: list[tuple[Ids, Ids]] = []
     owners: list[int] = []
@@ -277,6 +320,15 @@ def _pair(
     number: int, request: tuple[Ids, Ids], max_length: int, vocabulary: int
 ) -> tuple[np.ndarray, int]:
     """(ids of context and continuation, cut on the left; tokens of the latter)."""
+    context, continuation = _two(number, request, max_length, vocabulary)
+    whole = np.concatenate([context, continuation])
+    return whole[-(max_length + 1) :], continuation.size
+
+
+def _two(
+    number: int, request: tuple[Ids, Ids], max_length: int, vocabulary: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ids of the context, ids of the continuation), checked."""
     name = f"request {number}"
     if not isinstance(request, (tuple, list)) or len(request) != 2:
         raise TypeError(
@@ -295,8 +347,7 @@ def _pair(
             f"{name} has a continuation of {continuation.size} tokens; expected 1 to "
             f"{max_length}"
         )
-    whole = np.concatenate([context, continuation])
-    return whole[-(max_length + 1) :], continuation.size
+    return context, continuation
 
 
 def _batch(

@@ -22,6 +22,7 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 from fedjax_fm import checks
+from fedjax_fm.evaluation.encoder_decoder import is_encoder_decoder, side_length
 from fedjax_fm.evaluation.generation import generate_until
 from fedjax_fm.evaluation.language import (
     checked_length,
@@ -69,7 +70,7 @@ def lm_eval_model(model: Any, tokenizer: Any, **options: Any) -> Any:
     """A model as lm-eval takes it, for `lm_eval.simple_evaluate(model=...)`.
 
     Args:
-      model: a causal language model of `models`, such as `adapted.model(state.delta)`.
+      model: a language model of `models`, such as `adapted.model(state.delta)`.
       tokenizer: a `Chat`; a fast tokenizer of transformers; a folder or hub id; or one
         of `tokenizers`, with `eos_token_id`.
       **options: of `lm_eval_class`.
@@ -79,8 +80,7 @@ def lm_eval_model(model: Any, tokenizer: Any, **options: Any) -> Any:
 
     Raises:
       ImportError: lm-eval is not installed.
-      TypeError, ValueError: no causal language model, no tokenizer, an option out of
-        range.
+      TypeError, ValueError: no language model, no tokenizer, an option out of range.
 
     Example:
       >>> chat = models.load_chat(folder)  # doctest: +SKIP
@@ -105,9 +105,18 @@ def lm_eval_class() -> type:
       `max_gen_toks`, tokens of an answer where a task names no number (256);
     - `eos_token_id` and `prefix_token_id`, in the place of the tokenizer's;
     - `add_bos_token`, whether texts begin with the tokenizer's special tokens (None: as
-      the tokenizer does by itself).
+      the tokenizer does by itself);
+    - `seed`, of what is drawn where a task samples (0).
 
-    Answers are greedy: a task that samples is refused. With `use_cache` the digest of
+    A task that samples (`do_sample`) says at which temperature; of top_k and top_p those
+    that it names are taken, and no others. The same seed and the same requests give the
+    same answers, which are not torch's.
+
+    Of an encoder-decoder the encoder reads the context and the decoder the continuation
+    or the answer, each of up to `max_length` tokens (512); whole texts have no
+    likelihood there, and are refused.
+
+    With `use_cache` the digest of
     weights and tokenizer is part of each key, so that another adapter finds none of the
     first one's answers.
 
@@ -148,8 +157,6 @@ def _made() -> type:
 class _Answers:
     """What lm-eval asks of a model; see `lm_eval_class` for the arguments."""
 
-    backend = "causal"
-
     def __init__(
         self,
         model: Any = None,
@@ -164,9 +171,12 @@ class _Answers:
         eos_token_id: int | Sequence[int] | None = None,
         prefix_token_id: int | None = None,
         add_bos_token: bool | None = None,
+        seed: int = 0,
     ):
         super().__init__()
         self.model, source = _opened(model, tokenizer, pretrained, peft)
+        has_encoder = is_encoder_decoder(self.model)
+        self.backend = "seq2seq" if has_encoder else "causal"
         self.vocabulary = vocabulary_of(source, eos_token_id)
         if prefix_token_id is not None:
             checks.whole("prefix_token_id", prefix_token_id, least=0)
@@ -174,7 +184,12 @@ class _Answers:
         self.tokenizer = self.vocabulary.tokenizer
         self.batch_size = _batch_size(batch_size)
         self.chunk = checks.whole("chunk", chunk, least=1)
-        self.max_length = checked_length(self.model, max_length)
+        self.max_length = (
+            side_length(max_length)
+            if has_encoder
+            else checked_length(self.model, max_length)
+        )
+        self.seed = checks.whole("seed", seed, least=0)
         self.max_gen_toks = checks.whole("max_gen_toks", max_gen_toks, least=1)
         self.add_bos_token = add_bos_token
 
@@ -251,7 +266,9 @@ class _Answers:
         answers = [""] * len(requests)
         for numbers in groups.values():
             asked = [requests[number].args for number in numbers]
-            stops, most = _wanted(asked[0][1], self.max_gen_toks)
+            stops, most, draw = _wanted(asked[0][1], self.max_gen_toks)
+            if draw:
+                draw["key"] = self._keys(numbers)
             end = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
             found = generate_until(
                 self.model,
@@ -260,12 +277,18 @@ class _Answers:
                 until=[*stops, *([end] if end and end not in stops else [])],
                 max_gen_toks=most,
                 eos_token_id=self.vocabulary.ends,
+                **draw,
                 **self._how,
             )
             for number, args, answer in zip(numbers, asked, found, strict=True):
                 answers[number] = answer
                 self.cache_hook.add_partial("generate_until", args, answer)
         return answers
+
+    def _keys(self, numbers: list[int]) -> jax.Array:
+        """A key for each request, of its number."""
+        key = jax.random.key(self.seed)
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.array(numbers))
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -313,7 +336,8 @@ class _Answers:
     @property
     def digest(self) -> str:
         """Of all that an answer depends on but the request: weights and settings."""
-        settings = (self.tokenizer_name, self.max_length, self.max_gen_toks)
+        lengths = (self.max_length, self.max_gen_toks)
+        settings = (self.tokenizer_name, *lengths, self.seed)
         rest = repr((*settings, self.vocabulary.ends, self.prefix_token_id))
         rest += repr(self.add_bos_token) + model_digest(self.model)
         return hashlib.sha256(rest.encode()).hexdigest()
@@ -467,23 +491,37 @@ def _batch_size(value: int | str) -> int:
     return checks.whole("batch_size", value, least=1)
 
 
-def _wanted(given: dict[str, Any], most: int) -> tuple[list[str], int]:
-    """(stop strings, tokens at most) of a task's `generation_kwargs`."""
+def _wanted(given: dict[str, Any], most: int) -> tuple[list[str], int, dict[str, Any]]:
+    """(stop strings, tokens at most, how it samples) of a task's `generation_kwargs`."""
     named = [given[name] for name in MOST_TOKENS if given.get(name) is not None]
     until = given.get("until") or []
     until = [until] if isinstance(until, str) else until
-    sampled = given.get("do_sample")
-    if sampled is None:
-        sampled = float(given.get("temperature") or 0) > 0
     known = {"until", *MOST_TOKENS, *SAMPLING}
     other = {k: v for k, v in given.items() if k not in known and v is not None}
-    if sampled or other:
+    if other:
         raise ValueError(
-            f"this model answers greedily; the task asks for {given}: set "
-            "gen_kwargs='do_sample=False', and leave out "
-            f"{sorted(other) or 'the sampling'}"
+            f"this model answers greedily or by sampling; the task asks for {given}: "
+            f"leave out {sorted(other)}"
         )
-    return [stop for stop in until if stop], int(named[0] if named else most)
+    stops = [stop for stop in until if stop]
+    return stops, int(named[0] if named else most), _drawn(given)
+
+
+def _drawn(given: dict[str, Any]) -> dict[str, Any]:
+    """How a task samples; empty where it does not."""
+    temperature = float(given.get("temperature") or 0)
+    sampled = given.get("do_sample")
+    if sampled is None:
+        sampled = temperature > 0
+    if not sampled:
+        return {}
+    if not temperature > 0:
+        raise ValueError(
+            f"do_sample needs a temperature above 0, the task asks for {given}: set "
+            "gen_kwargs='do_sample=True,temperature=0.7'"
+        )
+    more = {name: given[name] for name in ("top_k", "top_p") if given.get(name)}
+    return {"temperature": temperature, **more}
 
 
 def _own_keys(database: Any, digest: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_fm.finetune.data import Conversation, Data
 from fedjax_fm.finetune.settings import Settings
-from fedjax_fm.models.chat import Chat
+from fedjax_fm.finetune.templates import Asked
 from fedjax_fm.models.generate import generate, pad_prompts
 from fedjax_fm.peft import Adapted
 from fedjax_fm.types import Tree
@@ -63,7 +63,7 @@ def _shown(message: dict[str, Any]) -> str:
 def answers(
     adapted: Adapted,
     parts: tuple[Tree, Tree],
-    chat: Chat,
+    chat: Asked,
     questions: Sequence[Conversation],
     new_tokens: int,
 ) -> list[str]:
@@ -72,7 +72,7 @@ def answers(
     Args:
       adapted: has the model's structure.
       parts: (delta, backbone).
-      chat: the tokenizer with the template that was trained.
+      chat: how the model is asked; the template that was trained.
       questions: conversations, the last message not the assistant's.
       new_tokens: the most tokens of an answer.
 
@@ -106,7 +106,7 @@ def room_for(prompt: int, new_tokens: int) -> int:
     return -(-prompt // UNIT) * UNIT + new_tokens
 
 
-def _of_width(arrays: dict[str, Any], width: int, chat: Chat) -> dict[str, np.ndarray]:
+def _of_width(arrays: dict[str, Any], width: int, chat: Asked) -> dict[str, np.ndarray]:
     """Prompts padded on the left up to one width."""
     fill = {"input_ids": chat.pad_token_id, "attention_mask": 0}
     found = {}
@@ -117,18 +117,15 @@ def _of_width(arrays: dict[str, Any], width: int, chat: Chat) -> dict[str, np.nd
     return found
 
 
-def _answering(adapted: Adapted, chat: Chat, width: int, new_tokens: int) -> Any:
+def _answering(adapted: Adapted, chat: Asked, width: int, new_tokens: int) -> Any:
     """The compiled generation, with delta and backbone as operands."""
 
     @jax.jit
     def answer(parts, input_ids, attention_mask):
-        model = adapted.model(*parts)
-        cache = model.empty_cache(len(input_ids), width + new_tokens)
         return generate(
-            model.next_logits,
+            adapted.model(*parts),
             input_ids,
             attention_mask,
-            cache,
             max_new_tokens=new_tokens,
             eos_token_id=chat.eos_token_ids,
             pad_token_id=chat.pad_token_id,

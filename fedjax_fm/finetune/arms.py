@@ -10,13 +10,14 @@ import numpy as np
 import optax
 
 import fedjax_fm as ffm
-from fedjax_fm import callbacks, study
+from fedjax_fm import callbacks, peft, study
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.callbacks.looks import worst_decile
+from fedjax_fm.evaluation.agreement import AGREEMENTS
 from fedjax_fm.finetune import data as of_data
-from fedjax_fm.finetune import methods
+from fedjax_fm.finetune import looks, methods
 from fedjax_fm.finetune.answers import answered
-from fedjax_fm.finetune.data import Data, length, sizes
+from fedjax_fm.finetune.data import Data, Prepared, length, sizes
 from fedjax_fm.finetune.expressions import names_in
 from fedjax_fm.finetune.outputs import save
 from fedjax_fm.finetune.settings import Settings
@@ -24,14 +25,15 @@ from fedjax_fm.study.judged import joined, judged
 from fedjax_fm.study.shape import Arm, Control, Score, Study
 
 BUCKET = 32  # tokens
+AGREED = {"MCC": "Matthews correlation", "F1": "F1"}
 
 
-def make(settings: Settings, kind: str, place: Path) -> Study:
+def make(settings: Settings, ready: Prepared, place: Path) -> Study:
     """The study of a run.
 
     Args:
       settings: of the run.
-      kind: of its examples.
+      ready: has the examples, and the benchmark's scores.
       place: of its folder, where the trained model is saved.
 
     Returns:
@@ -47,7 +49,7 @@ def make(settings: Settings, kind: str, place: Path) -> Study:
             Arm("local", alone, "local only, some clients alone", grid),
         ]
     arms.append(Arm("zero_shot", zero_shot, "before training"))
-    primary = _primary(settings, kind)
+    primary = _primary(settings, ready)
     return Study(
         question=f"What does {method} bring on {Path(settings.data).name}?",
         expected="the model before training is worse than the federated one",
@@ -57,17 +59,36 @@ def make(settings: Settings, kind: str, place: Path) -> Study:
         arms=arms,
         comparisons=study.against("federated", arms),
         controls=[Control("zero_shot", "federated", "training brought nothing")],
-        scores=_others(settings, primary),
+        scores=[*_others(settings, primary), *_more(settings, ready, primary)],
     )
 
 
-def _primary(settings: Settings, kind: str) -> Score:
-    """The score that decides, on unseen clients if there are any."""
+def _primary(settings: Settings, ready: Prepared) -> Score:
+    """The score that decides, on unseen clients if there are any.
+
+    Of a benchmark it is its authors' first one, where that is known here.
+    """
     where = "unseen clients" if settings.holdout_clients else "own examples"
-    if kind == "classes":
-        label = f"accuracy, {where}"
-        return Score("accuracy", label, unit="%", scale=100.0)
-    return Score("perplexity", f"perplexity, {where}", highest=False, digits=2)
+    if ready.examples.kind != "classes":
+        return Score("perplexity", f"perplexity, {where}", highest=False, digits=2)
+    names = of_data.agreements_of(ready)
+    if names and ready.source.metrics[0] == names[0]:
+        return Score(names[0], f"{AGREED[names[0]]}, {where}", digits=3)
+    return Score("accuracy", f"accuracy, {where}", unit="%", scale=100.0)
+
+
+def _more(settings: Settings, ready: Prepared, primary: Score) -> list[Score]:
+    """The authors' further scores of a benchmark, and accuracy beside another first."""
+    where = "unseen clients" if settings.holdout_clients else "own examples"
+    names = of_data.agreements_of(ready)
+    found = [
+        Score(name, f"{AGREED[name]}, {where}", digits=3)
+        for name in names
+        if name != primary.name
+    ]
+    if names and primary.name != "accuracy":
+        found.append(Score("accuracy", f"accuracy, {where}", unit="%", scale=100.0))
+    return found
 
 
 def _others(settings: Settings, primary: Score) -> list[Score]:
@@ -161,6 +182,7 @@ def centralised(run: study.Run) -> dict[str, float]:
         [everything],
         rounds=steps,
         cohort_size=1,
+        rows_a_round=cohort * settings.batch_size,
         travels=False,
     )
     return scores_of(run, found)
@@ -218,11 +240,14 @@ def simulate(
     *,
     rounds: int,
     cohort_size: int,
+    rows_a_round: float | None = None,
     **how: Any,
 ) -> study.Simulated:
     """A run over these clients, whose curve is the score on held-out examples."""
     data, settings = run.data, run.config
-    every = settings.every or max(1, rounds // 10)
+    if rows_a_round is None:
+        rows_a_round = looks.rows_a_round(settings, data)
+    every = looks.planned(settings, data, rounds, rows_a_round).every
     more = {"every": every, "test": joined(data.judged), "task": data.task}
     more |= {**_scoring(data), **how}
     found = run.simulate(
@@ -283,7 +308,58 @@ def scores_of(
             own_means, own_weights = judged(found, own_task, rows, name, **how)
         scores["own"] = _mean(shown, own_means, own_weights)
         scores["own_worst"] = worst_decile(shown(own_means), name)
+    if data.agreements:
+        scores |= _agreements(run, found, own_task is data.personal_task, groups)
     return scores
+
+
+def _agreements(
+    run: study.Run, found: study.Simulated, is_beside: bool, own: list[tuple[int, Any]]
+) -> dict[str, float]:
+    """Scores of all examples together that are no means over them.
+
+    Where one of them decides, the clients' scores and the worst tenths are of it, too.
+    """
+    data = run.data
+    model = peft.beside(data.adapted) if is_beside else data.adapted
+    task = of_data.task_of(data.prepared.subject, model, predictions=True)
+    unseen = list(enumerate(data.judged))
+    is_own = found.simulator.is_personal and not data.unseen
+    each = _predicted(found, task, own if is_own else unseen, _scoring(data))
+    scores = {name: _together(name, each) for name in data.agreements}
+    first = data.agreements[0]
+    if data.prepared.source.metrics[0] != first:
+        return scores
+    run.clients = [AGREEMENTS[first](*one) for one in each]
+    scores["worst"] = _worst(run.clients)
+    if data.unseen and own and not run.is_tuning:
+        of_own = _predicted(found, task, own, _scoring(data))
+        scores["own"] = _together(first, of_own)
+        scores["own_worst"] = _worst([AGREEMENTS[first](*one) for one in of_own])
+    return scores
+
+
+def _predicted(
+    found: study.Simulated, task: ffm.Task, groups: list[tuple[int, Any]], how: Any
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(predicted, true) classes of each group, by the models that `judged` takes."""
+    is_personal = found.simulator.is_personal
+    n_models = found.simulator.population.n_clients if is_personal else 1
+    pairs = []
+    for k, rows in groups:
+        scores = ffm.evaluate(task, *found.model(k % n_models), rows, **how)
+        pairs.append((scores["predicted"].astype(np.int64), np.asarray(rows["label"])))
+    return pairs
+
+
+def _together(name: str, each: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """A score of all groups' rows together."""
+    predicted, true = (np.concatenate(side) for side in zip(*each, strict=True))
+    return AGREEMENTS[name](predicted, true)
+
+
+def _worst(values: list[float]) -> float:
+    return worst_decile(np.array(values), higher_is_better=True)
 
 
 def _personal(

@@ -117,22 +117,37 @@ def _dealt(
         known = [*source.columns, *PARTITIONERS]
         raise UsageError(f"--client: {nearest(client, known, 'column or partitioner')}")
     named = [name for name in source.columns if name in client]
-    kept = examples.rows[keep]
+    # A conversation goes to one client, however many examples were made of it.
+    kept, first = np.unique(examples.rows[keep], return_index=True)
     table = {name: np.asarray(source.table[name])[kept] for name in named}
     table["row of the table"] = kept
     given: dict[str, Any] = {"seed": 42}
     if examples.labels is not None:
-        table["label of the example"] = examples.labels[keep]
+        table["label of the example"] = examples.labels[keep[first]]
         given["partition_by"] = "label of the example"
     dealer = build(client, PARTITIONERS, "partitioner", given=given)
     try:
         parts = dealer.partition(table)
     except (TypeError, ValueError, KeyError) as error:
         raise UsageError(f"--client {client}: {error}") from error
+    places = [keep[_of_rows(examples.rows[keep], kept[part])] for part in parts]
     counts["examples that the partitioner leaves out"] = len(keep) - sum(
-        map(len, parts)
+        map(len, places)
     )
-    return [str(k) for k in range(len(parts))], [keep[part] for part in parts]
+    return [str(k) for k in range(len(parts))], places
+
+
+def _of_rows(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Places of the examples of these rows, in the order in which they are wanted.
+
+    Args:
+      rows: i64[n], of each example, ascending.
+      wanted: i64[m], different rows.
+    """
+    begin = np.searchsorted(rows, wanted, side="left")
+    end = np.searchsorted(rows, wanted, side="right")
+    ranges = [np.arange(*edges) for edges in zip(begin, end, strict=True)]
+    return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
 
 
 def _usual(source: Source) -> str:
@@ -188,8 +203,9 @@ def deal(
     """Splits clients into those that train and those that do not, and their examples.
 
     With several learning rates a fifth of the clients is put aside, the same for every
-    seed: they alone are used while tuning, and never afterwards. A scored example that
-    some client trains on is left out.
+    seed: they alone are used while tuning, and never afterwards. Examples of one row,
+    which are the answers of one conversation, stay together. A scored example that some
+    client trains on is left out.
 
     Args:
       clients: all of them.
@@ -224,12 +240,20 @@ def deal(
         )
     train, own = [], []
     for k in np.sort(order[n_out:]):
-        mine = random.permutation(clients.places[k])
-        n = min(round(settings.holdout_examples * len(mine)), len(mine) - 1)
-        train.append(np.sort(mine[n:]))
-        own.append(np.sort(mine[:n]))
+        mine = clients.places[k]
+        rows = random.permutation(_different(examples.rows[mine]))
+        n = min(round(settings.holdout_examples * len(rows)), len(rows) - 1)
+        is_own = np.isin(examples.rows[mine], rows[:n])
+        train.append(np.sort(mine[~is_own]))
+        own.append(np.sort(mine[is_own]))
     unseen = [clients.places[k] for k in np.sort(order[:n_out])]
     return _without_leaks(Dealt(train=train, own=own, unseen=unseen, leaks=0), examples)
+
+
+def _different(rows: np.ndarray) -> np.ndarray:
+    """The different rows, in the order in which they come."""
+    _, first = np.unique(rows, return_index=True)
+    return rows[np.sort(first)]
 
 
 def _without_leaks(dealt: Dealt, examples: Examples) -> Dealt:

@@ -12,6 +12,7 @@ from fedjax_fm.finetune import data as of_data
 from fedjax_fm.finetune.data import Data
 from fedjax_fm.finetune.outputs import check_merge, sources, write_card
 from fedjax_fm.finetune.settings import FILE, Settings, as_toml, read_toml
+from fedjax_fm.finetune.templates import OneQuestion
 from fedjax_fm.models.locate import provenance
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
@@ -68,7 +69,7 @@ def begin(settings: Settings) -> RunFolder:
     if settings.track:
         callbacks.track(settings.out, to=settings.track)  # refuses what is not there
     check_model(settings, data)
-    study = arms.make(settings, data.prepared.examples.kind, Path(settings.out))
+    study = arms.make(settings, data.prepared, Path(settings.out))
     cells.check(study, settings)
     fields = {**dataclasses.asdict(settings), "kind": data.prepared.examples.kind}
     folder = RunFolder.create(settings.out, fields, NAME)
@@ -106,6 +107,8 @@ def check_model(settings: Settings, data: Data) -> None:
     if not data.prompts:
         return
     assert data.prepared.chat is not None
+    if isinstance(data.prepared.chat, OneQuestion):
+        return  # an encoder-decoder has no longest text
     longest = max(len(data.prepared.chat.prompt_ids(one[:-1])) for one in data.prompts)
     room = answers.room_for(longest, settings.new_tokens)
     try:
@@ -161,7 +164,7 @@ def go(folder: RunFolder, settings: Settings, console: "Console") -> Path:
     ready = of_data.prepare(settings)
     was = facts["plan"]["data_sha256"]
     _check_same(settings.data, was, ready.source.sha256)
-    study = arms.make(settings, ready.examples.kind, folder.path)
+    study = arms.make(settings, ready, folder.path)
     computed = Cells(study, settings, folder, console)
     computed.tune()
     computed.run(cells.all_seeds(folder))

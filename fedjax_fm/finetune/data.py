@@ -11,14 +11,14 @@ from flax import nnx
 from fedjax_fm import models, peft, tasks
 from fedjax_fm.finetune import clients as federation
 from fedjax_fm.finetune import examples as of_rows
-from fedjax_fm.finetune import files, tokens
+from fedjax_fm.finetune import files, tokens, turns
 from fedjax_fm.finetune.adapters import adapter_of
 from fedjax_fm.finetune.clients import Clients, Dealt
 from fedjax_fm.finetune.examples import Examples, Kind, Roles
 from fedjax_fm.finetune.expressions import names_in
 from fedjax_fm.finetune.files import Source
 from fedjax_fm.finetune.settings import Settings
-from fedjax_fm.finetune.templates import chat_of, folded
+from fedjax_fm.finetune.templates import Asked, chat_of, folded, one_question
 from fedjax_fm.finetune.tokens import Arrays, Encoded
 from fedjax_fm.models.chat import Chat
 from fedjax_fm.models.families import config_of
@@ -56,7 +56,7 @@ class Prepared(NamedTuple):
       examples: of the table.
       clients: who has which.
       encoded: the examples as arrays.
-      chat: of language models that answer; None for others.
+      chat: how a language model is asked; None for others.
       subject: what the model is trained for.
       counts: {what was counted, cut or left out: how many}.
     """
@@ -66,7 +66,7 @@ class Prepared(NamedTuple):
     examples: Examples
     clients: Clients
     encoded: Encoded
-    chat: Chat | None
+    chat: Asked | None
     subject: Subject
     counts: dict[str, int]
 
@@ -97,9 +97,29 @@ class Data(NamedTuple):
     leaks: int
 
     @property
+    def agreements(self) -> tuple[str, ...]:
+        """Scores of a benchmark's authors that are no means over examples."""
+        return agreements_of(self.prepared)
+
+    @property
     def judged(self) -> list[Arrays]:
         """What the server's model is scored on: unseen clients, else the own examples."""
         return self.unseen or [rows for rows in self.own if length(rows)]
+
+
+def agreements_of(ready: Prepared) -> tuple[str, ...]:
+    """Names of a benchmark's scores that are no means over examples.
+
+    Args:
+      ready: has the table and its examples.
+
+    Returns:
+      Of "MCC" and "F1", in the order of the benchmark's authors; F1 of two classes.
+    """
+    if ready.examples.kind != "classes":
+        return ()
+    taken = ("MCC", "F1") if len(ready.examples.classes) == 2 else ("MCC",)
+    return tuple(name for name in ready.source.metrics if name in taken)
 
 
 def length(arrays: Arrays) -> int:
@@ -126,8 +146,8 @@ def prepare(settings: Settings) -> Prepared:
     """
     source = files.read(settings.data, settings.split, settings.stand_in)
     roles = of_rows.choose(settings, source)
-    examples = of_rows.make(source, roles)
     kind = model_type_of(settings.model)
+    examples = examples_of(settings, source, roles, kind)
     chat, rows = encoded(settings, examples, kind)
     usable = np.flatnonzero(rows.usable)
     if not len(usable):
@@ -157,6 +177,31 @@ def prepare(settings: Settings) -> Prepared:
     )
 
 
+def examples_of(
+    settings: Settings, source: Source, roles: Roles, model_type: str
+) -> Examples:
+    """Examples of the rows, one a row or one an answer.
+
+    Args:
+      settings: of the run.
+      source: the table.
+      roles: which column is what.
+      model_type: of config.json.
+
+    Raises:
+      UsageError: rows that hold no such examples.
+    """
+    found = of_rows.make(source, roles)
+    if settings.turns == "all":
+        return found
+    if model_type == "t5":
+        raise UsageError(
+            "--turns each reads the conversation before an answer; an encoder-decoder "
+            "takes one prompt and one answer: leave it out"
+        )
+    return turns.each_answer(found)
+
+
 def model_type_of(model: str) -> str:
     """The `model_type` of a model's config.json, or of its .gguf file.
 
@@ -171,7 +216,7 @@ def model_type_of(model: str) -> str:
 
 def encoded(
     settings: Settings, examples: Examples, kind: str
-) -> tuple[Chat | None, Encoded]:
+) -> tuple[Asked | None, Encoded]:
     """Examples as arrays for the model.
 
     Args:
@@ -180,7 +225,7 @@ def encoded(
       kind: `model_type` of the model.
 
     Returns:
-      (chat of language models, arrays).
+      (how a language model is asked, arrays).
 
     Raises:
       UsageError: a model that does not take such examples.
@@ -195,8 +240,8 @@ def encoded(
     if kind == "t5":
         if examples.kind == "text":
             raise UsageError("an encoder-decoder needs prompts and answers, not texts")
-        tokenizer = models.load_tokenizer(name)
-        return None, tokens.to_decoder(examples, tokenizer, settings)
+        asked = one_question(name)
+        return asked, tokens.to_decoder(examples, asked.tokenizer, settings)
     if examples.kind == "text":
         chat = _of_texts(settings)
         return chat, tokens.texts(examples, chat, settings)
@@ -204,15 +249,17 @@ def encoded(
     return chat, tokens.conversations(examples, chat, settings)
 
 
-def chat_for(settings: Settings, subject: Subject) -> Chat | None:
-    """The template that a model was trained with; None for what writes no text.
+def chat_for(settings: Settings, subject: Subject) -> Asked | None:
+    """How a model is asked that was trained; None for what writes no text.
 
     Args:
       settings: of the run.
       subject: what the model was trained for.
     """
-    if subject.kind == "classes" or subject.model_type == "t5":
+    if subject.kind == "classes":
         return None
+    if subject.model_type == "t5":
+        return one_question(settings.model)
     return _of_texts(settings) if subject.kind == "text" else chat_of(settings)
 
 
@@ -328,15 +375,16 @@ def pretrained(settings: Settings, n_classes: int | None, seed: int) -> nnx.Modu
     )
 
 
-def task_of(subject: Subject, adapted: Any) -> Task:
+def task_of(subject: Subject, adapted: Any, predictions: bool = False) -> Task:
     """The task of these examples.
 
     Args:
       subject: has their kind.
       adapted: a model with one adapter, or with two beside each other.
+      predictions: whether the class that is predicted is a metric, too.
     """
     if subject.kind == "classes":
-        return tasks.classification(adapted)
+        return tasks.classification(adapted, predictions=predictions)
     return tasks.language_modeling(adapted)
 
 
@@ -355,6 +403,11 @@ def _prompts(
     found = []
     for place in np.concatenate(places) if places else ():
         messages = folded(ready.examples.values[int(place)], settings.template)
+        if settings.turns == "each":
+            assert isinstance(ready.chat, Chat)  # `examples_of` has seen to that
+            asked = turns.context(ready.chat, messages[:-1], most)
+            found += [[*asked, messages[-1]]] if asked else []
+            continue
         answers = [k for k, one in enumerate(messages) if one["role"] == "assistant"]
         lengths = [len(ready.chat.prompt_ids(messages[:k])) for k in answers]
         within = [k for k, n in zip(answers, lengths, strict=True) if n <= most]

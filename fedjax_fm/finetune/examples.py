@@ -227,6 +227,9 @@ def make(source: Source, roles: Roles, trained: Trained | None = None) -> Exampl
     if trained is not None:
         reader = {"conversation": _asked, "classes": _input}.get(roles.kind, reader)
     values, kept, dropped = [], [], Counter()
+    names = source.classes.get(roles.columns.get("label", ""))
+    if names and "label" in columns:
+        columns["label"] = _by_name(columns["label"], names, roles.columns["label"])
     n_rows = len(next(iter(columns.values())))
     for row in range(n_rows):
         cells = {role: column[row] for role, column in columns.items()}
@@ -250,7 +253,8 @@ def make(source: Source, roles: Roles, trained: Trained | None = None) -> Exampl
         ]
         labels, classes = _found(of_rows, trained.classes, roles), trained.classes
     elif roles.kind == "classes":
-        labels, classes = _numbered([columns["label"][row] for row in kept], roles)
+        of_rows = [columns["label"][row] for row in kept]
+        labels, classes = _numbered(of_rows, roles, names)
     return Examples(
         kind=roles.kind,
         values=values,
@@ -410,8 +414,42 @@ def _picture(image: Any) -> Any:
     return whole[..., 0] if whole.ndim == 3 and whole.shape[-1] == 1 else whole
 
 
-def _numbered(labels: list[Any], roles: Roles) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(i32[n], names of the classes); words and numbers in order, as text."""
+def _by_name(labels: list[Any], names: tuple[str, ...], column: str) -> list[Any]:
+    """Numbers of a column as the names that its table has for them; -1 is none."""
+    if len(set(names)) != len(names) or "" in names:
+        raise UsageError(
+            f"the column {column!r} names its classes {list(names)}: expected different "
+            "names, none of them empty"
+        )
+    found = []
+    for label in labels:
+        number = None if _is_missing(label) else _class(label, column)
+        if number is None or number == -1:
+            found.append(None)
+        elif isinstance(number, int) and 0 <= number < len(names):
+            found.append(names[number])
+        else:
+            raise UsageError(
+                f"the column {column!r} holds {label!r}, and names {len(names)} classes: "
+                "expected numbers from 0, or -1 where the class is not known"
+            )
+    return found
+
+
+def _numbered(
+    labels: list[Any], roles: Roles, names: tuple[str, ...] | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(i32[n], names of the classes); words and numbers in order, as text.
+
+    With the names of a table the order is the table's, and none is left out.
+    """
+    if names:
+        if len(set(labels)) < 2:
+            raise UsageError(
+                f"all labels are {labels[0]!r}: there is nothing to tell apart"
+            )
+        number = {name: place for place, name in enumerate(names)}
+        return np.array([number[name] for name in labels], np.int32), names
     plain = [_class(label, roles.columns["label"]) for label in labels]
     known = sorted(set(plain), key=lambda name: (isinstance(name, str), name))
     if len({type(name) for name in known}) > 1:
@@ -437,7 +475,7 @@ def _found(labels: list[Any], classes: tuple[str, ...], roles: Roles) -> np.ndar
     for place, label in enumerate(labels):
         if _is_missing(label) or label == "":
             continue
-        name = str(_class(label, roles.columns["label"]))
+        name = label if label in classes else str(_class(label, roles.columns["label"]))
         if name not in classes:
             raise UsageError(
                 f"the column {roles.columns['label']!r} has the class {name!r}, which "

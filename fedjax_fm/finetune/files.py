@@ -32,6 +32,7 @@ class Source(NamedTuple):
       notes: what a reader should know, such as that the data are a stand-in.
       client: the column that says who the clients are, where that is known.
       roles: {role: column}, where that is known.
+      metrics: names of a benchmark's scores, its authors' first.
     """
 
     table: Any
@@ -41,11 +42,53 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()
     client: str = ""
     roles: Mapping[str, str] = MappingProxyType({})
+    metrics: tuple[str, ...] = ()
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns."""
         return [str(name) for name in column_names(self.table)]
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """{column: names of its numbers}, where `datasets` has kept them."""
+        return class_names(self.table)
+
+
+def class_names(table: Any) -> dict[str, tuple[str, ...]]:
+    """Names of the classes that a column's numbers stand for.
+
+    Args:
+      table: a data set of `datasets`, or a table of pyarrow that it has written, whose
+        schema says under "huggingface" what the columns are.
+
+    Returns:
+      {column: names, in order of their numbers}; empty for other tables.
+
+    Example:
+      >>> class_names({"label": [0, 1]})
+      {}
+    """
+    features = getattr(table, "features", None)
+    if features is not None:
+        named = {
+            str(name): getattr(one, "names", None) for name, one in features.items()
+        }
+        return {name: tuple(names) for name, names in named.items() if names}
+    metadata = getattr(getattr(table, "schema", None), "metadata", None) or {}
+    try:
+        written = json.loads(metadata.get(b"huggingface", b"{}"))
+        features = written.get("info", {}).get("features", {})
+        return {
+            str(name): tuple(map(str, one["names"]))
+            for name, one in features.items()
+            if isinstance(one, dict) and one.get("_type") == "ClassLabel"
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f'the schema\'s metadata "huggingface" cannot be read ({error}); write the '
+            "file again without it"
+        ) from error
 
 
 class Known(NamedTuple):
@@ -111,13 +154,13 @@ def read(place: str, split: str = "train", stand_in: bool = False) -> Source:
         return _of_folder(path)
     if path.is_file():
         return _of_file(path)
-    looks_like_file = path.suffix.lower() in READERS or len(path.parts) > 2
-    if looks_like_file or place.startswith((".", "~")):
-        raise UsageError(f"there is no file or folder {place!r}")
     if place in KNOWN:
         return _of_package(place)
     if _is_benchmark(place):
         return _benchmark(place, stand_in)
+    looks_like_file = path.suffix.lower() in READERS or len(path.parts) > 2
+    if looks_like_file or place.startswith((".", "~")):
+        raise UsageError(f"there is no file or folder {place!r}")
     if stand_in:
         raise UsageError(f"{place!r} is no named benchmark, and has no stand-in")
     return _of_hub(place, split)
@@ -363,6 +406,7 @@ def _benchmark(name: str, stand_in: bool) -> Source:
         notes=notes if kind == "stand-in" else (),
         client="client",
         roles=next((roles for roles in _NORMAL if set(roles.values()) <= names), {}),
+        metrics=found.benchmark.metric,
     )
 
 

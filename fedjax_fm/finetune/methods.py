@@ -40,12 +40,21 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
             "streaming_diloco",
         )
     },
+    "apfl": algorithms.apfl,
+    "ditto": algorithms.ditto,
     "dp_fedavg": algorithms.dp_fedavg,
+    "fedala": algorithms.fedala,
     "fedavg": algorithms.fedavg,
+    "fedbabu": algorithms.fedbabu,
     "feddpa_f": algorithms.feddpa_f,
     "feddpa_t": algorithms.feddpa_t,
     "fedkseed": algorithms.fedkseed,
+    "fedper": algorithms.fedper,
+    "fedrep": algorithms.fedrep,
+    "ifca": algorithms.ifca,
     "local_only": algorithms.local_only,
+    "per_fedavg": algorithms.per_fedavg,
+    "pfedme": algorithms.pfedme,
     **{
         name: getattr(lora_rules, name)
         for name in lora_rules.__all__
@@ -173,6 +182,7 @@ def algorithm_of(settings: Settings, data: Data, learning_rate: float) -> Algori
         "rounds": rounds - 1 if name == "feddpa_f" else rounds,
         "batch_size": settings.batch_size,
         "tail_penalty": 5e-3,
+        "mix_rate": learning_rate,
         **settings.steps,
         **{f"private_{name.removeprefix('local_')}": n for name, n in steps},
     }
@@ -206,7 +216,9 @@ def has_two_adapters(settings: Settings) -> bool:
     Args:
       settings: have the method's name.
     """
-    return names_in(settings.method)[0] in ("feddpa_f", "feddpa_t")
+    (name, *_) = names_in(settings.method)
+    mixes_products = name == "apfl" and "lora" in names_in(settings.peft)
+    return name in ("feddpa_f", "feddpa_t") or mixes_products
 
 
 def check_options(settings: Settings, name: str) -> None:

@@ -77,6 +77,11 @@ def _save_adapter(
         )
     except ValueError as error:
         return False, " ".join(str(error).split())
+    classes, files = data.prepared.examples.classes, locate(settings.model)
+    if classes and files.weights.suffix != ".gguf":
+        # PEFT's own file has no place for names; of the base model it fits they are.
+        fields = read_config(files.folder) | labels_of(classes)
+        RunFolder(folder.path / ADAPTER).write_json("config.json", fields)
     return True, ""
 
 

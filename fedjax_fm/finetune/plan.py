@@ -9,10 +9,12 @@ import fedjax_fm as ffm
 from fedjax_fm import trees
 from fedjax_fm.engine.billing import in_units
 from fedjax_fm.finetune import data as of_data
-from fedjax_fm.finetune import methods
+from fedjax_fm.finetune import looks, methods
 from fedjax_fm.finetune.data import Data, sizes
 from fedjax_fm.finetune.outputs import sources
 from fedjax_fm.finetune.settings import Settings
+
+MOST_SHOWN = 20  # classes
 
 
 def facts(settings: Settings, data: Data) -> dict[str, Any]:
@@ -51,10 +53,19 @@ def facts(settings: Settings, data: Data) -> dict[str, Any]:
         "notes": list(ready.source.notes),
         **{name: value for name, value in origin.items() if name != "data"},
     }
+    if ready.examples.classes:
+        plan["classes"] = _shown(ready.examples.classes)
     counts = dict(ready.counts)
     if data.leaks:
         counts["scored examples left out, as a client trains on them"] = data.leaks
     return {"plan": plan, "counts": counts, "subject": ready.subject._asdict()}
+
+
+def _shown(classes: tuple[str, ...]) -> str:
+    """Numbers and names of classes, the first of them."""
+    named = [f"{number} {name}" for number, name in enumerate(classes)]
+    more = f" and {len(named) - MOST_SHOWN} more" if len(named) > MOST_SHOWN else ""
+    return ", ".join(named[:MOST_SHOWN]) + more
 
 
 def simulator_of(settings: Settings, data: Data) -> ffm.Simulator:
@@ -100,9 +111,12 @@ def dry_run(settings: Settings) -> list[str]:
     seconds = time.perf_counter() - (compiled if settings.rounds > 1 else started)
     up, down = (int(metrics[f"{way}link_bytes"][0]) for way in ("up", "down"))
     total = seconds * settings.rounds
+    rows = looks.rows_a_round(settings, data)
+    planned = looks.planned(settings, data, settings.rounds, rows)
     return [
         *found,
         "",
+        looks.told(planned),
         f"first round: {compiled - started:.1f} s with compilation; {in_units(up)} up, "
         f"{in_units(down)} down",
         f"a round: {seconds:.2f} s on this machine; {settings.rounds} rounds "

@@ -46,6 +46,8 @@ def lines(found: Results, facts: dict[str, Any]) -> dict[str, str]:
         "bytes": _bytes(found),
         "seeds": ", ".join(str(one["seed"]) for one in found.runs("federated")),
     }
+    if "classes" in plan:
+        said["classes"] = plan["classes"]
     if facts["counts"]:
         said["counted and left out"] = "; ".join(
             f"{name}: {number:,}" for name, number in facts["counts"].items()
@@ -137,5 +139,6 @@ def told(facts: dict[str, Any]) -> Sequence[str]:
         f"clients: {plan['clients']}",
         f"model: {plan['model']}, {plan['parameters']}",
     ]
+    found += [f"classes: {plan['classes']}"] if "classes" in plan else []
     found += [f"  {name}: {number:,}" for name, number in facts["counts"].items()]
     return found + [f"note: {note}" for note in plan["notes"]]

@@ -40,13 +40,15 @@ class Settings:
       image: column of images.
       template: chat is the model's own; alpaca, alpaca_short, flan; a text with
         {prompt} and {response}; or a .jinja file.
+      turns: all makes one example of a conversation, cut on the right; each makes one
+        of every answer, after what comes before it, cut on the left.
       client: a column whose values are the clients, or a partitioner with its
         arguments, such as dirichlet:num_partitions=20,alpha=0.5.
       min_examples: smaller clients are left out.
       drop_duplicates: keeps the first of equal examples, whoever has it.
       holdout_clients: share of the clients that never train and are scored.
       holdout_examples: share of each other client's examples that is scored.
-      max_length: tokens of an example; longer ones are cut on the right.
+      max_length: tokens of an example; longer ones are cut, see turns.
       pack: puts several short texts into one row of max_length tokens.
       method: such as fedavg, fedit, "hetlora:tail_penalty=0.1", dp_fedavg, fedkseed.
       server_optimizer: such as adam:1e-3 or fedadam:1e-2; for fedavg and dp_fedavg.
@@ -75,7 +77,8 @@ class Settings:
       dp_delta: the delta of that promise; none: 1 over the number of clients ^ 1.1.
       dp_clip: norm at which a client's update is clipped.
       seeds: one run each; three or more for an interval.
-      every: rounds between two evaluations; none: ten in all.
+      every: rounds between two evaluations and checkpoints; none: ten in all, or fewer
+        where they would cost more than a tenth of the run by count of examples.
       eval_examples: most examples that are scored at a time.
       baselines: compares with zero-shot, local and centralised training.
       local_clients: clients that are trained alone, for the local baseline.
@@ -101,6 +104,7 @@ class Settings:
     label: str | None = None
     image: str | None = None
     template: str = "chat"
+    turns: Literal["all", "each"] = "all"
     # Clients
     client: str = ""
     min_examples: int = 1

@@ -18,7 +18,8 @@ from fedjax_fm.finetune.data import Subject
 from fedjax_fm.finetune.outputs import DELTA, restored
 from fedjax_fm.finetune.report import FACTS
 from fedjax_fm.finetune.settings import Settings
-from fedjax_fm.finetune.templates import folded
+from fedjax_fm.finetune.templates import Asked, folded
+from fedjax_fm.finetune.turns import context, each_answer
 from fedjax_fm.models.chat import Chat
 from fedjax_fm.peft import Adapted
 from fedjax_fm.runs.errors import UsageError
@@ -99,22 +100,26 @@ def chat(
     model = opened(place)
     template = of_data.chat_for(model.settings, model.subject)
     if template is None:
-        is_t5 = model.subject.model_type == "t5"
-        kind = "an encoder-decoder" if is_t5 else "a classifier"
-        raise UsageError(f"this run trained {kind}; try fedjax-fm predict")
+        raise UsageError("this run trained a classifier; try fedjax-fm predict")
     messages: list[dict[str, Any]] = []
     for said in iter(ask, None):
         messages.append({"role": "user", "content": said})
         is_text = model.subject.kind == "text"
-        if is_text or model.settings.template != "chat":
-            messages = messages[-1:]  # these templates have one prompt
+        has_turns = isinstance(template, Chat) and model.settings.template == "chat"
+        if is_text or not has_turns:
+            messages = messages[-1:]  # these have one prompt
         (text,) = _answered(model, template, [messages])
         messages.append({"role": "assistant", "content": text})
         tell(text)
 
 
-def _answered(model: Opened, chat: Chat, questions: list[Any]) -> list[str]:
+def _answered(model: Opened, chat: Asked, questions: list[Any]) -> list[str]:
     new_tokens = max(model.settings.new_tokens, 1)
+    if model.settings.turns == "each" and isinstance(
+        chat, Chat
+    ):  # as in training, the oldest messages are cut
+        most = model.settings.max_length
+        questions = [context(chat, one, most) or one for one in questions]
     return answers(model.adapted, model.parts, chat, questions, new_tokens)
 
 
@@ -228,8 +233,14 @@ def _texts(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows with an answer; the scores are loss and perplexity of the file's answers."""
     found = of_rows.make(source, roles, model.subject)
+    if model.settings.turns == "each":
+        found = each_answer(found, with_open=True)
     rows: list[dict[str, Any]] = [{"row": int(row)} for row in found.rows]
-    known = np.array([_is_scored(value) for value in found.values])
+    if model.settings.turns == "each":
+        for line, turn in zip(rows, _turns(found.rows), strict=True):
+            line["turn"] = turn
+    is_scored = _ends_answered if model.settings.turns == "each" else _is_scored
+    known = np.array([is_scored(value) for value in found.values])
     scores = {}
     if known.any():
         arrays = encoded_like(model, found.select(np.flatnonzero(known)))
@@ -250,6 +261,16 @@ def _texts(
     return [
         {**row, "answer": text} for row, text in zip(rows, written, strict=True)
     ], scores
+
+
+def _turns(rows: np.ndarray) -> list[int]:
+    """Which answer of its row each example has, from 0."""
+    seen: dict[int, int] = {}
+    found = []
+    for row in rows.tolist():
+        found.append(seen.get(row, 0))
+        seen[row] = found[-1] + 1
+    return found
 
 
 def _is_scored(value: Any) -> bool:

@@ -1,13 +1,15 @@
 """How a prompt and its answer become one text."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedjax_fm import models
 from fedjax_fm.finetune.settings import Settings
-from fedjax_fm.models.chat import Chat
+from fedjax_fm.models.chat import Chat, end_tokens
+from fedjax_fm.models.locate import locate
 from fedjax_fm.models.tokens import without_padding
-from fedjax_fm.models.weights import WeightError
+from fedjax_fm.models.weights import WeightError, read_config
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.settings import nearest
 
@@ -26,6 +28,53 @@ _OWN = """
 {%- endif -%}
 {%- endfor -%}
 """
+
+
+class OneQuestion(NamedTuple):
+    """How an encoder-decoder is asked: the prompt alone, as its tokenizer ends it.
+
+    Attributes:
+      tokenizer: of the `tokenizers` library.
+      eos_token_ids: at any of which an answer ends.
+      pad_token_id: fills rows.
+    """
+
+    tokenizer: Any
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+    def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of the one question.
+
+        Args:
+          messages: one, of a user.
+
+        Raises:
+          UsageError: others, or more.
+        """
+        roles = [message["role"] for message in messages]
+        if roles != ["user"]:
+            raise UsageError(f"an encoder-decoder takes one prompt, got {roles}")
+        (question,) = folded(list(messages), "plain")
+        with without_padding(self.tokenizer) as plain:
+            return plain.encode(question["content"]).ids
+
+
+Asked = Chat | OneQuestion
+
+
+def one_question(model: str) -> OneQuestion:
+    """How this encoder-decoder is asked.
+
+    Args:
+      model: a folder or hub id.
+    """
+    fields = read_config(locate(model).folder)
+    return OneQuestion(
+        tokenizer=models.load_tokenizer(model),
+        eos_token_ids=end_tokens(model),
+        pad_token_id=fields.get("pad_token_id") or 0,
+    )
 
 
 def chat_of(settings: Settings) -> Chat:

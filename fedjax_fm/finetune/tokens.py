@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_fm import models
-from fedjax_fm.finetune import files
+from fedjax_fm.finetune import files, turns
 from fedjax_fm.finetune.examples import Examples
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.finetune.templates import folded, opening
+from fedjax_fm.finetune.turns import Fitted
 from fedjax_fm.models.chat import Chat
 from fedjax_fm.models.language_modeling import IGNORED
 from fedjax_fm.models.tokens import without_padding
@@ -25,19 +26,31 @@ class Encoded(NamedTuple):
       arrays: {column: [n, ...]}.
       usable: bool[n], false where nothing of an answer is left.
       cut: i64[n], tokens that were cut off.
+      messages_cut: i64[n], earlier messages that were left out before an answer; None
+        where a conversation is one example.
     """
 
     arrays: Arrays
     usable: np.ndarray
     cut: np.ndarray
+    messages_cut: np.ndarray | None = None
 
     @property
     def counts(self) -> dict[str, int]:
         """{what happened: how often}."""
-        return {
+        found = {
             "examples cut to the longest length": int((self.cut > 0).sum()),
             "tokens cut off": int(self.cut.sum()),
-            "examples whose answer was cut off whole": int((~self.usable).sum()),
+        }
+        lost = int((~self.usable).sum())
+        if self.messages_cut is None:
+            return found | {"examples whose answer was cut off whole": lost}
+        return found | {
+            "answers with earlier messages left out": int(
+                (self.messages_cut > 0).sum()
+            ),
+            "earlier messages left out": int(self.messages_cut.sum()),
+            "answers without room for their question": lost,
         }
 
 
@@ -45,9 +58,9 @@ def conversations(examples: Examples, chat: Chat, settings: Settings) -> Encoded
     """Conversations in a chat's template; answers have labels.
 
     Args:
-      examples: of kind "conversation".
+      examples: of kind "conversation"; with `turns` "each" one an answer.
       chat: with its template.
-      settings: have the longest length.
+      settings: have the longest length, and what is an example.
 
     Returns:
       `input_ids`, `attention_mask`, `labels` i32[n, T].
@@ -55,29 +68,33 @@ def conversations(examples: Examples, chat: Chat, settings: Settings) -> Encoded
     Raises:
       UsageError: a conversation that the template refuses, named by its row.
     """
-    rows, cut = [], []
+    most = settings.max_length
+    read = _whole if settings.turns == "all" else turns.fitted
+    rows = []
     for place, value in enumerate(examples.values):
         messages = folded(value, settings.template)
         try:
-            rows.append(_one(chat, messages, settings.max_length))
+            rows.append(read(chat, messages, most))
         except (TypeError, ValueError) as error:
             row = examples.rows[place]
             raise UsageError(f"row {row}: {error}") from error
-        cut.append(max(0, len(rows[-1][0]) - settings.max_length))
-    return _stacked(rows, cut, chat.pad_token_id, settings.max_length)
-
-
-def _one(
-    chat: Chat, messages: list[dict[str, Any]], most: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, labels) of the whole conversation, uncut."""
-    length = len(
-        chat.tokenizer.encode(chat.text(messages), add_special_tokens=False).ids
+    found = _stacked(
+        [(one.ids, one.labels) for one in rows],
+        [one.tokens_cut for one in rows],
+        chat.pad_token_id,
+        most,
     )
-    room = max(length, most)
-    found = chat.encode([messages], room, truncate=True)
-    n = int(found["attention_mask"][0].sum())
-    return found["input_ids"][0, :n], found["labels"][0, :n]
+    if settings.turns == "all":
+        return found
+    left_out = np.array([one.messages_cut for one in rows], np.int64)
+    return found._replace(messages_cut=left_out)
+
+
+def _whole(chat: Chat, messages: list[dict[str, Any]], most: int) -> Fitted:
+    """The whole conversation, all answers of which are trained, uncut."""
+    ids, labels = turns.encoded(chat, messages, "all")
+    cut = max(0, len(ids) - most)
+    return Fitted(ids=ids, labels=labels, tokens_cut=cut, messages_cut=0)
 
 
 def _stacked(

@@ -65,6 +65,10 @@ from fedjax_fm.models.t5 import (
     T5ForConditionalGeneration,
     T5ForSequenceClassification,
 )
+from fedjax_fm.models.token_classification import (
+    BertForTokenClassification,
+    tokenize_words,
+)
 from fedjax_fm.models.tokens import load_tokenizer, tokenize
 from fedjax_fm.models.vit import ViTConfig, ViTForImageClassification, ViTModel
 from fedjax_fm.models.weights import WeightError
@@ -76,6 +80,7 @@ __all__ = [
     "Beams",
     "BertConfig",
     "BertForSequenceClassification",
+    "BertForTokenClassification",
     "BertModel",
     "CLIPConfig",
     "CLIPForImageClassification",
@@ -135,4 +140,5 @@ __all__ = [
     "save_gguf",
     "token_losses",
     "tokenize",
+    "tokenize_words",
 ]

@@ -364,6 +364,8 @@ class BertModel(nnx.Module):
       config: sizes.
       rngs: draws the initial weights.
       dtype: of weights and activations, f32 by default.
+      pooler: whether it has the layer on the first token, which classifiers of whole
+        texts read.
 
     References:
       Devlin et al., 2018, arXiv 1810.04805.
@@ -391,11 +393,18 @@ class BertModel(nnx.Module):
         ignored=(r"position_ids$", r"^cls\.", r"^(classifier|qa_outputs)\."),
     )
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        config: BertConfig,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        pooler: bool = True,
+    ):
         self.config = config
         self.embeddings = BertEmbeddings(config, rngs, dtype)
         self.encoder = BertEncoder(config, rngs, dtype)
-        self.pooler = BertPooler(config, rngs, dtype)
+        if pooler:
+            self.pooler = BertPooler(config, rngs, dtype)
         self.prompt = nnx.data(None)
 
     @property
@@ -484,7 +493,10 @@ class BertForSequenceClassification(nnx.Module):
         dtype: Any = jnp.float32,
     ):
         if pooling not in ("cls", "mean"):
-            raise ValueError(f"expected pooling 'cls' or 'mean', got {pooling!r}")
+            raise ValueError(
+                f"expected pooling 'cls' or 'mean', or 'none' for a label of each "
+                f"token (BertForTokenClassification), got {pooling!r}"
+            )
         self.config, self.pooling = config, pooling
         self.bert = BertModel(config, rngs, dtype)
         self.classifier = classifier(config.hidden_size, num_labels, rngs)

@@ -61,6 +61,7 @@ from fedjax_fm.models.t5 import (
     T5ForConditionalGeneration,
     T5ForSequenceClassification,
 )
+from fedjax_fm.models.token_classification import BertForTokenClassification
 from fedjax_fm.models.vit import ViTConfig, ViTForImageClassification, ViTModel
 from fedjax_fm.models.weights import Naming
 
@@ -148,7 +149,7 @@ def from_config(
       num_labels: None gives the encoder (bert, roberta, distilbert, albert, vit), the
         language model (gemma3_text, gpt2, llama, mistral, qwen2, qwen3, t5) or both
         towers (clip); a number gives the architecture's classifier.
-      pooling: "cls", or for bert "mean".
+      pooling: "cls", or for bert "mean", or "none" for a label of each token.
       dtype: of weights and activations, as in `from_pretrained`; classification heads
         stay f32.
       seed: of the random initial values.
@@ -179,6 +180,8 @@ def from_config(
     if num_labels is None:
         return family.plain(config, rngs, wanted)
     settings: dict[str, Any] = {"rngs": rngs, "dtype": wanted}
+    if pooling == "none":
+        return BertForTokenClassification(config, num_labels, **settings)
     if family.config is BertConfig:
         settings["pooling"] = pooling
     return family.head(config, num_labels, **settings)

@@ -237,6 +237,7 @@ def generate_further(
     top_k: int | None = None,
     top_p: float | None = None,
     key: jax.Array | None = None,
+    written: int | jax.Array = 0,
 ) -> tuple[Generated, KVCache]:
     """As `generate`, and returns the cache, with which generation can go on.
 
@@ -255,7 +256,9 @@ def generate_further(
       temperature: as of `generate`.
       top_k: as of `generate`.
       top_p: as of `generate`.
-      key: as of `generate`; another one for each call.
+      key: as of `generate`; another one for each call, or the same with `written`.
+      written: tokens of these answers that earlier calls have drawn. With it and the
+        same key, several calls draw what one long call would.
 
     Returns:
       (`Generated`, cache).
@@ -284,7 +287,8 @@ def generate_further(
         if keys is None or temperature == 0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         allowed = restrict(logits, temperature, top_k, top_p)
-        folded = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        place = written + step
+        folded = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
         drawn = jax.vmap(jax.random.categorical)(folded, allowed)
         return drawn.astype(jnp.int32)
 

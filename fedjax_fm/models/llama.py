@@ -468,6 +468,7 @@ class LlamaModel(nnx.Module):
             keys=numbers,
             window=self.config.window,
             windowed=self.config.windowed,
+            n_before=self.first_position,
         )
         tables = self._tables(self.first_position + behind(positions, n_prompt))
         hidden = run_stacked(self.layers, hidden, tables, mask, each=self._windowed())
@@ -520,7 +521,7 @@ class LlamaModel(nnx.Module):
         )
         earlier = jnp.arange(room) <= (cache.length + jnp.arange(length))[:, None]
         tables = self._tables(self.first_position + positions)
-        numbers = jnp.cumsum(valid, axis=-1, dtype=jnp.int32)
+        numbers = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1  # from 0
         read = jax.lax.dynamic_slice_in_dim(numbers, cache.length, length, axis=1)
         seen = earlier & valid[:, None, None, :]
         mask = masks_of(
@@ -529,6 +530,7 @@ class LlamaModel(nnx.Module):
             keys=numbers,
             window=self.config.window,
             windowed=self.config.windowed,
+            n_before=self.first_position,
         )
 
         def step(layer, hidden, own):

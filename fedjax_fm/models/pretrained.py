@@ -44,7 +44,8 @@ def from_pretrained(
         a hub id, OWNER/NAME or an old one such as "roberta-base"; see `locate`.
       num_labels: adds the architecture's classification head with that many outputs;
         None gives the bare encoder, or the language model with its own head.
-      pooling: what the head of a BERT reads, "cls" or "mean" over tokens.
+      pooling: what the head of a BERT reads, "cls" or "mean" over tokens; "none" for a
+        label of each token, a `BertForTokenClassification`.
       seed: of the head's random initial values, where the checkpoint has none.
       dtype: "float32" or "bfloat16" (also "bf16", `jnp.bfloat16`), of weights and
         activations; classification heads stay f32. The dtype that config.json names is

@@ -142,7 +142,7 @@ def tokenize(
                 f"expected a second text for each of {len(rows)} texts, got {len(seconds)}"
             )
         rows = list(zip(rows, seconds, strict=True))
-    fill = _padding_id(tokenizer) if pad_id is None else pad_id
+    fill = padding_id(tokenizer) if pad_id is None else pad_id
     ids = np.full((len(rows), max_length), fill, np.int32)
     mask, types = np.zeros_like(ids), np.zeros_like(ids)
     with without_padding(tokenizer, max_length):
@@ -165,8 +165,15 @@ def _texts(name: str, texts: Any) -> list[str]:
     return [checks.text(f"{name} {row}", text) for row, text in enumerate(texts)]
 
 
-def _padding_id(tokenizer: Tokenizer) -> int:
-    """The id that the tokenizer pads with."""
+def padding_id(tokenizer: Tokenizer) -> int:
+    """The id that the tokenizer pads with.
+
+    Args:
+      tokenizer: of `tokenizers`.
+
+    Returns:
+      The id of its padding, of a token such as <pad> or [PAD], else 0.
+    """
     if tokenizer.padding is not None:
         return tokenizer.padding["pad_id"]
     ids = [tokenizer.token_to_id(word) for word in _PADDING]

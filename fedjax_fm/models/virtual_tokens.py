@@ -94,7 +94,8 @@ def with_prefix(
       prefix: `prefix() -> (keys, values) [p, heads, head_dim]`; None: p = 0.
       keys: [B, S, heads, head_dim].
       values: [B, S, heads, head_dim].
-      mask: bool[..., T or 1, S], or None where all is seen.
+      mask: bool[..., T or 1, S], or None where all is seen. One of p + S keys says for
+        the prefix, too, who sees it (`windows.masks_of`).
 
     Returns:
       (keys, values, mask), of p + S tokens.
@@ -107,6 +108,6 @@ def with_prefix(
         return jnp.concatenate([new, old], axis=1)
 
     new_keys, new_values = prefix()
-    if mask is not None:
+    if mask is not None and mask.shape[-1] == keys.shape[1]:
         mask = seen_by_all(mask, new_keys.shape[0])
     return join(new_keys, keys), join(new_values, values), mask

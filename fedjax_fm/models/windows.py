@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
+from fedjax_fm.models.virtual_tokens import seen_by_all
 
 KINDS = ("full_attention", "sliding_attention")
 
@@ -45,10 +46,13 @@ def masks_of(
     keys: jax.Array,
     window: int | None,
     windowed: Sequence[bool] | None,
+    n_before: int = 0,
 ) -> AttentionMask:
     """The masks of all layers.
 
-    With a window, query i sees key j where `seen` says so and i - j < window.
+    With a window, query i sees key j where `seen` says so and i - j < window. Tokens
+    before the text, of a trained prefix, have the numbers -n_before, ..., -1 and slide
+    out of the window, too, as cached tokens do in transformers and so in PEFT.
 
     Args:
       seen: bool, broadcast to [B, heads, T, S]: causal, without padding.
@@ -58,6 +62,10 @@ def masks_of(
       keys: i32[B, S], the number of each key's token, likewise.
       window: tokens that are seen, the query's own among them; None: all.
       windowed: which layers have the window; None: all.
+      n_before: p, tokens before the text.
+
+    Returns:
+      Masks of S keys without a window, else of p + S.
 
     References:
       Beltagy et al., 2020, arXiv 2004.05150, section 3.1.
@@ -71,6 +79,12 @@ def masks_of(
         return AttentionMask(plain=seen, sliding=None)
     distance = queries[:, None, :, None] - keys[:, None, None, :]
     near = seen & (distance < window)
+    if n_before:
+        before = jnp.arange(n_before, dtype=queries.dtype) - n_before
+        also = queries[:, None, :, None] - before < window
+        shape = (*near.shape[:-1], n_before)
+        near = jnp.concatenate([jnp.broadcast_to(also, shape), near], axis=-1)
+        seen = seen_by_all(seen, n_before)
     if windowed is None:
         return AttentionMask(plain=near, sliding=None)
     return AttentionMask(plain=seen, sliding=near)

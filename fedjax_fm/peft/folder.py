@@ -32,6 +32,7 @@ _TASKS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
     "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
     "Model": "FEATURE_EXTRACTION",
 }

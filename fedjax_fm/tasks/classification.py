@@ -15,7 +15,11 @@ Logits = Callable[[Tree, Tree, dict[str, jax.Array], Any], jax.Array]
 
 
 def classification(
-    adapted: Any, *, label: str = "label", inputs: Sequence[str] | None = None
+    adapted: Any,
+    *,
+    label: str = "label",
+    inputs: Sequence[str] | None = None,
+    predictions: bool = False,
 ) -> Task:
     """Cross-entropy -log softmax(logits)[label] of an adapted model.
 
@@ -24,6 +28,8 @@ def classification(
       label: the column of class numbers, i32[B] in 0..K-1.
       inputs: columns that the model is called with, by name; default: all but the
         label.
+      predictions: whether the likeliest class of every example is a metric, too, under
+        the name `predicted`, for scores such as `evaluation.matthews`.
 
     Returns:
       A task with the loss and the metric `accuracy` of every example. A label outside
@@ -55,10 +61,10 @@ def classification(
         model = adapted.model(delta, backbone)
         return call_model(model, batch, (label,), inputs=inputs, key=key)
 
-    return from_logits(logits, label=label)
+    return from_logits(logits, label=label, predictions=predictions)
 
 
-def from_logits(fn: Logits, *, label: str = "label") -> Task:
+def from_logits(fn: Logits, *, label: str = "label", predictions: bool = False) -> Task:
     """Cross-entropy of any function that returns logits.
 
     The function may be of plain JAX, linen, haiku or equinox.
@@ -67,6 +73,7 @@ def from_logits(fn: Logits, *, label: str = "label") -> Task:
       fn: `(delta, backbone, batch, key) -> logits f32[B, K]`. `key` is None where the
         model is evaluated, so `deterministic=key is None` switches dropout off.
       label: the column of class numbers, i32[B] in 0..K-1.
+      predictions: as of `classification`.
 
     Returns:
       A task as of `classification`.
@@ -92,13 +99,18 @@ def from_logits(fn: Logits, *, label: str = "label") -> Task:
             f"fn={checks.shown(fn)}"
         )
     checks.text("label", label)
+    checks.flag("predictions", predictions)
 
     def loss(delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any):
         need(batch, (label,), "the task")
         scores, labels = fn(delta, backbone, batch, key), batch[label]
         _check_shapes(scores, labels, label)
-        correct = jnp.argmax(scores, axis=-1) == labels
-        return cross_entropy(scores, labels), {"accuracy": correct.astype(jnp.float32)}
+        likeliest = jnp.argmax(scores, axis=-1)
+        correct = likeliest == labels
+        metrics = {"accuracy": correct.astype(jnp.float32)}
+        if predictions:
+            metrics["predicted"] = likeliest.astype(jnp.float32)
+        return cross_entropy(scores, labels), metrics
 
     return Task(loss)
 
@@ -107,11 +119,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Computes -log softmax(logits)[label]; NaN where the label is not a class.
 
     Args:
-      logits: f32[B, K].
-      labels: i32[B] in 0..K-1.
+      logits: f32[..., K].
+      labels: i32[...] in 0..K-1.
 
     Returns:
-      f32[B], in nats.
+      f32[...], in nats.
 
     Example:
       >>> losses = cross_entropy(jnp.zeros((2, 4)), jnp.array([1, 4]))

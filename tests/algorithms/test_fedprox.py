@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import optax
 import pytest
-from quadratics import TASK, centres, clients, run
+from drift_problem import TASK, centres, clients, run
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import fedprox, fedprox_adaptive

@@ -13,7 +13,7 @@ import optax
 import pytest
 from bad_values import Row, cases, is_refused, unlisted
 from flax import nnx
-from mlp_problem import mlp_loss
+from mlp_problem import make_clients, make_trees, mlp_loss
 from split_problem import split
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as words
@@ -44,6 +44,10 @@ SCORED = {
     "task": ffm.Task(column_as_loss), "delta": (), "backbone": (),
     "arrays": {"x": np.ones(2, np.float32), "attention_mask": np.ones((2, 3), np.int32)},
 }  # fmt: skip
+OWN_SCORES = {
+    "task": ffm.Task(column_as_loss), "models": lambda client: ((), ()), "score": "loss", "least_rows": 1,
+    "test": ffm.Population.from_clients([{"x": np.ones(2, np.float32), "attention_mask": np.ones((2, 3), np.int32)}]),
+}  # fmt: skip
 WALK = {"local_steps": 2, "batch_size": 4}
 RULE = {"task": TASK, "client_optimizer": SGD, **WALK}
 MODEL = mlp()
@@ -58,6 +62,13 @@ SHARED = {
     "groups": GROUPS,
     "public": make_public(),
     **WALK,
+}
+OWN = RULE | {"personal": "head"}
+OF_EPOCHS = {"task": TASK, "client_optimizer": SGD, "epochs": 1, "batch_size": 4}
+OWN_EPOCHS = OF_EPOCHS | {"personal": "head"}
+TUNED = RULE | {
+    "model": make_trees(),
+    "population": ffm.Population.from_clients(make_clients(sizes=(2, 1))),
 }
 PERSONAL = {"task": TASK, "personal_task": TASK, "client_optimizer": SGD, **WALK}
 SECONDS = np.ones(9)
@@ -176,6 +187,20 @@ ROWS = (
     Row(ffm.algorithms.feddpa_f, PERSONAL | {"private_steps": 1, "rounds": 2}, {"mix": "real", "rounds": "whole"}),
     Row(ffm.algorithms.feddpa_f, PERSONAL | {"private_steps": 1, "rounds": 2}, {"private_steps": "whole?"}, "feddpa_f steps"),
     Row(ffm.algorithms.feddpa_f, PERSONAL | {"private_epochs": 1, "rounds": 2}, {"private_epochs": "whole?"}, "feddpa_f epochs"),
+    Row(ffm.algorithms.fedrep, OWN, {"personal_steps": "whole?"}),
+    Row(ffm.algorithms.fedrep, OWN_EPOCHS, {"personal_epochs": "whole?"}, "fedrep epochs"),
+    Row(ffm.algorithms.fedbabu, OWN | {"personal_steps": 1}, {"personal_steps": "whole?"}),
+    Row(ffm.algorithms.fedbabu, OWN_EPOCHS | {"personal_epochs": 1}, {"personal_epochs": "whole?"}, "fedbabu epochs"),
+    Row(ffm.algorithms.ditto, RULE | {"penalty": 1.0}, {"penalty": "real", "personal_steps": "whole?"}),
+    Row(ffm.algorithms.ditto, OF_EPOCHS | {"penalty": 1.0}, {"personal_epochs": "whole?"}, "ditto epochs"),
+    Row(ffm.algorithms.pfedme, RULE | {"penalty": 1.0}, {"penalty": "real", "inner_steps": "whole"}),
+    Row(ffm.algorithms.apfl, RULE | {"mix_rate": 0.1}, {"mix_rate": "real", "mix": "real"}),
+    Row(ffm.algorithms.fedala, OWN, {
+        "weight_rate": "real", "share": "real", "first_passes": "whole", "tolerance": "real",
+    }),
+    Row(ffm.algorithms.per_fedavg, RULE | {"inner_rate": 0.1}, {"inner_rate": "real", "keeps_own": "flag"}),
+    Row(ffm.algorithms.ifca, RULE | {"clusters": 2}, {"clusters": "whole"}),
+    Row(ffm.algorithms.fine_tune, TUNED, {"seed": "whole"}),
     Row(ffm.algorithms.heterofl, NARROW | {"rates": [1.0]}, {"weighted": "flag"}),
     Row(fjord_taught, {}, {"alpha": "real", "temperature": "real", "teacher_learns": "flag"}),
     Row(groups_of, {}, {"n": "whole"}),
@@ -232,6 +257,9 @@ ROWS = (
         "higher_is_better": "flag",
     }),
     Row(evaluation.worst_decile, {"values": np.ones(2), "higher_is_better": True}, {"higher_is_better": "flag?"}),
+    Row(evaluation.personal_scores, OWN_SCORES, {
+        "score": "choice", "higher_is_better": "flag", "least_rows": "whole", "batch_size": "whole", "bucket": "whole?",
+    }),
     Row(evaluation.exact_match, {"predictions": ["a"], "references": ["a"]}, {
         "ignore_case": "flag", "ignore_punctuation": "flag",
     }),
@@ -255,6 +283,9 @@ WALKS = {
     "fedprox": RULE, "fedprox_adaptive": RULE, "fedsgd": RULE, "fedavgm": RULE, "fedadagrad": RULE, "fedyogi": RULE, "fedadam": RULE,
     "scaffold": RULE, "feddyn": RULE, "fednova": RULE, "mime": RULE, "mimelite": RULE, "diloco": RULE,
     "streaming_diloco": RULE | {"fragments": 2}, "moon": MOON, "qfedavg": RULE,
+    "fedper": OWN, "fedrep": OWN, "fedbabu": OWN, "fedala": OWN, "ditto": RULE | {"penalty": 1.0},
+    "pfedme": RULE | {"penalty": 1.0}, "apfl": RULE | {"mix_rate": 0.1}, "per_fedavg": RULE | {"inner_rate": 0.1},
+    "ifca": RULE | {"clusters": 2}, "fine_tune": TUNED,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
 }  # fmt: skip
@@ -280,6 +311,7 @@ def test_how_a_client_walks_its_data_is_checked(name):
 ELSEWHERE = {"dp_fedavg", "AdaptiveClip"}  # tests/algorithms/test_dp_fedavg.py
 # Made by functions, not by people; a `Question` is checked where it is used.
 RESULTS = {"ClientScores", "Comparison", "CorpusScore", "Question", "Schedule"}
+RESULTS |= {"PersonalScores", "Spread"}
 
 
 def public(module):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quadratics import TASK, centres, clients, optimum, run
+from drift_problem import TASK, centres, clients, optimum, run
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import mime, mimelite

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quadratics import run
+from drift_problem import run
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import moon

@@ -3,7 +3,7 @@
 import numpy as np
 import optax
 import pytest
-from quadratics import TASK, centres, clients, cyclic_cohorts, run
+from drift_problem import TASK, centres, clients, cyclic_cohorts, run
 
 import fedjax_fm as ffm
 from fedjax_fm import privacy

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from quadratics import TASK, centres, clients, cyclic_cohorts, optimum, run
+from drift_problem import TASK, centres, clients, cyclic_cohorts, optimum, run
 
 import fedjax_fm as ffm
 from fedjax_fm import channels

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -155,3 +156,28 @@ def test_models_with_a_trained_prompt(tokenizer):
     asked = prompts(3)
     found = generate_until(model, asked, tokenizer, max_gen_toks=5, segment=2)
     assert found == [plainly(model, prompt, 5) for prompt in asked]
+
+
+def test_what_is_drawn_depends_on_the_prompt_and_its_number_alone(tokenizer):
+    asked = prompts(5)
+
+    def drawn(**how):
+        fixed = {"max_gen_toks": 9, "temperature": 1.3, "key": jax.random.key(3)}
+        return generate_until(LLAMA, asked, tokenizer, **(fixed | how))
+
+    first = drawn()
+    for segment, batch_size in ((2, 3), (4, 1), (9, 5)):
+        assert drawn(segment=segment, batch_size=batch_size) == first
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    keys = fold(jax.random.key(3), jnp.arange(5))
+    assert drawn(key=keys) == first
+    # As one plain call of `generate`.
+    one = models.generate(
+        LLAMA, [asked[2]], max_new_tokens=9, temperature=1.3, key=keys[2:3]
+    )
+    assert tokenizer.decode(one.tokens[0].tolist()) == first[2]
+    assert drawn(key=jax.random.key(4)) != first
+    with pytest.raises(ValueError, match="one key or 5 keys"):
+        drawn(key=keys[:2])
+    with pytest.raises(ValueError, match="needs a key"):
+        drawn(key=None)

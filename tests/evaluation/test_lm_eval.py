@@ -232,14 +232,40 @@ def test_the_digest_is_of_weights_and_settings(own, tiny_llama):
     assert len({own.digest, shorter.digest, other.digest}) == 3
 
 
-def test_sampling_and_what_is_not_known_are_refused(own):
+def test_what_is_not_known_is_refused(own):
     for how, said in (
-        ({"do_sample": True}, "answers greedily"),
-        ({"temperature": 0.7}, "answers greedily"),
+        ({"do_sample": True}, "temperature above 0"),
+        ({"do_sample": True, "temperature": 0.0}, "temperature above 0"),
         ({"num_beams": 4, "do_sample": False}, "num_beams"),
     ):
         with pytest.raises(ValueError, match=said):
             own.generate_until(instances("generate_until", [("a", how)]))
+
+
+def test_a_task_that_samples(own, tiny_llama):
+    chat = models.load_chat(tiny_llama)
+
+    def written(how, seed=0, batch_size=4, texts=SPEECHES[:6]):
+        lm = lm_eval_model(own.model, chat, batch_size=batch_size, seed=seed)
+        asked = [(text, {"max_gen_toks": 6, **how}) for text in texts]
+        return lm.generate_until(instances("generate_until", asked))
+
+    warm = {"do_sample": True, "temperature": 1.5}
+    greedy = written({"do_sample": False})
+    first = written(warm)
+    assert first != greedy
+    assert first == written(warm, batch_size=2) == written({"temperature": 1.5})
+    assert first != written(warm, seed=1)
+    # The same prompt twice is drawn twice.
+    assert len(set(written(warm, texts=SPEECHES[:1] * 6))) > 1
+    assert written({**warm, "top_k": 1}) == greedy
+    assert written({**warm, "top_p": 1e-6}) == greedy
+    assert written({"do_sample": False, "temperature": 1.5}) == greedy
+
+
+def test_the_seed_is_part_of_the_digest(own, tiny_llama):
+    chat = models.load_chat(tiny_llama)
+    assert lm_eval_model(own.model, chat, seed=1).digest != own.digest
 
 
 def test_a_base_model_has_no_chat_template(tiny_llama, tmp_path):

@@ -352,6 +352,8 @@ METHODS = {
     "feddpa_f": (),
     "fedkseed": (),
     "local_only": (),
+    "fedper:personal=lora_b": (),
+    "apfl": (),
     "dp_fedavg": ("--epsilon", "50", "--sampler", "poisson"),
     "scaffold": (),
     "moon": (),
@@ -424,7 +426,9 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(folder, capsys):
     run = finetune(folder, "dry", "--dry-run")
     said = capsys.readouterr().out
     assert not run.exists()
-    for word in ("clients", "trainable parameters", "bytes of one client", "a round:"):
+    for word in (
+        "clients", "trainable parameters", "bytes of one client", "a round:", "evaluation: ",
+    ):  # fmt: skip
         assert word in said
 
 

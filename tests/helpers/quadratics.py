@@ -1,55 +1,64 @@
-"""Clients with quadratic losses 1/2 sum h_k (w - a_k)^2, whose optimum is known."""
+"""Quadratics and a small network in numpy: what slow, plain versions of methods are made of."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import fedjax_fm as ffm
-from fedjax_fm.population import samplers
-
-D = 3
 
 
-def loss(w, backbone, batch, key):
-    return 0.5 * jnp.sum(batch["h"] * (w - batch["a"]) ** 2, axis=1), {}
-
-
-TASK = ffm.Task(loss)
-
-
-def centres(n=4, seed=0):
-    """(h f32[n, D], a f32[n, D]): curvatures from 0.3 to 2.5, minima far apart."""
-    rng = np.random.default_rng(seed)
-    h = rng.uniform(0.3, 2.5, (n, D)).astype(np.float32)
-    return h, rng.normal(size=(n, D)).astype(np.float32) * 2
-
-
-def clients(h, a, sizes=None):
-    """Client k holds sizes[k] equal rows: any batch of it has the same gradient."""
-    sizes = [1] * len(h) if sizes is None else sizes
+def of_points(points, sizes=None):
+    """Clients whose loss is 1/2 (w - a)^2, each with `size` equal examples."""
+    sizes = sizes or [1] * len(points)
     return [
-        {"h": np.repeat(h[k : k + 1], n, 0), "a": np.repeat(a[k : k + 1], n, 0)}
-        for k, n in enumerate(sizes)
+        {"a": np.full(n, point, np.float32)}
+        for point, n in zip(points, sizes, strict=True)
     ]
 
 
-def optimum(h, a):
-    """The minimum of the clients' plain mean."""
-    return (h * a).sum(0) / h.sum(0)
+def loss_of_point(delta, backbone, batch, key):
+    return 0.5 * (delta["w"] - batch["a"]) ** 2, {}
 
 
-def run(algorithm, data, rounds=1, *, start=None, per_round=None, **how):
-    """(state, metrics, simulator); cyclic cohorts 01, 23, 40, ... unless told otherwise."""
-    population = ffm.Population.from_clients(data)
-    per_round = per_round or len(data)
-    how = {"sampler": samplers.cyclic(len(data), per_round), "devices": 1} | how
-    simulator = ffm.Simulator(algorithm, population, cohort_size=per_round, **how)
-    start = np.full(D, 0.5, np.float32) if start is None else start
-    start = jax.tree.map(jnp.asarray, start)
-    state, metrics = simulator.run(simulator.init(start), rounds)
-    return state, metrics, simulator
+POINT = ffm.Task(loss_of_point)
 
 
-def cyclic_cohorts(n, m, rounds):
-    """Who `run` draws, round by round."""
-    return [[(t * m + i) % n for i in range(m)] for t in range(rounds)]
+def slope(delta, frozen, client):
+    """The gradient of the small network's mean loss, written out; f64."""
+    x, y = client["x"].astype(np.float64), client["y"].astype(np.float64)
+    hidden = np.tanh(x @ (frozen["w"] + delta["w"]))
+    back = 2 * (hidden @ delta["v"] - y) / len(y)
+    return {
+        "v": hidden.T @ back,
+        "w": x.T @ (back[:, None] * delta["v"] * (1 - hidden**2)),
+    }
+
+
+def loss(delta, frozen, client):
+    """The small network's mean loss."""
+    hidden = np.tanh(client["x"] @ (frozen["w"] + delta["w"]))
+    return np.mean((hidden @ delta["v"] - client["y"]) ** 2)
+
+
+def moved(delta, gradient, rate, names=("v", "w")):
+    """A step of gradient descent on some of the leaves."""
+    return {
+        name: leaf - rate * gradient[name] if name in names else leaf
+        for name, leaf in delta.items()
+    }
+
+
+def mean(trees, weights):
+    """The weighted mean of trees."""
+    shares = np.array(weights) / np.sum(weights)
+    return {
+        name: sum(p * tree[name] for p, tree in zip(shares, trees, strict=True))
+        for name in trees[0]
+    }
+
+
+def run(algorithm, clients, delta, rounds, backbone=(), **how):
+    """(simulator, state, metrics) with everybody in every round."""
+    how = {"cohort_size": len(clients), "devices": 1, "seed": 3} | how
+    population = ffm.Population.from_clients(clients)
+    simulator = ffm.Simulator(algorithm, population, backbone=backbone, **how)
+    state, metrics = simulator.run(simulator.init(delta), rounds)
+    return simulator, state, metrics

@@ -22,8 +22,9 @@ STUDIES = (
         "feddf",
         "fedbert",
         "feddpa",
+        "personal",
     ),
-    *("frozen_formats", "zeroth", "privacy_utility"),
+    *("frozen_formats", "zeroth", "privacy_utility", "gate", "gate_language"),
 )
 
 

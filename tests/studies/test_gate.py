@@ -1,5 +1,7 @@
 """The gate, on made-up rows and with a random BERT of two layers."""
 
+import typing
+
 import numpy as np
 import pytest
 from small_runs import check_scores, run_arms
@@ -8,10 +10,21 @@ from fedjax_fm.datasets import Table
 from fedjax_fm.datasets.packaged.sources import MissingArchive
 from fedjax_fm.datasets.table import text_column
 from fedjax_fm.experiments import gate
-from fedjax_fm.experiments.gate import STUDY, Config, Rows, data
+from fedjax_fm.experiments.gate import STUDY, Config, data
+from fedjax_fm.experiments.gate import tasks as gate_tasks
+from fedjax_fm.experiments.gate.tasks import (
+    KINDS,
+    TASKS,
+    GateTask,
+    Rows,
+    read,
+    shuffled,
+)
+
+WORDS = ("good", "bad", "fine", "poor")
 
 
-def made_up(n, pairs):
+def made_up_texts(n, pairs):
     words = ["good fine", "bad poor"]
     columns = {
         "text": text_column([f"{words[k % 2]} number {k}" for k in range(n)]),
@@ -22,18 +35,32 @@ def made_up(n, pairs):
     return Table(columns, {})
 
 
-@pytest.fixture(params=[False, True], ids=["texts", "pairs"])
+def made_up_sentences(n):
+    columns = {name: np.empty(n, object) for name in ("tokens", "labels")}
+    for k in range(n):
+        columns["tokens"][k] = (WORDS[k % 4], "number", str(k))
+        columns["labels"][k] = (k % 2, 1, 0)
+    return Table(columns, {})
+
+
+@pytest.fixture(params=["texts", "pairs", "tokens"])
 def rows(request, tiny_bert, monkeypatch):
     order = np.random.default_rng(0).permutation(120)
+    is_token = request.param == "tokens"
+    table = made_up_texts(120, request.param == "pairs")
     found = Rows(
-        table=made_up(120, request.param),
-        model=str(tiny_bert),
+        table=made_up_sentences(120) if is_token else table,
+        classes=2,
         train=order[:80],
         validation=order[80:100],
         test=order[100:],
     )
-    monkeypatch.setattr(gate, "read", lambda task: found)
-    return found
+    kind = "token" if is_token else "classification"
+    task = GateTask(kind, str(tiny_bert), lambda: found)
+    monkeypatch.setitem(TASKS, CONFIG.task, task)
+    read.cache_clear()
+    yield found
+    read.cache_clear()
 
 
 CONFIG = Config(train=24, test=12, tuning_train=12, max_length=16, epochs=1, rank=2)
@@ -59,6 +86,15 @@ def test_what_tunes_is_never_trained_on_nor_scored(rows):
     assert not texts(again.train) & texts(again.test)
 
 
+def test_shuffled_labels_are_the_same_labels_elsewhere():
+    labels = np.array([[3, -100, 1, 0], [2, 2, -100, 5]], np.int32)
+    mixed = shuffled(labels, 0)
+    np.testing.assert_array_equal(mixed == -100, labels == -100)
+    assert sorted(mixed[mixed >= 0]) == sorted(labels[labels >= 0])
+    assert (mixed != labels).any()
+    assert (labels[0] == [3, -100, 1, 0]).all()
+
+
 def test_languages_are_held_out_whole():
     languages = ["en", "de", "fr", "ru"]
     n = 40
@@ -72,7 +108,7 @@ def test_languages_are_held_out_whole():
         },
         {},
     )
-    found = gate._across_languages(table)
+    found = gate_tasks.across_languages(table)
 
     def of(places):
         return set(found.table["language"][places])
@@ -81,19 +117,35 @@ def test_languages_are_held_out_whole():
     assert of(found.train) | of(found.validation) == {"en", "fr"}
     assert not set(found.train) & set(found.validation)
     assert found.table["label"].max() == 2
+    assert found.classes == 3
 
 
-@pytest.mark.parametrize("task", ["word-senses", "reply-choice", "intents"])
-def test_the_rows_of_a_task_are_apart(task):
+def test_the_settings_name_the_tasks_that_there_are():
+    names = typing.get_args(typing.get_type_hints(Config)["task"])
+    assert names == tuple(TASKS)
+    assert {task.kind for task in TASKS.values()} <= set(KINDS)
+    assert gate.MARGIN == 5.0
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_rows_of_a_task_are_apart(name):
     try:
-        found = gate.read(task)
+        found = read(name)
     except MissingArchive as error:
         pytest.skip(str(error))
     parts = [found.train, found.validation, found.test]
     together = np.concatenate(parts)
     assert len(np.unique(together)) == len(together)
     assert all(len(part) > 500 for part in parts)
+    if TASKS[name].kind == "token":
+        documents = [set(found.table["document"][part]) for part in parts]
+        assert not documents[0] & documents[2]
+        assert not documents[0] & documents[1]
+        every = {label for labels in found.table["labels"] for label in labels}
+        assert every == set(range(found.classes))
+        return
     texts = [set(found.table["text"][part]) for part in parts]
-    if task == "intents":
+    if name == "intents":
         assert not texts[0] & texts[2]
     assert found.table["label"].min() == 0
+    assert found.table["label"].max() == found.classes - 1

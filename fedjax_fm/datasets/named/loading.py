@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class NamedData:
         `Population.from_table(data.train, by=data.partitioner, columns=[...])`.
       benchmark: the row of the table: settings, metric, template.
       provenance: `kind` ("real" or "stand-in"), `sha256` of the rows in normal form,
-        `revision`, `pinned`, `seed`, `limit`, `clients` (those with rows), `dropped`
-        ({reason: rows}) and others.
+        `revision` (the commit that was read), `asked_revision`, `pinned`, `seed`,
+        `limit`, `clients` (those with rows), `dropped` ({reason: rows}) and others.
     """
 
     train: Table
@@ -62,6 +63,7 @@ def load(
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    revision: str | None = None,
 ) -> NamedData:
     """Loads a benchmark by name: training rows, test rows, clients, settings.
 
@@ -84,13 +86,16 @@ def load(
       limit: at most so many rows of each split of the source. They are drawn; natural
         clients keep a share each where that makes two rows a client, else the first
         ones are taken whole.
+      revision: of the data set on the hub: a commit of 40 digits, which pins the rows,
+        or a branch or tag, of which the commit that was found is recorded. None: the
+        table's, which pins none so far.
 
     Returns:
       `NamedData`.
 
     Raises:
-      ValueError: an unknown name, with the nearest one, or a limit below the number of
-        clients.
+      ValueError: an unknown name, with the nearest one, a limit below the number of
+        clients, or a revision of rows that are not the hub's.
       DataFileError: real rows cannot be had (says what to do), or have another schema.
       ImportError: the extra `hub` is not installed.
 
@@ -105,12 +110,35 @@ def load(
     checks.whole("seed", seed, least=0)
     if limit is not None:
         checks.whole("limit", limit, least=1)
-    benchmark = find(name)
+    benchmark = _of_revision(find(name), revision, source, cache)
     if source == "stand-in":
         found = _made_up(benchmark, seed, limit)
     else:
         found = real.read(benchmark, source, cache)
     return _named_data(benchmark, found, seed, limit)
+
+
+def _of_revision(
+    benchmark: Benchmark,
+    revision: str | None,
+    source: str,
+    cache: str | os.PathLike[str] | None,
+) -> Benchmark:
+    """The benchmark with another revision than the table's."""
+    if revision is None:
+        return benchmark
+    if not checks.text("revision", revision).strip():
+        raise ValueError("expected revision as a commit, branch or tag, got none")
+    of_package = benchmark.stand_in is None and source == "auto"
+    of_folder = cache is not None and source == "auto"
+    on_hub = benchmark.hub.id is not None
+    if source == "stand-in" or of_package or of_folder or not on_hub:
+        raise ValueError(
+            f"revision={revision!r} is of the hub, and {benchmark.name} is not read from "
+            "there: leave it out"
+        )
+    hub = dataclasses.replace(benchmark.hub, revision=revision)
+    return dataclasses.replace(benchmark, hub=hub)
 
 
 def _made_up(benchmark: Benchmark, seed: int, limit: int | None) -> real.Found:
@@ -176,7 +204,8 @@ def _named_data(
         "citation": benchmark.citation,
         "licence": _licence(benchmark, found.kind),
         "revision": found.revision,
-        "pinned": found.revision is not None and benchmark.hub.revision is not None,
+        "asked_revision": benchmark.hub.revision,
+        "pinned": found.revision is not None and real.is_commit(benchmark.hub.revision),
         "seed": seed,
         "limit": limit,
         "partition": repr(rule),

@@ -126,8 +126,9 @@ def _from_hub(benchmark: Benchmark) -> Found:
             ) from error
     commits = {commit_of(dataset) for dataset in splits.values()}
     # Without a network the package takes the latest commit in its cache, unasked.
-    if len(commits) > 1 or (hub.revision and commits != {hub.revision}):
-        expected = hub.revision or "one commit for all splits"
+    is_pinned = is_commit(hub.revision)
+    if len(commits) > 1 or (is_pinned and commits != {hub.revision}):
+        expected = hub.revision if is_pinned else "one commit for all splits"
         raise _unavailable(
             benchmark,
             f"expected {expected} of {hub.id}, got {sorted(map(str, commits))}; clear "
@@ -140,6 +141,19 @@ def _from_hub(benchmark: Benchmark) -> Found:
         origin=f"hub {hub.id}",
         revision=commits.pop(),
     )
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit, and not a branch or a tag.
+
+    Args:
+      revision: of the hub; None: none is named.
+
+    Example:
+      >>> is_commit("main"), is_commit("0" * 40)
+      (False, True)
+    """
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 def commit_of(dataset: Any) -> str | None:

@@ -406,6 +406,38 @@ def test_a_pinned_revision_is_asked_for_and_no_other_is_taken(
         load("sst2")
 
 
+def test_a_revision_that_is_asked_for_is_read_and_recorded(hub_in_memory):
+    commits, asked = hub_in_memory
+    found = load("sst2", revision=COMMIT).provenance
+    assert {one[-1] for one in asked} == {COMMIT}
+    assert (found["revision"], found["asked_revision"]) == (COMMIT, COMMIT)
+    assert found["pinned"] is True
+    # A branch may be another commit tomorrow: that of today is recorded.
+    found = load("sst2", revision="main").provenance
+    assert asked[-1][-1] == "main"
+    assert (found["revision"], found["asked_revision"]) == (COMMIT, "main")
+    assert found["pinned"] is False
+    assert load("sst2").provenance["asked_revision"] is None
+    commits.update(train=COMMIT[::-1], validation=COMMIT[::-1])
+    with pytest.raises(DataFileError, match=f"expected {COMMIT} of nyu-mll/glue"):
+        load("sst2", revision=COMMIT)
+    assert load("sst2", revision="main").provenance["revision"] == COMMIT[::-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("sst2", {"source": "stand-in"}),
+        ("sst2", {"cache": "somewhere"}),
+        ("shakespeare", {}),
+        ("fed-aya", {"source": "hub"}),
+    ],
+)
+def test_a_revision_of_what_is_not_the_hubs_is_refused(name, how):
+    with pytest.raises(ValueError, match="leave it out"):
+        load(name, revision="main", **how)
+
+
 def test_files_have_no_commit(quiet_cache):
     import datasets
 
