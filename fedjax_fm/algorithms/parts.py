@@ -30,6 +30,9 @@ class Stream(IntEnum):
     BESIDE_STEPS = 2**32 - 1  # FedMD's digest, FedDPA's private adapter
     UPDATE_NOISE = 2**32 - 2  # DP-FedAvg, under the method's key
     COUNT_NOISE = 2**32 - 3
+    LOCAL_NOISE = 2**32 - 5  # SoteriaFL, under a client's key
+    SNAPSHOT = 2**32 - 6
+    ENCODE = 2**32 - 4  # of the methods that compress in the client, under its key
 
 
 def stream(key: jax.Array, name: Stream) -> jax.Array:

@@ -1,0 +1,301 @@
+"""FedLin: Linear Convergence in Federated Learning.
+
+Mitra, Jaafar, Pappas, Hassani, 2021, arXiv 2102.07053 (NeurIPS), algorithm 1. A round is
+two exchanges; C and C_s may be the identity, r_k and e begin at zero:
+
+    gradients
+        client:  h_k = C(r_k + grad f_k(x)),  r_k <- r_k + grad f_k(x) - h_k
+        server:  g = C_s(e + mean_k h_k),     e <- e + mean_k h_k - g
+    steps
+        client:  y <- x;  y <- y - eta_k (grad f_k(y) - grad f_k(x) + g)
+        server:  x <- x - mean_k (x - y_k)
+
+The paper ends a round with the gradients of the next; here they come first, so that the
+first round has them, too.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_fm import checks, trees
+from fedjax_fm.algorithms.compressed import (
+    Encoded,
+    LocalGradient,
+    check_contracts,
+    contractive,
+    counts_once,
+    encoded,
+    local_gradient,
+    marked,
+    mean_decoded,
+    positive,
+    zeros_of,
+)
+from fedjax_fm.algorithms.local import client_weight as examples_of
+from fedjax_fm.algorithms.local import train
+from fedjax_fm.algorithms.losses import masked_loss
+from fedjax_fm.algorithms.reduce import weighted_mean
+from fedjax_fm.channels.identity import identity
+from fedjax_fm.types import (
+    Algorithm,
+    Batches,
+    Channel,
+    ClientOutput,
+    Exchange,
+    Task,
+    Tree,
+    Unbilled,
+)
+
+
+class FedLinState(NamedTuple):
+    """Server state.
+
+    Attributes:
+      delta: x.
+      gradient: g of the newest round, as its channel wrote it.
+      residual: e, what the server's channel has not sent yet; () without one.
+    """
+
+    delta: Tree
+    gradient: Any
+    residual: Tree
+
+
+class Message(NamedTuple):
+    """What is sent for the local steps."""
+
+    delta: Any  # x, which the client has of the first exchange
+    gradient: Encoded
+
+
+class _FedLin(NamedTuple):
+    """The hyper-parameters of `fedlin`, checked."""
+
+    local: LocalGradient  # its batches are those of the local steps
+    learning_rate: float
+    client_channel: Channel | None
+    server_channel: Channel | None
+    weighted: bool
+    divided: bool
+
+    @property
+    def downlink(self) -> Channel:
+        """What writes g."""
+        return self.server_channel or identity()
+
+    def weight(self, data) -> jax.Array:
+        """What a client counts in both means."""
+        return (
+            examples_of(self.local.task, data) if self.weighted else counts_once(data)
+        )
+
+
+def fedlin(
+    task: Task,
+    learning_rate: float,
+    *,
+    client_channel: Channel | None = None,
+    server_channel: Channel | None = None,
+    weighted: bool = True,
+    divided: bool = False,
+    epochs: int | None = None,
+    local_steps: int | None = None,
+    batch_size: int,
+) -> Algorithm:
+    """Local steps along corrected gradients, whose fixed point is the optimum.
+
+    At the optimum g is zero and every local step is zero, however many there are, which
+    is not so for FedAvg on clients of different curvature. One step a round is gradient
+    descent. With a `server_channel` alone x still goes to the optimum; with a
+    `client_channel` to a neighbourhood of it, unless the clients' gradients vanish
+    there. Local steps on part of the data correct each batch by its own gradient at x.
+
+    Sends: down x and C_s(g), up h_k and x - y_k. Without its own channels both go
+    through the simulator's `uplink`; there is no `downlink` beside this method, as the
+    client needs the x that the server has.
+
+    Args:
+      task: the loss.
+      learning_rate: eta_k of every client's steps, above 0; see `divided`.
+      client_channel: C of the clients' gradients, contractive, without a memory, as
+        r_k is it; None sends them as they are.
+      server_channel: C_s of the mean gradient, likewise.
+      weighted: whether clients count by their examples, as in FedAvg; False: all the
+        same, as in the paper.
+      divided: whether eta_k = learning_rate / (steps of the client), as in the paper's
+        theorems, where clients take different numbers of steps.
+      epochs: full passes of local steps; give this or `local_steps`. The gradients at x
+        are over all of a client's data in either case.
+      local_steps: batches.
+      batch_size: examples a step.
+
+    Returns:
+      An algorithm whose server state is `FedLinState`; clients keep r_k, or nothing
+      without a `client_channel`.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds; a channel
+        with a memory, or of which nothing is known; later, one that does not contract
+        messages of the length of delta.
+
+    References:
+      Mitra et al. 2021, arXiv 2102.07053, algorithm 1, theorems 1, 4 and 5.
+
+    Example:
+      Two clients of curvatures 1 and 3:
+
+      >>> import fedjax_fm as ffm
+      >>> def loss(w, backbone, batch, key):
+      ...     return batch["h"] * (w - batch["a"]) ** 2 / 2, {}
+      >>> method = fedlin(Task(loss), 0.1, local_steps=4, batch_size=1)
+      >>> clients = [
+      ...     {"a": jnp.array([a]), "h": jnp.array([h])}
+      ...     for a, h in ((0.0, 1.0), (4.0, 3.0))
+      ... ]
+      >>> population = ffm.Population.from_clients(clients)
+      >>> simulator = ffm.Simulator(method, population, cohort_size=2)
+      >>> state, metrics = simulator.run(simulator.init(jnp.float32(0)), 60)
+      >>> round(float(state.delta), 4), metrics["downlink_bytes"][0].tolist()
+      (3.0, 16)
+    """
+    local = local_gradient(
+        task, epochs=epochs, local_steps=local_steps, batch_size=batch_size
+    )
+    if client_channel is not None:
+        contractive("fedlin, client_channel", client_channel)
+    if server_channel is not None:
+        contractive("fedlin, server_channel", server_channel)
+    method = _FedLin(
+        local=local,
+        learning_rate=positive("learning_rate", learning_rate),
+        client_channel=client_channel,
+        server_channel=server_channel,
+        weighted=checks.flag("weighted", weighted),
+        divided=checks.flag("divided", divided),
+    )
+    return Algorithm(
+        init=partial(_init, method),
+        exchanges=(_gradients(method), _steps(method)),
+        client_init=partial(_client_init, method),
+    )
+
+
+def _init(method: _FedLin, delta, key, setting) -> FedLinState:
+    """The start; refuses channels that do not contract messages of this length."""
+    n = trees.size(delta)
+    for name in ("client_channel", "server_channel"):
+        channel = getattr(method, name)
+        if channel is not None:
+            check_contracts(f"fedlin, {name}", channel, n)
+    nothing = encoded(method.downlink, zeros_of(delta), key)
+    residual = _no_residual(method.server_channel, delta)
+    return FedLinState(delta, nothing.payload, residual)
+
+
+def _client_init(method: _FedLin, delta, key) -> Tree:
+    return _no_residual(method.client_channel, delta)
+
+
+def _no_residual(channel: Channel | None, delta: Tree) -> Tree:
+    return () if channel is None else zeros_of(delta)
+
+
+# The gradients at x
+
+
+def _gradients(method: _FedLin) -> Exchange:
+    """The exchange that ends with g at the server."""
+    channel, batches = method.client_channel, method.local.batches
+    return Exchange(
+        broadcast=lambda state: state.delta,
+        client=lambda backbone, message: partial(_gradient, method, backbone),
+        server=partial(_server_gradient, method),
+        reduce=weighted_mean() if channel is None else mean_decoded(channel),
+        batches=Batches(batches.batch_size, epochs=1),
+    )
+
+
+def _gradient(method: _FedLin, backbone, delta, residual, data, key) -> ClientOutput:
+    """h_k = C(r_k + grad f_k(x)), the gradient over all of the client's data."""
+    gradient, _ = method.local.at(delta, backbone, data, key)
+    weight, channel = method.weight(data), method.client_channel
+    if channel is None:
+        return ClientOutput(upload=gradient, weight=weight, state=residual)
+    wanted = trees.add(residual, gradient)
+
+    def left(sent):
+        return trees.subtract(wanted, channel.decode(sent.payload))
+
+    return ClientOutput(upload=encoded(channel, wanted, key), weight=weight, state=left)
+
+
+def _server_gradient(method: _FedLin, state: FedLinState, aggregate, key):
+    """G = C_s(e + mean_k h_k)."""
+    if method.server_channel is None:
+        gradient = encoded(identity(), aggregate.value, key).payload
+        return state._replace(gradient=gradient), {}
+    wanted = trees.add(state.residual, aggregate.value)
+    gradient = encoded(method.downlink, wanted, key).payload
+    residual = trees.subtract(wanted, method.downlink.decode(gradient))
+    return state._replace(gradient=gradient, residual=residual), {}
+
+
+# The local steps
+
+
+def _steps(method: _FedLin) -> Exchange:
+    """The exchange of the local steps."""
+    return Exchange(
+        broadcast=_broadcast,
+        client=partial(_client, method),
+        server=_server,
+        reduce=weighted_mean(),
+        batches=method.local.batches,
+    )
+
+
+def _broadcast(state: FedLinState) -> Message:
+    """C_s(g), marked so that no downlink encodes it again; x is known."""
+    return Message(Unbilled(state.delta), marked(state.gradient))
+
+
+def _client(method: _FedLin, backbone, message: Message):
+    """The local steps; g is decoded once for all clients."""
+    mean = method.downlink.decode(message.gradient.payload)
+    task, start = method.local.task, message.delta
+
+    def loss(delta, backbone, batch, mask, key):
+        return masked_loss(task, delta, backbone, batch=batch, mask=mask, key=key)
+
+    def corrected(delta, backbone, batch, mask, key):
+        """The gradient at y, less that of the same batch at x, plus g."""
+        gradient = jax.grad(loss, has_aux=True)
+        here, sums = gradient(delta, backbone, batch, mask, key)
+        there, _ = gradient(start, backbone, batch, mask, key)
+        return trees.add(trees.subtract(here, there), mean), sums
+
+    def one(message, residual, data, key):
+        rate = method.learning_rate
+        if method.divided:
+            rate = rate / jnp.maximum(data.n_steps, 1)
+        walk = (task, optax.sgd(rate), start, backbone, data, key)
+        trained, metrics = train(*walk, gradient=corrected)
+        return ClientOutput(
+            upload=trees.subtract(start, trained),
+            weight=method.weight(data),
+            state=residual,
+            metrics=metrics,
+        )
+
+    return one
+
+
+def _server(state: FedLinState, aggregate, key):
+    """The mean of the clients' results."""
+    moved = jax.tree.map(jnp.negative, aggregate.value)
+    return state._replace(delta=optax.apply_updates(state.delta, moved)), {}
