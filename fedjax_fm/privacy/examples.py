@@ -84,7 +84,7 @@ def local_spent(
     Example:
       >>> accounting = LocalAccounting(n_examples=1000, rounds=100, delta=1e-5)
       >>> round(local_spent(4.0, accounting, batch_size=50).epsilon, 2)
-      1.26
+      2.49
     """
     checks.real("noise_multiplier", noise_multiplier, least=0)
     checks.whole("batch_size", batch_size, least=1)
