@@ -27,13 +27,13 @@ class Encoded(NamedTuple):
     """An upload that a method's own channel wrote.
 
     Attributes:
-      payload: its packed buffers.
       encoded_by_the_method: u8[0], which a simulator's lossy uplink refuses by this
         name: two channels in a row would not be the one that the method knows.
+      payload: its packed buffers.
     """
 
-    payload: Any
     encoded_by_the_method: jax.Array
+    payload: Any
 
 
 def encoded(channel: Channel, tree: Tree, key: jax.Array) -> Encoded:
@@ -55,7 +55,7 @@ def marked(payload: Any) -> Encoded:
     Args:
       payload: of a method's own channel.
     """
-    return Encoded(payload, jnp.zeros(0, jnp.uint8))
+    return Encoded(jnp.zeros(0, jnp.uint8), payload)
 
 
 class Arrived(NamedTuple):

@@ -160,7 +160,7 @@ def test_channels_of_the_simulator():
     """An uplink carries both exchanges where the method has no channel of its own."""
     _, metrics = run(make(), 1, uplink=QUARTER)
     assert metrics["uplink_bytes"].tolist() == [2 * N * 9]
-    with pytest.raises(TypeError, match="encoded_by_the_method"):
+    with pytest.raises(TypeError, match="carries floating leaves only"):
         run(make(), 1, downlink=QUARTER)
     with pytest.raises(TypeError, match="encoded_by_the_method"):
         run(make(client_channel=QUARTER), 1, uplink=channels.error_feedback(QUARTER))
