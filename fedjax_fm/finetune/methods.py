@@ -19,11 +19,16 @@ from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.types import Algorithm, Channel, Sampler
 
 METHODS: dict[str, Callable[..., Algorithm]] = {
+    "docofl": algorithms.docofl,
     "dp_fedavg": algorithms.dp_fedavg,
     "fedavg": algorithms.fedavg,
     "feddpa_f": algorithms.feddpa_f,
     "feddpa_t": algorithms.feddpa_t,
     "fedkseed": algorithms.fedkseed,
+    "fedlin": algorithms.fedlin,
+    "fedobd": algorithms.fedobd,
+    "fedpaq": algorithms.fedpaq,
+    "flasc": algorithms.flasc,
     "local_only": algorithms.local_only,
     **{
         name: getattr(lora_rules, name)
@@ -33,14 +38,19 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
 }
 # These need more than one model, its data and a split into clients.
 ELSEWHERE = {
+    "cdp_sgd": "takes a channel of its own and noise at the client",
+    "diana": "takes a channel of its own",
+    "ef21": "takes a channel of its own",
     "fed_sb": "needs gradients of the first model (peft.lora_sb)",
     "fedbert": "splits a model between clients and server",
     "fedbuff": "needs a log of arrivals",
     "feddf": "distils several architectures on public data",
     "fedmd": "distils several architectures on public data",
+    "fedobd_second_stage": "goes on from the model of the first",
     "fedpm": "trains masks of a random network",
     "fjord": "trains nested widths of one model",
     "heterofl": "trains nested widths of one model",
+    "soteriafl": "takes a channel of its own and noise at the client",
 }
 OF_LORA = frozenset(("feddpa_f", "feddpa_t", *lora_rules.__all__))
 CHANNELS: dict[str, Callable[..., Channel]] = {

@@ -60,6 +60,13 @@ SHARED = {
     **WALK,
 }
 PERSONAL = {"task": TASK, "personal_task": TASK, "client_optimizer": SGD, **WALK}
+RATED = {"task": TASK, "learning_rate": 0.1, **WALK}
+GRADIENT = RATED | {"channel": ffm.channels.natural()}
+SECOND = {"task": TASK, "client_optimizer": SGD, "rounds_before": 3, "batch_size": 4}
+PRIVATE = {
+    "task": TASK, "learning_rate": 0.1, "channel": ffm.channels.natural(), "clip_norm": 1.0,
+    "noise_multiplier": 1.0, "batch_size": 4,
+}  # fmt: skip
 SECONDS = np.ones(9)
 LOG = systems.Schedule(
     ids=np.zeros((2, 2), np.int32),
@@ -162,6 +169,28 @@ ROWS = (
     Row(ffm.algorithms.feddpa_f, PERSONAL | {"private_steps": 1, "rounds": 2}, {"mix": "real", "rounds": "whole"}),
     Row(ffm.algorithms.feddpa_f, PERSONAL | {"private_steps": 1, "rounds": 2}, {"private_steps": "whole?"}, "feddpa_f steps"),
     Row(ffm.algorithms.feddpa_f, PERSONAL | {"private_epochs": 1, "rounds": 2}, {"private_epochs": "whole?"}, "feddpa_f epochs"),
+    Row(ffm.algorithms.fedpaq, RULE, {"weighted": "flag"}),
+    Row(ffm.algorithms.diana, GRADIENT, {"learning_rate": "real", "momentum": "real", "shift_rate": "real?"}),
+    Row(ffm.algorithms.ef21, GRADIENT, {"learning_rate": "real"}),
+    Row(ffm.algorithms.fedlin, RATED, {"learning_rate": "real", "weighted": "flag", "divided": "flag"}),
+    Row(ffm.algorithms.fedobd, RULE, {
+        "dropped": "real", "quantizer_weight": "real", "score": "choice", "weighted": "flag",
+    }),
+    Row(ffm.algorithms.fedobd_second_stage, SECOND, {
+        "rounds_before": "whole", "quantizer_weight": "real", "weighted": "flag", "batch_size": "whole",
+    }),
+    Row(ffm.algorithms.flasc, RULE, {"density_down": "real", "density_up": "real", "weighted": "flag"}),
+    Row(ffm.algorithms.docofl, RULE, {"every": "whole", "weighted": "flag"}),
+    Row(ffm.algorithms.soteriafl, PRIVATE, {
+        "learning_rate": "real", "clip_norm": "real or infinite", "noise_multiplier": "real", "estimator": "choice",
+        "shift_rate": "real?", "snapshot_rate": "real", "batch_size": "whole",
+    }),
+    Row(ffm.algorithms.soteriafl, PRIVATE | {"estimator": "saga", "table_rows": 3, "index": "i"}, {
+        "table_rows": "whole",
+    }, "soteriafl saga"),
+    Row(ffm.algorithms.cdp_sgd, PRIVATE, {
+        "learning_rate": "real", "clip_norm": "real or infinite", "noise_multiplier": "real", "batch_size": "whole",
+    }),
     Row(ffm.algorithms.heterofl, NARROW | {"rates": [1.0]}, {"weighted": "flag"}),
     Row(fjord_taught, {}, {"alpha": "real", "temperature": "real", "teacher_learns": "flag"}),
     Row(groups_of, {}, {"n": "whole"}),
@@ -222,6 +251,7 @@ WALKS = {
     "feddf": SHARED, "fedmd": SHARED | {"n_classes": CLASSES}, "feddpa_t": PERSONAL,
     "feddpa_f": PERSONAL | {"private_steps": 1, "rounds": 2}, "fedkseed": {"task": TASK, "learning_rate": 0.1, **WALK},
     "fedbert": {"split": split(), "client_optimizer": SGD, "server_optimizer": SGD, **WALK},
+    "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
 }  # fmt: skip

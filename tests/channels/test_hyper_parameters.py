@@ -10,6 +10,7 @@ from fedjax_fm import channels
 from fedjax_fm.channels import (
     anchored,
     bernoulli_mask,
+    block_dropout,
     cast,
     chain,
     drive,
@@ -62,6 +63,7 @@ ROWS = [
     Row(nf4, {}, {"block_size": "whole?"}),
     Row(cast, {}, {"dtype": "choice", "block_size": "whole?"}),
     Row(nnadq, {}, {"weight": "real"}),
+    Row(block_dropout, {}, {"dropped": "real", "weight": "real", "score": "choice"}),
     Row(anchored_every, {"every": 2}, {"every": "whole"}),
     Row(per_leaf_together, {"together": True}, {"together": "flag"}),
 ]
