@@ -23,6 +23,13 @@ from fedjax_fm.channels.eden import drive, eden
 from fedjax_fm.channels.error_feedback import error_feedback
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.channels.laws import Contractive, Unbiased
+from fedjax_fm.channels.layer_bits import (
+    bit_widths,
+    layer_bits,
+    noise_energies,
+    noise_that_costs,
+    rounded,
+)
 from fedjax_fm.channels.lengths import Lengths, code_lengths
 from fedjax_fm.channels.natural import natural
 from fedjax_fm.channels.nnadq import nnadq
@@ -43,6 +50,7 @@ __all__ = [
     "anchored",
     "anchored_bits",
     "bernoulli_mask",
+    "bit_widths",
     "block_dropout",
     "cast",
     "chain",
@@ -52,13 +60,17 @@ __all__ = [
     "error_feedback",
     "identity",
     "int_blocks",
+    "layer_bits",
     "natural",
     "nf4",
     "nnadq",
+    "noise_energies",
+    "noise_that_costs",
     "payload_bits",
     "per_leaf",
     "quantize",
     "random_k",
+    "rounded",
     "sign",
     "ternary",
     "threshold",

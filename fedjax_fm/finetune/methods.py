@@ -58,6 +58,7 @@ CHANNELS: dict[str, Callable[..., Channel]] = {
     for name in channels.__all__
     if name[0].islower()
     and name not in ("anchored_bits", "code_lengths", "payload_bits", "per_leaf")
+    and name not in ("bit_widths", "noise_energies", "noise_that_costs", "rounded")
 }
 OF_OPTIMIZERS = ("optimizer", "schedule", "clip_norm")  # settings
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
