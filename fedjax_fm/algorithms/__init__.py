@@ -1,6 +1,7 @@
 """Federated methods, one file each; those for low-rank adapters are in `lora_rules`."""
 
 from fedjax_fm.algorithms import lora_rules, server_optimizers
+from fedjax_fm.algorithms.cdp_sgd import cdp_sgd
 from fedjax_fm.algorithms.diana import diana
 from fedjax_fm.algorithms.distillation import Architecture
 from fedjax_fm.algorithms.docofl import docofl
@@ -25,7 +26,7 @@ from fedjax_fm.algorithms.local_only import local_only
 from fedjax_fm.algorithms.losses import masked_loss
 from fedjax_fm.algorithms.nested import nest
 from fedjax_fm.algorithms.reduce import weighted_mean
-from fedjax_fm.algorithms.soteriafl import cdp_sgd, soteriafl
+from fedjax_fm.algorithms.soteriafl import soteriafl
 
 __all__ = [
     "AdaptiveClip",

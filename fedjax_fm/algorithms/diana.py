@@ -20,15 +20,13 @@ from jax.core import Tracer
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.compressed import (
-    LocalGradient,
     arrived_decoded,
     counts_once,
     encoded,
-    local_gradient,
     positive,
     unbiased,
-    zeros_of,
 )
+from fedjax_fm.algorithms.local_gradient import LocalGradient, local_gradient, zeros_of
 from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task, Tree
 
 

@@ -18,17 +18,18 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.compressed import counts_once, unbiased, without_memory
-from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
+from fedjax_fm.algorithms.averaging import Averaging, AveragingState, averaging
+from fedjax_fm.algorithms.compressed import unbiased, without_memory
+from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.parts import Stream, stream
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.channels.eden import eden
+from fedjax_fm.channels.payload import sent_if
 from fedjax_fm.types import (
     Algorithm,
     Channel,
     ClientOutput,
     Exchange,
-    Rows,
     Task,
     Tree,
     Unbilled,
@@ -68,12 +69,10 @@ class Message(NamedTuple):
 class _DoCoFl(NamedTuple):
     """The hyper-parameters of `docofl`, checked."""
 
-    local: LocalTraining
-    server_optimizer: optax.GradientTransformation
+    average: Averaging
     anchor: Channel
     correction: Channel
     every: int
-    weighted: bool
 
 
 def docofl(
@@ -141,31 +140,30 @@ def docofl(
       >>> metrics["downlink_bytes"].tolist()  # 4 bytes an anchor, 2 a correction
       [6, 2, 6, 2]
     """
-    local = local_training(
+    average = averaging(
         task,
         client_optimizer,
+        server_optimizer,
+        weighted=weighted,
         epochs=epochs,
         local_steps=local_steps,
         batch_size=batch_size,
     )
-    checks.server_optimizer("server_optimizer", server_optimizer)
     anchor = eden(4) if anchor is None else anchor
     correction = eden(2) if correction is None else correction
     why = "so that what clients train is unbiased for the model"
     method = _DoCoFl(
-        local=local,
-        server_optimizer=server_optimizer or optax.sgd(1.0),
+        average=average,
         anchor=without_memory("docofl, anchor", anchor),
         correction=unbiased("docofl, correction", correction, why),
         every=checks.whole("every", every, least=1),
-        weighted=checks.flag("weighted", weighted),
     )
     exchange = Exchange(
         broadcast=_broadcast,
         client=partial(_client, method),
         server=partial(_server, method),
         reduce=weighted_mean(),
-        batches=local.batches,
+        batches=average.local.batches,
         address=_address,
     )
     return Algorithm(
@@ -185,7 +183,7 @@ def _init(method: _DoCoFl, delta, key, setting) -> DoCoFlState:
         correction=_correction(method, delta, anchor, key),
         version=jnp.int32(0),
         age=jnp.int32(0),
-        optimizer=method.server_optimizer.init(delta),
+        optimizer=method.average.optimizer.init(delta),
         key=key,
     )
 
@@ -204,24 +202,8 @@ def _broadcast(state: DoCoFlState) -> Message:
 
 def _address(message: Message, held, client) -> Message:
     """The anchor for those only who do not hold it."""
-    fetches = (held != message.version).astype(jnp.int32)
-
-    def only(x):
-        return jnp.where(fetches, x, jnp.zeros_like(x))
-
-    def row(part):
-        if isinstance(part, Unbilled):
-            return part
-        if isinstance(part, Rows):  # whose height the data decide
-            return Rows(only(part.values), part.count * fetches)
-        return Rows(only(part)[None], fetches)
-
-    anchor = jax.tree.map(row, message.anchor, is_leaf=_is_part)
+    anchor = sent_if(held != message.version, message.anchor)
     return Message(anchor, message.correction, Unbilled(message.version))
-
-
-def _is_part(node: Any) -> bool:
-    return isinstance(node, Rows | Unbilled)
 
 
 def _client(method: _DoCoFl, backbone, message: Message):
@@ -230,12 +212,11 @@ def _client(method: _DoCoFl, backbone, message: Message):
     start = trees.add(held, method.correction.decode(message.correction))
 
     def one(own, state, data, key):
-        trained, metrics = method.local.run(start, backbone, data, key)
-        weight = method.local.weight(data) if method.weighted else counts_once(data)
+        update, metrics = method.average.update(start, backbone, data, key)
         fetched = (state != own.version).astype(jnp.float32)
         return ClientOutput(
-            upload=trees.subtract(start, trained),
-            weight=weight,
+            upload=update,
+            weight=method.average.weight(data),
             state=own.version,
             metrics={**metrics, "anchors_fetched": (fetched, jnp.float32(1))},
         )
@@ -245,10 +226,8 @@ def _client(method: _DoCoFl, backbone, message: Message):
 
 def _server(method: _DoCoFl, state: DoCoFlState, aggregate, key):
     """The step, then what the next round sends."""
-    updates, moments = method.server_optimizer.update(
-        aggregate.value, state.optimizer, state.delta
-    )
-    delta = optax.apply_updates(state.delta, updates)
+    before = AveragingState(state.delta, state.optimizer)
+    delta, moments = method.average.stepped(before, aggregate.value)
     after = _messages(method, state, delta)
     return after._replace(optimizer=moments), {}
 

@@ -17,16 +17,14 @@ import jax
 
 from fedjax_fm import trees
 from fedjax_fm.algorithms.compressed import (
-    LocalGradient,
     arrived_decoded,
     check_contracts,
     contractive,
     counts_once,
     encoded,
-    local_gradient,
     positive,
-    zeros_of,
 )
+from fedjax_fm.algorithms.local_gradient import LocalGradient, local_gradient, zeros_of
 from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task, Tree
 
 

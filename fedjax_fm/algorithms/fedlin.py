@@ -24,19 +24,17 @@ import optax
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.compressed import (
     Encoded,
-    LocalGradient,
     check_contracts,
     contractive,
     counts_once,
     encoded,
-    local_gradient,
     marked,
     mean_decoded,
     positive,
-    zeros_of,
 )
 from fedjax_fm.algorithms.local import client_weight as examples_of
 from fedjax_fm.algorithms.local import train
+from fedjax_fm.algorithms.local_gradient import LocalGradient, local_gradient, zeros_of
 from fedjax_fm.algorithms.losses import masked_loss
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.channels.identity import identity

@@ -6,7 +6,7 @@ of x that changed most and quantises them by N (`channels.block_dropout`):
     stage 1, some clients and several local epochs a round
         server:  sends N(w)
         client:  w_k <- N(w);  local epochs;  sends D(N(w) - w_k)     `_client`
-        server:  w <- w - server_optimizer(sum_k p_k D(N(w) - w_k))   `_server`
+        server:  w <- w - server_optimizer(sum_k p_k D(N(w) - w_k))   `Averaging.server`
     stage 2, all clients and one local epoch a round: the same with N in the place of D
 
 A block that was dropped counts as unchanged.
@@ -14,44 +14,30 @@ A block that was dropped counts as unchanged.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
 
-from fedjax_fm import checks, trees
+from fedjax_fm import checks
+from fedjax_fm.algorithms.averaging import Averaging, AveragingState, averaging
 from fedjax_fm.algorithms.compressed import (
     Encoded,
-    counts_once,
     encoded,
     marked,
     mean_decoded,
 )
-from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
+from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.channels.block_dropout import block_dropout
-from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task, Tree
-
-
-class FedObdState(NamedTuple):
-    """Server state.
-
-    Attributes:
-      delta: w.
-      optimizer: the server optimizer's state.
-    """
-
-    delta: Tree
-    optimizer: Any
+from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task
 
 
 class _FedObd(NamedTuple):
     """The hyper-parameters of a stage, checked."""
 
-    local: LocalTraining
-    server_optimizer: optax.GradientTransformation
+    average: Averaging
     up: Channel
     down: Channel
-    weighted: bool
     everyone: bool  # stage 2
 
 
@@ -97,7 +83,7 @@ def fedobd(
       batch_size: examples a step.
 
     Returns:
-      An algorithm whose server state is `FedObdState`; clients keep nothing.
+      An algorithm whose server state is `AveragingState`; clients keep nothing.
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; later, no
@@ -120,23 +106,19 @@ def fedobd(
       >>> [round(float(x), 4) for x in (state.delta["a"][0], state.delta["b"][0])]
       [0.2, 0.0]
     """
-    local = local_training(
+    average = averaging(
         task,
         client_optimizer,
+        server_optimizer,
+        weighted=weighted,
         epochs=epochs,
         local_steps=local_steps,
         batch_size=batch_size,
     )
     how = {"blocks": blocks, "stacked": stacked, "score": score}
     weight = checks.real("quantizer_weight", quantizer_weight, above=0)
-    return _stage(
-        local,
-        server_optimizer,
-        up=block_dropout(dropped, weight, **how),
-        down=block_dropout(0, weight, **how),
-        weighted=weighted,
-        everyone=False,
-    )
+    up, down = block_dropout(dropped, weight, **how), block_dropout(0, weight, **how)
+    return _stage(_FedObd(average=average, up=up, down=down, everyone=False))
 
 
 def fedobd_second_stage(
@@ -170,7 +152,7 @@ def fedobd_second_stage(
       batch_size: examples a step.
 
     Returns:
-      An algorithm whose server state is `FedObdState`; clients keep nothing.
+      An algorithm whose server state is `AveragingState`; clients keep nothing.
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; later, a
@@ -188,18 +170,16 @@ def fedobd_second_stage(
     checks.client_optimizer("client_optimizer", client_optimizer)
     before = checks.whole("rounds_before", rounds_before, least=0)
     weight = checks.real("quantizer_weight", quantizer_weight, above=0)
-    local = local_training(
-        task, _later(client_optimizer, before), epochs=1, batch_size=batch_size
+    average = averaging(
+        task,
+        _later(client_optimizer, before),
+        server_optimizer,
+        weighted=weighted,
+        epochs=1,
+        batch_size=batch_size,
     )
     channel = block_dropout(0, weight, stacked=stacked)
-    return _stage(
-        local,
-        server_optimizer,
-        up=channel,
-        down=channel,
-        weighted=weighted,
-        everyone=True,
-    )
+    return _stage(_FedObd(average=average, up=channel, down=channel, everyone=True))
 
 
 def _later(optimizer: ClientOptimizer, rounds: int) -> ClientOptimizer:
@@ -209,46 +189,29 @@ def _later(optimizer: ClientOptimizer, rounds: int) -> ClientOptimizer:
     return lambda round_index: optimizer(round_index + rounds)
 
 
-def _stage(
-    local: LocalTraining,
-    server_optimizer: optax.GradientTransformation | None,
-    *,
-    up: Channel,
-    down: Channel,
-    weighted: bool,
-    everyone: bool,
-) -> Algorithm:
+def _stage(method: _FedObd) -> Algorithm:
     """The rounds of one stage."""
-    checks.server_optimizer("server_optimizer", server_optimizer)
-    method = _FedObd(
-        local=local,
-        server_optimizer=server_optimizer or optax.sgd(1.0),
-        up=up,
-        down=down,
-        weighted=checks.flag("weighted", weighted),
-        everyone=everyone,
-    )
     exchange = Exchange(
         broadcast=partial(_broadcast, method),
         client=partial(_client, method),
-        server=partial(_server, method),
-        reduce=mean_decoded(up),
-        batches=local.batches,
+        server=method.average.server,
+        reduce=mean_decoded(method.up),
+        batches=method.average.local.batches,
     )
     return Algorithm(init=partial(_init, method), exchanges=(exchange,))
 
 
-def _init(method: _FedObd, delta, key, setting) -> FedObdState:
+def _init(method: _FedObd, delta, key, setting) -> AveragingState:
     """The start; stage 2 is for all clients."""
     if method.everyone and setting.cohort_size != setting.n_clients:
         raise ValueError(
             "the second stage of FedOBD is for all clients: expected cohort_size="
             f"{setting.n_clients}, got cohort_size={setting.cohort_size}"
         )
-    return FedObdState(delta, method.server_optimizer.init(delta))
+    return method.average.init(delta, key, setting)
 
 
-def _broadcast(method: _FedObd, state: FedObdState) -> Encoded:
+def _broadcast(method: _FedObd, state: AveragingState) -> Encoded:
     """N(w), which draws nothing from a key."""
     payload, _ = method.down.encode((), state.delta, jax.random.key(0))
     return marked(payload)
@@ -259,22 +222,12 @@ def _client(method: _FedObd, backbone, message: Encoded):
     start = method.down.decode(message.payload)
 
     def one(message, state, data, key):
-        trained, metrics = method.local.run(start, backbone, data, key)
-        update = trees.subtract(start, trained)
-        weight = method.local.weight(data) if method.weighted else counts_once(data)
+        update, metrics = method.average.update(start, backbone, data, key)
         return ClientOutput(
             upload=encoded(method.up, update, key),
-            weight=weight,
+            weight=method.average.weight(data),
             state=state,
             metrics=metrics,
         )
 
     return one
-
-
-def _server(method: _FedObd, state: FedObdState, aggregate, key):
-    """Takes the server optimizer's step from w, not from N(w)."""
-    updates, moments = method.server_optimizer.update(
-        aggregate.value, state.optimizer, state.delta
-    )
-    return FedObdState(optax.apply_updates(state.delta, updates), moments), {}

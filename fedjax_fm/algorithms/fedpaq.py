@@ -3,47 +3,28 @@
 Reisizadeh, Mokhtari, Hassani, Jadbabaie, Pedarsani, 2020, arXiv 1909.13014, algorithm 1.
 
     client:  w_k <- w;  local steps;  sends Q(w - w_k), Q unbiased    `_client`
-    server:  w <- w - server_optimizer(sum_k p_k Q(w - w_k))          `_server`
+    server:  w <- w - server_optimizer(sum_k p_k Q(w - w_k))          `Averaging.server`
 
 The difference is quantised, never the model.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optax
 
-from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.compressed import (
-    counts_once,
-    encoded,
-    mean_decoded,
-    unbiased,
-)
-from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
+from fedjax_fm.algorithms.averaging import Averaging, averaging
+from fedjax_fm.algorithms.compressed import encoded, mean_decoded, unbiased
+from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.channels.quantize import quantize
-from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task, Tree
-
-
-class FedPaqState(NamedTuple):
-    """Server state.
-
-    Attributes:
-      delta: w.
-      optimizer: the server optimizer's state.
-    """
-
-    delta: Tree
-    optimizer: Any
+from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task
 
 
 class _FedPaq(NamedTuple):
     """The hyper-parameters of `fedpaq`, checked."""
 
-    local: LocalTraining
-    server_optimizer: optax.GradientTransformation
+    average: Averaging
     channel: Channel
-    weighted: bool
 
 
 def fedpaq(
@@ -79,7 +60,7 @@ def fedpaq(
       batch_size: examples a step.
 
     Returns:
-      An algorithm whose server state is `FedPaqState`; clients keep nothing.
+      An algorithm whose server state is `AveragingState`; clients keep nothing.
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; a channel
@@ -102,52 +83,37 @@ def fedpaq(
       >>> round(float(state.delta), 4), metrics["uplink_bytes"].tolist()
       (0.8333, [10])
     """
-    local = local_training(
+    average = averaging(
         task,
         client_optimizer,
+        server_optimizer,
+        weighted=weighted,
         epochs=epochs,
         local_steps=local_steps,
         batch_size=batch_size,
     )
-    checks.server_optimizer("server_optimizer", server_optimizer)
     if channel is None:
         channel = quantize(4, norm="l2", bucket_size=None)
     method = _FedPaq(
-        local=local,
-        server_optimizer=server_optimizer or optax.sgd(1.0),
+        average=average,
         channel=unbiased("fedpaq, channel", channel, "as its rounding is never undone"),
-        weighted=checks.flag("weighted", weighted),
     )
     exchange = Exchange(
         broadcast=lambda state: state.delta,
         client=lambda backbone, message: partial(_client, method, backbone),
-        server=partial(_server, method),
+        server=average.server,
         reduce=mean_decoded(method.channel),
-        batches=local.batches,
+        batches=average.local.batches,
     )
-    return Algorithm(init=partial(_init, method), exchanges=(exchange,))
-
-
-def _init(method: _FedPaq, delta, key, setting) -> FedPaqState:
-    return FedPaqState(delta, method.server_optimizer.init(delta))
+    return Algorithm(init=average.init, exchanges=(exchange,))
 
 
 def _client(method: _FedPaq, backbone, delta, state, data, key) -> ClientOutput:
     """Q(w - w_k)."""
-    trained, metrics = method.local.run(delta, backbone, data, key)
-    update = trees.subtract(delta, trained)
-    weight = method.local.weight(data) if method.weighted else counts_once(data)
+    update, metrics = method.average.update(delta, backbone, data, key)
     return ClientOutput(
         upload=encoded(method.channel, update, key),
-        weight=weight,
+        weight=method.average.weight(data),
         state=state,
         metrics=metrics,
     )
-
-
-def _server(method: _FedPaq, state: FedPaqState, aggregate, key):
-    """Takes the server optimizer's step along the mean of what arrived."""
-    updates, moments = method.server_optimizer.update(
-        aggregate.value, state.optimizer, state.delta
-    )
-    return FedPaqState(optax.apply_updates(state.delta, updates), moments), {}

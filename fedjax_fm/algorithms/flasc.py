@@ -7,7 +7,7 @@ largest magnitude of all of x, a share of its own each way:
     client:  w_k <- T_down(w);  local steps on all entries;
              sends T_up(T_down(w) - w_k)                              `_client`
     server:  w <- w - server_optimizer(sum_k p_k T_up(T_down(w) - w_k))
-                                                                      `_server`
+                                                                      `Averaging.server`
 
 Entries that were not sent keep the server's value; what is used is T_down(w).
 """
@@ -20,39 +20,25 @@ import jax
 import optax
 
 from fedjax_fm import checks, trees
+from fedjax_fm.algorithms.averaging import Averaging, AveragingState, averaging
 from fedjax_fm.algorithms.compressed import (
     Encoded,
-    counts_once,
     encoded,
     marked,
     mean_decoded,
 )
-from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
+from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.channels.top_k import top_k
 from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task, Tree
 
 
-class FlascState(NamedTuple):
-    """Server state.
-
-    Attributes:
-      delta: w, dense.
-      optimizer: the server optimizer's state.
-    """
-
-    delta: Tree
-    optimizer: Any
-
-
 class _Flasc(NamedTuple):
     """The hyper-parameters of `flasc`, checked."""
 
-    local: LocalTraining
-    server_optimizer: optax.GradientTransformation
+    average: Averaging
     density_down: float
     density_up: float
-    weighted: bool
 
     def up(self) -> Channel:
         """T_up."""
@@ -102,7 +88,7 @@ def flasc(
       batch_size: examples a step.
 
     Returns:
-      An algorithm whose server state is `FlascState`; clients keep nothing. Its model is
+      An algorithm whose server state is `AveragingState`; clients keep nothing. Its model is
       T_down(w).
 
     Raises:
@@ -126,32 +112,30 @@ def flasc(
       >>> state.delta.tolist(), metrics["uplink_bytes"].tolist()
       ([4.0, 0.0, 0.0, 0.0], [5])
     """
-    local = local_training(
+    if server_optimizer is None:
+        server_optimizer = optax.adam(1e-3)
+    average = averaging(
         task,
         client_optimizer,
+        server_optimizer,
+        weighted=weighted,
         epochs=epochs,
         local_steps=local_steps,
         batch_size=batch_size,
     )
-    checks.server_optimizer("server_optimizer", server_optimizer)
     densities = {"density_down": density_down, "density_up": density_up}
     for name, density in densities.items():
         checks.real(name, density, above=0, most=1)
-    method = _Flasc(
-        local=local,
-        server_optimizer=server_optimizer or optax.adam(1e-3),
-        weighted=checks.flag("weighted", weighted),
-        **densities,
-    )
+    method = _Flasc(average=average, **densities)
     exchange = Exchange(
         broadcast=partial(_broadcast, method),
         client=partial(_client, method),
-        server=partial(_server, method),
+        server=average.server,
         reduce=mean_decoded(method.up()),
-        batches=local.batches,
+        batches=average.local.batches,
     )
     return Algorithm(
-        init=partial(_init, method),
+        init=average.init,
         exchanges=(exchange,),
         model=partial(_model, method),
     )
@@ -170,7 +154,8 @@ def _sparse(density: float) -> Channel:
                 f"a density of {density} keeps no entry of {n}; expected at least "
                 f"1 / {n}"
             )
-        return top_k(Fraction(kept, n))
+        share: Any = Fraction(kept, n)  # floats would round it
+        return top_k(share)
 
     def encode(state, tree, key):
         return of_length(tree).encode(state, tree, key)
@@ -182,11 +167,7 @@ def _sparse(density: float) -> Channel:
     return top_k(0.5)._replace(encode=encode, decode=decode)
 
 
-def _init(method: _Flasc, delta, key, setting) -> FlascState:
-    return FlascState(delta, method.server_optimizer.init(delta))
-
-
-def _broadcast(method: _Flasc, state: FlascState) -> Encoded:
+def _broadcast(method: _Flasc, state: AveragingState) -> Encoded:
     """T_down(w), which draws nothing from a key."""
     payload, _ = method.down().encode((), state.delta, jax.random.key(0))
     return marked(payload)
@@ -197,12 +178,10 @@ def _client(method: _Flasc, backbone, message: Encoded):
     start = method.down().decode(message.payload)
 
     def one(message, state, data, key):
-        trained, metrics = method.local.run(start, backbone, data, key)
-        update = trees.subtract(start, trained)
-        weight = method.local.weight(data) if method.weighted else counts_once(data)
+        update, metrics = method.average.update(start, backbone, data, key)
         return ClientOutput(
             upload=encoded(method.up(), update, key),
-            weight=weight,
+            weight=method.average.weight(data),
             state=state,
             metrics=metrics,
         )
@@ -210,15 +189,7 @@ def _client(method: _Flasc, backbone, message: Encoded):
     return one
 
 
-def _server(method: _Flasc, state: FlascState, aggregate, key):
-    """Takes the server optimizer's step from the dense w."""
-    updates, moments = method.server_optimizer.update(
-        aggregate.value, state.optimizer, state.delta
-    )
-    return FlascState(optax.apply_updates(state.delta, updates), moments), {}
-
-
-def _model(method: _Flasc, state: FlascState, client, backbone):
+def _model(method: _Flasc, state: AveragingState, client, backbone):
     """What clients are sent is what is evaluated."""
     message = _broadcast(method, state)
     return method.down().decode(message.payload), backbone

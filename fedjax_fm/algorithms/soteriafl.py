@@ -2,20 +2,15 @@
 
 Li, Zhao, Li, Chi, 2022, arXiv 2206.09888, algorithm 2, and its baseline CDP-SGD, algorithm 1.
 
-    client:  g_k from clipped gradients of m examples                 `_estimate`
+    client:  g_k from clipped gradients of m examples                 `estimated`
              u_k = g_k + N(0, (z G / m)^2);  sends v_k = C(u_k - s_k)
              s_k <- s_k + gamma v_k                                   `_client`
     server:  x <- x - eta (s + mean_k v_k)
              s <- s + gamma mean_k v_k,  the old s in the step        `_server`
 
-with c_j(x) the gradient of example j clipped to the norm G:
-
-    sgd   g = mean_j c_j(x)
-    svrg  g = mean_j (c_j(x) - c_j(y)) + mean of all c_i(y),  y <- x with probability p
-    saga  g = mean_j (c_j(x) - t_j) + mean of all t_i,  then t_j <- c_j(x)
-
-CDP-SGD: sgd with gamma = 0. Each example is clipped by itself: the authors' code clips
-the mean of a batch, which does not bound what one example moves.
+The estimators g_k are in `clipped_gradients`; CDP-SGD is sgd with gamma = 0. Each example
+is clipped by itself: the authors' code clips the mean of a batch, which does not bound
+what one example moves.
 """
 
 import math
@@ -26,28 +21,35 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks, trees
+from fedjax_fm.algorithms.clipped_gradients import (
+    Draw,
+    Estimator,
+    estimated,
+    memory_of,
+)
 from fedjax_fm.algorithms.compressed import (
     arrived_decoded,
     counts_once,
     encoded,
     positive,
     unbiased,
-    zeros_of,
 )
 from fedjax_fm.algorithms.local import Sums
+from fedjax_fm.algorithms.local_gradient import zeros_of
+from fedjax_fm.algorithms.local_noise import (
+    LocalNoise,
+    check_no_weight,
+    check_table,
+    local_noise,
+)
 from fedjax_fm.algorithms.losses import check_trainable, checked, masked_loss
-from fedjax_fm.algorithms.parts import Stream, stream
-from fedjax_fm.algorithms.reduce import mean_of
-from fedjax_fm.privacy.clipping import clip
-from fedjax_fm.privacy.examples import ESTIMATORS, LocalAccounting, local_spent
+from fedjax_fm.privacy.examples import ESTIMATORS, LocalAccounting
 from fedjax_fm.types import (
     Algorithm,
     Batches,
     Channel,
-    ClientData,
     ClientOutput,
     Exchange,
-    Privacy,
     Task,
     Tree,
 )
@@ -80,30 +82,14 @@ class SoteriaClient(NamedTuple):
     memory: Any
 
 
-class Snapshot(NamedTuple):
-    """SVRG's: a point, and the mean of all clipped gradients there."""
-
-    point: Tree  # y
-    gradient: Tree
-    is_made: jax.Array  # bool[], False before the first round
-
-
 class _Soteria(NamedTuple):
     """The hyper-parameters, checked."""
 
-    task: Task
+    estimator: Estimator
     learning_rate: float
     channel: Channel
-    clip_norm: float
-    noise_multiplier: float
-    estimator: str
+    noise: LocalNoise
     shift_rate: float | None
-    snapshot_rate: float
-    table_rows: int | None
-    index: str | None
-    accounting: LocalAccounting | None
-    epsilons: tuple[float, ...]  # after each round, of an accounted method
-    batch_size: int
 
     def gamma(self, delta: Tree) -> Any:
         """The rate of the shifts."""
@@ -189,33 +175,28 @@ def soteriafl(
       >>> metrics["uplink_bytes"].tolist(), bool(metrics["epsilon"][2] < 4)
       ([4, 4, 4], True)
     """
-    given = (clip_norm, noise_multiplier, accounting)
-    _check_noise(*given)
     checks.choice("estimator", estimator, ESTIMATORS)
+    batches = Batches(batch_size, steps=1).checked()
+    how = {"batch_size": batch_size, "estimator": estimator}
+    noise = local_noise(noise_multiplier, clip_norm, accounting, **how)
     if shift_rate is not None:
         checks.real("shift_rate", shift_rate, least=0, most=1)
     checks.real("snapshot_rate", snapshot_rate, above=0, most=1)
-    _check_table(estimator, table_rows, index)
-    if isinstance(task, Task) and task.weight is not None:
-        raise ValueError(
-            "soteriafl: each example counts the same, or one could move more than its "
-            "clip allows; expected a Task without weight"
-        )
-    batches = Batches(batch_size, steps=1).checked()
+    check_table(estimator, table_rows, index)
+    check_no_weight(task)
     method = _Soteria(
-        task=checked(task),
+        estimator=Estimator(
+            task=checked(task),
+            name=estimator,
+            clip_norm=clip_norm,
+            snapshot_rate=snapshot_rate,
+            table_rows=table_rows,
+            index=index,
+        ),
         learning_rate=positive("learning_rate", learning_rate),
         channel=unbiased("soteriafl, channel", channel, "as its noise is never undone"),
-        clip_norm=clip_norm,
-        noise_multiplier=noise_multiplier,
-        estimator=estimator,
+        noise=noise,
         shift_rate=shift_rate,
-        snapshot_rate=snapshot_rate,
-        table_rows=table_rows,
-        index=index,
-        accounting=accounting,
-        epsilons=_epsilons(noise_multiplier, accounting, batch_size, estimator),
-        batch_size=batch_size,
     )
     exchange = Exchange(
         broadcast=lambda state: state.delta,
@@ -228,175 +209,30 @@ def soteriafl(
         init=partial(_init, method),
         exchanges=(exchange,),
         client_init=partial(_client_init, method),
-        privacy=_privacy(method),
+        privacy=noise.privacy,
     )
-
-
-def cdp_sgd(
-    task: Task,
-    learning_rate: float,
-    channel: Channel,
-    *,
-    clip_norm: float,
-    noise_multiplier: float,
-    accounting: LocalAccounting | None = None,
-    batch_size: int,
-) -> Algorithm:
-    """CDP-SGD: private gradients compressed as they are, without shifts.
-
-    `soteriafl` with shift_rate=0; what is compressed does not go to zero.
-
-    Args:
-      task: the loss, without `weight`.
-      learning_rate: eta, above 0.
-      channel: C, unbiased.
-      clip_norm: G, of each example's gradient.
-      noise_multiplier: z, in units of G / m.
-      accounting: what z is accounted for.
-      batch_size: examples a round.
-
-    Returns:
-      As `soteriafl`.
-
-    Raises:
-      TypeError, ValueError: as `soteriafl`.
-
-    References:
-      Li et al. 2022, arXiv 2206.09888, algorithm 1.
-
-    Example:
-      >>> import fedjax_fm as ffm
-      >>> task = Task(lambda w, backbone, batch, key: ((w - batch["x"]) ** 2, {}))
-      >>> how = {"clip_norm": 1.0, "noise_multiplier": 4.0, "batch_size": 5}
-      >>> method = cdp_sgd(task, 0.1, ffm.channels.random_k(0.1), **how)
-      >>> method.privacy.mechanism
-      'noise at the client is added, but nothing is accounted'
-    """
-    return soteriafl(
-        task,
-        learning_rate,
-        channel,
-        clip_norm=clip_norm,
-        noise_multiplier=noise_multiplier,
-        shift_rate=0.0,
-        accounting=accounting,
-        batch_size=batch_size,
-    )
-
-
-# What is checked and accounted for
-
-
-def _check_noise(
-    clip_norm: float, noise_multiplier: float, accounting: LocalAccounting | None
-) -> None:
-    checks.real("clip_norm", clip_norm, above=0, infinite=True)
-    checks.real("noise_multiplier", noise_multiplier, least=0)
-    if noise_multiplier > 0 and math.isinf(clip_norm):
-        raise ValueError(
-            f"clip_norm={clip_norm} bounds nothing: give noise_multiplier=0, or a "
-            f"finite norm, got noise_multiplier={noise_multiplier}"
-        )
-    if accounting is None:
-        return
-    how = "write privacy.LocalAccounting(n_examples, rounds, delta)"
-    checks.instance("accounting", accounting, LocalAccounting, how)
-    if noise_multiplier == 0:
-        raise ValueError(
-            "noise_multiplier=0 adds no noise, of which there is nothing to account: "
-            "leave accounting out"
-        )
-
-
-def _check_table(estimator: str, table_rows: int | None, index: str | None) -> None:
-    """Refuses a table for an estimator without one, and saga without a table."""
-    if estimator != "saga":
-        if table_rows is None and index is None:
-            return
-        raise ValueError(
-            "table_rows and index are of estimator='saga', got estimator="
-            f"{estimator!r}, table_rows={table_rows}, index={index!r}; leave them out"
-        )
-    if table_rows is None or index is None:
-        raise ValueError(
-            "estimator='saga' keeps a gradient an example: expected table_rows, the "
-            "examples of the largest client, and index, the column that numbers them, "
-            f"got table_rows={table_rows}, index={index!r}"
-        )
-    checks.whole("table_rows", table_rows, least=1)
-    checks.text("index", index)
-
-
-def _epsilons(
-    noise_multiplier: float,
-    accounting: LocalAccounting | None,
-    batch_size: int,
-    estimator: str,
-) -> tuple[float, ...]:
-    """Epsilon after each round; composition depends on the number of rounds only."""
-    if accounting is None:
-        return ()
-    accounting.checked()
-    how = {"batch_size": batch_size, "estimator": estimator}
-    done = range(1, accounting.rounds + 1)
-    parts = [accounting._replace(rounds=rounds) for rounds in done]
-    return tuple(local_spent(noise_multiplier, part, **how).epsilon for part in parts)
-
-
-def _privacy(method: _Soteria) -> Privacy | None:
-    """What a simulator prints and holds the method to."""
-    if method.noise_multiplier == 0:
-        return None
-    accounting = method.accounting
-    if accounting is None:
-        words = "noise at the client is added, but nothing is accounted"
-        return Privacy(mechanism=words)
-    how = {"batch_size": method.batch_size, "estimator": method.estimator}
-    spent = local_spent(method.noise_multiplier, accounting, **how)
-    words = (
-        f"epsilon {spent.epsilon:.3g} at delta {spent.delta:g} after "
-        f"{accounting.rounds} rounds, {spent.relation}, {spent.mechanism}"
-    )
-    return Privacy(rounds=accounting.rounds, delta=spent.delta, mechanism=words)
 
 
 # The client
 
 
 def _client_init(method: _Soteria, delta, key) -> SoteriaClient:
-    zeros = zeros_of(delta)
-    memory: Any = ()
-    if method.estimator == "svrg":
-        memory = Snapshot(delta, zeros, jnp.bool_(False))
-    if method.estimator == "saga":
-        rows = method.table_rows
-        memory = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), zeros)
-    return SoteriaClient(zeros, memory)
-
-
-class _Draw(NamedTuple):
-    """What the estimators read."""
-
-    clipped: Any  # (delta, batch, mask, key) -> clipped gradients, leaves [B, ...]
-    batch: Tree
-    mask: jax.Array
-    data: ClientData
-    key: jax.Array
+    return SoteriaClient(zeros_of(delta), memory_of(method.estimator, delta))
 
 
 def _client(method: _Soteria, backbone, delta, state, data, key) -> ClientOutput:
     """C(u_k - s_k), u_k private; the next shift follows what the server decoded."""
     check_trainable(delta)
     batch, mask = data.batch(jnp.int32(0))
-    draw = _Draw(
-        clipped=partial(_clipped, method, backbone),
+    draw = Draw(
+        backbone=backbone,
         batch=batch,
         mask=mask,
         data=data,
         key=jax.random.fold_in(key, 0),
     )
-    estimate, memory = _estimate(method, delta, state.memory, draw)
-    private = _noisy(method, estimate, draw, key)
+    estimate, memory = estimated(method.estimator, delta, state.memory, draw)
+    private = method.noise.added(estimate, mask, data, key)
     gamma = method.gamma(delta)
 
     def moved(sent):
@@ -407,115 +243,14 @@ def _client(method: _Soteria, backbone, delta, state, data, key) -> ClientOutput
         upload=encoded(method.channel, trees.subtract(private, state.shift), key),
         weight=counts_once(data),
         state=moved,
-        metrics=_metrics(method, backbone, delta, draw),
+        metrics=_metrics(method, delta, draw),
     )
 
 
-def _metrics(method: _Soteria, backbone, delta, draw: _Draw) -> Sums:
+def _metrics(method: _Soteria, delta, draw: Draw) -> Sums:
     """The loss and the task's metrics on the batch."""
     given = {"batch": draw.batch, "mask": draw.mask, "key": draw.key}
-    return masked_loss(method.task, delta, backbone, **given)[1]
-
-
-def _clipped(method: _Soteria, backbone, delta, batch, mask, key) -> Tree:
-    """The gradient of each example, clipped; zeros for padded rows."""
-
-    def loss(delta, example, key):
-        alone = jax.tree.map(lambda x: x[None], example)
-        losses, _ = method.task.loss(delta, backbone, alone, key)
-        return losses[0]
-
-    def one(example, is_real, key):
-        found = jax.grad(loss)(delta, example, key)
-        wide = jax.tree.map(lambda g: g.astype(jnp.float32), found)
-        bounded, _ = clip(wide, method.clip_norm)
-        return jax.tree.map(lambda g: jnp.where(is_real, g, 0.0), bounded)
-
-    keys = jax.random.split(key, mask.shape[0])
-    return jax.vmap(one)(batch, mask, keys)
-
-
-def _estimate(method: _Soteria, delta, memory, draw: _Draw) -> tuple[Tree, Any]:
-    """(g_k, what is remembered)."""
-    here = draw.clipped(delta, draw.batch, draw.mask, draw.key)
-    if method.estimator == "sgd":
-        return _mean(here, draw), memory
-    if method.estimator == "saga":
-        return _saga(method, memory, here, draw)
-    return _svrg(method, delta, memory, here, draw)
-
-
-def _mean(rows: Tree, draw: _Draw) -> Tree:
-    """The mean over the examples of the batch."""
-    count = jnp.sum(draw.mask, dtype=jnp.float32)
-    return mean_of(jax.tree.map(lambda x: jnp.sum(x, axis=0), rows), count)
-
-
-def _svrg(method: _Soteria, delta, memory: Snapshot, here: Tree, draw: _Draw):
-    """Differences to a snapshot, which is x itself at first."""
-    now = Snapshot(delta, _full(delta, draw), jnp.bool_(True))
-    used = trees.select(memory.is_made, memory, now)
-    there = draw.clipped(used.point, draw.batch, draw.mask, draw.key)
-    change = _mean(trees.subtract(here, there), draw)
-    coin = jax.random.bernoulli(stream(draw.key, Stream.SNAPSHOT), method.snapshot_rate)
-    return trees.add(change, used.gradient), trees.select(coin, now, used)
-
-
-def _full(delta: Tree, draw: _Draw) -> Tree:
-    """The mean of the clipped gradients of all examples; the first epoch has them all."""
-
-    def add(i, total):
-        batch, mask = draw.data.batch(i)
-        rows = draw.clipped(delta, batch, mask, draw.key)
-        return jax.tree.map(lambda t, x: t + jnp.sum(x, axis=0), total, rows)
-
-    n_examples = draw.data.n_examples
-    n_batches = -(-n_examples // draw.mask.shape[0])
-    total = jax.lax.fori_loop(0, n_batches, add, zeros_of(delta))
-    return mean_of(total, n_examples.astype(jnp.float32))
-
-
-def _saga(method: _Soteria, table: Tree, here: Tree, draw: _Draw):
-    """Differences to the table, whose rows of the batch are then replaced."""
-    assert method.index is not None
-    numbers = jnp.asarray(draw.batch[method.index])
-    if not jnp.issubdtype(numbers.dtype, jnp.integer):
-        raise TypeError(
-            f"expected integers in the column {method.index!r}, which numbers the "
-            f"examples of a client, got {numbers.dtype}"
-        )
-
-    def known(x):
-        # A number beyond the table is a NaN that stops the run.
-        rows = x.at[numbers].get(mode="fill", fill_value=jnp.nan)
-        shape = (-1, *[1] * (x.ndim - 1))
-        return jnp.where(draw.mask.reshape(shape), rows, 0.0)
-
-    change = _mean(trees.subtract(here, jax.tree.map(known, table)), draw)
-    count = draw.data.n_examples.astype(jnp.float32)
-    mean = mean_of(jax.tree.map(lambda x: jnp.sum(x, axis=0), table), count)
-    # Padded rows repeat an example whose own row must win.
-    beyond = jnp.iinfo(jnp.int32).max
-    places = jnp.where(draw.mask, numbers, beyond)
-    after = jax.tree.map(lambda x, g: x.at[places].set(g, mode="drop"), table, here)
-    return trees.add(change, mean), after
-
-
-def _noisy(method: _Soteria, estimate: Tree, draw: _Draw, key) -> Tree:
-    """u_k = g_k + N(0, (z G / m)^2)."""
-    if method.noise_multiplier == 0:
-        return estimate
-    n_drawn = jnp.maximum(jnp.sum(draw.mask), 1).astype(jnp.float32)
-    deviation = method.noise_multiplier * method.clip_norm / n_drawn
-    if method.accounting is not None:
-        n = draw.data.n_examples
-        is_too_small = (n > 0) & (n < method.accounting.n_examples)
-        deviation = jnp.where(is_too_small, jnp.nan, deviation)
-    leaves, structure = jax.tree.flatten(estimate)
-    keys = jax.random.split(stream(key, Stream.LOCAL_NOISE), len(leaves))
-    pairs = zip(leaves, keys, strict=True)
-    noisy = [x + deviation * jax.random.normal(k, x.shape) for x, k in pairs]
-    return jax.tree.unflatten(structure, noisy)
+    return masked_loss(method.estimator.task, delta, draw.backbone, **given)[1]
 
 
 # The server
@@ -539,9 +274,9 @@ def _server(method: _Soteria, state: SoteriaState, aggregate, key):
         ),
         round=state.round + 1,
     )
-    if not method.epsilons:
+    if not method.noise.epsilons:
         return after, {}
-    spent = jnp.array(method.epsilons, jnp.float32)
+    spent = jnp.array(method.noise.epsilons, jnp.float32)
     return after, {"epsilon": spent[state.round]}
 
 

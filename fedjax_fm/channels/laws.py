@@ -92,7 +92,7 @@ def in_a_row(first: Any, second: Any) -> Any:
         return Unbiased(lambda n: (1 + first.omega(n)) * (1 + second.omega(n)) - 1)
     selects = isinstance(first, Contractive) and first.selects
     if selects and isinstance(second, Unbiased | Contractive):
-        return Contractive(lambda n: first.delta(n) * delta_of(second, n))
+        return Contractive(lambda n: delta_of(first, n) * delta_of(second, n))
     return None
 
 

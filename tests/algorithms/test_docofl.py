@@ -116,6 +116,7 @@ def test_what_does_not_fit_is_refused():
         make(anchor=channels.error_feedback(channels.top_k(0.5)))
     with pytest.raises(ValueError, match="every=0"):
         make(every=0)
-    with pytest.raises(ValueError, match="downlink=None"):
+    with pytest.raises(TypeError, match="carries floating leaves only"):
         run(make(), 1, downlink=FOUR)
+
     run(make(), 1, uplink=channels.error_feedback(channels.top_k(0.5)))
