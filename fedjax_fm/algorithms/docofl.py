@@ -4,75 +4,39 @@ Dorfman, Vargaftik, Ben-Itzhak, Levy, 2023, arXiv 2302.00543, algorithm 1. Every
 rounds the server makes an anchor y of the model; clients fetch it ahead of time, and
 what they wait for when a round starts is a correction of few bits:
 
-    server:  y <- C_a(w) every `every` rounds;  sends C_c(w - y)       `_messages`
+    server:  y <- C_a(w) every `every` rounds;  sends C_c(w - y)       `with_messages`
     client:  w' = y + C_c(w - y);  w_k <- w';  local steps;
              sends w' - w_k                                           `_client`
     server:  w <- w - server_optimizer(sum_k p_k (w' - w_k))           `_server`
 """
 
 from functools import partial
-from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.averaging import Averaging, AveragingState, averaging
+from fedjax_fm.algorithms.averaging import AveragingState, averaging
 from fedjax_fm.algorithms.compressed import unbiased, without_memory
+from fedjax_fm.algorithms.docofl_messages import (
+    DoCoFl,
+    DoCoFlState,
+    Message,
+    address,
+    broadcast,
+    init,
+    with_messages,
+)
 from fedjax_fm.algorithms.local import ClientOptimizer
-from fedjax_fm.algorithms.parts import Stream, stream
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.channels.eden import eden
-from fedjax_fm.channels.payload import sent_if
 from fedjax_fm.types import (
     Algorithm,
     Channel,
     ClientOutput,
     Exchange,
     Task,
-    Tree,
-    Unbilled,
 )
-
-
-class DoCoFlState(NamedTuple):
-    """Server state.
-
-    Attributes:
-      delta: w.
-      anchor: payload of y.
-      correction: payload of w - y.
-      version: i32[], anchors made before this one.
-      age: i32[], rounds since y was made.
-      optimizer: the server optimizer's state.
-      key: of the channels.
-    """
-
-    delta: Tree
-    anchor: Any
-    correction: Any
-    version: jax.Array
-    age: jax.Array
-    optimizer: Any
-    key: jax.Array
-
-
-class Message(NamedTuple):
-    """What one client fetches."""
-
-    anchor: Any  # leaves `Rows` of one row, which a client that holds it is not sent
-    correction: Any
-    version: Any  # i32[], unbilled
-
-
-class _DoCoFl(NamedTuple):
-    """The hyper-parameters of `docofl`, checked."""
-
-    average: Averaging
-    anchor: Channel
-    correction: Channel
-    every: int
 
 
 def docofl(
@@ -152,61 +116,28 @@ def docofl(
     anchor = eden(4) if anchor is None else anchor
     correction = eden(2) if correction is None else correction
     why = "so that what clients train is unbiased for the model"
-    method = _DoCoFl(
+    method = DoCoFl(
         average=average,
         anchor=without_memory("docofl, anchor", anchor),
         correction=unbiased("docofl, correction", correction, why),
         every=checks.whole("every", every, least=1),
     )
     exchange = Exchange(
-        broadcast=_broadcast,
+        broadcast=broadcast,
         client=partial(_client, method),
         server=partial(_server, method),
         reduce=weighted_mean(),
         batches=average.local.batches,
-        address=_address,
+        address=address,
     )
     return Algorithm(
-        init=partial(_init, method),
+        init=partial(init, method),
         exchanges=(exchange,),
         client_init=lambda delta, key: jnp.int32(-1),
     )
 
 
-def _init(method: _DoCoFl, delta, key, setting) -> DoCoFlState:
-    """The first anchor is the first model."""
-    key = stream(key, Stream.ENCODE)
-    anchor, _ = method.anchor.encode(method.anchor.init(delta), delta, key)
-    return DoCoFlState(
-        delta=delta,
-        anchor=anchor,
-        correction=_correction(method, delta, anchor, key),
-        version=jnp.int32(0),
-        age=jnp.int32(0),
-        optimizer=method.average.optimizer.init(delta),
-        key=key,
-    )
-
-
-def _correction(method: _DoCoFl, delta, anchor, key) -> Any:
-    """C_c(w - y)."""
-    change = trees.subtract(delta, method.anchor.decode(anchor))
-    state = method.correction.init(change)
-    return method.correction.encode(state, change, jax.random.fold_in(key, 1))[0]
-
-
-def _broadcast(state: DoCoFlState) -> Message:
-    """All that `_address` reads."""
-    return Message(state.anchor, state.correction, Unbilled(state.version))
-
-
-def _address(message: Message, held, client) -> Message:
-    """The anchor for those only who do not hold it."""
-    anchor = sent_if(held != message.version, message.anchor)
-    return Message(anchor, message.correction, Unbilled(message.version))
-
-
-def _client(method: _DoCoFl, backbone, message: Message):
+def _client(method: DoCoFl, backbone, message: Message):
     """The model y + C_c(w - y), decoded once for all clients."""
     held = method.anchor.decode(message.anchor)
     start = trees.add(held, method.correction.decode(message.correction))
@@ -224,28 +155,9 @@ def _client(method: _DoCoFl, backbone, message: Message):
     return one
 
 
-def _server(method: _DoCoFl, state: DoCoFlState, aggregate, key):
+def _server(method: DoCoFl, state: DoCoFlState, aggregate, key):
     """The step, then what the next round sends."""
     before = AveragingState(state.delta, state.optimizer)
     delta, moments = method.average.stepped(before, aggregate.value)
-    after = _messages(method, state, delta)
+    after = with_messages(method, state, delta)
     return after._replace(optimizer=moments), {}
-
-
-def _messages(method: _DoCoFl, state: DoCoFlState, delta: Tree) -> DoCoFlState:
-    """The state with a new model, a new correction and, when it is time, a new anchor."""
-    key, own = jax.random.split(state.key)
-    is_due = state.age + 1 >= method.every
-
-    def renewed():
-        return method.anchor.encode(method.anchor.init(delta), delta, own)[0]
-
-    anchor = jax.lax.cond(is_due, renewed, lambda: state.anchor)
-    return state._replace(
-        delta=delta,
-        anchor=anchor,
-        correction=_correction(method, delta, anchor, own),
-        version=state.version + is_due.astype(jnp.int32),
-        age=jnp.where(is_due, 0, state.age + 1),
-        key=key,
-    )

@@ -26,21 +26,22 @@ from fedjax_fm.algorithms.compressed import (
     Encoded,
     check_contracts,
     contractive,
-    counts_once,
     encoded,
     marked,
-    mean_decoded,
     positive,
 )
-from fedjax_fm.algorithms.local import client_weight as examples_of
+from fedjax_fm.algorithms.fedlin_gradients import (
+    FedLin,
+    FedLinState,
+    gradients,
+    no_residual,
+)
 from fedjax_fm.algorithms.local import train
-from fedjax_fm.algorithms.local_gradient import LocalGradient, local_gradient, zeros_of
+from fedjax_fm.algorithms.local_gradient import local_gradient, zeros_of
 from fedjax_fm.algorithms.losses import masked_loss
 from fedjax_fm.algorithms.reduce import weighted_mean
-from fedjax_fm.channels.identity import identity
 from fedjax_fm.types import (
     Algorithm,
-    Batches,
     Channel,
     ClientOutput,
     Exchange,
@@ -50,47 +51,11 @@ from fedjax_fm.types import (
 )
 
 
-class FedLinState(NamedTuple):
-    """Server state.
-
-    Attributes:
-      delta: x.
-      gradient: g of the newest round, as its channel wrote it.
-      residual: e, what the server's channel has not sent yet; () without one.
-    """
-
-    delta: Tree
-    gradient: Any
-    residual: Tree
-
-
 class Message(NamedTuple):
     """What is sent for the local steps."""
 
     delta: Any  # x, which the client has of the first exchange
     gradient: Encoded
-
-
-class _FedLin(NamedTuple):
-    """The hyper-parameters of `fedlin`, checked."""
-
-    local: LocalGradient  # its batches are those of the local steps
-    learning_rate: float
-    client_channel: Channel | None
-    server_channel: Channel | None
-    weighted: bool
-    divided: bool
-
-    @property
-    def downlink(self) -> Channel:
-        """What writes g."""
-        return self.server_channel or identity()
-
-    def weight(self, data) -> jax.Array:
-        """What a client counts in both means."""
-        return (
-            examples_of(self.local.task, data) if self.weighted else counts_once(data)
-        )
 
 
 def fedlin(
@@ -168,7 +133,7 @@ def fedlin(
         contractive("fedlin, client_channel", client_channel)
     if server_channel is not None:
         contractive("fedlin, server_channel", server_channel)
-    method = _FedLin(
+    method = FedLin(
         local=local,
         learning_rate=positive("learning_rate", learning_rate),
         client_channel=client_channel,
@@ -178,12 +143,12 @@ def fedlin(
     )
     return Algorithm(
         init=partial(_init, method),
-        exchanges=(_gradients(method), _steps(method)),
+        exchanges=(gradients(method), _steps(method)),
         client_init=partial(_client_init, method),
     )
 
 
-def _init(method: _FedLin, delta, key, setting) -> FedLinState:
+def _init(method: FedLin, delta, key, setting) -> FedLinState:
     """The start; refuses channels that do not contract messages of this length."""
     n = trees.size(delta)
     for name in ("client_channel", "server_channel"):
@@ -191,62 +156,18 @@ def _init(method: _FedLin, delta, key, setting) -> FedLinState:
         if channel is not None:
             check_contracts(f"fedlin, {name}", channel, n)
     nothing = encoded(method.downlink, zeros_of(delta), key)
-    residual = _no_residual(method.server_channel, delta)
+    residual = no_residual(method.server_channel, delta)
     return FedLinState(delta, nothing.payload, residual)
 
 
-def _client_init(method: _FedLin, delta, key) -> Tree:
-    return _no_residual(method.client_channel, delta)
-
-
-def _no_residual(channel: Channel | None, delta: Tree) -> Tree:
-    return () if channel is None else zeros_of(delta)
-
-
-# The gradients at x
-
-
-def _gradients(method: _FedLin) -> Exchange:
-    """The exchange that ends with g at the server."""
-    channel, batches = method.client_channel, method.local.batches
-    return Exchange(
-        broadcast=lambda state: state.delta,
-        client=lambda backbone, message: partial(_gradient, method, backbone),
-        server=partial(_server_gradient, method),
-        reduce=weighted_mean() if channel is None else mean_decoded(channel),
-        batches=Batches(batches.batch_size, epochs=1),
-    )
-
-
-def _gradient(method: _FedLin, backbone, delta, residual, data, key) -> ClientOutput:
-    """h_k = C(r_k + grad f_k(x)), the gradient over all of the client's data."""
-    gradient, _ = method.local.at(delta, backbone, data, key)
-    weight, channel = method.weight(data), method.client_channel
-    if channel is None:
-        return ClientOutput(upload=gradient, weight=weight, state=residual)
-    wanted = trees.add(residual, gradient)
-
-    def left(sent):
-        return trees.subtract(wanted, channel.decode(sent.payload))
-
-    return ClientOutput(upload=encoded(channel, wanted, key), weight=weight, state=left)
-
-
-def _server_gradient(method: _FedLin, state: FedLinState, aggregate, key):
-    """G = C_s(e + mean_k h_k)."""
-    if method.server_channel is None:
-        gradient = encoded(identity(), aggregate.value, key).payload
-        return state._replace(gradient=gradient), {}
-    wanted = trees.add(state.residual, aggregate.value)
-    gradient = encoded(method.downlink, wanted, key).payload
-    residual = trees.subtract(wanted, method.downlink.decode(gradient))
-    return state._replace(gradient=gradient, residual=residual), {}
+def _client_init(method: FedLin, delta, key) -> Tree:
+    return no_residual(method.client_channel, delta)
 
 
 # The local steps
 
 
-def _steps(method: _FedLin) -> Exchange:
+def _steps(method: FedLin) -> Exchange:
     """The exchange of the local steps."""
     return Exchange(
         broadcast=_broadcast,
@@ -262,7 +183,7 @@ def _broadcast(state: FedLinState) -> Message:
     return Message(Unbilled(state.delta), marked(state.gradient))
 
 
-def _client(method: _FedLin, backbone, message: Message):
+def _client(method: FedLin, backbone, message: Message):
     """The local steps; g is decoded once for all clients."""
     mean = method.downlink.decode(message.gradient.payload)
     task, start = method.local.task, message.delta

@@ -4,99 +4,47 @@ Li, Zhao, Li, Chi, 2022, arXiv 2206.09888, algorithm 2, and its baseline CDP-SGD
 
     client:  g_k from clipped gradients of m examples                 `estimated`
              u_k = g_k + N(0, (z G / m)^2);  sends v_k = C(u_k - s_k)
-             s_k <- s_k + gamma v_k                                   `_client`
+             s_k <- s_k + gamma v_k                                   `client`
     server:  x <- x - eta (s + mean_k v_k)
-             s <- s + gamma mean_k v_k,  the old s in the step        `_server`
+             s <- s + gamma mean_k v_k,  the old s in the step        `server`
 
 The estimators g_k are in `clipped_gradients`; CDP-SGD is sgd with gamma = 0. Each example
 is clipped by itself: the authors' code clips the mean of a batch, which does not bound
 what one example moves.
 """
 
-import math
 from functools import partial
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from fedjax_fm import checks, trees
+from fedjax_fm import checks
 from fedjax_fm.algorithms.clipped_gradients import (
-    Draw,
     Estimator,
-    estimated,
-    memory_of,
 )
 from fedjax_fm.algorithms.compressed import (
     arrived_decoded,
-    counts_once,
-    encoded,
     positive,
     unbiased,
 )
-from fedjax_fm.algorithms.local import Sums
-from fedjax_fm.algorithms.local_gradient import zeros_of
 from fedjax_fm.algorithms.local_noise import (
-    LocalNoise,
     check_no_weight,
     check_table,
     local_noise,
 )
-from fedjax_fm.algorithms.losses import check_trainable, checked, masked_loss
+from fedjax_fm.algorithms.losses import checked
+from fedjax_fm.algorithms.soteriafl_round import (
+    Soteria,
+    client,
+    client_init,
+    init,
+    server,
+)
 from fedjax_fm.privacy.examples import ESTIMATORS, LocalAccounting
 from fedjax_fm.types import (
     Algorithm,
     Batches,
     Channel,
-    ClientOutput,
     Exchange,
     Task,
-    Tree,
 )
-
-
-class SoteriaState(NamedTuple):
-    """Server state.
-
-    Attributes:
-      delta: x.
-      shift: s, the mean of all clients' s_k.
-      round: i32[].
-    """
-
-    delta: Tree
-    shift: Tree
-    round: jax.Array
-
-
-class SoteriaClient(NamedTuple):
-    """What a client keeps.
-
-    Attributes:
-      shift: s_k.
-      memory: () for sgd, a `Snapshot` for svrg, for saga the table t, leaves
-        [table_rows, ...].
-    """
-
-    shift: Tree
-    memory: Any
-
-
-class _Soteria(NamedTuple):
-    """The hyper-parameters, checked."""
-
-    estimator: Estimator
-    learning_rate: float
-    channel: Channel
-    noise: LocalNoise
-    shift_rate: float | None
-
-    def gamma(self, delta: Tree) -> Any:
-        """The rate of the shifts."""
-        if self.shift_rate is not None:
-            return self.shift_rate
-        omega = self.channel.law.omega(trees.size(delta))
-        return math.sqrt((1 + 2 * omega) / (2 * (1 + omega) ** 3))
 
 
 def soteriafl(
@@ -184,7 +132,7 @@ def soteriafl(
     checks.real("snapshot_rate", snapshot_rate, above=0, most=1)
     check_table(estimator, table_rows, index)
     check_no_weight(task)
-    method = _Soteria(
+    method = Soteria(
         estimator=Estimator(
             task=checked(task),
             name=estimator,
@@ -200,86 +148,14 @@ def soteriafl(
     )
     exchange = Exchange(
         broadcast=lambda state: state.delta,
-        client=lambda backbone, message: partial(_client, method, backbone),
-        server=partial(_server, method),
+        client=lambda backbone, message: partial(client, method, backbone),
+        server=partial(server, method),
         reduce=arrived_decoded(method.channel),
         batches=batches,
     )
     return Algorithm(
-        init=partial(_init, method),
+        init=partial(init, method),
         exchanges=(exchange,),
-        client_init=partial(_client_init, method),
+        client_init=partial(client_init, method),
         privacy=noise.privacy,
     )
-
-
-# The client
-
-
-def _client_init(method: _Soteria, delta, key) -> SoteriaClient:
-    return SoteriaClient(zeros_of(delta), memory_of(method.estimator, delta))
-
-
-def _client(method: _Soteria, backbone, delta, state, data, key) -> ClientOutput:
-    """C(u_k - s_k), u_k private; the next shift follows what the server decoded."""
-    check_trainable(delta)
-    batch, mask = data.batch(jnp.int32(0))
-    draw = Draw(
-        backbone=backbone,
-        batch=batch,
-        mask=mask,
-        data=data,
-        key=jax.random.fold_in(key, 0),
-    )
-    estimate, memory = estimated(method.estimator, delta, state.memory, draw)
-    private = method.noise.added(estimate, mask, data, key)
-    gamma = method.gamma(delta)
-
-    def moved(sent):
-        shift = _moved(state.shift, method.channel.decode(sent.payload), gamma)
-        return SoteriaClient(shift, memory)
-
-    return ClientOutput(
-        upload=encoded(method.channel, trees.subtract(private, state.shift), key),
-        weight=counts_once(data),
-        state=moved,
-        metrics=_metrics(method, delta, draw),
-    )
-
-
-def _metrics(method: _Soteria, delta, draw: Draw) -> Sums:
-    """The loss and the task's metrics on the batch."""
-    given = {"batch": draw.batch, "mask": draw.mask, "key": draw.key}
-    return masked_loss(method.estimator.task, delta, draw.backbone, **given)[1]
-
-
-# The server
-
-
-def _init(method: _Soteria, delta, key, setting) -> SoteriaState:
-    return SoteriaState(delta, zeros_of(delta), jnp.int32(0))
-
-
-def _server(method: _Soteria, state: SoteriaState, aggregate, key):
-    """The step with the old shift, then the next one."""
-    estimate = trees.add(state.shift, aggregate.value.mean)
-
-    def stepped(x, g):
-        return (x - method.learning_rate * g).astype(x.dtype)
-
-    after = SoteriaState(
-        delta=jax.tree.map(stepped, state.delta, estimate),
-        shift=_moved(
-            state.shift, aggregate.value.per_client, method.gamma(state.delta)
-        ),
-        round=state.round + 1,
-    )
-    if not method.noise.epsilons:
-        return after, {}
-    spent = jnp.array(method.noise.epsilons, jnp.float32)
-    return after, {"epsilon": spent[state.round]}
-
-
-def _moved(shift: Tree, difference: Tree, gamma: Any) -> Tree:
-    """The shift s + gamma v."""
-    return jax.tree.map(lambda s, v: s + gamma * v, shift, difference)
