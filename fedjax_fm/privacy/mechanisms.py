@@ -294,6 +294,6 @@ def epsilon_of_events(events: list[Any], rounds: int, delta: float) -> float:
 
     found = [_divergences(event, REPLACED) for event in events]
     orders, _ = found[0]
-    spent = rounds * sum(divergences for _, divergences in found)
-    epsilon, _ = rdp.compute_epsilon(list(orders), list(spent), delta)
+    summed = np.sum([divergences for _, divergences in found], axis=0)
+    epsilon, _ = rdp.compute_epsilon(list(orders), list(rounds * summed), delta)
     return float(epsilon)

@@ -351,6 +351,11 @@ METHODS = {
     "feddpa_t": (),
     "feddpa_f": (),
     "fedkseed": (),
+    "fedpaq": (),
+    "fedlin": (),
+    "fedobd": (),
+    "flasc": (),
+    "docofl": (),
     "local_only": (),
     "dp_fedavg": ("--epsilon", "50", "--sampler", "poisson"),
 }

@@ -1,5 +1,7 @@
 """Clients with one quadratic each, of different curvatures: the optimum is known."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,8 +37,8 @@ def gradients(w):
     return H * (np.asarray(w, np.float64) - A)
 
 
-def simulator(algorithm, **how):
-    how = {"cohort_size": N, "seed": 5, "devices": 1} | how
+def simulator(algorithm, **given):
+    how: dict[str, Any] = {"cohort_size": N, "seed": 5, "devices": 1} | given
     population = ffm.Population.from_clients(how.pop("clients", clients()))
     return ffm.Simulator(algorithm, population, **how)
 
