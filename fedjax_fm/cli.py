@@ -418,7 +418,8 @@ def compare(
 
 
 def bench(
-    what: Annotated[Literal["engine", "kernels"], tyro.conf.Positional],
+    what: Annotated[Literal["engine", "kernels", "profile"], tyro.conf.Positional],
+    workload: Annotated[str | None, tyro.conf.Positional] = None,
     /,
     peers: bool = False,
     only: list[str] = [],  # noqa: B006
@@ -430,11 +431,12 @@ def bench(
     """Time whole rounds of several workloads, or array kernels, on this machine.
 
     Rounds are shown beside the time of their matrix products alone, kernels beside that
-    of one read and write.
+    of one read and write. `bench profile lora-minilm` shows where a round's time goes.
 
     Args:
         what: engine: whole rounds of several workloads; kernels: selection, quantising
-          and packing on one core.
+          and packing on one core; profile: one round, by what its operations are for.
+        workload: of `profile`.
         peers: also time other libraries, in turn with ours, each in a virtual
             environment made for it (kernels: the PyTorch that is installed here;
             lax.top_k and jax.random need no flag). For engine this takes a clone of the
@@ -449,6 +451,13 @@ def bench(
     importlib.import_module("fedjax_fm.engine")
     if repeats < 1:
         raise UsageError(f"expected repeats >= 1, got repeats={repeats}")
+    if what == "profile":
+        profiles = importlib.import_module("fedjax_fm.experiments.bench.profile")
+        sys.exit(profiles.run(workload, as_json=json, smoke=smoke))
+    if workload is not None:
+        raise UsageError(
+            f"bench {what} takes no workload, got {workload!r}; choose some by --only"
+        )
     how = {"peers": peers, "repeats": repeats, "as_json": json, "smoke": smoke}
     if what == "kernels":
         kernels = importlib.import_module("fedjax_fm.experiments.bench.kernels")

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedjax_fm.experiments.bench import gemm
+from fedjax_fm.experiments.bench import floor
 from fedjax_fm.experiments.bench.compare import measure
 from fedjax_fm.experiments.bench.environments import (
     DEFAULT_CACHE,
@@ -28,6 +28,7 @@ from fedjax_fm.runs.settings import UsageError, nearest
 FIELDS = (
     "name", "seconds", "peer", "peer_seconds", "ratio", "floor_seconds",
     "compile_seconds", "peer_compile_seconds", "peak_rss_bytes", "relative_distance", "peer_error",
+    "floor_engine", "processor",
 )  # fmt: skip
 
 
@@ -67,10 +68,15 @@ def rows(
       smoke: tiny sizes.
       cache: folder of the peers' environments.
     """
-    rate = gemm.flop_per_second()
     for workload in workloads:
         data = workload.make(smoke)
-        known = {"name": workload.name, "floor_seconds": workload.flop(data) / rate}
+        rate = floor.rate_of(workload, data)
+        known = {
+            "name": workload.name,
+            "floor_seconds": workload.flop(data) / rate.flop_per_second,
+            "floor_engine": rate.engine,
+            "processor": floor.processor(),
+        }
         for peer in (workload.peers if peers else ()) or (None,):
             if peer is None:
                 found = measure(workload.name, data, ours(), repeats=repeats)
@@ -146,11 +152,21 @@ def table(found: Sequence[dict[str, Any]]) -> Table:
     """
     made = Table(
         box=box.SIMPLE,
-        caption="time of a round, medians; ratio: peer / ours; MB: our peak; floor: "
-        "matrix products at this machine's rate",
+        caption=f"{floor.processor()}. Time of a round, medians; ratio: peer / ours; "
+        "MB: our peak; floor: the round's matrix products at the best rate that this "
+        "machine shows for their shapes, and in which library",
     )
     made.add_column("workload", no_wrap=True)
-    for heading in ("ours", "floor", "peer", "peer's", "ratio", "compile", "MB"):
+    for heading in (
+        "ours",
+        "floor",
+        "rate of",
+        "peer",
+        "peer's",
+        "ratio",
+        "compile",
+        "MB",
+    ):
         made.add_column(
             heading,
             justify="left" if heading == "peer" else "right",
@@ -160,20 +176,25 @@ def table(found: Sequence[dict[str, Any]]) -> Table:
         peak = row["peak_rss_bytes"]
         cells = (
             row["name"],
-            _seconds(row["seconds"]),
-            _seconds(row["floor_seconds"]),
+            shown_seconds(row["seconds"]),
+            shown_seconds(row["floor_seconds"]),
+            row["floor_engine"] or "",
             row["peer"] or "",
-            "failed" if row["peer_error"] else _seconds(row["peer_seconds"]),
+            "failed" if row["peer_error"] else shown_seconds(row["peer_seconds"]),
             "" if row["ratio"] is None else f"{row['ratio']:.2f}",
-            _seconds(row["compile_seconds"]),
+            shown_seconds(row["compile_seconds"]),
             "" if peak is None else f"{peak / 1e6:.0f}",
         )
         made.add_row(*cells)
     return made
 
 
-def _seconds(value: float | None) -> str:
-    """0.00123 -> '1.23 ms'."""
+def shown_seconds(value: float | None) -> str:
+    """0.00123 -> '1.23 ms'.
+
+    Args:
+      value: seconds; None: nothing is shown.
+    """
     if value is None:
         return ""
     unit, factor = "µs", 1e6

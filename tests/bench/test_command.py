@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedjax_fm.cli import main
-from fedjax_fm.experiments.bench import command, environments
+from fedjax_fm.experiments.bench import command, environments, floor
 from fedjax_fm.experiments.bench.environments import PeerError, python_of
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.study import command as studies
@@ -20,6 +20,8 @@ REQUIRED = {
     "floor_seconds",
     "compile_seconds",
     "peak_rss_bytes",
+    "floor_engine",
+    "processor",
 }
 
 
@@ -49,7 +51,8 @@ def stubbed(monkeypatch):
 
     monkeypatch.setattr(command, "measure", measure)
     monkeypatch.setattr(command, "theirs", lambda peer, cache: [peer])
-    monkeypatch.setattr(command.gemm, "flop_per_second", lambda: 1e9)
+    rate = floor.Rate(flop_per_second=1e9, one_core=5e8, engine="XLA")
+    monkeypatch.setattr(floor, "rate_of", lambda workload, data: rate)
 
 
 def test_a_failing_peer_has_a_row_and_the_command_goes_on(stubbed, capsys):

@@ -6,6 +6,7 @@ from fedjax_fm.experiments.bench.workloads import (
     clients_1e6,
     lora_gpt,
     lora_minilm,
+    lora_smollm2,
     mlp,
 )
 
@@ -15,6 +16,7 @@ WORKLOADS: dict[str, Workload] = {
         mlp.MLP_1000,
         lora_gpt.LORA_GPT,
         lora_minilm.LORA_MINILM,
+        lora_smollm2.LORA_SMOLLM2,
         cifar_cnn.CIFAR_CNN,
         mlp.TINY_ROUND,
         mlp.RAGGED,
