@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import checks
+from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.parts import Stream, stream
 from fedjax_fm.algorithms.reduce import mean_of, total
 from fedjax_fm.channels.arguments import checked_channel
@@ -45,6 +45,18 @@ def encoded(channel: Channel, tree: Tree, key: jax.Array) -> Encoded:
     key = stream(key, Stream.ENCODE)
     payload, _ = channel.encode(channel.init(tree), tree, key)
     return marked(payload)
+
+
+def shown(weight: jax.Array, message: Tree) -> jax.Array:
+    """The weight of an upload, NaN where the message is not finite.
+
+    The engine, which sees packed buffers only, then stops the run and names the client.
+
+    Args:
+      weight: f32[].
+      message: what was encoded.
+    """
+    return jnp.where(trees.all_finite(message), weight, jnp.nan)
 
 
 def marked(payload: Any) -> Encoded:

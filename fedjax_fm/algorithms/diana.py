@@ -24,6 +24,7 @@ from fedjax_fm.algorithms.compressed import (
     counts_once,
     encoded,
     positive,
+    shown,
     unbiased,
 )
 from fedjax_fm.algorithms.local_gradient import LocalGradient, local_gradient, zeros_of
@@ -181,7 +182,7 @@ def _client(method: _Diana, backbone, delta, shift, data, key) -> ClientOutput:
 
     return ClientOutput(
         upload=encoded(method.channel, trees.subtract(gradient, shift), key),
-        weight=counts_once(data),
+        weight=shown(counts_once(data), gradient),
         state=moved,
         metrics=metrics,
     )

@@ -23,6 +23,7 @@ from fedjax_fm.algorithms.compressed import (
     counts_once,
     encoded,
     positive,
+    shown,
 )
 from fedjax_fm.algorithms.local_gradient import LocalGradient, local_gradient, zeros_of
 from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task, Tree
@@ -143,7 +144,7 @@ def _client(method: _Ef21, backbone, delta, known, data, key) -> ClientOutput:
 
     return ClientOutput(
         upload=encoded(method.channel, trees.subtract(gradient, known), key),
-        weight=counts_once(data),
+        weight=shown(counts_once(data), gradient),
         state=followed,
         metrics=metrics,
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fedjax_fm import trees
-from fedjax_fm.algorithms.compressed import counts_once, encoded, mean_decoded
+from fedjax_fm.algorithms.compressed import counts_once, encoded, mean_decoded, shown
 from fedjax_fm.algorithms.local import client_weight as examples_of
 from fedjax_fm.algorithms.local_gradient import LocalGradient, zeros_of
 from fedjax_fm.algorithms.reduce import weighted_mean
@@ -93,7 +93,11 @@ def _gradient(method: FedLin, backbone, delta, residual, data, key) -> ClientOut
     def left(sent):
         return trees.subtract(wanted, channel.decode(sent.payload))
 
-    return ClientOutput(upload=encoded(channel, wanted, key), weight=weight, state=left)
+    return ClientOutput(
+        upload=encoded(channel, wanted, key),
+        weight=shown(weight, wanted),
+        state=left,
+    )
 
 
 def _server_gradient(method: FedLin, state: FedLinState, aggregate, key):

@@ -26,6 +26,7 @@ from fedjax_fm.algorithms.compressed import (
     encoded,
     marked,
     mean_decoded,
+    shown,
 )
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.channels.block_dropout import block_dropout
@@ -225,7 +226,7 @@ def _client(method: _FedObd, backbone, message: Encoded):
         update, metrics = method.average.update(start, backbone, data, key)
         return ClientOutput(
             upload=encoded(method.up, update, key),
-            weight=method.average.weight(data),
+            weight=shown(method.average.weight(data), update),
             state=state,
             metrics=metrics,
         )

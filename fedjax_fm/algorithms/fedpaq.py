@@ -14,7 +14,7 @@ from typing import NamedTuple
 import optax
 
 from fedjax_fm.algorithms.averaging import Averaging, averaging
-from fedjax_fm.algorithms.compressed import encoded, mean_decoded, unbiased
+from fedjax_fm.algorithms.compressed import encoded, mean_decoded, shown, unbiased
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.channels.quantize import quantize
 from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task
@@ -113,7 +113,7 @@ def _client(method: _FedPaq, backbone, delta, state, data, key) -> ClientOutput:
     update, metrics = method.average.update(delta, backbone, data, key)
     return ClientOutput(
         upload=encoded(method.channel, update, key),
-        weight=method.average.weight(data),
+        weight=shown(method.average.weight(data), update),
         state=state,
         metrics=metrics,
     )

@@ -26,6 +26,7 @@ from fedjax_fm.algorithms.compressed import (
     encoded,
     marked,
     mean_decoded,
+    shown,
 )
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.channels.identity import identity
@@ -181,7 +182,7 @@ def _client(method: _Flasc, backbone, message: Encoded):
         update, metrics = method.average.update(start, backbone, data, key)
         return ClientOutput(
             upload=encoded(method.up(), update, key),
-            weight=method.average.weight(data),
+            weight=shown(method.average.weight(data), update),
             state=state,
             metrics=metrics,
         )

@@ -19,7 +19,7 @@ from fedjax_fm.algorithms.clipped_gradients import (
     estimated,
     memory_of,
 )
-from fedjax_fm.algorithms.compressed import counts_once, encoded
+from fedjax_fm.algorithms.compressed import counts_once, encoded, shown
 from fedjax_fm.algorithms.local import Sums
 from fedjax_fm.algorithms.local_gradient import zeros_of
 from fedjax_fm.algorithms.local_noise import LocalNoise
@@ -100,7 +100,7 @@ def client(method: Soteria, backbone, delta, state, data, key) -> ClientOutput:
 
     return ClientOutput(
         upload=encoded(method.channel, trees.subtract(private, state.shift), key),
-        weight=counts_once(data),
+        weight=shown(counts_once(data), private),
         state=moved,
         metrics=_metrics(method, delta, draw),
     )

@@ -171,3 +171,11 @@ def test_a_client_without_examples_changes_nothing():
     np.testing.assert_allclose(first.delta, START + RATE * (H * A).mean(0), rtol=1e-5)
     last, _ = run(make(), 500, **how)  # h is a mean over seven, the step one over six
     assert distance(last) < 1e-5
+
+
+def test_a_gradient_that_is_not_finite_is_found_behind_codes_without_floats():
+    broken = clients()
+    broken[2]["a"][0, 0] = np.nan
+    one = simulator(make(channels.natural()), clients=broken)
+    with pytest.raises(FloatingPointError, match="client 2"):
+        one.run(one.init(START), 1)
