@@ -18,7 +18,7 @@ from fedjax_fm import trees
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.billing import billed, counted_bytes, unwrapped
 from fedjax_fm.engine.data import client_data
-from fedjax_fm.engine.devices import CLIENTS, MODEL
+from fedjax_fm.engine.devices import CLIENTS, MODEL, by_each_device
 from fedjax_fm.engine.faults import fault_of_client, no_fault
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.engine.participation import arrives, step_limit
@@ -30,7 +30,7 @@ from fedjax_fm.engine.parts import (
     Slots,
     Totals,
 )
-from fedjax_fm.types import ClientData, ClientOutput, Tree
+from fedjax_fm.types import Channel, ClientData, ClientOutput, Tree
 
 # One client
 
@@ -57,8 +57,8 @@ def one_client(bound: BoundExchange, shared: Shared) -> Callable[[Slots], Result
         output: ClientOutput = work(message, slot.state, view, client_key)
         uplink_key = derive(passage_key, Purpose.UPLINK, view.id, bound.index)
         upload = _on_every_device(engine, output.upload)
-        payload, uplink = engine.uplink.encode(slot.uplink, upload, uplink_key)
-        sent = engine.uplink.decode(payload)
+        send = through(engine.uplink, engine.mesh, {MODEL})
+        payload, sent, uplink = send(slot.uplink, upload, uplink_key)
         state = output.state(sent) if callable(output.state) else output.state
         arrived = arrives(
             engine,
@@ -94,6 +94,36 @@ def one_client(bound: BoundExchange, shared: Shared) -> Callable[[Slots], Result
         )
 
     return run
+
+
+def through(channel: Channel, mesh: Mesh, axes: set[str]) -> Callable:
+    """A channel's way from encoding to decoding, the same on every device.
+
+    Args:
+      channel: of the run.
+      mesh: of the run.
+      axes: of the mesh, those that are not manual yet.
+
+    Returns:
+      `(state, message, key) -> (payload, what is received, next state)`.
+    """
+    if channel == identity():
+        return functools.partial(_passed, channel)
+
+    def of_data(state: Any, message: Tree, key_data: jax.Array):
+        return _passed(channel, state, message, jax.random.wrap_key_data(key_data))
+
+    passed = by_each_device(of_data, mesh, axes)
+
+    def way(state: Any, message: Tree, key: jax.Array):
+        return passed(state, message, jax.random.key_data(key))
+
+    return way
+
+
+def _passed(channel: Channel, state: Any, message: Tree, key: jax.Array):
+    payload, state = channel.encode(state, message, key)
+    return payload, channel.decode(payload), state
 
 
 def _view_of(bound: BoundExchange, shared: Shared, slot: Slots) -> ClientData:
@@ -216,9 +246,17 @@ def over_cohort(bound: BoundExchange) -> Callable[[Shared, Slots], Result]:
         mesh=engine.mesh,
         in_specs=(P(), P(CLIENTS)),
         out_specs=out_specs,
-        axis_names={CLIENTS},  # an axis `model` stays XLA's
+        axis_names=_manual_axes(engine.mesh),
         check_vma=False,
     )
+
+
+def _manual_axes(mesh: Mesh) -> set[str]:
+    """The mesh's axes that XLA has no say in: an axis `model` that splits stays XLA's.
+
+    One of a single device must not: kernels for TPUs are refused where any is.
+    """
+    return {CLIENTS} if mesh.shape[MODEL] > 1 else {CLIENTS, MODEL}
 
 
 def _without_axis(tree: Tree) -> Tree:

@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from fedjax_fm.cpu_devices import forget_the_variable, use_cpu_cores_as_devices
 from fedjax_fm.types import Tree
 
 __all__ = [
+    "by_each_device",
     "client_mesh",
     "compiler_options",
     "memory_of",
@@ -28,6 +30,7 @@ forget_the_variable()  # JAX is imported: it has read it
 CLIENTS = "clients"
 MODEL = "model"
 ALIGNMENT = 64  # bytes
+VECTORS = ("bias", "scale")  # leaves of nnx that hold a vector, stacked or not
 
 
 def client_mesh(n_devices: int | None = None, model: int = 1) -> Mesh:
@@ -59,11 +62,41 @@ def client_mesh(n_devices: int | None = None, model: int = 1) -> Mesh:
     return Mesh(grid, (CLIENTS, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def by_each_device(function: Callable, mesh: Mesh, axes: set[str]) -> Callable:
+    """The function as every device along some axes computes it, all of them the same.
+
+    A kernel for TPUs must not be split, and XLA splits what it may: where it has a say
+    over an axis of several devices, such a kernel is refused.
+
+    Args:
+      function: of trees of arrays, to trees of arrays; keys travel as key data.
+      mesh: of the run.
+      axes: names of the mesh's axes that are not manual yet.
+
+    Returns:
+      The function, for operands that these devices hold whole.
+    """
+    if math.prod(mesh.shape[axis] for axis in axes) == 1:
+        return function
+    # Inside of a manual region the mesh is that of the region.
+    inside = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    return jax.shard_map(
+        function,
+        mesh=None if inside else mesh,
+        in_specs=P(),
+        out_specs=P(),
+        axis_names=axes,
+        check_vma=False,
+    )
+
+
 def over_model(tree: Tree, mesh: Mesh) -> Tree:
-    """Shardings that split every leaf over the mesh's axis `model`.
+    """Shardings that split every matrix over the mesh's axis `model`.
 
     Along the largest dimension that divides; a leaf stays whole if none does, if it has
-    fewer than two dimensions, and where the axis has size 1.
+    fewer than two dimensions, and where the axis has size 1. So do biases and the scales
+    of norms, by name: stacked over layers they have two dimensions, and split they would
+    cost an all-reduce of a few bytes in every norm.
 
     Args:
       tree: arrays or shapes.
@@ -71,15 +104,22 @@ def over_model(tree: Tree, mesh: Mesh) -> Tree:
     """
     parts = mesh.shape[MODEL]
 
-    def sharding(leaf: Any) -> NamedSharding:
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
         dims = [d for d in range(leaf.ndim) if leaf.shape[d] % parts == 0]
-        if parts == 1 or leaf.ndim < 2 or not dims:
+        if parts == 1 or leaf.ndim < 2 or not dims or _is_vector(path):
             return NamedSharding(mesh, P())
         largest = max(dims, key=lambda d: leaf.shape[d])
         spec = [MODEL if d == largest else None for d in range(leaf.ndim)]
         return NamedSharding(mesh, P(*spec))
 
-    return jax.tree.map(sharding, tree)
+    return jax.tree.map_with_path(sharding, tree)
+
+
+def _is_vector(path: tuple) -> bool:
+    """Whether a leaf's name says that each layer has a vector of it."""
+    names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+    words = [name for name in names if isinstance(name, str) and name != "value"]
+    return bool(words) and words[-1] in VECTORS
 
 
 def shared_by_cores(tree: Tree) -> Tree:
@@ -141,7 +181,8 @@ def memory_of(device: Any) -> int:
     """Bytes that a device may hold.
 
     Args:
-      device: of JAX. CPU devices share the machine's memory.
+      device: of this process: another's cannot be asked. CPU devices share the
+        machine's memory.
     """
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fedjax_fm import trees
 from fedjax_fm.engine.billing import Bill, of_limbs, total_bytes
 from fedjax_fm.engine.data import DeviceData, read_cohort
 from fedjax_fm.engine.devices import compiler_options, over_model, shared_by_cores
@@ -295,6 +296,13 @@ def _step(
 # Both
 
 
+class Ready(NamedTuple):
+    """Rounds that are compiled for operands of these shapes."""
+
+    shapes: Any
+    compiled: Callable
+
+
 class Programs:
     """Runs rounds: fused where all is on the device, else with the host between them.
 
@@ -319,11 +327,16 @@ class Programs:
         self.backbone = jax.device_put(shared_by_cores(backbone), sharding)
         self.data = self._on_devices(data)
         # Only the carry is donated: what `run` hands in is a copy, or was given to it.
+        # Where things lie is said for what comes out, too: XLA would leave the server's
+        # state split over the axis `model`, which the next dispatch is not compiled for.
+        places = self._of_state(self.everywhere, engine.state_sharding)
         self.fused = jax.jit(
             functools.partial(fused, engine, sampler),
             donate_argnums=0,
+            out_shardings=(places, *[self.everywhere] * 3),
             compiler_options=compiler_options(),
         )
+        self.ready: Ready | None = None
         self.loop = HostLoop(
             engine, sampler, population, data=self.data, sharding=self.everywhere
         )
@@ -351,6 +364,60 @@ class Programs:
         other.population, other.data = population, self._on_devices(data)
         other.loop = other.loop.with_data(population, other.data)
         return other
+
+    def bytes_needed(self, state: RoundState, *operands: Any) -> float | None:
+        """What the rounds need on a device while they run; compiles them, once.
+
+        Args:
+          state: shapes and places, from `places`.
+          *operands: the others of `fused`.
+
+        Returns:
+          Bytes; infinity where the compiler says that they do not fit, None where it
+          does not say.
+        """
+        try:
+            compiled = self.fused.lower(state, *operands).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                return float("inf")
+            raise
+        self.ready = Ready(trees.shapes((state, *operands)), compiled)
+        found = compiled.memory_analysis()
+        if found is None:
+            return None
+        outputs = found.output_size_in_bytes - found.alias_size_in_bytes
+        needed = found.argument_size_in_bytes + found.temp_size_in_bytes + outputs
+        return float(needed)
+
+    def _program_for(self, operands: tuple) -> Callable:
+        """The rounds as they were compiled to be measured, or as jit compiles them."""
+        ready = self.ready
+        if ready is None or trees.shapes(operands) != ready.shapes:
+            return self.fused
+        return ready.compiled
+
+    def _of_state(self, rest: Any, clients: Any) -> Any:
+        """A state's form with one thing for clients' states and one for all else."""
+        fields = dict.fromkeys(RoundState._fields, rest)
+        return RoundState(**fields | {"clients": clients, "uplinks": clients})
+
+    def places(self, state: RoundState) -> RoundState:
+        """The state's shapes with the places that `placed` gives it.
+
+        Args:
+          state: shapes.
+        """
+
+        def at(place: NamedSharding, tree: Tree) -> Tree:
+            def one(leaf):
+                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+            return jax.tree.map(one, tree)
+
+        rest = at(self.everywhere, state._replace(clients=(), uplinks=()))
+        stores = at(self.engine.state_sharding, (state.clients, state.uplinks))
+        return rest._replace(clients=stores[0], uplinks=stores[1])
 
     def placed(self, state: RoundState) -> RoundState:
         """The state on all devices.
@@ -395,9 +462,8 @@ class Programs:
         done, fault = 0, int(Fault.NONE)
         while done < rounds and fault == Fault.NONE:
             n = jnp.int32(min(rounds - done, ROUNDS_PER_DISPATCH))
-            state, buffer, completed, found = self.fused(
-                state, self.backbone, self.data, n, key
-            )
+            operands = (state, self.backbone, self.data, n, key)
+            state, buffer, completed, found = self._program_for(operands)(*operands)
             buffers.append((buffer, int(completed)))
             done, fault = done + int(completed), int(found)
         return state, buffers, fault

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 
 from fedjax_fm import trees
 from fedjax_fm.engine.billing import billed, counted_bytes, unwrapped, with_billed
-from fedjax_fm.engine.clients import over_cohort
+from fedjax_fm.engine.clients import over_cohort, through
 from fedjax_fm.engine.data import DeviceData
+from fedjax_fm.engine.devices import CLIENTS, MODEL
 from fedjax_fm.engine.faults import (
     fault_of_draw,
     fault_of_sum,
@@ -252,15 +253,15 @@ def broadcast(
       downlink: the channel's state.
       key: the passage's.
     """
-    channel = bound.engine.downlink
+    engine = bound.engine
     message = bound.exchange.broadcast(server)
     key = derive(key, Purpose.DOWNLINK, bound.index)
-    payload, downlink = channel.encode(downlink, billed(message), key)
-    received = channel.decode(payload)
+    pass_on = through(engine.downlink, engine.mesh, {CLIENTS, MODEL})
+    payload, received, downlink = pass_on(downlink, billed(message), key)
     return Broadcast(
         message=unwrapped(with_billed(message, received)),
         downlink=downlink,
-        bits=channel.bits(payload),
+        bits=engine.downlink.bits(payload),
     )
 
 

@@ -139,7 +139,7 @@ class Simulator:
         self._n_devices = client_mesh(devices, model_parallel).size // model_parallel
         # refuses impossible sizes at once
         make_plan(self.sampler.capacity, self._n_devices, block_size)
-        self.memory = memory or memory_of(jax.devices()[0])
+        self.memory = memory or memory_of(jax.local_devices()[0])
         self._limited = memory is not None
         self._states = states
         is_large = trees.nbytes(population.arrays) > self.memory // 4
@@ -365,18 +365,17 @@ class Simulator:
         """
         if self.streams or self.spills:
             return
-        state = jax.eval_shape(self.first_state, delta)
         operands = (self.backbone, self.data, jnp.int32(1), self.key)
         while (plan := self.engine.plan).block_size > 1:
-            rounds = self.programs.fused.lower(state, *operands).compile()
-            found = rounds.memory_analysis()
-            if found is None:
-                return
-            needed = found.argument_size_in_bytes + found.temp_size_in_bytes
-            if needed <= self.memory:
+            needed = self.programs.bytes_needed(self._placed_shapes(delta), *operands)
+            if needed is None or needed <= self.memory:
                 return
             half = plan.block_size // 2
             self.lay_out(make_plan(self.sampler.capacity, plan.n_devices, half))
+
+    def _placed_shapes(self, delta: Tree) -> RoundState:
+        """The state before the first round, by shapes and places."""
+        return self.programs.places(jax.eval_shape(self.first_state, delta))
 
     # Rounds
 

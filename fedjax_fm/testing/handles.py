@@ -19,8 +19,8 @@ def compile_count(simulator: Simulator) -> int:
     Args:
       simulator: after `init`. Rounds that the host drives are not counted.
     """
-    rounds: Any = simulator.programs.fused
-    return rounds._cache_size()
+    programs: Any = simulator.programs
+    return programs.fused._cache_size() + (programs.ready is not None)
 
 
 def round_key(seed: int, round: int) -> jax.Array:

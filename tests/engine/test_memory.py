@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiles import Compiles
 
 import fedjax_fm as ffm
 
@@ -170,3 +171,124 @@ def test_a_client_of_a_large_cohort_costs_a_few_bytes_of_scratch():
         )
 
     assert (scratch(100_000) - scratch(20_000)) / 80_000 < 16
+
+
+@pytest.fixture
+def compiles():
+    with Compiles() as counted:
+        yield counted
+
+
+def matrices(model_parallel=1, **how):
+    """FedAvg on a stack of two dense layers with biases, over up to eight devices."""
+
+    def loss(delta, backbone, batch, key):
+        def layer(x, weights):
+            return jnp.tanh(x @ weights["kernel"] + weights["bias"]), None
+
+        out, _ = jax.lax.scan(layer, batch["x"], backbone)
+        return jnp.mean((out * delta["scale_of_all"]) ** 2, axis=1), {}
+
+    x = np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)
+    population = ffm.Population.from_arrays({"x": x}, 4 * np.arange(9))
+    algorithm = ffm.fedavg(ffm.Task(loss), optax.sgd(0.1), local_steps=1, batch_size=4)
+    backbone = {"kernel": np.ones((2, 16, 16), np.float32) / 16}
+    backbone["bias"] = np.zeros((2, 16), np.float32)
+    simulator = ffm.Simulator(
+        algorithm,
+        population,
+        backbone=backbone,
+        cohort_size=8,
+        model_parallel=model_parallel,
+        **how,
+    )
+    return simulator, simulator.init({"scale_of_all": jnp.ones((16, 16))[0]})
+
+
+def test_rounds_that_were_compiled_to_be_measured_are_those_that_run(compiles):
+    simulator, state = matrices(memory=1 << 30, devices=2)
+    before = compiles.of("fused")
+    assert before == 1
+    simulator.run(state, 2)
+    assert compiles.of("fused") == before
+
+
+def test_what_the_compiler_calls_too_large_is_halved(monkeypatch):
+    """On a TPU it raises; nothing is compiled to be looked at."""
+    from fedjax_fm.engine.programs import Programs
+
+    sizes = []
+
+    class TooLarge:
+        def lower(self, *operands):
+            return self
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory")
+
+    original = Programs.bytes_needed
+
+    def bytes_needed(self, *operands):
+        sizes.append(self.engine.plan.block_size)
+        if self.engine.plan.block_size > 2:
+            monkeypatch.setattr(self, "fused", TooLarge())
+        return original(self, *operands)
+
+    monkeypatch.setattr(Programs, "bytes_needed", bytes_needed)
+    simulator, state = matrices(memory=1 << 30, devices=1)
+    assert sizes == [8, 4, 2]
+    assert simulator.plan.block_size == 2
+    assert np.isfinite(simulator.run(state, 1)[1]["loss"]).all()
+
+
+def test_other_failures_of_the_compiler_are_not_hidden(monkeypatch):
+    from fedjax_fm.engine.programs import Programs
+
+    class Broken:
+        def lower(self, *operands):
+            raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    original = Programs.bytes_needed
+
+    def bytes_needed(self, *operands):
+        monkeypatch.setattr(self, "fused", Broken())
+        return original(self, *operands)
+
+    monkeypatch.setattr(Programs, "bytes_needed", bytes_needed)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+        matrices(memory=1 << 30, devices=1)
+
+
+def test_vectors_of_stacked_layers_are_not_split_over_model():
+    simulator, _ = matrices(model_parallel=2, devices=2)
+    whole = {
+        name: leaf.is_fully_replicated for name, leaf in simulator.backbone.items()
+    }
+    assert whole == {"kernel": False, "bias": True}
+
+
+def test_the_servers_state_stays_whole_and_donated_where_models_are_split(compiles):
+    simulator, state = matrices(model_parallel=2, devices=2)
+    state, _ = simulator.run(state, 130)  # two dispatches
+    assert state.delta["scale_of_all"].is_fully_replicated
+    assert compiles.of("fused") == 1
+    operands = (simulator.backbone, simulator.data, jnp.int32(1), simulator.key)
+    rounds = simulator.programs.fused.lower(state.carry, *operands).compile()
+    found = rounds.memory_analysis()
+    assert found.alias_size_in_bytes >= 16 * 4
+
+
+def test_the_memory_is_that_of_a_device_of_this_process(monkeypatch):
+    class Elsewhere:
+        platform = "tpu"
+
+        def memory_stats(self):
+            raise RuntimeError("only supported for addressable devices")
+
+    class Here(Elsewhere):
+        def memory_stats(self):
+            return {"bytes_limit": 1 << 30}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Here()])
+    simulator, _ = matrices(devices=1)
+    assert simulator.memory == 1 << 30

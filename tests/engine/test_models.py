@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from compiles import Compiles
 from mlp_problem import make_clients, make_trees, mlp_loss
 
 import fedjax_fm as ffm
@@ -86,26 +87,9 @@ def test_the_seed_of_a_state_is_the_seed_of_its_rounds():
 def test_a_new_seed_compiles_nothing(how):
     one = simulator(**how)
     one.run(one.init(DELTA), 2)
-    with _Compiles() as counted:
+    with Compiles() as counted:
         one.run(one.init(DELTA, seed=3), 2)
     assert counted.names == []
-
-
-class _Compiles:
-    """Names of what was compiled inside."""
-
-    def __enter__(self):
-        self.names: list[str] = []
-        self._on = True
-        jax.monitoring.register_event_duration_secs_listener(self._note)
-        return self
-
-    def _note(self, event, seconds, **more):
-        if self._on and event == "/jax/core/compile/backend_compile_duration":
-            self.names.append(more.get("fun_name", event))
-
-    def __exit__(self, *_):
-        self._on = False
 
 
 @pytest.mark.parametrize("how", [{}, {"states": "host"}, {"data": "host"}])
