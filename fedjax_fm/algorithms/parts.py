@@ -34,6 +34,9 @@ class Stream(IntEnum):
     UPDATE_NOISE = 2**32 - 2  # DP-FedAvg, under the method's key
     COUNT_NOISE = 2**32 - 3
     WHOLE_PASS = 2**32 - 4  # over all of a client's data, beside its local steps
+    LOCAL_NOISE = 2**32 - 5  # SoteriaFL, under a client's key
+    SNAPSHOT = 2**32 - 6
+    ENCODE = 2**32 - 4  # of the methods that compress in the client, under its key
 
 
 def stream(key: jax.Array, name: Stream) -> jax.Array:

@@ -42,6 +42,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     },
     "apfl": algorithms.apfl,
     "ditto": algorithms.ditto,
+    "docofl": algorithms.docofl,
     "dp_fedavg": algorithms.dp_fedavg,
     "fedala": algorithms.fedala,
     "fedavg": algorithms.fedavg,
@@ -52,6 +53,10 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedper": algorithms.fedper,
     "fedrep": algorithms.fedrep,
     "ifca": algorithms.ifca,
+    "fedlin": algorithms.fedlin,
+    "fedobd": algorithms.fedobd,
+    "fedpaq": algorithms.fedpaq,
+    "flasc": algorithms.flasc,
     "local_only": algorithms.local_only,
     "per_fedavg": algorithms.per_fedavg,
     "pfedme": algorithms.pfedme,
@@ -63,15 +68,20 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
 }
 # These need more than one model, its data and a split into clients.
 ELSEWHERE = {
+    "cdp_sgd": "takes a channel of its own and noise at the client",
+    "diana": "takes a channel of its own",
+    "ef21": "takes a channel of its own",
     "fed_sb": "needs gradients of the first model (peft.lora_sb)",
     "fedbert": "splits a model between clients and server",
     "fedbuff": "needs a log of arrivals",
     "feddf": "distils several architectures on public data",
     "fedmd": "distils several architectures on public data",
+    "fedobd_second_stage": "goes on from the model of the first",
     "fedpm": "trains masks of a random network",
     "fjord": "trains nested widths of one model",
     "heterofl": "trains nested widths of one model",
     "power_of_choice": "stands in front of another method",
+    "soteriafl": "takes a channel of its own and noise at the client",
 }
 OF_LORA = frozenset(("feddpa_f", "feddpa_t", *lora_rules.__all__))
 CHANNELS: dict[str, Callable[..., Channel]] = {
@@ -79,6 +89,7 @@ CHANNELS: dict[str, Callable[..., Channel]] = {
     for name in channels.__all__
     if name[0].islower()
     and name not in ("anchored_bits", "code_lengths", "payload_bits", "per_leaf")
+    and name not in ("bit_widths", "noise_energies", "noise_that_costs", "rounded")
 }
 OF_OPTIMIZERS = ("optimizer", "schedule", "clip_norm")  # settings
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
