@@ -120,7 +120,7 @@ def _prefix(fields: dict[str, Any], options: Options) -> peft.Method:
 
 
 def _vpt(fields: dict[str, Any], options: Options) -> peft.Method:
-    if fields["model_type"] not in ("clip", "vit"):
+    if fields["model_type"] not in ("clip", "dinov2", "vit"):
         raise ValueError(
             f"visual prompts need an image encoder, and a {fields['model_type']} has none"
         )

@@ -19,6 +19,7 @@ PUBLISHED = {
     "albert-base-v2": 11_683_584,
     "bert-base-uncased": 109_482_240,
     "clip-vit-b32": 151_277_313,
+    "dinov2-small": 22_056_192,  # without the mask of pretraining
     "distilbert-base-uncased": 66_362_880,
     "flan-t5-base": 247_577_856,
     "flan-t5-large": 783_150_080,
@@ -234,6 +235,7 @@ UNFIT = {  # visual prompts need an image, prompts a text, BitFit a bias
     "distilbert-base": ("vpt",),
     "flan-t5-small": ("vpt", "bitfit"),
     "clip-vit-b32": ("prompt",),
+    "dinov2-small": ("prompt",),
 }
 
 

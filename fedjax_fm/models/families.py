@@ -28,6 +28,11 @@ from fedjax_fm.models.clip import (
     CLIPTextConfig,
     CLIPVisionConfig,
 )
+from fedjax_fm.models.dinov2 import (
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+)
 from fedjax_fm.models.distilbert import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
@@ -146,8 +151,8 @@ def from_config(
     Args:
       fields: of config.json; `model_type` says which family, and a key that is not
         there means what it means in transformers.
-      num_labels: None gives the encoder (bert, roberta, distilbert, albert, vit), the
-        language model (gemma3_text, gpt2, llama, mistral, qwen2, qwen3, t5) or both
+      num_labels: None gives the encoder (albert, bert, dinov2, distilbert, roberta,
+        vit), the language model (gemma3_text, gpt2, llama, mistral, qwen2, qwen3, t5) or both
         towers (clip); a number gives the architecture's classifier.
       pooling: "cls", or for bert "mean", or "none" for a label of each token.
       dtype: of weights and activations, as in `from_pretrained`; classification heads
@@ -442,6 +447,12 @@ _FAMILIES: dict[str, Family] = {
         plain=CLIPModel,
         head=CLIPForImageClassification,
         settle=_clip,
+    ),
+    "dinov2": Family(
+        config=Dinov2Config,
+        plain=Dinov2Model,
+        head=Dinov2ForImageClassification,
+        settle=_as_they_are,
     ),
     "distilbert": Family(
         config=DistilBertConfig,

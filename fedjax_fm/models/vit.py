@@ -8,14 +8,14 @@ References:
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_fm.models.activations import ACTIVATIONS, check_activation
-from fedjax_fm.models.bert import BertSelfAttention, layer_norm
+from fedjax_fm.models.bert import AttentionSizes, BertSelfAttention, layer_norm
 from fedjax_fm.models.classifier import classifier
 from fedjax_fm.models.patches import to_patches
 from fedjax_fm.models.randomness import randomness
@@ -82,6 +82,30 @@ class ViTConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
+class ImageSizes(Protocol):
+    """The fields of a configuration that the projection of patches reads."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d of the hidden states."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of an image's side."""
+        ...
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels of a patch's side."""
+        ...
+
+    @property
+    def num_channels(self) -> int:
+        """Of an image."""
+        ...
+
+
 class ViTPatchEmbeddings(nnx.Module):
     """A linear layer on flat patches: a convolution whose stride is its width.
 
@@ -91,19 +115,25 @@ class ViTPatchEmbeddings(nnx.Module):
       dtype: of the weights.
     """
 
-    def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, config: ImageSizes, rngs: nnx.Rngs, dtype: Any):
         self.config = config
         width = config.num_channels * config.patch_size**2
         self.projection = nnx.Linear(
             width, config.hidden_size, param_dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
-        """[B, N, d] of pixels [B, C, H, W] or [B, H, W, C]."""
+    def __call__(
+        self, pixels: jax.Array, sides: tuple[int, int] | None = None
+    ) -> jax.Array:
+        """[B, N, d] of pixels [B, C, H, W] or [B, H, W, C].
+
+        Args:
+          pixels: images.
+          sides: (H, W); None: both are the configuration's image_size.
+        """
         config = self.config
-        patches = to_patches(
-            pixels, config.num_channels, config.image_size, config.patch_size
-        )
+        size = config.image_size if sides is None else sides
+        patches = to_patches(pixels, config.num_channels, size, config.patch_size)
         return self.projection(patches)
 
 
@@ -152,7 +182,7 @@ class ViTAttention(nnx.Module):
       dtype: of the weights.
     """
 
-    def __init__(self, config: ViTConfig, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, config: AttentionSizes, rngs: nnx.Rngs, dtype: Any):
         self.attention = BertSelfAttention(config, rngs, dtype)
         self.output = _Dense(config.hidden_size, config.hidden_size, rngs, dtype)
 

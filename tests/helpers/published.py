@@ -40,6 +40,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Albert": {**SMALL, "embedding_size": 8},
     "Bert": SMALL,
     "CLIP": reference.TOWERS,
+    "Dinov2": {**reference.DINOV2, "num_hidden_layers": 2},
     "DistilBert": DISTILBERT,
     "Gemma3": {
         **TIED,
@@ -79,7 +80,7 @@ def inputs() -> dict[str, np.ndarray]:
 
 def inputs_of(kind: str) -> dict[str, np.ndarray]:
     """What models of that class read."""
-    if family_of(kind) == "ViT":
+    if family_of(kind) in ("Dinov2", "ViT"):
         return reference.pixels()
     if family_of(kind) == "T5":
         return {**inputs(), "decoder_input_ids": inputs()["input_ids"][:, :5]}

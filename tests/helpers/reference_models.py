@@ -69,6 +69,14 @@ IMAGE = {
     "intermediate_size": 24,
 }
 IMAGE |= {"image_size": 12, "patch_size": 4}
+DINOV2 = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "mlp_ratio": 2,
+    "image_size": 12,
+    "patch_size": 4,
+}
 TOWERS = {
     "text_config": {**TEXT, "num_hidden_layers": 2, "eos_token_id": 100},
     "vision_config": {**IMAGE, "hidden_size": 24, "num_hidden_layers": 2},
@@ -120,6 +128,12 @@ def pixels() -> dict[str, np.ndarray]:
     }
 
 
+def wide_pixels() -> dict[str, np.ndarray]:
+    """Images of another size than the table of positions is for, not square."""
+    random = np.random.default_rng(1)
+    return {"pixel_values": random.normal(size=(2, 3, 12, 28)).astype(np.float32)}
+
+
 def translation(**how: Any) -> dict[str, np.ndarray]:
     targets = np.random.default_rng(2).integers(5, 99, (3, 14)).astype(np.int32)
     targets[:, 0] = 0
@@ -166,6 +180,20 @@ ENCODERS = {
         inputs=pixels,
         num_labels=3,
         hidden="vit",
+    ),
+    "dinov2": Case(
+        model="Dinov2ForImageClassification",
+        config=DINOV2,
+        inputs=pixels,
+        num_labels=3,
+        hidden="dinov2",
+    ),
+    "dinov2-other-size": Case(
+        model="Dinov2ForImageClassification",
+        config={**DINOV2, "image_size": 20},
+        inputs=wide_pixels,
+        num_labels=3,
+        hidden="dinov2",
     ),
     "clip": Case(
         model="CLIPModel", config=TOWERS, inputs=lambda: text(end=100) | pixels()
@@ -273,6 +301,8 @@ GRADIENTS = (
     "distilbert",
     "albert",
     "vit",
+    "dinov2",
+    "dinov2-other-size",
     "clip",
     "gemma3",
     "gpt2",

