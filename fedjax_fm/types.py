@@ -269,12 +269,15 @@ class Channel(NamedTuple):
       decode: `payload -> tree`; a payload decodes alone.
       bits: `payload -> int`, the length of its packed buffers, or u32[] where the data
         decide.
+      law: what the receiver may rely on, `channels.Unbiased` or `channels.Contractive`;
+        None promises nothing.
     """
 
     init: Callable[[Tree], Any]
     encode: Callable[[Any, Tree, jax.Array], tuple[Any, Any]]
     decode: Callable[[Any], Tree]
     bits: Callable[[Any], int | jax.Array]
+    law: Any = None
 
 
 class Sampler(NamedTuple):

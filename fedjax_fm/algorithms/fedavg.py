@@ -15,6 +15,7 @@ import optax
 
 from fedjax_fm import checks
 from fedjax_fm.algorithms.local import ClientOptimizer, local_training, sends_update
+from fedjax_fm.algorithms.parts import in_f32
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.types import Algorithm, Exchange, Task, Tree
 
@@ -82,11 +83,11 @@ def fedavg(
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
 
     def init(delta, key, setting):
-        return FedAvgState(delta, optimizer.init(delta))
+        return FedAvgState(delta, optimizer.init(in_f32(delta)))
 
     def server(state, aggregate, key):
         updates, moments = optimizer.update(
-            aggregate.value, state.optimizer, state.delta
+            aggregate.value, state.optimizer, in_f32(state.delta)
         )
         return FedAvgState(optax.apply_updates(state.delta, updates), moments), {}
 

@@ -62,6 +62,44 @@ class LocalTraining(NamedTuple):
         start = (delta, backbone, data, key)
         return train(self.task, self.optimizer, *start, **changes)
 
+    def walk(
+        self,
+        start: tuple[Tree, Any],
+        backbone: Tree,
+        data: ClientData,
+        key: jax.Array,
+        **changes: Any,
+    ) -> tuple[tuple[Tree, Any], Sums]:
+        """Runs `walk` with this task and this optimizer.
+
+        Args:
+          start: (delta, the optimizer's state).
+          backbone: what is frozen.
+          data: the client's, as the engine gives it.
+          key: the client's.
+          **changes: further keywords of `walk`.
+
+        Returns:
+          ((delta, the optimizer's state), metrics), as `walk`.
+        """
+        given = (start, backbone, data, key)
+        return walk(self.task, self.optimizer, *given, **changes)
+
+    def with_optimizer(
+        self,
+        change: Callable[[optax.GradientTransformation], optax.GradientTransformation],
+    ) -> "LocalTraining":
+        """The same with a changed optimizer, in every round.
+
+        Args:
+          change: optimizer -> optimizer.
+        """
+
+        def of_round(round_index):
+            return change(optimizer_of(self.optimizer, round_index))
+
+        return self._replace(optimizer=of_round)
+
     def weight(self, data: ClientData) -> jax.Array:
         """What this client counts among clients, see `client_weight`.
 
@@ -166,10 +204,8 @@ def client_weight(task: Task, data: ClientData) -> jax.Array:
         batch, mask = data.batch(i)
         return total + jnp.sum(weights_of(task, batch, mask))
 
-    _, mask = jax.eval_shape(data.batch, jnp.int32(0))
     # The first epoch sees every example once.
-    n_batches = -(-data.n_examples // mask.shape[0])
-    return jax.lax.fori_loop(0, n_batches, add, jnp.float32(0))
+    return jax.lax.fori_loop(0, passes_over(data), add, jnp.float32(0))
 
 
 def sends_update(
@@ -274,9 +310,44 @@ def train(
       >>> # train(task, optimizer, start, backbone, data, key, correct=towards_start)
     """
     check_trainable(delta)
+    moments = optimizer_of(optimizer, data.round).init(delta)
+    changes = {"correct": correct, "penalty": penalty, "gradient": gradient}
+    start = (delta, moments)
+    (delta, _), sums = walk(task, optimizer, start, backbone, data, key, **changes)
+    return delta, sums
+
+
+def walk(
+    task: Task,
+    optimizer: ClientOptimizer,
+    start: tuple[Tree, Any],
+    backbone: Tree,
+    data: ClientData,
+    key: jax.Array,
+    *,
+    correct: Callable[[Tree, Tree], Tree] | None = None,
+    penalty: Callable[[Tree], jax.Array] | None = None,
+    gradient: Callable | None = None,
+) -> tuple[tuple[Tree, Any], Sums]:
+    """The loop of `train`, from and to a state of the optimizer.
+
+    Args:
+      task: what is minimised.
+      optimizer: of optax; a function of the round makes one for each.
+      start: (delta, the optimizer's state).
+      backbone: what is frozen.
+      data: the client's, as the engine gives it.
+      key: the client's; step i draws from `fold_in(key, i)`.
+      correct: as for `train`.
+      penalty: as for `train`.
+      gradient: as for `train`.
+
+    Returns:
+      ((delta, the optimizer's state), metrics), as `train`.
+    """
     optimizer = optimizer_of(optimizer, data.round)
     task = task if penalty is None else _penalised(task, penalty)
-    gradient = _gradient_of(task) if gradient is None else gradient
+    gradient = gradient_of(task) if gradient is None else gradient
 
     def step(i, carry):
         delta, moments = carry
@@ -288,17 +359,49 @@ def train(
         updates, moments = optimizer.update(gradients, moments, delta)
         return (optax.apply_updates(delta, updates), moments), sums
 
+    shapes = shapes_of_sums(task, start[0], backbone, data, key)
+    return over_steps(data, step, start, shapes)
+
+
+def passes_over(data: ClientData) -> jax.Array:
+    """i32[]: batches of one pass over a client's data, the first of its epochs.
+
+    Args:
+      data: the client's, as the engine gives it.
+    """
+    _, mask = jax.eval_shape(data.batch, jnp.int32(0))
+    return -(-data.n_examples // mask.shape[0])
+
+
+def shapes_of_sums(
+    task: Task, delta: Tree, backbone: Tree, data: ClientData, key: jax.Array
+) -> Tree:
+    """Shapes of what a step adds to the metrics.
+
+    Args:
+      task: the loss.
+      delta: the trainable tree.
+      backbone: what is frozen.
+      data: the client's, as the engine gives it.
+      key: any.
+    """
+
     def first_sums():
         batch, mask = data.batch(jnp.int32(0))
         return masked_loss(task, delta, backbone, batch=batch, mask=mask, key=key)[1]
 
-    start = (delta, optimizer.init(delta))
-    (delta, _), sums = over_steps(data, step, start, jax.eval_shape(first_sums))
-    return delta, sums
+    return jax.eval_shape(first_sums)
 
 
-def _gradient_of(task: Task) -> Callable:
-    """`(delta, backbone, batch, mask, key) -> (gradients, sums)` of the mean loss."""
+def gradient_of(task: Task) -> Callable:
+    """The gradient of the mean loss of a batch, with its metrics.
+
+    Args:
+      task: the loss.
+
+    Returns:
+      `(delta, backbone, batch, mask, key) -> (gradients, sums)`.
+    """
 
     def loss(delta, backbone, batch, mask, key):
         return masked_loss(task, delta, backbone, batch=batch, mask=mask, key=key)

@@ -5,6 +5,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_fm.types import Tree
 
@@ -32,6 +33,10 @@ class Stream(IntEnum):
     BESIDE_STEPS = 2**32 - 1
     UPDATE_NOISE = 2**32 - 2  # DP-FedAvg, under the method's key
     COUNT_NOISE = 2**32 - 3
+    WHOLE_PASS = 2**32 - 4  # over all of a client's data, beside its local steps
+    LOCAL_NOISE = 2**32 - 5  # SoteriaFL, under a client's key
+    SNAPSHOT = 2**32 - 6
+    ENCODE = 2**32 - 4  # of the methods that compress in the client, under its key
 
 
 def stream(key: jax.Array, name: Stream) -> jax.Array:
@@ -45,6 +50,17 @@ def stream(key: jax.Array, name: Stream) -> jax.Array:
       A key.
     """
     return jax.random.fold_in(key, int(name))
+
+
+def in_f32(tree: Tree) -> Tree:
+    """The tree for a server's optimizer, which is given means in f32.
+
+    Moments made of it are f32, too, whatever the trainable tree is kept in.
+
+    Args:
+      tree: arrays of floats.
+    """
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
 
 
 def in_group(group: int, groups_of: Callable[[Any], jax.Array]) -> Callable:

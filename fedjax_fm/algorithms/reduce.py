@@ -1,6 +1,7 @@
 """Reductions over a cohort: sums, and the dearer kind that keeps every upload."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,3 +94,34 @@ def stack(finish: Callable[[Stack, Setting], Tree]) -> Reduce:
         return sent, jnp.asarray(weight, jnp.float32)
 
     return Reduce(lift=lift, finish=finish, keep=True)
+
+
+class MeanAndShare(NamedTuple):
+    """The value of `mean_and_share`.
+
+    Attributes:
+      mean: of what the clients sent.
+      share: f32[], those that arrived, as a share of all clients of the population.
+    """
+
+    mean: Tree
+    share: jax.Array
+
+
+def mean_and_share() -> Reduce:
+    """The plain mean over those who arrived, and their share |S| / N of all clients.
+
+    For what the server keeps as a mean over all N clients: it moves by share * mean.
+
+    Returns:
+      A reduction whose value is `MeanAndShare`; zeros if no client arrived.
+    """
+
+    def lift(server, sent, weight):
+        return sent, jnp.float32(1)
+
+    def finish(total, setting):
+        _, count = total
+        return MeanAndShare(mean_of(*total), count / setting.n_clients)
+
+    return Reduce(lift=lift, finish=finish, shows_nan=True)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from fedjax_fm.channels.arguments import checked_block, checked_whole
 from fedjax_fm.channels.buffers import cut, pack, whole
+from fedjax_fm.channels.laws import Contractive, of_blocks
 from fedjax_fm.channels.vectors import blocks_of, vector_channel
 from fedjax_fm.kernels import int_block_encode, nf4_decode, nf4_encode
 from fedjax_fm.types import Channel
@@ -56,9 +57,8 @@ def int_blocks(bits: int = 8, block_size: int | None = 256) -> Channel:
         width = min(block_size or n, n)
         return codes * jnp.repeat(whole(side[1]), width)[:n]
 
-    return vector_channel(
-        "int_blocks", (bits, block_size), encode, decode, nearest=True
-    )
+    law, setting = _law(block_size), (bits, block_size)
+    return vector_channel("int_blocks", setting, encode, decode, nearest=True, law=law)
 
 
 def nf4(block_size: int | None = 64) -> Channel:
@@ -104,4 +104,10 @@ def nf4(block_size: int | None = 64) -> Channel:
         codes = blocks_of(side[0].unpack(), block_size)
         return nf4_decode(codes, whole(side[1])).reshape(-1)[:n]
 
-    return vector_channel("nf4", block_size, encode, decode, nearest=True)
+    law = _law(block_size)
+    return vector_channel("nf4", block_size, encode, decode, nearest=True, law=law)
+
+
+def _law(block_size: int | None) -> Contractive:
+    """The largest entry of a block is exact, and no entry loses more than itself."""
+    return Contractive(of_blocks(lambda d: 1 / d, block_size))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from fedjax_fm import checks
 from fedjax_fm.channels.arguments import checked_block
 from fedjax_fm.channels.buffers import cut, whole
+from fedjax_fm.channels.laws import Contractive, constant
 from fedjax_fm.channels.vectors import blocks_of, vector_channel
 from fedjax_fm.types import Channel, Rows
 
@@ -92,4 +93,6 @@ def cast(dtype: str = "bfloat16", block_size: int | None = None) -> Channel:
         overflows = jnp.isinf(decoded) & jnp.isfinite(blocks)
         return jnp.where(overflows, largest, decoded).reshape(-1)[:n]
 
-    return vector_channel("cast", (dtype, block_size), encode, decode, nearest=True)
+    error = float(jnp.finfo(narrow).eps) / 2
+    law, setting = Contractive(constant(1 - error**2)), (dtype, block_size)
+    return vector_channel("cast", setting, encode, decode, nearest=True, law=law)

@@ -7,6 +7,7 @@ import jax
 from fedjax_fm.channels.anchored import Anchored
 from fedjax_fm.channels.arguments import checked_channel
 from fedjax_fm.channels.identity import identity
+from fedjax_fm.channels.laws import in_a_row
 from fedjax_fm.channels.payload import Payload, payload_bits
 from fedjax_fm.types import Channel
 
@@ -100,7 +101,8 @@ def chain(*channels: Channel) -> Channel:
         values = rest.decode(_filled(inner, payload.values))
         return first.decode(_filled(outer, values))
 
-    return Channel(init=init, encode=encode, decode=decode, bits=payload_bits)
+    law = in_a_row(first.law, rest.law)
+    return Channel(init=init, encode=encode, decode=decode, bits=payload_bits, law=law)
 
 
 def _name(payload: Payload) -> str:

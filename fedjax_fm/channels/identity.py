@@ -7,6 +7,7 @@ import jax
 
 from fedjax_fm import trees
 from fedjax_fm.channels.buffers import Codes, is_bool, pack, static
+from fedjax_fm.channels.laws import Unbiased, constant
 from fedjax_fm.channels.payload import payload_bits
 from fedjax_fm.channels.vectors import check_array, is_rows
 from fedjax_fm.types import Channel
@@ -72,5 +73,9 @@ def identity() -> Channel:
         )
 
     return Channel(
-        init=lambda shapes: (), encode=encode, decode=decode, bits=payload_bits
+        init=lambda shapes: (),
+        encode=encode,
+        decode=decode,
+        bits=payload_bits,
+        law=Unbiased(constant(0)),
     )

@@ -1,6 +1,7 @@
 """Natural compression: powers of two."""
 
 from fedjax_fm.channels.buffers import pack
+from fedjax_fm.channels.laws import Unbiased, constant
 from fedjax_fm.channels.vectors import vector_channel
 from fedjax_fm.kernels import natural_decode, natural_encode
 from fedjax_fm.types import Channel
@@ -43,4 +44,5 @@ def natural() -> Channel:
         signs, exponents = side[1].unpack(), side[0].unpack()
         return natural_decode((signs << 8) | exponents)
 
-    return vector_channel("natural", (), encode, decode)
+    law = Unbiased(constant(1 / 8))
+    return vector_channel("natural", (), encode, decode, law=law)

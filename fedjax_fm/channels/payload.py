@@ -79,3 +79,31 @@ def _rows_bits(rows: Rows) -> jax.Array:
     if is_bool(rows.values):
         return (count * jnp.uint32(size) + 7) // 8 * 8
     return count * jnp.uint32(8 * size * rows.values.dtype.itemsize)
+
+
+def sent_if(condition: jax.Array, payload: Tree) -> Tree:
+    """A payload that travels, and is billed, only where a condition holds.
+
+    Args:
+      condition: bool[].
+      payload: any tree of arrays, `Rows` and `Unbilled`.
+
+    Returns:
+      The same buffers as `Rows` of one row; zeros and none where it does not hold.
+    """
+    times = condition.astype(jnp.int32)
+
+    def only(x):
+        return jnp.where(condition, x, jnp.zeros_like(x))
+
+    def part(node):
+        if isinstance(node, Unbilled):
+            return node
+        if isinstance(node, Rows):  # whose height the data decide
+            return Rows(only(node.values), node.count * times)
+        return Rows(only(node)[None], times)
+
+    def is_part(node):
+        return isinstance(node, Rows | Unbilled)
+
+    return jax.tree.map(part, payload, is_leaf=is_part)

@@ -9,6 +9,7 @@ import jax
 
 from fedjax_fm import checks, trees
 from fedjax_fm.channels.arguments import checked_channel
+from fedjax_fm.channels.laws import side_by_side
 from fedjax_fm.channels.payload import Payload
 from fedjax_fm.channels.vectors import is_rows, opened
 from fedjax_fm.types import Channel, Tree
@@ -197,4 +198,5 @@ def per_leaf(
         pairs = zip(groups, payload.side, strict=True)
         return sum(channels[channel].bits(part) for (channel, _), part in pairs)
 
-    return Channel(init=init, encode=encode, decode=decode, bits=bits)
+    law = side_by_side([channel.law for channel in channels])
+    return Channel(init=init, encode=encode, decode=decode, bits=bits, law=law)

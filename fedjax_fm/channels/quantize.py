@@ -1,10 +1,14 @@
 """Stochastic uniform quantisation (QSGD), in buckets with one scale each."""
 
+import math
+from functools import partial
+
 import jax.numpy as jnp
 
 from fedjax_fm import checks
 from fedjax_fm.channels.arguments import checked_block, checked_whole
 from fedjax_fm.channels.buffers import cut, pack, whole
+from fedjax_fm.channels.laws import Unbiased, of_blocks
 from fedjax_fm.channels.vectors import vector_channel
 from fedjax_fm.kernels import stochastic_quantize_buckets
 from fedjax_fm.types import Channel
@@ -133,4 +137,18 @@ def _stochastic(
         width = min(bucket_size or n, n)
         return codes * jnp.repeat(whole(side[1]), width)[:n]
 
-    return vector_channel(name, setting, encode, decode)
+    law = Unbiased(of_blocks(partial(_omega, levels, norm), bucket_size))
+    return vector_channel(name, setting, encode, decode, law=law)
+
+
+def _omega(levels: int, norm: str, d: int) -> float:
+    """The variance of a bucket of d entries, at most.
+
+    With the max norm the worst message has one large entry and d - 1 small ones alike.
+    """
+    s = levels
+    if norm == "max":
+        return (math.sqrt(1 + (d - 1) / s**2) - 1) / 2
+    if s == 1:
+        return math.sqrt(d) - 1
+    return min(d / s**2, math.sqrt(d) / s)

@@ -1,10 +1,13 @@
 """Random-k sparsification: a seed tells the positions."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
 from fedjax_fm.channels.arguments import checked_fraction
+from fedjax_fm.channels.laws import Contractive, Unbiased, constant
 from fedjax_fm.channels.top_k import kept, scattered
 from fedjax_fm.channels.vectors import poisoned, vector_channel
 from fedjax_fm.kernels import mask_indices, random_k_mask
@@ -58,7 +61,11 @@ def random_k(fraction: float, scaled: bool = True) -> Channel:
         places = random_places(side[0], n, k)
         return scattered(values, places, n)
 
-    return vector_channel("random_k", (fraction, scaled), encode, decode, rows=False)
+    law: Any = Contractive(constant(fraction), selects=True)
+    if scaled:
+        law = Unbiased(constant(1 / fraction - 1))
+    setting = (fraction, scaled)
+    return vector_channel("random_k", setting, encode, decode, rows=False, law=law)
 
 
 def random_places(seed: jax.Array, n: int, k: int) -> jax.Array:

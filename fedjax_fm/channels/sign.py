@@ -2,6 +2,7 @@
 
 from fedjax_fm.channels.arguments import checked_block
 from fedjax_fm.channels.buffers import cut, pack, whole
+from fedjax_fm.channels.laws import Contractive, of_blocks
 from fedjax_fm.channels.vectors import blocks_of, live_per_block, vector_channel
 from fedjax_fm.kernels import sign_decode, sign_encode
 from fedjax_fm.types import Channel
@@ -52,4 +53,5 @@ def sign(block_size: int | None = None) -> Channel:
         scales = whole(side[1])
         return sign_decode(minus, scales).reshape(-1)[:n]
 
-    return vector_channel("sign", block_size, encode, decode, nearest=True)
+    law = Contractive(of_blocks(lambda d: 1 / d, block_size))
+    return vector_channel("sign", block_size, encode, decode, nearest=True, law=law)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from fedjax_fm import checks
 from fedjax_fm.channels.arguments import checked_real
 from fedjax_fm.channels.buffers import pack_counted_places
+from fedjax_fm.channels.laws import Contractive
 from fedjax_fm.channels.vectors import vector_channel
 from fedjax_fm.kernels.scaling import largest_magnitude, power_of_two
 from fedjax_fm.types import Channel, Rows
@@ -90,4 +91,14 @@ def threshold(least: float, relative_to: str | None = None) -> Channel:
         slots = jnp.maximum(jnp.cumsum(mask) - 1, 0)
         return jnp.where(mask, values.values[slots], 0.0)
 
-    return vector_channel("threshold", (least, relative_to), encode, decode)
+    law, setting = _law(least, relative_to), (least, relative_to)
+    return vector_channel("threshold", setting, encode, decode, law=law)
+
+
+def _law(least: float, relative_to: str | None) -> Contractive | None:
+    """The largest entry is always sent; what is not is below the threshold."""
+    if relative_to is None or least > 1:
+        return None
+    if relative_to == "max":
+        return Contractive(lambda n: 1 / n, selects=True)
+    return Contractive(lambda n: max(1 - least**2, 1 / n), selects=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_fm.channels.arguments import checked_fraction
 from fedjax_fm.channels.buffers import pack_places
+from fedjax_fm.channels.laws import Contractive, constant
 from fedjax_fm.channels.vectors import poisoned, vector_channel
 from fedjax_fm.kernels import mask_indices, top_k_mask
 from fedjax_fm.types import Channel
@@ -56,7 +57,8 @@ def top_k(fraction: float) -> Channel:
     def decode(values, side, n):
         return scattered(values, side[0].unpack(), n)
 
-    return vector_channel("top_k", fraction, encode, decode, rows=False)
+    law = Contractive(constant(fraction), selects=True)
+    return vector_channel("top_k", fraction, encode, decode, rows=False, law=law)
 
 
 def scattered(values: jax.Array, places: jax.Array, n: int) -> jax.Array:

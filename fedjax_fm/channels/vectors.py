@@ -257,6 +257,7 @@ def vector_channel(
     decode: Callable[[Tree, tuple, int], jax.Array],
     rows: bool = True,
     nearest: bool = False,
+    law: Any = None,
 ) -> Channel:
     """A channel without state from a code of vectors; bool leaves are packed beside it.
 
@@ -267,6 +268,7 @@ def vector_channel(
       decode: `(values, side, n) -> f32[n]`.
       rows: whether `encode` can handle `live`, hence `Rows`.
       nearest: whether it rounds to the nearest value, see `unflatten`.
+      law: what the receiver may rely on, see `Channel.law`.
     """
 
     def encode_tree(state, tree, key):
@@ -286,6 +288,7 @@ def vector_channel(
         encode=encode_tree,
         decode=decode_tree,
         bits=payload_bits,
+        law=law,
     )
 
 

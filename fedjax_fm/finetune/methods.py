@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from fedjax_fm import algorithms, channels, privacy
+from fedjax_fm import algorithms, channels, privacy, tasks
 from fedjax_fm.algorithms import lora_rules, server_optimizers
 from fedjax_fm.finetune.adapters import scalings_of
 from fedjax_fm.finetune.data import Data
@@ -19,8 +19,30 @@ from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.types import Algorithm, Channel, Sampler
 
 METHODS: dict[str, Callable[..., Algorithm]] = {
+    **{
+        name: getattr(algorithms, name)
+        for name in (
+            "diloco",
+            "fedadagrad",
+            "fedadam",
+            "fedavgm",
+            "feddyn",
+            "fednova",
+            "fedprox",
+            "fedprox_adaptive",
+            "fedsgd",
+            "fedyogi",
+            "mime",
+            "mimelite",
+            "moon",
+            "qfedavg",
+            "scaffold",
+            "streaming_diloco",
+        )
+    },
     "apfl": algorithms.apfl,
     "ditto": algorithms.ditto,
+    "docofl": algorithms.docofl,
     "dp_fedavg": algorithms.dp_fedavg,
     "fedala": algorithms.fedala,
     "fedavg": algorithms.fedavg,
@@ -31,6 +53,10 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedper": algorithms.fedper,
     "fedrep": algorithms.fedrep,
     "ifca": algorithms.ifca,
+    "fedlin": algorithms.fedlin,
+    "fedobd": algorithms.fedobd,
+    "fedpaq": algorithms.fedpaq,
+    "flasc": algorithms.flasc,
     "local_only": algorithms.local_only,
     "per_fedavg": algorithms.per_fedavg,
     "pfedme": algorithms.pfedme,
@@ -42,14 +68,20 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
 }
 # These need more than one model, its data and a split into clients.
 ELSEWHERE = {
+    "cdp_sgd": "takes a channel of its own and noise at the client",
+    "diana": "takes a channel of its own",
+    "ef21": "takes a channel of its own",
     "fed_sb": "needs gradients of the first model (peft.lora_sb)",
     "fedbert": "splits a model between clients and server",
     "fedbuff": "needs a log of arrivals",
     "feddf": "distils several architectures on public data",
     "fedmd": "distils several architectures on public data",
+    "fedobd_second_stage": "goes on from the model of the first",
     "fedpm": "trains masks of a random network",
     "fjord": "trains nested widths of one model",
     "heterofl": "trains nested widths of one model",
+    "power_of_choice": "stands in front of another method",
+    "soteriafl": "takes a channel of its own and noise at the client",
 }
 OF_LORA = frozenset(("feddpa_f", "feddpa_t", *lora_rules.__all__))
 CHANNELS: dict[str, Callable[..., Channel]] = {
@@ -57,6 +89,7 @@ CHANNELS: dict[str, Callable[..., Channel]] = {
     for name in channels.__all__
     if name[0].islower()
     and name not in ("anchored_bits", "code_lengths", "payload_bits", "per_leaf")
+    and name not in ("bit_widths", "noise_energies", "noise_that_costs", "rounded")
 }
 OF_OPTIMIZERS = ("optimizer", "schedule", "clip_norm")  # settings
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -167,6 +200,8 @@ def algorithm_of(settings: Settings, data: Data, learning_rate: float) -> Algori
     scalings = scalings_of(data.adapted)
     if len(scalings) == 1:
         given["scaling"] = scalings.pop()
+    if name == "moon":
+        given["features"] = _features(data)
     if name == "dp_fedavg":
         given |= _private(settings, rounds, n_clients)
     if settings.server_optimizer is not None:
@@ -174,6 +209,16 @@ def algorithm_of(settings: Settings, data: Data, learning_rate: float) -> Algori
             settings.server_optimizer, SERVER_OPTIMIZERS, "server optimizer"
         )
     return build(settings.method, METHODS, "method", given=given)
+
+
+def _features(data: Data) -> Callable[..., Any]:
+    """What moon compares between models."""
+    if data.prepared.subject.kind == "classes":
+        raise UsageError(
+            "moon compares the hidden states of language models here; of classifiers, "
+            "write it in Python with features=... of your own"
+        )
+    return tasks.language_features(data.adapted)
 
 
 def has_two_adapters(settings: Settings) -> bool:

@@ -14,6 +14,7 @@ from fedjax_fm.privacy.accounting import (
     spent,
 )
 from fedjax_fm.privacy.clipping import clip, clipped_mean
+from fedjax_fm.privacy.examples import LocalAccounting, local_spent
 from fedjax_fm.privacy.noise import (
     Noise,
     banded,
@@ -26,6 +27,7 @@ from fedjax_fm.privacy.sensitivity import sensitivity
 __all__ = [
     "Accounted",
     "Accounting",
+    "LocalAccounting",
     "Multiplier",
     "Noise",
     "Spent",
@@ -34,6 +36,7 @@ __all__ = [
     "clip",
     "clipped_mean",
     "independent",
+    "local_spent",
     "multiplier_for",
     "sensitivity",
     "spent",

@@ -254,3 +254,46 @@ def _dp_accounting() -> Any:
             "privacy accounting needs dp-accounting: pip install 'fedjax_fm[privacy]'"
         ) from error
     return dp_accounting
+
+
+# Events of examples, one replaced
+
+
+def gaussian(noise_multiplier: float) -> Any:
+    """A Gaussian, as a `dp_accounting.DpEvent`.
+
+    Args:
+      noise_multiplier: in units of what one example moves.
+    """
+    return _dp_accounting().GaussianDpEvent(noise_multiplier)
+
+
+def sampled(noise_multiplier: float, drawn: int, n: int) -> Any:
+    """A Gaussian on examples that are drawn without replacement.
+
+    Args:
+      noise_multiplier: in units of what one example moves.
+      drawn: examples, at most n.
+      n: examples that there are.
+    """
+    if drawn == n:
+        return gaussian(noise_multiplier)
+    dp = _dp_accounting()
+    return dp.SampledWithoutReplacementDpEvent(n, drawn, gaussian(noise_multiplier))
+
+
+def epsilon_of_events(events: list[Any], rounds: int, delta: float) -> float:
+    """Epsilon at delta of rounds in each of which these events happen.
+
+    Args:
+      events: from `gaussian` and `sampled`, one example replaced.
+      rounds: done or planned.
+      delta: of the guarantee.
+    """
+    from dp_accounting import rdp
+
+    found = [_divergences(event, REPLACED) for event in events]
+    orders, _ = found[0]
+    summed = np.sum([divergences for _, divergences in found], axis=0)
+    epsilon, _ = rdp.compute_epsilon(list(orders), list(rounds * summed), delta)
+    return float(epsilon)

@@ -4,6 +4,7 @@ Classification of examples and of tokens, language modelling, regression.
 """
 
 from fedjax_fm.tasks.classification import classification, from_logits
+from fedjax_fm.tasks.features import language_features
 from fedjax_fm.tasks.language_modeling import language_modeling
 from fedjax_fm.tasks.regression import regression
 from fedjax_fm.tasks.token_classification import token_classification
@@ -11,6 +12,7 @@ from fedjax_fm.tasks.token_classification import token_classification
 __all__ = [
     "classification",
     "from_logits",
+    "language_features",
     "language_modeling",
     "regression",
     "token_classification",

@@ -63,7 +63,7 @@ def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
     def loss(delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any):
         need(batch, COLUMNS, "the task")
         model = adapted.model(delta, backbone)
-        _check_model(model)
+        check_model(model)
         with randomness(key):
             losses, counts = _losses(model, batch, chunk)
         n_tokens = counts.sum(axis=1)
@@ -99,8 +99,12 @@ def _has_decoder(adapted: Any) -> bool:
     return hasattr(own.model(), "shift_right")
 
 
-def _check_model(model: Any) -> None:
-    """Raises TypeError unless the model is a language model."""
+def check_model(model: Any) -> None:
+    """Raises TypeError unless the model is a language model.
+
+    Args:
+      model: a module.
+    """
     if not (hasattr(model, "hidden") and hasattr(model, "head")):
         raise TypeError(
             "expected a language model with hidden(input_ids, attention_mask) "

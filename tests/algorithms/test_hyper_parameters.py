@@ -71,6 +71,13 @@ TUNED = RULE | {
     "population": ffm.Population.from_clients(make_clients(sizes=(2, 1))),
 }
 PERSONAL = {"task": TASK, "personal_task": TASK, "client_optimizer": SGD, **WALK}
+RATED = {"task": TASK, "learning_rate": 0.1, **WALK}
+GRADIENT = RATED | {"channel": ffm.channels.natural()}
+SECOND = {"task": TASK, "client_optimizer": SGD, "rounds_before": 3, "batch_size": 4}
+PRIVATE = {
+    "task": TASK, "learning_rate": 0.1, "channel": ffm.channels.natural(), "clip_norm": 1.0,
+    "noise_multiplier": 1.0, "batch_size": 4,
+}  # fmt: skip
 SECONDS = np.ones(9)
 LOG = systems.Schedule(
     ids=np.zeros((2, 2), np.int32),
@@ -144,7 +151,21 @@ def shift(scale=0.1):
     return directions.shift(jnp.zeros(3), jax.random.key(0), scale)
 
 
+MOON = RULE | {"features": column_as_loss}
+CHOICE = {
+    "algorithm": ffm.fedavg(**RULE),
+    "task": TASK,
+    "cohort_size": 2,
+    "batch_size": 4,
+}
 ADAPTIVE = {"b1": "real", "tau": "real", "initial": "real?", "learning_rate": "real"}
+OF_SERVER = {
+    "b1": "real",
+    "tau": "real",
+    "initial": "real?",
+    "server_learning_rate": "real",
+    "weighted": "flag",
+}
 LETTERS = Tokenizer(words.WordLevel({"[UNK]": 0, "a": 1, "b": 2, " ": 3}, "[UNK]"))
 LETTERS.pre_tokenizer = pre_tokenizers.Split("", "isolated")
 DECODER = models.GPT2LMHeadModel(
@@ -187,6 +208,28 @@ ROWS = (
     Row(ffm.algorithms.per_fedavg, RULE | {"inner_rate": 0.1}, {"inner_rate": "real", "keeps_own": "flag"}),
     Row(ffm.algorithms.ifca, RULE | {"clusters": 2}, {"clusters": "whole"}),
     Row(ffm.algorithms.fine_tune, TUNED, {"seed": "whole"}),
+    Row(ffm.algorithms.fedpaq, RULE, {"weighted": "flag"}),
+    Row(ffm.algorithms.diana, GRADIENT, {"learning_rate": "real", "momentum": "real", "shift_rate": "real?"}),
+    Row(ffm.algorithms.ef21, GRADIENT, {"learning_rate": "real"}),
+    Row(ffm.algorithms.fedlin, RATED, {"learning_rate": "real", "weighted": "flag", "divided": "flag"}),
+    Row(ffm.algorithms.fedobd, RULE, {
+        "dropped": "real", "quantizer_weight": "real", "score": "choice", "weighted": "flag",
+    }),
+    Row(ffm.algorithms.fedobd_second_stage, SECOND, {
+        "rounds_before": "whole", "quantizer_weight": "real", "weighted": "flag", "batch_size": "whole",
+    }),
+    Row(ffm.algorithms.flasc, RULE, {"density_down": "real", "density_up": "real", "weighted": "flag"}),
+    Row(ffm.algorithms.docofl, RULE, {"every": "whole", "weighted": "flag"}),
+    Row(ffm.algorithms.soteriafl, PRIVATE, {
+        "learning_rate": "real", "clip_norm": "real or infinite", "noise_multiplier": "real", "estimator": "choice",
+        "shift_rate": "real?", "snapshot_rate": "real", "batch_size": "whole",
+    }),
+    Row(ffm.algorithms.soteriafl, PRIVATE | {"estimator": "saga", "table_rows": 3, "index": "i"}, {
+        "table_rows": "whole",
+    }, "soteriafl saga"),
+    Row(ffm.algorithms.cdp_sgd, PRIVATE, {
+        "learning_rate": "real", "clip_norm": "real or infinite", "noise_multiplier": "real", "batch_size": "whole",
+    }),
     Row(ffm.algorithms.heterofl, NARROW | {"rates": [1.0]}, {"weighted": "flag"}),
     Row(fjord_taught, {}, {"alpha": "real", "temperature": "real", "teacher_learns": "flag"}),
     Row(groups_of, {}, {"n": "whole"}),
@@ -201,6 +244,22 @@ ROWS = (
     Row(server_optimizers.adagrad, {"learning_rate": 0.1}, ADAPTIVE),
     Row(server_optimizers.adam, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
     Row(server_optimizers.yogi, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
+    Row(ffm.algorithms.fedprox, RULE, {"mu": "real", "implicit_rate": "real?"}),
+    Row(ffm.algorithms.fedprox_adaptive, RULE, {"mu": "real", "change": "real", "patience": "whole", "implicit_rate": "real?"}),
+    Row(ffm.algorithms.fedavgm, RULE, {"server_learning_rate": "real", "momentum": "real", "nesterov": "flag"}),
+    Row(ffm.algorithms.fedadagrad, RULE, OF_SERVER),
+    Row(ffm.algorithms.fedyogi, RULE, OF_SERVER | {"b2": "real"}),
+    Row(ffm.algorithms.fedadam, RULE, OF_SERVER | {"b2": "real"}),
+    Row(ffm.algorithms.scaffold, RULE, {"option": "choice"}),
+    Row(ffm.algorithms.feddyn, RULE, {"alpha": "real"}),
+    Row(ffm.algorithms.fednova, RULE, {"mu": "real"}),
+    Row(ffm.algorithms.mime, RULE, {"server_learning_rate": "real"}),
+    Row(ffm.algorithms.mimelite, RULE, {"server_learning_rate": "real"}),
+    Row(ffm.algorithms.diloco, RULE, {"keep_moments": "flag"}),
+    Row(ffm.algorithms.streaming_diloco, RULE | {"fragments": 2}, {"fragments": "whole", "alpha": "real", "delay": "whole"}),
+    Row(ffm.algorithms.moon, MOON, {"mu": "real", "temperature": "real"}),
+    Row(ffm.algorithms.qfedavg, RULE, {"q": "real", "lipschitz": "real?"}),
+    Row(ffm.algorithms.power_of_choice, CHOICE, {"cohort_size": "whole", "batch_size": "whole"}),
     Row(profile, {}, {"period": "real"}),
     Row(clock, {"rounds": 2, "buffer_size": 2, "concurrency": 2, "seed": 0}, {
         "rounds": "whole", "buffer_size": "whole", "concurrency": "whole", "seed": "whole",
@@ -250,9 +309,13 @@ WALKS = {
     "feddf": SHARED, "fedmd": SHARED | {"n_classes": CLASSES}, "feddpa_t": PERSONAL,
     "feddpa_f": PERSONAL | {"private_steps": 1, "rounds": 2}, "fedkseed": {"task": TASK, "learning_rate": 0.1, **WALK},
     "fedbert": {"split": split(), "client_optimizer": SGD, "server_optimizer": SGD, **WALK},
+    "fedprox": RULE, "fedprox_adaptive": RULE, "fedsgd": RULE, "fedavgm": RULE, "fedadagrad": RULE, "fedyogi": RULE, "fedadam": RULE,
+    "scaffold": RULE, "feddyn": RULE, "fednova": RULE, "mime": RULE, "mimelite": RULE, "diloco": RULE,
+    "streaming_diloco": RULE | {"fragments": 2}, "moon": MOON, "qfedavg": RULE,
     "fedper": OWN, "fedrep": OWN, "fedbabu": OWN, "fedala": OWN, "ditto": RULE | {"penalty": 1.0},
     "pfedme": RULE | {"penalty": 1.0}, "apfl": RULE | {"mix_rate": 0.1}, "per_fedavg": RULE | {"inner_rate": 0.1},
     "ifca": RULE | {"clusters": 2}, "fine_tune": TUNED,
+    "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
 }  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 
 from fedjax_fm.channels import (
     anchored,
+    block_dropout,
     cast,
     chain,
     drive,
@@ -171,6 +172,9 @@ ROWS = {
         make=lambda: cast("float8_e4m3fn", 32), bits=lambda n: 8 * n + 8 * ceil(n / 32)
     ),
     "nnadq": Row(make=nnadq, bits=None, scales=False),
+    "block_dropout": Row(
+        make=lambda: block_dropout(0.0), bits=None, scales=False, twin=True
+    ),
     "per_leaf": Row(
         make=lambda: per_leaf(
             ("head", sign()),

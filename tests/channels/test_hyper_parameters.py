@@ -10,6 +10,7 @@ from fedjax_fm import channels
 from fedjax_fm.channels import (
     anchored,
     bernoulli_mask,
+    block_dropout,
     cast,
     chain,
     drive,
@@ -62,6 +63,7 @@ ROWS = [
     Row(nf4, {}, {"block_size": "whole?"}),
     Row(cast, {}, {"dtype": "choice", "block_size": "whole?"}),
     Row(nnadq, {}, {"weight": "real"}),
+    Row(block_dropout, {}, {"dropped": "real", "weight": "real", "score": "choice"}),
     Row(anchored_every, {"every": 2}, {"every": "whole"}),
     Row(per_leaf_together, {"together": True}, {"together": "flag"}),
 ]
@@ -78,6 +80,7 @@ def test_every_hyper_parameter_is_in_the_table():
         make
         for make in factories
         if make.__name__ not in ("payload_bits", "anchored_bits", "code_lengths")
+        and make.__module__ != "fedjax_fm.channels.layer_bits"  # test_layer_bits.py
     ]
     missing = {entry.split(":")[0] for entry in unlisted(ours, ROWS)}
     assert missing == {

@@ -77,6 +77,7 @@ def test_every_channel_that_can_be_named_is_one():
         "chain": "chain(top_k(0.1), quantize(4))",
         "error_feedback": "error_feedback(top_k(0.1))",
         "int_blocks": "int_blocks:8",
+        "layer_bits": "layer_bits:4",
         "quantize": "quantize:4",
         "random_k": "random_k:0.1",
         "threshold": "threshold:0.1",

@@ -351,19 +351,50 @@ METHODS = {
     "feddpa_t": (),
     "feddpa_f": (),
     "fedkseed": (),
+    "fedpaq": (),
+    "fedlin": (),
+    "fedobd": (),
+    "flasc": (),
+    "docofl": (),
     "local_only": (),
     "fedper:personal=lora_b": (),
     "apfl": (),
     "dp_fedavg": ("--epsilon", "50", "--sampler", "poisson"),
+    "scaffold": (),
+    "moon": (),
 }
+# They share what the two above them are made of.
+OF_OPTIMISATION = {
+    "fedprox:mu=0.1": (),
+    "fedprox_adaptive": (),
+    "fedsgd": (),
+    "fedavgm": (),
+    "fedadagrad": (),
+    "fedyogi": (),
+    "fedadam:server_learning_rate=0.01": (),
+    "feddyn": (),
+    "fednova": (),
+    "mime": ("--optimizer", "sgd:momentum=0.9"),
+    "mimelite": (),
+    "diloco": (),
+    "streaming_diloco:fragments=2": ("--local-steps", "4"),
+    "qfedavg": (),
+}
+METHODS |= OF_OPTIMISATION
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in OF_OPTIMISATION else ())
+        for name in METHODS
+    ],
+)
 def test_every_method_by_name(method, folder):
     if method == "dp_fedavg":
         pytest.importorskip("dp_accounting")
     words = ("--method", method, *METHODS[method], "--no-baselines", "--answers", 0)
-    run = finetune(folder, f"method {method}", *words)
+    run = finetune(folder, f"method {method.split(':')[0]}", *words)
     found = json.loads((run / "results.json").read_text())
     (one,) = found["arms"]["federated"]["runs"]
     assert np.isfinite(one["scores"]["perplexity"])
@@ -409,6 +440,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(folder, capsys):
 REFUSED = {
     "an unknown method": (("--method", "fedavgg"), "did you mean 'fedavg'"),
     "a method of elsewhere": (("--method", "feddf"), "write it in Python"),
+    "a choice of clients": (("--method", "power_of_choice"), "in front of another"),
     "an unknown adapter": (("--peft", "lora2"), "did you mean 'lora'"),
     "layers that are not there": (("--targets", "q_prj"), "q_prj"),
     "an unknown channel": (("--uplink", "topk:0.1"), "did you mean 'top_k'"),

@@ -41,6 +41,16 @@ def clip_to(norm):
     return privacy.clip({"a": jnp.ones(3)}, norm)
 
 
+def local_accounting(n_examples=10, rounds=3, delta=1e-5):
+    found = privacy.LocalAccounting(n_examples, rounds, delta)
+    return privacy.local_spent(1.0, found, batch_size=4)
+
+
+LOCAL = {
+    "noise_multiplier": 1.0,
+    "accounting": privacy.LocalAccounting(10, 3, 1e-5),
+    "batch_size": 4,
+}
 SPENT = {
     "sampler": POISSON,
     "noise": privacy.independent(),
@@ -65,6 +75,8 @@ ROWS = [
     Row(privacy.multiplier_for, SOUGHT, {"epsilon": "real", "rounds": "whole", "delta": "real"}),
     Row(privacy.binary_tree, {"rounds_per_tree": 4}, {"rounds_per_tree": "whole", "completion": "flag"}),
     Row(privacy.square_root_coefficients, {"bands": 3}, {"bands": "whole"}),
+    Row(privacy.local_spent, LOCAL, {"noise_multiplier": "real", "batch_size": "whole", "estimator": "choice"}),
+    Row(local_accounting, {}, {"n_examples": "whole", "rounds": "whole", "delta": "real"}),
     Row(clip_to, {"norm": 1.0}, {"norm": "real or infinite"}),
 ]  # fmt: skip
 
@@ -89,6 +101,7 @@ def test_no_number_is_without_a_row():
         privacy.multiplier_for,
         privacy.binary_tree,
         privacy.square_root_coefficients,
+        privacy.local_spent,
     ]
     assert unlisted([*factories, update_noise], ROWS) == []
 
