@@ -5,9 +5,9 @@ its own in `personal`.
 """
 
 from fedjax_fm.algorithms import lora_rules, server_optimizers
-from fedjax_fm.algorithms.diloco import diloco
 from fedjax_fm.algorithms.cdp_sgd import cdp_sgd
 from fedjax_fm.algorithms.diana import diana
+from fedjax_fm.algorithms.diloco import diloco
 from fedjax_fm.algorithms.distillation import Architecture
 from fedjax_fm.algorithms.docofl import docofl
 from fedjax_fm.algorithms.dp_fedavg import AdaptiveClip, dp_fedavg
@@ -22,8 +22,8 @@ from fedjax_fm.algorithms.fedkseed import fedkseed
 from fedjax_fm.algorithms.fedlin import fedlin
 from fedjax_fm.algorithms.fedmd import fedmd
 from fedjax_fm.algorithms.fednova import fednova
-from fedjax_fm.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_fm.algorithms.fedobd import fedobd, fedobd_second_stage
+from fedjax_fm.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedjax_fm.algorithms.fedpaq import fedpaq
 from fedjax_fm.algorithms.fedpm import fedpm
 from fedjax_fm.algorithms.fedprox import fedprox
@@ -55,26 +55,24 @@ from fedjax_fm.algorithms.power_of_choice import power_of_choice
 from fedjax_fm.algorithms.qfedavg import qfedavg
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.algorithms.scaffold import scaffold
-from fedjax_fm.algorithms.streaming_diloco import streaming_diloco
 from fedjax_fm.algorithms.soteriafl import soteriafl
+from fedjax_fm.algorithms.streaming_diloco import streaming_diloco
 
 __all__ = [
     "AdaptiveClip",
     "Architecture",
     "apfl",
-    "client_weight",
-    "diloco",
-    "ditto",
-    "dp_fedavg",
-    "fedadagrad",
-    "fedadam",
-    "fedala",
     "cdp_sgd",
     "client_weight",
     "diana",
+    "diloco",
+    "ditto",
     "docofl",
     "dp_fedavg",
     "ef21",
+    "fedadagrad",
+    "fedadam",
+    "fedala",
     "fedavg",
     "fedavgm",
     "fedbabu",
@@ -88,10 +86,10 @@ __all__ = [
     "fedlin",
     "fedmd",
     "fednova",
-    "fedper",
     "fedobd",
     "fedobd_second_stage",
     "fedpaq",
+    "fedper",
     "fedpm",
     "fedprox",
     "fedprox_adaptive",
@@ -116,8 +114,8 @@ __all__ = [
     "qfedavg",
     "scaffold",
     "server_optimizers",
-    "streaming_diloco",
     "soteriafl",
+    "streaming_diloco",
     "train",
     "weighted_mean",
 ]

@@ -1,7 +1,7 @@
 """Small parts of several methods: a state, a choice of clients, names of keys."""
 
 from collections.abc import Callable
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ class DeltaState(NamedTuple):
     delta: Tree
 
 
+@unique
 class Stream(IntEnum):
     """Names of a method's own random numbers; they are part of a run's identity.
 
@@ -36,7 +37,7 @@ class Stream(IntEnum):
     WHOLE_PASS = 2**32 - 4  # over all of a client's data, beside its local steps
     LOCAL_NOISE = 2**32 - 5  # SoteriaFL, under a client's key
     SNAPSHOT = 2**32 - 6
-    ENCODE = 2**32 - 4  # of the methods that compress in the client, under its key
+    ENCODE = 2**32 - 7  # of the methods that compress in the client, under its key
 
 
 def stream(key: jax.Array, name: Stream) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from quadratics import (
+from separate_quadratics import (
     FULL,
     OPTIMUM,
     START,

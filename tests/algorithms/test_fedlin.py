@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quadratics import (
+from separate_quadratics import (
     OPTIMUM,
     START,
     TASK,

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from quadratics import START, TASK, A, D, H, N, clients, run, simulator
+from separate_quadratics import START, TASK, A, D, H, N, clients, run, simulator
 
 import fedjax_fm as ffm
 from fedjax_fm import channels
