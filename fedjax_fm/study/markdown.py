@@ -218,9 +218,7 @@ def write(results: Results) -> str:
         f"- {versions}",
         f"- settings: {settings}",
         "- MB are those of all clients together, real packed buffers, 1 MB = "
-        "10^6 bytes; settings were chosen on validation clients of seed "
-        f"{raw['tuning_seed']}, each arm with the same number of tries; (edge): "
-        "at the edge of its grid",
+        f"10^6 bytes; {results.how_chosen()}; (edge): at the edge of its grid",
         "",
     ]
     return "\n".join(lines)

@@ -266,8 +266,7 @@ def _sources(results: Results) -> list[str]:
         f"Command: {raw['command']}",
         f"Commit: {commits}",
         f"Machine: {', '.join(machine)}",
-        "Settings were chosen on validation clients of seed "
-        f"{raw['tuning_seed']}, each arm with the same number of tries.",
+        f"{results.how_chosen().capitalize()}.",
     )
     text = json.dumps({name: raw[name] for name in ("config", "provenance")}, indent=1)
     folded = (

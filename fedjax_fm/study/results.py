@@ -212,6 +212,16 @@ class Results:
         with_curve = [one for one in self.runs(arm) if one.get("curve")]
         return sorted({int(one["curve"][-1]["round"]) for one in with_curve})
 
+    def how_chosen(self) -> str:
+        """A sentence on where the arms' settings come from."""
+        tried = [len(arm["tuning"]) for arm in self.raw["arms"].values()]
+        if max(tried, default=0) < 2:
+            return "settings were fixed before the run, one value each, and not tuned"
+        return (
+            "settings were chosen on validation clients of seed "
+            f"{self.raw['tuning_seed']}, each arm with the same number of tries"
+        )
+
     def settings(self, arm: str) -> str:
         """The tuned settings, with "(edge)" where the grid's edge was chosen.
 

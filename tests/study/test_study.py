@@ -104,6 +104,23 @@ def test_scores_are_tuned_compared_and_told(tmp_path):
     assert "verdict unsound" not in html
 
 
+def test_settings_that_nothing_was_tried_for_are_not_called_tuned(tmp_path):
+    fixed = (
+        study.Arm("good", arm("good"), "Good", {"rate": (0.2,)}),
+        study.Arm("same", arm("same"), "Same", {"rate": (0.2,)}),
+        study.Arm("bad", arm("bad"), "Shuffled", like="good"),
+    )
+    for arms, said, not_said in (
+        (fixed, "and not tuned", "chosen on validation clients"),
+        (ARMS, "chosen on validation clients of seed 1000", "not tuned"),
+    ):
+        _, folder = run(tmp_path, make(arms=arms), name=said[:3])
+        for page in ("RESULTS.md", "report.html"):
+            text = (folder.path / page).read_text()
+            assert said in text
+            assert not_said not in text
+
+
 def test_a_control_that_does_not_fail_turns_the_verdict_red(tmp_path):
     found, folder = run(tmp_path, config=Config(planted=True))
     assert not found.is_sound
