@@ -115,8 +115,8 @@ def test_settings_that_nothing_was_tried_for_are_not_called_tuned(tmp_path):
         (ARMS, "chosen on validation clients of seed 1000", "not tuned"),
     ):
         _, folder = run(tmp_path, make(arms=arms), name=said[:3])
-        for page in ("RESULTS.md", "report.html"):
-            text = (folder.path / page).read_text()
+        for shown in ("RESULTS.md", "report.html"):
+            text = (folder.path / shown).read_text()
             assert said in text
             assert not_said not in text
 
