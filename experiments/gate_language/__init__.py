@@ -34,7 +34,7 @@ from fedjax_fm.models.chat import Chat, load_chat
 
 MARGIN = 0.1  # nats a token that tuning has to bring
 TARGETS = "q_proj|v_proj"
-HOW = {"batch_size": 8, "bucket": 32}  # of evaluations
+HOW: dict[str, Any] = {"batch_size": 8, "bucket": 32}  # of evaluations
 
 
 @dataclass(frozen=True)

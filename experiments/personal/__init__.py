@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -189,7 +190,7 @@ def apfl(run: study.Run) -> Made:
 
 def shared_alone(delta: Any) -> Adapters:
     """An adapter beside which a private one counts nothing."""
-    return Adapters(shared=delta, private=delta, mix=np.float32(0))
+    return Adapters(shared=delta, private=delta, mix=jnp.float32(0))
 
 
 def of_config(method: Callable, **names: str) -> Callable[[study.Run], Made]:

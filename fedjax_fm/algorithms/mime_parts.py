@@ -106,8 +106,8 @@ def frozen_steps(method: Mime, message: Message, backbone, data, key, **changes:
     """
 
     def frozen(optimizer):
-        def update(gradients, state, params=None):
-            steps, _ = optimizer.update(gradients, message.optimizer, params)
+        def update(updates, state, params=None):
+            steps, _ = optimizer.update(updates, message.optimizer, params)
             return steps, state
 
         return optax.GradientTransformation(lambda params: (), update)

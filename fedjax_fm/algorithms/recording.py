@@ -39,8 +39,8 @@ def recording(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return Recorded(zeros, optimizer.init(params))
 
-    def update(gradients, state, params=None):
-        steps, moments = optimizer.update(gradients, state.optimizer, params)
-        return steps, Recorded(trees.add(state.sum, gradients), moments)
+    def update(updates, state, params=None):
+        steps, moments = optimizer.update(updates, state.optimizer, params)
+        return steps, Recorded(trees.add(state.sum, updates), moments)
 
     return optax.GradientTransformation(init, update)

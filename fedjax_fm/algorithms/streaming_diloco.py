@@ -11,7 +11,7 @@ fragments; every H / P inner steps the next fragment p is exchanged, each every 
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -155,7 +155,7 @@ def _exchange(method: Streaming, p: int) -> Exchange:
         updates, moments = method.outer.update(
             aggregate.value, state.optimizers[p], in_f32(own)
         )
-        moved = optax.apply_updates(own, updates)
+        moved: Any = optax.apply_updates(own, updates)
         others = state.optimizers
         return StreamingState(
             delta=with_fragment(state.delta, moved, p, n),

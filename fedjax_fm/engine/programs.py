@@ -399,7 +399,7 @@ class Programs:
 
     def _of_state(self, rest: Any, clients: Any) -> Any:
         """A state's form with one thing for clients' states and one for all else."""
-        fields = dict.fromkeys(RoundState._fields, rest)
+        fields: dict[str, Any] = dict.fromkeys(RoundState._fields, rest)
         return RoundState(**fields | {"clients": clients, "uplinks": clients})
 
     def places(self, state: RoundState) -> RoundState:

@@ -64,7 +64,7 @@ def averages_body(
     def server(state, aggregate, key):
         body = part.shared(state.delta)
         updates, moments = optimizer.update(aggregate.value, state.optimizer, body)
-        body = optax.apply_updates(body, updates)
+        body: Any = optax.apply_updates(body, updates)
         return FedAvgState(put(state.delta, body), moments), {}
 
     exchange = Exchange(
