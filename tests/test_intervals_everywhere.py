@@ -19,11 +19,14 @@ MAY_HAVE_THE_SIGN = {
     "fedjax_fm/runs/terminal.py": "what a console without the sign shows",
     "tests/runs/test_terminal.py": "tests of that",
     "tests/study/test_study.py": "looks for it in a table",
+    "tests/studies/test_gate_verdicts.py": "likewise",
     "tests/test_intervals_everywhere.py": "this file",
 }
 MAY_TAKE_DEVIATIONS = {
     WRITER: "the function itself",
     "experiments/shared/features.py": "brings features to one scale, tells nobody of a spread",
+    "fedjax_fm/algorithms/personal/weighing.py": "FedALA stops when losses stand still",
+    "fedjax_fm/evaluation/personal.py": "the deviation between clients, by that name",
     "fedjax_fm/population/continuous_partitioner.py": "standardises a column, as flwr-datasets does",
 }
 DEVIATIONS = ("std", "nanstd", "stdev", "pstdev", "sem")

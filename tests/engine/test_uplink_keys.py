@@ -59,9 +59,13 @@ RANDOM = {
 }
 # Without a key's help, or with a state that carries errors on.
 NOT_RANDOM = {
-    "anchored", "bernoulli_mask", "cast", "error_feedback", "identity", "int_blocks", "nf4", "nnadq", "sign",
+    "anchored", "bernoulli_mask", "block_dropout", "cast", "error_feedback", "identity", "int_blocks", "nf4", "nnadq", "sign",
     "threshold", "top_k",
 }  # fmt: skip
+
+
+# Functions of layer_bits, no channels.
+HELPERS = {"bit_widths", "noise_energies", "noise_that_costs", "rounded"}
 
 
 class Seen(NamedTuple):
@@ -217,7 +221,7 @@ def test_every_channel_is_in_the_table_or_said_not_to_be_random():
         name
         for name in channels.__all__
         if name.islower() and not name.endswith(("bits", "lengths"))
-    }
+    } - HELPERS
     in_table = {
         make.__name__
         for make in (chain, drive, eden, natural, per_leaf, quantize, random_k, ternary)

@@ -186,10 +186,10 @@ def test_refusals(asked, error, said):
 def test_other_models_and_lengths_are_refused():
     with pytest.raises(ValueError, match="max_length=25 exceeds the model's context"):
         loglikelihood(LLAMA, [([1], [2])], max_length=25)
-    t5 = models.T5Config(
-        vocab_size=30, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2
+    bert = models.BertConfig(
+        vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
     )
-    model = nnx.eval_shape(lambda: models.T5ForConditionalGeneration(t5, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: models.BertModel(bert, nnx.Rngs(0)))
     with pytest.raises(TypeError, match="causal language model"):
         loglikelihood(model, [([1], [2])])
 
