@@ -7,6 +7,7 @@ library is too high a floor: products of a few hundred rows run at another rate.
 
 import importlib.util
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -102,11 +103,8 @@ def _add(equation: Any, times: int, found: Counter[Product]) -> None:
     if batch[0]:
         return
     left, right = (variable.aval.shape for variable in equation.invars)
-    k = 1
-    for axis in contracted[0]:
-        k *= left[axis]
-    sizes = [jnp.prod(jnp.array(shape)) // max(k, 1) for shape in (left, right)]
-    m, n = (int(size) for size in sizes)
+    k = math.prod(left[axis] for axis in contracted[0])
+    m, n = (math.prod(shape) // max(k, 1) for shape in (left, right))
     found[m, k, n] += 2 * m * k * n * times
 
 

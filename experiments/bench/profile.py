@@ -93,7 +93,7 @@ def profile(name: str, *, smoke: bool = False) -> Profile:
     rate = floor.best_rate(floor.products_of(simulator, delta))
     moved = bytes_per_second()
     n_devices = len(jax.devices())
-    rows = list(_rows(program, counted, n_devices, rate, moved))
+    rows = list(_rows(program, counted, n_devices=n_devices, rate=rate, moved=moved))
     busy = sum(row.seconds for row in rows)
     waited = max(seconds - busy, 0.0)
     rows.append(Row(kind=WAITING, seconds=waited, flop=0.0, nbytes=0.0, floor=0.0))
@@ -168,6 +168,7 @@ def compiled_text(simulator: Any, delta: Any) -> str:
 def _rows(
     program: hlo.Program,
     counted: Counted,
+    *,
     n_devices: int,
     rate: floor.Rate,
     moved: float,
