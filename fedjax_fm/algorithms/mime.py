@@ -72,6 +72,8 @@ def mime(
       their examples, as in google/fedjax.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
       >>> import fedjax_fm as ffm
       >>> def loss(w, backbone, batch, key):
       ...     return batch["h"] * (w - batch["x"]) ** 2 / 2, {}

@@ -70,6 +70,8 @@ def mimelite(
       Karimireddy et al. 2020, arXiv 2008.03606, algorithm 1, MimeLite.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
       >>> import fedjax_fm as ffm
       >>> task = Task(lambda w, backbone, batch, key: (w * batch["x"], {}))
       >>> how = {"local_steps": 1, "batch_size": 1}

@@ -110,6 +110,7 @@ def soteriafl(
       code, github.com/haoyuzhao123/soteriafl.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> import fedjax_fm as ffm
       >>> task = Task(lambda w, backbone, batch, key: ((w - batch["x"]) ** 2 / 2, {}))
       >>> accounting = ffm.privacy.LocalAccounting(n_examples=20, rounds=3, delta=1e-5)

@@ -170,7 +170,8 @@ def bit_widths(
 
     Example:
       >>> ones = {"a": 1.0, "b": 1.0}
-      >>> bit_widths({"a": 100, "b": 100}, {"a": 4.0, "b": 1.0}, ones, mean_bits=4)
+      >>> bits = bit_widths({"a": 9, "b": 9}, {"a": 4.0, "b": 1.0}, ones, mean_bits=4)
+      >>> {name: round(b, 6) for name, b in bits.items()}
       {'a': 4.5, 'b': 3.5}
     """
     if (mean_bits is None) == (most_noise is None):

@@ -115,7 +115,7 @@ def spearman(predictions: Any, targets: Any) -> float:
       Spearman, 1904, American Journal of Psychology 15.
 
     Example:
-      >>> spearman([1.0, 2.0, 4.0], [10.0, 20.0, 21.0])
+      >>> round(spearman([1.0, 2.0, 4.0], [10.0, 20.0, 21.0]), 4)
       1.0
     """
     a, b = _pair(predictions, targets, whole=False)
