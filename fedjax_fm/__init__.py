@@ -30,6 +30,7 @@ use_cpu_cores_as_devices()
 if TYPE_CHECKING:
     from fedjax_fm import (  # noqa: F401  (used, yet not in __all__)
         algorithms,
+        aot,
         callbacks,
         channels,
         checks,
@@ -109,6 +110,7 @@ __all__ = [
     "Unbilled",
     "UnknownClient",
     "algorithms",
+    "aot",
     "callbacks",
     "channels",
     "datasets",
@@ -170,6 +172,7 @@ _HOME = {
 }
 _PARTS = {
     "algorithms",
+    "aot",
     "callbacks",
     "channels",
     "checks",

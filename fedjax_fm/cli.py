@@ -503,18 +503,9 @@ def wire(
         json: one JSON object (a line a method) instead of a table.
     """
     counting = importlib.import_module("fedjax_fm.wire")
-    chosen = None
-    if targets is not None:
-        parts = [part.strip() for part in targets.split(",")]
-        chosen = tuple(part for part in parts if part)
-        if not chosen:
-            raise UsageError(
-                "--targets takes names of layers with commas between them, got "
-                f"{targets!r}"
-            )
     options = counting.Options(
         rank=rank,
-        targets=chosen,
+        targets=_names(targets),
         bottleneck=bottleneck,
         tokens=tokens,
         hidden=hidden,
@@ -532,6 +523,110 @@ def wire(
     console.print(counting.as_table(rows))
     for line in refused:
         say(console, line)
+
+
+def compile_rounds(
+    *,
+    topology: str,
+    model: str,
+    peft: str = "lora",
+    rank: int = 8,
+    targets: str | None = None,
+    classes: _Count = None,
+    cohort: int = 64,
+    population: _Count = None,
+    examples: int = 16,
+    batch: int = 8,
+    length: int = 512,
+    steps: int = 1,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    frozen: str = "dense",
+    uplink: str | None = None,
+    downlink: str | None = None,
+    model_parallel: int = 1,
+    block_size: _Count = None,
+    fast: bool = False,
+    json: bool = False,
+) -> None:
+    """Compile rounds for TPUs or GPUs that are not here: memory, collectives, kernels.
+
+    The compilers are the real ones (packages libtpu, jax-cuda12-plugin); nothing is run.
+
+    Args:
+        topology: v5e:16x16, v4:2x2x1, v5p:2x2x2, v6e:4x8, v7x:2x2x2 (chips along each
+          link), h100:8, a100:4x8 (cards, or nodes x cards).
+        model: an architecture such as minilm-l6 or llama-3-8b, a hub id, or a folder
+          with a config.json.
+        peft: as for `wire`.
+        rank: of lora.
+        targets: names of the layers that are adapted, with commas between them.
+        classes: of a classifier; default a language model.
+        cohort: clients a round.
+        population: clients in all; default four cohorts.
+        examples: of each client.
+        batch: examples of a local step.
+        length: tokens of an example.
+        steps: local steps.
+        dtype: of weights and activations.
+        frozen: dense, int8, nf4 or nf4_double.
+        uplink: a channel, such as "top_k:0.1|quantize:4".
+        downlink: likewise.
+        model_parallel: devices over which the backbone is split.
+        block_size: clients that a device computes at once; default as many as fit.
+        fast: compile for TPUs with less effort: same collectives, more memory.
+        json: one JSON object.
+    """
+    # Else JAX looks for the accelerators themselves, and waits for them.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    command = importlib.import_module("fedjax_fm.aot.command")
+    finetuning = importlib.import_module("fedjax_fm.aot.finetuning")
+    counting = importlib.import_module("fedjax_fm.wire")
+    setup = finetuning.Setup(
+        model=model,
+        peft=peft,
+        options=counting.Options(rank=rank, targets=_names(targets)),
+        classes=classes,
+        cohort=cohort,
+        population=4 * cohort if population is None else population,
+        examples=examples,
+        batch=batch,
+        length=length,
+        steps=steps,
+        dtype=dtype,
+        frozen=frozen,
+    )
+    found = command.compiled(
+        topology,
+        setup,
+        uplink=uplink,
+        downlink=downlink,
+        model_parallel=model_parallel,
+        block_size=block_size,
+        fast=fast,
+    )
+    if json:
+        print(command.as_json(found, setup))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for table in command.as_tables(found):
+        console.print(table)
+    for line in command.lines(found):
+        say(console, line)
+
+
+def _names(targets: str | None) -> tuple[str, ...] | None:
+    """The names of layers in a text with commas."""
+    if targets is None:
+        return None
+    parts = [part.strip() for part in targets.split(",")]
+    chosen = tuple(part for part in parts if part)
+    if not chosen:
+        raise UsageError(
+            f"--targets takes names of layers with commas between them, got {targets!r}"
+        )
+    return chosen
 
 
 def fetch(name: _Name = None, /, cache: _Folder = None) -> None:
@@ -601,6 +696,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "compare": compare,
     "wire": wire,
+    "compile": compile_rounds,
     "bench": bench,
     "fetch": fetch,
     "eval": evaluate,

@@ -2,6 +2,8 @@
 
 import jax
 
+from fedjax_fm.kernels.dispatch import on_cpu
+
 
 @jax.custom_jvp
 def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -38,7 +40,7 @@ def _tangent(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     x, kernel = primals
     x_dot, kernel_dot = tangents
     columns = x.reshape(-1, x.shape[-1]).T
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         columns = jax.lax.optimization_barrier(columns)
     out = dense(x, kernel)
     # Linear in kernel_dot; its transpose, the gradient, is columns @ g.

@@ -1,6 +1,6 @@
-"""Which form of a kernel to run, by the backend and the shapes known while tracing.
+"""Which form of a kernel to run, by the platform and the shapes known while tracing.
 
-Every form gives the same bits, so a program that is then compiled for another backend
+Every form gives the same bits, so a program that is then compiled for another platform
 is slower, not wrong.
 """
 
@@ -8,10 +8,19 @@ import jax
 
 _LONGEST_RESIDENT_ROW = 2**20  # f32 entries: 4 MB of a TPU core's VMEM
 
+# `with compiled_for("tpu"):` says for what machines the programs that are traced inside
+# are, where these are not JAX's default; JAX traces anew for another value.
+compiled_for = jax.make_user_context(None)
+
+
+def platform() -> str:
+    """For what machines programs are traced now: "cpu", "gpu" or "tpu"."""
+    return compiled_for.value or jax.default_backend()
+
 
 def on_cpu() -> bool:
-    """Whether programs traced now run on CPU by default."""
-    return jax.default_backend() == "cpu"
+    """Whether programs traced now are for CPUs."""
+    return platform() == "cpu"
 
 
 def row_stays_in_kernel(n: int) -> bool:
@@ -20,4 +29,4 @@ def row_stays_in_kernel(n: int) -> bool:
     Args:
       n: entries of the vector.
     """
-    return jax.default_backend() == "tpu" and n <= _LONGEST_RESIDENT_ROW
+    return platform() == "tpu" and n <= _LONGEST_RESIDENT_ROW

@@ -31,7 +31,10 @@ PUBLISHED = {
     "llama-2-7b": 6_738_415_616,
     "llama-3-8b": 8_030_261_248,
     "mistral-7b": 7_241_732_096,
+    "llama-3-70b": 70_553_706_496,
     "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-7b": 7_615_616_512,
     "qwen3-0.6b": 596_049_920,
     "roberta-base": 124_055_040,  # without the pooler, which its classifier does not have
     "smollm2-135m": 134_515_008,

@@ -19,7 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedjax_fm.experiments.bench import floor, hlo
+from fedjax_fm.aot import hlo
+from fedjax_fm.experiments.bench import floor
 from fedjax_fm.experiments.bench.command import choose, shown_seconds
 from fedjax_fm.experiments.bench.workloads import WORKLOADS
 from fedjax_fm.runs.errors import UsageError

@@ -261,7 +261,8 @@ def over_steps(
         return carry, jax.tree.map(jnp.add, total, part)
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
-    return jax.lax.fori_loop(0, data.n_steps, body, (carry, zeros))
+    with jax.named_scope("steps"):
+        return jax.lax.fori_loop(0, data.n_steps, body, (carry, zeros))
 
 
 def train(

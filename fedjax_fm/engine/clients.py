@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -54,7 +55,8 @@ def one_client(bound: BoundExchange, shared: Shared) -> Callable[[Slots], Result
         view = _view_of(bound, shared, slot)
         message, fetched = _addressed(bound, shared.message, slot, view.id)
         client_key = derive(passage_key, Purpose.CLIENT, view.id, bound.index)
-        output: ClientOutput = work(message, slot.state, view, client_key)
+        with jax.named_scope("client"):
+            output: ClientOutput = work(message, slot.state, view, client_key)
         uplink_key = derive(passage_key, Purpose.UPLINK, view.id, bound.index)
         upload = _on_every_device(engine, output.upload)
         send = through(engine.uplink, engine.mesh, {MODEL})
@@ -122,8 +124,11 @@ def through(channel: Channel, mesh: Mesh, axes: set[str]) -> Callable:
 
 
 def _passed(channel: Channel, state: Any, message: Tree, key: jax.Array):
-    payload, state = channel.encode(state, message, key)
-    return payload, channel.decode(payload), state
+    with jax.named_scope("encode"):
+        payload, state = channel.encode(state, message, key)
+    with jax.named_scope("decode"):
+        received = channel.decode(payload)
+    return payload, received, state
 
 
 def _view_of(bound: BoundExchange, shared: Shared, slot: Slots) -> ClientData:
@@ -302,9 +307,44 @@ def _per_device(bound: BoundExchange, shared: Shared, slots: Slots) -> Result:
     result = _over_blocks(one_client(bound, shared), plan.block_size, slots)
     if plan.n_devices == 1:  # a sum over one device would still wait at a meeting point
         return result
-    totals = jax.lax.psum(result.totals, CLIENTS)
-    fault = jax.lax.pmin(result.fault, CLIENTS)
-    return result._replace(totals=totals, fault=fault)
+    with jax.named_scope("reduce"):
+        return _over_devices(result, plan.n_devices)
+
+
+def _over_devices(result: Result, n_devices: int) -> Result:
+    """The sums over devices and the first fault, as two messages and no more.
+
+    Contributions and metrics are summed as they are. Counts travel as one vector, and
+    with them the fault: each device has an entry of its own, so that a sum is enough.
+    """
+    totals = result.totals
+    counts = totals._replace(contribution=(), metrics={})
+    is_here = jnp.arange(n_devices) == jax.lax.axis_index(CLIENTS)
+    faults = jnp.where(is_here, result.fault, 0)
+    leaves, treedef = jax.tree.flatten((counts, faults))
+    words = jax.lax.psum(_as_words(leaves), CLIENTS)
+    counts, faults = jax.tree.unflatten(treedef, _from_words(words, leaves))
+    sums = (totals.contribution, totals.metrics)
+    contribution, metrics = jax.lax.psum(sums, CLIENTS)
+    totals = counts._replace(contribution=contribution, metrics=metrics)
+    return result._replace(totals=totals, fault=jnp.min(faults))
+
+
+def _as_words(leaves: list[jax.Array]) -> jax.Array:
+    """Arrays of 32-bit whole numbers as one i32 vector; sums wrap around alike."""
+    rows = [jax.lax.bitcast_convert_type(x, jnp.int32).reshape(-1) for x in leaves]
+    return jnp.concatenate(rows)
+
+
+def _from_words(words: jax.Array, like: list[jax.Array]) -> list[jax.Array]:
+    """The arrays of `_as_words` again, with the shapes and dtypes of `like`."""
+    ends = np.cumsum([x.size for x in like])[:-1]
+    parts = jnp.split(words, ends)
+
+    def restored(part, x):
+        return jax.lax.bitcast_convert_type(part.reshape(x.shape), x.dtype)
+
+    return [restored(part, x) for part, x in zip(parts, like, strict=True)]
 
 
 def _over_blocks(
@@ -340,7 +380,8 @@ def _over_blocks(
         return step(0, empty)
     # clients are laid out longest first: empty blocks are last
     used = jnp.sum(jnp.any(slots.active, axis=1), dtype=jnp.int32)
-    return jax.lax.fori_loop(0, used, step, empty)
+    with jax.named_scope("blocks"):
+        return jax.lax.fori_loop(0, used, step, empty)
 
 
 def _add_block(total: jax.Array, x: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +12,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_fm.cpu_devices import forget_the_variable, use_cpu_cores_as_devices
+from fedjax_fm.engine.target import Target, this_machine
 from fedjax_fm.types import Tree
 
 __all__ = [
     "by_each_device",
     "client_mesh",
     "compiler_options",
-    "memory_of",
     "over_model",
     "shared_by_cores",
     "use_cpu_cores_as_devices",
@@ -33,12 +32,16 @@ ALIGNMENT = 64  # bytes
 VECTORS = ("bias", "scale")  # leaves of nnx that hold a vector, stacked or not
 
 
-def client_mesh(n_devices: int | None = None, model: int = 1) -> Mesh:
+def client_mesh(
+    n_devices: int | None = None, model: int = 1, target: Target | None = None
+) -> Mesh:
     """A mesh with the axes `clients` and `model`.
 
     Args:
-      n_devices: how many of this machine's; default all.
+      n_devices: how many of the target's; default all, which JAX then orders by their
+        links. Of fewer the first ones are taken, as they come.
       model: size of the axis `model`, over which backbones are split.
+      target: whose devices; None: this machine's.
 
     Raises:
       ValueError: there are fewer devices, or `model` does not divide them.
@@ -47,19 +50,23 @@ def client_mesh(n_devices: int | None = None, model: int = 1) -> Mesh:
       >>> dict(client_mesh(2).shape)
       {'clients': 2, 'model': 1}
     """
-    available = jax.devices()
+    target = this_machine() if target is None else target
+    available = target.devices
     n_devices = len(available) if n_devices is None else n_devices
     if not 1 <= n_devices <= len(available):
         raise ValueError(
-            f"expected 1 <= devices <= {len(available)}, the devices of this "
-            f"machine, got {n_devices}"
+            f"expected 1 <= devices <= {len(available)}, the devices of "
+            f"{target.name}, got {n_devices}"
         )
     if model < 1 or n_devices % model:
         raise ValueError(
             f"expected model_parallel to divide the {n_devices} devices, got {model}"
         )
-    grid = np.array(available[:n_devices]).reshape(-1, model)
-    return Mesh(grid, (CLIENTS, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
+    shape, types = (n_devices // model, model), (AxisType.Auto, AxisType.Auto)
+    if n_devices == len(available):
+        return jax.make_mesh(shape, (CLIENTS, MODEL), types, devices=available)
+    grid = np.array(available[:n_devices]).reshape(shape)
+    return Mesh(grid, (CLIENTS, MODEL), axis_types=types)
 
 
 def by_each_device(function: Callable, mesh: Mesh, axes: set[str]) -> Callable:
@@ -126,14 +133,11 @@ def shared_by_cores(tree: Tree) -> Tree:
     """The tree in buffers that all CPU devices of this process can read.
 
     A copy of it "on every device" is then one copy: jax takes host memory as it is where
-    that is aligned. On other backends it is the tree as it came. Arrays of the caller's are
-    copied, as they may be written to later.
+    that is aligned. Arrays of the caller's are copied, as they may be written to later.
 
     Args:
       tree: arrays of jax or numpy.
     """
-    if jax.default_backend() != "cpu":
-        return tree
 
     def shared(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
@@ -159,15 +163,18 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 @functools.cache
-def compiler_options() -> dict[str, Any]:
+def compiler_options(platform: str) -> dict[str, Any]:
     """XLA's options for whole rounds.
 
     On CPU, vectors as wide as the processor has them (XLA prefers half of AVX-512's):
     sums and updates of whole models ran up to 1.7 times faster. A compiler that does
     not know the option goes without.
+
+    Args:
+      platform: of the devices.
     """
     wide = {"xla_cpu_prefer_vector_width": 512}
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         return {}
     try:
         program = jax.jit(lambda x: x, compiler_options=wide)
@@ -175,17 +182,3 @@ def compiler_options() -> dict[str, Any]:
     except jax.errors.JaxRuntimeError:
         return {}
     return wide
-
-
-def memory_of(device: Any) -> int:
-    """Bytes that a device may hold.
-
-    Args:
-      device: of this process: another's cannot be asked. CPU devices share the
-        machine's memory.
-    """
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return of_machine // len(jax.devices())

@@ -35,6 +35,7 @@ def make_plan(
     block_size: int | None = None,
     lane_bytes: int = 1 << 40,
     fixed_devices: bool = True,
+    platform: str = "cpu",
 ) -> Plan:
     """Lays `capacity` clients over `n_devices`.
 
@@ -49,6 +50,7 @@ def make_plan(
         state.
       fixed_devices: False lets a cohort that fits into one CPU block stay on one
         device, as talking to the second one would cost more than the round.
+      platform: of the devices, "cpu", "gpu" or "tpu".
 
     Returns:
       The layout; at most as many devices as clients.
@@ -60,10 +62,9 @@ def make_plan(
       >>> make_plan(100, 2, block_size=8)
       Plan(n_devices=2, block_size=8, n_blocks=7)
     """
-    on_cpu = jax.default_backend() == "cpu"
     if block_size is not None and block_size < 1:
         raise ValueError(f"expected block_size >= 1, got block_size={block_size}")
-    if block_size is None and on_cpu:
+    if block_size is None and platform == "cpu":
         block_size = max(CPU_BLOCK_BYTES // max(lane_bytes, 1), 1)
         if not fixed_devices and capacity <= block_size:
             n_devices = 1

@@ -5,7 +5,8 @@
 
 import copy
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from fedjax_fm import trees
 from fedjax_fm.engine.billing import Bill, of_limbs, total_bytes
+from fedjax_fm.engine.compiled import bytes_of_run
 from fedjax_fm.engine.data import DeviceData, read_cohort
-from fedjax_fm.engine.devices import compiler_options, over_model, shared_by_cores
+from fedjax_fm.engine.devices import over_model, shared_by_cores
 from fedjax_fm.engine.faults import Fault, is_good, no_fault
 from fedjax_fm.engine.keys import Purpose, derive
 from fedjax_fm.engine.parts import Cohort, Engine
@@ -29,12 +31,15 @@ from fedjax_fm.engine.state import (
     is_spilled,
     with_first_states,
 )
+from fedjax_fm.engine.target import Target
+from fedjax_fm.kernels.dispatch import compiled_for
 from fedjax_fm.population.population import Population
 from fedjax_fm.types import Sampler, Tree
 
 # Rounds per dispatch: the length of the metrics buffer, so that any number of rounds
 # reuses one program.
 ROUNDS_PER_DISPATCH = 128
+LOWERING = {"gpu": "cuda"}  # JAX's name of a platform, where it is another for lowering
 
 
 # Fused
@@ -67,7 +72,8 @@ def fused(
     def one_round(state: RoundState):
         round_key = jax.random.fold_in(key, state.round)
         cohort_key = derive(round_key, Purpose.COHORT)
-        ids, n_active, sampler_state = sampler.draw(state.sampler, cohort_key)
+        with jax.named_scope("deal"):
+            ids, n_active, sampler_state = sampler.draw(state.sampler, cohort_key)
         cohort = Cohort(ids=ids, n_active=n_active, data_places=ids, state_places=ids)
         after, metrics, fault = round_step(
             engine, backbone, data, state=state, cohort=cohort, key=round_key
@@ -158,6 +164,7 @@ class HostLoop:
       population: the clients' data.
       data: all of it on the device, or None to stream every cohort.
       sharding: where what is streamed goes.
+      options: of XLA.
     """
 
     def __init__(
@@ -167,14 +174,14 @@ class HostLoop:
         population: Population,
         data: DeviceData | None,
         sharding: NamedSharding,
+        options: Mapping[str, Any],
     ):
         self.population, self.data = population, data
         self._sharding = sharding
         self._draw = jax.jit(sampler.draw)
         step = functools.partial(_step, engine)
         # pmap dispatches by itself; what lies around it runs operation by operation.
-        options = compiler_options()
-        compiled = jax.jit(step, donate_argnums=0, compiler_options=options)
+        compiled = jax.jit(step, donate_argnums=0, compiler_options=dict(options))
         self.step = step if engine.parallel == "pmap" else compiled
 
     def with_data(self, population: Population, data: DeviceData | None) -> "HostLoop":
@@ -297,10 +304,17 @@ def _step(
 
 
 class Ready(NamedTuple):
-    """Rounds that are compiled for operands of these shapes."""
+    """Rounds that are compiled for operands of these shapes.
+
+    Attributes:
+      shapes: of the operands of `fused`: state, backbone, data, rounds, key.
+      compiled: the executable, a `jax.stages.Compiled`.
+      seconds: that tracing, lowering and compiling took.
+    """
 
     shapes: Any
-    compiled: Callable
+    compiled: Any
+    seconds: float
 
 
 class Programs:
@@ -311,6 +325,9 @@ class Programs:
       population: the clients' data.
       backbone: the frozen parameters, moved to the devices.
       data: the whole population, or None to stream every cohort.
+      target: the devices' machines. Where they are not here, backbone and data are
+        known by shape and place alone, and rounds can be compiled but not run.
+      options: of XLA, for all rounds.
     """
 
     def __init__(
@@ -320,12 +337,15 @@ class Programs:
         population: Population,
         backbone: Tree,
         data: DeviceData | None,
+        target: Target,
+        options: Mapping[str, Any],
     ):
         self.engine, self.sampler, self.population = engine, sampler, population
+        self.target, self.options = target, options
         self.everywhere = NamedSharding(engine.mesh, P())
         sharding = over_model(backbone, engine.mesh)
-        self.backbone = jax.device_put(shared_by_cores(backbone), sharding)
-        self.data = self._on_devices(data)
+        self.backbone = self._on_devices(backbone, sharding)
+        self.data = self._on_devices(data, self.everywhere)
         # Only the carry is donated: what `run` hands in is a copy, or was given to it.
         # Where things lie is said for what comes out, too: XLA would leave the server's
         # state split over the axis `model`, which the next dispatch is not compiled for.
@@ -334,17 +354,25 @@ class Programs:
             functools.partial(fused, engine, sampler),
             donate_argnums=0,
             out_shardings=(places, *[self.everywhere] * 3),
-            compiler_options=compiler_options(),
+            compiler_options=dict(options),
         )
         self.ready: Ready | None = None
         self.loop = HostLoop(
-            engine, sampler, population, data=self.data, sharding=self.everywhere
+            engine,
+            sampler,
+            population,
+            data=self.data,
+            sharding=self.everywhere,
+            options=options,
         )
 
-    def _on_devices(self, data: DeviceData | None) -> DeviceData | None:
-        if data is None:
-            return None
-        return jax.device_put(shared_by_cores(data), self.everywhere)
+    def _on_devices(self, tree: Any, sharding: Any) -> Any:
+        """The tree where it belongs; its shapes and places where that is not here."""
+        if not self.target.is_here:
+            return _at(tree, sharding)
+        if self.target.platform == "cpu":
+            tree = shared_by_cores(tree)
+        return jax.device_put(tree, sharding)
 
     def of(self, engine: Engine) -> "Programs":
         """The same for another engine of the same layout; nothing is moved."""
@@ -354,6 +382,8 @@ class Programs:
             self.population,
             backbone=self.backbone,
             data=self.data,
+            target=self.target,
+            options=self.options,
         )
 
     def with_data(
@@ -361,34 +391,77 @@ class Programs:
     ) -> "Programs":
         """The same for other data; what is compiled is kept where the engine is the same."""
         other = copy.copy(self if engine == self.engine else self.of(engine))
-        other.population, other.data = population, self._on_devices(data)
+        other.population = population
+        other.data = self._on_devices(data, self.everywhere)
         other.loop = other.loop.with_data(population, other.data)
         return other
 
-    def bytes_needed(self, state: RoundState, *operands: Any) -> float | None:
+    def compile(self, state: RoundState, key: jax.Array) -> Ready:
+        """Compiles the rounds, once; `run` uses what is compiled.
+
+        Args:
+          state: before the first round, by shape.
+          key: of a run.
+
+        Raises:
+          jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED, the compiler says that the
+            rounds do not fit the devices.
+        """
+        operands = self._operands(state, key)
+        shapes = trees.shapes(operands)
+        if self.ready is not None and self.ready.shapes == shapes:
+            return self.ready
+        begin = time.perf_counter()
+        lowered = self.lower(state, key)
+        compiled = lowered.compile()
+        seconds = time.perf_counter() - begin
+        self.ready = Ready(shapes=shapes, compiled=compiled, seconds=seconds)
+        return self.ready
+
+    def _operands(self, state: RoundState, key: jax.Array) -> tuple:
+        """The operands of `fused`, by shape and place."""
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        rest = _at((count, key), self.everywhere)
+        return (self.places(state), self.backbone, self.data, *rest)
+
+    def lower(self, state: RoundState, key: jax.Array) -> Any:
+        """The rounds for the target, whose platform may be another than JAX's default.
+
+        Args:
+          state: before the first round, by shape.
+          key: of a run.
+
+        Returns:
+          A `jax.stages.Lowered`.
+        """
+        operands = self._operands(state, key)
+        if self.target.is_here:
+            return self.fused.lower(*operands)
+        platform = self.target.platform
+        with compiled_for(platform):
+            traced = self.fused.trace(*operands)
+            name = LOWERING.get(platform, platform)
+            return traced.lower(lowering_platforms=(name,))
+
+    def bytes_needed(self, state: RoundState, key: jax.Array) -> float | None:
         """What the rounds need on a device while they run; compiles them, once.
 
         Args:
-          state: shapes and places, from `places`.
-          *operands: the others of `fused`.
+          state: before the first round, by shape.
+          key: of a run.
 
         Returns:
           Bytes; infinity where the compiler says that they do not fit, None where it
           does not say.
         """
         try:
-            compiled = self.fused.lower(state, *operands).compile()
+            ready = self.compile(state, key)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 return float("inf")
             raise
-        self.ready = Ready(trees.shapes((state, *operands)), compiled)
-        found = compiled.memory_analysis()
-        if found is None:
-            return None
-        outputs = found.output_size_in_bytes - found.alias_size_in_bytes
-        needed = found.argument_size_in_bytes + found.temp_size_in_bytes + outputs
-        return float(needed)
+        found = ready.compiled.memory_analysis()
+        return None if found is None else float(bytes_of_run(found))
 
     def _program_for(self, operands: tuple) -> Callable:
         """The rounds as they were compiled to be measured, or as jit compiles them."""
@@ -408,15 +481,8 @@ class Programs:
         Args:
           state: shapes.
         """
-
-        def at(place: NamedSharding, tree: Tree) -> Tree:
-            def one(leaf):
-                return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-            return jax.tree.map(one, tree)
-
-        rest = at(self.everywhere, state._replace(clients=(), uplinks=()))
-        stores = at(self.engine.state_sharding, (state.clients, state.uplinks))
+        rest = _at(state._replace(clients=(), uplinks=()), self.everywhere)
+        stores = _at((state.clients, state.uplinks), self.engine.state_sharding)
         return rest._replace(clients=stores[0], uplinks=stores[1])
 
     def placed(self, state: RoundState) -> RoundState:
@@ -517,6 +583,21 @@ class Programs:
         engine = self.engine._replace(searches_each=True)
         _, _, found = self.of(engine).run(state, 1, key, first_rows)
         return fault if found == Fault.NONE else found
+
+
+def _at(tree: Tree, sharding: Any) -> Tree:
+    """The tree by shapes and places.
+
+    Args:
+      tree: arrays or shapes.
+      sharding: one for all leaves, or a tree of them.
+    """
+
+    def one(leaf, place):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    places = jax.tree.broadcast(sharding, tree)
+    return jax.tree.map(one, trees.shapes(tree), places)
 
 
 def _copy(leaf: Any) -> Any:

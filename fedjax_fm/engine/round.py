@@ -227,13 +227,17 @@ def _repeat(
 def _exchange(
     bound: BoundExchange, context: RoundContext, running: RoundCarry
 ) -> RoundCarry:
-    """One exchange, in its six stages."""
+    """One exchange, in its six stages; profilers show them by their names."""
     downlink = running.downlinks[bound.index]
-    down = broadcast(bound, running.server, downlink, context.passage.key)
-    seating = _select(bound, context, running, down)
+    with jax.named_scope("broadcast"):
+        down = broadcast(bound, running.server, downlink, context.passage.key)
+    with jax.named_scope("deal"):
+        seating = _select(bound, context, running, down)
     result = _work(bound, context, running, down, seating.slots)
-    aggregate = _reduce(bound, context, seating, result)
-    server, metrics = _serve(bound, context, running, aggregate)
+    with jax.named_scope("reduce"):
+        aggregate = _reduce(bound, context, seating, result)
+    with jax.named_scope("server"):
+        server, metrics = _serve(bound, context, running, aggregate)
     counted = _count(bound, context, running, seating, result)
     served = counted._replace(server=server, sums=_with_gauges(counted.sums, metrics))
     return _with_states(bound, served, down, seating, result)

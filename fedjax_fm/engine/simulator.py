@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -14,8 +14,10 @@ from fedjax_fm import checks, trees
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.arguments import check_delta, check_kinds, check_state
 from fedjax_fm.engine.billing import bytes_per_client, unless_empty
+from fedjax_fm.engine.compiled import Compiled, does_not_fit
 from fedjax_fm.engine.data import DeviceData, of_population, shapes_of
-from fedjax_fm.engine.devices import client_mesh, memory_of
+from fedjax_fm.engine.devices import client_mesh
+from fedjax_fm.engine.devices import compiler_options as options_of
 from fedjax_fm.engine.faults import Fault, error_of
 from fedjax_fm.engine.guarantee import check_rounds, check_sampling, with_epsilon
 from fedjax_fm.engine.parts import Engine
@@ -30,6 +32,7 @@ from fedjax_fm.engine.shapes import (
 )
 from fedjax_fm.engine.state import HostStore, RoundState, SimulationState
 from fedjax_fm.engine.summary import Layout, summary
+from fedjax_fm.engine.target import Target, this_machine
 from fedjax_fm.population import samplers
 from fedjax_fm.population.population import Population
 from fedjax_fm.types import Algorithm, Behaviour, Channel, Sampler, Setting, Tree
@@ -39,6 +42,7 @@ Callback = Callable[[int, SimulationState, dict[str, np.ndarray]], Any]
 MOST_SEED = 2**63 - 1
 # bytes of all clients' states; smaller ones lie whole on every device, which saves talk
 SHARED_FROM = 64 << 20
+_TARGET_HINT = "make one with aot.topology('v5e:2x4')"
 
 
 class Simulator:
@@ -68,6 +72,9 @@ class Simulator:
         `run`, the state that went in is used up.
       memory: bytes a device may use; default all. "auto" keeps data and states on the
         device while each takes at most a quarter of it.
+      target: machines; default this one. For others, of `fedjax_fm.aot.topology`, the
+        rounds can be compiled, not run; backbone and delta may then be shapes.
+      compiler_options: of XLA, for the rounds, besides those that are set here.
 
     Raises:
       TypeError, ValueError: an argument is of another kind or makes no sense; a private
@@ -106,6 +113,8 @@ class Simulator:
         data: Where = "auto",
         states: Where = "auto",
         memory: int | None = None,
+        target: Target | None = None,
+        compiler_options: Mapping[str, Any] | None = None,
     ):
         check_kinds(
             algorithm=algorithm,
@@ -136,10 +145,14 @@ class Simulator:
         self.sampler = _sampler_of(algorithm, sampler, self.setting)
         self._model_parallel = model_parallel
         self._devices, self._block_size = devices, block_size
-        self._n_devices = client_mesh(devices, model_parallel).size // model_parallel
+        checks.instance("target", target, Target, _TARGET_HINT, optional=True)
+        self.target = this_machine() if target is None else target
+        self._options = options_of(self.target.platform) | dict(compiler_options or {})
+        mesh = client_mesh(devices, model_parallel, self.target)
+        self._n_devices = mesh.size // model_parallel
         # refuses impossible sizes at once
         make_plan(self.sampler.capacity, self._n_devices, block_size)
-        self.memory = memory or memory_of(jax.local_devices()[0])
+        self.memory = memory or self.target.memory
         self._limited = memory is not None
         self._states = states
         is_large = trees.nbytes(population.arrays) > self.memory // 4
@@ -235,13 +248,16 @@ class Simulator:
         """
         if self.plan == plan:
             return
-        mesh = client_mesh(plan.n_devices * self._model_parallel, self._model_parallel)
+        n_devices, parts = plan.n_devices * self._model_parallel, self._model_parallel
+        mesh = client_mesh(n_devices, parts, self.target)
         self._programs = Programs(
             self._make_engine(plan=plan, mesh=mesh),
             self.sampler,
             self.population,
             backbone=self.backbone,
             data=None if self.streams else of_population(self.population),
+            target=self.target,
+            options=self._options,
         )
         self.backbone = self._programs.backbone
         if self._shapes is not None:
@@ -260,11 +276,91 @@ class Simulator:
         Raises:
           TypeError, ValueError: delta is empty, or holds what is no finite array; a
             client's state changes its form in a round.
+          RuntimeError: the target's machines are not here.
         """
+        if not self.target.is_here:
+            raise RuntimeError(
+                f"this simulator is for {self.target.name}, which is not here: call "
+                "`compile(delta)`, or make one without `target`"
+            )
         check_delta(delta)
         key = self.key
         if seed is not None:
             key = jax.random.key(checks.whole("seed", seed, least=0, most=MOST_SEED))
+        self._prepare(delta)
+        placed = self.programs.placed(self.first_state(delta, key))
+        return SimulationState(carry=placed, key=key, algorithm=self.algorithm)
+
+    def compile(self, delta: Tree) -> Compiled:
+        """Compiles the rounds for the target, before anything is run.
+
+        `run` uses what is compiled here: nothing is compiled twice.
+
+        Args:
+          delta: the trainable tree, or its shapes.
+
+        Returns:
+          The program and what can be said of it: bytes on each device, what is donated,
+          what devices send to each other.
+
+        Raises:
+          DoesNotFit: the rounds need more memory than a device of the target has.
+          ValueError: the host drives these rounds (streamed data, spilled states,
+            pmap), one program a round: they are compiled as they run.
+
+        Example:
+          >>> import optax, fedjax_fm as ffm
+          >>> task = ffm.Task(lambda w, backbone, batch, key: ((w - batch["x"]) ** 2, {}))
+          >>> population = ffm.Population.from_clients([{"x": np.ones(4)}] * 3)
+          >>> method = ffm.fedavg(task, optax.sgd(0.1), epochs=1, batch_size=2)
+          >>> simulator = Simulator(method, population, cohort_size=2)
+          >>> simulator.compile(jax.ShapeDtypeStruct((), jnp.float32)).fits
+          True
+        """
+        state = self._prepared_ahead(delta)
+        try:
+            ready = self.programs.compile(state, self.key)
+        except jax.errors.JaxRuntimeError as error:
+            raise does_not_fit(error, self.target) from error
+        return Compiled(
+            target=self.target,
+            engine=self.engine,
+            program=ready.compiled,
+            state=state,
+            backbone=self.programs.backbone,
+            data=self.programs.data,
+            seconds=ready.seconds,
+            memory=self.memory,
+        )
+
+    def lower(self, delta: Tree) -> Any:
+        """The rounds in the language of the target's compiler, not compiled.
+
+        Args:
+          delta: the trainable tree, or its shapes.
+
+        Returns:
+          A `jax.stages.Lowered`.
+
+        Raises:
+          ValueError: as for `compile`.
+        """
+        state = self._prepared_ahead(delta)
+        return self.programs.lower(state, self.key)
+
+    def _prepared_ahead(self, delta: Tree) -> RoundState:
+        """The state before the first round, by shape, for rounds of one program."""
+        self._prepare(delta)
+        if self.streams or self.spills or self.engine.parallel == "pmap":
+            raise ValueError(
+                "expected data and states on the device and parallel='shard_map' for "
+                f"rounds that are compiled ahead, got streamed data: {self.streams}, "
+                f"spilled states: {self.spills}, parallel={self.engine.parallel!r}"
+            )
+        return jax.eval_shape(self.first_state, trees.shapes(delta))
+
+    def _prepare(self, delta: Tree) -> None:
+        """Settles layout and messages; nothing is computed."""
         is_first = self._programs is None
         if is_first:
             self.lay_out(self._plan_for(delta))
@@ -277,8 +373,6 @@ class Simulator:
             self._share_states()
         if is_first and self._may_narrow:
             self._narrow_until_it_fits(delta)
-        placed = self.programs.placed(self.first_state(delta, key))
-        return SimulationState(carry=placed, key=key, algorithm=self.algorithm)
 
     def first_state(self, delta: Tree, key: jax.Array | None = None) -> RoundState:
         """The state of round 0, before it is placed on devices.
@@ -349,12 +443,13 @@ class Simulator:
             lane_bytes=3
             * trees.nbytes(trees.shapes(delta)),  # delta, upload, optimizer
             fixed_devices=self._devices is not None or self._model_parallel > 1,
+            platform=self.target.platform,
         )
 
     @property
     def _may_narrow(self) -> bool:
         """Whether the block's size is ours to choose, and memory is limited."""
-        is_limited = self._limited or jax.default_backend() != "cpu"
+        is_limited = self._limited or self.target.platform != "cpu"
         return self._block_size is None and is_limited
 
     def _narrow_until_it_fits(self, delta: Tree) -> None:
@@ -365,17 +460,13 @@ class Simulator:
         """
         if self.streams or self.spills:
             return
-        operands = (self.backbone, self.data, jnp.int32(1), self.key)
+        state = jax.eval_shape(self.first_state, trees.shapes(delta))
         while (plan := self.engine.plan).block_size > 1:
-            needed = self.programs.bytes_needed(self._placed_shapes(delta), *operands)
+            needed = self.programs.bytes_needed(state, self.key)
             if needed is None or needed <= self.memory:
                 return
             half = plan.block_size // 2
             self.lay_out(make_plan(self.sampler.capacity, plan.n_devices, half))
-
-    def _placed_shapes(self, delta: Tree) -> RoundState:
-        """The state before the first round, by shapes and places."""
-        return self.programs.places(jax.eval_shape(self.first_state, delta))
 
     # Rounds
 

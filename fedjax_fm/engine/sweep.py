@@ -194,7 +194,9 @@ def _run(
     begin_all = jax.jit(jax.vmap(begin))
     carry = begin_all(keys, values)
     lanes_of_rounds = jax.vmap(some_rounds, in_axes=(0, 0, 0, 0, None, None))
-    run = jax.jit(lanes_of_rounds, compiler_options=compiler_options())
+    run = jax.jit(
+        lanes_of_rounds, compiler_options=compiler_options(simulator.target.platform)
+    )
     n_lanes = len(grid.seeds)
     parts, done, alive = [], np.zeros(n_lanes, np.int64), np.ones(n_lanes, bool)
     for first in range(0, rounds, ROUNDS_PER_DISPATCH):

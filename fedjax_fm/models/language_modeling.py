@@ -85,7 +85,8 @@ def token_losses(
     def step(_, some):
         return None, jax.lax.cond(jnp.any(some[1] != IGNORED), losses, nothing, *some)
 
-    _, stacked = jax.lax.scan(step, None, (parts, targets))
+    with jax.named_scope("chunks"):
+        _, stacked = jax.lax.scan(step, None, (parts, targets))
     found = stacked.reshape(-1)[:n]
     in_order = jnp.zeros(n).at[order].set(found, unique_indices=True)
     return in_order.reshape(labels.shape)

@@ -99,7 +99,8 @@ def scan_layers(
             with in_layer(number):
                 return step(nnx.merge(graphdef, shared, layer_state), carry, x)
 
-        carry, ys = jax.lax.scan(body, carry, (state, numbers, here))
+        with jax.named_scope("layers"):
+            carry, ys = jax.lax.scan(body, carry, (state, numbers, here))
         start += n_layers
         outputs.append(ys)
     if len(outputs) == 1:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fedjax_fm.aot import hlo
 from fedjax_fm.cli import main
-from fedjax_fm.experiments.bench import floor, hlo, profile
+from fedjax_fm.experiments.bench import floor, profile
 from fedjax_fm.experiments.bench.workloads import WORKLOADS
 
 

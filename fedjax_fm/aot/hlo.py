@@ -16,7 +16,11 @@ _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPCODE = re.compile(r"([a-z][\w\-]*)\(([^)]*)\)")
 _ARRAY = re.compile(r"([a-z]+[0-9]*)\[([0-9,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
-_CALLS = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_CALLS = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)="
+    r"%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _PLACE = re.compile(r'op_name="([^"]*)"')
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([0-9,]*)\}")
@@ -123,9 +127,9 @@ class Program(NamedTuple):
           name: of the operation.
         """
         operation = self.operations[name]
-        given = _nbytes(operation.shapes)
+        given = nbytes(operation.shapes)
         known = [one for one in operation.operands if one in self.operations]
-        read = [_nbytes(self.operations[one].shapes) for one in known]
+        read = [nbytes(self.operations[one].shapes) for one in known]
         opcodes = {self.operations[one].opcode for one in self.inside(name)}
         if "dynamic-update-slice" in opcodes:
             small = [size for size in read if size < given]
@@ -152,7 +156,12 @@ class Program(NamedTuple):
         return math.prod(left[int(axis)] for axis in axes)
 
 
-def _nbytes(shapes: list[Shape]) -> float:
+def nbytes(shapes: list[Shape]) -> float:
+    """Bytes of arrays.
+
+    Args:
+      shapes: their dtypes and dimensions.
+    """
     return sum(BYTES.get(dtype, 4) * math.prod(sizes) for dtype, sizes in shapes)
 
 
@@ -187,11 +196,16 @@ def _operation(text: str) -> Operation:
         opcode=opcode,
         shapes=[(kind, _sizes(sizes)) for kind, sizes in _ARRAY.findall(before)],
         operands=_NAME.findall(inside),
-        calls=_CALLS.findall(text),
+        calls=[*_CALLS.findall(text), *_branches(text)],
         place=place.group(1) if place else "",
         frame=int(frame.group(1)) if frame else 0,
         text=text,
     )
+
+
+def _branches(text: str) -> list[str]:
+    found = _BRANCHES.search(text)
+    return _NAME.findall(found.group(1)) if found else []
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -1,0 +1,104 @@
+"""Rounds compiled by the real compilers for TPUs and GPUs; nothing is run.
+
+They are installed apart, into `.venv-test/aot` (see the Makefile): with libtpu on its
+path JAX would look for a TPU in every other test.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("compile_small.py")
+APART = Path(sys.prefix) / "aot"
+DELTA = 512 * 8 * 4  # bytes of the trainable tree
+# Beside it: the sum and the count of the loss and of the weights, and one vector of
+# counts with a fault a device.
+SCALARS = 3 * 4 + 2 * 4
+CHANNELS = ["top_k", "error_feedback", "downlink", "model", "model_and_downlink"]
+
+
+def needs(module):
+    there = (APART / module).is_dir() or importlib.util.find_spec(module) is not None
+    return pytest.mark.skipif(not there, reason=f"needs the package {module}")
+
+
+def compiled(topology, *cases):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), topology, *cases],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def sums_of(report):
+    return [one for one in report["collectives"] if one["op"] == "all-reduce"]
+
+
+def check_sums(report, n_devices):
+    """A round sends the trainable tree and a few numbers, however many clients it has."""
+    (sums,) = sums_of(report)
+    assert sums["axis"] == "clients"
+    assert sums["level"] == "round"
+    assert sums["operations"] == 2
+    assert sums["bytes"] == DELTA + SCALARS + 4 * n_devices
+    assert report["floor"] == round(2 * (n_devices - 1) / n_devices * DELTA)
+    assert report["sent_each_round"] < report["floor"] + 300
+
+
+@needs("libtpu")
+def test_for_tpus():
+    found = compiled("v5e:2x4", "plain", "large_cohort", *CHANNELS)
+    check_sums(found["plain"], 8)
+    check_sums(found["large_cohort"], 8)
+    for name in CHANNELS:  # refused before: a kernel where XLA may split it
+        assert found[name]["kernels"]["tpu_custom_call"] >= 1, name
+    plain = found["plain"]
+    assert plain["kernels"] == {}
+    assert plain["fits"]
+    assert plain["memory"] == int(15.75 * 2**30)
+    # The state takes its own place: the server's weights and a few numbers.
+    assert plain["donated"] >= plain["server"] == DELTA
+    assert plain["temporaries"] < 4 << 20
+    assert found["model"]["mesh"] == {"clients": 4, "model": 2}
+    assert found["model"]["backbone"] == plain["backbone"] / 2
+
+
+@needs("jax_cuda12_plugin")
+def test_for_gpus():
+    found = compiled("h100:8", "plain", "large_cohort", "error_feedback")
+    check_sums(found["plain"], 8)
+    check_sums(found["large_cohort"], 8)
+    assert all(one["donated"] >= DELTA for one in found.values())
+    assert all(one["fits"] for one in found.values())
+
+
+@needs("libtpu")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "n_devices"), [("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:2x4", 8)]
+)
+def test_for_other_tpus(topology, n_devices):
+    found = compiled(topology, "plain", "top_k")
+    check_sums(found["plain"], n_devices)
+    assert found["top_k"]["kernels"]["tpu_custom_call"] >= 1
+
+
+@needs("libtpu")
+@pytest.mark.slow
+def test_a_topology_that_there_is_not():
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "v5e:3x5", "plain"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert "libtpu knows no topology 'v5e:3x5'" in done.stderr
+    assert "v5e:2x4" in done.stderr
