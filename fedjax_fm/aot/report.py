@@ -11,7 +11,7 @@ from fedjax_fm import trees
 from fedjax_fm.aot.collectives import Collective, collectives_of
 from fedjax_fm.aot.hlo import Program, parsed
 from fedjax_fm.engine.compiled import Compiled
-from fedjax_fm.engine.devices import CLIENTS
+from fedjax_fm.engine.devices import CLIENTS, MODEL
 from fedjax_fm.engine.parts import Engine
 from fedjax_fm.types import Tree
 
@@ -39,7 +39,8 @@ class Report:
       collectives: what devices send to each other, like ones added up.
       n_collectives: how many operations each of these is.
       sent_each_round: by a device along the axis `clients`, once a round.
-      floor: of that: 2 (n - 1) / n of the trainable tree.
+      floor: of that: 2 (n - 1) / n of the trainable tree, of which the devices along the
+        axis `model` send a part each.
       kernels: {kernel: calls in the program}.
       seconds: of tracing, lowering and compiling.
     """
@@ -125,7 +126,7 @@ def report(compiled: Compiled) -> Report:
         collectives=rows,
         n_collectives=counts,
         sent_each_round=_sent_each_round(found),
-        floor=round(2 * (n - 1) / n * delta),
+        floor=round(2 * (n - 1) / n * delta / mesh[MODEL]),
         kernels=_kernels(program),
         seconds=compiled.seconds,
     )
