@@ -541,6 +541,7 @@ def compile_rounds(
     steps: int = 1,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     frozen: str = "dense",
+    remat: Literal["none", "dots", "full"] = "dots",
     uplink: str | None = None,
     downlink: str | None = None,
     model_parallel: int = 1,
@@ -569,6 +570,8 @@ def compile_rounds(
         steps: local steps.
         dtype: of weights and activations.
         frozen: dense, int8, nf4 or nf4_double.
+        remat: what layers keep for their gradients: everything (none), products with
+          weights (dots) or their input alone (full).
         uplink: a channel, such as "top_k:0.1|quantize:4".
         downlink: likewise.
         model_parallel: devices over which the backbone is split.
@@ -594,6 +597,7 @@ def compile_rounds(
         steps=steps,
         dtype=dtype,
         frozen=frozen,
+        remat=remat,
     )
     found = command.compiled(
         topology,

@@ -1,7 +1,7 @@
 """Rounds of fine-tuning a known architecture, by shape: no weight is read or made."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -35,6 +35,7 @@ class Setup:
       steps: local steps.
       dtype: of weights and activations.
       frozen: "dense", or the few bits of `models.quantize`.
+      remat: what layers keep for their gradients, see `tasks.remat`.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Setup:
     steps: int = 1
     dtype: str = "bfloat16"
     frozen: str = "dense"
+    remat: Literal["none", "dots", "full"] = "dots"
 
 
 def simulator(
@@ -120,9 +122,8 @@ def _adapted(setup: Setup) -> peft.Adapted:
 
 
 def _task(setup: Setup, adapted: peft.Adapted) -> Task:
-    if setup.classes is None:
-        return tasks.language_modeling(adapted)
-    return tasks.classification(adapted)
+    make = tasks.language_modeling if setup.classes is None else tasks.classification
+    return tasks.remat(make(adapted), setup.remat)
 
 
 def _population(setup: Setup) -> Population:

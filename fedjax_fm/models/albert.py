@@ -23,6 +23,7 @@ from fedjax_fm.models.bert import (
 )
 from fedjax_fm.models.classifier import classifier
 from fedjax_fm.models.randomness import in_layer, randomness
+from fedjax_fm.models.remat import checkpointed
 from fedjax_fm.models.virtual_tokens import seen_by_all
 from fedjax_fm.models.weights import Naming
 
@@ -120,7 +121,6 @@ class AlbertLayer(nnx.Module):
 
 
 # Kept for the backward pass, as in `run_stacked`.
-_KEPT = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 
 class AlbertEncoder(nnx.Module):
@@ -150,8 +150,7 @@ class AlbertEncoder(nnx.Module):
                 def apply(state, hidden):
                     return nnx.merge(graphdef, state)(hidden, mask)
 
-                run = jax.checkpoint(apply, policy=_KEPT, prevent_cse=False)
-                return run(state, hidden), None
+                return checkpointed(apply)(state, hidden), None
 
         hidden = self.embedding_hidden_mapping_in(embedded)
         hidden, _ = jax.lax.scan(body, hidden, jnp.arange(self.n_layers))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_fm.models.randomness import in_layer, key_for
+from fedjax_fm.models.remat import checkpointed
 
 
 class Shared(nnx.Param):
@@ -115,7 +116,7 @@ def run_stacked(
 
     The backward pass keeps what matrix products with weights gave and computes the rest
     again (norms, activations, attention): that is less work than writing it to memory
-    and reading it back.
+    and reading it back. `tasks.remat` chooses otherwise.
 
     Args:
       layers: of `stack`, or `Segments` of such.
@@ -137,17 +138,12 @@ def run_stacked(
     """
 
     def step(layer, hidden, own):
-        # jax.checkpoint takes the state: nnx modules cannot be its arguments.
         graphdef, state = nnx.split(layer)
         given = context if own is None else (*context, own)
 
         def apply(state: nnx.State, hidden: jax.Array) -> jax.Array:
             return nnx.merge(graphdef, state)(hidden, *given)
 
-        # Inside a scan nothing could be shared between the passes anyway: prevent_cse
-        # would only cost.
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        run = jax.checkpoint(apply, policy=policy, prevent_cse=False)
-        return run(state, hidden), None
+        return checkpointed(apply)(state, hidden), None
 
     return scan_layers(layers, step, hidden, each)[0]

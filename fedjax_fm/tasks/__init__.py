@@ -7,6 +7,7 @@ from fedjax_fm.tasks.classification import classification, from_logits
 from fedjax_fm.tasks.features import language_features
 from fedjax_fm.tasks.language_modeling import language_modeling
 from fedjax_fm.tasks.regression import regression
+from fedjax_fm.tasks.remat import remat
 from fedjax_fm.tasks.token_classification import token_classification
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "language_features",
     "language_modeling",
     "regression",
+    "remat",
     "token_classification",
 ]

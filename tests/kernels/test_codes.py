@@ -262,3 +262,12 @@ def test_ternary_entries_are_a_sign_or_nothing() -> None:
     assert norm == np.abs(x).max()
     assert np.all((codes == 0) | (codes == np.sign(x)))
     assert codes[np.argmax(np.abs(x))] != 0
+
+
+def test_nf4_is_decoded_without_a_table() -> None:
+    """A gather would make index arrays as large as the matrix on TPUs."""
+    codes = jnp.arange(16, dtype=jnp.uint8)[None]
+    found = kernels.nf4_decode(codes, jnp.array([2.0]))
+    np.testing.assert_array_equal(found[0], 2 * np.array(NF4, np.float32))
+    text = jax.jit(kernels.nf4_decode).lower(codes, jnp.array([2.0])).as_text()
+    assert "gather" not in text
