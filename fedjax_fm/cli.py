@@ -58,6 +58,7 @@ def run(
     config: _File = None,
     resume: _Folder = None,
     add_seeds: tuple[int, ...] = (),
+    trace: _Folder = None,
 ) -> None:
     """Run a study, into a folder with results.json, RESULTS.md and report.html.
 
@@ -72,6 +73,7 @@ def run(
           started with.
         add_seeds: with --resume, more seeds after the results have been seen; the
           report says so.
+        trace: where JAX's profiler writes what it sees of the run.
     """
     study, chosen, folder = _opened(
         name=name,
@@ -90,7 +92,7 @@ def run(
         from fedjax_fm.study import cells
 
         cells.add_seeds(folder, add_seeds)
-    _go(study, chosen, folder, is_new=resume is None)
+    _go(study, chosen, folder, is_new=resume is None, trace=trace)
 
 
 def grid(
@@ -189,10 +191,12 @@ def _go(
     folder: "RunFolder",
     is_new: bool,
     only_tuning: bool = False,
+    trace: Path | None = None,
 ) -> None:
     """Runs a study; removes a new folder if nothing was computed before an error."""
     from rich.console import Console
 
+    from fedjax_fm.runs import runtime
     from fedjax_fm.study import command
 
     console = Console()
@@ -200,7 +204,8 @@ def _go(
     # A simulation that keeps checkpoints takes this signal over while it runs.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        command.go(folder, study, config, console, only_tuning=only_tuning)
+        with runtime.traced(trace):
+            command.go(folder, study, config, console, only_tuning=only_tuning)
     except (Interrupted, KeyboardInterrupt) as stop:
         why = str(stop) or "stopped"
         say(console, f"\n{why}. Go on with: fedjax-fm run --resume {folder.path}")
@@ -241,11 +246,12 @@ def finetune(words: list[str]) -> None:
     )
     if options.resume is not None:
         has_more = options.settings != Settings() or options.dry_run
-        if len(words) > 2 or has_more:
+        most = 2 if options.trace is None else 4
+        if len(words) > most or has_more:
             raise UsageError("--resume goes on with the run's own settings")
-        _finetune_again(options.resume)
+        _finetune_again(options.resume, options.trace)
         return
-    _finetune_anew(options.settings, options.dry_run)
+    _finetune_anew(options.settings, options.dry_run, options.trace)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,14 +262,16 @@ class _Finetune:
       settings: of the run.
       dry_run: says what a run would be, and computes two rounds to time one.
       resume: goes on with an interrupted run in this folder.
+      trace: where JAX's profiler writes what it sees of the run.
     """
 
     settings: Settings
     dry_run: bool = False
     resume: _Folder = None
+    trace: _Folder = None
 
 
-def _finetune_anew(settings: Settings, dry_run: bool) -> None:
+def _finetune_anew(settings: Settings, dry_run: bool, trace: Path | None) -> None:
     from rich.console import Console
 
     from fedjax_fm.finetune import command, plan
@@ -273,25 +281,31 @@ def _finetune_anew(settings: Settings, dry_run: bool) -> None:
         for line in plan.dry_run(settings):
             say(console, line)
         return
-    _finetune_go(command.begin(settings), settings, is_new=True)
+    _finetune_go(command.begin(settings), settings, is_new=True, trace=trace)
 
 
-def _finetune_again(place: Path) -> None:
+def _finetune_again(place: Path, trace: Path | None) -> None:
     from fedjax_fm.finetune import command
 
-    _finetune_go(*command.reopened(place), is_new=False)
+    _finetune_go(*command.reopened(place), is_new=False, trace=trace)
 
 
-def _finetune_go(folder: "RunFolder", settings: Settings, is_new: bool) -> None:
+def _finetune_go(
+    folder: "RunFolder", settings: Settings, is_new: bool, trace: Path | None
+) -> None:
     """Runs; a new folder in which nothing was computed goes away after an error."""
     from rich.console import Console
 
     from fedjax_fm.finetune import command
+    from fedjax_fm.runs import runtime
 
     console = Console()
+    if kept := runtime.keep_programs():
+        say(console, f"compiled programs are kept in {kept}")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        page = command.go(folder, settings, console)
+        with runtime.traced(trace):
+            page = command.go(folder, settings, console)
     except (Interrupted, KeyboardInterrupt) as stop:
         why = str(stop) or "stopped"
         again = f"fedjax-fm finetune --resume {folder.path}"

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.data import DeviceData
 from fedjax_fm.engine.devices import CLIENTS
+from fedjax_fm.engine.faults import NONE
 from fedjax_fm.engine.plan import Plan
 from fedjax_fm.types import (
     Algorithm,
@@ -90,6 +91,9 @@ class Cohort(NamedTuple):
     n_active: Any  # i32[]
     data_places: Any  # i32[C]
     state_places: Any  # i32[C]
+    # i32[]: of a round before that the host has not looked at yet; after a fault nothing
+    # changes any more
+    fault: Any = NONE
 
 
 class RoundInputs(NamedTuple):

@@ -217,6 +217,10 @@ class HostLoop:
     ) -> tuple[RoundState, list[Any], int]:
         """Up to `rounds` rounds; uses `state` up.
 
+        Whether a round went wrong is looked at when the next one is on its way, which
+        then changes nothing: the device does not wait for the host. (Rows of a spilled
+        store are waited for in any case.)
+
         Returns:
           (state, metrics of each round, fault).
         """
@@ -224,6 +228,8 @@ class HostLoop:
         if rounds == 0:  # nothing is drawn for nothing
             return state, found, int(Fault.NONE)
         first = int(state.round)
+        fault: Any = no_fault()  # of the round before
+        sampler = state.sampler  # before that round
         draw = functools.partial(self._drawn, key)
         with Prefetch(draw, first, first + rounds, state.sampler) as coming:
             for index in range(first, first + rounds):
@@ -232,13 +238,21 @@ class HostLoop:
                 # The sampler's state is being read by the next draw, so a round may
                 # not take its memory.
                 given = state._replace(sampler=())
-                after, metrics, fault = self._one(
-                    given, backbone, drawn=drawn, key=round_key, first_rows=first_rows
+                after, metrics, after_fault = self._one(
+                    given,
+                    backbone,
+                    drawn=drawn,
+                    key=round_key,
+                    first_rows=first_rows,
+                    fault=fault,
                 )
-                if int(fault) != Fault.NONE:  # the sampler as it was before the round
-                    return after._replace(sampler=state.sampler), found, int(fault)
+                if int(fault) != Fault.NONE:
+                    return after._replace(sampler=sampler), found[:-1], int(fault)
+                sampler, fault = state.sampler, after_fault
                 state = after._replace(sampler=drawn.sampler)
                 found.append(metrics)
+        if int(fault) != Fault.NONE:
+            return state._replace(sampler=sampler), found[:-1], int(fault)
         return state, found, int(Fault.NONE)
 
     def _one(
@@ -249,6 +263,7 @@ class HostLoop:
         drawn: Draw,
         key: Any,
         first_rows: Any,
+        fault: Any,
     ):
         """One round; the rows of a spilled store travel there and back."""
         slots = np.arange(len(drawn.ids), dtype=np.int32)
@@ -259,6 +274,7 @@ class HostLoop:
             n_active=np.int32(drawn.n_active),
             data_places=slots if is_streamed else drawn.ids,
             state_places=slots if spilled else drawn.ids,
+            fault=fault,
         )
         if not spilled:
             return self.step(state, backbone, data, cohort, key)

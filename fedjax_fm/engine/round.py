@@ -169,6 +169,7 @@ def _begin(
         "downlink": jnp.zeros((n, 3), jnp.uint32),
     }
     cohort = context.inputs.cohort
+    drawn = fault_of_draw(cohort.ids, cohort.n_active, engine.setting.n_clients)
     return RoundCarry(
         server=state.server,
         clients=gather(state.clients),
@@ -178,7 +179,7 @@ def _begin(
         processed=jnp.zeros(eligible.shape, jnp.uint32) if selects_some else (),
         sums={},
         counts=counts,
-        fault=fault_of_draw(cohort.ids, cohort.n_active, engine.setting.n_clients),
+        fault=jnp.minimum(drawn, cohort.fault),
     )
 
 

@@ -124,3 +124,33 @@ def test_a_sum_beyond_f32_leaves_spilled_states_as_they_were():
     assert store.rounds[0] == caught.value.state.round == 0
     assert not store.touched.any()
     assert (store.rows[0] == 0).all()
+
+
+def growing(delta, backbone, batch, key):
+    """A loss whose weight doubles with each round, until it is beyond f32."""
+    return delta["w"] * batch["x"] * -delta["w"], {}
+
+
+@pytest.mark.parametrize(
+    "how", [{"data": "host"}, {"states": "host"}, {"data": "host", "states": "host"}]
+)
+def test_a_fault_that_is_seen_late_changes_nothing_after_it(how):
+    """The next round is on its way by then; it ends as rounds in one program do."""
+    clients = [{"x": np.array([float(k)], np.float32)} for k in range(1, 7)]
+    algorithm = ffm.fedavg(
+        ffm.Task(growing), optax.sgd(1e3), local_steps=2, batch_size=1
+    )
+
+    def stopped(**how):
+        population = ffm.Population.from_clients(clients)
+        simulator = ffm.Simulator(algorithm, population, cohort_size=3, seed=3, **how)
+        with pytest.raises(ffm.NonFiniteClient) as caught:
+            simulator.run(simulator.init({"w": jnp.float32(1)}), 40)
+        return caught.value
+
+    expected, found = stopped(), stopped(**how)
+    assert str(found) == str(expected)
+    assert 1 < found.state.round < 40
+    assert found.state.round == expected.state.round == len(found.metrics["loss"])
+    np.testing.assert_array_equal(found.state.delta["w"], expected.state.delta["w"])
+    np.testing.assert_array_equal(found.metrics["loss"], expected.metrics["loss"])
