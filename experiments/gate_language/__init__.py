@@ -6,6 +6,7 @@ run (`--set task=reasoning`), SmolLM2-135M-Instruct, three seeds; a seed draws t
 that train and the adapter.
 
 conversations: what people of chitchat write, whose words are nowhere in training.
+prose: the next sentence of texts of 1961 that are held out whole; the Brown corpus.
 reasoning: made questions of eleven kinds; also how many answers are exactly right, and
 how many cannot be read. Much of what is gained in nats is the form of an answer.
 roles: speeches of plays that are held out; the model has probably read them.
@@ -41,7 +42,7 @@ HOW: dict[str, Any] = {"batch_size": 8, "bucket": 32}  # of evaluations
 class Config:
     """Settings of `fedjax-fm run gate_language`; change one by `--set name=value`."""
 
-    task: Literal["conversations", "reasoning", "roles"] = "conversations"
+    task: Literal["conversations", "prose", "reasoning", "roles"] = "conversations"
     model: str = MODEL
     train: int = 96  # texts
     test: int = 48

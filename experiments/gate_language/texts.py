@@ -5,7 +5,8 @@ does to them. A new one is a function that reads it and a line of `TASKS`.
 """
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -112,12 +113,48 @@ def roles() -> Texts:
     return Texts(say=say, train=train, validation=validation, test=test)
 
 
+def prose() -> Texts:
+    """The next sentence of a text of 1961 in the Brown corpus; whole texts are held out."""
+    table = datasets.load_brown()
+    documents = table["document"]
+    has_next = np.append(documents[1:] == documents[:-1], False)
+
+    def say(row: int) -> Conversation:
+        return [
+            _system(f"Go on with this text ({table['genre'][row]})."),
+            {"role": "user", "content": written(table["tokens"][row])},
+            {"role": "assistant", "content": written(table["tokens"][row + 1])},
+        ]
+
+    def of(split: str) -> np.ndarray:
+        return np.flatnonzero(has_next & (table["split"] == split))
+
+    return Texts(
+        say=say, train=of("train"), validation=of("validation"), test=of("test")
+    )
+
+
+def written(tokens: Sequence[str]) -> str:
+    """The tokens of the Brown corpus as people write.
+
+    Args:
+      tokens: words and marks; "``" and "''" are quotes.
+
+    Example:
+      >>> written(["``", "Well", "''", ",", "he", "said", "."])
+      '"Well", he said.'
+    """
+    text = " ".join(tokens).replace("`` ", '"').replace(" ''", '"')
+    return re.sub(r" ([.,;:?!)])", r"\1", text).replace("( ", "(")
+
+
 def _system(content: str) -> dict[str, Any]:
     return {"role": "system", "content": content}
 
 
 TASKS = {
     "conversations": LanguageTask(conversations, "tokens"),
+    "prose": LanguageTask(prose, "tokens"),
     "reasoning": LanguageTask(questions, "answers"),
     "roles": LanguageTask(roles, "tokens"),
 }

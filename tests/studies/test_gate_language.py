@@ -9,12 +9,19 @@ import pytest
 from small_runs import check_scores, run_arms, texts
 
 import fedjax_fm as ffm
-from fedjax_fm import models, tasks
+from fedjax_fm import datasets, models, tasks
 from fedjax_fm.datasets import reasoning
 from fedjax_fm.datasets.packaged.sources import MissingArchive
 from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.experiments.gate_language import STUDY, Config, data, exchanged
-from fedjax_fm.experiments.gate_language.texts import TASKS, LanguageTask, Texts, read
+from fedjax_fm.experiments.gate_language.texts import (
+    TASKS,
+    LanguageTask,
+    Texts,
+    prose,
+    read,
+    written,
+)
 from fedjax_fm.models.chat import load_chat
 
 N = 120
@@ -151,3 +158,29 @@ def test_the_texts_of_a_task_are_apart(name):
         answer = found.say(row)[-1]["content"]
         assert found.check(row, answer) == (True, True)
         assert found.check(row, "I do not know.") == (False, False)
+
+
+def test_tokens_of_the_brown_corpus_are_written_as_people_do():
+    tokens = ["``", "Well", "''", ",", "he", "said", "(", "aloud", ")", "."]
+    assert written(tokens) == '"Well", he said (aloud).'
+
+
+def test_prose_goes_on_with_the_sentence_after(monkeypatch):
+    documents = ["a", "a", "b", "b", "b"]
+    words = [("One", "."), ("Two", "."), ("Three", "."), ("Four", "."), ("Five", ".")]
+    tokens = np.empty(5, object)
+    tokens[:] = words
+    columns = {
+        "tokens": tokens,
+        "genre": np.array(["news"] * 5),
+        "document": np.array(documents),
+        "split": np.array(["train"] * 2 + ["test"] * 3),
+    }
+    table = datasets.Table(columns, {})
+    monkeypatch.setattr(datasets, "load_brown", lambda: table)
+    found = prose()
+    assert found.train.tolist() == [0]  # a text's last sentence has none after it
+    assert found.test.tolist() == [2, 3]
+    assert found.validation.tolist() == []
+    said = [message["content"] for message in found.say(2)]
+    assert said == ["Go on with this text (news).", "Three.", "Four."]
