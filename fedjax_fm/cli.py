@@ -432,7 +432,9 @@ def compare(
 
 
 def bench(
-    what: Annotated[Literal["engine", "kernels", "profile"], tyro.conf.Positional],
+    what: Annotated[
+        Literal["engine", "kernels", "profile", "accelerator"], tyro.conf.Positional
+    ],
     workload: Annotated[str | None, tyro.conf.Positional] = None,
     /,
     peers: bool = False,
@@ -441,6 +443,8 @@ def bench(
     json: bool = False,
     smoke: bool = False,
     cache: Path = Path("~/.cache/fedjax_fm/peers"),
+    minutes: float = 8.0,
+    out: _File = None,
 ) -> None:
     """Time whole rounds of several workloads, or array kernels, on this machine.
 
@@ -449,7 +453,8 @@ def bench(
 
     Args:
         what: engine: whole rounds of several workloads; kernels: selection, quantising
-          and packing on one core; profile: one round, by what its operations are for.
+          and packing on one core; profile: one round, by what its operations are for;
+          accelerator: one card for a few minutes, equality with the CPU first.
         workload: of `profile`.
         peers: also time other libraries, in turn with ours, each in a virtual
             environment made for it (kernels: the PyTorch that is installed here;
@@ -460,11 +465,16 @@ def bench(
         json: one JSON object a line instead of a table.
         smoke: tiny sizes, to see that everything works.
         cache: folder of the other libraries' environments.
+        minutes: of `accelerator`, after which nothing more is begun.
+        out: of `accelerator`: a file for its lines, each as soon as it is known.
     """
     # JAX reads our number of devices now, so that the peers' processes do not get it.
     importlib.import_module("fedjax_fm.engine")
     if repeats < 1:
         raise UsageError(f"expected repeats >= 1, got repeats={repeats}")
+    if what == "accelerator":
+        card = importlib.import_module("fedjax_fm.experiments.bench.accelerator")
+        sys.exit(card.run(minutes, out, as_json=json, smoke=smoke))
     if what == "profile":
         profiles = importlib.import_module("fedjax_fm.experiments.bench.profile")
         sys.exit(profiles.run(workload, as_json=json, smoke=smoke))

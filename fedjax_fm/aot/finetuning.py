@@ -57,6 +57,7 @@ def simulator(
     setup: Setup,
     target: Target,
     *,
+    weights: bool = False,
     uplink: Channel | None = None,
     downlink: Channel | None = None,
     **how: Any,
@@ -66,11 +67,12 @@ def simulator(
     Args:
       setup: what is fine-tuned.
       target: for what machines.
+      weights: makes random weights, for rounds that run; else there are shapes alone.
       uplink, downlink: channels.
       **how: more arguments of `Simulator`.
 
     Returns:
-      (simulator, delta), for `simulator.compile(delta)`.
+      (simulator, delta), for `simulator.compile(delta)`, or `init` with weights.
 
     Raises:
       UsageError: an unknown model.
@@ -83,7 +85,7 @@ def simulator(
       >>> sum(leaf.size for leaf in jax.tree.leaves(delta))
       75266
     """
-    adapted = _adapted(setup)
+    adapted = _adapted(setup, weights)
     rounds = Simulator(
         fedavg(
             _task(setup, adapted),
@@ -103,8 +105,8 @@ def simulator(
     return rounds, adapted.delta
 
 
-def _adapted(setup: Setup) -> peft.Adapted:
-    """The model in its parts, by shape."""
+def _adapted(setup: Setup, weights: bool) -> peft.Adapted:
+    """The model in its parts, with random weights or by shape."""
     fields = {**wires.fields_of(setup.model), "num_labels": setup.classes}
     method = wires.METHODS[setup.peft](fields, setup.options)
     structure: list[nnx.GraphDef] = []
@@ -117,7 +119,7 @@ def _adapted(setup: Setup) -> peft.Adapted:
         structure.append(graphdef)
         return delta, backbone
 
-    delta, backbone = jax.eval_shape(split)
+    delta, backbone = jax.jit(split)() if weights else jax.eval_shape(split)
     return peft.Adapted(graphdef=structure[0], delta=delta, backbone=backbone)
 
 

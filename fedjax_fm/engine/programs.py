@@ -3,6 +3,7 @@
 `Programs` holds both for one layout, with the operands that stay: backbone and data.
 """
 
+import contextlib
 import copy
 import functools
 import time
@@ -451,13 +452,17 @@ class Programs:
           A `jax.stages.Lowered`.
         """
         operands = self._operands(state, key)
-        if self.target.is_here:
-            return self.fused.lower(*operands)
         platform = self.target.platform
-        with compiled_for(platform):
+        with self._on_platform():
             traced = self.fused.trace(*operands)
             name = LOWERING.get(platform, platform)
             return traced.lower(lowering_platforms=(name,))
+
+    def _on_platform(self) -> contextlib.AbstractContextManager:
+        """What is traced is for the target's platform, also where JAX has another."""
+        platform = self.target.platform
+        is_default = platform == jax.default_backend()
+        return contextlib.nullcontext() if is_default else compiled_for(platform)
 
     def bytes_needed(self, state: RoundState, key: jax.Array) -> float | None:
         """What the rounds need on a device while they run; compiles them, once.
@@ -536,6 +541,18 @@ class Programs:
         Returns:
           (state, [(metrics with a leading axis, rounds of it that count)], fault).
         """
+        with self._on_platform():
+            return self._run(state, rounds, key, first_rows, donate)
+
+    def _run(
+        self,
+        state: RoundState,
+        rounds: int,
+        key: jax.Array,
+        first_rows: Any,
+        donate: bool,
+    ) -> tuple[RoundState, list[tuple[Any, int]], int]:
+        """`run`, traced for the target."""
         state = self._copied(self.placed(state), donate)
         is_pmap = self.engine.parallel == "pmap"
         if is_spilled(state) or self.data is None or is_pmap:

@@ -6,6 +6,52 @@ import jax
 
 from fedjax_fm.models.virtual_tokens import with_prefix
 
+# `with computed_by("cudnn"):` around what is traced: flash attention on GPUs with cuDNN,
+# of bf16 and f16 alone. "xla": products, softmax and products, everywhere.
+computed_by = jax.make_user_context("xla")
+
+
+def dot_product(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    """softmax(scale query keys^T + bias) values, the one attention of all families.
+
+    Args:
+      query: [B, T, heads, head_dim].
+      keys: [B, S, kv_heads, head_dim]; each serves heads / kv_heads heads.
+      values: [B, S, kv_heads, head_dim].
+      mask: bool, broadcast to [B, heads, T, S]; True is seen. None: everything is.
+      bias: broadcast likewise, added to the scores.
+      scale: of the scores; None: 1 / sqrt(head_dim).
+
+    Returns:
+      [B, T, heads, head_dim].
+
+    References:
+      Vaswani et al., 2017, arXiv 1706.03762, section 3.2.1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.ones((2, 3, 4, 8))
+      >>> dot_product(x, x, x).shape
+      (2, 3, 4, 8)
+    """
+    return jax.nn.dot_product_attention(
+        query,
+        keys,
+        values,
+        bias=bias,
+        mask=mask,
+        scale=scale,
+        implementation=computed_by.value,
+    )
+
 
 def attend(
     query: jax.Array,
@@ -44,5 +90,5 @@ def attend(
 
     keys, values = split(key), split(value)
     keys, values, mask = with_prefix(prefix, keys, values, mask)
-    attended = jax.nn.dot_product_attention(split(query), keys, values, mask=mask)
+    attended = dot_product(split(query), keys, values, mask=mask)
     return attended.reshape(query.shape)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_fm.models.activations import ACTIVATIONS, check_activation
+from fedjax_fm.models.attention import dot_product
 from fedjax_fm.models.bert import layer_norm
 from fedjax_fm.models.classifier import classifier, last_real
 from fedjax_fm.models.generate import KVCache
@@ -131,7 +132,7 @@ class GPT2Attention(nnx.Module):
                 for slot, new in zip(slots, (key, value), strict=True)
             )
         keys, values, mask = with_prefix(self.prefix, keys, values, mask)  # type: ignore[assignment]
-        attended = jax.nn.dot_product_attention(query, keys, values, mask=mask)
+        attended = dot_product(query, keys, values, mask=mask)
         return self.c_proj(attended.reshape(hidden.shape)), (key, value)
 
 

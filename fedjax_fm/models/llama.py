@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_fm.models.activations import ACTIVATIONS
+from fedjax_fm.models.attention import dot_product
 from fedjax_fm.models.classifier import classifier, last_real
 from fedjax_fm.models.generate import KVCache
 from fedjax_fm.models.randomness import randomness
@@ -254,7 +255,7 @@ class LlamaAttention(nnx.Module):
                 for slot, new in zip(slots, (key, value), strict=True)
             )
         keys, values, with_prefixes = with_prefix(self.prefix, keys, values, mask)
-        attended = jax.nn.dot_product_attention(
+        attended = dot_product(
             query, keys, values, mask=with_prefixes, scale=self.scale
         )
         return self.o_proj(attended.reshape(*hidden.shape[:-1], -1)), (key, value)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_fm.models.activations import ACTIVATIONS, check_activation
+from fedjax_fm.models.attention import dot_product
 from fedjax_fm.models.stacked import stack
 from fedjax_fm.models.virtual_tokens import with_prefix
 
@@ -209,9 +210,7 @@ class T5Attention(nnx.Module):
         keys, values, mask = with_prefix(self.prefix, keys, values, mask)
         if bias is not None:
             bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (keys.shape[1] - n_text, 0)))
-        attended = jax.nn.dot_product_attention(
-            query, keys, values, bias=bias, mask=mask, scale=1.0
-        )
+        attended = dot_product(query, keys, values, bias=bias, mask=mask, scale=1.0)
         return self.o(attended.reshape(*hidden.shape[:-1], -1))
 
 
