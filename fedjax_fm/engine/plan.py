@@ -36,6 +36,7 @@ def make_plan(
     lane_bytes: int = 1 << 40,
     fixed_devices: bool = True,
     platform: str = "cpu",
+    least_devices: int = 1,
 ) -> Plan:
     """Lays `capacity` clients over `n_devices`.
 
@@ -51,9 +52,11 @@ def make_plan(
       fixed_devices: False lets a cohort that fits into one CPU block stay on one
         device, as talking to the second one would cost more than the round.
       platform: of the devices, "cpu", "gpu" or "tpu".
+      least_devices: that are used in any case, some of them for no client: each of
+        several processes has to take part.
 
     Returns:
-      The layout; at most as many devices as clients.
+      The layout; at most as many devices as clients, or `least_devices`.
 
     Raises:
       ValueError: a block of less than one client.
@@ -68,7 +71,7 @@ def make_plan(
         block_size = max(CPU_BLOCK_BYTES // max(lane_bytes, 1), 1)
         if not fixed_devices and capacity <= block_size:
             n_devices = 1
-    n_devices = min(n_devices, capacity)
+    n_devices = max(min(n_devices, capacity), least_devices)
     per_device = -(-capacity // n_devices)
     block_size = per_device if block_size is None else min(block_size, per_device)
     n_blocks = -(-per_device // block_size)

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_fm import trees
+from fedjax_fm.engine import hosts
 from fedjax_fm.engine.billing import Bill, of_limbs, total_bytes
 from fedjax_fm.engine.compiled import bytes_of_run
 from fedjax_fm.engine.data import DeviceData, read_cohort
@@ -387,6 +388,8 @@ class Programs:
         """The tree where it belongs; its shapes and places where that is not here."""
         if not self.target.is_here:
             return _at(tree, sharding)
+        if hosts.are_several():
+            return hosts.on_all(tree, sharding)
         if self.target.platform == "cpu":
             tree = shared_by_cores(tree)
         return jax.device_put(tree, sharding)

@@ -9,9 +9,11 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_fm import checks, trees
 from fedjax_fm.channels.identity import identity
+from fedjax_fm.engine import hosts
 from fedjax_fm.engine.arguments import check_delta, check_kinds, check_state
 from fedjax_fm.engine.billing import bytes_per_client, unless_empty
 from fedjax_fm.engine.compiled import Compiled, does_not_fit
@@ -149,9 +151,11 @@ class Simulator:
         self.target = this_machine() if target is None else target
         self._options = options_of(self.target.platform) | dict(compiler_options or {})
         mesh = client_mesh(devices, model_parallel, self.target)
+        _check_processes(mesh, self.target)
         self._n_devices = mesh.size // model_parallel
-        # refuses impossible sizes at once
-        make_plan(self.sampler.capacity, self._n_devices, block_size)
+        # Each of several processes has to take part in every program.
+        self._least_devices = self._n_devices if hosts.are_several() else 1
+        make_plan(self.sampler.capacity, self._n_devices, block_size)  # may refuse
         self.memory = memory or self.target.memory
         self._limited = memory is not None
         self._states = states
@@ -248,6 +252,8 @@ class Simulator:
         """
         if self.plan == plan:
             return
+        if self._programs is None:
+            self._check_hosts(plan)
         n_devices, parts = plan.n_devices * self._model_parallel, self._model_parallel
         mesh = client_mesh(n_devices, parts, self.target)
         self._programs = Programs(
@@ -262,6 +268,20 @@ class Simulator:
         self.backbone = self._programs.backbone
         if self._shapes is not None:
             self._share_states()
+
+    def _check_hosts(self, plan: Plan) -> None:
+        """Refuses hosts that have other data, weights or settings."""
+        sizes, arrays = self.population.offsets, self.population.arrays
+        hosts.check_agreement(
+            {
+                "packages": hosts.versions(),
+                "settings": f"{plan} {self.setting} {self._model_parallel}",
+                "seed": self.key,
+                "clients' sizes": sizes,
+                "data": () if self.streams else arrays,  # may be larger than memory
+                "backbone": self.backbone,
+            }
+        )
 
     def init(self, delta: Tree, *, seed: int | None = None) -> SimulationState:
         """The state before the first round.
@@ -444,6 +464,7 @@ class Simulator:
             * trees.nbytes(trees.shapes(delta)),  # delta, upload, optimizer
             fixed_devices=self._devices is not None or self._model_parallel > 1,
             platform=self.target.platform,
+            least_devices=self._least_devices,
         )
 
     @property
@@ -466,7 +487,12 @@ class Simulator:
             if needed is None or needed <= self.memory:
                 return
             half = plan.block_size // 2
-            self.lay_out(make_plan(self.sampler.capacity, plan.n_devices, half))
+            least = self._least_devices
+            self.lay_out(
+                make_plan(
+                    self.sampler.capacity, plan.n_devices, half, least_devices=least
+                )
+            )
 
     # Rounds
 
@@ -639,6 +665,20 @@ def _sampler_of(
     if algorithm.sampler is not None:
         return algorithm.sampler(chosen, setting)
     return chosen or samplers.uniform(setting.n_clients, setting.cohort_size)
+
+
+def _check_processes(mesh: Mesh, target: Target) -> None:
+    """Refuses a mesh without a device of one of several processes.
+
+    It would wait for the others, or go its own way.
+    """
+    here = {device.process_index for device in mesh.devices.flat}
+    missing = {device.process_index for device in target.devices} - here
+    if target.is_here and missing:
+        raise ValueError(
+            f"devices={mesh.size} leaves out process {', '.join(map(str, missing))}: "
+            "of several processes each takes part; leave `devices` out"
+        )
 
 
 def _sizes_of(population: Population) -> dict[str, int]:

@@ -1,7 +1,8 @@
-"""Two processes that talk over gloo, as two hosts of a pod would: the same program, the
+"""Several processes that talk over gloo, as hosts of a pod would: the same program, the
 same numbers.
 """
 
+import functools
 import json
 import os
 import socket
@@ -13,35 +14,66 @@ import numpy as np
 import pytest
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
+DEVICES = 4  # of all processes together
 
 HOST = """
 import json, sys
 import jax
-number, n_hosts, port = map(int, sys.argv[1:])
+number, n_hosts, port = map(int, sys.argv[1:4])
 if n_hosts > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", n_hosts, number)
 import numpy as np
-from mlp_problem import lossy, simulate
-assert len(jax.devices()) == 2 * n_hosts
+from mlp_problem import lossy, make_clients, simulate
+assert len(jax.devices()) == 4
+"""
+
+RESULTS = """
+CASES = {
+    "device": {"uplink": lossy(), "block_size": 2},
+    "streamed": {"uplink": lossy(), "block_size": 2, "data": "host"},
+    "spilled": {"uplink": lossy(), "block_size": 2, "states": "host"},
+    "few clients": {"cohort_size": 2},
+    "model": {"model_parallel": 2},
+}
 found = {}
-for name, how in {"device": {}, "streamed": {"data": "host"}}.items():
-    state, metrics = simulate(rounds=2, uplink=lossy(), devices=2 * n_hosts, block_size=2, **how)
-    leaves = jax.tree.leaves((state.delta, state.carry.uplinks))
-    found[name] = [np.asarray(x).tolist() for x in leaves] + [metrics["loss"].tolist(), metrics["uplink_bytes"].tolist()]
+for name, how in CASES.items():
+    state, metrics = simulate(rounds=2, devices=4, **how)
+    leaves = [np.asarray(x) for x in jax.tree.leaves((state.delta, state.carry.uplinks))]
+    found[name] = [x.tolist() for x in leaves]
+    found[name] += [metrics["loss"].tolist(), metrics["uplink_bytes"].tolist()]
+print(json.dumps(found))
+"""
+
+REFUSALS = """
+from fedjax_fm import NonFiniteClient
+found = {}
+def error_of(name, kind, **how):
+    try:
+        simulate(rounds=2, devices=how.pop("devices", 4), **how)
+    except kind as error:
+        found[name] = str(error)
+error_of("data", ValueError, clients=make_clients(seed=number))
+error_of("seed", ValueError, seed=number)
+clients = make_clients()
+clients[2]["y"][:] = np.nan
+error_of("nan", NonFiniteClient, clients=clients, cohort_size=8)
+error_of("devices", ValueError, devices=1)
 print(json.dumps(found))
 """
 
 
-def hosts(n_hosts: int) -> list[dict]:
+@functools.cache
+def hosts(n_hosts: int, what: str) -> list[dict]:
+    """What each of several processes says, which have four devices together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(HELPERS)}
+    here = {"JAX_NUM_CPU_DEVICES": str(DEVICES // n_hosts), "PYTHONPATH": str(HELPERS)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", HOST, str(number), str(n_hosts), str(port)],
-            env=environment,
+            [sys.executable, "-c", HOST + what, str(number), str(n_hosts), str(port)],
+            env=os.environ | here,
             cwd=HELPERS,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -50,7 +82,7 @@ def hosts(n_hosts: int) -> list[dict]:
         for number in range(n_hosts)
     ]
     try:
-        answers = [process.communicate(timeout=240) for process in started]
+        answers = [process.communicate(timeout=400) for process in started]
     finally:
         for process in started:
             process.kill()
@@ -59,12 +91,23 @@ def hosts(n_hosts: int) -> list[dict]:
     return [json.loads(out.strip().splitlines()[-1]) for out, _ in answers]
 
 
-def test_two_hosts_agree_with_one():
-    (alone,), both = hosts(1), hosts(2)
-    for found in both:
+@pytest.mark.parametrize("n_hosts", [2, 4])
+def test_several_hosts_agree_with_one(n_hosts):
+    (alone,), several = hosts(1, RESULTS), hosts(n_hosts, RESULTS)
+    for found in several:
+        assert found.keys() == alone.keys()
         for way, leaves in found.items():
             for leaf, expected in zip(leaves, alone[way], strict=True):
                 np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(leaves[-1], alone[way][-1])
-    assert both[0] == both[1]
+    assert all(found == several[0] for found in several)
     assert alone["device"][-2] == pytest.approx(alone["streamed"][-2], rel=1e-5)
+
+
+def test_what_hosts_differ_in_is_named_in_all_of_them():
+    for said in hosts(2, REFUSALS):
+        assert "the processes are not about the same: data of process 1" in said["data"]
+        assert "seed of process 1 differ from process 0" in said["seed"]
+        # NaN is no difference between hosts
+        assert "client 2 produced NaN" in said["nan"]
+        assert "devices=1 leaves out process 1" in said["devices"]

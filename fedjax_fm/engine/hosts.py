@@ -1,0 +1,101 @@
+"""Several processes that run one program, as the hosts of a pod do.
+
+Every process makes the same population, backbone and simulator, and has devices of its
+own; the mesh holds the devices of all.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from fedjax_fm.types import Tree
+
+PACKAGES = ("fedjax-fm", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def are_several() -> bool:
+    """Whether this process is one of several."""
+    return jax.process_count() > 1
+
+
+def on_all(tree: Tree, sharding: Any) -> Tree:
+    """Arrays that every host has, on the devices of all.
+
+    Each host puts what its own devices hold, and nothing is sent. `jax.device_put`
+    would send every array through all devices, to compare what the hosts have, and take
+    NaN for a difference.
+
+    Args:
+      tree: arrays of numpy or jax.
+      sharding: one for all leaves, or a tree of them.
+    """
+
+    def one(leaf: Any, place: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, place)
+        here = np.asarray(leaf, jnp.result_type(leaf))
+        return jax.make_array_from_callback(
+            here.shape, place, lambda index: here[index]
+        )
+
+    return jax.tree.map(one, tree, jax.tree.broadcast(sharding, tree))
+
+
+def check_agreement(what: Mapping[str, Any]) -> None:
+    """Refuses processes that are not about the same.
+
+    Each sends a digest of 32 bytes for each thing; nothing else travels.
+
+    Args:
+      what: {name: tree of arrays, or text}, in the same order everywhere.
+
+    Raises:
+      ValueError: names what differs, and in which processes; raised in all of them.
+    """
+    if not are_several():
+        return
+    here = np.stack([_digest(value) for value in what.values()])
+    found = np.asarray(multihost_utils.process_allgather(here))
+    different = (found != found[0]).any(axis=-1)  # [processes, things]
+    problems = [
+        f"{name} of process {', '.join(map(str, np.flatnonzero(column)))}"
+        for name, column in zip(what, different.T, strict=True)
+        if column.any()
+    ]
+    if problems:
+        raise ValueError(
+            f"the processes are not about the same: {'; '.join(problems)} differ from "
+            "process 0. Every host needs the same data, weights, seed and packages"
+        )
+
+
+def versions() -> str:
+    """The versions of what computes."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+
+
+def _digest(value: Any) -> np.ndarray:
+    """u8[32] of a text, or of the names, dtypes, shapes and bytes of a tree's leaves."""
+    hashed = hashlib.sha256()
+    if isinstance(value, str):
+        hashed.update(value.encode())
+        return np.frombuffer(hashed.digest(), np.uint8)
+    for path, leaf in jax.tree.leaves_with_path(value):
+        array = np.ascontiguousarray(_as_numbers(leaf))
+        head = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
+        hashed.update(head.encode())
+        hashed.update(array.reshape(-1).view(np.uint8).data)
+    return np.frombuffer(hashed.digest(), np.uint8)
+
+
+def _as_numbers(leaf: Any) -> np.ndarray:
+    """The leaf as numpy has it; a key as its data."""
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
