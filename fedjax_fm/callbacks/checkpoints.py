@@ -14,6 +14,7 @@ from rich.console import Console
 from fedjax_fm import checks
 from fedjax_fm.callbacks.base import Callback, Metrics
 from fedjax_fm.callbacks.history import metrics_of, rows_of
+from fedjax_fm.engine import hosts
 from fedjax_fm.engine.faults import RoundError
 from fedjax_fm.engine.plan import Plan
 from fedjax_fm.engine.state import SimulationState
@@ -21,6 +22,7 @@ from fedjax_fm.runs import identity
 from fedjax_fm.runs.checkpoint import Checkpoints
 from fedjax_fm.runs.errors import Interrupted, OtherRun, RunFolderError
 from fedjax_fm.runs.folder import RunFolder
+from fedjax_fm.runs.processes import is_first
 from fedjax_fm.runs.terminal import say
 from fedjax_fm.types import Tree
 
@@ -89,6 +91,7 @@ class _Checkpoint(Callback):
         if before is not None:
             warnings = _refuse_another_run(folder, before, mine).warnings
         saved, damaged = checkpoints.restore_newest(state)
+        hosts.meet("a checkpoint was read")  # before anything is written
         found = None
         if saved is None:
             # Rows without a checkpoint would be written twice.
@@ -125,6 +128,7 @@ class _Checkpoint(Callback):
             )
         self._written = saved.round
         self.folder.keep_metrics(saved.round)
+        hosts.meet("later rows were cut off")
         rows = [row for row in self.folder.metrics() if row["round"] > self._first]
         return saved, metrics_of(rows)
 
@@ -151,9 +155,10 @@ class _Checkpoint(Callback):
             self.folder.append_metrics(row)
         self._written = state.round
         self.folder.append_seconds(state.round, seconds)
-        if due or self._stop.wanted:
+        is_to_stop = hosts.any_says(self._stop.wanted)
+        if due or is_to_stop:
             self._save(state)
-        if self._stop.wanted and state.round < self._last:
+        if is_to_stop and state.round < self._last:
             raise Interrupted(
                 f"stopped after round {state.round} of {self._last}; everything so far is saved"
             )
@@ -178,7 +183,7 @@ class _Checkpoint(Callback):
 
     def _warn(self, problems: list[str]) -> None:
         console = self.console or Console(stderr=True)
-        for problem in problems:
+        for problem in problems if is_first() else ():
             say(console, f"warning: {problem}", style="yellow")
 
 

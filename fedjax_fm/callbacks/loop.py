@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fedjax_fm import checks
 from fedjax_fm.callbacks.base import Callback, CallbackError, Metrics, Stop, name_of
 from fedjax_fm.callbacks.history import History
+from fedjax_fm.engine import hosts
 from fedjax_fm.engine.faults import RoundError
 from fedjax_fm.engine.guarantee import check_rounds
 from fedjax_fm.engine.state import SimulationState
@@ -157,7 +158,7 @@ def _go(run: _Rounds, last: int, every: int, donate: bool) -> None:
     kept = len(run.whole) < len(run.callbacks)
     while run.state.round < last:
         next_look = min(last, (run.state.round // every + 1) * every)
-        n = min(at_once, next_look - run.state.round)
+        n = hosts.first_says(min(at_once, next_look - run.state.round))
         started = time.perf_counter()
         try:
             run.state, found = run.simulator.run(run.state, n, donate=donate)

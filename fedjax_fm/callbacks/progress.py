@@ -9,6 +9,7 @@ from rich.console import Console
 from fedjax_fm.callbacks.base import Callback, Metrics
 from fedjax_fm.engine.billing import in_units
 from fedjax_fm.engine.state import SimulationState
+from fedjax_fm.runs.processes import is_first
 from fedjax_fm.runs.progress import RoundProgress
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class _Progress(Callback):
         last: int,
     ) -> None:
         console = self.console or _console()
-        if console is None or state.round >= last:
+        if console is None or state.round >= last or not is_first():
             return
         self._live = RoundProgress(
             self.label,

@@ -47,6 +47,49 @@ def on_all(tree: Tree, sharding: Any) -> Tree:
     return jax.tree.map(one, tree, jax.tree.broadcast(sharding, tree))
 
 
+def whole(array: jax.Array) -> np.ndarray:
+    """An array whose parts may lie on several hosts, in the memory of each.
+
+    Args:
+      array: of any shape, of numbers.
+    """
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def first_says(value: int) -> int:
+    """The number that process 0 has, in all processes: for what depends on a clock.
+
+    Args:
+      value: this process's.
+    """
+    if not are_several():
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def any_says(wish: bool) -> bool:
+    """Whether one of the processes has this wish, to stop for example.
+
+    Args:
+      wish: this process's.
+    """
+    if not are_several():
+        return wish
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(wish))))
+
+
+def meet(where: str) -> None:
+    """Waits until all processes have come here.
+
+    Args:
+      where: a name for it, the same in all.
+    """
+    if are_several():
+        multihost_utils.sync_global_devices(where)
+
+
 def check_agreement(what: Mapping[str, Any]) -> None:
     """Refuses processes that are not about the same.
 

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_fm import checks
+from fedjax_fm.engine import hosts
 from fedjax_fm.evaluation.buckets import check_rows, length_batches
 from fedjax_fm.population.values import checked_array
 from fedjax_fm.types import Task, Tree
@@ -90,11 +91,12 @@ def evaluate(
             _check_key(task, delta, backbone, batch, key=key)
         if mesh is not None:
             spread = NamedSharding(mesh, P(mesh.axis_names))
-            batch = jax.device_put(batch, spread)
+            put = hosts.on_all if hosts.are_several() else jax.device_put
+            batch = put(batch, spread)
         scores = _scores(task, mesh, delta, backbone, batch=batch, key=key)
         for name, values in scores.items():
             column = found.setdefault(name, np.zeros(n, np.float32))
-            column[rows] = np.asarray(values)[: len(rows)]
+            column[rows] = hosts.whole(values)[: len(rows)]
     _check_finite(found["loss"], arrays)
     return found
 

@@ -22,8 +22,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fedjax_fm import trees
+from fedjax_fm.engine import hosts
 from fedjax_fm.runs.errors import CheckpointError, DamagedCheckpoint, OtherRun
 from fedjax_fm.runs.folder import cannot_write
+from fedjax_fm.runs.processes import is_first
 
 # A leaf's path begins with a bracket or a dot, so no leaf has this name.
 DIGEST = "sha256"
@@ -171,17 +173,24 @@ class Checkpoints:
             except DamagedCheckpoint as error:
                 problems[round_index] = str(error)
                 continue
-            for damaged in problems:
-                place = self._folder / str(damaged)
-                os.replace(place, self._folder.parent / f"damaged-{damaged}")
-            if problems:
-                self._manager.reload()
+            self._put_aside(list(problems))
             return state, list(problems.values())
         if problems:
             raise DamagedCheckpoint(
                 f"no checkpoint in {self._folder} is whole: {'; '.join(problems.values())}"
             )
         return None, []
+
+    def _put_aside(self, damaged: list[int]) -> None:
+        """Moves damaged checkpoints out of the way; the first of several processes does."""
+        if not damaged:
+            return
+        if is_first():
+            for round_index in damaged:
+                place = self._folder / str(round_index)
+                os.replace(place, self._folder.parent / f"damaged-{round_index}")
+        hosts.meet("damaged checkpoints were moved")
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits for writes to end, and stops Orbax's threads."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedjax_fm.runs.errors import RunFolderError
+from fedjax_fm.runs.processes import is_first
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,8 @@ BEFORE_THE_RUN = {
 class RunFolder:
     """Reads and writes the files of one run.
 
-    Every file is complete or absent; rows of metrics are appended and flushed.
+    Every file is complete or absent; rows of metrics are appended and flushed. Of several
+    processes with one folder the first writes, and what the others write is left out.
 
     Args:
       path: of the folder, which need not exist; `create` makes a new one.
@@ -184,7 +186,8 @@ class RunFolder:
 
     def remove(self) -> None:
         """Removes the folder and all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def has(self, name: str) -> bool:
         """Whether there is a file of that name.
@@ -208,6 +211,8 @@ class RunFolder:
           RunFolderError: it cannot be written; the old file is as it was.
         """
         path = self.path / name
+        if not is_first():
+            return path
         scratch = path.with_name(path.name + ".part")
         with _told(path, scratch):
             scratch.write_text(text, encoding="utf-8")
@@ -265,6 +270,8 @@ class RunFolder:
         """
         import numpy as np
 
+        if not is_first():
+            return
         scratch = self.path / f"{name}.part.npz"
         with _told(self.path / name, scratch):
             np.savez_compressed(scratch, allow_pickle=False, **arrays)  # type: ignore[arg-type]
@@ -327,6 +334,8 @@ class RunFolder:
         Raises:
           RunFolderError: it cannot be written.
         """
+        if not is_first():
+            return
         path = self.path / name
         with _told(path), open(path, "a", encoding="utf-8") as file:
             file.write(text)

@@ -63,8 +63,45 @@ print(json.dumps(found))
 """
 
 
+RUNS = """
+import os, signal
+import optax
+import fedjax_fm as ffm
+from fedjax_fm.runs.errors import Interrupted
+from mlp_problem import make_trees, mlp_loss
+
+folder, stops = sys.argv[4], sys.argv[5] == "stops"
+delta, backbone = make_trees()
+method = ffm.fedavg(
+    ffm.Task(mlp_loss), optax.sgd(0.05, momentum=0.9), optax.sgd(0.7), epochs=2, batch_size=4
+)
+clients = make_clients()
+simulator = ffm.Simulator(
+    method, ffm.Population.from_clients(clients), backbone=backbone, cohort_size=6, seed=3,
+    uplink=lossy(), devices=4, block_size=2,
+)
+
+def stop(round, state, metrics):
+    if stops and round == 4 and number == n_hosts - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def scored(round, state, metrics):
+    scores = ffm.evaluate(ffm.Task(mlp_loss), *simulator.model(state), clients[0])
+    return {"score": float(np.mean(scores["loss"]))}
+
+looks = [ffm.callbacks.checkpoint(folder), stop, scored]
+try:
+    state, metrics = simulator.run(simulator.init(delta), 8, every=2, callbacks=looks)
+    found = {"delta": [np.asarray(x).tolist() for x in jax.tree.leaves(state.delta)]}
+    found |= {"loss": metrics["loss"].tolist(), "score": metrics["score"][[1, 7]].tolist()}
+except Interrupted as error:
+    found = {"stopped": str(error)}
+print(json.dumps(found))
+"""
+
+
 @functools.cache
-def hosts(n_hosts: int, what: str) -> list[dict]:
+def hosts(n_hosts: int, what: str, *words: str) -> list[dict]:
     """What each of several processes says, which have four devices together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -72,7 +109,15 @@ def hosts(n_hosts: int, what: str) -> list[dict]:
     here = {"JAX_NUM_CPU_DEVICES": str(DEVICES // n_hosts), "PYTHONPATH": str(HELPERS)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", HOST + what, str(number), str(n_hosts), str(port)],
+            [
+                sys.executable,
+                "-c",
+                HOST + what,
+                str(number),
+                str(n_hosts),
+                str(port),
+                *words,
+            ],
             env=os.environ | here,
             cwd=HELPERS,
             stdout=subprocess.PIPE,
@@ -111,3 +156,20 @@ def test_what_hosts_differ_in_is_named_in_all_of_them():
         # NaN is no difference between hosts
         assert "client 2 produced NaN" in said["nan"]
         assert "devices=1 leaves out process 1" in said["devices"]
+
+
+@pytest.mark.parametrize("n_after", [1, 2])
+def test_a_stop_on_one_host_stops_all_and_the_run_goes_on(tmp_path, n_after):
+    """In one folder, also with another number of processes."""
+    whole, stopped = str(tmp_path / "whole"), str(tmp_path / "stopped")
+    (alone,) = hosts(1, RUNS, whole, "goes on")
+    for found in hosts(2, RUNS, stopped, "stops"):
+        assert found["stopped"].startswith("stopped after round 4 of 8")
+    rows = (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["round"] for row in rows] == [1, 2, 3, 4]
+    for found in hosts(n_after, RUNS, stopped, "goes on"):
+        for name, leaves in found.items():
+            for leaf, expected in zip(leaves, alone[name], strict=True):
+                np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
+    rows = (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["round"] for row in rows] == list(range(1, 9))
