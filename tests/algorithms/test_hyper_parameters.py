@@ -241,6 +241,9 @@ ROWS = (
     Row(lora_rules.hetlora, RULE | {"tail_penalty": 0.1}, {"gamma": "real", "tail_penalty": "real"}),
     Row(lora_rules.fedex_lora, RULE | {"scaling": 2.0}, {"scaling": "real", "most_clients": "whole?"}),
     Row(lora_rules.flora, RULE | {"scaling": 2.0}, {"scaling": "real", "most_clients": "whole?"}),
+    Row(lora_rules.lora_fair, RULE, {
+        "distance": "choice", "penalty": "real", "server_steps": "whole", "server_rate": "real",
+    }),
     Row(server_optimizers.adagrad, {"learning_rate": 0.1}, ADAPTIVE),
     Row(server_optimizers.adam, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
     Row(server_optimizers.yogi, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
@@ -318,6 +321,7 @@ WALKS = {
     "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
+    "lora_fair": RULE,
 }  # fmt: skip
 WALKED = {"epochs", "local_steps", "batch_size"}
 

@@ -278,6 +278,7 @@ CLOSED = {  # numbers: (up, down) of a client of rank r beside clients of ranks 
     "hetlora": lambda r, R, t: (r * BOTH, r * BOTH),
     "fedex_lora": lambda r, R, t: (r * BOTH, r * BOTH + (t > 0) * DENSE),
     "flora": lambda r, R, t: (r * BOTH, (t > 0) * sum(R) * BOTH),
+    "lora_fair": lambda r, R, t: (r * BOTH, r * BOTH),
     "fed_sb": lambda r, R, t: (3 * r * r, 3 * r * r),
 }
 

@@ -348,6 +348,7 @@ METHODS = {
     "flexlora": (),
     "fedex_lora": (),
     "flora": (),
+    "lora_fair": (),
     "feddpa_t": (),
     "feddpa_f": (),
     "fedkseed": (),

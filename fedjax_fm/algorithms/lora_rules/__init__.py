@@ -12,6 +12,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     HetLoRA      A and B, pruned    averages by the norm of the product
     FlexLoRA     A and B            averages the product, cuts it by SVD
     FedEx-LoRA   A and B            averages both, adds the residual to the kernel
+    LoRA-FAIR    A and B            averages both, moves B towards the mean product
     FLoRA        A and B            stacks both, adds the product to the kernel
     Fed-SB       R between them     averages R
 """
@@ -24,6 +25,7 @@ from fedjax_fm.algorithms.lora_rules.ffa_lora import ffa_lora
 from fedjax_fm.algorithms.lora_rules.flexlora import flexlora
 from fedjax_fm.algorithms.lora_rules.flora import flora
 from fedjax_fm.algorithms.lora_rules.hetlora import hetlora
+from fedjax_fm.algorithms.lora_rules.lora_fair import lora_fair
 from fedjax_fm.algorithms.lora_rules.rolora import rolora
 
 __all__ = [
@@ -36,5 +38,6 @@ __all__ = [
     "flexlora",
     "flora",
     "hetlora",
+    "lora_fair",
     "rolora",
 ]

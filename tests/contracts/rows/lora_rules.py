@@ -131,5 +131,6 @@ ROWS = {
     # Singular vectors of close singular values turn with the last digits of a sum.
     "flexlora": Row(_make("flexlora"), _by_svd, rtol=1e-3, atol=1e-3),
     "hetlora": Row(_make("hetlora", gamma=GAMMA, tail_penalty=PENALTY), _pruned),
+    "lora_fair": Row(_make("lora_fair"), _trained()),
     "fed_sb": Row(_make("fed_sb"), _trained()),
 }
