@@ -18,6 +18,7 @@ from fedjax_fm.algorithms.lora_rules.factors import Pair, product
 from fedjax_fm.algorithms.lora_rules.lora_fair import closest, most_similar
 
 PENALTY = 0.05
+EQUAL = (None,) * len(SIZES)
 
 
 def ridge(a, b, whole, penalty):
@@ -36,12 +37,12 @@ def cosine_distance(whole, found):
     return 1 - np.sum(whole * found) / np.linalg.norm(whole) / np.linalg.norm(found)
 
 
-def ends(state, backbone, ranks=(None,) * len(SIZES)):
+def ends(state, backbone, ranks=EQUAL):
     clients = zip(make_clients(), ranks, strict=True)
     return [train(state.delta, backbone, *client) for client in clients]
 
 
-@pytest.mark.parametrize("ranks", [(None,) * 8, MIXED], ids=["equal", "mixed"])
+@pytest.mark.parametrize("ranks", [EQUAL, MIXED], ids=["equal", "mixed"])
 def test_b_solves_the_penalised_least_squares(ranks):
     how = () if ranks[0] is None else (ranks,)
     one, state, _ = simulated("lora_fair", *how, penalty=PENALTY)

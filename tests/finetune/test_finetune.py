@@ -349,6 +349,7 @@ METHODS = {
     "fedex_lora": (),
     "flora": (),
     "lora_fair": (),
+    "fedsvd": (),
     "feddpa_t": (),
     "feddpa_f": (),
     "fedkseed": (),

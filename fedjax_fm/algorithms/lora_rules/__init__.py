@@ -7,6 +7,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     rule         trained and sent   the server
     FedIT        A and B            averages both
     FFA-LoRA     B, A is fixed      averages B
+    FedSVD       B, A is fixed      averages B, rotates both by SVD
     FedSA-LoRA   A, B is personal   averages A
     RoLoRA       B and A in turn    averages it
     HetLoRA      A and B, pruned    averages by the norm of the product
@@ -21,6 +22,7 @@ from fedjax_fm.algorithms.lora_rules.fed_sb import fed_sb
 from fedjax_fm.algorithms.lora_rules.fedex_lora import fedex_lora
 from fedjax_fm.algorithms.lora_rules.fedit import fedit
 from fedjax_fm.algorithms.lora_rules.fedsa_lora import fedsa_delta, fedsa_lora
+from fedjax_fm.algorithms.lora_rules.fedsvd import fedsvd
 from fedjax_fm.algorithms.lora_rules.ffa_lora import ffa_lora
 from fedjax_fm.algorithms.lora_rules.flexlora import flexlora
 from fedjax_fm.algorithms.lora_rules.flora import flora
@@ -34,6 +36,7 @@ __all__ = [
     "fedit",
     "fedsa_delta",
     "fedsa_lora",
+    "fedsvd",
     "ffa_lora",
     "flexlora",
     "flora",
