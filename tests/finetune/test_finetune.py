@@ -350,6 +350,7 @@ METHODS = {
     "flora": (),
     "lora_fair": (),
     "fedsvd": (),
+    "fedrot_lora": (),
     "feddpa_t": (),
     "feddpa_f": (),
     "fedkseed": (),

@@ -13,6 +13,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     HetLoRA      A and B, pruned    averages by the norm of the product
     FlexLoRA     A and B            averages the product, cuts it by SVD
     FedEx-LoRA   A and B            averages both, adds the residual to the kernel
+    FedRot-LoRA  A and B, turned    averages both
     LoRA-FAIR    A and B            averages both, moves B towards the mean product
     FLoRA        A and B            stacks both, adds the product to the kernel
     Fed-SB       R between them     averages R
@@ -21,6 +22,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
 from fedjax_fm.algorithms.lora_rules.fed_sb import fed_sb
 from fedjax_fm.algorithms.lora_rules.fedex_lora import fedex_lora
 from fedjax_fm.algorithms.lora_rules.fedit import fedit
+from fedjax_fm.algorithms.lora_rules.fedrot_lora import fedrot_lora
 from fedjax_fm.algorithms.lora_rules.fedsa_lora import fedsa_delta, fedsa_lora
 from fedjax_fm.algorithms.lora_rules.fedsvd import fedsvd
 from fedjax_fm.algorithms.lora_rules.ffa_lora import ffa_lora
@@ -34,6 +36,7 @@ __all__ = [
     "fed_sb",
     "fedex_lora",
     "fedit",
+    "fedrot_lora",
     "fedsa_delta",
     "fedsa_lora",
     "fedsvd",

@@ -142,5 +142,8 @@ ROWS = {
     "lora_fair": Row(_make("lora_fair"), _trained()),
     # Singular vectors of close singular values turn, as for FlexLoRA.
     "fedsvd": Row(_make("fedsvd"), _orthonormal, rtol=1e-3, atol=1e-3),
+    "fedrot_lora": Row(
+        _make("fedrot_lora", strength=0.7), _trained(), rtol=1e-4, atol=1e-4
+    ),
     "fed_sb": Row(_make("fed_sb"), _trained()),
 }
