@@ -63,7 +63,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     **{
         name: getattr(lora_rules, name)
         for name in lora_rules.__all__
-        if name not in ("fedsa_delta", "fed_sb")
+        if name not in ("fedsa_delta", "fed_sb", "frlora", "principal_start")
     },
 }
 # These need more than one model, its data and a split into clients.
@@ -79,6 +79,7 @@ ELSEWHERE = {
     "fedobd_second_stage": "goes on from the model of the first",
     "fedpm": "trains masks of a random network",
     "fjord": "trains nested widths of one model",
+    "frlora": "takes singular values out of the kernels (lora_rules.principal_start)",
     "heterofl": "trains nested widths of one model",
     "power_of_choice": "stands in front of another method",
     "soteriafl": "takes a channel of its own and noise at the client",

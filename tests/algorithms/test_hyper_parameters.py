@@ -143,6 +143,12 @@ def replay(learning_rate=0.1):
     return fedkseed_replay(jnp.zeros(3), master, jnp.zeros(4), learning_rate)
 
 
+def principal_start(scaling=1.0):
+    pair = {"lora_a": jnp.zeros((2, 1)), "lora_b": jnp.zeros((1, 2))}
+    backbone = {"layer": {"base": {"kernel": jnp.eye(2)}}}
+    return lora_rules.principal_start({"layer": pair}, backbone, scaling=scaling)
+
+
 def perturb(scale=0.1):
     return directions.perturb(jnp.zeros(3), jax.random.key(0), scale)
 
@@ -246,6 +252,8 @@ ROWS = (
     }),
     Row(lora_rules.fedsvd, RULE, {"period": "whole"}),
     Row(lora_rules.fedrot_lora, RULE, {"strength": "real"}),
+    Row(lora_rules.frlora, RULE | {"scaling": 2.0}, {"scaling": "real"}),
+    Row(principal_start, {}, {"scaling": "real"}),
     Row(server_optimizers.adagrad, {"learning_rate": 0.1}, ADAPTIVE),
     Row(server_optimizers.adam, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
     Row(server_optimizers.yogi, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
@@ -323,7 +331,7 @@ WALKS = {
     "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
-    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE,
+    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "frlora": RULE | {"scaling": 1.0},
 }  # fmt: skip
 WALKED = {"epochs", "local_steps", "batch_size"}
 
@@ -375,6 +383,7 @@ def test_no_hyper_parameter_is_forgotten():
         "asynchronous(",
         "synchronous_seconds(",
         "client_seconds(",
+        "principal_start(",
     }
     assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
 

@@ -31,7 +31,11 @@ from fedjax_fm.algorithms import lora_rules
 from fedjax_fm.algorithms.lora_rules.factors import Pair, product, product_norm, split
 from fedjax_fm.algorithms.lora_rules.flexlora import truncated_svd
 
-RULES = {name: {} for name in lora_rules.__all__ if name != "fedsa_delta"}
+RULES = {
+    name: {}
+    for name in lora_rules.__all__
+    if name not in ("fedsa_delta", "principal_start")
+}
 RULES["hetlora"] = {"gamma": 1.0, "tail_penalty": 0.0}
 FIXED = {  # leaves that stay in odd and even rounds
     "ffa_lora": (("lora_a",), ("lora_a",)),

@@ -93,10 +93,14 @@ def simulated(name, ranks=None, devices=1, **how):
         traces.append(1)
         return loss(*operands)
 
-    if name in ("fedex_lora", "flora"):
+    if name in ("fedex_lora", "flora", "frlora"):
         how["scaling"] = SCALING
+    if name != "frlora":
+        how["ranks"] = ranks
     delta, backbone = make_trees(squares=name == "fed_sb")
-    algorithm = rule(ffm.Task(counted), optax.sgd(RATE), ranks=ranks, **HOW, **how)
+    if name == "frlora":
+        delta, backbone = lora_rules.principal_start(delta, backbone, scaling=SCALING)
+    algorithm = rule(ffm.Task(counted), optax.sgd(RATE), **HOW, **how)
     population = ffm.Population.from_clients(make_clients())
     one = ffm.Simulator(
         algorithm, population, backbone=backbone, cohort_size=8, devices=devices

@@ -47,6 +47,20 @@ def _trained(*fixed):
     )
 
 
+def _make_frlora() -> Problem:
+    algorithm = lora_rules.frlora(
+        ffm.Task(loss), optax.sgd(RATE), scaling=SCALING, **HOW
+    )
+    trees = lora_rules.principal_start(*make_trees(), scaling=SCALING)
+    return Problem(algorithm, *trees, make_clients()[:7], 4)
+
+
+def _head_alone(problem: Problem, client, key):
+    """The factors are back at their start."""
+    end = train(problem.delta, problem.backbone, client)
+    return {**problem.delta, "head": end["head"]}
+
+
 def _without_b(problem: Problem, client, key):
     delta = train(problem.delta, problem.backbone, client, RANK)
     for name in LAYERS:
@@ -145,5 +159,6 @@ ROWS = {
     "fedrot_lora": Row(
         _make("fedrot_lora", strength=0.7), _trained(), rtol=1e-4, atol=1e-4
     ),
+    "frlora": Row(_make_frlora, _head_alone, _with_residual),
     "fed_sb": Row(_make("fed_sb"), _trained()),
 }
