@@ -350,6 +350,7 @@ METHODS = {
     "flora": (),
     "lora_fair": (),
     "fedsvd": (),
+    "fedrpca": (),
     "fedrot_lora": (),
     "feddpa_t": (),
     "feddpa_f": (),

@@ -14,6 +14,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     FlexLoRA     A and B            averages the product, cuts it by SVD
     FedEx-LoRA   A and B            averages both, adds the residual to the kernel
     FedRot-LoRA  A and B, turned    averages both
+    FedRPCA      A and B            averages what is common, adds more of what is not
     LoRA-FAIR    A and B            averages both, moves B towards the mean product
     FLoRA        A and B            stacks both, adds the product to the kernel
     FRLoRA       A and B            averages both, adds what they gained to the kernel
@@ -24,6 +25,7 @@ from fedjax_fm.algorithms.lora_rules.fed_sb import fed_sb
 from fedjax_fm.algorithms.lora_rules.fedex_lora import fedex_lora
 from fedjax_fm.algorithms.lora_rules.fedit import fedit
 from fedjax_fm.algorithms.lora_rules.fedrot_lora import fedrot_lora
+from fedjax_fm.algorithms.lora_rules.fedrpca import fedrpca
 from fedjax_fm.algorithms.lora_rules.fedsa_lora import fedsa_delta, fedsa_lora
 from fedjax_fm.algorithms.lora_rules.fedsvd import fedsvd
 from fedjax_fm.algorithms.lora_rules.ffa_lora import ffa_lora
@@ -39,6 +41,7 @@ __all__ = [
     "fedex_lora",
     "fedit",
     "fedrot_lora",
+    "fedrpca",
     "fedsa_delta",
     "fedsa_lora",
     "fedsvd",

@@ -160,5 +160,6 @@ ROWS = {
         _make("fedrot_lora", strength=0.7), _trained(), rtol=1e-4, atol=1e-4
     ),
     "frlora": Row(_make_frlora, _head_alone, _with_residual),
+    "fedrpca": Row(_make("fedrpca", beta=1.0), _trained(), rtol=1e-4, atol=1e-4),
     "fed_sb": Row(_make("fed_sb"), _trained()),
 }
