@@ -286,6 +286,7 @@ CLOSED = {  # numbers: (up, down) of a client of rank r beside clients of ranks 
     "fedsvd": lambda r, R, t: (r * D_OUT, r * (BOTH if t > 0 else D_OUT)),
     "fedrot_lora": lambda r, R, t: (r * BOTH, r * BOTH),
     "fedrpca": lambda r, R, t: (r * BOTH, r * BOTH),
+    "fslora": lambda r, R, t: (r * BOTH, r * BOTH),
     "fed_sb": lambda r, R, t: (3 * r * r, 3 * r * r),
 }
 

@@ -350,6 +350,7 @@ METHODS = {
     "flora": (),
     "lora_fair": (),
     "fedsvd": (),
+    "fslora": (),
     "fedrpca": (),
     "fedrot_lora": (),
     "feddpa_t": (),

@@ -18,6 +18,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     LoRA-FAIR    A and B            averages both, moves B towards the mean product
     FLoRA        A and B            stacks both, adds the product to the kernel
     FRLoRA       A and B            averages both, adds what they gained to the kernel
+    FSLoRA       random rows        steps along the mean of both
     Fed-SB       R between them     averages R
 """
 
@@ -32,6 +33,7 @@ from fedjax_fm.algorithms.lora_rules.ffa_lora import ffa_lora
 from fedjax_fm.algorithms.lora_rules.flexlora import flexlora
 from fedjax_fm.algorithms.lora_rules.flora import flora
 from fedjax_fm.algorithms.lora_rules.frlora import frlora, principal_start
+from fedjax_fm.algorithms.lora_rules.fslora import fslora
 from fedjax_fm.algorithms.lora_rules.hetlora import hetlora
 from fedjax_fm.algorithms.lora_rules.lora_fair import lora_fair
 from fedjax_fm.algorithms.lora_rules.rolora import rolora
@@ -49,6 +51,7 @@ __all__ = [
     "flexlora",
     "flora",
     "frlora",
+    "fslora",
     "hetlora",
     "lora_fair",
     "principal_start",

@@ -161,5 +161,6 @@ ROWS = {
     ),
     "frlora": Row(_make_frlora, _head_alone, _with_residual),
     "fedrpca": Row(_make("fedrpca", beta=1.0), _trained(), rtol=1e-4, atol=1e-4),
+    "fslora": Row(_make("fslora", server_optimizer=optax.sgd(1.0)), _trained()),
     "fed_sb": Row(_make("fed_sb"), _trained()),
 }
