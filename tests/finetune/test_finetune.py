@@ -350,6 +350,7 @@ METHODS = {
     "flora": (),
     "lora_fair": (),
     "fedsvd": (),
+    "fedask:sketch=16": (),
     "fslora": (),
     "fedrpca": (),
     "fedrot_lora": (),

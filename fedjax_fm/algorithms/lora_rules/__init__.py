@@ -12,6 +12,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     RoLoRA       B and A in turn    averages it
     HetLoRA      A and B, pruned    averages by the norm of the product
     FlexLoRA     A and B            averages the product, cuts it by SVD
+    FedASK       sketches of B A    averages them, cuts the mean by SVD
     FedEx-LoRA   A and B            averages both, adds the residual to the kernel
     FedRot-LoRA  A and B, turned    averages both
     FedRPCA      A and B            averages what is common, adds more of what is not
@@ -23,6 +24,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
 """
 
 from fedjax_fm.algorithms.lora_rules.fed_sb import fed_sb
+from fedjax_fm.algorithms.lora_rules.fedask import fedask
 from fedjax_fm.algorithms.lora_rules.fedex_lora import fedex_lora
 from fedjax_fm.algorithms.lora_rules.fedit import fedit
 from fedjax_fm.algorithms.lora_rules.fedrot_lora import fedrot_lora
@@ -40,6 +42,7 @@ from fedjax_fm.algorithms.lora_rules.rolora import rolora
 
 __all__ = [
     "fed_sb",
+    "fedask",
     "fedex_lora",
     "fedit",
     "fedrot_lora",

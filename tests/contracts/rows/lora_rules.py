@@ -114,6 +114,16 @@ def _by_svd_of(delta):
     return delta
 
 
+def _by_balanced_svd(problem: Problem, client, key):
+    """Singular values on both sides, from client 0's rank of three."""
+    delta = _by_svd(problem, client, key)
+    for name in LAYERS:
+        a, b = delta[name]["lora_a"], delta[name]["lora_b"]
+        root = np.sqrt(np.linalg.norm(b, axis=-1))
+        delta[name] = {"lora_a": a * root[..., None, :], "lora_b": b / root[..., None]}
+    return delta
+
+
 def _orthonormal(problem: Problem, client, key):
     delta = train(problem.delta, problem.backbone, client, RANK, ("lora_a",))
     return _by_svd_of(delta)
@@ -162,5 +172,6 @@ ROWS = {
     "frlora": Row(_make_frlora, _head_alone, _with_residual),
     "fedrpca": Row(_make("fedrpca", beta=1.0), _trained(), rtol=1e-4, atol=1e-4),
     "fslora": Row(_make("fslora", server_optimizer=optax.sgd(1.0)), _trained()),
+    "fedask": Row(_make("fedask", sketch=4), _by_balanced_svd, rtol=2e-3, atol=2e-3),
     "fed_sb": Row(_make("fed_sb"), _trained()),
 }
