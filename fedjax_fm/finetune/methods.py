@@ -63,7 +63,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     **{
         name: getattr(lora_rules, name)
         for name in lora_rules.__all__
-        if name not in ("fedsa_delta", "fed_sb", "frlora", "principal_start")
+        if name not in ("fedsa_delta", "fed_sb", "frlora", "principal_start", "ravan")
     },
 }
 # These need more than one model, its data and a split into clients.
@@ -82,6 +82,7 @@ ELSEWHERE = {
     "frlora": "takes singular values out of the kernels (lora_rules.principal_start)",
     "heterofl": "trains nested widths of one model",
     "power_of_choice": "stands in front of another method",
+    "ravan": "trains the heads of peft.ravan, not LoRA's factors",
     "soteriafl": "takes a channel of its own and noise at the client",
 }
 OF_LORA = frozenset(("feddpa_f", "feddpa_t", *lora_rules.__all__))

@@ -16,6 +16,7 @@ from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
 from fedjax_fm.peft.peft_method import AdapterError, lora_from_config
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
 from fedjax_fm.peft.prompt import prompt_tuning
+from fedjax_fm.peft.ravan import ravan
 from fedjax_fm.peft.tying import untie
 from fedjax_fm.peft.vpt import vpt
 
@@ -50,6 +51,7 @@ __all__ = [
     "parallel_adapter",
     "prefix_tuning",
     "prompt_tuning",
+    "ravan",
     "save_merged",
     "save_pretrained",
     "two_adapters",

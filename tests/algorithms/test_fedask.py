@@ -22,7 +22,7 @@ from lora_problem import (
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import lora_rules
 from fedjax_fm.algorithms.lora_rules.factors import Pair, product, split
-from fedjax_fm.algorithms.lora_rules.fedask import random_directions, sketched
+from fedjax_fm.algorithms.lora_rules.sketches import random_directions, sketched
 
 D_IN, D_OUT, HEAD = 3 * 5, 2 * 5 + 7, 7
 

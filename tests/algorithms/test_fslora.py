@@ -23,8 +23,8 @@ from lora_problem import (
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import lora_rules
+from fedjax_fm.algorithms.lora_rules.drawn import orders_of
 from fedjax_fm.algorithms.lora_rules.factors import split
-from fedjax_fm.algorithms.lora_rules.fslora import orders_of
 
 SERVER = optax.sgd(1.0)
 

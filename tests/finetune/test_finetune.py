@@ -416,7 +416,7 @@ def test_every_method_by_name(method, folder):
 
 PEFT = (
     *("dora", "ia3", "prompt_tuning:2", "prefix_tuning:2", "houlsby:2", "bitfit"),
-    *("full", "lora_xs:2", "parallel_adapter:2"),
+    *("full", "lora_xs:2", "ravan:2", "parallel_adapter:2"),
 )
 
 

@@ -20,6 +20,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     FLoRA        A and B            stacks both, adds the product to the kernel
     FRLoRA       A and B            averages both, adds what they gained to the kernel
     FSLoRA       random rows        steps along the mean of both
+    RAVAN        H between them     averages H, head by head
     Fed-SB       R between them     averages R
 """
 
@@ -38,6 +39,7 @@ from fedjax_fm.algorithms.lora_rules.frlora import frlora, principal_start
 from fedjax_fm.algorithms.lora_rules.fslora import fslora
 from fedjax_fm.algorithms.lora_rules.hetlora import hetlora
 from fedjax_fm.algorithms.lora_rules.lora_fair import lora_fair
+from fedjax_fm.algorithms.lora_rules.ravan import ravan
 from fedjax_fm.algorithms.lora_rules.rolora import rolora
 
 __all__ = [
@@ -58,5 +60,6 @@ __all__ = [
     "hetlora",
     "lora_fair",
     "principal_start",
+    "ravan",
     "rolora",
 ]

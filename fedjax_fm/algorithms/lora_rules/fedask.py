@@ -26,7 +26,13 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     join,
     split,
 )
-from fedjax_fm.algorithms.lora_rules.flexlora import truncated_svd
+from fedjax_fm.algorithms.lora_rules.sketches import (
+    Sketches,
+    balanced,
+    orthonormal_rows,
+    random_directions,
+    sketched,
+)
 from fedjax_fm.algorithms.lora_rules.training import (
     ClientFactors,
     FactorTraining,
@@ -43,8 +49,6 @@ from fedjax_fm.types import (
     Tree,
     Unbilled,
 )
-
-Sketches = dict[str, jax.Array]  # {layer: [s, ..., in or out]}
 
 
 class FedASKState(NamedTuple):
@@ -186,7 +190,7 @@ def _first_trip(training: FactorTraining, sketch: int) -> Exchange:
         factors = split(state.delta)
         rest = trees.add(factors.rest, change)
         delta = join(Factors(factors.pairs, rest, factors.form))
-        basis = {layer: _orthonormal_rows(x) for layer, x in sketches.items()}
+        basis = {layer: orthonormal_rows(x) for layer, x in sketches.items()}
         return FedASKState(delta, basis, state.seed), {}
 
     return Exchange(
@@ -223,7 +227,7 @@ def _second_trip(training: FactorTraining) -> Exchange:
         pairs = {}
         for layer, old in factors.pairs.items():
             mean = mean_of(sums[layer], weight)
-            new = _balanced(Pair(mean, state.basis[layer]), len(old.a))
+            new = balanced(Pair(mean, state.basis[layer]), len(old.a))
             pairs[layer] = trees.select(weight > 0, new, old)
         delta = join(Factors(pairs, factors.rest, factors.form))
         return state._replace(delta=delta), {}
@@ -235,51 +239,3 @@ def _second_trip(training: FactorTraining) -> Exchange:
         reduce=total(weighted_mean().lift),
         batches=training.local.batches,
     )
-
-
-def random_directions(factors: Factors, seed: jax.Array, sketch: int) -> Sketches:
-    """Omega of every layer, the same in all rounds.
-
-    Args:
-      factors: of the server.
-      seed: u32[2], of the server state.
-      sketch: s.
-
-    Returns:
-      {layer: f32[in, s]}; layers in one stack share it.
-    """
-    key = jax.random.wrap_key_data(seed)
-    found = {}
-    for number, (layer, pair) in enumerate(factors.pairs.items()):
-        shape = pair.a.shape[-1], sketch
-        found[layer] = jax.random.normal(jax.random.fold_in(key, number), shape)
-    return found
-
-
-def sketched(pair: Pair, directions: jax.Array) -> jax.Array:
-    """The product of a pair times some directions, without the product.
-
-    Args:
-      pair: a [r, ..., in], b [r, ..., out].
-      directions: [in, s], or [..., in, s] for each layer of a stack.
-
-    Returns:
-      (sum_i a_i b_i^T)^T directions, [s, ..., out].
-    """
-    inside = jnp.einsum("r...i,...is->...rs", pair.a, directions)
-    return jnp.einsum("...rs,r...o->s...o", inside, pair.b)
-
-
-def _orthonormal_rows(x: jax.Array) -> jax.Array:
-    """[s, ..., out] -> [min(s, out), ..., out] of the same span."""
-    columns = jnp.moveaxis(x, 0, -1)
-    q, _ = jnp.linalg.qr(columns)
-    return jnp.moveaxis(q, -1, 0)
-
-
-def _balanced(pair: Pair, rank: int) -> Pair:
-    """The best pair of that rank, its singular values shared by both factors."""
-    (a, b), _ = truncated_svd(pair, rank)
-    values = jnp.linalg.norm(b, axis=-1, keepdims=True)
-    root = jnp.where(values > 0, jnp.sqrt(values), 1.0)
-    return Pair(root * a, b / root)

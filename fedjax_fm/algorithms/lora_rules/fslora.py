@@ -20,6 +20,7 @@ import optax
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.compressed import counts_once
 from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm.algorithms.lora_rules.drawn import in_order, orders_of
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
     Pair,
@@ -230,43 +231,3 @@ def _stepped(method: _FSLoRA, state: FSLoRAState, found: Stack) -> FSLoRAState:
     before = state.delta, state.optimizer
     delta, optimizer = trees.select(arrived > 0, after, before)
     return state._replace(delta=delta, optimizer=optimizer, round=state.round + 1)
-
-
-def orders_of(
-    factors: Factors, seed: jax.Array, round_index: jax.Array, client: jax.Array
-) -> dict[str, jax.Array]:
-    """The ranks of every layer in a random order, of which a client trains the first.
-
-    Args:
-      factors: of the server.
-      seed: u32[2], of the server state.
-      round_index: i32[], from 0.
-      client: i32[], its number.
-
-    Returns:
-      {layer: i32[r]}.
-    """
-    key = jax.random.wrap_key_data(seed)
-    key = jax.random.fold_in(jax.random.fold_in(key, round_index), client)
-    orders = {}
-    for number, (layer, pair) in enumerate(factors.pairs.items()):
-        rank = pair.a.shape[0]
-        orders[layer] = jax.random.permutation(jax.random.fold_in(key, number), rank)
-    return orders
-
-
-def in_order(factors: Factors, orders: dict[str, jax.Array]) -> Factors:
-    """Factors with their rows in another order.
-
-    Args:
-      factors: arrays.
-      orders: {layer: i32[r]}, which row comes first, second and so on.
-
-    Returns:
-      Factors with the same rest.
-    """
-    pairs = {}
-    for layer, (a, b) in factors.pairs.items():
-        order = orders[layer]
-        pairs[layer] = Pair(a[order], b[order])
-    return dataclasses.replace(factors, pairs=pairs)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import ravan_problem
 from contract import Problem, Row, own_state
 from lora_problem import (
     HOW,
@@ -53,6 +54,20 @@ def _make_frlora() -> Problem:
     )
     trees = lora_rules.principal_start(*make_trees(), scaling=SCALING)
     return Problem(algorithm, *trees, make_clients()[:7], 4)
+
+
+def _make_ravan() -> Problem:
+    algorithm = lora_rules.ravan(
+        ffm.Task(ravan_problem.loss),
+        optax.sgd(RATE),
+        heads=[2, 1, 2, 1, 1, 2, 1, 2],
+        **HOW,
+    )
+    return Problem(algorithm, *ravan_problem.make_trees(), make_clients()[:7], 4)
+
+
+def _heads(problem: Problem, client, key):
+    return ravan_problem.train(problem.delta, problem.backbone, client)
 
 
 def _head_alone(problem: Problem, client, key):
@@ -173,5 +188,6 @@ ROWS = {
     "fedrpca": Row(_make("fedrpca", beta=1.0), _trained(), rtol=1e-4, atol=1e-4),
     "fslora": Row(_make("fslora", server_optimizer=optax.sgd(1.0)), _trained()),
     "fedask": Row(_make("fedask", sketch=4), _by_balanced_svd, rtol=2e-3, atol=2e-3),
+    "ravan": Row(_make_ravan, _heads),
     "fed_sb": Row(_make("fed_sb"), _trained()),
 }
