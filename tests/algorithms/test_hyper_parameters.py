@@ -334,7 +334,7 @@ WALKS = {
     "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
-    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "fedrpca": RULE, "ravan": RULE, "fedask": RULE | {"sketch": 2}, "fslora": RULE, "frlora": RULE | {"scaling": 1.0},
+    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "fedrpca": RULE, "lora_a2": RULE, "ravan": RULE, "fedask": RULE | {"sketch": 2}, "fslora": RULE, "frlora": RULE | {"scaling": 1.0},
 }  # fmt: skip
 WALKED = {"epochs", "local_steps", "batch_size"}
 

@@ -350,6 +350,7 @@ METHODS = {
     "flora": (),
     "lora_fair": (),
     "fedsvd": (),
+    "lora_a2": (),
     "fedask:sketch=16": (),
     "fslora": (),
     "fedrpca": (),

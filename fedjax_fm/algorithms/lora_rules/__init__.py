@@ -10,6 +10,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     FedSVD       B, A is fixed      averages B, rotates both by SVD
     FedSA-LoRA   A, B is personal   averages A
     RoLoRA       B and A in turn    averages it
+    LoRA-A2      chosen rows of one averages them, row by row
     HetLoRA      A and B, pruned    averages by the norm of the product
     FlexLoRA     A and B            averages the product, cuts it by SVD
     FedASK       sketches of B A    averages them, cuts the mean by SVD
@@ -38,6 +39,7 @@ from fedjax_fm.algorithms.lora_rules.flora import flora
 from fedjax_fm.algorithms.lora_rules.frlora import frlora, principal_start
 from fedjax_fm.algorithms.lora_rules.fslora import fslora
 from fedjax_fm.algorithms.lora_rules.hetlora import hetlora
+from fedjax_fm.algorithms.lora_rules.lora_a2 import lora_a2
 from fedjax_fm.algorithms.lora_rules.lora_fair import lora_fair
 from fedjax_fm.algorithms.lora_rules.ravan import ravan
 from fedjax_fm.algorithms.lora_rules.rolora import rolora
@@ -58,6 +60,7 @@ __all__ = [
     "frlora",
     "fslora",
     "hetlora",
+    "lora_a2",
     "lora_fair",
     "principal_start",
     "ravan",

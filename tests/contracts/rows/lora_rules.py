@@ -189,5 +189,6 @@ ROWS = {
     "fslora": Row(_make("fslora", server_optimizer=optax.sgd(1.0)), _trained()),
     "fedask": Row(_make("fedask", sketch=4), _by_balanced_svd, rtol=2e-3, atol=2e-3),
     "ravan": Row(_make_ravan, _heads),
+    "lora_a2": Row(_make("lora_a2"), _trained("lora_a")),
     "fed_sb": Row(_make("fed_sb"), _trained()),
 }
