@@ -257,6 +257,9 @@ ROWS = (
     Row(lora_rules.fedrpca, RULE, {"beta": "real", "sparsity": "real?"}),
     Row(lora_rules.fslora, RULE, {"weighted": "flag"}),
     Row(lora_rules.fedask, RULE | {"sketch": 2}, {"sketch": "whole"}),
+    Row(lora_rules.slora, RULE | {"scaling": 2.0, "sparse_rounds": 1}, {
+        "scaling": "real", "sparse_rounds": "whole", "density": "real",
+    }),
     Row(server_optimizers.adagrad, {"learning_rate": 0.1}, ADAPTIVE),
     Row(server_optimizers.adam, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
     Row(server_optimizers.yogi, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
@@ -334,7 +337,7 @@ WALKS = {
     "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
-    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "fedrpca": RULE, "lora_a2": RULE, "ravan": RULE, "fedask": RULE | {"sketch": 2}, "fslora": RULE, "frlora": RULE | {"scaling": 1.0},
+    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "fedrpca": RULE, "lora_a2": RULE, "slora": RULE | {"scaling": 1.0, "sparse_rounds": 1}, "ravan": RULE, "fedask": RULE | {"sketch": 2}, "fslora": RULE, "frlora": RULE | {"scaling": 1.0},
 }  # fmt: skip
 WALKED = {"epochs", "local_steps", "batch_size"}
 

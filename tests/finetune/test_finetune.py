@@ -350,6 +350,7 @@ METHODS = {
     "flora": (),
     "lora_fair": (),
     "fedsvd": (),
+    "slora:sparse_rounds=1": (),
     "lora_a2": (),
     "fedask:sketch=16": (),
     "fslora": (),

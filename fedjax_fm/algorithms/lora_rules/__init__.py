@@ -22,6 +22,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     FRLoRA       A and B            averages both, adds what they gained to the kernel
     FSLoRA       random rows        steps along the mean of both
     RAVAN        H between them     averages H, head by head
+    SLoRA        entries of W first averages them, then both from their SVD
     Fed-SB       R between them     averages R
 """
 
@@ -43,6 +44,7 @@ from fedjax_fm.algorithms.lora_rules.lora_a2 import lora_a2
 from fedjax_fm.algorithms.lora_rules.lora_fair import lora_fair
 from fedjax_fm.algorithms.lora_rules.ravan import ravan
 from fedjax_fm.algorithms.lora_rules.rolora import rolora
+from fedjax_fm.algorithms.lora_rules.slora import slora
 
 __all__ = [
     "fed_sb",
@@ -65,4 +67,5 @@ __all__ = [
     "principal_start",
     "ravan",
     "rolora",
+    "slora",
 ]

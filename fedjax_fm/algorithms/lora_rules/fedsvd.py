@@ -27,6 +27,7 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     only,
     split,
 )
+from fedjax_fm.algorithms.lora_rules.flexlora import signs_of
 from fedjax_fm.algorithms.lora_rules.rule import (
     Rule,
     exchange_of,
@@ -193,10 +194,7 @@ def orthonormal(pair: Pair) -> Pair:
     r_b = jnp.linalg.qr(b, mode="r")
     middle = r_a @ jnp.swapaxes(r_b, -1, -2)
     turn, _, _ = jnp.linalg.svd(middle)  # [..., r, r]
-    rows = q_a @ turn
-    place = jnp.argmax(jnp.abs(rows), axis=-2, keepdims=True)
-    largest = jnp.take_along_axis(rows, place, axis=-2)
-    turn = jnp.where(largest < 0, -turn, turn)
+    turn = signs_of(q_a @ turn) * turn
     has_update = jnp.any(b != 0, axis=(-2, -1), keepdims=True)
     new_a = jnp.where(has_update, q_a @ turn, a)
     new_b = jnp.where(has_update, b @ jnp.swapaxes(r_a, -1, -2) @ turn, b)

@@ -25,6 +25,7 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     product,
     split,
 )
+from fedjax_fm.algorithms.lora_rules.flexlora import signs_of
 from fedjax_fm.algorithms.lora_rules.residual import (
     ResidualState,
     check_arguments,
@@ -197,6 +198,8 @@ def principal_start(
 def balanced(matrix: jax.Array, rank: int, layer: str) -> Pair:
     """The best pair of a rank for a matrix, its singular values shared by both factors.
 
+    In every row of a the largest entry is positive.
+
     Args:
       matrix: f32[..., in, out].
       rank: r, at most the smaller side.
@@ -214,7 +217,8 @@ def balanced(matrix: jax.Array, rank: int, layer: str) -> Pair:
             f"{layer!r}, got rank {rank}"
         )
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    root = jnp.sqrt(s[..., :rank])
-    a = u[..., :rank] * root[..., None, :]
-    b = root[..., None] * vt[..., :rank, :]
+    sign = signs_of(u[..., :rank])
+    root = sign * jnp.sqrt(s[..., None, :rank])
+    a = root * u[..., :rank]
+    b = jnp.swapaxes(root, -1, -2) * vt[..., :rank, :]
     return Pair(jnp.moveaxis(a, -1, 0), jnp.moveaxis(b, -2, 0))
