@@ -29,6 +29,14 @@ from fedjax_fm.evaluation.intervals import (
     paired_seeds,
     plus_minus,
 )
+from fedjax_fm.evaluation.inversion import (
+    Inverted,
+    input_of_gradient,
+    invert_gradient,
+    nearest_tokens,
+    token_f1,
+    tokens_of_gradient,
+)
 from fedjax_fm.evaluation.language import (
     Likelihoods,
     loglikelihood,
@@ -43,6 +51,7 @@ __all__ = [
     "ClientScores",
     "Comparison",
     "CorpusScore",
+    "Inverted",
     "Likelihoods",
     "PersonalScores",
     "Question",
@@ -61,6 +70,8 @@ __all__ = [
     "generate_until",
     "gsm8k",
     "holm",
+    "input_of_gradient",
+    "invert_gradient",
     "lettered",
     "lm_eval_class",
     "lm_eval_model",
@@ -68,6 +79,7 @@ __all__ = [
     "loglikelihood_rolling",
     "matthews",
     "means",
+    "nearest_tokens",
     "paired_examples",
     "paired_seeds",
     "pearson",
@@ -77,5 +89,7 @@ __all__ = [
     "score_answers",
     "score_options",
     "spearman",
+    "token_f1",
+    "tokens_of_gradient",
     "worst_decile",
 ]

@@ -311,6 +311,10 @@ ROWS = (
     Row(evaluation.exact_match, {"predictions": ["a"], "references": ["a"]}, {
         "ignore_case": "flag", "ignore_punctuation": "flag",
     }),
+    Row(evaluation.tokens_of_gradient, {"gradient": np.ones((3, 2))}, {"threshold": "real"}),
+    Row(evaluation.invert_gradient, {"gradient_of": jnp.sin, "observed": jnp.ones(2), "start": jnp.zeros(2), "steps": 2}, {
+        "steps": "whole", "distance": "choice",
+    }),
     Row(evaluation.plus_minus, {"values": [1.0, 2.0]}, {"scale": "real", "digits": "whole"}),
     Row(intervals.student_t975, {"freedom": 3}, {"freedom": "whole"}),
 )  # fmt: skip
