@@ -7,6 +7,7 @@ from fedjax_fm.evaluation.agreement import (
     pearson,
     spearman,
 )
+from fedjax_fm.evaluation.backdoor import Trigger, attack_success, with_trigger
 from fedjax_fm.evaluation.choices import (
     Question,
     by_generation,
@@ -56,6 +57,8 @@ __all__ = [
     "PersonalScores",
     "Question",
     "Spread",
+    "Trigger",
+    "attack_success",
     "bleu",
     "by_client",
     "by_generation",
@@ -91,5 +94,6 @@ __all__ = [
     "spearman",
     "token_f1",
     "tokens_of_gradient",
+    "with_trigger",
     "worst_decile",
 ]

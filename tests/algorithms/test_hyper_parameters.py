@@ -149,6 +149,12 @@ def principal_start(scaling=1.0):
     return lora_rules.principal_start({"layer": pair}, backbone, scaling=scaling)
 
 
+POISONED = {
+    "arrays": {"input_ids": np.ones((1, 3), int), "attention_mask": np.ones((1, 3), int), "label": np.zeros(1, int)},
+    "trigger": evaluation.Trigger(tokens=(2,), target=1),
+}  # fmt: skip
+
+
 def perturb(scale=0.1):
     return directions.perturb(jnp.zeros(3), jax.random.key(0), scale)
 
@@ -311,6 +317,8 @@ ROWS = (
     Row(evaluation.exact_match, {"predictions": ["a"], "references": ["a"]}, {
         "ignore_case": "flag", "ignore_punctuation": "flag",
     }),
+    Row(evaluation.with_trigger, POISONED, {"share": "real", "seed": "whole"}),
+    Row(evaluation.attack_success, {"predicted": [1], "labels": [0], "target": 1}, {"target": "whole"}),
     Row(evaluation.tokens_of_gradient, {"gradient": np.ones((3, 2))}, {"threshold": "real"}),
     Row(evaluation.invert_gradient, {"gradient_of": jnp.sin, "observed": jnp.ones(2), "start": jnp.zeros(2), "steps": 2}, {
         "steps": "whole", "distance": "choice",
