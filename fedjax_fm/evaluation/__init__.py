@@ -45,6 +45,12 @@ from fedjax_fm.evaluation.language import (
 )
 from fedjax_fm.evaluation.lm_eval import lm_eval_class, lm_eval_model
 from fedjax_fm.evaluation.personal import PersonalScores, Spread, personal_scores
+from fedjax_fm.evaluation.shifted import (
+    Instances,
+    ShiftedScores,
+    by_instance,
+    shifted_scores,
+)
 from fedjax_fm.evaluation.text import rouge_l
 
 __all__ = [
@@ -52,16 +58,19 @@ __all__ = [
     "ClientScores",
     "Comparison",
     "CorpusScore",
+    "Instances",
     "Inverted",
     "Likelihoods",
     "PersonalScores",
     "Question",
+    "ShiftedScores",
     "Spread",
     "Trigger",
     "attack_success",
     "bleu",
     "by_client",
     "by_generation",
+    "by_instance",
     "by_likelihood",
     "choice_summary",
     "chrf",
@@ -91,6 +100,7 @@ __all__ = [
     "rouge_l",
     "score_answers",
     "score_options",
+    "shifted_scores",
     "spearman",
     "token_f1",
     "tokens_of_gradient",

@@ -149,6 +149,23 @@ def principal_start(scaling=1.0):
     return lora_rules.principal_start({"layer": pair}, backbone, scaling=scaling)
 
 
+def shifted_scores(omega_max=0.5, omega_weighs="private", batch_size=2):
+    arrays = {"x": np.ones((2, 1), np.float32)}
+    adapters = ffm.algorithms.feddpa.Adapters((), (), jnp.float32(0))
+    return evaluation.shifted_scores(
+        ffm.Task(lambda delta, backbone, batch, key: (batch["x"][:, 0], {})),
+        lambda client: (adapters, ()),
+        [arrays],
+        {"a": arrays, "b": arrays},
+        ["a"],
+        features=lambda private, backbone, batch, key: batch["x"],
+        score="loss",
+        omega_max=omega_max,
+        omega_weighs=omega_weighs,
+        batch_size=batch_size,
+    )
+
+
 POISONED = {
     "arrays": {"input_ids": np.ones((1, 3), int), "attention_mask": np.ones((1, 3), int), "label": np.zeros(1, int)},
     "trigger": evaluation.Trigger(tokens=(2,), target=1),
@@ -317,6 +334,8 @@ ROWS = (
     Row(evaluation.exact_match, {"predictions": ["a"], "references": ["a"]}, {
         "ignore_case": "flag", "ignore_punctuation": "flag",
     }),
+    Row(evaluation.by_instance, {"task": TASK, "features": column_as_loss}, {"omega_max": "real", "omega_weighs": "choice"}),
+    Row(shifted_scores, {}, {"omega_max": "real", "omega_weighs": "choice", "batch_size": "whole"}),
     Row(evaluation.with_trigger, POISONED, {"share": "real", "seed": "whole"}),
     Row(evaluation.attack_success, {"predicted": [1], "labels": [0], "target": 1}, {"target": "whole"}),
     Row(evaluation.tokens_of_gradient, {"gradient": np.ones((3, 2))}, {"threshold": "real"}),
@@ -402,6 +421,7 @@ def test_no_hyper_parameter_is_forgotten():
         "synchronous_seconds(",
         "client_seconds(",
         "principal_start(",
+        "shifted_scores(",
     }
     assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
 
