@@ -10,6 +10,7 @@ from fedjax_fm.peft.folder import load_pretrained, save_pretrained
 from fedjax_fm.peft.ia3 import ia3
 from fedjax_fm.peft.layers import on_layers
 from fedjax_fm.peft.lora import LoRALinear, lora
+from fedjax_fm.peft.lora_experts import lora_experts
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb, lora_xs
 from fedjax_fm.peft.merge import merge, unmerge
 from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
@@ -42,6 +43,7 @@ __all__ = [
     "instance_mix",
     "load_pretrained",
     "lora",
+    "lora_experts",
     "lora_from_config",
     "lora_sb",
     "lora_xs",

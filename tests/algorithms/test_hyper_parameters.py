@@ -143,6 +143,9 @@ def replay(learning_rate=0.1):
     return fedkseed_replay(jnp.zeros(3), master, jnp.zeros(4), learning_rate)
 
 
+ONE_PAIR = {"lora_a": np.ones((2, 1)), "lora_b": np.ones((1, 2))}
+
+
 def principal_start(scaling=1.0):
     pair = {"lora_a": jnp.zeros((2, 1)), "lora_b": jnp.zeros((1, 2))}
     backbone = {"layer": {"base": {"kernel": jnp.eye(2)}}}
@@ -283,6 +286,8 @@ ROWS = (
     Row(lora_rules.slora, RULE | {"scaling": 2.0, "sparse_rounds": 1}, {
         "scaling": "real", "sparse_rounds": "whole", "density": "real",
     }),
+    Row(lora_rules.fedlease, RULE | {"labels": [0]}, {"weighted": "flag"}),
+    Row(lora_rules.cluster_adapters, {"deltas": [ONE_PAIR] * 3, "most": 2}, {"most": "whole"}),
     Row(server_optimizers.adagrad, {"learning_rate": 0.1}, ADAPTIVE),
     Row(server_optimizers.adam, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
     Row(server_optimizers.yogi, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
@@ -368,7 +373,7 @@ WALKS = {
     "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
-    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "fedrpca": RULE, "lora_a2": RULE, "slora": RULE | {"scaling": 1.0, "sparse_rounds": 1}, "ravan": RULE, "fedask": RULE | {"sketch": 2}, "fslora": RULE, "frlora": RULE | {"scaling": 1.0},
+    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "fedrpca": RULE, "fedlease": RULE | {"labels": [0]}, "lora_a2": RULE, "slora": RULE | {"scaling": 1.0, "sparse_rounds": 1}, "ravan": RULE, "fedask": RULE | {"sketch": 2}, "fslora": RULE, "frlora": RULE | {"scaling": 1.0},
 }  # fmt: skip
 WALKED = {"epochs", "local_steps", "batch_size"}
 
@@ -390,9 +395,9 @@ def test_how_a_client_walks_its_data_is_checked(name):
 
 
 ELSEWHERE = {"dp_fedavg", "AdaptiveClip"}  # tests/algorithms/test_dp_fedavg.py
-# Made by functions, not by people; a `Question` is checked where it is used.
+# Made by functions, not by people; a `Question` and a `Trigger` are checked where they are used.
 RESULTS = {"ClientScores", "Comparison", "CorpusScore", "Question", "Schedule"}
-RESULTS |= {"PersonalScores", "Spread"}
+RESULTS |= {"PersonalScores", "Spread", "Trigger"}
 
 
 def public(module):

@@ -35,6 +35,11 @@ ROWS = [
     ),
     Row(lora_xs, LORA, {"rank": "whole", "alpha": "real?"}),
     Row(
+        peft.lora_experts,
+        {**LORA, "experts": 2},
+        {"rank": "whole", "alpha": "real?", "experts": "whole"},
+    ),
+    Row(
         peft.ravan,
         LORA,
         {"rank": "whole", "alpha": "real?", "heads": "whole", "basis": "choice"},

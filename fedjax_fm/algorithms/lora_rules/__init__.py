@@ -16,6 +16,7 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     FedASK       sketches of B A    averages them, cuts the mean by SVD
     FedEx-LoRA   A and B            averages both, adds the residual to the kernel
     FedRot-LoRA  A and B, turned    averages both
+    FedLEASE     an expert, A and B averages both in every cluster of clients
     FedRPCA      A and B            averages what is common, adds more of what is not
     LoRA-FAIR    A and B            averages both, moves B towards the mean product
     FLoRA        A and B            stacks both, adds the product to the kernel
@@ -26,10 +27,16 @@ cohort, `residual.py` what is added to the frozen layers. Ranks may differ by cl
     Fed-SB       R between them     averages R
 """
 
+from fedjax_fm.algorithms.lora_rules.adapter_clusters import (
+    AdapterClusters,
+    cluster_adapters,
+)
+from fedjax_fm.algorithms.lora_rules.experts import expert_start
 from fedjax_fm.algorithms.lora_rules.fed_sb import fed_sb
 from fedjax_fm.algorithms.lora_rules.fedask import fedask
 from fedjax_fm.algorithms.lora_rules.fedex_lora import fedex_lora
 from fedjax_fm.algorithms.lora_rules.fedit import fedit
+from fedjax_fm.algorithms.lora_rules.fedlease import fedlease
 from fedjax_fm.algorithms.lora_rules.fedrot_lora import fedrot_lora
 from fedjax_fm.algorithms.lora_rules.fedrpca import fedrpca
 from fedjax_fm.algorithms.lora_rules.fedsa_lora import fedsa_delta, fedsa_lora
@@ -47,10 +54,14 @@ from fedjax_fm.algorithms.lora_rules.rolora import rolora
 from fedjax_fm.algorithms.lora_rules.slora import slora
 
 __all__ = [
+    "AdapterClusters",
+    "cluster_adapters",
+    "expert_start",
     "fed_sb",
     "fedask",
     "fedex_lora",
     "fedit",
+    "fedlease",
     "fedrot_lora",
     "fedrpca",
     "fedsa_delta",

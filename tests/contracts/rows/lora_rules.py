@@ -1,5 +1,6 @@
 """The LoRA aggregation rules, with ranks that differ by client."""
 
+import fedlease_problem
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +86,30 @@ def _primed(problem: Problem, client, key):
         root = root * np.sign(largest)
         delta[name] = {"lora_a": root * u, "lora_b": np.swapaxes(root, -1, -2) * vt}
     return delta
+
+
+def _make_fedlease() -> Problem:
+    algorithm = lora_rules.fedlease(
+        ffm.Task(fedlease_problem.loss),
+        optax.sgd(RATE),
+        labels=[0, 1, 0, 1, 1, 0, 1],
+        **fedlease_problem.HOW,
+    )
+    clients = fedlease_problem.CLIENTS
+    return Problem(algorithm, fedlease_problem.make_delta(), (), clients, 4)
+
+
+def _own_expert(problem: Problem, client, key):
+    """Client 0 is of cluster 0, whose expert comes first."""
+    router = problem.delta["layer"]["router"]
+    return fedlease_problem.train(problem.delta, router, client, 0)
+
+
+def _own_expert_first(problem: Problem, state, client):
+    cluster = 0 if client is None else max(int(own_state(state, client)), 0)
+    layer = fedlease_problem.swapped(state.delta["layer"], cluster)
+    layer["router"] = state.carry.server.routers["layer"][cluster]
+    return {**state.delta, "layer": layer}, problem.backbone
 
 
 def _head_alone(problem: Problem, client, key):
@@ -214,5 +239,6 @@ ROWS = {
         rtol=1e-3,
         atol=1e-3,
     ),
+    "fedlease": Row(_make_fedlease, _own_expert, _own_expert_first),
     "fed_sb": Row(_make("fed_sb"), _trained()),
 }
