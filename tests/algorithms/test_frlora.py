@@ -124,3 +124,15 @@ def test_impossible_starts_are_refused():
         lora_rules.principal_start(delta, {}, scaling=1.0)
     with pytest.raises(ValueError, match="scaling=0"):
         lora_rules.principal_start(delta, backbone, scaling=0)
+
+
+def test_a_round_without_uploads_adds_nothing():
+    gone = ffm.Behaviour(drops=lambda client, round_index, key: round_index > 0)
+    delta, rest, _ = started()
+    method = lora_rules.frlora(ffm.Task(loss), optax.sgd(RATE), scaling=SCALING, **HOW)
+    population = ffm.Population.from_clients(make_clients()[:2])
+    how = {"backbone": rest, "cohort_size": 2, "devices": 1, "behaviour": gone}
+    one = ffm.Simulator(method, population, **how)
+    first, _ = one.run(one.init(delta), 1)
+    second, _ = one.run(first, 1)
+    close(effective(*one.model(second)), effective(*one.model(first)))

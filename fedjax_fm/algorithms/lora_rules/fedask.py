@@ -172,7 +172,8 @@ def _first_trip(training: FactorTraining, sketch: int) -> Exchange:
         return ClientFactors(cut_pairs(factors, training.rows(client)))
 
     def client(backbone, message):
-        omega = random_directions(*message, sketch)
+        factors, seed = message
+        omega = random_directions(factors, seed, sketch)
 
         def one(mine, state, data, key):
             done = training.run(mine, backbone, data, key)

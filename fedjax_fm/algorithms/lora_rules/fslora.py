@@ -91,6 +91,9 @@ def fslora(
     With m_k = r it is FedAvg on the factors with that server optimizer. The server
     keeps the changes of the whole cohort.
 
+    A channel with memory (error feedback) would add what one rank missed to another: the
+    rows of an upload are other ones each round.
+
     The paper's code compares a parameter's full name with `lora_B`, which never holds:
     there, every client trains all ranks. Here it is as the paper has it.
 

@@ -89,6 +89,9 @@ def ravan(
     the client trains; the other trained leaves travel both ways. A and B, the scales,
     which the server sets to 1, and the draws, of a common seed, are not billed.
 
+    Where clients train some heads, a channel with memory (error feedback) would add what
+    one head missed to another: the rows of an upload are other ones each round.
+
     Args:
       task: the loss.
       client_optimizer: starts afresh each round; a function of the round makes one for
