@@ -22,6 +22,8 @@ from lora_problem import (
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import lora_rules
+from fedjax_fm.algorithms.lora_rules.factors import product
+from fedjax_fm.algorithms.lora_rules.frlora import balanced
 
 D_IN, D_OUT, HEAD, DENSE = 3 * 5, 2 * 5 + 7, 7, 2 * 25 + 35
 
@@ -136,3 +138,11 @@ def test_a_round_without_uploads_adds_nothing():
     first, _ = one.run(one.init(delta), 1)
     second, _ = one.run(first, 1)
     close(effective(*one.model(second)), effective(*one.model(first)))
+
+
+def test_a_matrix_of_lower_rank_leaves_rows_that_can_be_trained():
+    whole = jnp.outer(jnp.arange(1.0, 5), jnp.ones(3))
+    pair = balanced(whole, 2, "layer")
+    np.testing.assert_allclose(product(pair), whole, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(pair.a[1]), 1, atol=1e-6)
+    assert not np.any(pair.b[1])

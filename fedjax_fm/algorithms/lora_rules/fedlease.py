@@ -29,7 +29,7 @@ from fedjax_fm.algorithms.lora_rules.experts import (
     split_experts,
     with_own,
 )
-from fedjax_fm.algorithms.reduce import mean_of, stack
+from fedjax_fm.algorithms.reduce import kept, mean_of
 from fedjax_fm.types import (
     Algorithm,
     ClientOutput,
@@ -236,15 +236,10 @@ def _exchange(method: _FedLEASE) -> Exchange:
         broadcast=broadcast,
         client=client,
         server=server,
-        reduce=stack(_all_changes),
+        reduce=kept(),
         batches=method.local.batches,
         address=address,
     )
-
-
-def _all_changes(found: Stack, setting: Setting) -> Stack:
-    """The stack as it is; the server's step knows whose cluster is which."""
-    return found
 
 
 def _averaged(method: _FedLEASE, state: FedLEASEState, found: Stack) -> FedLEASEState:

@@ -35,6 +35,8 @@ from fedjax_fm.algorithms.lora_rules.residual import (
 from fedjax_fm.algorithms.lora_rules.training import factor_training
 from fedjax_fm.types import Algorithm, Batches, Task, Tree
 
+ROUNDING = 1e-6  # of the largest singular value; smaller ones count as zero
+
 
 def frlora(
     task: Task,
@@ -198,7 +200,9 @@ def principal_start(
 def balanced(matrix: jax.Array, rank: int, layer: str) -> Pair:
     """The best pair of a rank for a matrix, its singular values shared by both factors.
 
-    In every row of a the largest entry is positive.
+    In every row of a the largest entry is positive. Where a singular value is zero, a row
+    of unit length stays in a beside zeros in b: with zeros in both, neither would ever
+    have a gradient.
 
     Args:
       matrix: f32[..., in, out].
@@ -206,7 +210,7 @@ def balanced(matrix: jax.Array, rank: int, layer: str) -> Pair:
       layer: its name, for the error.
 
     Returns:
-      a [r, ..., in] and b [r, ..., out], with equal Gram matrices.
+      a [r, ..., in] and b [r, ..., out], with equal Gram matrices if no value is zero.
 
     Raises:
       ValueError: a rank beyond the smaller side.
@@ -218,7 +222,10 @@ def balanced(matrix: jax.Array, rank: int, layer: str) -> Pair:
         )
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
     sign = signs_of(u[..., :rank])
-    root = sign * jnp.sqrt(s[..., None, :rank])
-    a = root * u[..., :rank]
-    b = jnp.swapaxes(root, -1, -2) * vt[..., :rank, :]
+    s = s[..., None, :rank]
+    is_zero = s <= ROUNDING * s[..., :1]
+    of_a = sign * jnp.where(is_zero, 1.0, jnp.sqrt(s))
+    of_b = sign * jnp.where(is_zero, 0.0, jnp.sqrt(s))
+    a = of_a * u[..., :rank]
+    b = jnp.swapaxes(of_b, -1, -2) * vt[..., :rank, :]
     return Pair(jnp.moveaxis(a, -1, 0), jnp.moveaxis(b, -2, 0))

@@ -35,12 +35,11 @@ from fedjax_fm.algorithms.lora_rules.training import (
     Ranks,
     factor_training,
 )
-from fedjax_fm.algorithms.reduce import mean_of, stack
+from fedjax_fm.algorithms.reduce import kept, mean_of
 from fedjax_fm.types import (
     Algorithm,
     Batches,
     Exchange,
-    Setting,
     Stack,
     Task,
     Tree,
@@ -186,15 +185,10 @@ def _exchange(method: _FSLoRA) -> Exchange:
         broadcast=broadcast,
         client=client,
         server=server,
-        reduce=stack(_all_changes),
+        reduce=kept(),
         batches=training.local.batches,
         address=address,
     )
-
-
-def _all_changes(found: Stack, setting: Setting) -> Stack:
-    """The stack as it is; the server's step knows who drew which ranks."""
-    return found
 
 
 def _raised(trained: Factors) -> Callable[[Factors], Tree]:

@@ -34,7 +34,7 @@ from fedjax_fm.algorithms.lora_rules.heads import (
     with_scales,
 )
 from fedjax_fm.algorithms.lora_rules.training import Ranks, checked_ranks
-from fedjax_fm.algorithms.reduce import mean_of, stack
+from fedjax_fm.algorithms.reduce import kept, mean_of
 from fedjax_fm.types import (
     Algorithm,
     ClientOutput,
@@ -202,14 +202,9 @@ def _exchange(method: _Ravan) -> Exchange:
         broadcast=broadcast,
         client=client,
         server=server,
-        reduce=stack(_all_changes),
+        reduce=kept(),
         batches=method.local.batches,
     )
-
-
-def _all_changes(found: Stack, setting: Setting) -> Stack:
-    """The stack as it is; the server's step knows who drew which heads."""
-    return found
 
 
 def _averaged(method: _Ravan, state: RavanState, found: Stack) -> RavanState:
