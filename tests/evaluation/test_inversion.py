@@ -128,6 +128,12 @@ def test_lora_leaks_a_sketch_while_b_is_zero():
     np.testing.assert_allclose(found, x @ a, rtol=1e-4)
     assert np.linalg.matrix_rank(a) < len(x)
 
+    # Once B has moved, dA = s x (B dy)^T: every column of it is the input, up to a factor.
+    moved = {"a": a, "b": draw(11, 2, 4)}
+    of_a = np.asarray(jax.grad(output)(moved)["a"])
+    cosines = x @ of_a / np.linalg.norm(x) / np.linalg.norm(of_a, axis=0)
+    np.testing.assert_allclose(np.abs(cosines), 1, rtol=1e-5)
+
 
 # The search
 
