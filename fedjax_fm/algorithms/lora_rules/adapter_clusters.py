@@ -127,3 +127,43 @@ def _silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
         larger = max(inside.mean(), nearest) if len(inside) else 0.0
         values.append((nearest - inside.mean()) / larger if larger > 0 else 0.0)
     return float(np.mean(values))
+
+
+def checked_labels(labels: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The cluster of every client, as i32[N].
+
+    Args:
+      labels: one whole number a client, from 0 on.
+
+    Raises:
+      ValueError: they are something else.
+    """
+    found = np.asarray(labels)
+    is_whole = found.ndim == 1 and np.issubdtype(found.dtype, np.integer)
+    if not is_whole or len(found) == 0 or found.min() < 0:
+        raise ValueError(
+            f"expected labels to be one cluster >= 0 a client, got labels={labels}"
+        )
+    return found.astype(np.int32)
+
+
+def check_labels(labels: np.ndarray, n_clusters: int, n_clients: int) -> None:
+    """Refuses labels of other clusters or of too few clients.
+
+    Args:
+      labels: i32[N].
+      n_clusters: that there are.
+      n_clients: of the population.
+
+    Raises:
+      ValueError: a label beyond the clusters, or fewer labels than clients.
+    """
+    if labels.max() >= n_clusters:
+        raise ValueError(
+            f"expected clusters below {n_clusters}, the experts of the delta, got "
+            f"{labels.max()}"
+        )
+    if len(labels) < n_clients:
+        raise ValueError(
+            f"expected a label for each of {n_clients} clients, got {len(labels)}"
+        )

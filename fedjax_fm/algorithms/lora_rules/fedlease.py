@@ -20,8 +20,11 @@ import numpy as np
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.compressed import counts_once
 from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
+from fedjax_fm.algorithms.lora_rules.adapter_clusters import (
+    check_labels,
+    checked_labels,
+)
 from fedjax_fm.algorithms.lora_rules.experts import (
-    Experts,
     join_experts,
     n_experts,
     own_first,
@@ -34,7 +37,6 @@ from fedjax_fm.types import (
     Algorithm,
     ClientOutput,
     Exchange,
-    Setting,
     Stack,
     Task,
     Tree,
@@ -139,12 +141,12 @@ def fedlease(
         local_steps=local_steps,
         batch_size=batch_size,
     )
-    method = _FedLEASE(local=local, labels=_checked(labels), weighted=weighted)
+    method = _FedLEASE(local=local, labels=checked_labels(labels), weighted=weighted)
 
     def init(delta, key, setting):
         experts = split_experts(delta)
-        _check_clusters(method, experts, setting)
         m = n_experts(experts)
+        check_labels(method.labels, m, setting.n_clients)
         routers = {layer: jnp.stack([x] * m) for layer, x in experts.routers.items()}
         return FedLEASEState(delta, routers)
 
@@ -160,32 +162,6 @@ def fedlease(
         client_init=lambda delta, key: jnp.int32(-1),
         model=model,
     )
-
-
-def _checked(labels: np.ndarray) -> np.ndarray:
-    """i32[N], clusters from 0 on."""
-    found = np.asarray(labels)
-    is_whole = found.ndim == 1 and np.issubdtype(found.dtype, np.integer)
-    if not is_whole or len(found) == 0 or found.min() < 0:
-        raise ValueError(
-            f"expected labels to be one cluster >= 0 a client, got labels={labels}"
-        )
-    return found.astype(np.int32)
-
-
-def _check_clusters(method: _FedLEASE, experts: Experts, setting: Setting) -> None:
-    """Refuses labels that are not of these experts and clients."""
-    m = n_experts(experts)
-    if method.labels.max() >= m:
-        raise ValueError(
-            f"expected clusters below {m}, the experts of the delta, got "
-            f"{method.labels.max()}"
-        )
-    if len(method.labels) < setting.n_clients:
-        raise ValueError(
-            f"expected a label for each of {setting.n_clients} clients, got "
-            f"{len(method.labels)}"
-        )
 
 
 def _of_cluster(
