@@ -96,6 +96,19 @@ def stack(finish: Callable[[Stack, Setting], Tree]) -> Reduce:
     return Reduce(lift=lift, finish=finish, keep=True)
 
 
+def kept() -> Reduce:
+    """Keeps every upload, for servers that have to know whose it is.
+
+    Returns:
+      A reduction whose value is `Stack((sent, weights), active, ids)`.
+    """
+
+    def finish(found, setting):
+        return found
+
+    return stack(finish)
+
+
 class MeanAndShare(NamedTuple):
     """The value of `mean_and_share`.
 

@@ -7,6 +7,7 @@ from fedjax_fm.evaluation.agreement import (
     pearson,
     spearman,
 )
+from fedjax_fm.evaluation.backdoor import Trigger, attack_success, with_trigger
 from fedjax_fm.evaluation.choices import (
     Question,
     by_generation,
@@ -29,6 +30,14 @@ from fedjax_fm.evaluation.intervals import (
     paired_seeds,
     plus_minus,
 )
+from fedjax_fm.evaluation.inversion import (
+    Inverted,
+    input_of_gradient,
+    invert_gradient,
+    nearest_tokens,
+    token_f1,
+    tokens_of_gradient,
+)
 from fedjax_fm.evaluation.language import (
     Likelihoods,
     loglikelihood,
@@ -36,6 +45,12 @@ from fedjax_fm.evaluation.language import (
 )
 from fedjax_fm.evaluation.lm_eval import lm_eval_class, lm_eval_model
 from fedjax_fm.evaluation.personal import PersonalScores, Spread, personal_scores
+from fedjax_fm.evaluation.shifted import (
+    Instances,
+    ShiftedScores,
+    by_instance,
+    shifted_scores,
+)
 from fedjax_fm.evaluation.text import rouge_l
 
 __all__ = [
@@ -43,13 +58,19 @@ __all__ = [
     "ClientScores",
     "Comparison",
     "CorpusScore",
+    "Instances",
+    "Inverted",
     "Likelihoods",
     "PersonalScores",
     "Question",
+    "ShiftedScores",
     "Spread",
+    "Trigger",
+    "attack_success",
     "bleu",
     "by_client",
     "by_generation",
+    "by_instance",
     "by_likelihood",
     "choice_summary",
     "chrf",
@@ -61,6 +82,8 @@ __all__ = [
     "generate_until",
     "gsm8k",
     "holm",
+    "input_of_gradient",
+    "invert_gradient",
     "lettered",
     "lm_eval_class",
     "lm_eval_model",
@@ -68,6 +91,7 @@ __all__ = [
     "loglikelihood_rolling",
     "matthews",
     "means",
+    "nearest_tokens",
     "paired_examples",
     "paired_seeds",
     "pearson",
@@ -76,6 +100,10 @@ __all__ = [
     "rouge_l",
     "score_answers",
     "score_options",
+    "shifted_scores",
     "spearman",
+    "token_f1",
+    "tokens_of_gradient",
+    "with_trigger",
     "worst_decile",
 ]

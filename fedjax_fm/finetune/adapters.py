@@ -17,10 +17,10 @@ PEFT: dict[str, Callable[..., peft.Method]] = {
     for name in (
         "bitfit", "combine", "dora", "full", "head", "houlsby", "ia3", "lora",
         "lora_xs", "on_layers", "p_tuning_v2", "parallel_adapter", "prefix_tuning",
-        "prompt_tuning", "vpt",
+        "prompt_tuning", "ravan", "vpt",
     )
 }  # fmt: skip
-LORA_LIKE = ("lora", "dora", "lora_xs")
+LORA_LIKE = ("lora", "dora", "lora_xs", "ravan")
 
 
 def adapter_of(settings: Settings, model_type: str) -> peft.Method:

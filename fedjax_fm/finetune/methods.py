@@ -18,6 +18,12 @@ from fedjax_fm.population import samplers
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.types import Algorithm, Channel, Sampler
 
+# Rules that take the tasks of this command and factors of `peft.lora`.
+OF_FACTORS = (
+    "fedask", "fedex_lora", "fedit", "fedrot_lora", "fedrpca", "fedsa_lora", "fedsvd",
+    "ffa_lora", "flexlora", "flora", "fslora", "hetlora", "lora_a2", "lora_fair",
+    "rolora", "slora",
+)  # fmt: skip
 METHODS: dict[str, Callable[..., Algorithm]] = {
     **{
         name: getattr(algorithms, name)
@@ -60,11 +66,7 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "local_only": algorithms.local_only,
     "per_fedavg": algorithms.per_fedavg,
     "pfedme": algorithms.pfedme,
-    **{
-        name: getattr(lora_rules, name)
-        for name in lora_rules.__all__
-        if name not in ("fedsa_delta", "fed_sb")
-    },
+    **{name: getattr(lora_rules, name) for name in OF_FACTORS},
 }
 # These need more than one model, its data and a split into clients.
 ELSEWHERE = {
@@ -75,15 +77,18 @@ ELSEWHERE = {
     "fedbert": "splits a model between clients and server",
     "fedbuff": "needs a log of arrivals",
     "feddf": "distils several architectures on public data",
+    "fedlease": "clusters clients by adapters that each has trained alone",
     "fedmd": "distils several architectures on public data",
     "fedobd_second_stage": "goes on from the model of the first",
     "fedpm": "trains masks of a random network",
     "fjord": "trains nested widths of one model",
+    "frlora": "takes singular values out of the kernels (lora_rules.principal_start)",
     "heterofl": "trains nested widths of one model",
     "power_of_choice": "stands in front of another method",
+    "ravan": "trains the heads of peft.ravan, not LoRA's factors",
     "soteriafl": "takes a channel of its own and noise at the client",
 }
-OF_LORA = frozenset(("feddpa_f", "feddpa_t", *lora_rules.__all__))
+OF_LORA = frozenset(("feddpa_f", "feddpa_t", *OF_FACTORS))
 CHANNELS: dict[str, Callable[..., Channel]] = {
     name: getattr(channels, name)
     for name in channels.__all__

@@ -10,12 +10,14 @@ from fedjax_fm.peft.folder import load_pretrained, save_pretrained
 from fedjax_fm.peft.ia3 import ia3
 from fedjax_fm.peft.layers import on_layers
 from fedjax_fm.peft.lora import LoRALinear, lora
+from fedjax_fm.peft.lora_experts import lora_experts
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb, lora_xs
 from fedjax_fm.peft.merge import merge, unmerge
 from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
 from fedjax_fm.peft.peft_method import AdapterError, lora_from_config
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
 from fedjax_fm.peft.prompt import prompt_tuning
+from fedjax_fm.peft.ravan import ravan
 from fedjax_fm.peft.tying import untie
 from fedjax_fm.peft.vpt import vpt
 
@@ -41,6 +43,7 @@ __all__ = [
     "instance_mix",
     "load_pretrained",
     "lora",
+    "lora_experts",
     "lora_from_config",
     "lora_sb",
     "lora_xs",
@@ -50,6 +53,7 @@ __all__ = [
     "parallel_adapter",
     "prefix_tuning",
     "prompt_tuning",
+    "ravan",
     "save_merged",
     "save_pretrained",
     "two_adapters",

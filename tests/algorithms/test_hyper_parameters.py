@@ -143,6 +143,38 @@ def replay(learning_rate=0.1):
     return fedkseed_replay(jnp.zeros(3), master, jnp.zeros(4), learning_rate)
 
 
+ONE_PAIR = {"lora_a": np.ones((2, 1)), "lora_b": np.ones((1, 2))}
+
+
+def principal_start(scaling=1.0):
+    pair = {"lora_a": jnp.zeros((2, 1)), "lora_b": jnp.zeros((1, 2))}
+    backbone = {"layer": {"base": {"kernel": jnp.eye(2)}}}
+    return lora_rules.principal_start({"layer": pair}, backbone, scaling=scaling)
+
+
+def shifted_scores(omega_max=0.5, omega_weighs="private", batch_size=2):
+    arrays = {"x": np.ones((2, 1), np.float32)}
+    adapters = ffm.algorithms.feddpa.Adapters((), (), jnp.float32(0))
+    return evaluation.shifted_scores(
+        ffm.Task(lambda delta, backbone, batch, key: (batch["x"][:, 0], {})),
+        lambda client: (adapters, ()),
+        [arrays],
+        {"a": arrays, "b": arrays},
+        ["a"],
+        features=lambda private, backbone, batch, key: batch["x"],
+        score="loss",
+        omega_max=omega_max,
+        omega_weighs=omega_weighs,
+        batch_size=batch_size,
+    )
+
+
+POISONED = {
+    "arrays": {"input_ids": np.ones((1, 3), int), "attention_mask": np.ones((1, 3), int), "label": np.zeros(1, int)},
+    "trigger": evaluation.Trigger(tokens=(2,), target=1),
+}  # fmt: skip
+
+
 def perturb(scale=0.1):
     return directions.perturb(jnp.zeros(3), jax.random.key(0), scale)
 
@@ -241,6 +273,21 @@ ROWS = (
     Row(lora_rules.hetlora, RULE | {"tail_penalty": 0.1}, {"gamma": "real", "tail_penalty": "real"}),
     Row(lora_rules.fedex_lora, RULE | {"scaling": 2.0}, {"scaling": "real", "most_clients": "whole?"}),
     Row(lora_rules.flora, RULE | {"scaling": 2.0}, {"scaling": "real", "most_clients": "whole?"}),
+    Row(lora_rules.lora_fair, RULE, {
+        "distance": "choice", "penalty": "real", "server_steps": "whole", "server_rate": "real",
+    }),
+    Row(lora_rules.fedsvd, RULE, {"period": "whole"}),
+    Row(lora_rules.fedrot_lora, RULE, {"strength": "real"}),
+    Row(lora_rules.frlora, RULE | {"scaling": 2.0}, {"scaling": "real"}),
+    Row(principal_start, {}, {"scaling": "real"}),
+    Row(lora_rules.fedrpca, RULE, {"beta": "real", "sparsity": "real?"}),
+    Row(lora_rules.fslora, RULE, {"weighted": "flag"}),
+    Row(lora_rules.fedask, RULE | {"sketch": 2}, {"sketch": "whole"}),
+    Row(lora_rules.slora, RULE | {"scaling": 2.0, "sparse_rounds": 1}, {
+        "scaling": "real", "sparse_rounds": "whole", "density": "real",
+    }),
+    Row(lora_rules.fedlease, RULE | {"labels": [0]}, {"weighted": "flag"}),
+    Row(lora_rules.cluster_adapters, {"deltas": [ONE_PAIR] * 3, "most": 2}, {"most": "whole"}),
     Row(server_optimizers.adagrad, {"learning_rate": 0.1}, ADAPTIVE),
     Row(server_optimizers.adam, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
     Row(server_optimizers.yogi, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
@@ -292,6 +339,14 @@ ROWS = (
     Row(evaluation.exact_match, {"predictions": ["a"], "references": ["a"]}, {
         "ignore_case": "flag", "ignore_punctuation": "flag",
     }),
+    Row(evaluation.by_instance, {"task": TASK, "features": column_as_loss}, {"omega_max": "real", "omega_weighs": "choice"}),
+    Row(shifted_scores, {}, {"omega_max": "real", "omega_weighs": "choice", "batch_size": "whole"}),
+    Row(evaluation.with_trigger, POISONED, {"share": "real", "seed": "whole"}),
+    Row(evaluation.attack_success, {"predicted": [1], "labels": [0], "target": 1}, {"target": "whole"}),
+    Row(evaluation.tokens_of_gradient, {"gradient": np.ones((3, 2))}, {"threshold": "real"}),
+    Row(evaluation.invert_gradient, {"gradient_of": jnp.sin, "observed": jnp.ones(2), "start": jnp.zeros(2), "steps": 2}, {
+        "steps": "whole", "distance": "choice",
+    }),
     Row(evaluation.plus_minus, {"values": [1.0, 2.0]}, {"scale": "real", "digits": "whole"}),
     Row(intervals.student_t975, {"freedom": 3}, {"freedom": "whole"}),
 )  # fmt: skip
@@ -318,6 +373,7 @@ WALKS = {
     "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
+    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "fedrpca": RULE, "fedlease": RULE | {"labels": [0]}, "lora_a2": RULE, "slora": RULE | {"scaling": 1.0, "sparse_rounds": 1}, "ravan": RULE, "fedask": RULE | {"sketch": 2}, "fslora": RULE, "frlora": RULE | {"scaling": 1.0},
 }  # fmt: skip
 WALKED = {"epochs", "local_steps", "batch_size"}
 
@@ -339,9 +395,9 @@ def test_how_a_client_walks_its_data_is_checked(name):
 
 
 ELSEWHERE = {"dp_fedavg", "AdaptiveClip"}  # tests/algorithms/test_dp_fedavg.py
-# Made by functions, not by people; a `Question` is checked where it is used.
+# Made by functions, not by people; a `Question` and a `Trigger` are checked where they are used.
 RESULTS = {"ClientScores", "Comparison", "CorpusScore", "Question", "Schedule"}
-RESULTS |= {"PersonalScores", "Spread"}
+RESULTS |= {"PersonalScores", "Spread", "Trigger"}
 
 
 def public(module):
@@ -369,6 +425,8 @@ def test_no_hyper_parameter_is_forgotten():
         "asynchronous(",
         "synchronous_seconds(",
         "client_seconds(",
+        "principal_start(",
+        "shifted_scores(",
     }
     assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
 

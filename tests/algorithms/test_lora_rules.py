@@ -31,8 +31,7 @@ from fedjax_fm.algorithms import lora_rules
 from fedjax_fm.algorithms.lora_rules.factors import Pair, product, product_norm, split
 from fedjax_fm.algorithms.lora_rules.flexlora import truncated_svd
 
-RULES = {name: {} for name in lora_rules.__all__ if name != "fedsa_delta"}
-RULES["hetlora"] = {"gamma": 1.0, "tail_penalty": 0.0}
+HOW_OF = {"hetlora": {"gamma": 1.0, "tail_penalty": 0.0}}
 FIXED = {  # leaves that stay in odd and even rounds
     "ffa_lora": (("lora_a",), ("lora_a",)),
     "rolora": (("lora_a",), ("lora_b",)),
@@ -278,13 +277,18 @@ CLOSED = {  # numbers: (up, down) of a client of rank r beside clients of ranks 
     "hetlora": lambda r, R, t: (r * BOTH, r * BOTH),
     "fedex_lora": lambda r, R, t: (r * BOTH, r * BOTH + (t > 0) * DENSE),
     "flora": lambda r, R, t: (r * BOTH, (t > 0) * sum(R) * BOTH),
+    "lora_fair": lambda r, R, t: (r * BOTH, r * BOTH),
+    "fedsvd": lambda r, R, t: (r * D_OUT, r * (BOTH if t > 0 else D_OUT)),
+    "fedrot_lora": lambda r, R, t: (r * BOTH, r * BOTH),
+    "fedrpca": lambda r, R, t: (r * BOTH, r * BOTH),
+    "fslora": lambda r, R, t: (r * BOTH, r * BOTH),
     "fed_sb": lambda r, R, t: (3 * r * r, 3 * r * r),
 }
 
 
 @pytest.mark.parametrize("name", CLOSED)
 def test_bytes_equal_closed_forms_in_one_program(name):
-    one, state, traces = simulated(name, MIXED, **RULES[name])
+    one, state, traces = simulated(name, MIXED, **HOW_OF.get(name, {}))
     state, metrics = one.run(state, 2)
     n_traces = len(traces)
     _, more = one.run(state, 2)

@@ -153,6 +153,22 @@ def test_lossy_channels_carry_mixed_ranks(name):
         np.testing.assert_array_equal(state.delta["outer"]["lora_b"][2], np.zeros(7))
 
 
+@pytest.mark.parametrize("name", ["fslora", "lora_a2"])
+def test_lossy_channels_without_memory_carry_rows_of_choice(name):
+    """Eight bits an entry: the loss falls, and no more components move than were sent."""
+    how = {"server_optimizer": optax.sgd(1.0)} if name == "fslora" else {}
+    algorithm = getattr(lora_rules, name)(TASK, OPTIMIZER, ranks=[1], **HOW, **how)
+    one, state = simulator(algorithm, make_clients()[:1], uplink=channels.quantize(8))
+    after, _ = one.run(state, 1)
+    n_moved = 0
+    for layer in LAYERS:
+        before, ours = (x.delta[layer]["lora_b"] for x in (state, after))
+        n_moved += int(np.sum(np.any(ours != before, axis=-1)))
+    assert n_moved == 3  # matrices, one component for each
+    _, metrics = one.run(after, 20)
+    assert metrics["loss"][-1] < metrics["loss"][0]
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -164,6 +180,10 @@ def test_lossy_channels_carry_mixed_ranks(name):
         "flexlora",
         "fedex_lora",
         "flora",
+        "lora_fair",
+        "fedsvd",
+        "fedrot_lora",
+        "fedrpca",
     ],
 )
 def test_a_round_to_which_nobody_came_changes_nothing(name):
@@ -184,7 +204,8 @@ def test_a_round_to_which_nobody_came_changes_nothing(name):
     def of_nobody(server):
         message = jax.tree.map(lambda x: x, exchange.broadcast(server))
         factors = lora_rules.factors.split(server.delta)
-        part = {"ffa_lora": "b", "rolora": "b", "fedsa_lora": "a"}.get(name, "ab")
+        part = {"ffa_lora": "b", "fedsvd": "b", "rolora": "b", "fedsa_lora": "a"}
+        part = part.get(name, "ab")
         sent = lora_rules.factors.cut_pairs(
             lora_rules.factors.only(factors, part), jnp.int32(0)
         )

@@ -348,6 +348,14 @@ METHODS = {
     "flexlora": (),
     "fedex_lora": (),
     "flora": (),
+    "lora_fair": (),
+    "fedsvd": (),
+    "slora:sparse_rounds=1": (),
+    "lora_a2": (),
+    "fedask:sketch=16": (),
+    "fslora": (),
+    "fedrpca": (),
+    "fedrot_lora": (),
     "feddpa_t": (),
     "feddpa_f": (),
     "fedkseed": (),
@@ -410,7 +418,7 @@ def test_every_method_by_name(method, folder):
 
 PEFT = (
     *("dora", "ia3", "prompt_tuning:2", "prefix_tuning:2", "houlsby:2", "bitfit"),
-    *("full", "lora_xs:2", "parallel_adapter:2"),
+    *("full", "lora_xs:2", "ravan:2", "parallel_adapter:2"),
 )
 
 

@@ -93,10 +93,14 @@ def simulated(name, ranks=None, devices=1, **how):
         traces.append(1)
         return loss(*operands)
 
-    if name in ("fedex_lora", "flora"):
+    if name in ("fedex_lora", "flora", "frlora"):
         how["scaling"] = SCALING
+    if name != "frlora":
+        how["ranks"] = ranks
     delta, backbone = make_trees(squares=name == "fed_sb")
-    algorithm = rule(ffm.Task(counted), optax.sgd(RATE), ranks=ranks, **HOW, **how)
+    if name == "frlora":
+        delta, backbone = lora_rules.principal_start(delta, backbone, scaling=SCALING)
+    algorithm = rule(ffm.Task(counted), optax.sgd(RATE), **HOW, **how)
     population = ffm.Population.from_clients(make_clients())
     one = ffm.Simulator(
         algorithm, population, backbone=backbone, cohort_size=8, devices=devices
@@ -124,21 +128,29 @@ def cut(delta, rank):
     return delta
 
 
-def gradients(delta, backbone, x, y):
-    """Of the mean squared error, by back-propagation."""
-    matrices, hidden = kernels(delta, backbone), [x]
+def kernel_gradients(head, matrices, x, y):
+    """Of the mean squared error by the three kernels and the head."""
+    hidden = [x]
     for matrix in matrices:
         hidden.append(np.tanh(hidden[-1] @ matrix))
-    error = 2 * (hidden[-1] @ delta["head"] - y) / len(y)
-    back, by_kernel = np.outer(error, delta["head"]), []
+    error = 2 * (hidden[-1] @ head - y) / len(y)
+    back, found = np.outer(error, head), []
     for matrix, before, after in zip(
         matrices[::-1], hidden[-2::-1], hidden[:0:-1], strict=True
     ):
         back = back * (1 - after**2)
-        by_kernel.append(before.T @ back)
+        found.append(before.T @ back)
         back = back @ matrix.T
-    found = {"head": hidden[-1].T @ error}
-    for name, g in zip(LAYERS, (np.stack(by_kernel[:0:-1]), by_kernel[0]), strict=True):
+    inner = np.stack(found[:0:-1])
+    return {"inner": inner, "outer": found[0], "head": hidden[-1].T @ error}
+
+
+def gradients(delta, backbone, x, y):
+    """Of the mean squared error by the factors and the head, by back-propagation."""
+    of_kernels = kernel_gradients(delta["head"], kernels(delta, backbone), x, y)
+    found = {"head": of_kernels["head"]}
+    for name in LAYERS:
+        g = of_kernels[name]
         factors = {**backbone[name], **delta[name]}
         a, b = (factors[kind].swapaxes(-1, -2) for kind in ("lora_a", "lora_b"))
         chain = (
@@ -148,6 +160,24 @@ def gradients(delta, backbone, x, y):
         )
         found[name] = {kind: SCALING * f(g, a, b) for kind, f in chain.items()}
     return found
+
+
+def train_entries(weights, client, mask):
+    """Gradient descent on the kernels' entries in the mask, and the head."""
+    weights, client = in_numpy(weights), in_numpy(client)
+    for _ in range(STEPS):
+        matrices = [*weights["inner"], weights["outer"]]
+        step = kernel_gradients(weights["head"], matrices, client["x"], client["y"])
+        weights = {
+            name: x - RATE * step[name] * mask.get(name, True)
+            for name, x in weights.items()
+        }
+    return weights
+
+
+def base(delta, backbone):
+    whole = {name: backbone[name]["base"]["kernel"] for name in LAYERS}
+    return in_numpy({**whole, "head": delta["head"]})
 
 
 def train(delta, backbone, client, rank=None, fixed=(), penalty=None):

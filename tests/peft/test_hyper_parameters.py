@@ -34,6 +34,16 @@ ROWS = [
         {"rank": "whole", "alpha": "real?", "start": "choice"},
     ),
     Row(lora_xs, LORA, {"rank": "whole", "alpha": "real?"}),
+    Row(
+        peft.lora_experts,
+        {**LORA, "experts": 2},
+        {"rank": "whole", "alpha": "real?", "experts": "whole"},
+    ),
+    Row(
+        peft.ravan,
+        LORA,
+        {"rank": "whole", "alpha": "real?", "heads": "whole", "basis": "choice"},
+    ),
     Row(peft.bitfit, {}, {"which": "choice"}),
     Row(
         peft.houlsby,

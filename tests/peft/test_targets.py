@@ -24,6 +24,8 @@ TYPOS = {
     "lora, an alternative": lambda t: peft.lora(2, targets="|".join(["q_proj", *t])),
     "dora": lambda t: peft.dora(2, targets=["q_proj", *t]),
     "lora_sb": lambda t: peft.lora_sb(2, targets=["q_proj", *t], updates=UPDATES),
+    "lora_experts": lambda t: peft.lora_experts(1, experts=2, targets=["q_proj", *t]),
+    "ravan": lambda t: peft.ravan(1, targets=["q_proj", *t]),
     "ia3": lambda t: peft.ia3(["k_proj", *t], None),
     "ia3, feed-forward": lambda t: peft.ia3(["k_proj"], ["down_proj", *t]),
     "houlsby": lambda t: peft.houlsby(2, targets=["o_proj", *t]),
@@ -45,6 +47,10 @@ SAVED = {
     "lora_sb": lambda s: peft.lora_sb(
         2, targets=["q_proj"], modules_to_save=s, updates=UPDATES
     ),
+    "lora_experts": lambda s: peft.lora_experts(
+        1, experts=2, targets=["q_proj"], modules_to_save=s
+    ),
+    "ravan": lambda s: peft.ravan(1, targets=["q_proj"], modules_to_save=s),
     "ia3": lambda s: peft.ia3(modules_to_save=s),
     "houlsby": lambda s: peft.houlsby(2, modules_to_save=s),
     "parallel_adapter": lambda s: peft.parallel_adapter(2, modules_to_save=s),

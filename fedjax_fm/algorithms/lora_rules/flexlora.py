@@ -111,13 +111,25 @@ def truncated_svd(pair: Pair, rank: int) -> tuple[Pair, jax.Array]:
       (a [rank, ..., in] and b [rank, ..., out], the singular values that are cut off).
     """
     left, s, right = _svd_of_product(pair, rank)
-    place = jnp.argmax(jnp.abs(left), axis=-2, keepdims=True)
-    largest = jnp.take_along_axis(left, place, axis=-2)
-    sign = jnp.where(largest < 0, -1.0, 1.0)  # [..., 1, rank]
+    sign = signs_of(left)
     a = jnp.moveaxis(sign * left, -1, 0)
     carried = jnp.swapaxes(sign * s[..., None, :rank], -1, -2) * right
     b = jnp.moveaxis(carried, -2, 0)
     return Pair(a, b), s[..., rank:]
+
+
+def signs_of(columns: jax.Array) -> jax.Array:
+    """Signs that make the largest entry of every column positive.
+
+    Args:
+      columns: [..., n, rank], such as singular vectors, whose signs say nothing.
+
+    Returns:
+      1 or -1, [..., 1, rank].
+    """
+    place = jnp.argmax(jnp.abs(columns), axis=-2, keepdims=True)
+    largest = jnp.take_along_axis(columns, place, axis=-2)
+    return jnp.where(largest < 0, -1.0, 1.0)
 
 
 def _svd_of_product(pair: Pair, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""What FedEx-LoRA and FLoRA add to the frozen layers, and the rule that both are.
+"""What FedEx-LoRA, FLoRA and FRLoRA add to the frozen layers, and the rule that they are.
 
 The server keeps the whole sum and, apart from it, what the last round added. On the
 bill, a client of the last round is sent the new part only; one that missed a round is
@@ -128,7 +128,7 @@ def residual_rule(
 
 
 def check_arguments(scaling: float, most_clients: int | None) -> None:
-    """Refuses arguments of both rules that make no sense.
+    """Refuses arguments of these rules that make no sense.
 
     Args:
       scaling: of the LoRA layers, above 0.

@@ -109,13 +109,23 @@ def rolora(
         training.check_ranks(delta, setting)
         return RoLoRAState(delta, jnp.int32(0))
 
-    odd = _exchange(Rule(sent="b", fixed="a"), training, parity=0)
-    even = _exchange(Rule(sent="a", fixed="b"), training, parity=1)
+    odd = alternating(Rule(sent="b", fixed="a"), training, parity=0)
+    even = alternating(Rule(sent="a", fixed="b"), training, parity=1)
     return Algorithm(init=init, exchanges=(odd, even), client_init=no_round_yet)
 
 
-def _exchange(rule: Rule, training: FactorTraining, parity: int) -> Exchange:
-    """The exchange of the rounds t, from 0, with t % 2 = parity."""
+def alternating(rule: Rule, training: FactorTraining, parity: int) -> Exchange:
+    """The exchange of the rounds t, from 0, with t % 2 = parity.
+
+    Args:
+      rule: which factor is trained, and which is fixed.
+      training: how clients train.
+      parity: 0 or 1; the exchange of 1 comes second.
+
+    Returns:
+      An exchange for `RoLoRAState`, whose clients keep the last round in which they
+      took part.
+    """
 
     def broadcast(state):
         return split(state.delta), Unbilled(state.round)

@@ -220,8 +220,16 @@ def factor_training(
     return FactorTraining(local, checked_ranks(ranks), layout)
 
 
-def checked_ranks(ranks: Ranks) -> np.ndarray | None:
-    """i32[N], the rank of every client; None: all have the delta's."""
+def checked_ranks(ranks: Ranks, name: str = "ranks") -> np.ndarray | None:
+    """One whole number a client, as i32[N].
+
+    Args:
+      ranks: of the clients; None: all have the delta's.
+      name: what the caller calls them, for the message.
+
+    Raises:
+      ValueError: they are something else.
+    """
     if ranks is None:
         return None
     try:
@@ -233,7 +241,7 @@ def checked_ranks(ranks: Ranks) -> np.ndarray | None:
     is_whole = is_list and np.issubdtype(checked.dtype, np.integer)
     if not is_whole or np.any((checked < 1) | (checked > most)):
         raise ValueError(
-            f"expected ranks to be one whole number >= 1 a client, got ranks={ranks}"
+            f"expected {name} to be one whole number >= 1 a client, got {name}={ranks}"
         )
     return checked.astype(np.int32)
 
