@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_fm import checks
+
 Agreement = Callable[[Any, Any], float]
 
 
@@ -68,6 +70,7 @@ def f1(predictions: Any, labels: Any, positive: int = 1) -> float:
       >>> f1([0, 1, 1, 0], [0, 1, 0, 0])
       0.6666666666666666
     """
+    checks.whole("positive", positive)
     predicted, true = _pair(predictions, labels, whole=True)
     is_predicted, is_true = predicted == positive, true == positive
     total = int(is_predicted.sum()) + int(is_true.sum())

@@ -110,6 +110,7 @@ def generate_until(
     answers = [""] * len(rows)
     lengths = np.array([len(ids) for ids in rows], np.int64)
     parts = nnx.split(model)
+    checks.real("temperature", temperature, least=0)
     draw = _Draw(temperature=float(temperature), top_k=top_k, top_p=top_p)
     keys = None if key is None else _row_keys(key, len(rows))
     for width, own, padded in doubling_batches(lengths, batch_size, room):

@@ -325,8 +325,9 @@ ROWS = (
         "prefix_token_id": "whole", "chunk": "whole",
     }),
     Row(evaluation.generate_until, READ | {"prompts": [[1]], "tokenizer": LETTERS, "max_gen_toks": 1}, IN_BATCHES | {
-        "max_gen_toks": "whole", "segment": "whole",
+        "max_gen_toks": "whole", "segment": "whole", "temperature": "real", "top_k": "whole?", "top_p": "real?",
     }),
+    Row(evaluation.f1, {"predictions": [0, 1], "labels": [1, 1]}, {"positive": "whole"}),
     Row(evaluation.by_likelihood, ASKED, IN_BATCHES),
     Row(evaluation.by_generation, ASKED | {"max_gen_toks": 1}, IN_BATCHES | {"max_gen_toks": "whole"}),
     Row(evaluation.by_client, {"score": np.ones(2), "clients": [0, 1], "higher_is_better": True}, {
