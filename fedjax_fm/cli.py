@@ -59,6 +59,9 @@ def run(
     resume: _Folder = None,
     add_seeds: tuple[int, ...] = (),
     trace: _Folder = None,
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None,
+    processes: _Count = None,
+    process: _Count = None,
 ) -> None:
     """Run a study, into a folder with results.json, RESULTS.md and report.html.
 
@@ -74,7 +77,15 @@ def run(
         add_seeds: with --resume, more seeds after the results have been seen; the
           report says so.
         trace: where JAX's profiler writes what it sees of the run.
+        coordinator: of several processes, which run the same command and share the
+          folder: where process 0 listens. Under SLURM and Open MPI and on TPU pods it
+          is found without.
+        processes: how many there are.
+        process: the number of this one.
     """
+    from fedjax_fm.runs import processes as others
+
+    others.join(coordinator, processes, process)
     study, chosen, folder = _opened(
         name=name,
         out=out,
@@ -118,6 +129,9 @@ def grid(
         config: a TOML file with settings, as for `run`.
         resume: go on with interrupted grids in this folder.
     """
+    from fedjax_fm.runs import processes as others
+
+    others.join()
     study, chosen, folder = _opened(
         name=name,
         out=out,
@@ -197,9 +211,10 @@ def _go(
     from rich.console import Console
 
     from fedjax_fm.runs import runtime
+    from fedjax_fm.runs.processes import is_first
     from fedjax_fm.study import command
 
-    console = Console()
+    console = Console(quiet=not is_first())
     say(console, f"{folder.config['experiment']} in {folder.path}")
     # A simulation that keeps checkpoints takes this signal over while it runs.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -231,6 +246,14 @@ def finetune(words: list[str]) -> None:
       words: of the command line. The first may be a TOML file with settings; flags win
         over it.
     """
+    from fedjax_fm.runs.processes import is_one_of_several
+
+    if is_one_of_several():
+        raise UsageError(
+            "finetune runs in one process, and a launcher has started several (SLURM, "
+            "Open MPI or a TPU pod); start one task. `fedjax-fm run` and simulators in "
+            "a script of one's own run in several"
+        )
     given, file = list(words), None
     if given and given[0].endswith(".toml"):
         file = Path(given.pop(0))

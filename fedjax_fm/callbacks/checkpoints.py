@@ -128,7 +128,6 @@ class _Checkpoint(Callback):
             )
         self._written = saved.round
         self.folder.keep_metrics(saved.round)
-        hosts.meet("later rows were cut off")
         rows = [row for row in self.folder.metrics() if row["round"] > self._first]
         return saved, metrics_of(rows)
 

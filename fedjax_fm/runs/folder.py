@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedjax_fm.runs.errors import RunFolderError
-from fedjax_fm.runs.processes import is_first
+from fedjax_fm.runs.processes import first_does, is_first
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +42,7 @@ class RunFolder:
     """Reads and writes the files of one run.
 
     Every file is complete or absent; rows of metrics are appended and flushed. Of several
-    processes with one folder the first writes, and what the others write is left out.
+    processes with one folder the first writes, and the others wait for it.
 
     Args:
       path: of the folder, which need not exist; `create` makes a new one.
@@ -81,23 +81,30 @@ class RunFolder:
         """
         folder = cls(path)
         text = _as_json({"experiment": experiment, **config})
+        first_does(lambda: folder._begin(text))
+        return folder
+
+    def _begin(self, config: str) -> None:
+        """Makes the folder with its config.json; see `create`."""
         missing = []
         try:
             # `exists` would say no of a folder that may not be looked into.
             missing = [
                 place
-                for place in (folder.path, *folder.path.parents)
+                for place in (self.path, *self.path.parents)
                 if not os.path.lexists(place)
             ]
-            if not missing and not folder._is_unused():
-                command = "finetune" if folder.has("finetune.toml") else "run"
-                resume = f"continue it with `fedjax-fm {command} --resume {path}`, "
-                cure = resume if folder.is_run else ""
-                raise RunFolderError(
-                    f"{path} exists: {cure}choose another with --out, or remove it"
+            if not missing and not self._is_unused():
+                command = "finetune" if self.has("finetune.toml") else "run"
+                resume = (
+                    f"continue it with `fedjax-fm {command} --resume {self.path}`, "
                 )
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.write_text("config.json", text)
+                cure = resume if self.is_run else ""
+                raise RunFolderError(
+                    f"{self.path} exists: {cure}choose another with --out, or remove it"
+                )
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write("config.json", config)
         except (OSError, RunFolderError, ValueError) as error:
             for place in missing:
                 with contextlib.suppress(OSError, ValueError):
@@ -106,9 +113,9 @@ class RunFolder:
                 raise
             why = getattr(error, "strerror", None) or error
             raise RunFolderError(
-                f"cannot make the folder {path}: {why}; choose another place with --out"
+                f"cannot make the folder {self.path}: {why}; choose another place with "
+                "--out"
             ) from error
-        return folder
 
     def _is_unused(self) -> bool:
         """Whether this is a folder in which at most half of a config.json lies."""
@@ -210,14 +217,16 @@ class RunFolder:
         Raises:
           RunFolderError: it cannot be written; the old file is as it was.
         """
+        first_does(lambda: self._write(name, text))
+        return self.path / name
+
+    def _write(self, name: str, text: str) -> None:
+        """Writes a file whole, in this process."""
         path = self.path / name
-        if not is_first():
-            return path
         scratch = path.with_name(path.name + ".part")
         with _told(path, scratch):
             scratch.write_text(text, encoding="utf-8")
             os.replace(scratch, path)
-        return path
 
     def write_json(self, name: str, value: Any) -> Path:
         """Writes a value as JSON, whole as `write_text` does.
@@ -270,12 +279,13 @@ class RunFolder:
         """
         import numpy as np
 
-        if not is_first():
-            return
-        scratch = self.path / f"{name}.part.npz"
-        with _told(self.path / name, scratch):
-            np.savez_compressed(scratch, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-            os.replace(scratch, self.path / name)
+        def write() -> None:
+            scratch = self.path / f"{name}.part.npz"
+            with _told(self.path / name, scratch):
+                np.savez_compressed(scratch, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+                os.replace(scratch, self.path / name)
+
+        first_does(write)
 
     def read_arrays(self, name: str) -> "dict[str, np.ndarray]":
         """Reads a file that `write_arrays` wrote.
@@ -334,11 +344,13 @@ class RunFolder:
         Raises:
           RunFolderError: it cannot be written.
         """
-        if not is_first():
-            return
-        path = self.path / name
-        with _told(path), open(path, "a", encoding="utf-8") as file:
-            file.write(text)
+
+        def write() -> None:
+            path = self.path / name
+            with _told(path), open(path, "a", encoding="utf-8") as file:
+                file.write(text)
+
+        first_does(write)
 
     def append_seconds(self, round_index: int, seconds: float) -> None:
         """Adds one row to seconds.jsonl.

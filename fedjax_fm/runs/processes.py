@@ -1,14 +1,110 @@
-"""Which of several processes writes what all of them know."""
+"""Several processes with one run folder: the first writes, and all know whether it could."""
 
+import os
 import sys
+from collections.abc import Callable, Mapping
+
+from fedjax_fm.runs.errors import RunFolderError, UsageError
+
+SECONDS = 60  # to find the others
+# What launchers leave in the environment of a process that is one of several; JAX reads
+# addresses and numbers from there by itself.
+COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+NAMES = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
+HOSTS = "TPU_WORKER_HOSTNAMES"  # of a slice of a TPU, with commas between them
 
 
-def is_first() -> bool:
-    """Whether this process writes files and shows progress: process 0, or the only one.
+def are_several() -> bool:
+    """Whether this process was joined to others.
 
     JAX is not imported for this: without it there is one process.
     """
     jax = sys.modules.get("jax")
-    if jax is None or not jax.distributed.is_initialized():
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def is_first() -> bool:
+    """Whether this process writes files and shows progress: process 0, or the only one."""
+    return not are_several() or sys.modules["jax"].process_index() == 0
+
+
+def first_does(work: Callable[[], object]) -> None:
+    """Process 0 does something that the others wait for.
+
+    Args:
+      work: raises where it cannot be done.
+
+    Raises:
+      RunFolderError: in the other processes, if it raised in process 0.
+    """
+    if not are_several():
+        work()
+        return
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    error: Exception | None = None
+    if is_first():
+        try:
+            work()
+        except Exception as raised:
+            error = raised
+    failed = multihost_utils.broadcast_one_to_all(np.bool_(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise RunFolderError("process 0 could not write; its own message says why")
+
+
+def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher has started this process beside others: SLURM, Open MPI, a TPU.
+
+    Args:
+      environment: of the process.
+
+    Example:
+      >>> is_one_of_several({"SLURM_NTASKS": "4"}), is_one_of_several({})
+      (True, False)
+    """
+    if any(int(environment.get(name, 1)) > 1 for name in COUNTS):
         return True
-    return jax.process_index() == 0
+    has_hosts = "," in environment.get(HOSTS, "")
+    return has_hosts or any(name in environment for name in NAMES)
+
+
+def join(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Joins this process to the others, if there are any; before JAX computes anything.
+
+    Args:
+      coordinator: HOST:PORT of process 0, where no launcher says it.
+      processes: how many there are.
+      process: the number of this one.
+
+    Raises:
+      UsageError: some of the three, but not all; nobody answers.
+    """
+    given = (coordinator, processes, process)
+    if None in given and set(given) != {None}:
+        raise UsageError(
+            "give --coordinator HOST:PORT, --processes and --process together, got "
+            f"{coordinator}, {processes}, {process}"
+        )
+    if coordinator is None and not is_one_of_several():
+        return
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, process, initialization_timeout=SECONDS
+        )
+    except Exception as error:  # of the runtime, of several kinds
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"cannot join the other processes (coordinator {coordinator}): {why}. Is "
+            "process 0 running, and can its port be reached?"
+        ) from error

@@ -25,6 +25,7 @@ from fedjax_fm import callbacks
 from fedjax_fm.engine.faults import RoundError
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
+from fedjax_fm.runs.processes import is_first
 from fedjax_fm.runs.provenance import commit
 from fedjax_fm.runs.terminal import say
 from fedjax_fm.study.run import FINAL, TUNING, Run
@@ -178,7 +179,8 @@ class Cells:
             place.write_json(f"{name}.json", one)
         row = {"cell": f"{cell.arm.name}/{cell.name}", "seconds": round(seconds, 1)}
         self.folder.append("seconds.jsonl", json.dumps(row) + "\n")
-        shutil.rmtree(self._work(cell), ignore_errors=True)
+        if is_first():
+            shutil.rmtree(self._work(cell), ignore_errors=True)
         self._tell(cell, found, seconds)
 
     def _tell(self, cell: Cell, found: list[dict[str, Any]], seconds: float) -> None:
