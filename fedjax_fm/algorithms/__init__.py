@@ -52,6 +52,12 @@ from fedjax_fm.algorithms.personal import (
     pfedme,
 )
 from fedjax_fm.algorithms.power_of_choice import power_of_choice
+from fedjax_fm.algorithms.pruning import (
+    gradual_pruning,
+    lottery_ticket,
+    movement_pruning,
+    soft_movement_pruning,
+)
 from fedjax_fm.algorithms.qfedavg import qfedavg
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.algorithms.scaffold import scaffold
@@ -99,14 +105,17 @@ __all__ = [
     "fine_tune",
     "fjord",
     "flasc",
+    "gradual_pruning",
     "heterofl",
     "ifca",
     "local_only",
     "lora_rules",
+    "lottery_ticket",
     "masked_loss",
     "mime",
     "mimelite",
     "moon",
+    "movement_pruning",
     "nest",
     "per_fedavg",
     "pfedme",
@@ -114,6 +123,7 @@ __all__ = [
     "qfedavg",
     "scaffold",
     "server_optimizers",
+    "soft_movement_pruning",
     "soteriafl",
     "streaming_diloco",
     "train",

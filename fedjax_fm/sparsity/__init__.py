@@ -29,6 +29,7 @@ from fedjax_fm.sparsity.schedules import cosine_share, cubic
 from fedjax_fm.sparsity.scores import (
     block_means,
     block_shape,
+    check_block,
     expand_blocks,
     magnitude,
     random,
@@ -50,6 +51,7 @@ __all__ = [
     "PackedMasks",
     "block_means",
     "block_shape",
+    "check_block",
     "check_density",
     "cosine_share",
     "cubic",

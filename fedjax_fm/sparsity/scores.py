@@ -1,5 +1,7 @@
 """Scores: how much an entry, or a block of entries, is worth."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -106,6 +108,22 @@ def score_penalty(scores: Flat) -> jax.Array:
 # Blocks
 
 
+def check_block(block: Any) -> tuple[int, int]:
+    """`block`, if it is (rows, columns), whole numbers from 0.
+
+    Args:
+      block: what should be.
+
+    Raises:
+      TypeError, ValueError: it is not.
+    """
+    if not isinstance(block, tuple) or len(block) != 2:
+        raise TypeError(f"expected block=(rows, columns), got block={block!r}")
+    for side in block:
+        checks.whole("block", side, least=0)
+    return block
+
+
 def block_shape(
     name: str, shape: tuple[int, ...], block: tuple[int, int]
 ) -> tuple[int, ...]:
@@ -124,10 +142,7 @@ def block_shape(
       >>> block_shape("w", (3, 64, 96), (32, 0))
       (3, 2, 1)
     """
-    if not isinstance(block, tuple) or len(block) != 2:
-        raise TypeError(f"expected block=(rows, columns), got block={block!r}")
-    for side in block:
-        checks.whole("block", side, least=0)
+    check_block(block)
     if len(shape) < 2:
         raise ValueError(f"{name} of shape {list(shape)} has no rows and columns")
     sides = tuple(b or n for b, n in zip(block, shape[-2:], strict=True))
