@@ -53,9 +53,13 @@ from fedjax_fm.algorithms.personal import (
 )
 from fedjax_fm.algorithms.power_of_choice import power_of_choice
 from fedjax_fm.algorithms.pruning import (
+    RoundTime,
     gradual_pruning,
     lottery_ticket,
+    lotteryfl,
     movement_pruning,
+    prunefl,
+    prunefl_first_masks,
     soft_movement_pruning,
 )
 from fedjax_fm.algorithms.qfedavg import qfedavg
@@ -67,6 +71,7 @@ from fedjax_fm.algorithms.streaming_diloco import streaming_diloco
 __all__ = [
     "AdaptiveClip",
     "Architecture",
+    "RoundTime",
     "apfl",
     "cdp_sgd",
     "client_weight",
@@ -111,6 +116,7 @@ __all__ = [
     "local_only",
     "lora_rules",
     "lottery_ticket",
+    "lotteryfl",
     "masked_loss",
     "mime",
     "mimelite",
@@ -120,6 +126,8 @@ __all__ = [
     "per_fedavg",
     "pfedme",
     "power_of_choice",
+    "prunefl",
+    "prunefl_first_masks",
     "qfedavg",
     "scaffold",
     "server_optimizers",

@@ -52,14 +52,18 @@ METHODS: dict[str, Callable[..., Algorithm]] = {
     "fedkseed": algorithms.fedkseed,
     "fedper": algorithms.fedper,
     "fedrep": algorithms.fedrep,
+    "gradual_pruning": algorithms.gradual_pruning,
     "ifca": algorithms.ifca,
     "fedlin": algorithms.fedlin,
     "fedobd": algorithms.fedobd,
     "fedpaq": algorithms.fedpaq,
     "flasc": algorithms.flasc,
     "local_only": algorithms.local_only,
+    "lottery_ticket": algorithms.lottery_ticket,
+    "movement_pruning": algorithms.movement_pruning,
     "per_fedavg": algorithms.per_fedavg,
     "pfedme": algorithms.pfedme,
+    "soft_movement_pruning": algorithms.soft_movement_pruning,
     **{
         name: getattr(lora_rules, name)
         for name in lora_rules.__all__
@@ -80,6 +84,9 @@ ELSEWHERE = {
     "fedpm": "trains masks of a random network",
     "fjord": "trains nested widths of one model",
     "heterofl": "trains nested widths of one model",
+    "lotteryfl": "gives each client a mask, and no adapter that the command saves",
+    "prunefl": "needs a model of the time of a round",
+    "prunefl_first_masks": "makes masks, and is no method",
     "power_of_choice": "stands in front of another method",
     "soteriafl": "takes a channel of its own and noise at the client",
 }

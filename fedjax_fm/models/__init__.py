@@ -66,6 +66,7 @@ from fedjax_fm.models.roberta import (
     RobertaModel,
 )
 from fedjax_fm.models.rotary import Llama3Scaling
+from fedjax_fm.models.shrink import shrunk, unit_blocks
 from fedjax_fm.models.t5 import (
     T5Config,
     T5ForConditionalGeneration,
@@ -148,7 +149,9 @@ __all__ = [
     "quantize",
     "render",
     "save_gguf",
+    "shrunk",
     "token_losses",
     "tokenize",
     "tokenize_words",
+    "unit_blocks",
 ]

@@ -48,6 +48,19 @@ def full_masks(weights: Flat) -> Flat:
     return {name: jnp.ones(leaf.shape, bool) for name, leaf in weights.items()}
 
 
+def nonzero_masks(weights: Flat) -> Flat:
+    """Masks of the entries that are not zero: those of a model that was pruned.
+
+    Args:
+      weights: of `Layers.weights`.
+
+    Example:
+      >>> nonzero_masks({"w": jnp.array([0.0, 2.0])})["w"].tolist()
+      [False, True]
+    """
+    return {name: leaf != 0 for name, leaf in weights.items()}
+
+
 def kept_count(density: Any, n: int) -> Any:
     """How many of n entries stay: n less round((1 - density) n), at least 1.
 
@@ -70,6 +83,27 @@ def kept_count(density: Any, n: int) -> Any:
         return jnp.maximum(n - n_zeros, 1)
     n_zeros = (1 - Fraction(str(density))) * n + Fraction(1, 2)
     return max(n - int(n_zeros), 1)
+
+
+def iterated_counts(rate: float, n: int, times: int) -> list[int]:
+    """How many of n entries are left after 0, 1, ... prunings of the same rate.
+
+        (1 - p)^i n, rounded as by `kept_count`
+
+    Args:
+      rate: p, share of the kept entries that each pruning drops, 0 < p < 1.
+      n: entries, at least 1.
+      times: prunings.
+
+    Returns:
+      times + 1 numbers.
+
+    Example:
+      >>> iterated_counts(0.2, 100, 3)
+      [100, 80, 64, 51]
+    """
+    kept = 1 - Fraction(str(rate))
+    return [kept_count(kept**i, n) for i in range(times + 1)]
 
 
 def check_density(name: str, density: Any) -> Any:
@@ -153,14 +187,18 @@ def top_of_layers(scores: Flat, counts: dict[str, Any], layers: Layers) -> Flat:
 
     Args:
       scores: floats by path.
-      counts: int or i32[] by path: entries of each of the leaf's layers.
+      counts: int or i32[] by path: entries of each of the leaf's layers; i32[layers]
+        where they differ.
       layers: says which axes count layers.
     """
 
+    def of_row(row, count):
+        return top_of_vectors((row,), count)[0]
+
     def one(name, leaf):
         rows = leaf.reshape(layers.rows(name, leaf))
-        top = jax.vmap(lambda row: top_of_vectors((row,), counts[name])[0])
-        return top(rows).reshape(leaf.shape)
+        count = jnp.broadcast_to(jnp.asarray(counts[name]), rows.shape[:1])
+        return jax.vmap(of_row)(rows, count).reshape(leaf.shape)
 
     return {name: one(name, leaf) for name, leaf in scores.items()}
 

@@ -2,12 +2,20 @@
 
 from fedjax_fm.algorithms.pruning.gradual import gradual_pruning
 from fedjax_fm.algorithms.pruning.lottery_ticket import lottery_ticket
+from fedjax_fm.algorithms.pruning.lotteryfl import lotteryfl
 from fedjax_fm.algorithms.pruning.movement import movement_pruning
+from fedjax_fm.algorithms.pruning.prunefl import prunefl
+from fedjax_fm.algorithms.pruning.prunefl_start import prunefl_first_masks
+from fedjax_fm.algorithms.pruning.prunefl_step import RoundTime
 from fedjax_fm.algorithms.pruning.soft_movement import soft_movement_pruning
 
 __all__ = [
+    "RoundTime",
     "gradual_pruning",
     "lottery_ticket",
+    "lotteryfl",
     "movement_pruning",
+    "prunefl",
+    "prunefl_first_masks",
     "soft_movement_pruning",
 ]

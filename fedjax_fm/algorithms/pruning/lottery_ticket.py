@@ -8,7 +8,6 @@ after Frankle et al. 2019, arXiv 1903.01611. Some rounds of averaging make a lev
 """
 
 from collections.abc import Callable
-from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from fedjax_fm.algorithms.pruning.parts import PrunedState, Rule, pruned_averagi
 from fedjax_fm.sparsity import (
     Layers,
     full_masks,
-    kept_count,
+    iterated_counts,
     magnitude,
     masked,
     ranked_within,
@@ -233,6 +232,4 @@ def _smaller(method: _Lottery, state: PrunedState, level: jax.Array) -> Flat:
 
 def _count(method: _Lottery, rate: float, n: int, level: Any) -> jax.Array:
     """i32[]: entries of n that are left after some levels, (1 - p)^level n, rounded."""
-    kept = 1 - Fraction(str(rate))
-    counts = [kept_count(kept**i, n) for i in range(method.levels + 1)]
-    return jnp.array(counts, jnp.int32)[level]
+    return jnp.array(iterated_counts(rate, n, method.levels), jnp.int32)[level]

@@ -1,8 +1,8 @@
-"""Movement Pruning: Adaptive Sparsity by Fine-Tuning (hard); Block Pruning For Faster
-Transformers.
+"""Movement Pruning, hard, and Block Pruning For Faster Transformers.
 
-Sanh, Wolf, Rush, 2020, arXiv 2005.07683; Lagunas, Charlaix, Sanh, Rush, 2021, arXiv
-2109.04838. Weights stay that move away from zero, not those that are far from it:
+Sanh, Wolf, Rush, 2020, Movement Pruning: Adaptive Sparsity by Fine-Tuning, arXiv
+2005.07683; Lagunas, Charlaix, Sanh, Rush, 2021, arXiv 2109.04838. Weights stay that move
+away from zero, not those that are far from it:
 
     W' = W Top_v(S),   dL/dS = dL/dW' W,   so S = -a sum_t (dL/dW')_t W_t
     v = 1 - s_t, s_t the cubic schedule of gradual pruning; t counts rounds here

@@ -16,11 +16,16 @@ WALK = {"local_steps": STEPS, "batch_size": 8}
 SIZES = (6, 1, 4, 2, 6, 3, 5)
 
 
-def _made(make, **how):
+def _scored(delta, backbone, batch, key):
+    losses, _ = mlp_loss(delta, backbone, batch, key)
+    return losses, {"good": jnp.ones_like(losses)}
+
+
+def _made(make, task=TASK, **how):
     def of_row() -> Problem:
         delta, backbone = make_trees()
         return Problem(
-            algorithm=make(TASK, SGD, **WALK, **how),
+            algorithm=make(task, SGD, **WALK, **how),
             delta=delta,
             backbone=backbone,
             clients=make_clients(sizes=SIZES),
@@ -68,7 +73,104 @@ def _ticket(problem, client, key):
     return {"w": jnp.where(after, start["w"], 0), "v": start["v"]}
 
 
+def _movement(problem, client, key):
+    """Scores of zero: the first six entries of w are kept in each local step but for
+    what the scores say in the second one."""
+    batch = jax.tree.map(jnp.asarray, client)
+
+    def loss(delta):
+        return jnp.mean(mlp_loss(delta, problem.backbone, batch, None)[0])
+
+    delta, scores = problem.delta, np.zeros((3, 4), np.float32)
+    for _ in range(STEPS):
+        mask = _largest(scores, 6)
+        g = jax.grad(loss)({"w": delta["w"] * mask, "v": delta["v"]})
+        scores = scores - 0.1 * np.asarray(g["w"]) * np.asarray(delta["w"])
+        w = delta["w"] - RATE * g["w"] * mask
+        delta = {"w": w, "v": delta["v"] - RATE * g["v"]}
+    return delta
+
+
+def _movement_model(problem, state, client):
+    server = state.carry.server
+    mask = _largest(server.scores["w"], 3)
+    kept = jnp.where(mask, server.delta["w"], 0)
+    return {"w": kept, "v": server.delta["v"]}, problem.backbone
+
+
+def _soft(problem, client, key):
+    """All scores are above the threshold."""
+    return _trained(problem, client, problem.delta, np.ones((3, 4), bool))
+
+
+def _prunefl(problem, client, key):
+    """One entry of w stays, and those whose squares are worth their time."""
+    batch = jax.tree.map(jnp.asarray, client)
+
+    def loss(delta):
+        return jnp.mean(mlp_loss(delta, problem.backbone, batch, None)[0])
+
+    delta, total = problem.delta, jax.tree.map(np.zeros_like, problem.delta)
+    for _ in range(STEPS):
+        g = jax.grad(loss)(delta)
+        total = jax.tree.map(np.add, total, g)
+        delta = jax.tree.map(lambda w, g: w - RATE * g, delta, g)
+    n = STEPS * len(client["y"])
+    squares = {name: np.float64(n * x**2) for name, x in total.items()}
+    kept = _largest(np.abs(delta["w"]), 1).ravel()
+    flat, gain, time = squares["w"].ravel(), squares["v"].sum(), 3.0 + 4 * 0.5
+    for i in sorted(np.flatnonzero(~kept), key=lambda i: -flat[i]):
+        if flat[i] / 0.5 <= (gain + flat[kept].sum()) / (time + 0.5 * kept.sum()):
+            break
+        kept[i] = True
+    return {"w": jnp.where(kept.reshape(3, 4), delta["w"], 0), "v": delta["v"]}
+
+
+def _lotteryfl(problem, client, key):
+    """The larger half of w is left at once; nobody else holds the other half."""
+    start = problem.delta
+    mask = _largest(np.abs(start["w"]), 6)
+    end = _trained(problem, client, start, mask)
+    return {"w": jnp.where(mask, end["w"], start["w"]), "v": end["v"]}
+
+
+def _lotteryfl_model(problem, state, client):
+    if client is None:
+        return state.delta, problem.backbone
+    mask = state.carry.clients.masks["w"][client]
+    kept = jnp.where(mask, state.delta["w"], 0)
+    return {"w": kept, "v": state.delta["v"]}, problem.backbone
+
+
 ROWS = {
+    "lotteryfl": Row(
+        _made(algorithms.lotteryfl, ffm.Task(_scored), rate=0.5, score="good"),
+        _lotteryfl,
+        _lotteryfl_model,
+    ),
+    "prunefl": Row(
+        _made(
+            algorithms.prunefl,
+            time=algorithms.RoundTime(constant=3.0, entry=0.5),
+            every=1,
+            dropped=0.9,
+        ),
+        _prunefl,
+    ),
+    "movement_pruning": Row(
+        _made(
+            algorithms.movement_pruning,
+            initial_sparsity=0.5,
+            final_sparsity=0.75,
+            last=1,
+            score_optimizer=optax.sgd(0.1),
+        ),
+        _movement,
+        _movement_model,
+    ),
+    "soft_movement_pruning": Row(
+        _made(algorithms.soft_movement_pruning, penalty=0.1), _soft
+    ),
     "gradual_pruning": Row(
         _made(
             algorithms.gradual_pruning,
