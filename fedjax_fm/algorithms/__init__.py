@@ -54,6 +54,8 @@ from fedjax_fm.algorithms.personal import (
 from fedjax_fm.algorithms.power_of_choice import power_of_choice
 from fedjax_fm.algorithms.pruning import (
     RoundTime,
+    fedtiny,
+    fedtiny_selection,
     gradual_pruning,
     lottery_ticket,
     lotteryfl,
@@ -106,6 +108,8 @@ __all__ = [
     "fedprox_adaptive",
     "fedrep",
     "fedsgd",
+    "fedtiny",
+    "fedtiny_selection",
     "fedyogi",
     "fine_tune",
     "fjord",

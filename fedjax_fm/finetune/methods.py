@@ -84,6 +84,8 @@ ELSEWHERE = {
     "fedpm": "trains masks of a random network",
     "fjord": "trains nested widths of one model",
     "heterofl": "trains nested widths of one model",
+    "fedtiny": "takes masks that its first stage found",
+    "fedtiny_selection": "chooses masks by the statistics of a model",
     "lotteryfl": "gives each client a mask, and no adapter that the command saves",
     "prunefl": "needs a model of the time of a round",
     "prunefl_first_masks": "makes masks, and is no method",

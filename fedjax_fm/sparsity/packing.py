@@ -86,7 +86,7 @@ class PackedMasks(NamedTuple):
 
 
 def pack_masks(masks: Flat) -> PackedMasks:
-    """One bit an entry, all masks in a row, in whole bytes for the message.
+    """One bit an entry, all masks in a row by their names, in whole bytes for the message.
 
     Args:
       masks: bool by path.
@@ -96,7 +96,7 @@ def pack_masks(masks: Flat) -> PackedMasks:
       >>> pack_masks(masks).bits.tolist()
       [13]
     """
-    flags = jnp.concatenate([mask.reshape(-1) for mask in masks.values()])
+    flags = jnp.concatenate([masks[name].reshape(-1) for name in sorted(masks)])
     return PackedMasks(pack_bits(flags, 1))
 
 
@@ -107,10 +107,10 @@ def unpack_masks(packed: PackedMasks, like: Flat) -> Flat:
       packed: the bits.
       like: arrays or shapes by path, of the masks.
     """
-    sizes = [leaf.size for leaf in like.values()]
-    flags = unpack_bits(packed.bits, 1, sum(sizes)).astype(bool)
+    n = sum(leaf.size for leaf in like.values())
+    flags = unpack_bits(packed.bits, 1, n).astype(bool)
     masks, start = {}, 0
-    for (name, leaf), size in zip(like.items(), sizes, strict=True):
-        masks[name] = flags[start : start + size].reshape(leaf.shape)
-        start += size
+    for name, leaf in sorted(like.items()):
+        masks[name] = flags[start : start + leaf.size].reshape(leaf.shape)
+        start += leaf.size
     return masks

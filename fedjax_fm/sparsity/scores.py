@@ -27,10 +27,10 @@ def random(weights: Flat, key: jax.Array) -> Flat:
 
     Args:
       weights: arrays by path, of which the shapes are read.
-      key: leaf i draws from `fold_in(key, i)`.
+      key: leaf i, by its name, draws from `fold_in(key, i)`.
     """
     found = {}
-    for i, (name, leaf) in enumerate(weights.items()):
+    for i, (name, leaf) in enumerate(sorted(weights.items())):
         own = jax.random.fold_in(key, i)
         found[name] = jax.random.uniform(own, leaf.shape)
     return found

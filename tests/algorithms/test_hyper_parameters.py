@@ -83,6 +83,10 @@ FIRST = {
     "task": TASK, "client_optimizer": SGD, "delta": make_trees()[0], "backbone": make_trees()[1], "every": 1, "most_rounds": 1,
     "examples": make_clients(sizes=(3,))[0], "batch_size": 4, **TIMED,
 }  # fmt: skip
+TINY = {"masks": {"w": np.ones((3, 4), bool)}}
+SELECTED = {
+    "task": TASK, "density": 0.5, "initial": (), "statistics": column_as_loss, "with_statistics": column_as_loss, "batch_size": 4,
+}  # fmt: skip
 TICKET = {"levels": 2, "rounds_per_level": 3}
 PRIVATE = {
     "task": TASK, "learning_rate": 0.1, "channel": ffm.channels.natural(), "clip_norm": 1.0,
@@ -263,6 +267,10 @@ ROWS = (
     Row(ffm.algorithms.soft_movement_pruning, RULE | {"penalty": 1.0}, {
         "penalty": "real", "threshold": "real", "weighted": "flag",
     }),
+    Row(ffm.algorithms.fedtiny, RULE | TINY, {"every": "whole", "stop": "whole", "share": "real", "weighted": "flag"}),
+    Row(ffm.algorithms.fedtiny_selection, SELECTED, {
+        "density": "real", "candidates": "whole", "spread": "real", "batch_size": "whole",
+    }),
     Row(ffm.algorithms.lotteryfl, RULE, {"rate": "real", "target_density": "real", "threshold": "real"}),
     Row(ffm.algorithms.prunefl, RULE | TIMED, {
         "every": "whole", "dropped": "real", "halved_every": "real", "weighted": "flag",
@@ -349,7 +357,7 @@ WALKS = {
     "ifca": RULE | {"clusters": 2}, "fine_tune": TUNED,
     "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "gradual_pruning": RULE | SPARSER, "movement_pruning": RULE | SPARSER, "soft_movement_pruning": RULE | {"penalty": 1.0},
-    "lottery_ticket": RULE | TICKET, "lotteryfl": RULE, "prunefl": RULE | TIMED,
+    "lottery_ticket": RULE | TICKET, "lotteryfl": RULE, "fedtiny": RULE | TINY, "prunefl": RULE | TIMED,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
 }  # fmt: skip

@@ -184,6 +184,26 @@ def test_a_client_that_was_away_goes_on_adding():
     assert not np.asarray(held[1]).any()  # sent in round 1
 
 
+def test_leaves_whose_order_a_compiled_function_changes():
+    """As a tree `a.w` comes before `a_.w`, by names behind it: each keeps its own."""
+    first, second = np.array([[4, 3]], "f4"), np.array([[2, 1, 1], [1, 1, 1]], "f4")
+    delta = {"a": {"w": first}, "a_": {"w": second}}
+    gains = {"a": np.array([[9.0, 0.0]]), "a_": np.array([[0.0, 7, 0], [0, 0, 8]])}
+
+    def loss(delta, backbone, batch, key):
+        parts = [jnp.sum(delta[k]["w"] * np.sqrt(gains[k])) for k in ("a", "a_")]
+        return batch["x"] * sum(parts), {}
+
+    time = RoundTime(constant=0.1, entry=1.0)
+    how = {"time": time, "every": 1, "dropped": 0.99, "local_steps": 1, "batch_size": 1}
+    method = prunefl(ffm.Task(loss), optax.sgd(1e-3), **how)
+    _, state, _ = run(method, [{"x": np.ones(1, "f4")}], delta, 1)
+    masks = state.carry.server.masks
+    assert masks["a.w"].tolist() == [[True, False]]
+    assert masks["a_.w"].tolist() == [[True, True, False], [False, False, True]]
+    assert int(state.carry.server.version) == 1
+
+
 def test_first_masks_come_from_one_clients_examples():
     how = {"time": TIME, "backbone": BACKBONE, "every": 1, "batch_size": 8}
     masks = prunefl_first_masks(TASK, optax.sgd(RATE), DELTA, CLIENTS[0], **how)

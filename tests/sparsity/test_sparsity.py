@@ -242,7 +242,7 @@ def test_kept_entries_travel_without_the_others():
     assert int(channels.payload_bits(packed)) == 32 * (n_kept + 6 + 15)
     bits = sparsity.pack_masks(masks)
     assert channels.payload_bits(bits) == 88  # 84 flags
-    held = sparsity.unpack_masks(bits, WEIGHTS)
+    held = sparsity.unpack_masks(bits, dict(reversed(WEIGHTS.items())))
     jax.tree.map(np.testing.assert_array_equal, held, masks)
 
 

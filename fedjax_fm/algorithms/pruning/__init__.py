@@ -1,5 +1,7 @@
 """Methods that make a model smaller while it is trained, one file each."""
 
+from fedjax_fm.algorithms.pruning.fedtiny import fedtiny
+from fedjax_fm.algorithms.pruning.fedtiny_selection import fedtiny_selection
 from fedjax_fm.algorithms.pruning.gradual import gradual_pruning
 from fedjax_fm.algorithms.pruning.lottery_ticket import lottery_ticket
 from fedjax_fm.algorithms.pruning.lotteryfl import lotteryfl
@@ -11,6 +13,8 @@ from fedjax_fm.algorithms.pruning.soft_movement import soft_movement_pruning
 
 __all__ = [
     "RoundTime",
+    "fedtiny",
+    "fedtiny_selection",
     "gradual_pruning",
     "lottery_ticket",
     "lotteryfl",

@@ -249,6 +249,9 @@ def with_version(before: PrunedState, after: PrunedState) -> PrunedState:
       before: of the round.
       after: of the next one.
     """
-    pairs = zip(before.masks.values(), after.masks.values(), strict=True)
-    changed = jnp.any(jnp.stack([jnp.any(a != b) for a, b in pairs]))
+    # By name: a compiled function sorts the names of a dict.
+    changes = [
+        jnp.any(mask != before.masks[name]) for name, mask in after.masks.items()
+    ]
+    changed = jnp.any(jnp.stack(changes))
     return after._replace(version=before.version + changed.astype(jnp.int32))

@@ -171,14 +171,14 @@ def adapted_masks(
     kept = most_per_second(
         _joined(gains),
         _joined(seconds),
-        _joined(must),
+        _joined({name: must[name] for name in gains}),
         gain=others_gain,
         constant=others_seconds,
     )
     found, start = {}, 0
-    for name, mask in masks.items():
-        found[name] = kept[start : start + mask.size].reshape(mask.shape)
-        start += mask.size
+    for name, leaf in gains.items():
+        found[name] = kept[start : start + leaf.size].reshape(leaf.shape)
+        start += leaf.size
     return found
 
 

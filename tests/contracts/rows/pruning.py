@@ -142,7 +142,54 @@ def _lotteryfl_model(problem, state, client):
     return {"w": kept, "v": state.delta["v"]}, problem.backbone
 
 
+MASKS = {"w": np.arange(12).reshape(3, 4) % 2 == 0}
+
+
+def _fedtiny(problem, client, key):
+    """Three of the six kept entries go; those that come are still zero."""
+    mask = MASKS["w"]
+    end = _trained(problem, client, problem.delta, mask)
+    stays = _largest(np.where(mask, np.abs(end["w"]), -1), 3)
+    return {"w": jnp.where(stays, end["w"], 0), "v": end["v"]}
+
+
+def _selection(problem, client, key):
+    """Nothing is trained."""
+    return problem.delta
+
+
+def _selected(problem, state, client):
+    """The chosen mask, and the statistics in the backbone."""
+    server = state.carry.server
+    chosen = int(np.argmin(server.losses))
+    mean = server.statistics[chosen]
+    kept = jnp.where(server.masks["w"][chosen], server.delta["w"], 0)
+    shifted = {"w": problem.backbone["w"] + mean[:, None]}
+    return {"w": kept, "v": server.delta["v"]}, shifted
+
+
+def _with_mean(delta, backbone, mean):
+    return delta, {"w": backbone["w"] + mean[:, None]}
+
+
+def _select(task, optimizer, local_steps, batch_size, **how):
+    return algorithms.fedtiny_selection(
+        task,
+        density=0.5,
+        initial=np.zeros(3, np.float32),
+        statistics=lambda delta, backbone, batch, key: batch["x"] * delta["v"][:3],
+        with_statistics=_with_mean,
+        candidates=3,
+        batch_size=batch_size,
+        **how,
+    )
+
+
 ROWS = {
+    "fedtiny": Row(
+        _made(algorithms.fedtiny, masks=MASKS, every=1, stop=2, share=0.5), _fedtiny
+    ),
+    "fedtiny_selection": Row(_made(_select), _selection, _selected),
     "lotteryfl": Row(
         _made(algorithms.lotteryfl, ffm.Task(_scored), rate=0.5, score="good"),
         _lotteryfl,
