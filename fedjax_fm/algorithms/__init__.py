@@ -21,6 +21,7 @@ from fedjax_fm.algorithms.feddyn import feddyn
 from fedjax_fm.algorithms.fedkseed import fedkseed
 from fedjax_fm.algorithms.fedlin import fedlin
 from fedjax_fm.algorithms.fedmd import fedmd
+from fedjax_fm.algorithms.fedmkt import Models, fedmkt
 from fedjax_fm.algorithms.fednova import fednova
 from fedjax_fm.algorithms.fedobd import fedobd, fedobd_second_stage
 from fedjax_fm.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
@@ -32,6 +33,7 @@ from fedjax_fm.algorithms.fedsgd import fedsgd
 from fedjax_fm.algorithms.fjord import fjord
 from fedjax_fm.algorithms.flasc import flasc
 from fedjax_fm.algorithms.heterofl import heterofl
+from fedjax_fm.algorithms.knowledge import Alignment, Reader
 from fedjax_fm.algorithms.local import client_weight, train
 from fedjax_fm.algorithms.local_only import local_only
 from fedjax_fm.algorithms.losses import masked_loss
@@ -72,7 +74,10 @@ from fedjax_fm.algorithms.streaming_diloco import streaming_diloco
 
 __all__ = [
     "AdaptiveClip",
+    "Alignment",
     "Architecture",
+    "Models",
+    "Reader",
     "RoundTime",
     "apfl",
     "cdp_sgd",
@@ -98,6 +103,7 @@ __all__ = [
     "fedkseed",
     "fedlin",
     "fedmd",
+    "fedmkt",
     "fednova",
     "fedobd",
     "fedobd_second_stage",

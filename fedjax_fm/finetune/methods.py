@@ -80,6 +80,7 @@ ELSEWHERE = {
     "fedbuff": "needs a log of arrivals",
     "feddf": "distils several architectures on public data",
     "fedmd": "distils several architectures on public data",
+    "fedmkt": "needs a large model and public texts",
     "fedobd_second_stage": "goes on from the model of the first",
     "fedpm": "trains masks of a random network",
     "fjord": "trains nested widths of one model",

@@ -72,6 +72,7 @@ from fedjax_fm.models.t5 import (
     T5ForConditionalGeneration,
     T5ForSequenceClassification,
 )
+from fedjax_fm.models.token_alignment import align_texts, match_vocabulary, warp
 from fedjax_fm.models.token_classification import (
     BertForTokenClassification,
     tokenize_words,
@@ -131,6 +132,7 @@ __all__ = [
     "ViTForImageClassification",
     "ViTModel",
     "WeightError",
+    "align_texts",
     "alpaca",
     "beam_search",
     "dequantize",
@@ -141,6 +143,7 @@ __all__ = [
     "load_chat",
     "load_tokenizer",
     "locate",
+    "match_vocabulary",
     "mean_over_texts",
     "next_token_losses",
     "pack",
@@ -154,4 +157,5 @@ __all__ = [
     "tokenize",
     "tokenize_words",
     "unit_blocks",
+    "warp",
 ]

@@ -90,7 +90,7 @@ def shrunk(model: Any, masks: Masks, *, filled: bool = False) -> Any:
       ValueError: no such encoder, or a mask that fits no kernel.
 
     References:
-      Lagunas et al. 2021, arXiv 2109.04838, section 3.
+      Lagunas et al. 2021, arXiv 2109.04838.
 
     Example:
       >>> import jax.numpy as jnp
@@ -258,10 +258,9 @@ class _Layer:
         columns, rows = self._mask(before), self._mask(after)
         reached = columns.reshape(columns.shape[0], n, -1).any((0, 2))
         reaches = rows.reshape(n, -1).any(1)
-        alive = reached & reaches
-        if not alive.any():
-            alive[0] = True
-        return alive
+        alive = np.asarray(reached & reaches)
+        is_first = np.arange(n) == 0
+        return alive if alive.any() else is_first
 
     def _remove(
         self, name: str, constant: jax.Array, kept: np.ndarray, filled: bool

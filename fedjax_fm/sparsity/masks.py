@@ -149,8 +149,7 @@ def top_masks(
       TypeError, ValueError: a density out of its bounds, or another scope.
 
     References:
-      Han et al. 2015, arXiv 1506.02626; Frankle and Carbin 2019, arXiv 1803.03635,
-      section 2 (layer) and 4 (global).
+      Han et al. 2015, arXiv 1506.02626; Frankle and Carbin 2019, arXiv 1803.03635.
 
     Example:
       >>> scores = {"a": jnp.array([3.0, 1.0]), "b": jnp.array([5.0, 4.0])}

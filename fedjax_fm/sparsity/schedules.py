@@ -90,7 +90,7 @@ def cosine_share(share: float, last: int) -> Schedule:
       TypeError, ValueError: an argument out of its bounds.
 
     References:
-      Huang et al. 2022, arXiv 2212.01977, section 3.3; Evci et al. 2020, arXiv
+      Huang et al. 2022, arXiv 2212.01977; Evci et al. 2020, arXiv
       1911.11134.
 
     Example:

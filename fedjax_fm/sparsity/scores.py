@@ -53,7 +53,7 @@ def straight_through(weight: jax.Array, score: jax.Array, mask: jax.Array) -> ja
       W', exactly W or 0.
 
     References:
-      Sanh et al. 2020, arXiv 2005.07683, section 4.
+      Sanh et al. 2020, arXiv 2005.07683.
 
     Example:
       >>> weight, mask = jnp.array([2.0, -3.0]), jnp.array([True, False])
@@ -85,7 +85,7 @@ def sigmoid_masks(
       TypeError, ValueError: the threshold is no such number.
 
     References:
-      Sanh et al. 2020, arXiv 2005.07683, section 4 (SMvP).
+      Sanh et al. 2020, arXiv 2005.07683 (SMvP).
     """
     checks.real("threshold", threshold, least=0, below=1)
     masks = {name: jax.nn.sigmoid(leaf) > threshold for name, leaf in scores.items()}
@@ -99,7 +99,7 @@ def score_penalty(scores: Flat) -> jax.Array:
       scores: S by path.
 
     References:
-      Sanh et al. 2020, arXiv 2005.07683, section 4.
+      Sanh et al. 2020, arXiv 2005.07683.
     """
     total = sum(jnp.sum(jax.nn.sigmoid(leaf)) for leaf in scores.values())
     return total / sum(leaf.size for leaf in scores.values())
@@ -180,7 +180,7 @@ def block_means(x: jax.Array, counts: tuple[int, ...]) -> jax.Array:
       counts: shape of the result, as `block_shape` says.
 
     References:
-      Lagunas et al. 2021, arXiv 2109.04838, section 3.
+      Lagunas et al. 2021, arXiv 2109.04838.
     """
     rows, columns = counts[-2:]
     sides = (rows, x.shape[-2] // rows, columns, x.shape[-1] // columns)

@@ -70,7 +70,7 @@ def vector_wise_mask(x: jax.Array, n: int, m: int, axis: int = -1) -> jax.Array:
         the axis.
 
     References:
-      Zhu et al. 2019, MICRO-52, section 3.
+      Zhu et al. 2019, Sparse Tensor Core, MICRO-52.
 
     Example:
       >>> vector_wise_mask(jnp.array([1.0, -4.0, 3.0, 2.0]), 2, 4).tolist()

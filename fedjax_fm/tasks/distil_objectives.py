@@ -1,7 +1,7 @@
 """What a student may learn from a teacher: distances of predictions and of features.
 
-He, Nassar, Kiros, Haffari, Norouzi and others, 2021, Distiller, arXiv 2109.11105, compare
-them. Each is a number an example, in f32; none is differentiated in the teacher.
+He, Shi, Mueller, Zha, Li, Karypis, 2021, Distiller, arXiv 2109.11105, compare them. Each
+is a number an example, in f32; none is differentiated in the teacher.
 """
 
 from collections.abc import Callable
@@ -165,8 +165,8 @@ def mutual_information(alpha: float = 0.5, temperature: float = 0.1) -> Distance
         features whose shapes differ.
 
     References:
-      He et al. 2021, arXiv 2109.11105, section 3.1; Poole et al. 2019, arXiv
-      1905.06922, equation (12).
+      He et al. 2021, arXiv 2109.11105; Poole et al. 2019, arXiv 1905.06922, the
+      interpolated bound I_alpha.
 
     Example:
       >>> tokens = jnp.eye(4)[None]

@@ -84,7 +84,7 @@ def distilled(
         round is traced, outputs that cannot be compared, with both shapes.
 
     References:
-      Hinton et al. 2015, arXiv 1503.02531; He et al. 2021, arXiv 2109.11105, section 3.
+      Hinton et al. 2015, arXiv 1503.02531; He et al. 2021, arXiv 2109.11105.
 
     Example:
       >>> def student(delta, backbone, batch, key):
@@ -177,7 +177,7 @@ def with_distillation_token(
         shapes.
 
     References:
-      Touvron et al. 2020, arXiv 2012.12877, section 4, equation (3).
+      Touvron et al. 2020, arXiv 2012.12877, equation (3).
 
     Example:
       >>> def student(delta, backbone, batch, key):

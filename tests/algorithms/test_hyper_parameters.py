@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import two_vocabularies
 from bad_values import Row, cases, is_refused, unlisted
 from flax import nnx
 from mlp_problem import make_clients, make_trees, mlp_loss
@@ -84,6 +85,12 @@ FIRST = {
     "examples": make_clients(sizes=(3,))[0], "batch_size": 4, **TIMED,
 }  # fmt: skip
 TINY = {"masks": {"w": np.ones((3, 4), bool)}}
+MUTUAL = {
+    "task": two_vocabularies.TASK,
+    "client_optimizer": SGD,
+    **two_vocabularies.HOW,
+    **WALK,
+}
 SELECTED = {
     "task": TASK, "density": 0.5, "initial": (), "statistics": column_as_loss, "with_statistics": column_as_loss, "batch_size": 4,
 }  # fmt: skip
@@ -271,6 +278,9 @@ ROWS = (
     Row(ffm.algorithms.fedtiny_selection, SELECTED, {
         "density": "real", "candidates": "whole", "spread": "real", "batch_size": "whole",
     }),
+    Row(ffm.algorithms.fedmkt, MUTUAL, {
+        "top_k": "whole", "share": "real", "temperature": "real", "transfer_epochs": "whole", "transfer_batch_size": "whole",
+    }),
     Row(ffm.algorithms.lotteryfl, RULE, {"rate": "real", "target_density": "real", "threshold": "real"}),
     Row(ffm.algorithms.prunefl, RULE | TIMED, {
         "every": "whole", "dropped": "real", "halved_every": "real", "weighted": "flag",
@@ -357,7 +367,7 @@ WALKS = {
     "ifca": RULE | {"clusters": 2}, "fine_tune": TUNED,
     "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "gradual_pruning": RULE | SPARSER, "movement_pruning": RULE | SPARSER, "soft_movement_pruning": RULE | {"penalty": 1.0},
-    "lottery_ticket": RULE | TICKET, "lotteryfl": RULE, "fedtiny": RULE | TINY, "prunefl": RULE | TIMED,
+    "lottery_ticket": RULE | TICKET, "lotteryfl": RULE, "fedtiny": RULE | TINY, "fedmkt": MUTUAL, "prunefl": RULE | TIMED,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
 }  # fmt: skip
@@ -412,6 +422,7 @@ def test_no_hyper_parameter_is_forgotten():
         "synchronous_seconds(",
         "client_seconds(",
         "RoundTime(",
+        "Reader(n_tokens",  # by fedmkt's own tests
     }
     assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
 

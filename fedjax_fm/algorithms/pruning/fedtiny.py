@@ -1,6 +1,6 @@
 """FedTiny, progressive pruning: Distributed Pruning Towards Tiny Neural Networks.
 
-Huang, Zhang, Zhang, Sun, Yan, Zhu, 2022, arXiv 2212.01977, section III-B. The density of
+Huang, Zhang, Sun, Fang, Yuan, Wu, 2022, arXiv 2212.01977. The density of
 every layer stays; which entries are kept changes:
 
     client:  local steps on the kept entries;  sends those of w - w_k
@@ -136,7 +136,7 @@ def fedtiny(
         that no block or several of them name; later, masks that fit no leaf.
 
     References:
-      Huang et al. 2022, arXiv 2212.01977, section III-B and algorithm 2.
+      Huang et al. 2022, arXiv 2212.01977, progressive pruning.
 
     Example:
       >>> import fedjax_fm as ffm

@@ -1,6 +1,6 @@
 """FedTiny's exchange of entries in one layer: what is reported, what comes and goes.
 
-Huang, Zhang, Zhang, Sun, Yan, Zhu, 2022, arXiv 2212.01977, section III-B.
+Huang, Zhang, Sun, Fang, Yuan, Wu, 2022, arXiv 2212.01977, progressive pruning.
 """
 
 from typing import NamedTuple

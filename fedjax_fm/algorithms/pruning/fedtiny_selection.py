@@ -1,6 +1,6 @@
 """FedTiny, adaptive batch-norm selection: Distributed Pruning Towards Tiny Networks.
 
-Huang, Zhang, Zhang, Sun, Yan, Zhu, 2022, arXiv 2212.01977, section III-A. Of C masks of
+Huang, Zhang, Sun, Fang, Yuan, Wu, 2022, arXiv 2212.01977. Of C masks of
 a model that the server pretrained, the one that suits the clients' data:
 
     server:  sends the C pruned models
@@ -155,7 +155,7 @@ def fedtiny_selection(
         leaf is pruned.
 
     References:
-      Huang et al. 2022, arXiv 2212.01977, section III-A and algorithm 1.
+      Huang et al. 2022, arXiv 2212.01977, adaptive batch normalisation selection.
 
     Example:
       >>> import fedjax_fm as ffm
@@ -270,7 +270,7 @@ def _measured(method: _Selection, backbone: Tree, message: Candidates):
 
         means, weight = jax.vmap(of_candidate)(kept)
         _check_form(method, means)
-        return ClientOutput(means, weight[0], state)
+        return ClientOutput(upload=means, weight=weight[0], state=state)
 
     return one
 

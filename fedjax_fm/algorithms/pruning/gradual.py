@@ -98,7 +98,7 @@ def gradual_pruning(
         schedule ends before it starts; later, no leaf is pruned.
 
     References:
-      Zhu and Gupta 2017, arXiv 1710.01878, section 3, equation (1).
+      Zhu and Gupta 2017, arXiv 1710.01878, equation (1).
 
     Example:
       >>> import jax.numpy as jnp, fedjax_fm as ffm

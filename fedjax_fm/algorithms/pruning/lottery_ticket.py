@@ -127,7 +127,7 @@ def lottery_ticket(
         leaf is pruned, or `redraw` makes another tree.
 
     References:
-      Frankle and Carbin 2019, arXiv 1803.03635, section 2 and appendix B; Frankle et
+      Frankle and Carbin 2019, arXiv 1803.03635, iterative pruning; Frankle et
       al. 2019, arXiv 1903.01611, for k > 0.
 
     Example:

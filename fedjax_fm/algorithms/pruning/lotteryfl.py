@@ -153,7 +153,7 @@ def lotteryfl(
         leaf is pruned, or the task has no such metric.
 
     References:
-      Li et al. 2020, arXiv 2008.03371, algorithm 1; github.com/charleslipku/LotteryFL,
+      Li et al. 2020, arXiv 2008.03371; github.com/charleslipku/LotteryFL,
       whose test |w| < 1e-6 for what is pruned is the mask here.
 
     Example:

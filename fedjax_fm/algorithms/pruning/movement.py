@@ -98,8 +98,7 @@ def movement_pruning(
         divide one.
 
     References:
-      Sanh et al. 2020, arXiv 2005.07683, section 4; Lagunas et al. 2021, arXiv
-      2109.04838, section 3.
+      Sanh et al. 2020, arXiv 2005.07683; Lagunas et al. 2021, arXiv 2109.04838.
 
     Example:
       >>> import jax.numpy as jnp, fedjax_fm as ffm

@@ -137,8 +137,7 @@ def prunefl(
         leaf is pruned, `masks` are of other leaves, or `time` has none for a leaf.
 
     References:
-      Jiang et al. 2022, arXiv 1909.12326, algorithms 1 and 2; github.com/jiangyuang/
-      PruneFL.
+      Jiang et al. 2022, arXiv 1909.12326; github.com/jiangyuang/PruneFL.
 
     Example:
       >>> import fedjax_fm as ffm

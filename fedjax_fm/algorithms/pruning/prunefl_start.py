@@ -1,6 +1,6 @@
 """PruneFL's first stage: masks from one client's few examples.
 
-Jiang et al. 2022, arXiv 1909.12326, section IV-A, and the authors' code: the rule of the
+Jiang et al. 2022, arXiv 1909.12326, initial pruning, and the authors' code: the rule of the
 later rounds at one client, until the density is stable.
 """
 
@@ -67,7 +67,7 @@ def prunefl_first_masks(
       TypeError, ValueError: an argument is of another kind or out of bounds.
 
     References:
-      Jiang et al. 2022, arXiv 1909.12326, section IV-A.
+      Jiang et al. 2022, arXiv 1909.12326, initial pruning.
 
     Example:
       >>> import optax

@@ -2,7 +2,7 @@
 
     Gamma(M) = sum_{j in M} g_j^2 / (c + sum_{j in M} t_j)
 
-Jiang et al. 2022, arXiv 1909.12326, sections IV-C and V, algorithm 2. Of all masks that
+Jiang et al. 2022, arXiv 1909.12326, adaptive pruning. Of all masks that
 hold what must stay, adding the others in the order of g_j^2 / t_j while that ratio is
 above Gamma ends at the largest one.
 """
@@ -112,7 +112,7 @@ def most_per_second(
       bool[n], `must` among them. Of entries whose ratio equals Gamma none is added.
 
     References:
-      Jiang et al. 2022, arXiv 1909.12326, algorithm 2.
+      Jiang et al. 2022, arXiv 1909.12326, adaptive pruning.
 
     Example:
       >>> gains, seconds = jnp.array([1.0, 8.0, 3.0]), jnp.ones(3)

@@ -1,6 +1,6 @@
 """Movement Pruning: Adaptive Sparsity by Fine-Tuning, soft (SMvP).
 
-Sanh, Wolf, Rush, 2020, arXiv 2005.07683, section 4. A threshold decides what stays, and a
+Sanh, Wolf, Rush, 2020, arXiv 2005.07683. A threshold decides what stays, and a
 penalty how much:
 
     W' = W 1[sigmoid(S) > tau],   dL/dS = dL/dW' W + lambda d mean(sigmoid(S)) / dS
@@ -77,8 +77,8 @@ def soft_movement_pruning(
         leaf is pruned, or a block does not divide one.
 
     References:
-      Sanh et al. 2020, arXiv 2005.07683, section 4; Lagunas et al. 2021, arXiv
-      2109.04838, section 3, which prunes blocks so.
+      Sanh et al. 2020, arXiv 2005.07683; Lagunas et al. 2021, arXiv 2109.04838,
+      which prunes blocks so.
 
     Example:
       >>> import jax.numpy as jnp, fedjax_fm as ffm
