@@ -104,7 +104,8 @@ def fedtiny(
     Sends: the kept entries of the pruned leaves and all others, both ways; down the
     mask, a bit an entry, to a client whose mask is not the present one, the first time
     too; up, in every `every`-th round, a_l gradients of 32 bits and their places of
-    ceil(log2 n) bits, for the leaves of one block.
+    ceil(log2 n) bits, for the leaves of one block; an uplink that rounds is refused, as
+    it would round places.
 
     Metrics: `density` and `density PATH`, which stay; `moved`, how many entries the
     round exchanged for others.

@@ -102,8 +102,9 @@ def prunefl(
 
     Sends: the kept entries of the pruned leaves and all others, both ways; down the
     mask, a bit an entry, to a client whose mask is not the present one; up, in every
-    `every`-th round, a_k for all entries, 32 bits each. Memory: one tree a client. A
-    client that is not in that round's cohort goes on adding.
+    `every`-th round, a_k for all entries, 32 bits each; a channel for one of both is
+    `channels.per_leaf(("kept", ...))`. Memory: one tree a client. A client that is not
+    in that round's cohort goes on adding.
 
     Metrics: `density` and `density PATH`, the shares of entries that the round kept;
     `estimated_seconds`, c + sum of t_j.
