@@ -27,6 +27,7 @@ from fedjax_fm.models.distilbert import (
     DistilBertForSequenceClassification,
     DistilBertModel,
 )
+from fedjax_fm.models.distilled_vit import DistilledViT
 from fedjax_fm.models.e5_file import E5File
 from fedjax_fm.models.families import from_config
 from fedjax_fm.models.gemma3 import (
@@ -103,6 +104,7 @@ __all__ = [
     "DistilBertConfig",
     "DistilBertForSequenceClassification",
     "DistilBertModel",
+    "DistilledViT",
     "E5File",
     "GGUFFile",
     "GPT2Config",

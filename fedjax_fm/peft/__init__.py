@@ -13,6 +13,7 @@ from fedjax_fm.peft.lora import LoRALinear, lora
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb, lora_xs
 from fedjax_fm.peft.merge import merge, unmerge
 from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
+from fedjax_fm.peft.offsite import Emulated, emulated, plugged, tuned_ends
 from fedjax_fm.peft.peft_method import AdapterError, lora_from_config
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
 from fedjax_fm.peft.prompt import prompt_tuning
@@ -23,6 +24,7 @@ __all__ = [
     "Adapted",
     "AdapterError",
     "Beside",
+    "Emulated",
     "LoRALinear",
     "Method",
     "apply",
@@ -32,6 +34,7 @@ __all__ = [
     "collapse",
     "combine",
     "dora",
+    "emulated",
     "first_gradients",
     "first_updates",
     "full",
@@ -48,10 +51,12 @@ __all__ = [
     "on_layers",
     "p_tuning_v2",
     "parallel_adapter",
+    "plugged",
     "prefix_tuning",
     "prompt_tuning",
     "save_merged",
     "save_pretrained",
+    "tuned_ends",
     "two_adapters",
     "unmerge",
     "untie",
