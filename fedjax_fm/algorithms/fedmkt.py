@@ -20,27 +20,20 @@ import optax
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.compressed import counts_once
-from fedjax_fm.algorithms.distillation import descent, take
+from fedjax_fm.algorithms.fedmkt_transfer import FedMKT, best_of, transferred
 from fedjax_fm.algorithms.knowledge import (
     Alignment,
     Knowledge,
     Reader,
-    Target,
-    knowledge_of,
-    text_losses,
-    transfer_losses,
     translated,
 )
-from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training
 from fedjax_fm.algorithms.parts import Stream, stream
 from fedjax_fm.algorithms.reduce import nothing, stack
-from fedjax_fm.channels.buffers import index_bits
-from fedjax_fm.kernels import pack_bits, unpack_bits
 from fedjax_fm.types import (
     Algorithm,
     ClientOutput,
     Exchange,
-    Stack,
     Task,
     Tree,
     Unbilled,
@@ -73,29 +66,6 @@ class FedMKTState(NamedTuple):
     backbone: Tree
     knowledge: Knowledge
     public: Any
-
-
-class _FedMKT(NamedTuple):
-    """The hyper-parameters of `fedmkt`, checked."""
-
-    local: LocalTraining
-    client: Reader
-    server: Reader
-    to_client: Alignment
-    to_server: Alignment
-    backbone: Tree
-    k: int
-    share: float
-    temperature: float
-    optimizer: optax.GradientTransformation
-    epochs: int
-    batch_size: int
-
-    def knows(self, reader: Reader, delta: Tree, backbone: Tree) -> Knowledge:
-        """What a model knows of the public texts."""
-        k = min(self.k, reader.n_tokens)
-        how = {"k": k, "batch_size": self.batch_size}
-        return knowledge_of(reader, delta, backbone, **how)
 
 
 def fedmkt(
@@ -166,6 +136,7 @@ def fedmkt(
 
     Example:
       >>> import fedjax_fm as ffm
+      >>> from fedjax_fm.algorithms.knowledge import text_losses
       >>> def logits(w, backbone, batch):  # of two tokens, whatever the text
       ...     return jnp.broadcast_to(w, (*batch["labels"].shape, 2))
       >>> def loss(w, backbone, batch, key):
@@ -199,7 +170,7 @@ def fedmkt(
         checks.instance(name, one, Alignment, "write Alignment(positions, tokens)")
     client, server = client.checked("client"), server.checked("server")
     checks.server_optimizer("transfer_optimizer", transfer_optimizer)
-    method = _FedMKT(
+    method = FedMKT(
         local=local,
         client=client,
         server=server,
@@ -217,7 +188,7 @@ def fedmkt(
         broadcast=lambda state: Unbilled(state.public),
         client=partial(_sends, method),
         server=partial(_learns, method),
-        reduce=stack(partial(_best, method)),
+        reduce=stack(partial(best_of, method)),
         batches=local.batches,
     )
     downward = Exchange(
@@ -244,7 +215,7 @@ class Public(NamedTuple):
     to_server: Alignment
 
 
-def _init(method: _FedMKT, delta, key, setting) -> FedMKTState:
+def _init(method: FedMKT, delta, key, setting) -> FedMKTState:
     """The large model and what it knows."""
     if not isinstance(delta, Models):
         raise TypeError(
@@ -265,7 +236,7 @@ def _init(method: _FedMKT, delta, key, setting) -> FedMKTState:
     )
 
 
-def _sends(method: _FedMKT, backbone: Tree, public: Public):
+def _sends(method: FedMKT, backbone: Tree, public: Public):
     """Trains on own texts, and says what it knows of the public ones."""
     reader = method.client._replace(public=public.client)
 
@@ -281,32 +252,14 @@ def _sends(method: _FedMKT, backbone: Tree, public: Public):
     return one
 
 
-def _best(method: _FedMKT, found: Stack, setting) -> Knowledge:
-    """Of each text what the client of the lowest loss knows; infinite without one."""
-    sent, weights = found.values
-    counts = found.active & (weights > 0)
-    losses = jnp.where(counts[:, None], sent.losses, jnp.inf)
-    best = jnp.argmin(losses, axis=0)
-    texts = jnp.arange(losses.shape[1])
-    n = sent.values[0].size
-    width = index_bits(method.client.n_tokens)
-    tokens = jax.vmap(lambda packed: unpack_bits(packed, width, n))(sent.tokens)
-    chosen = tokens.reshape(sent.values.shape)[best, texts]
-    return Knowledge(
-        values=sent.values[best, texts],
-        tokens=pack_bits(chosen.reshape(-1), width),
-        losses=losses[best, texts],
-    )
-
-
-def _learns(method: _FedMKT, state: FedMKTState, aggregate, key):
+def _learns(method: FedMKT, state: FedMKTState, aggregate, key):
     """The server's steps, and what it knows then."""
     reader = method.server._replace(public=state.public.server)
     teacher = method.client._replace(public=state.public.client)
     own = state.knowledge.losses
     target = translated(aggregate.value, teacher, state.public.to_server, own)
     given = (reader, target, state.delta.server, state.backbone)
-    trained = _transferred(method, *given, key=key)
+    trained = transferred(method, *given, key=key)
     # A round without clients changes nothing.
     anyone = aggregate.n_clients > 0
     server = trees.select(anyone, trained, state.delta.server)
@@ -317,7 +270,7 @@ def _learns(method: _FedMKT, state: FedMKTState, aggregate, key):
     return after, {"taught": jnp.mean(target.better.astype(jnp.float32))}
 
 
-def _is_taught(method: _FedMKT, backbone: Tree, message):
+def _is_taught(method: FedMKT, backbone: Tree, message):
     """The client's steps with the server as teacher."""
 
     def one(message, own, data, key):
@@ -327,38 +280,10 @@ def _is_taught(method: _FedMKT, backbone: Tree, message):
         losses = method.knows(reader, own, backbone).losses
         target = translated(found, teacher, public.to_client, losses)
         own_key = stream(key, Stream.BESIDE_STEPS)
-        taught = _transferred(method, reader, target, own, backbone, key=own_key)
+        taught = transferred(method, reader, target, own, backbone, key=own_key)
         return ClientOutput(upload=(), weight=jnp.float32(1), state=taught)
 
     return one
-
-
-def _transferred(
-    method: _FedMKT,
-    reader: Reader,
-    target: Target,
-    delta: Tree,
-    backbone: Tree,
-    *,
-    key: jax.Array,
-) -> Tree:
-    """A model after its steps on the public texts."""
-    n = reader.public["labels"].shape[0]
-    size = min(method.batch_size, n)
-
-    def losses(delta, rows):
-        batch = take(reader.public, rows)
-        logits = reader.logits(delta, backbone, batch)
-        own = Target(*(x[rows] for x in target))
-        labels = batch["labels"]
-        apart = transfer_losses(logits, own, labels, method.temperature)
-        return (1 - method.share) * text_losses(logits, labels) + method.share * apart
-
-    how = {"optimizer": method.optimizer, "batch_size": size, "key": key}
-    step = descent(losses, n, **how)
-    start = (delta, method.optimizer.init(delta))
-    n_steps = method.epochs * -(-n // size)
-    return jax.lax.fori_loop(0, n_steps, step, start)[0]
 
 
 def _model(state: FedMKTState, own: Tree | None, backbone: Tree):

@@ -9,59 +9,15 @@ the output, and all arrays lose the head's, or the unit's, rows and columns.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from fedjax_fm import checks
-from fedjax_fm.models.activations import ACTIVATIONS
-from fedjax_fm.models.bert import BertLayer
-from fedjax_fm.models.distilbert import DistilBertLayer
 from fedjax_fm.models.modules import put
+from fedjax_fm.models.shrink_layer import FAMILIES, Layer, Masks, module_at
 from fedjax_fm.models.stacked import Segments
-
-
-class _Names(NamedTuple):
-    """Dotted paths, inside a layer, of what is cut."""
-
-    attention: str  # the module that knows the number of heads
-    query: str
-    key: str
-    value: str
-    output: str
-    network: str  # the module that knows the activation
-    wide: str
-    narrow: str
-
-
-_FAMILIES: dict[type, _Names] = {
-    BertLayer: _Names(
-        attention="attention.self",
-        query="attention.self.query",
-        key="attention.self.key",
-        value="attention.self.value",
-        output="attention.output.dense",
-        network="intermediate",
-        wide="intermediate.dense",
-        narrow="output.dense",
-    ),
-    DistilBertLayer: _Names(
-        attention="attention",
-        query="attention.q_lin",
-        key="attention.k_lin",
-        value="attention.v_lin",
-        output="attention.out_lin",
-        network="ffn",
-        wide="ffn.lin1",
-        narrow="ffn.lin2",
-    ),
-}
-
-Masks = Mapping[str, jax.Array | np.ndarray]
 
 
 def shrunk(model: Any, masks: Masks, *, filled: bool = False) -> Any:
@@ -112,7 +68,7 @@ def shrunk(model: Any, masks: Masks, *, filled: bool = False) -> Any:
     for path, stack in _stacks(copy):
         parts = []
         for number in range(_n_layers(stack)):
-            layer = _Layer(stack, ".".join(map(str, path)), number, masks, read)
+            layer = Layer(stack, ".".join(map(str, path)), number, masks, read)
             parts.append(layer.cut(filled))
         owner = copy
         for name in path[:-1]:
@@ -150,8 +106,8 @@ def unit_blocks(model: Any) -> dict[str, tuple[int, int]]:
     """
     blocks = {}
     for path, stack in _stacks(model):
-        names = _FAMILIES[type(stack)]
-        width = _module(stack, names.attention).kv_shape[1]
+        names = FAMILIES[type(stack)]
+        width = module_at(stack, names.attention).kv_shape[1]
         sides = {
             names.query: (0, width),
             names.key: (0, width),
@@ -171,7 +127,7 @@ def _stacks(model: Any) -> list[tuple[tuple, Any]]:
     found = [
         (path, module)
         for path, module in nnx.iter_modules(model)
-        if type(module) in _FAMILIES
+        if type(module) in FAMILIES
     ]
     if not found:
         raise ValueError(
@@ -181,104 +137,5 @@ def _stacks(model: Any) -> list[tuple[tuple, Any]]:
     return found
 
 
-def _module(layer: Any, path: str) -> Any:
-    """A module inside a layer."""
-    for name in path.split("."):
-        layer = getattr(layer, name)
-    return layer
-
-
 def _n_layers(stack: Any) -> int:
     return jax.tree.leaves(nnx.state(stack))[0].shape[0]
-
-
-class _Layer:
-    """One layer of a stack, its masks, and what is cut out of it."""
-
-    def __init__(self, stack: Any, path: str, number: int, masks: Masks, read: set):
-        graphdef, state = nnx.split(stack)
-        own = jax.tree.map(lambda x: x[number : number + 1], state)
-        self.module = nnx.merge(graphdef, own)
-        self.module.stacked_layers = 1
-        self.names = _FAMILIES[type(stack)]
-        self.path, self.number, self.masks, self.read = path, number, masks, read
-        attention = _module(self.module, self.names.attention)
-        if attention.prefix is not None:
-            raise TypeError(f"{path} has a prefix, which heads that leave would lose")
-
-    def cut(self, filled: bool) -> Any:
-        """The layer, a stack of one, without what is masked out."""
-        names = self.names
-        attention = _module(self.module, names.attention)
-        heads, width = attention.kv_shape
-        alive = self._alive(names.value, names.output, heads)
-        rows = np.repeat(alive, width)
-        constant = self._linear(names.value).bias[...]
-        self._remove(names.output, constant, rows, filled)
-        for name in (names.query, names.key, names.value):
-            self._keep_columns(name, rows, filled)
-        attention.heads = int(alive.sum())
-        attention.kv_shape = (attention.heads, width)
-
-        units = self._linear(names.wide).kernel.shape[-1]
-        alive = self._alive(names.wide, names.narrow, units)
-        activation = ACTIVATIONS[_module(self.module, names.network).act]
-        constant = activation(self._linear(names.wide).bias[...])
-        self._remove(names.narrow, constant, alive, filled)
-        self._keep_columns(names.wide, alive, filled)
-        return self.module
-
-    def _linear(self, name: str) -> nnx.Linear:
-        """A linear layer, with no adapter around it."""
-        linear = _module(self.module, name)
-        if type(linear) is not nnx.Linear:
-            raise TypeError(
-                f"{self.path}.{name} is a {type(linear).__name__}; merge adapters and "
-                "dequantise before heads and units are taken out"
-            )
-        return linear
-
-    def _mask(self, name: str) -> np.ndarray:
-        """bool[in, out], of this layer."""
-        path = f"{self.path}.{name}.kernel"
-        shape = self._linear(name).kernel.shape[1:]
-        if path not in self.masks:
-            return np.ones(shape, bool)
-        mask = np.asarray(self.masks[path])
-        if mask.dtype != bool or mask.shape[1:] != shape or self.number >= len(mask):
-            raise ValueError(
-                f"the mask {path!r} is {mask.dtype}{list(mask.shape)}, expected "
-                f"bool[layers, {shape[0]}, {shape[1]}]"
-            )
-        self.read.add(path)
-        return mask[self.number]
-
-    def _alive(self, before: str, after: str, n: int) -> np.ndarray:
-        """bool[n]: units that something reaches and that reach something; one at least."""
-        columns, rows = self._mask(before), self._mask(after)
-        reached = columns.reshape(columns.shape[0], n, -1).any((0, 2))
-        reaches = rows.reshape(n, -1).any(1)
-        alive = np.asarray(reached & reaches)
-        is_first = np.arange(n) == 0
-        return alive if alive.any() else is_first
-
-    def _remove(
-        self, name: str, constant: jax.Array, kept: np.ndarray, filled: bool
-    ) -> None:
-        """Rows of the layer behind; what those that go would give is in its bias."""
-        linear, mask = self._linear(name), self._mask(name)
-        kernel = linear.kernel[...]
-        masked = jnp.where(mask, kernel, 0)
-        given = jnp.einsum("li,lio->lo", constant[:, ~kept], masked[:, ~kept])
-        linear.bias = nnx.Param(linear.bias[...] + given)
-        linear.kernel = nnx.Param((kernel if filled else masked)[:, kept])
-        linear.in_features = int(kept.sum())
-
-    def _keep_columns(self, name: str, kept: np.ndarray, filled: bool) -> None:
-        """Columns of the layer before."""
-        linear, mask = self._linear(name), self._mask(name)
-        kernel = linear.kernel[...]
-        masked = kernel if filled else jnp.where(mask, kernel, 0)
-        linear.kernel = nnx.Param(masked[..., kept])
-        linear.bias = nnx.Param(linear.bias[...][..., kept])
-        linear.out_features = int(kept.sum())

@@ -74,10 +74,15 @@ def kept_count(density: Any, n: int) -> Any:
     Returns:
       int, or i32[] of a traced density.
 
+    Raises:
+      TypeError, ValueError: a density out of its bounds, or no entry.
+
     Example:
       >>> kept_count(0.25, 10), kept_count(0.001, 10)
       (2, 1)
     """
+    check_density("density", density)
+    checks.whole("n", n, least=1)
     if isinstance(density, jax.Array):
         n_zeros = jnp.floor((1 - density) * n + 0.5).astype(jnp.int32)
         return jnp.maximum(n - n_zeros, 1)
@@ -98,10 +103,15 @@ def iterated_counts(rate: float, n: int, times: int) -> list[int]:
     Returns:
       times + 1 numbers.
 
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds.
+
     Example:
       >>> iterated_counts(0.2, 100, 3)
       [100, 80, 64, 51]
     """
+    checks.real("rate", rate, above=0, below=1)
+    checks.whole("times", times, least=0)
     kept = 1 - Fraction(str(rate))
     return [kept_count(kept**i, n) for i in range(times + 1)]
 

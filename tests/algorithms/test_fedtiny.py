@@ -13,12 +13,9 @@ from quadratics import mean, moved, run, slope
 import fedjax_fm as ffm
 from fedjax_fm import sparsity
 from fedjax_fm.algorithms import fedtiny, fedtiny_selection
-from fedjax_fm.algorithms.pruning.fedtiny_exchange import (
-    LayerPlan,
-    largest_of_pruned,
-    spread,
-)
-from fedjax_fm.algorithms.pruning.fedtiny_selection import candidate_masks
+from fedjax_fm.algorithms.pruning.fedtiny_candidates import candidate_masks
+from fedjax_fm.algorithms.pruning.fedtiny_exchange import largest_of_pruned, spread
+from fedjax_fm.algorithms.pruning.fedtiny_plan import LayerPlan
 
 RATE, STEPS, SIZES = 0.05, 2, (6, 3, 5)
 TASK = ffm.Task(mlp_loss)

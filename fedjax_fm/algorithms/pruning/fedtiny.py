@@ -12,7 +12,6 @@ every layer stays; which entries are kept changes:
     a_l = share (1 + cos(pi t / stop)) n_l,  n_l entries kept, t rounds
 """
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,14 +28,18 @@ from fedjax_fm.algorithms.parts import Stream, in_f32, stream
 from fedjax_fm.algorithms.passes import gradient_over
 from fedjax_fm.algorithms.pruning import parts
 from fedjax_fm.algorithms.pruning.fedtiny_exchange import (
-    LayerPlan,
     grown_and_dropped,
     largest_of_pruned,
     spread,
 )
+from fedjax_fm.algorithms.pruning.fedtiny_plan import (
+    LayerPlan,
+    checked_masks,
+    plans_of,
+)
 from fedjax_fm.algorithms.pruning.parts import Message, PrunedState
 from fedjax_fm.algorithms.reduce import mean_of, total
-from fedjax_fm.sparsity import Layers, densities, masked, pack_kept, unpack_kept
+from fedjax_fm.sparsity import densities, masked, pack_kept, unpack_kept
 from fedjax_fm.sparsity.layers import Flat
 from fedjax_fm.sparsity.schedules import Schedule, cosine_share
 from fedjax_fm.types import Algorithm, ClientOutput, Exchange, Task, Tree
@@ -166,15 +169,11 @@ def fedtiny(
     checks.whole("every", every, least=1)
     checks.whole("stop", stop, least=every)
     checks.real("share", share, above=0, most=0.5)
-    masks = _checked(masks)
-    groups = _groups(masks, blocks)
+    masks = checked_masks(masks)
     method = _FedTiny(
         average=average,
         masks=masks,
-        plans={
-            name: LayerPlan.of(mask, groups[name], share)
-            for name, mask in masks.items()
-        },
+        plans=plans_of(masks, blocks, share),
         schedule=cosine_share(share, stop),
         every=every,
         stop=stop,
@@ -193,46 +192,6 @@ def fedtiny(
         exchanges=(exchange,),
         client_init=lambda delta, key: jnp.int32(parts.NO_MASKS),
     )
-
-
-def _checked(masks: Any) -> dict[str, np.ndarray]:
-    """The masks as arrays of numpy, each keeping something."""
-    if not isinstance(masks, dict) or not masks:
-        raise TypeError(
-            f"expected masks as {{dotted path of a leaf: bool}}, got "
-            f"masks={checks.shown(masks)}"
-        )
-    found = {name: np.asarray(mask) for name, mask in masks.items()}
-    for name, mask in found.items():
-        if mask.dtype != bool or not mask.any():
-            raise ValueError(
-                f"masks[{name!r}] is {mask.dtype}{list(mask.shape)} and keeps "
-                f"{int(np.sum(mask != 0))} entries; expected bool, and one at least, "
-                "or the layer is dead"
-            )
-    return found
-
-
-def _groups(masks: dict, blocks: Sequence[str] | None) -> dict[str, int]:
-    """Which block each leaf belongs to."""
-    if blocks is None:
-        return {name: i for i, name in enumerate(masks)}
-    if isinstance(blocks, str) or not len(blocks):
-        raise ValueError(
-            f"expected blocks as several regular expressions, got blocks={blocks!r}"
-        )
-    for pattern in blocks:
-        Layers(pattern).checked()
-    found = {}
-    for name in masks:
-        own = [i for i, pattern in enumerate(blocks) if re.search(pattern, name)]
-        if len(own) != 1:
-            raise ValueError(
-                f"expected one of blocks={list(blocks)} to name the leaf {name!r}, "
-                f"{len(own)} do"
-            )
-        found[name] = own[0]
-    return found
 
 
 def _init(method: _FedTiny, delta, key, setting) -> PrunedState:

@@ -7,40 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from fedjax_fm.algorithms.pruning.fedtiny_plan import LayerPlan
 from fedjax_fm.channels.buffers import index_bits
 from fedjax_fm.kernels import mask_indices, pack_bits, top_k_mask, unpack_bits
 from fedjax_fm.types import Rows
-
-
-class LayerPlan(NamedTuple):
-    """What is known of a layer beforehand.
-
-    Attributes:
-      n: entries.
-      kept: n_l, entries that its mask keeps.
-      most: the largest a_l.
-      block: number of its block.
-    """
-
-    n: int
-    kept: int
-    most: int
-    block: int
-
-    @classmethod
-    def of(cls, mask: np.ndarray, block: int, share: float) -> "LayerPlan":
-        """The plan of a layer.
-
-        Args:
-          mask: bool, concrete.
-          block: number of its block.
-          share: half of the largest share of the kept entries that is exchanged.
-        """
-        kept = int(mask.sum())
-        most = min(int(2 * share * kept + 0.5), kept, mask.size - kept)
-        return cls(n=mask.size, kept=kept, most=most, block=block)
 
 
 class Largest(NamedTuple):

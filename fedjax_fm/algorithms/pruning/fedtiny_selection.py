@@ -22,17 +22,17 @@ from fedjax_fm.algorithms.local import over_steps, passes_over
 from fedjax_fm.algorithms.losses import checked, weights_of
 from fedjax_fm.algorithms.parts import Stream, stream
 from fedjax_fm.algorithms.passes import loss_over
+from fedjax_fm.algorithms.pruning.fedtiny_candidates import (
+    Candidates,
+    candidate_masks,
+    message_of,
+)
 from fedjax_fm.algorithms.reduce import mean_of, weighted_mean
 from fedjax_fm.sparsity import (
     Layers,
     check_density,
-    kept_count,
-    magnitude,
     masked,
-    pack_kept,
-    pack_masks,
     put,
-    top_of_layers,
     unpack_kept,
 )
 from fedjax_fm.sparsity.layers import Flat
@@ -74,15 +74,6 @@ class SelectionState(NamedTuple):
     def chosen_masks(self) -> Flat:
         """The masks for `fedtiny(masks=...)`."""
         return {name: mask[self.chosen] for name, mask in self.masks.items()}
-
-
-class Candidates(NamedTuple):
-    """What clients are sent first."""
-
-    kept: Any  # of the pruned leaves of all candidates, `Rows`
-    bits: Any  # their masks
-    others: Tree  # the other leaves, once
-    masks: Any  # as arrays, unbilled
 
 
 class _Selection(NamedTuple):
@@ -200,7 +191,7 @@ def fedtiny_selection(
     )
     how: dict[str, Any] = {"reduce": weighted_mean(), "batches": batches}
     measure = Exchange(
-        broadcast=partial(_candidates, method),
+        broadcast=partial(_broadcast, method),
         client=partial(_measured, method),
         server=partial(_with_statistics, method),
         **how,
@@ -240,22 +231,9 @@ def _init(method: _Selection, delta, key, setting) -> SelectionState:
     )
 
 
-def _candidates(method: _Selection, state: SelectionState) -> Candidates:
-    """The kept entries of each candidate; what all have, once."""
-    weights = method.layers.weights(state.delta)
-    others = {
-        trees.path_of(path): leaf
-        for path, leaf in jax.tree.leaves_with_path(state.delta)
-        if trees.path_of(path) not in weights
-    }
-    n = method.candidates
-    of_all = {name: jnp.broadcast_to(x, (n, *x.shape)) for name, x in weights.items()}
-    return Candidates(
-        kept=pack_kept(of_all, state.masks),
-        bits=pack_masks(state.masks),
-        others=others,
-        masks=Unbilled((state.masks, state.delta)),
-    )
+def _broadcast(method: _Selection, state: SelectionState) -> Candidates:
+    """All candidates."""
+    return message_of(state.delta, state.masks, method.layers)
 
 
 def _measured(method: _Selection, backbone: Tree, message: Candidates):
@@ -352,44 +330,3 @@ def _model(method: _Selection, state: SelectionState, client, backbone):
     """`Algorithm.model`: the chosen candidate with its statistics."""
     statistics = jax.tree.map(lambda x: x[state.chosen], state.statistics)
     return method.model(state.delta, backbone, state.chosen_masks(), statistics)
-
-
-def candidate_masks(
-    weights: Flat,
-    density: float,
-    n: int,
-    key: jax.Array,
-    *,
-    spread: float = 0.5,
-    layers: Layers = Layers(),  # noqa: B008
-) -> Flat:
-    """Masks by magnitude whose layers are of several densities, drawn at random.
-
-    Args:
-      weights: of `Layers.weights`.
-      density: share of all entries that is kept at most, up to rounding, which leaves
-        one entry of each layer.
-      n: candidates; the first has this density in every layer.
-      key: of the draws.
-      spread: as for `fedtiny_selection`.
-      layers: says which axes count layers.
-
-    Returns:
-      bool[n, ...] by path.
-    """
-    sizes = jnp.array([leaf.size for leaf in weights.values()], jnp.float32)
-    shape = (n, len(weights))
-    drawn = jax.random.uniform(key, shape, minval=1 - spread, maxval=1 + spread)
-    drawn = drawn.at[0].set(1.0)
-    # So much smaller that the wanted number is not exceeded.
-    excess = jnp.sum(drawn * sizes, axis=1) / jnp.sum(sizes)
-    shares = jnp.clip(density * drawn / jnp.maximum(excess, 1)[:, None], 0, 1)
-    scores = magnitude(weights)
-
-    def one(shares):
-        counts = {}
-        for i, (name, leaf) in enumerate(weights.items()):
-            counts[name] = kept_count(shares[i], layers.rows(name, leaf)[1])
-        return top_of_layers(scores, counts, layers)
-
-    return jax.vmap(one)(shares)

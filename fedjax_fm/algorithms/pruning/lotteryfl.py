@@ -19,28 +19,27 @@ import jax.numpy as jnp
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.compressed import counts_once
-from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
-from fedjax_fm.algorithms.parts import Stream, stream
-from fedjax_fm.algorithms.passes import loss_over
+from fedjax_fm.algorithms.local import ClientOptimizer, local_training
+from fedjax_fm.algorithms.pruning.lotteryfl_ticket import (
+    LotteryFL,
+    Ticket,
+    levels_to,
+    may_prune,
+    smaller,
+)
 from fedjax_fm.algorithms.pruning.parts import within
 from fedjax_fm.algorithms.reduce import total
 from fedjax_fm.channels.payload import sent_if
 from fedjax_fm.sparsity import (
     Layers,
     full_masks,
-    iterated_counts,
-    magnitude,
     masked,
     pack_kept,
     pack_masks,
-    ranked_within,
-    top_of_layers,
     unpack_kept,
 )
-from fedjax_fm.sparsity.layers import Flat
 from fedjax_fm.types import (
     Algorithm,
-    ClientData,
     ClientOutput,
     Exchange,
     Task,
@@ -61,18 +60,6 @@ class LotteryFLState(NamedTuple):
     start: Tree
 
 
-class Ticket(NamedTuple):
-    """What a client keeps.
-
-    Attributes:
-      masks: m_k, bool by the dotted path of a pruned leaf.
-      level: i32[], how often it has pruned.
-    """
-
-    masks: Flat
-    level: jax.Array
-
-
 class Message(NamedTuple):
     """What a client is sent."""
 
@@ -86,17 +73,6 @@ class Upload(NamedTuple):
     kept: Tree  # `Rows` of the kept entries of w_k
     bits: Any  # m_k, after a pruning only
     masks: Any  # the same as arrays, which the server knows by then; unbilled
-
-
-class _LotteryFL(NamedTuple):
-    """The hyper-parameters of `lotteryfl`, checked."""
-
-    local: LocalTraining
-    layers: Layers
-    rate: float  # p
-    levels: int  # prunings until r is left
-    score: str
-    threshold: float
 
 
 def lotteryfl(
@@ -183,11 +159,11 @@ def lotteryfl(
     checks.real("threshold", threshold)
     if not isinstance(score, str):
         raise TypeError(f"expected score to name a metric, got score={score!r}")
-    method = _LotteryFL(
+    method = LotteryFL(
         local=local,
         layers=Layers(pruned, stacked).checked(),
         rate=rate,
-        levels=_levels(rate, target_density),
+        levels=levels_to(rate, target_density),
         score=score,
         threshold=threshold,
     )
@@ -207,21 +183,13 @@ def lotteryfl(
     )
 
 
-def _levels(rate: float, target: float) -> int:
-    """The first j for which (1 - p)^j is the target or less."""
-    levels, left = 0, 1.0
-    while left > target:
-        levels, left = levels + 1, left * (1 - rate)
-    return levels
-
-
-def _init(method: _LotteryFL, delta, key, setting) -> LotteryFLState:
+def _init(method: LotteryFL, delta, key, setting) -> LotteryFLState:
     """Where everybody starts."""
     method.layers.weights(delta)  # says if there are none
     return LotteryFLState(delta, delta)
 
 
-def _client_init(method: _LotteryFL, delta, key) -> Ticket:
+def _client_init(method: LotteryFL, delta, key) -> Ticket:
     """A ticket that keeps all."""
     return Ticket(full_masks(method.layers.weights(delta)), jnp.int32(0))
 
@@ -232,13 +200,13 @@ def _address(message: Message, own: Ticket, client: jax.Array) -> Message:
     return Message(kept, Unbilled(message.start))
 
 
-def _client(method: _LotteryFL, backbone: Tree, message: Message):
+def _client(method: LotteryFL, backbone: Tree, message: Message):
     """Prunes if it may, and trains what is left."""
 
     def one(own, ticket, data, key):
         start = unpack_kept(own.kept, ticket.masks)
-        prunes = _may_prune(method, start, backbone, ticket, data, key=key)
-        masks = _smaller(method, start, ticket)
+        prunes = may_prune(method, start, backbone, ticket, data, key=key)
+        masks = smaller(method, start, ticket)
         masks = trees.select(prunes, masks, ticket.masks)
         start = trees.select(prunes, masked(own.start, masks), start)
         local = within(method.local, masks)
@@ -264,42 +232,6 @@ def _client(method: _LotteryFL, backbone: Tree, message: Message):
     return one
 
 
-def _may_prune(
-    method: _LotteryFL,
-    start: Tree,
-    backbone: Tree,
-    ticket: Ticket,
-    data: ClientData,
-    *,
-    key: jax.Array,
-) -> jax.Array:
-    """bool[]: its score is above the threshold, and more than the target is left."""
-    own = stream(key, Stream.WHOLE_PASS)
-    found = loss_over(method.local.task, start, backbone, data, own)
-    if method.score not in found:
-        raise ValueError(
-            f"the task has no metric score={method.score!r}, it has {sorted(found)}"
-        )
-    value, count = found[method.score]
-    is_good = value / jnp.maximum(count, 1e-30) > method.threshold
-    return is_good & (count > 0) & (ticket.level < method.levels)
-
-
-def _smaller(method: _LotteryFL, start: Tree, ticket: Ticket) -> Flat:
-    """The largest of what a ticket keeps, of each layer."""
-    weights = method.layers.weights(start)
-    level = jnp.minimum(ticket.level + 1, method.levels)
-
-    def count(name, leaf):
-        _, n = method.layers.rows(name, leaf)
-        left = iterated_counts(method.rate, n, method.levels)
-        return jnp.array(left, jnp.int32)[level]
-
-    counts = {name: count(name, leaf) for name, leaf in weights.items()}
-    scores = ranked_within(magnitude(weights), ticket.masks)
-    return top_of_layers(scores, counts, method.layers)
-
-
 def _lift(server: LotteryFLState, sent: Upload, weight: jax.Array) -> Any:
     """(w_k on its mask, how many keep each entry)."""
     masks = sent.masks.value
@@ -312,7 +244,7 @@ def _lift(server: LotteryFLState, sent: Upload, weight: jax.Array) -> Any:
     return jax.tree.map(weighted, trained), jax.tree.map(weighted, held)
 
 
-def _server(method: _LotteryFL, state: LotteryFLState, aggregate, key):
+def _server(method: LotteryFL, state: LotteryFLState, aggregate, key):
     """The mean over those who keep an entry; the old value where nobody does."""
     summed, held = aggregate.value
 
