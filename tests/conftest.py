@@ -64,9 +64,17 @@ SLOW = {
         "test_laws.py",
         "test_not_finite_when_optimised.py",
     ),
-    "algorithms": ("test_hyper_parameters.py",),
+    "algorithms": (
+        "test_fedtiny.py",
+        "test_hyper_parameters.py",
+        "test_lottery_ticket.py",
+        "test_lotteryfl.py",
+        "test_pruning_composes.py",
+    ),
+    "sparsity": ("test_hyper_parameters.py",),
     "models": (
         "test_beam.py",
+        "test_distilled_vit.py",
         "test_gemma3_real.py",
         "test_generate.py",
         "test_generate_families.py",

@@ -187,8 +187,8 @@ def align_texts(
     for row, mine, theirs in zip(found, target_ids, source_ids, strict=True):
         places = np.flatnonzero(np.asarray(mine) != ignored)
         others = np.flatnonzero(np.asarray(theirs) != ignored)
-        texts = [text_of(target[mine[i]]) for i in places]
-        source_texts = [text_of(source[theirs[i]]) for i in others]
+        texts = [text_of(target[int(mine[i])]) for i in places]
+        source_texts = [text_of(source[int(theirs[i])]) for i in others]
         warped = warp(texts, source_texts)
         row[places] = others[warped] if len(others) else -1
     return found

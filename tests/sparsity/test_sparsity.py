@@ -1,5 +1,6 @@
 """Masks, scores and schedules against sorts, loops and closed forms in numpy."""
 
+import functools
 import itertools
 import math
 
@@ -61,16 +62,22 @@ def test_nan_is_kept_last():
     assert mask.tolist() == [False, True, True]
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def top(scores, density, scope):
+    """One program for all densities."""
+    return sparsity.top_masks(scores, density, STACKED, scope=scope)
+
+
 @pytest.mark.parametrize("density", [0.25, 0.5, 1.0])
 def test_thresholds_of_each_layer_and_of_all(density):
     scores = sparsity.magnitude(WEIGHTS)
-    found = sparsity.top_masks(scores, density, STACKED)
+    found = top(scores, density, "layer")
     for name, rows in (("a.kernel", 1), ("layer.kernel", 3)):
         flat = np.abs(np.asarray(WEIGHTS[name])).reshape(rows, -1)
         k = flat.shape[1] - math.floor((1 - density) * flat.shape[1] + 0.5)
         expected = [largest(row, k) for row in flat]
         np.testing.assert_array_equal(found[name].reshape(rows, -1), expected)
-    together = sparsity.top_masks(scores, density, STACKED, scope="global")
+    together = top(scores, density, "global")
     flat = np.concatenate([np.abs(np.ravel(leaf)) for leaf in WEIGHTS.values()])
     k = flat.size - math.floor((1 - density) * flat.size + 0.5)
     kept = np.concatenate([np.ravel(mask) for mask in together.values()])
