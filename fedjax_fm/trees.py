@@ -116,10 +116,21 @@ def path_of(path: tuple) -> str:
     """A leaf's path as dotted words: ('a', 0, 'b') -> 'a.0.b'.
 
     Args:
-      path: of keys, as `jax.tree.leaves_with_path` gives it.
+      path: of keys, as `jax.tree.leaves_with_path` gives it. The last one is left out
+        where it is the array inside an nnx variable.
+
+    Example:
+      >>> import jax
+      >>> from flax import nnx
+      >>> from fedjax_fm import trees
+      >>> model = nnx.Dict(value=nnx.Dict(kernel=nnx.Param(1.0)))
+      >>> for path, _ in jax.tree.leaves_with_path(nnx.state(model)):
+      ...     print(trees.path_of(path))
+      value.kernel
     """
-    names = [_name_of(key) for key in path]
-    return ".".join(name for name in names if name != "value")
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return ".".join(_name_of(key) for key in path)
 
 
 def _name_of(key) -> str:

@@ -35,6 +35,7 @@ PACKAGES = (
     "fedjax_fm.population.samplers",
     "fedjax_fm.privacy",
     "fedjax_fm.runs",
+    "fedjax_fm.sparsity",
     "fedjax_fm.study",
     "fedjax_fm.systems",
     "fedjax_fm.tasks",

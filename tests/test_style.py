@@ -14,6 +14,7 @@ LAYERS = (
     ("kernels", "checks", "spelling", "version", "cpu_devices"),
     ("types",),
     ("trees", "directions", "split", "datasets"),
+    ("sparsity",),
     ("channels", "population"),
     ("privacy", "engine", "models"),
     ("systems", "peft", "tasks"),

@@ -21,6 +21,7 @@ from fedjax_fm.algorithms.feddyn import feddyn
 from fedjax_fm.algorithms.fedkseed import fedkseed
 from fedjax_fm.algorithms.fedlin import fedlin
 from fedjax_fm.algorithms.fedmd import fedmd
+from fedjax_fm.algorithms.fedmkt import Models, fedmkt
 from fedjax_fm.algorithms.fednova import fednova
 from fedjax_fm.algorithms.fedobd import fedobd, fedobd_second_stage
 from fedjax_fm.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
@@ -32,6 +33,7 @@ from fedjax_fm.algorithms.fedsgd import fedsgd
 from fedjax_fm.algorithms.fjord import fjord
 from fedjax_fm.algorithms.flasc import flasc
 from fedjax_fm.algorithms.heterofl import heterofl
+from fedjax_fm.algorithms.knowledge import Alignment, Reader
 from fedjax_fm.algorithms.local import client_weight, train
 from fedjax_fm.algorithms.local_only import local_only
 from fedjax_fm.algorithms.losses import masked_loss
@@ -52,6 +54,18 @@ from fedjax_fm.algorithms.personal import (
     pfedme,
 )
 from fedjax_fm.algorithms.power_of_choice import power_of_choice
+from fedjax_fm.algorithms.pruning import (
+    RoundTime,
+    fedtiny,
+    fedtiny_selection,
+    gradual_pruning,
+    lottery_ticket,
+    lotteryfl,
+    movement_pruning,
+    prunefl,
+    prunefl_first_masks,
+    soft_movement_pruning,
+)
 from fedjax_fm.algorithms.qfedavg import qfedavg
 from fedjax_fm.algorithms.reduce import weighted_mean
 from fedjax_fm.algorithms.scaffold import scaffold
@@ -60,7 +74,11 @@ from fedjax_fm.algorithms.streaming_diloco import streaming_diloco
 
 __all__ = [
     "AdaptiveClip",
+    "Alignment",
     "Architecture",
+    "Models",
+    "Reader",
+    "RoundTime",
     "apfl",
     "cdp_sgd",
     "client_weight",
@@ -85,6 +103,7 @@ __all__ = [
     "fedkseed",
     "fedlin",
     "fedmd",
+    "fedmkt",
     "fednova",
     "fedobd",
     "fedobd_second_stage",
@@ -95,25 +114,34 @@ __all__ = [
     "fedprox_adaptive",
     "fedrep",
     "fedsgd",
+    "fedtiny",
+    "fedtiny_selection",
     "fedyogi",
     "fine_tune",
     "fjord",
     "flasc",
+    "gradual_pruning",
     "heterofl",
     "ifca",
     "local_only",
     "lora_rules",
+    "lottery_ticket",
+    "lotteryfl",
     "masked_loss",
     "mime",
     "mimelite",
     "moon",
+    "movement_pruning",
     "nest",
     "per_fedavg",
     "pfedme",
     "power_of_choice",
+    "prunefl",
+    "prunefl_first_masks",
     "qfedavg",
     "scaffold",
     "server_optimizers",
+    "soft_movement_pruning",
     "soteriafl",
     "streaming_diloco",
     "train",

@@ -200,7 +200,38 @@ def distiller(
     Returns:
       `step(i, (student, optimizer state)) -> (student, optimizer state)`.
     """
-    n = n_rows(examples)
+
+    def losses(student, rows):
+        predicted = logits(student, backbone, take(examples, rows))
+        return distance(predicted, target[rows])
+
+    how = {"optimizer": optimizer, "batch_size": batch_size, "key": key}
+    return descent(losses, n_rows(examples), **how)
+
+
+def descent(
+    losses: Callable[[Tree, jax.Array], jax.Array],
+    n: int,
+    *,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    key: jax.Array,
+) -> Callable[[jax.Array, tuple[Tree, Tree]], tuple[Tree, Tree]]:
+    """A step on the mean loss of a batch of public examples.
+
+    Step i belongs to epoch i // ceil(n / batch_size). Each epoch is shuffled anew; its
+    last batch may be short.
+
+    Args:
+      losses: `(student, rows i32[B]) -> f32[B]`.
+      n: public examples.
+      optimizer: of the student.
+      batch_size: examples a step.
+      key: of the shuffles.
+
+    Returns:
+      `step(i, (student, optimizer state)) -> (student, optimizer state)`.
+    """
     per_epoch = -(-n // batch_size)
 
     def rows_of(i, positions):
@@ -217,9 +248,7 @@ def distiller(
         rows, real = rows_of(i, positions), positions < n
 
         def loss(student):
-            predicted = logits(student, backbone, take(examples, rows))
-            losses = distance(predicted, target[rows])
-            total = jnp.sum(jnp.where(real, losses, 0.0))
+            total = jnp.sum(jnp.where(real, losses(student, rows), 0.0))
             return total / jnp.sum(real)
 
         gradients = jax.grad(loss)(student)

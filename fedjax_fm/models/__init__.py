@@ -27,6 +27,7 @@ from fedjax_fm.models.distilbert import (
     DistilBertForSequenceClassification,
     DistilBertModel,
 )
+from fedjax_fm.models.distilled_vit import DistilledViT
 from fedjax_fm.models.e5_file import E5File
 from fedjax_fm.models.families import from_config
 from fedjax_fm.models.gemma3 import (
@@ -66,11 +67,13 @@ from fedjax_fm.models.roberta import (
     RobertaModel,
 )
 from fedjax_fm.models.rotary import Llama3Scaling
+from fedjax_fm.models.shrink import shrunk, unit_blocks
 from fedjax_fm.models.t5 import (
     T5Config,
     T5ForConditionalGeneration,
     T5ForSequenceClassification,
 )
+from fedjax_fm.models.token_alignment import align_texts, match_vocabulary, warp
 from fedjax_fm.models.token_classification import (
     BertForTokenClassification,
     tokenize_words,
@@ -101,6 +104,7 @@ __all__ = [
     "DistilBertConfig",
     "DistilBertForSequenceClassification",
     "DistilBertModel",
+    "DistilledViT",
     "E5File",
     "GGUFFile",
     "GPT2Config",
@@ -130,6 +134,7 @@ __all__ = [
     "ViTForImageClassification",
     "ViTModel",
     "WeightError",
+    "align_texts",
     "alpaca",
     "beam_search",
     "dequantize",
@@ -140,6 +145,7 @@ __all__ = [
     "load_chat",
     "load_tokenizer",
     "locate",
+    "match_vocabulary",
     "mean_over_texts",
     "next_token_losses",
     "pack",
@@ -148,7 +154,10 @@ __all__ = [
     "quantize",
     "render",
     "save_gguf",
+    "shrunk",
     "token_losses",
     "tokenize",
     "tokenize_words",
+    "unit_blocks",
+    "warp",
 ]

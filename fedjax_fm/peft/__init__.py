@@ -14,6 +14,7 @@ from fedjax_fm.peft.lora_experts import lora_experts
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb, lora_xs
 from fedjax_fm.peft.merge import merge, unmerge
 from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
+from fedjax_fm.peft.offsite import Emulated, emulated, plugged, tuned_ends
 from fedjax_fm.peft.peft_method import AdapterError, lora_from_config
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
 from fedjax_fm.peft.prompt import prompt_tuning
@@ -25,6 +26,7 @@ __all__ = [
     "Adapted",
     "AdapterError",
     "Beside",
+    "Emulated",
     "LoRALinear",
     "Method",
     "apply",
@@ -34,6 +36,7 @@ __all__ = [
     "collapse",
     "combine",
     "dora",
+    "emulated",
     "first_gradients",
     "first_updates",
     "full",
@@ -51,11 +54,13 @@ __all__ = [
     "on_layers",
     "p_tuning_v2",
     "parallel_adapter",
+    "plugged",
     "prefix_tuning",
     "prompt_tuning",
     "ravan",
     "save_merged",
     "save_pretrained",
+    "tuned_ends",
     "two_adapters",
     "unmerge",
     "untie",

@@ -1,21 +1,43 @@
 """Tasks of the usual kinds.
 
-Classification of examples and of tokens, language modelling, regression.
+Classification of examples and of tokens, language modelling, regression, distillation.
 """
 
 from fedjax_fm.tasks.classification import classification, from_logits
+from fedjax_fm.tasks.distil_objectives import (
+    cosine_distance,
+    hard_targets,
+    mean_square,
+    mutual_information,
+    soft_targets,
+    unit_square,
+)
+from fedjax_fm.tasks.distillation import Outputs, distilled, with_distillation_token
 from fedjax_fm.tasks.features import language_features
 from fedjax_fm.tasks.language_modeling import language_modeling
+from fedjax_fm.tasks.layer_maps import earth_mover, last, skip
 from fedjax_fm.tasks.regression import regression
 from fedjax_fm.tasks.remat import remat
 from fedjax_fm.tasks.token_classification import token_classification
 
 __all__ = [
+    "Outputs",
     "classification",
+    "cosine_distance",
+    "distilled",
+    "earth_mover",
     "from_logits",
+    "hard_targets",
     "language_features",
     "language_modeling",
+    "last",
+    "mean_square",
+    "mutual_information",
     "regression",
     "remat",
+    "skip",
+    "soft_targets",
     "token_classification",
+    "unit_square",
+    "with_distillation_token",
 ]

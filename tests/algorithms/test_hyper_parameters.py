@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import two_vocabularies
 from bad_values import Row, cases, is_refused, unlisted
 from flax import nnx
 from mlp_problem import make_clients, make_trees, mlp_loss
@@ -74,6 +75,26 @@ PERSONAL = {"task": TASK, "personal_task": TASK, "client_optimizer": SGD, **WALK
 RATED = {"task": TASK, "learning_rate": 0.1, **WALK}
 GRADIENT = RATED | {"channel": ffm.channels.natural()}
 SECOND = {"task": TASK, "client_optimizer": SGD, "rounds_before": 3, "batch_size": 4}
+SPARSER = {"final_sparsity": 0.5, "last": 3}
+CUBIC = {
+    "final_sparsity": "real", "initial_sparsity": "real", "first": "whole", "last": "whole", "every": "whole", "scope": "choice",
+}  # fmt: skip
+TIMED = {"time": ffm.algorithms.RoundTime(constant=1.0, entry=1.0)}
+FIRST = {
+    "task": TASK, "client_optimizer": SGD, "delta": make_trees()[0], "backbone": make_trees()[1], "every": 1, "most_rounds": 1,
+    "examples": make_clients(sizes=(3,))[0], "batch_size": 4, **TIMED,
+}  # fmt: skip
+TINY = {"masks": {"w": np.ones((3, 4), bool)}}
+MUTUAL = {
+    "task": two_vocabularies.TASK,
+    "client_optimizer": SGD,
+    **two_vocabularies.HOW,
+    **WALK,
+}
+SELECTED = {
+    "task": TASK, "density": 0.5, "initial": (), "statistics": column_as_loss, "with_statistics": column_as_loss, "batch_size": 4,
+}  # fmt: skip
+TICKET = {"levels": 2, "rounds_per_level": 3}
 PRIVATE = {
     "task": TASK, "learning_rate": 0.1, "channel": ffm.channels.natural(), "clip_norm": 1.0,
     "noise_multiplier": 1.0, "batch_size": 4,
@@ -177,6 +198,10 @@ POISONED = {
 
 def perturb(scale=0.1):
     return directions.perturb(jnp.zeros(3), jax.random.key(0), scale)
+
+
+def round_time(constant=1.0, entry=1.0):
+    return ffm.algorithms.RoundTime(constant, entry).checked()
 
 
 def shift(scale=0.1):
@@ -291,6 +316,31 @@ ROWS = (
     Row(server_optimizers.adagrad, {"learning_rate": 0.1}, ADAPTIVE),
     Row(server_optimizers.adam, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
     Row(server_optimizers.yogi, {"learning_rate": 0.1}, ADAPTIVE | {"b2": "real"}),
+    Row(ffm.algorithms.gradual_pruning, RULE | SPARSER, CUBIC | {"weighted": "flag"}),
+    Row(ffm.algorithms.movement_pruning, RULE | SPARSER, CUBIC | {"weighted": "flag"}),
+    Row(ffm.algorithms.soft_movement_pruning, RULE | {"penalty": 1.0}, {
+        "penalty": "real", "threshold": "real", "weighted": "flag",
+    }),
+    Row(ffm.algorithms.fedtiny, RULE | TINY, {"every": "whole", "stop": "whole", "share": "real", "weighted": "flag"}),
+    Row(ffm.algorithms.fedtiny_selection, SELECTED, {
+        "density": "real", "candidates": "whole", "spread": "real", "batch_size": "whole",
+    }),
+    Row(ffm.algorithms.fedmkt, MUTUAL, {
+        "top_k": "whole", "share": "real", "temperature": "real", "transfer_epochs": "whole", "transfer_batch_size": "whole",
+    }),
+    Row(ffm.algorithms.lotteryfl, RULE, {"rate": "real", "target_density": "real", "threshold": "real"}),
+    Row(ffm.algorithms.prunefl, RULE | TIMED, {
+        "every": "whole", "dropped": "real", "halved_every": "real", "weighted": "flag",
+    }),
+    Row(round_time, {}, {"constant": "real", "entry": "real"}),
+    Row(ffm.algorithms.prunefl_first_masks, FIRST, {
+        "every": "whole", "dropped": "real", "change": "real", "times": "whole", "most_rounds": "whole", "seed": "whole",
+        "local_steps": "whole", "batch_size": "whole",
+    }),
+    Row(ffm.algorithms.lottery_ticket, RULE | TICKET, {
+        "levels": "whole", "rounds_per_level": "whole", "rate": "real", "scope": "choice", "rewind_to": "whole",
+        "weighted": "flag",
+    }),
     Row(ffm.algorithms.fedprox, RULE, {"mu": "real", "implicit_rate": "real?"}),
     Row(ffm.algorithms.fedprox_adaptive, RULE, {"mu": "real", "change": "real", "patience": "whole", "implicit_rate": "real?"}),
     Row(ffm.algorithms.fedavgm, RULE, {"server_learning_rate": "real", "momentum": "real", "nesterov": "flag"}),
@@ -372,6 +422,8 @@ WALKS = {
     "pfedme": RULE | {"penalty": 1.0}, "apfl": RULE | {"mix_rate": 0.1}, "per_fedavg": RULE | {"inner_rate": 0.1},
     "ifca": RULE | {"clusters": 2}, "fine_tune": TUNED,
     "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
+    "gradual_pruning": RULE | SPARSER, "movement_pruning": RULE | SPARSER, "soft_movement_pruning": RULE | {"penalty": 1.0},
+    "lottery_ticket": RULE | TICKET, "lotteryfl": RULE, "fedtiny": RULE | TINY, "fedmkt": MUTUAL, "prunefl": RULE | TIMED,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
     "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "fedrpca": RULE, "fedlease": RULE | {"labels": [0]}, "lora_a2": RULE, "slora": RULE | {"scaling": 1.0, "sparse_rounds": 1}, "ravan": RULE, "fedask": RULE | {"sketch": 2}, "fslora": RULE, "frlora": RULE | {"scaling": 1.0},
@@ -428,6 +480,8 @@ def test_no_hyper_parameter_is_forgotten():
         "client_seconds(",
         "principal_start(",
         "shifted_scores(",
+        "RoundTime(",
+        "Reader(n_tokens",  # by fedmkt's own tests
     }
     assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
 

@@ -388,13 +388,21 @@ OF_OPTIMISATION = {
     "streaming_diloco:fragments=2": ("--local-steps", "4"),
     "qfedavg": (),
 }
-METHODS |= OF_OPTIMISATION
+# They differ in what they keep of the same adapter.
+OF_PRUNING = {
+    "gradual_pruning:final_sparsity=0.5,last=1": (),
+    "lottery_ticket:levels=1,rounds_per_level=1": (),
+    "movement_pruning:final_sparsity=0.5,last=1": (),
+    "soft_movement_pruning:penalty=0.1": (),
+}
+SLOWER = OF_OPTIMISATION | OF_PRUNING
+METHODS |= SLOWER
 
 
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in OF_OPTIMISATION else ())
+        pytest.param(name, marks=pytest.mark.slow if name in SLOWER else ())
         for name in METHODS
     ],
 )

@@ -1,0 +1,235 @@
+"""The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks.
+
+Frankle, Carbin, 2019, arXiv 1803.03635, iterative pruning with resetting; late rewinding
+after Frankle et al. 2019, arXiv 1903.01611. Some rounds of averaging make a level:
+
+    after each level:  m <- the (1 - p) of the kept entries with the largest |w|
+                       w <- m w_k,  w_k the model after round k (0: where it started)
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_fm import checks, trees
+from fedjax_fm.algorithms.averaging import Averaging, averaging
+from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm.algorithms.parts import in_f32
+from fedjax_fm.algorithms.pruning.parts import PrunedState, Rule, pruned_averaging
+from fedjax_fm.sparsity import (
+    Layers,
+    full_masks,
+    iterated_counts,
+    magnitude,
+    masked,
+    ranked_within,
+    top_of_all,
+    top_of_layers,
+)
+from fedjax_fm.sparsity.layers import Flat
+from fedjax_fm.sparsity.masks import SCOPES
+from fedjax_fm.types import Algorithm, Task, Tree
+
+
+class Rewinding(NamedTuple):
+    """What `PrunedState.own` is.
+
+    Attributes:
+      start: w_k, to which the kept weights return.
+      level: i32[], prunings done.
+    """
+
+    start: Tree
+    level: jax.Array
+
+
+class _Lottery(NamedTuple):
+    """The hyper-parameters of `lottery_ticket`, checked."""
+
+    average: Averaging
+    layers: Layers
+    levels: int
+    rounds: int  # of a level
+    rate: float  # p
+    output: Layers | None  # of the leaves that are pruned half as fast
+    scope: str
+    rewind_to: int  # k
+    redraw: Callable[[Tree, jax.Array], Tree] | None
+
+
+def lottery_ticket(
+    task: Task,
+    client_optimizer: ClientOptimizer,
+    server_optimizer: optax.GradientTransformation | None = None,
+    *,
+    levels: int,
+    rounds_per_level: int,
+    rate: float = 0.2,
+    output: str | None = None,
+    scope: str = "layer",
+    rewind_to: int = 0,
+    redraw: Callable[[Tree, jax.Array], Tree] | None = None,
+    pruned: str | None = None,
+    stacked: str | None = None,
+    weighted: bool = True,
+    epochs: int | None = None,
+    local_steps: int | None = None,
+    batch_size: int,
+) -> Algorithm:
+    """Averaging that prunes after every level and rewinds what is left.
+
+    After n levels (1 - p)^n of the entries are left, up to rounding, and start where
+    they started: exactly m w_k, biases and the other leaves, too. The last level is
+    trained to the end of the run. Masked, not faster: pruned entries are zeros in
+    arrays of the old shape.
+
+    Sends: the kept entries of the pruned leaves and all others, both ways; down the
+    mask, a bit an entry, to a client whose mask is not the present one.
+
+    Metrics: `density` and `density PATH`, the shares of entries that the round kept.
+
+    Args:
+      task: the loss.
+      client_optimizer: starts afresh each round, or a function of the round; the number
+        of the round goes on over the levels.
+      server_optimizer: applied to the mean of (start - end), its state new after each
+        level; None means `optax.sgd(1.0)`.
+      levels: n, how often is pruned, at least 1.
+      rounds_per_level: rounds of training before each pruning.
+      rate: p, share of the kept entries that is dropped each time, 0 < p < 1.
+      output: regular expression of pruned leaves that lose p / 2 each time, as the
+        paper's output layers; only with the scope "layer".
+      scope: "layer", a threshold for each, as for small networks in the paper;
+        "global", one for all, as for deep ones.
+      rewind_to: k, round to which is rewound, at most `rounds_per_level`; 0 is the
+        start.
+      redraw: `(delta, key) -> delta`, with new random weights in the place of w_k: the
+        paper's control. None rewinds.
+      pruned: regular expression of the dotted paths of the leaves to prune; None: those
+        of two axes and more.
+      stacked: regular expression of leaves whose first axis counts layers, as in this
+        package's models; each layer has its threshold then.
+      weighted: whether clients count by their examples; False: all the same.
+      epochs: full passes over a client's data; give this or `local_steps`.
+      local_steps: batches.
+      batch_size: examples a step.
+
+    Returns:
+      An algorithm whose server state is `PrunedState`, with `Rewinding` as its `own`; a
+      client's state is i32[], the version of the masks that it holds.
+
+    Raises:
+      TypeError, ValueError: an argument is of another kind or out of bounds; later, no
+        leaf is pruned, or `redraw` makes another tree.
+
+    References:
+      Frankle and Carbin 2019, arXiv 1803.03635, iterative pruning; Frankle et
+      al. 2019, arXiv 1903.01611, for k > 0.
+
+    Example:
+      >>> import fedjax_fm as ffm
+      >>> def loss(w, backbone, batch, key):
+      ...     return jnp.sum((w - batch["x"]) ** 2, axis=(-2, -1)) / 2, {}
+      >>> how = {"levels": 2, "rounds_per_level": 1, "rate": 0.5}
+      >>> how |= {"local_steps": 1, "batch_size": 1}
+      >>> method = lottery_ticket(Task(loss), optax.sgd(1.0), **how)
+      >>> x = jnp.array([[[4.0, 1.0, 3.0, 2.0]]])
+      >>> population = ffm.Population.from_clients([{"x": x}])
+      >>> simulator = ffm.Simulator(method, population, cohort_size=1)
+      >>> state, metrics = simulator.run(simulator.init(jnp.full((1, 4), 9.0)), 2)
+      >>> state.delta.tolist(), metrics["density"].tolist()
+      ([[9.0, 0.0, 0.0, 0.0]], [1.0, 0.5])
+    """
+    average = averaging(
+        task,
+        client_optimizer,
+        server_optimizer,
+        weighted=weighted,
+        epochs=epochs,
+        local_steps=local_steps,
+        batch_size=batch_size,
+    )
+    checks.whole("levels", levels, least=1)
+    checks.whole("rounds_per_level", rounds_per_level, least=1)
+    checks.real("rate", rate, above=0, below=1)
+    checks.choice("scope", scope, SCOPES)
+    checks.whole("rewind_to", rewind_to, least=0, most=rounds_per_level)
+    if output is not None and scope == "global":
+        raise ValueError(
+            f"output={output!r} has a rate of its own, which one threshold for all "
+            "cannot keep; take scope='layer'"
+        )
+    layers = Layers(pruned, stacked).checked()
+    method = _Lottery(
+        average=average,
+        layers=layers,
+        levels=levels,
+        rounds=rounds_per_level,
+        rate=rate,
+        output=None if output is None else Layers(output).checked(),
+        scope=scope,
+        rewind_to=rewind_to,
+        redraw=redraw,
+    )
+    rule = Rule(
+        first=full_masks,
+        next=partial(_next, method),
+        own=lambda delta: Rewinding(delta, jnp.int32(0)),
+        are_known=True,
+    )
+    return pruned_averaging(average, layers, rule)
+
+
+def _next(method: _Lottery, state: PrunedState, key: jax.Array) -> PrunedState:
+    """Keeps w_k when it is there; prunes and rewinds at the end of a level."""
+    is_start = state.round == method.rewind_to
+    start = trees.select(is_start, state.delta, state.own.start)
+    state = state._replace(own=state.own._replace(start=start))
+    is_end = state.round == (state.own.level + 1) * method.rounds
+    is_due = is_end & (state.own.level < method.levels)
+    rewind = partial(_rewound, method, state, key)
+    return jax.lax.cond(is_due, rewind, lambda: state)
+
+
+def _rewound(method: _Lottery, state: PrunedState, key: jax.Array) -> PrunedState:
+    """The state with fewer weights, which stand where they stood."""
+    level = state.own.level + 1
+    masks = _smaller(method, state, level)
+    start = state.own.start
+    if method.redraw is not None:
+        start = method.redraw(start, key)
+        if problem := trees.difference(state.delta, start):
+            raise ValueError(f"redraw makes another tree than delta: {problem}")
+    delta = masked(start, masks)
+    return state._replace(
+        delta=delta,
+        masks=masks,
+        optimizer=method.average.optimizer.init(in_f32(delta)),
+        own=state.own._replace(level=level),
+    )
+
+
+def _smaller(method: _Lottery, state: PrunedState, level: jax.Array) -> Flat:
+    """The masks of a level: the largest of what is kept."""
+    weights = method.layers.weights(state.delta)
+    scores = ranked_within(magnitude(weights), state.masks)
+    if method.scope == "global":
+        n = sum(leaf.size for leaf in weights.values())
+        return top_of_all(scores, _count(method, method.rate, n, level), method.layers)
+
+    def count(name, leaf):
+        slow = method.output is not None and method.output.is_pruned(name, leaf)
+        _, n = method.layers.rows(name, leaf)
+        return _count(method, method.rate / 2 if slow else method.rate, n, level)
+
+    counts = {name: count(name, leaf) for name, leaf in weights.items()}
+    return top_of_layers(scores, counts, method.layers)
+
+
+def _count(method: _Lottery, rate: float, n: int, level: Any) -> jax.Array:
+    """i32[]: entries of n that are left after some levels, (1 - p)^level n, rounded."""
+    return jnp.array(iterated_counts(rate, n, method.levels), jnp.int32)[level]
