@@ -56,6 +56,20 @@ def first_does(work: Callable[[], object]) -> None:
         raise RunFolderError("process 0 could not write; its own message says why")
 
 
+def as_first_sees(value: bool) -> bool:
+    """What process 0 sees, in all processes: of files that it may write a moment later.
+
+    Args:
+      value: what this process sees.
+    """
+    if not are_several():
+        return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+
+
 def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher has started this process beside others: SLURM, Open MPI, a TPU.
 

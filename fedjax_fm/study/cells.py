@@ -25,7 +25,7 @@ from fedjax_fm import callbacks
 from fedjax_fm.engine.faults import RoundError
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
-from fedjax_fm.runs.processes import is_first
+from fedjax_fm.runs.processes import as_first_sees, is_first
 from fedjax_fm.runs.provenance import commit
 from fedjax_fm.runs.terminal import say
 from fedjax_fm.study.run import FINAL, TUNING, Run
@@ -170,7 +170,8 @@ class Cells:
         """Computes a cell and writes its file, unless it is there."""
         names = [f"seed-{seed}" for seed in cell.seeds] or [cell.name]
         place = self.folder.below("cells").below(cell.arm.name)
-        if all(place.has(f"{name}.json") for name in names):
+        is_there = all(place.has(f"{name}.json") for name in names)
+        if as_first_sees(is_there):
             return
         started = time.perf_counter()
         found = self._found(cell)
