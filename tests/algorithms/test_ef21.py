@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from separate_quadratics import (
+from quadratics import (
     FULL,
     OPTIMUM,
     START,
