@@ -94,7 +94,13 @@ def data(config: Config, seed: int, split: str) -> Data:
         sizes = {"clients": config.clients, "alpha": config.alpha, "test": config.test}
         dealt = digits.deal(seed, split, **sizes)
         clients = [dealt.clients.client(k) for k in range(dealt.clients.n_clients)]
-        return Data(TASKS[1], weights(seed)[1], (), clients, dealt.test)
+        return Data(
+            task=TASKS[1],
+            delta=weights(seed)[1],
+            backbone=(),
+            clients=clients,
+            test=dealt.test,
+        )
     found = sentences.sentences(config.model, config.max_length)
     rows = sentences.of_split(found, split, 0.4)
     sizes = {"train": config.train, "test": config.test // config.clients}

@@ -135,7 +135,12 @@ def data(config: Config, seed: int, split: str) -> Data:
     layers = Layers(features["x"].shape[1], config.hidden, nnx.Rngs(seed))
     method = peft.lora(config.rank, 2.0 * config.rank, targets="hidden")
     adapted = peft.apply(layers, method, jax.random.key(seed))
-    return Data(tasks.classification(adapted), adapted, clients, take(test))
+    return Data(
+        task=tasks.classification(adapted),
+        adapted=adapted,
+        clients=clients,
+        test=take(test),
+    )
 
 
 # Methods, as functions of the two rates that are swept

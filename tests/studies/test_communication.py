@@ -34,7 +34,7 @@ def test_what_travels(found):
     assert up["fedavg"] == up["docofl"] == 4 * N
     assert up["fedpaq"] == N / 2 + 4
     assert up["diana"] == np.ceil(N / 5) + 4 * 24  # blocks of 256
-    kept = 304  # a twentieth, and a place of each in a bit mask or in 13 bits
+    kept = 305  # a twentieth, each with its place in 13 bits
     assert up["topk"] == up["ef21"] == 4 * kept + np.ceil(kept * 13 / 8)
     assert up["fedlin"] == up["topk"] + 4 * N  # the sparse gradient, then the change
     assert up["fedobd"] < up["fedavg"] / 2
