@@ -163,6 +163,8 @@ def test_channels_of_the_simulator():
     with pytest.raises(TypeError, match="carries floating leaves only"):
         run(make(), 1, downlink=QUARTER)
     with pytest.raises(TypeError, match="encoded_by_the_method"):
+        run(make(client_channel=QUARTER), 1, uplink=QUARTER)
+    with pytest.raises(ValueError, match="send again by themselves what was lost"):
         run(make(client_channel=QUARTER), 1, uplink=channels.error_feedback(QUARTER))
 
 
