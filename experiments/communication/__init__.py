@@ -142,7 +142,8 @@ def by_gradient(name: str, kind: str) -> Callable[[study.Run], ffm.Algorithm]:
     """A method of gradients, with a channel of its own: "top_k" or "ternary"."""
 
     def make(run: study.Run) -> ffm.Algorithm:
-        coarse, given = channels.ternary(), walk(run)
+        given: dict[str, Any] = walk(run)
+        coarse = channels.ternary()
         if kind == "top_k":
             coarse = channels.top_k(run.config.kept)
         if name == "soteriafl":

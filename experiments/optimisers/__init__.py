@@ -53,7 +53,6 @@ class Config:
     rounds: int = 40
     local_steps: int = 5
     batch_size: int = 8
-    mu: float = 0.01  # FedProx's
     client_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     server_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
     adaptive_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
@@ -181,7 +180,7 @@ def feddyn(task, client, alpha, **walk):
 
 METHODS = {
     "fedavg": by_server("fedavg"),
-    "fedprox": by_server("fedprox", mu=Config.mu),
+    "fedprox": by_server("fedprox", mu=0.01),
     "scaffold": by_server("scaffold"),
     "fedavgm": by_name("fedavgm", "server_rates"),
     "fedadagrad": by_name("fedadagrad", "adaptive_rates"),
@@ -272,7 +271,8 @@ def trained(name: str, shuffle: bool = False) -> Callable:
 def untrained(run: study.Run) -> dict[str, float]:
     """The model as it begins."""
     made = run.data
-    found = ffm.evaluate(made.task, *made.adapted[1:], made.test)
+    start = made.adapted
+    found = ffm.evaluate(made.task, start.delta, start.backbone, made.test)
     score = float(found["accuracy"].mean())
     return {SCORES[kind].name: score for kind in run.config.partitions}
 
