@@ -1,7 +1,7 @@
 """Which federated optimiser suits LoRA, on clients that are alike and that are not?
 
-The methods of FedLLM-Bench and FedNova. Rated sentences of four domains on 24 clients, by
-a Dirichlet partition over the label (alpha 0.1 and 1) and IID. MiniLM's features are
+FedLLM-Bench's seven methods, FedNova and FedDyn. Rated sentences of four domains on 24
+clients, by a Dirichlet partition over the label (alpha 0.1 and 1) and IID. MiniLM's features are
 computed once; on them stands a layer of 64 units whose random kernel is frozen and has a
 LoRA of rank 8, and a head that is trained. 6 clients a round, 40 rounds of 5 steps of 8.
 
