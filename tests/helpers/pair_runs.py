@@ -289,7 +289,7 @@ def made(method: str, task: ffm.Task) -> ffm.Algorithm:
         "fedpaq": {"channel": draws},
         "fedobd": {"dropped": 0.0, "quantizer_weight": 1e-9},
         "flasc": {"density_down": 0.9, "density_up": 1.0},
-        "fedlin": {**rated, "client_channel": channels.top_k(0.25)},
+        "fedlin": {**rated, "client_channel": channels.sign()},
         "fedkseed": {**rated, "n_seeds": 8},
         "soteriafl": {
             "learning_rate": 0.1,
