@@ -54,7 +54,7 @@ SLOW = {
     "notebooks": "*",
     "runs": ("test_resume.py", "test_cli.py", "test_identity.py"),
     "tests": ("test_docs.py", "test_imports.py", "test_readme.py", "test_wheel.py"),
-    "contracts": ("test_tasks.py",),
+    "contracts": ("test_pairs.py", "test_tasks.py"),
     "evaluation": ("test_lm_eval.py",),
     "engine": ("test_hosts.py", "test_modes.py"),
     "privacy": ("test_guarantee.py",),
@@ -117,7 +117,7 @@ LONGER = {
         "test_personal_models.py",
     ),
     "channels": ("test_coding.py", "test_messages.py"),
-    "contracts": ("test_check_algorithm.py",),
+    "contracts": ("test_check_algorithm.py", "test_pairs_quick.py"),
     "engine": (
         "test_exchanges.py",
         "test_memory.py",

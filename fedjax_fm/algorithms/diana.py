@@ -27,6 +27,7 @@ from fedjax_fm.algorithms.compressed import (
     shown,
     unbiased,
 )
+from fedjax_fm.algorithms.everyone import meets_everyone
 from fedjax_fm.algorithms.local_gradient import LocalGradient, local_gradient, zeros_of
 from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task, Tree
 
@@ -115,7 +116,7 @@ def diana(
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; a channel
         that is biased or has a memory; later, a `shift_rate` that is too large for
-        delta.
+        delta, or a sampler that never meets some clients.
 
     References:
       Mishchenko et al. 2019, arXiv 1901.09269, algorithm 1; Horváth et al. 2019, arXiv
@@ -163,6 +164,7 @@ def diana(
         init=partial(_init, method),
         exchanges=(exchange,),
         client_init=lambda delta, key: zeros_of(delta),
+        sampler=meets_everyone("DIANA", "the server's shift"),
     )
 
 

@@ -25,6 +25,7 @@ from fedjax_fm.algorithms.compressed import (
     positive,
     shown,
 )
+from fedjax_fm.algorithms.everyone import meets_everyone
 from fedjax_fm.algorithms.local_gradient import LocalGradient, local_gradient, zeros_of
 from fedjax_fm.types import Algorithm, Channel, ClientOutput, Exchange, Task, Tree
 
@@ -88,7 +89,7 @@ def ef21(
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; a channel
         with a memory, or of which nothing is known; later, one that does not contract
-        messages of the length of delta.
+        messages of the length of delta, or a sampler that never meets some clients.
 
     References:
       Richtárik et al. 2021, arXiv 2106.05203, algorithm 1, theorem 1; Fatkhullin et al.
@@ -126,6 +127,7 @@ def ef21(
         init=partial(_init, method),
         exchanges=(exchange,),
         client_init=lambda delta, key: zeros_of(delta),
+        sampler=meets_everyone("EF21", "the server's gradient"),
     )
 
 

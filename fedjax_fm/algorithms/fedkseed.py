@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
+from fedjax_fm.algorithms.compressed import Encoded, marked
 from fedjax_fm.algorithms.local import client_weight, over_steps
 from fedjax_fm.algorithms.losses import check_trainable, checked, masked_loss
 from fedjax_fm.algorithms.parts import Stream, stream
@@ -63,7 +64,7 @@ class Message(TypedDict):
 
     delta: Tree
     master: Any  # u32[2]
-    accumulators: jax.Array  # f32[K], billed
+    accumulators: Encoded  # of f32[K], billed; no lossy downlink takes it
     probabilities: NotRequired[jax.Array]  # f32[K], billed; of Pro
 
 
@@ -109,9 +110,8 @@ def fedkseed(
     Sends: down 4 K bytes of accumulators (Pro: and 4 K of probabilities), up 8 bytes a
     step; beforehand the master seed, 8 bytes, which no round's bill counts. A client
     rebuilds w from accumulators (`replay`); the simulation hands it the server's w, so
-    leave the downlink as it is: a lossy one is billed and, but for Pro's probabilities,
-    has no effect. A client at work holds w_k, changed in place, and one perturbed copy
-    unless `lazy`.
+    that a lossy downlink, which would not touch it, is refused. A client at work holds
+    w_k, changed in place, and one perturbed copy unless `lazy`.
 
     Metrics: `loss` is the mean of a step's two evaluations, the loss at w_k up to
     epsilon squared.
@@ -248,7 +248,7 @@ def _broadcast(method: _FedKSeed, state: FedKSeedState) -> Message:
     message = Message(
         delta=Unbilled(state.delta),
         master=Unbilled(state.master),
-        accumulators=state.accumulators,
+        accumulators=marked(state.accumulators),
     )
     if method.pro:
         message["probabilities"] = probabilities(state.history)

@@ -5,13 +5,16 @@ gradients, w - w_k = eta sum_i a_i g_i, longer the more steps it makes:
 
     client:  d_k = (w - w_k) / (eta ||a_k||_1);  sends d_k and eta ||a_k||_1
     server:  w <- w - (sum_k p_k eta ||a_k||_1) (sum_k p_k d_k)
+
+With mu > 0 the authors' code goes further: sum_k p_k eta tau_k, the numbers of steps.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.fedavg import FedAvgState, fedavg
@@ -21,12 +24,14 @@ from fedjax_fm.algorithms.parts import in_f32
 from fedjax_fm.algorithms.reach import reach_of
 from fedjax_fm.types import Algorithm, ClientOutput, Task, Tree
 
+Effective = Literal["norms", "steps"]
+
 
 class Normalised(NamedTuple):
     """What a client sends."""
 
     direction: Tree  # d_k
-    reach: jax.Array  # f32[], eta ||a_k||_1
+    reach: jax.Array  # f32[], eta ||a_k||_1, or eta tau_k
 
 
 def fednova(
@@ -35,6 +40,7 @@ def fednova(
     server_optimizer: optax.GradientTransformation | None = None,
     *,
     mu: float = 0.0,
+    effective: Effective = "norms",
     epochs: int | None = None,
     local_steps: int | None = None,
     batch_size: int,
@@ -57,6 +63,10 @@ def fednova(
       client_optimizer: starts afresh each round.
       server_optimizer: as for `fedavg`; None means `optax.sgd(1.0)`.
       mu: of FedProx's pull towards w, at least 0.
+      effective: what tau_eff is the mean of: "norms", the paper's ||a_k||_1, or with mu
+        > 0 "steps", the tau_k of the authors' code, where the pull shortens the way
+        less: it goes 1 / (1 - (tau - 1) eta mu / 2 + ...) times as far. eta is that of
+        the client's first step.
       epochs: full passes over a client's data, more steps for larger clients; give this
         or `local_steps`.
       local_steps: batches.
@@ -66,10 +76,12 @@ def fednova(
       An algorithm whose server state is `FedAvgState`; clients keep nothing.
 
     Raises:
-      TypeError, ValueError: an argument is of another kind or out of bounds.
+      TypeError, ValueError: an argument is of another kind or out of bounds;
+        effective="steps" without mu, where both are the same.
 
     References:
-      Wang et al. 2020, arXiv 2007.07481, equations (3) and (6).
+      Wang et al. 2020, arXiv 2007.07481, equations (3) and (6); the authors' code,
+      github.com/JYWa/FedNova.
 
     Example:
       >>> import fedjax_fm as ffm
@@ -84,6 +96,12 @@ def fednova(
       -1.25
     """
     checks.real("mu", mu, least=0)
+    checks.choice("effective", effective, ("norms", "steps"))
+    if effective == "steps" and not isinstance(mu, Tracer) and mu == 0:
+        raise ValueError(
+            "effective='steps' is what the authors' code does with a pull: expected "
+            "mu > 0, got mu=0; leave effective='norms'"
+        )
     local = local_training(
         task,
         client_optimizer,
@@ -108,9 +126,11 @@ def fednova(
             trained, metrics = near.train(start, backbone, data, key)
             tried = optimizer_of(client_optimizer, data.round)
             reach = reach_of(tried, start, data.n_steps, lambda g, w: g + mu * w)
-            change = trees.subtract(start, trained)
+            direction = _divided(trees.subtract(start, trained), reach)
+            if effective == "steps":
+                reach = data.n_steps * reach_of(tried, start, 1)
             return ClientOutput(
-                upload=Normalised(_divided(change, reach), reach),
+                upload=Normalised(direction, reach),
                 weight=local.weight(data),
                 state=state,
                 metrics=metrics,

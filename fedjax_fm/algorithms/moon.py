@@ -97,7 +97,9 @@ def moon(
     if not callable(features):
         raise TypeError(
             "expected features as a function (delta, backbone, batch, key) -> "
-            f"f[B, D], got features={checks.shown(features)}"
+            f"f[B, D], got features={checks.shown(features)}; of language models "
+            "tasks.language_features(adapted), of others write one that gives the layer "
+            "before the logits"
         )
     checks.real("mu", mu, least=0)
     checks.real("temperature", temperature, above=0)

@@ -24,6 +24,7 @@ from fedjax_fm.algorithms.compressed import (
     positive,
     unbiased,
 )
+from fedjax_fm.algorithms.everyone import meets_everyone
 from fedjax_fm.algorithms.local_noise import (
     check_no_weight,
     check_table,
@@ -103,7 +104,8 @@ def soteriafl(
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; a channel
-        that is biased or has a memory; arguments of an estimator that is not used.
+        that is biased or has a memory; arguments of an estimator that is not used;
+        later, the sampler never meets some clients.
 
     References:
       Li et al. 2022, arXiv 2206.09888, algorithm 2 (SoteriaFL), section 4; the authors'
@@ -154,9 +156,11 @@ def soteriafl(
         reduce=arrived_decoded(method.channel),
         batches=batches,
     )
+    everybody = meets_everyone("SoteriaFL", "the server's shift")
     return Algorithm(
         init=partial(init, method),
         exchanges=(exchange,),
         client_init=partial(client_init, method),
         privacy=noise.privacy,
+        sampler=None if shift_rate == 0 else everybody,
     )

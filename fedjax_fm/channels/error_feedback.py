@@ -1,12 +1,26 @@
 """Error feedback: what a lossy channel dropped is sent later."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from fedjax_fm import trees
 from fedjax_fm.channels.arguments import checked_channel
 from fedjax_fm.channels.vectors import check_array, is_rows
-from fedjax_fm.types import Channel, Rows
+from fedjax_fm.types import Channel, Rows, Tree
+
+
+class Feedback(NamedTuple):
+    """What a sender keeps.
+
+    Attributes:
+      residual: e, like a message.
+      inner: the state of the channel inside.
+    """
+
+    residual: Tree
+    inner: Any
 
 
 def error_feedback(channel: Channel) -> Channel:
@@ -27,7 +41,9 @@ def error_feedback(channel: Channel) -> Channel:
       channel: a contractive channel, C.
 
     Returns:
-      A channel whose state is (residual, state of `channel`).
+      A channel whose state is `Feedback`. A simulator refuses it as the uplink of a
+      method whose clients follow what the server decoded, as SCAFFOLD's do: they send
+      again by themselves what was lost.
 
     Raises:
       TypeError: `channel` is no channel; at a message, a leaf that is no array.
@@ -52,7 +68,8 @@ def error_feedback(channel: Channel) -> Channel:
     checked_channel("error_feedback", channel)
 
     def init(shapes):
-        return jax.tree.map(_no_error, shapes, is_leaf=is_rows), channel.init(shapes)
+        residual = jax.tree.map(_no_error, shapes, is_leaf=is_rows)
+        return Feedback(residual, channel.init(shapes))
 
     def encode(state, tree, key):
         residual, inner = state
@@ -62,9 +79,33 @@ def error_feedback(channel: Channel) -> Channel:
         payload, inner = channel.encode(inner, wanted, key)
         sent = channel.decode(payload)
         residual = jax.tree.map(_left, wanted, residual, sent, is_leaf=is_rows)
-        return payload, (residual, inner)
+        return payload, Feedback(residual, inner)
 
     return Channel(init=init, encode=encode, decode=channel.decode, bits=channel.bits)
+
+
+def keeps_residual(channel: Channel, message: Tree) -> bool:
+    """Whether error feedback is in a channel, alone or as a part.
+
+    Args:
+      channel: of any kind.
+      message: that it carries, or its shapes.
+
+    Example:
+      >>> from fedjax_fm import channels
+      >>> message = {"w": jax.ShapeDtypeStruct((4,), jnp.float32)}
+      >>> keeps_residual(channels.error_feedback(channels.top_k(0.5)), message)
+      True
+      >>> keeps_residual(channels.top_k(0.5), message)
+      False
+    """
+    state = jax.eval_shape(channel.init, message)
+    parts = jax.tree.leaves(state, is_leaf=_is_feedback)
+    return any(map(_is_feedback, parts))
+
+
+def _is_feedback(node: Any) -> bool:
+    return isinstance(node, Feedback)
 
 
 def _is_float(leaf) -> bool:

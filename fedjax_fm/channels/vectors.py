@@ -13,6 +13,12 @@ from fedjax_fm.channels.payload import Payload, payload_bits
 from fedjax_fm.kernels import pack_bits, unpack_bits
 from fedjax_fm.types import Channel, Rows, Tree, Unbilled
 
+# what a channel says to messages of bytes
+PACKED = (
+    "the method encodes its messages itself: leave out the simulator's channel in "
+    "that direction"
+)
+
 
 def is_rows(node):
     """Whether a node of a tree is a `Rows`.
@@ -104,10 +110,11 @@ def _leaf_of(leaf: Any, name: str, channel: str, rows: bool) -> Leaf:
     else:
         kind = "bool" if is_bool(values) else "float"
     if kind != "bool" and not jnp.issubdtype(values.dtype, jnp.floating):
+        is_packed = values.dtype == jnp.uint8
+        hint = PACKED if is_packed else "send it through `identity` or leave it out"
         raise TypeError(
             f"{channel} carries floating leaves only (and packs bool ones), "
-            f"but {name} is {values.dtype}; send it through `identity` or "
-            "leave it out of the upload"
+            f"but {name} is {values.dtype}; {hint}"
         )
     if kind == "rows" and not rows:
         raise TypeError(

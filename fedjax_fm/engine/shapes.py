@@ -5,13 +5,13 @@ how much of it is billed, and what it keeps.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_fm import trees
+from fedjax_fm.channels.error_feedback import keeps_residual
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine.billing import Bill, billed, payload_bytes, unwrapped
 from fedjax_fm.engine.data import DeviceData, client_data
@@ -98,11 +98,12 @@ def _messages(
     times = [n for group in engine.algorithm.exchanges for n in _passages(group)]
     for bound, n in zip(engine.exchanges, times, strict=True):
         message = billed(jax.eval_shape(bound.exchange.broadcast, server))
-        one = _traced(bound, message, key)
+        traced = _Traced(bound, message, key)
         with noted(f"in the client of exchange {bound.index}"):
-            found = jax.eval_shape(one, backbone, data, server, client)
+            found = jax.eval_shape(traced, backbone, data, server, client)
         upload, addressed, state = found
         _check_exchange(bound, client, state)
+        _check_memories(bound, upload, traced.follows)
         uploads.append(upload)
         broadcasts.append(message)
         down = message if addressed is None else addressed
@@ -117,7 +118,7 @@ def _passages(group: Exchange | Repeat) -> list[int]:
     return [1]
 
 
-def _traced(bound: BoundExchange, message: Tree, key: jax.Array) -> Callable:
+class _Traced:
     """One client of an exchange, to be traced.
 
     Args:
@@ -125,15 +126,21 @@ def _traced(bound: BoundExchange, message: Tree, key: jax.Array) -> Callable:
       message: the billed parts of its message, by shape.
       key: any.
 
-    Returns:
-      `f(backbone, data, server, client state) -> (upload, billed parts of what it was sent
-      by itself or None, next state)`.
+    Attributes:
+      follows: once it was called, whether the client's next state is a function of what
+        the server decodes.
     """
-    engine, exchange = bound.engine, bound.exchange
 
-    def one(backbone, data, server, client):
-        sent = broadcast(bound, server, engine.downlink.init(message), key)
-        zero, addressed = jnp.int32(0), None
+    def __init__(self, bound: BoundExchange, message: Tree, key: jax.Array):
+        self.bound, self.message, self.key = bound, message, key
+        self.follows = False
+
+    def __call__(self, backbone: Tree, data: Any, server: Any, client: Any) -> tuple:
+        """(upload, billed parts of what it was sent by itself or None, next state)."""
+        bound, key, zero = self.bound, self.key, jnp.int32(0)
+        engine, exchange = bound.engine, bound.exchange
+        downlink = engine.downlink.init(self.message)
+        sent = broadcast(bound, server, downlink, key)
         view = client_data(
             data,
             client=zero,
@@ -145,16 +152,15 @@ def _traced(bound: BoundExchange, message: Tree, key: jax.Array) -> Callable:
             n_max=engine.n_max,
             most_steps=step_limit(engine, zero, zero, key),
         )
-        own = sent.message
+        own, addressed = sent.message, None
         if exchange.address is not None:
             own = exchange.address(sent.message, client, zero)
             addressed = billed(own)
         work = exchange.client(backbone, sent.message)
         output: ClientOutput = work(unwrapped(own), client, view, key)
-        upload, state = output.upload, output.state
-        return upload, addressed, state(upload) if callable(state) else state
-
-    return one
+        self.follows = callable(output.state)
+        state = output.state(output.upload) if self.follows else output.state
+        return output.upload, addressed, state
 
 
 def _check_exchange(bound: BoundExchange, client: Any, state: Any) -> None:
@@ -168,6 +174,16 @@ def _check_exchange(bound: BoundExchange, client: Any, state: Any) -> None:
         raise ValueError(
             f"exchange {bound.index} sends every client its own part of the "
             "message: give downlink=None, a downlink channel would encode the whole"
+        )
+
+
+def _check_memories(bound: BoundExchange, upload: Tree, follows: bool) -> None:
+    """Refuses a residual beside a client's own memory of what has arrived."""
+    if follows and keeps_residual(bound.engine.uplink, upload):
+        raise ValueError(
+            f"exchange {bound.index}: the clients of this method keep what has arrived "
+            "and send again by themselves what was lost; error feedback would send it "
+            "twice, from which they may diverge: give the uplink without error_feedback"
         )
 
 

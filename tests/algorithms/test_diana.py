@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from separate_quadratics import (
+from quadratics import (
     FULL,
     OPTIMUM,
     START,

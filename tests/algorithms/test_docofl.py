@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from separate_quadratics import START, TASK, A, D, H, N, distance, run, simulator
+from quadratics import START, TASK, A, D, H, N, distance, run, simulator
 
 import fedjax_fm as ffm
 from fedjax_fm import channels

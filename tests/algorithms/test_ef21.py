@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from separate_quadratics import (
+from quadratics import (
     FULL,
     OPTIMUM,
     START,
@@ -109,6 +109,9 @@ def test_channels_that_do_not_fit_are_refused():
 def test_error_feedback_beside_it_is_refused():
     feedback = channels.error_feedback(channels.top_k(0.5))
     one = simulator(make(channels.top_k(0.25)), uplink=feedback)
+    with pytest.raises(ValueError, match="send again by themselves what was lost"):
+        one.init(START)
+    one = simulator(make(channels.top_k(0.25)), uplink=channels.top_k(0.5))
     with pytest.raises(TypeError, match="encoded_by_the_method"):
         one.init(START)
 

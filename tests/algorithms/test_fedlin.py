@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from separate_quadratics import (
+from quadratics import (
     OPTIMUM,
     START,
     TASK,
@@ -88,7 +88,7 @@ def test_linear_to_the_optimum_where_fedavg_stalls():
 
 def test_the_optimum_is_fixed_for_any_numbers_of_steps():
     """Clients of different sizes take different numbers of steps; batches are of one."""
-    ragged = clients(copies=(1, 2, 3, 1, 2, 5))
+    ragged = clients(sizes=(1, 2, 3, 1, 2, 5))
     for divided in (False, True):
         walk = {"epochs": 2, "batch_size": 1, "local_steps": None}
         method = make(weighted=False, divided=divided, **walk)
@@ -101,7 +101,7 @@ def test_the_optimum_is_fixed_for_any_numbers_of_steps():
 
 def test_weighted_clients_have_the_optimum_of_all_examples():
     copies = np.array((1, 2, 3, 1, 2, 5))
-    state, _ = run(make(), 500, clients=clients(copies))
+    state, _ = run(make(), 500, clients=clients(sizes=copies))
     weighted = H * copies[:, None]
     assert distance(state, (weighted * A).sum(0) / weighted.sum(0)) < 1e-5
 
@@ -163,6 +163,8 @@ def test_channels_of_the_simulator():
     with pytest.raises(TypeError, match="carries floating leaves only"):
         run(make(), 1, downlink=QUARTER)
     with pytest.raises(TypeError, match="encoded_by_the_method"):
+        run(make(client_channel=QUARTER), 1, uplink=QUARTER)
+    with pytest.raises(ValueError, match="send again by themselves what was lost"):
         run(make(client_channel=QUARTER), 1, uplink=channels.error_feedback(QUARTER))
 
 

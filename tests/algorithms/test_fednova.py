@@ -102,6 +102,37 @@ def test_the_proximal_term_is_fedproxs():
     np.testing.assert_allclose(state.delta, near.delta, rtol=1e-5)
 
 
+def authors_round(w, mu, eta=ETA):
+    """A round as github.com/JYWa/FedNova has it for SGD: changes are scaled by tau_eff over
+    the norm, and tau_eff is the mean number of steps where mu > 0.
+    """
+    norms = np.array([recursion(tau, mu=mu) for tau in TAUS])
+    tau_eff = SHARES @ TAUS
+    changes = np.zeros_like(A)
+    for k, tau in enumerate(TAUS):
+        v = w.copy()
+        for _ in range(tau):
+            v = v - eta * (v - A[k] + mu * (v - w))
+        changes[k] = w - v
+    return w - SHARES * tau_eff / norms @ changes
+
+
+def test_the_authors_code_counts_steps():
+    mu, walk = 0.8, {"epochs": 2, "batch_size": 1}
+    method = fednova(TASK, optax.sgd(ETA), mu=mu, effective="steps", **walk)
+    state, metrics, _ = run(method, DATA, 2)
+    expected = authors_round(authors_round(np.full(3, 0.5), mu), mu)
+    np.testing.assert_allclose(state.delta, expected, rtol=1e-5)
+    assert metrics["uplink_bytes"].tolist() == [4 * 16] * 2
+    papers, _, _ = run(fednova(TASK, optax.sgd(ETA), mu=mu, **walk), DATA, 2)
+    assert np.abs(papers.delta - state.delta).max() > 0.05
+
+
+def test_steps_without_a_pull_are_refused():
+    with pytest.raises(ValueError, match="expected mu > 0, got mu=0"):
+        fednova(TASK, optax.sgd(ETA), effective="steps", **PASSES)
+
+
 def test_stragglers_count_by_their_data_not_by_their_steps():
     """Of two equal clients one manages one step of four: with a small rate both pull
     equally; FedAvg leans to the other.

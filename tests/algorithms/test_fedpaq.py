@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from separate_quadratics import START, TASK, A, D, H, N, clients, run, simulator
+from quadratics import START, TASK, A, D, H, N, clients, run, simulator
 
 import fedjax_fm as ffm
 from fedjax_fm import channels
@@ -21,7 +21,7 @@ def make(channel=None, **how):
 def test_without_rounding_it_is_fedavg():
     """Also on clients of different sizes, and with a momentum at the server."""
     server = optax.sgd(0.7, momentum=0.9)
-    ragged = clients(copies=(1, 2, 3, 1, 2, 5))
+    ragged = clients(sizes=(1, 2, 3, 1, 2, 5))
     plain = ffm.fedavg(TASK, optax.sgd(RATE), server, **WALK)
     same = fedpaq(TASK, optax.sgd(RATE), server, channel=channels.identity(), **WALK)
     expected, paid = run(plain, 4, clients=ragged)
@@ -31,7 +31,7 @@ def test_without_rounding_it_is_fedavg():
 
 
 def test_the_plain_mean_of_the_paper():
-    ragged = clients(copies=(1, 2, 3, 1, 2, 5))
+    ragged = clients(sizes=(1, 2, 3, 1, 2, 5))
     state, _ = run(make(channels.identity(), weighted=False), 1, clients=ragged)
     trained = A + (1 - RATE * H) ** 3 * (START - A)
     np.testing.assert_allclose(state.delta, trained.mean(0), rtol=2e-6)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from separate_quadratics import START, TASK, N, clients, run, simulator
+from quadratics import START, TASK, N, clients, run, simulator
 
 import fedjax_fm as ffm
 from fedjax_fm import channels

@@ -349,7 +349,7 @@ ROWS = (
     Row(ffm.algorithms.fedadam, RULE, OF_SERVER | {"b2": "real"}),
     Row(ffm.algorithms.scaffold, RULE, {"option": "choice"}),
     Row(ffm.algorithms.feddyn, RULE, {"alpha": "real"}),
-    Row(ffm.algorithms.fednova, RULE, {"mu": "real"}),
+    Row(ffm.algorithms.fednova, RULE, {"mu": "real", "effective": "choice"}),
     Row(ffm.algorithms.mime, RULE, {"server_learning_rate": "real"}),
     Row(ffm.algorithms.mimelite, RULE, {"server_learning_rate": "real"}),
     Row(ffm.algorithms.diloco, RULE, {"keep_moments": "flag"}),

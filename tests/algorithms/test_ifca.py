@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 from mlp_problem import make_clients, make_trees, mlp_loss
-from quadratics import POINT, loss, mean, moved, of_points, run, slope
+from quadratics import TASK as POINT
+from quadratics import of_points
+from small_network import loss, mean, moved, run, slope
 
 import fedjax_fm as ffm
 from fedjax_fm import algorithms, channels

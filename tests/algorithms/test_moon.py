@@ -138,7 +138,7 @@ def test_features_of_zero_do_no_harm():
 
 @pytest.mark.parametrize("bad", [None, "hidden", 3])
 def test_features_are_a_function(bad):
-    with pytest.raises(TypeError, match="expected features as a function"):
+    with pytest.raises(TypeError, match=r"expected features as .*the layer before"):
         make(features=bad)
 
 

@@ -9,7 +9,7 @@ from lora_problem import loss as lora_loss
 from lora_problem import make_clients as lora_clients
 from lora_problem import make_trees as lora_trees
 from mlp_problem import make_clients, make_trees, mlp_loss
-from quadratics import mean, moved, run, slope
+from small_network import mean, moved, run, slope
 
 import fedjax_fm as ffm
 from fedjax_fm import algorithms, channels

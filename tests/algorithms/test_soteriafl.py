@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
+from quadratics import FULL, START, TASK, D, distance, run, simulator
 from scipy.special import logsumexp
-from separate_quadratics import FULL, START, TASK, D, distance, run, simulator
 
 import fedjax_fm as ffm
 from fedjax_fm import channels

@@ -1,20 +1,15 @@
-"""Clients with quadratic losses 1/2 sum h_k (w - a_k)^2, whose optimum is known."""
+"""Quadratics in three dimensions, of as many clients as one likes, and who is drawn."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from quadratics import TASK, clients, optimum
 
 import fedjax_fm as ffm
 from fedjax_fm.population import samplers
 
+__all__ = ["TASK", "centres", "clients", "cyclic_cohorts", "optimum", "run"]
 D = 3
-
-
-def loss(w, backbone, batch, key):
-    return 0.5 * jnp.sum(batch["h"] * (w - batch["a"]) ** 2, axis=1), {}
-
-
-TASK = ffm.Task(loss)
 
 
 def centres(n=4, seed=0):
@@ -22,20 +17,6 @@ def centres(n=4, seed=0):
     rng = np.random.default_rng(seed)
     h = rng.uniform(0.3, 2.5, (n, D)).astype(np.float32)
     return h, rng.normal(size=(n, D)).astype(np.float32) * 2
-
-
-def clients(h, a, sizes=None):
-    """Client k holds sizes[k] equal rows: any batch of it has the same gradient."""
-    sizes = [1] * len(h) if sizes is None else sizes
-    return [
-        {"h": np.repeat(h[k : k + 1], n, 0), "a": np.repeat(a[k : k + 1], n, 0)}
-        for k, n in enumerate(sizes)
-    ]
-
-
-def optimum(h, a):
-    """The minimum of the clients' plain mean."""
-    return (h * a).sum(0) / h.sum(0)
 
 
 def run(algorithm, data, rounds=1, *, start=None, per_round=None, **how):

@@ -1,64 +1,76 @@
-"""Quadratics and a small network in numpy: what slow, plain versions of methods are made of."""
+"""Clients with quadratic losses 1/2 sum h_k (w - a_k)^2, whose optimum is known."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import fedjax_fm as ffm
 
 
-def of_points(points, sizes=None):
-    """Clients whose loss is 1/2 (w - a)^2, each with `size` equal examples."""
-    sizes = sizes or [1] * len(points)
+def loss(delta, backbone, batch, key):
+    """Of a delta of one leaf, which is called w or is the delta itself."""
+    (w,) = jax.tree.leaves(delta)
+    square = batch["h"] * (w - batch["a"]) ** 2
+    return jnp.sum(square.reshape(len(square), -1), axis=1) / 2, {}
+
+
+TASK = ffm.Task(loss)
+
+# Six clients whose optima lie far apart.
+N, D = 6, 8
+RNG = np.random.default_rng(3)
+A = RNG.normal(size=(N, D)).astype(np.float32) * 3
+H = RNG.uniform(0.5, 2.0, size=(N, D)).astype(np.float32)
+START = np.zeros(D, np.float32)
+FULL = {"epochs": 1, "batch_size": 4}  # one example a client: the whole gradient
+
+
+def clients(h=H, a=A, sizes=None):
+    """Client k holds sizes[k] equal rows: any batch of it has the same gradient."""
+    sizes = [1] * len(h) if sizes is None else sizes
     return [
-        {"a": np.full(n, point, np.float32)}
-        for point, n in zip(points, sizes, strict=True)
+        {"h": np.repeat(h[k : k + 1], n, 0), "a": np.repeat(a[k : k + 1], n, 0)}
+        for k, n in enumerate(sizes)
     ]
 
 
-def loss_of_point(delta, backbone, batch, key):
-    return 0.5 * (delta["w"] - batch["a"]) ** 2, {}
+def of_points(points, sizes=None):
+    """Clients whose loss is 1/2 (w - a)^2, of numbers a."""
+    a = np.array(points, np.float32)
+    return clients(np.ones_like(a), a, sizes)
 
 
-POINT = ffm.Task(loss_of_point)
+def optimum(h, a):
+    """The minimum of the clients' plain mean."""
+    return (h * a).sum(0) / h.sum(0)
 
 
-def slope(delta, frozen, client):
-    """The gradient of the small network's mean loss, written out; f64."""
-    x, y = client["x"].astype(np.float64), client["y"].astype(np.float64)
-    hidden = np.tanh(x @ (frozen["w"] + delta["w"]))
-    back = 2 * (hidden @ delta["v"] - y) / len(y)
-    return {
-        "v": hidden.T @ back,
-        "w": x.T @ (back[:, None] * delta["v"] * (1 - hidden**2)),
-    }
+OPTIMUM = optimum(H, A)
 
 
-def loss(delta, frozen, client):
-    """The small network's mean loss."""
-    hidden = np.tanh(client["x"] @ (frozen["w"] + delta["w"]))
-    return np.mean((hidden @ delta["v"] - client["y"]) ** 2)
+def gradients(w):
+    """f64[N, D]: of every one of the six at w, or at a point each."""
+    return H * (np.asarray(w, np.float64) - A)
 
 
-def moved(delta, gradient, rate, names=("v", "w")):
-    """A step of gradient descent on some of the leaves."""
-    return {
-        name: leaf - rate * gradient[name] if name in names else leaf
-        for name, leaf in delta.items()
-    }
+def simulator(algorithm, **given):
+    """Of the six, all of them in every round unless told otherwise."""
+    how: dict[str, Any] = {"cohort_size": N, "seed": 5, "devices": 1} | given
+    population = ffm.Population.from_clients(how.pop("clients", clients()))
+    return ffm.Simulator(algorithm, population, **how)
 
 
-def mean(trees, weights):
-    """The weighted mean of trees."""
-    shares = np.array(weights) / np.sum(weights)
-    return {
-        name: sum(p * tree[name] for p, tree in zip(shares, trees, strict=True))
-        for name in trees[0]
-    }
+def run(algorithm, rounds, **how):
+    """(state, metrics)."""
+    one = simulator(algorithm, **how)
+    return one.run(one.init(START), rounds)
 
 
-def run(algorithm, clients, delta, rounds, backbone=(), **how):
-    """(simulator, state, metrics) with everybody in every round."""
-    how = {"cohort_size": len(clients), "devices": 1, "seed": 3} | how
-    population = ffm.Population.from_clients(clients)
-    simulator = ffm.Simulator(algorithm, population, backbone=backbone, **how)
-    state, metrics = simulator.run(simulator.init(delta), rounds)
-    return simulator, state, metrics
+def distance(state, optimum=OPTIMUM):
+    return float(np.linalg.norm(np.asarray(state.delta, np.float64) - optimum))
+
+
+def tree_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)

@@ -24,6 +24,7 @@ STUDIES = (
         "feddpa",
         "personal",
     ),
+    *("communication", "optimisers", "local_work"),
     *("frozen_formats", "zeroth", "privacy_utility", "gate", "gate_language"),
 )
 

@@ -299,3 +299,23 @@ def product_norm(pair: Pair) -> jax.Array:
     grams = gram(pair.a) * gram(pair.b)
     square = jnp.sum(grams, axis=(-2, -1))
     return jnp.sqrt(jnp.maximum(square, 0.0))
+
+
+def refuse_magnitudes(delta: Tree) -> None:
+    """Refuses pairs of DoRA, whose layers rescale the kernel beside which they stand.
+
+    A rule that aggregates products is exact for kernels W + s A B only.
+
+    Args:
+      delta: the trainable tree.
+
+    Raises:
+      ValueError: a layer has a magnitude beside its pair.
+    """
+    leaves, _ = leaves_by_path(delta)
+    found = sorted(path for path in leaves if path.rpartition(".")[2] == "magnitude")
+    if found:
+        raise ValueError(
+            "this rule aggregates products A B, which are not what DoRA adds to a "
+            f"kernel: the delta has {found[0]!r}; take peft.lora, or fedit for peft.dora"
+        )

@@ -69,7 +69,8 @@ def fedex_lora(
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
-        the delta has no pairs of `lora_a` and `lora_b`, or the ranks do not fit.
+        the delta has no pairs of `lora_a` and `lora_b`, or those of DoRA, or the ranks do
+        not fit.
 
     References:
       Singhal et al. 2024, arXiv 2410.09432.

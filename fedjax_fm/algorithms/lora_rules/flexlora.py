@@ -19,7 +19,7 @@ from fedjax_fm.algorithms.lora_rules.cohort import (
     all_of_cohort,
     stacked,
 )
-from fedjax_fm.algorithms.lora_rules.factors import Factors, Pair
+from fedjax_fm.algorithms.lora_rules.factors import Factors, Pair, refuse_magnitudes
 from fedjax_fm.algorithms.lora_rules.rule import Rule, algorithm_of
 from fedjax_fm.algorithms.lora_rules.training import Ranks, factor_training
 from fedjax_fm.types import Algorithm, Batches, Task
@@ -57,7 +57,8 @@ def flexlora(
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
-        the delta has no pairs of `lora_a` and `lora_b`, or the ranks do not fit.
+        the delta has no pairs of `lora_a` and `lora_b`, or those of DoRA, or the ranks do
+        not fit.
 
     References:
       Bai et al. 2024, arXiv 2402.11505.
@@ -80,7 +81,13 @@ def flexlora(
     batches = Batches(batch_size, epochs, local_steps)
     training = factor_training(task, client_optimizer, batches, ranks)
     rule = Rule(sent="ab", reduce=all_of_cohort(), combine=_best_of_rank)
-    return algorithm_of(rule, training)
+    averaged = algorithm_of(rule, training)
+
+    def init(delta, key, setting):
+        refuse_magnitudes(delta)
+        return averaged.init(delta, key, setting)
+
+    return averaged._replace(init=init)
 
 
 def _best_of_rank(cohort: CohortFactors, old: Factors) -> tuple[Factors, dict]:

@@ -70,7 +70,8 @@ def flora(
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
-        the delta has no pairs of `lora_a` and `lora_b`, or the ranks do not fit.
+        the delta has no pairs of `lora_a` and `lora_b`, or those of DoRA, or the ranks do
+        not fit.
 
     References:
       Wang et al. 2024, arXiv 2409.05976, "stacking-based aggregation".

@@ -24,6 +24,7 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     cut_pairs,
     join,
     product,
+    refuse_magnitudes,
     split,
 )
 from fedjax_fm.algorithms.lora_rules.rule import Rule, client_of, reduce_of, this_round
@@ -86,6 +87,7 @@ def residual_rule(
     train = client_of(rule, training, this_round)
 
     def init(delta, key, setting):
+        refuse_magnitudes(delta)
         training.check_ranks(delta, setting)
         n_clients = setting.cohort_size if most_clients is None else most_clients
         pairs = split(delta).pairs

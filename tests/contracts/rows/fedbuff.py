@@ -20,13 +20,18 @@ VERSIONS = np.maximum(np.arange(12)[:, None] - np.array([0, 1, 2, 1]), 0).astype
 )
 
 
+def schedule() -> Schedule:
+    """Twelve updates of four arrivals each."""
+    times = np.arange(12.0)[:, None] + np.zeros((12, 4))
+    return Schedule(ids=IDS, versions=VERSIONS, started=times, arrived=times + 1)
+
+
 def _make() -> Problem:
     delta, backbone = make_trees()
-    times = np.arange(12.0)[:, None] + np.zeros((12, 4))
     algorithm = fedbuff(
         ffm.Task(mlp_loss),
         optax.sgd(RATE),
-        schedule=Schedule(ids=IDS, versions=VERSIONS, started=times, arrived=times + 1),
+        schedule=schedule(),
         local_steps=STEPS,
         batch_size=8,
     )

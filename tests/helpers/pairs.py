@@ -1,0 +1,223 @@
+"""Which methods go together with which parts of the library, one table.
+
+`python tests/helpers/pairs.py` writes docs/pairs.md from it, and tests/contracts/test_pairs.py
+holds every cell to what it says.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+PAGE = Path(__file__).parents[2] / "docs" / "pairs.md"
+
+
+class Works(NamedTuple):
+    """A round gives finite numbers and the right bytes."""
+
+    how: str = ""
+
+
+class Refused(NamedTuple):
+    """An error before the first round."""
+
+    words: str  # of its message
+    reason: str = ""  # for the page, where the message does not say it as shortly
+
+
+class Meaningless(NamedTuple):
+    """Nothing that one could want."""
+
+    reason: str
+
+
+Cell = Works | Refused | Meaningless
+
+# Methods, in the order of the page.
+
+OPTIMISATION = (
+    *("fedavg", "fedsgd", "fedprox", "fedprox_adaptive", "fedavgm", "fedadam"),
+    *("fedyogi", "fedadagrad", "scaffold", "feddyn", "fednova", "mime", "mimelite"),
+    *("diloco", "streaming_diloco", "moon", "qfedavg", "power_of_choice"),
+)
+COMPRESSED = (
+    *("fedpaq", "diana", "ef21", "fedlin", "fedobd", "flasc", "docofl", "soteriafl"),
+)
+PERSONAL = (
+    *("local_only", "fedper", "fedrep", "fedbabu", "ditto", "pfedme", "apfl"),
+    *("fedala", "per_fedavg", "ifca", "feddpa_t", "feddpa_f"),
+)
+OF_LORA = (
+    *("fedit", "ffa_lora", "fedsa_lora", "rolora", "fedex_lora", "flora", "flexlora"),
+    *("hetlora", "fed_sb"),
+)
+OTHERS = (
+    *("dp_fedavg", "fedkseed", "fedpm", "heterofl", "fjord", "fedbuff", "fedbert"),
+    *("feddf", "fedmd"),
+)
+METHODS = (*OPTIMISATION, *COMPRESSED, *PERSONAL, *OF_LORA, *OTHERS)
+# The same round as another method's.
+SIBLINGS = {"cdp_sgd": "soteriafl", "fedobd_second_stage": "fedobd"}
+
+# What they are combined with.
+
+ROUNDS = {
+    "unbiased": "uplink, unbiased",
+    "biased": "uplink, biased",
+    "feedback": "error feedback",
+    "down": "downlink, lossy",
+    "drops": "clients that drop out",
+    "late": "clients that are late",
+    "poisson": "cohorts of any size",
+    "fixed": "always the same clients",
+}
+PRIVACY = {"central": "noise at the server", "local": "noise at the client"}
+PEFT = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "lora_xs": "LoRA-XS, LoRA-SB",
+    "adapters": "adapters",
+    "ia3": "(IA)³",
+    "bitfit": "BitFit",
+    "prompt": "prompts",
+    "prefix": "prefixes",
+    "full": "layers as they are",
+}
+PARTS = {**ROUNDS, **PEFT, **PRIVACY}
+
+# What does not simply work.
+
+ENCODED = Refused("the method encodes its messages itself")
+ADDRESSED = Refused(
+    "sends every client its own part", "every client is sent another part of the model"
+)
+TWICE = Refused("send again by themselves what was lost")
+UNMET = Refused("the sampler always draws the same", "some clients are never met")
+NUMBERS = Refused(
+    "carries floating leaves only", "seeds and round numbers travel exactly"
+)
+SILENT = Meaningless("nothing is sent")
+ONE_WAY = Meaningless("what is sent is not added up over rounds")
+MASKS = Meaningless("what is sent is masks of one bit")
+NO_PAIRS = Refused("expected pairs of leaves lora_a and lora_b", "no pairs A, B")
+NO_SQUARES = Refused("expected leaves lora_r in the delta", "no square R")
+RESCALED = Refused("not what DoRA adds to a kernel", "DoRA's kernel is not W + A B")
+WHOLE = Meaningless("trains networks of its own making: masks, widths or halves")
+SEVERAL = Meaningless("models of several architectures teach each other, whole")
+NO_NOISE = Refused(
+    "unexpected keyword argument 'noise_multiplier'",
+    "nothing bounds what one client or one example moves",
+)
+CHOSEN = Refused(
+    "without a guarantee of privacy", "who is chosen depends on private losses"
+)
+AS_SERVER = Works("`dp_fedavg(server_optimizer=...)`")
+
+
+def _for(methods, parts, cell) -> dict[tuple[str, str], Cell]:
+    return {(method, part): cell for method in methods for part in parts}
+
+
+WIRE_UP = ("unbiased", "biased", "feedback")
+ENCODE_UP = ("fedpaq", "diana", "ef21", "fedlin", "fedobd", "flasc", "soteriafl")
+FOLLOW = ("scaffold", "feddyn", "diana", "ef21", "fedlin", "soteriafl")
+NOT_WHOLE = tuple(part for part in PEFT if part not in ("lora", "dora"))
+PRODUCTS = ("fedex_lora", "flora", "flexlora")
+EXCEPTIONS: dict[tuple[str, str], Cell] = {
+    # The wire
+    **_for(ENCODE_UP, WIRE_UP, ENCODED),
+    **_for(("fedlin", "fedobd", "flasc", "fedkseed"), ("down",), ENCODED),
+    **_for(FOLLOW, ("feedback",), TWICE),
+    **_for(("docofl", "fedbert", *OF_LORA), ("down",), ADDRESSED),
+    **_for(("fedkseed",), WIRE_UP, NUMBERS),
+    **_for(("fedbuff",), ("down",), NUMBERS),
+    **_for(("fedmd", "flora"), ("feedback",), ONE_WAY),
+    **_for(("fedpm",), WIRE_UP, MASKS),
+    **_for(("local_only",), (*WIRE_UP, "down"), SILENT),
+    # Cohorts
+    **_for(("scaffold", "feddyn", "diana", "ef21", "soteriafl"), ("fixed",), UNMET),
+    **_for(
+        ("fedbuff",),
+        ("poisson", "fixed"),
+        Refused("expected no sampler beside it", "the log of arrivals says who comes"),
+    ),
+    # Parts of models
+    **_for(OF_LORA[:-1], NOT_WHOLE, NO_PAIRS),
+    **_for(PRODUCTS, ("dora",), RESCALED),
+    **_for(("fed_sb",), [part for part in PEFT if part != "lora_xs"], NO_SQUARES),
+    **_for(("fedpm", "heterofl", "fjord", "fedbert"), PEFT, WHOLE),
+    **_for(("feddf", "fedmd"), PEFT, SEVERAL),
+    # Privacy
+    **_for(METHODS, PRIVACY, NO_NOISE),
+    **_for(("local_only",), PRIVACY, SILENT),
+    **_for(("power_of_choice",), PRIVACY, CHOSEN),
+    **_for(("dp_fedavg",), ("central",), Works()),
+    **_for(("fedavg",), ("central",), Works("`dp_fedavg`")),
+    **_for(("fedavgm", "fedadam", "fedyogi", "fedadagrad"), ("central",), AS_SERVER),
+    **_for(("soteriafl",), ("local",), Works()),
+    **_for(("diana",), ("local",), Works("`soteriafl`")),
+}
+EXCEPTIONS[("dp_fedavg", "local")] = Meaningless("the server adds its noise")
+EXCEPTIONS[("soteriafl", "central")] = Meaningless("the clients add their noise")
+
+
+def cell_of(method: str, part: str) -> Cell:
+    """What the table says; works where nothing else is declared."""
+    return EXCEPTIONS.get((method, part), Works())
+
+
+# The page
+
+HEAD = """# What goes together
+
+Every method with every kind of channel, cohort, part of a model and noise. A test runs
+or refuses each cell (`tests/contracts/test_pairs.py`); the page is made from the table that it
+reads, by `python tests/helpers/pairs.py`.
+
+- **works**: rounds give finite numbers, and what is billed is the length of what travels.
+- **refused**: an error before the first round, whose message says why.
+- **meaningless**: nothing that one could want.
+
+`cdp_sgd` is like `soteriafl`, `fedobd_second_stage` like `fedobd`. Methods with a channel of
+their own compress by that; the columns are the simulator's `uplink` and `downlink`.
+"""
+GROUPS = (
+    ("Channels and cohorts", ROUNDS),
+    ("Parts of models", PEFT),
+    ("Privacy", PRIVACY),
+)
+
+
+def page() -> str:
+    """docs/pairs.md."""
+    return "\n".join([HEAD, *(_section(*group) for group in GROUPS)])
+
+
+def _section(title: str, parts: dict[str, str]) -> str:
+    reasons: list[str] = []
+
+    def shown(cell: Cell) -> str:
+        if isinstance(cell, Works):
+            return f"works: {cell.how}" if cell.how else "works"
+        is_refused = isinstance(cell, Refused)
+        reason = (cell.reason or cell.words) if is_refused else cell.reason
+        if reason not in reasons:
+            reasons.append(reason)
+        word = "refused" if is_refused else "meaningless"
+        return f"{word} ({reasons.index(reason) + 1})"
+
+    rows = [
+        f"| `{method}` | "
+        + " | ".join(shown(cell_of(method, part)) for part in parts)
+        + " |"
+        for method in METHODS
+    ]
+    table = [
+        f"| method | {' | '.join(parts.values())} |",
+        "|---" * (len(parts) + 1) + "|",
+        *rows,
+    ]
+    numbered = [f"{i + 1}. {reason}" for i, reason in enumerate(reasons)]
+    return "\n".join([f"## {title}\n", *table, "", *numbered, ""])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
