@@ -1,7 +1,9 @@
 """Several processes with one run folder: the first writes, and all know whether it could."""
 
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 
 from fedjax_fm.runs.errors import RunFolderError, UsageError
@@ -109,16 +111,30 @@ def join(
         )
     if coordinator is None and not is_one_of_several():
         return
+    if coordinator is not None and process != 0:
+        _wait_for(coordinator)
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        jax.distributed.initialize(
-            coordinator, processes, process, initialization_timeout=SECONDS
-        )
-    except Exception as error:  # of the runtime, of several kinds
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(
-            f"cannot join the other processes (coordinator {coordinator}): {why}. Is "
-            "process 0 running, and can its port be reached?"
-        ) from error
+    jax.distributed.initialize(
+        coordinator, processes, process, initialization_timeout=SECONDS
+    )
+
+
+def _wait_for(coordinator: str) -> None:
+    """Waits until somebody listens there; JAX would end the process with a crash."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"expected --coordinator HOST:PORT, got {coordinator!r}")
+    end = time.monotonic() + SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise UsageError(
+                    f"nobody answers at {coordinator} after {SECONDS} s ({error}): is "
+                    "process 0 running, and can its port be reached?"
+                ) from error
+        time.sleep(0.2)

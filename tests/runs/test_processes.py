@@ -1,0 +1,56 @@
+"""Joining processes: what is found, what is refused; the rest is in engine/test_hosts.py."""
+
+import pytest
+
+from fedjax_fm.runs import processes
+from fedjax_fm.runs.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("environment", "several"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "8"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host0,host1"}, True),
+        ({"JAX_COORDINATOR_ADDRESS": "host0:1234"}, True),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "host0"}, True),
+    ],
+)
+def test_launchers(environment, several):
+    assert processes.is_one_of_several(environment) == several
+
+
+def test_some_of_the_three_are_not_enough():
+    with pytest.raises(UsageError, match="together, got host:1, 2, None"):
+        processes.join("host:1", processes=2)
+
+
+def test_alone_everything_is_done_here(monkeypatch):
+    monkeypatch.setattr(processes.os, "environ", {})
+    processes.join()
+    assert processes.is_first()
+    done = []
+    processes.first_does(lambda: done.append(1))
+    assert done == [1]
+    assert processes.as_first_sees(False) is False
+
+
+def test_nobody_answers(monkeypatch):
+    """One line; the runtime would end the process by a crash."""
+    monkeypatch.setattr(processes, "SECONDS", 0.1)
+    with pytest.raises(UsageError, match="nobody answers at 127.0.0.1:9 after 0.1 s"):
+        processes.join("127.0.0.1:9", processes=2, process=1)
+    with pytest.raises(UsageError, match="HOST:PORT, got 'host0'"):
+        processes.join("host0", processes=2, process=1)
+
+
+def test_fine_tuning_is_refused_in_several(monkeypatch, capsys):
+    from fedjax_fm import cli
+
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    with pytest.raises(SystemExit):
+        cli.main(["finetune", "--model", "m"])
+    assert "finetune runs in one process" in capsys.readouterr().err
