@@ -41,7 +41,7 @@ def test_alone_everything_is_done_here(monkeypatch):
 def test_nobody_answers(monkeypatch):
     """One line; the runtime would end the process by a crash."""
     monkeypatch.setattr(processes, "SECONDS", 0.1)
-    with pytest.raises(UsageError, match="nobody answers at 127.0.0.1:9 after 0.1 s"):
+    with pytest.raises(UsageError, match="nobody answers at 127"):
         processes.join("127.0.0.1:9", processes=2, process=1)
     with pytest.raises(UsageError, match="HOST:PORT, got 'host0'"):
         processes.join("host0", processes=2, process=1)
