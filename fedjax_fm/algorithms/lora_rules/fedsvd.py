@@ -166,7 +166,12 @@ def _exchange(training: FactorTraining, period: int) -> Exchange:
         return FedSVDState(delta, done, since), metrics
 
     exchange = exchange_of(RULE, training, this_round)
-    return exchange._replace(broadcast=broadcast, address=address, server=server)
+    return exchange._replace(
+        broadcast=broadcast,
+        address=address,
+        server=server,
+        same_entries=period == 0,  # an SVD turns the rows
+    )
 
 
 def _rotated(delta: Tree) -> Tree:

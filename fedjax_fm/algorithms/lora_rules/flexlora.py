@@ -82,12 +82,14 @@ def flexlora(
     training = factor_training(task, client_optimizer, batches, ranks)
     rule = Rule(sent="ab", reduce=all_of_cohort(), combine=_best_of_rank)
     averaged = algorithm_of(rule, training)
+    (exchange,) = averaged.exchanges
+    exchange = exchange._replace(same_entries=False)  # the SVD turns the rows
 
     def init(delta, key, setting):
         refuse_magnitudes(delta)
         return averaged.init(delta, key, setting)
 
-    return averaged._replace(init=init)
+    return averaged._replace(init=init, exchanges=(exchange,))
 
 
 def _best_of_rank(cohort: CohortFactors, old: Factors) -> tuple[Factors, dict]:
