@@ -283,7 +283,8 @@ def _first(delta):
 
 def texts(task: ffm.Task) -> dict[str, Any]:
     """For fedmkt, whatever the model: two public texts, whose logits its losses make."""
-    own = tuned(("bitfit",)).clients[0]
+    model = tuned(tuple(PEFT))
+    own = model.clients[0]
     public = {**own, "labels": own["input_ids"] % 2}
 
     def logits(delta, backbone, batch):
@@ -294,7 +295,13 @@ def texts(task: ffm.Task) -> dict[str, Any]:
     reader = algorithms.Reader(logits, public, n_tokens=2)
     positions = np.tile(np.arange(3, dtype=np.int32), (2, 1))
     same = algorithms.Alignment(positions, np.arange(2))
-    return {"client": reader, "server": reader, "to_client": same, "to_server": same}
+    return {
+        "client": reader,
+        "server": reader,
+        "to_client": same,
+        "to_server": same,
+        "server_backbone": model.adapted.backbone,
+    }
 
 
 def made(method: str, task: ffm.Task) -> ffm.Algorithm:
@@ -343,7 +350,6 @@ def made(method: str, task: ffm.Task) -> ffm.Algorithm:
         "prunefl": {"time": algorithms.RoundTime(constant=1.0, entry=0.1)},
         "lotteryfl": {"rate": 0.5, "score": "accuracy"},
         "fedtiny": {"masks": {"classifier.kernel": np.eye(4, 2) > 0}},
-        "fedmkt": texts(task),
         "dp_fedavg": {
             "noise": privacy.independent(),
             "noise_multiplier": 0.1,
@@ -362,7 +368,7 @@ def made(method: str, task: ffm.Task) -> ffm.Algorithm:
         return algorithms.power_of_choice(plain, task, cohort_size=1, batch_size=2)
     has = method in lora_rules.__all__
     factory = getattr(lora_rules if has else algorithms, method)
-    how = given.get(method, {})
+    how = texts(task) if method == "fedmkt" else given.get(method, {})
     if "learning_rate" not in how:
         how = {"client_optimizer": SGD, **WALK, **how}
     return factory(task, **how)
