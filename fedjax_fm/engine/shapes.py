@@ -178,7 +178,7 @@ def _check_exchange(bound: BoundExchange, client: Any, state: Any) -> None:
 
 
 def _check_memories(bound: BoundExchange, upload: Tree, follows: bool) -> None:
-    """Refuses a residual beside a client's own memory, or that another entry would get."""
+    """Refuses a residual beside a client's memory, or for entries that change."""
     is_safe = bound.exchange.same_entries and not follows
     if is_safe or not keeps_residual(bound.engine.uplink, upload):
         return
@@ -189,8 +189,8 @@ def _check_memories(bound: BoundExchange, upload: Tree, follows: bool) -> None:
             "twice, from which they may diverge: give the uplink without error_feedback"
         )
     raise ValueError(
-        f"exchange {bound.index}: the entries of an upload are other ones each round; error "
-        "feedback would add what one lost to another: give the uplink without "
+        f"exchange {bound.index}: the entries of an upload are other ones each round; "
+        "error feedback would add what one lost to another: give the uplink without "
         "error_feedback"
     )
 

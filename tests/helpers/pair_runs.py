@@ -282,7 +282,7 @@ def _first(delta):
 
 
 def texts(task: ffm.Task) -> dict[str, Any]:
-    """For fedmkt, whatever the model: two public texts, whose logits its losses make."""
+    """For fedmkt, whatever the model: public texts, whose logits its losses make."""
     model = tuned(tuple(PEFT))
     own = model.clients[0]
     public = {**own, "labels": own["input_ids"] % 2}

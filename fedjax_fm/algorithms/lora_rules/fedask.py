@@ -84,6 +84,8 @@ def fedask(
     is zero keeps a row of unit length in A and zeros in B, so that it can be trained;
     the split of the singular values would make both zero for good.
 
+    Error feedback is refused: the second sketches are of another basis each round.
+
     Args:
       task: the loss.
       client_optimizer: starts afresh each round; a function of the round makes one for

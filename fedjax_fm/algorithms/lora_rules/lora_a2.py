@@ -64,8 +64,8 @@ def lora_a2(
     bit for each that there is; down, as `rolora`, the factor that the round before
     changed, of all components. The other trained leaves travel always.
 
-    With `ranks`, the rows of an upload are other ones each round, so that error feedback is
-    refused: it would add what one component missed to another.
+    With `ranks`, the rows of an upload are other ones each round, so that error
+    feedback is refused: it would add what one component missed to another.
 
     Components are averaged by examples over those who chose them; one that nobody chose
     stays. How a component matters is the product above; the paper's abstract does not

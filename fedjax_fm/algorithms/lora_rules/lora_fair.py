@@ -90,8 +90,8 @@ def lora_fair(
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
-        the delta has no pairs of `lora_a` and `lora_b`, or those of DoRA, or the ranks do
-        not fit.
+        the delta has no pairs of `lora_a` and `lora_b`, or those of DoRA, or the ranks
+        do not fit.
 
     References:
       Bian et al. 2024, arXiv 2411.14961, "Avg-Initial" and the residual of B.
