@@ -176,6 +176,9 @@ class Exchange(NamedTuple):
         whole.
       selects: `(message, id, key) -> bool[]`, who of the cohort takes part; the others
         are not computed. None selects everyone.
+      same_entries: whether an entry of the upload is about the same number of the model
+        in every round. Where it is not, error feedback is refused: it would add what
+        one entry lost to another.
     """
 
     broadcast: Callable[[Any], Tree]
@@ -187,6 +190,7 @@ class Exchange(NamedTuple):
     batches: Batches
     address: Callable[[Tree, Any, jax.Array], Tree] | None = None
     selects: Callable[[Tree, jax.Array, jax.Array], jax.Array] | None = None
+    same_entries: bool = True
 
 
 class Repeat(NamedTuple):

@@ -43,7 +43,8 @@ def error_feedback(channel: Channel) -> Channel:
     Returns:
       A channel whose state is `Feedback`. A simulator refuses it as the uplink of a
       method whose clients follow what the server decoded, as SCAFFOLD's do: they send
-      again by themselves what was lost.
+      again by themselves what was lost; and of one whose uploads hold other entries
+      each round (`Exchange.same_entries`).
 
     Raises:
       TypeError: `channel` is no channel; at a message, a leaf that is no array.

@@ -178,13 +178,21 @@ def _check_exchange(bound: BoundExchange, client: Any, state: Any) -> None:
 
 
 def _check_memories(bound: BoundExchange, upload: Tree, follows: bool) -> None:
-    """Refuses a residual beside a client's own memory of what has arrived."""
-    if follows and keeps_residual(bound.engine.uplink, upload):
+    """Refuses a residual beside a client's memory, or for entries that change."""
+    is_safe = bound.exchange.same_entries and not follows
+    if is_safe or not keeps_residual(bound.engine.uplink, upload):
+        return
+    if follows:
         raise ValueError(
             f"exchange {bound.index}: the clients of this method keep what has arrived "
             "and send again by themselves what was lost; error feedback would send it "
             "twice, from which they may diverge: give the uplink without error_feedback"
         )
+    raise ValueError(
+        f"exchange {bound.index}: the entries of an upload are other ones each round; "
+        "error feedback would add what one lost to another: give the uplink without "
+        "error_feedback"
+    )
 
 
 def _bill(bound: BoundExchange, upload: Tree, message: Tree, times: int) -> Bill:

@@ -3,6 +3,7 @@ channels, refusals.
 """
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +152,21 @@ def test_lossy_channels_carry_mixed_ranks(name):
     )
     if name == "fedit":
         np.testing.assert_array_equal(state.delta["outer"]["lora_b"][2], np.zeros(7))
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "other"),
+    [
+        ("lora_a2", {"ranks": None}, {"ranks": [1] * 8}),
+        ("fedsvd", {"period": 0}, {"period": 2}),
+    ],
+)
+def test_a_residual_is_refused_only_where_rows_change_their_places(name, how, other):
+    uplink = channels.error_feedback(channels.quantize(4))
+    make = partial(getattr(lora_rules, name), TASK, OPTIMIZER, **HOW)
+    simulator(make(**how), uplink=uplink)
+    with pytest.raises(ValueError, match="other ones each round"):
+        simulator(make(**other), uplink=uplink)
 
 
 @pytest.mark.parametrize("name", ["fslora", "lora_a2"])

@@ -9,7 +9,8 @@ from fedjax_fm.algorithms import lora_rules
 
 # What is no method by itself.
 HELPERS = {"client_weight", "fedsa_delta", "fine_tune", "masked_loss", "nest", "train"}
-HELPERS |= {"weighted_mean"}
+HELPERS |= {"weighted_mean", "cluster_adapters", "expert_start", "principal_start"}
+HELPERS |= {"prunefl_first_masks", "fedtiny_selection"}
 
 
 def test_the_page_is_the_table():
@@ -44,6 +45,7 @@ def test_rounds(parts):
         ("docofl", "down"),
         ("ef21", "fixed"),
         ("fedbuff", "poisson"),
+        ("fslora", "feedback"),
     ],
 )
 def test_refusals(method, part):

@@ -362,6 +362,17 @@ def test_what_sends_nothing_passes_no_channel(channel):
         np.testing.assert_array_equal(metrics[name], seen[name])
 
 
+def test_a_residual_of_entries_that_change_is_refused():
+    lossy = channels.top_k(0.5)
+    moving = descent(0.1)._replace(same_entries=False)
+    run([moving], 1, lossy)
+    inside = channels.per_leaf(otherwise=channels.error_feedback(lossy))
+    for uplink in (channels.error_feedback(lossy), inside):
+        run([descent(0.1)], 0, uplink)
+        with pytest.raises(ValueError, match="exchange 0: the entries of an upload"):
+            run([moving], 0, uplink)
+
+
 def test_byte_sums_beyond_32_bits_are_exact():
     sizes = np.array([0, 1, 2047, 2048, 5_000_000, 2**31, 2**32 - 1], np.uint32)
     sums = np.asarray(jax.vmap(limbs)(jnp.asarray(sizes))).astype(np.uint32)

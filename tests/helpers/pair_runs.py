@@ -80,7 +80,10 @@ OTHERWISE = {
     *("fedlin", "fedobd", "flasc", "docofl", "ef21", "power_of_choice", "feddpa_f"),
     *("fedkseed", "fedpm", "heterofl", "fjord", "fedbert", "feddf"),
     *("fedit", "ffa_lora", "fedsa_lora", "rolora", "fedex_lora", "flora", "flexlora"),
-    *("hetlora", "fed_sb"),
+    *("hetlora", "fed_sb", "lora_fair", "fedsvd", "fedrot_lora", "frlora", "fedrpca"),
+    *("fslora", "fedask", "ravan", "lora_a2", "fedlease", "slora", "gradual_pruning"),
+    *("lottery_ticket", "movement_pruning", "soft_movement_pruning", "prunefl"),
+    *("lotteryfl", "fedtiny", "fedmkt"),
 }
 
 
@@ -278,11 +281,35 @@ def _first(delta):
     return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(delta))
 
 
+def texts(task: ffm.Task) -> dict[str, Any]:
+    """For fedmkt, whatever the model: public texts, whose logits its losses make."""
+    model = tuned(tuple(PEFT))
+    own = model.clients[0]
+    public = {**own, "labels": own["input_ids"] % 2}
+
+    def logits(delta, backbone, batch):
+        own = {name: x for name, x in batch.items() if name != "labels"}
+        losses, _ = task.loss(delta, backbone, own, None)
+        return losses[:, None, None] * jnp.ones((1, 3, 1)) * jnp.arange(2.0)
+
+    reader = algorithms.Reader(logits, public, n_tokens=2)
+    positions = np.tile(np.arange(3, dtype=np.int32), (2, 1))
+    same = algorithms.Alignment(positions, np.arange(2))
+    return {
+        "client": reader,
+        "server": reader,
+        "to_client": same,
+        "to_server": same,
+        "server_backbone": model.adapted.backbone,
+    }
+
+
 def made(method: str, task: ffm.Task) -> ffm.Algorithm:
     """The method for any task."""
     rated = {"learning_rate": 0.1, **WALK}
     own = {"personal": "classifier"}
     draws = channels.natural()
+    sparser = {"final_sparsity": 0.5, "last": 4}
     given: dict[str, dict[str, Any]] = {
         "diana": {**rated, "channel": draws},
         "ef21": {**rated, "channel": channels.sign()},  # which moves every leaf
@@ -312,6 +339,17 @@ def made(method: str, task: ffm.Task) -> ffm.Algorithm:
         "fedex_lora": {"scaling": 1.0},
         "flora": {"scaling": 1.0},
         "hetlora": {"ranks": [2, 1, 2], "gamma": 0.99, "tail_penalty": 0.0},
+        "frlora": {"scaling": 1.0},
+        "fedask": {"sketch": 2},
+        "slora": {"scaling": 1.0, "sparse_rounds": 1, "density": 1.0},
+        "fedlease": {"labels": [0, 1, 0]},
+        "gradual_pruning": {**sparser, "initial_sparsity": 0.25},
+        "movement_pruning": sparser,
+        "soft_movement_pruning": {"penalty": 0.1},
+        "lottery_ticket": {"levels": 2, "rounds_per_level": 2},
+        "prunefl": {"time": algorithms.RoundTime(constant=1.0, entry=0.1)},
+        "lotteryfl": {"rate": 0.5, "score": "accuracy"},
+        "fedtiny": {"masks": {"classifier.kernel": np.eye(4, 2) > 0}},
         "dp_fedavg": {
             "noise": privacy.independent(),
             "noise_multiplier": 0.1,
@@ -330,7 +368,7 @@ def made(method: str, task: ffm.Task) -> ffm.Algorithm:
         return algorithms.power_of_choice(plain, task, cohort_size=1, batch_size=2)
     has = method in lora_rules.__all__
     factory = getattr(lora_rules if has else algorithms, method)
-    how = given.get(method, {})
+    how = texts(task) if method == "fedmkt" else given.get(method, {})
     if "learning_rate" not in how:
         how = {"client_optimizer": SGD, **WALK, **how}
     return factory(task, **how)
@@ -374,13 +412,19 @@ def check_families(method: str) -> None:
         cohort_size=2,
         devices=1,
     )
-    state, metrics = one.run(one.init(model.adapted.delta), 1)
+    start = model.adapted.delta
+    if method == "fedmkt":
+        start = algorithms.Models(server=start, client=start)
+    state, metrics = one.run(one.init(start), 1)
     _check_finite(state.delta)
     assert np.isfinite(metrics["loss"]).all()
-    before, after = model.adapted.delta, _trained(one, state)
-    changed = _changed(before, after)
+    changed = _changed(model.adapted.delta, _trained(one, state))
+    if method == "frlora":  # whose factors go into the kernels
+        kernels = one.model(state)[1]
+        changed |= _changed(model.adapted.backbone, [kernels])
+    leaves = LEAVES | ({"lora": "query.base.kernel"} if method == "frlora" else {})
     for name in working:
-        assert any(LEAVES[name] in path for path in changed), name
+        assert any(leaves[name] in path for path in changed), name
 
 
 def _trained(one: ffm.Simulator, state: Any) -> Any:
@@ -389,6 +433,8 @@ def _trained(one: ffm.Simulator, state: Any) -> Any:
         return [state.delta]
     everybody = range(one.population.n_clients)
     found = [one.model(state, client)[0] for client in everybody]
+    if isinstance(state.delta, algorithms.Models):  # of the server and of clients
+        return [state.delta.server, *found]
     shared = getattr(found[0], "shared", None)
     return [state.delta, *(x if shared is None else x.private for x in found)]
 

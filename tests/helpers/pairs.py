@@ -45,15 +45,20 @@ PERSONAL = (
     *("local_only", "fedper", "fedrep", "fedbabu", "ditto", "pfedme", "apfl"),
     *("fedala", "per_fedavg", "ifca", "feddpa_t", "feddpa_f"),
 )
-OF_LORA = (
+OF_PAIRS = (
     *("fedit", "ffa_lora", "fedsa_lora", "rolora", "fedex_lora", "flora", "flexlora"),
-    *("hetlora", "fed_sb"),
+    *("hetlora", "lora_fair", "fedsvd", "fedrot_lora", "frlora", "fedrpca", "fslora"),
+    *("fedask", "lora_a2", "slora"),
 )
+OF_LORA = (*OF_PAIRS, "fed_sb", "ravan", "fedlease")
+SAME_MASKS = ("gradual_pruning", "lottery_ticket", "prunefl", "fedtiny")
+MASKED = (*SAME_MASKS, "lotteryfl")
+PRUNING = (*MASKED, "movement_pruning", "soft_movement_pruning")
 OTHERS = (
     *("dp_fedavg", "fedkseed", "fedpm", "heterofl", "fjord", "fedbuff", "fedbert"),
-    *("feddf", "fedmd"),
+    *("feddf", "fedmd", "fedmkt"),
 )
-METHODS = (*OPTIMISATION, *COMPRESSED, *PERSONAL, *OF_LORA, *OTHERS)
+METHODS = (*OPTIMISATION, *COMPRESSED, *PERSONAL, *OF_LORA, *PRUNING, *OTHERS)
 # The same round as another method's.
 SIBLINGS = {"cdp_sgd": "soteriafl", "fedobd_second_stage": "fedobd"}
 
@@ -89,6 +94,7 @@ ENCODED = Refused("the method encodes its messages itself")
 ADDRESSED = Refused(
     "sends every client its own part", "every client is sent another part of the model"
 )
+MOVES = Refused("the entries of an upload are other ones each round")
 TWICE = Refused("send again by themselves what was lost")
 UNMET = Refused("the sampler always draws the same", "some clients are never met")
 NUMBERS = Refused(
@@ -99,8 +105,11 @@ ONE_WAY = Meaningless("what is sent is not added up over rounds")
 MASKS = Meaningless("what is sent is masks of one bit")
 NO_PAIRS = Refused("expected pairs of leaves lora_a and lora_b", "no pairs A, B")
 NO_SQUARES = Refused("expected leaves lora_r in the delta", "no square R")
+NO_HEADS = Refused("expected leaves lora_h beside lora_s", "no heads H between A and B")
+NO_EXPERTS = Refused("expected leaves expert_a, expert_b and router", "no experts")
 RESCALED = Refused("not what DoRA adds to a kernel", "DoRA's kernel is not W + A B")
 WHOLE = Meaningless("trains networks of its own making: masks, widths or halves")
+NO_SMALLER = Meaningless("the layers that stay as they are would be no smaller")
 SEVERAL = Meaningless("models of several architectures teach each other, whole")
 NO_NOISE = Refused(
     "unexpected keyword argument 'noise_multiplier'",
@@ -120,13 +129,20 @@ WIRE_UP = ("unbiased", "biased", "feedback")
 ENCODE_UP = ("fedpaq", "diana", "ef21", "fedlin", "fedobd", "flasc", "soteriafl")
 FOLLOW = ("scaffold", "feddyn", "diana", "ef21", "fedlin", "soteriafl")
 NOT_WHOLE = tuple(part for part in PEFT if part not in ("lora", "dora"))
-PRODUCTS = ("fedex_lora", "flora", "flexlora")
+NOT_FULL = tuple(part for part in PEFT if part != "full")
+PRODUCTS = ("fedex_lora", "flora", "flexlora", "lora_fair", "frlora", "fedask")
+TURNED = ("fslora", "lora_a2", "ravan", "fedsvd", "flexlora", "fedask")
 EXCEPTIONS: dict[tuple[str, str], Cell] = {
     # The wire
     **_for(ENCODE_UP, WIRE_UP, ENCODED),
     **_for(("fedlin", "fedobd", "flasc", "fedkseed"), ("down",), ENCODED),
     **_for(FOLLOW, ("feedback",), TWICE),
-    **_for(("docofl", "fedbert", *OF_LORA), ("down",), ADDRESSED),
+    **_for((*TURNED, *MASKED), ("feedback",), MOVES),
+    **_for(("docofl", "fedbert", *OF_PAIRS, "fed_sb"), ("down",), ADDRESSED),
+    **_for(("fedlease", "lotteryfl"), ("down",), ADDRESSED),
+    **_for(SAME_MASKS, ("down",), ENCODED),
+    **_for(("fedtiny", "lotteryfl"), ("unbiased", "biased"), ENCODED),
+    **_for(("fedmkt",), (*WIRE_UP, "down"), ENCODED),
     **_for(("fedkseed",), WIRE_UP, NUMBERS),
     **_for(("fedbuff",), ("down",), NUMBERS),
     **_for(("fedmd", "flora"), ("feedback",), ONE_WAY),
@@ -140,9 +156,12 @@ EXCEPTIONS: dict[tuple[str, str], Cell] = {
         Refused("expected no sampler beside it", "the log of arrivals says who comes"),
     ),
     # Parts of models
-    **_for(OF_LORA[:-1], NOT_WHOLE, NO_PAIRS),
+    **_for(OF_PAIRS, NOT_WHOLE, NO_PAIRS),
     **_for(PRODUCTS, ("dora",), RESCALED),
     **_for(("fed_sb",), [part for part in PEFT if part != "lora_xs"], NO_SQUARES),
+    **_for(("ravan",), PEFT, NO_HEADS),
+    **_for(("fedlease",), PEFT, NO_EXPERTS),
+    **_for(PRUNING, NOT_FULL, NO_SMALLER),
     **_for(("fedpm", "heterofl", "fjord", "fedbert"), PEFT, WHOLE),
     **_for(("feddf", "fedmd"), PEFT, SEVERAL),
     # Privacy

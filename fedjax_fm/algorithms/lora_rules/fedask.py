@@ -24,6 +24,7 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     Pair,
     cut_pairs,
     join,
+    refuse_magnitudes,
     split,
 )
 from fedjax_fm.algorithms.lora_rules.sketches import (
@@ -83,6 +84,8 @@ def fedask(
     is zero keeps a row of unit length in A and zeros in B, so that it can be trained;
     the split of the singular values would make both zero for good.
 
+    Error feedback is refused: the second sketches are of another basis each round.
+
     Args:
       task: the loss.
       client_optimizer: starts afresh each round; a function of the round makes one for
@@ -101,8 +104,8 @@ def fedask(
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
-        the delta has no pairs of `lora_a` and `lora_b`, the ranks do not fit, or a rank
-        exceeds the sketch or the smaller side of a layer.
+        the delta has no pairs of `lora_a` and `lora_b`, or those of DoRA, the ranks do
+        not fit, or a rank exceeds the sketch or the smaller side of a layer.
 
     References:
       FedASK 2025; Halko, Martinsson, Tropp 2011, arXiv 0909.4061, on such sketches.
@@ -130,6 +133,7 @@ def fedask(
     training = factor_training(task, client_optimizer, batches, ranks)
 
     def init(delta, key, setting):
+        refuse_magnitudes(delta)
         training.check_ranks(delta, setting)
         factors = split(delta)
         _check_sides(factors, sketch)
@@ -239,4 +243,5 @@ def _second_trip(training: FactorTraining) -> Exchange:
         server=server,
         reduce=total(weighted_mean().lift),
         batches=training.local.batches,
+        same_entries=False,  # of another basis each round
     )

@@ -69,7 +69,8 @@ def fedsvd(
     Sends up r_k d_out numbers a layer; down B, and A where the client does not have the
     present one: r_k (d_in + d_out) numbers after every SVD, r_k d_out between them.
     Clients draw the first A from the shared seed. The other trained leaves travel both
-    ways. With period 0 it is `ffa_lora`.
+    ways. With period 0 it is `ffa_lora`; else error feedback is refused, since an SVD
+    turns the rows.
 
     A matrix with B = 0 keeps its A, for which the SVD of zero says nothing.
 
@@ -166,7 +167,12 @@ def _exchange(training: FactorTraining, period: int) -> Exchange:
         return FedSVDState(delta, done, since), metrics
 
     exchange = exchange_of(RULE, training, this_round)
-    return exchange._replace(broadcast=broadcast, address=address, server=server)
+    return exchange._replace(
+        broadcast=broadcast,
+        address=address,
+        server=server,
+        same_entries=period == 0,  # an SVD turns the rows
+    )
 
 
 def _rotated(delta: Tree) -> Tree:

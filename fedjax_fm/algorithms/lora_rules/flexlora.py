@@ -40,7 +40,7 @@ def flexlora(
     error is that of the singular values that are cut off; the metric `truncation_error`
     reports it over all layers, at the rank of the delta. The server keeps the factors
     of the whole cohort. Sends r_k (d_in + d_out) numbers a layer each way, and the
-    other trained leaves.
+    other trained leaves. Error feedback is refused, since the SVD turns the rows.
 
     Args:
       task: the loss.
@@ -57,8 +57,8 @@ def flexlora(
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
-        the delta has no pairs of `lora_a` and `lora_b`, or those of DoRA, or the ranks do
-        not fit.
+        the delta has no pairs of `lora_a` and `lora_b`, or those of DoRA, or the ranks
+        do not fit.
 
     References:
       Bai et al. 2024, arXiv 2402.11505.
@@ -82,12 +82,14 @@ def flexlora(
     training = factor_training(task, client_optimizer, batches, ranks)
     rule = Rule(sent="ab", reduce=all_of_cohort(), combine=_best_of_rank)
     averaged = algorithm_of(rule, training)
+    (exchange,) = averaged.exchanges
+    exchange = exchange._replace(same_entries=False)  # the SVD turns the rows
 
     def init(delta, key, setting):
         refuse_magnitudes(delta)
         return averaged.init(delta, key, setting)
 
-    return averaged._replace(init=init)
+    return averaged._replace(init=init, exchanges=(exchange,))
 
 
 def _best_of_rank(cohort: CohortFactors, old: Factors) -> tuple[Factors, dict]:

@@ -90,8 +90,8 @@ def fslora(
     With m_k = r it is FedAvg on the factors with that server optimizer. The server
     keeps the changes of the whole cohort.
 
-    A channel with memory (error feedback) would add what one rank missed to another: the
-    rows of an upload are other ones each round.
+    The rows of an upload are other ones each round, so that error feedback is refused:
+    it would add what one rank missed to another.
 
     The paper's code compares a parameter's full name with `lora_B`, which never holds:
     there, every client trains all ranks. Here it is as the paper has it.
@@ -188,6 +188,7 @@ def _exchange(method: _FSLoRA) -> Exchange:
         reduce=kept(),
         batches=training.local.batches,
         address=address,
+        same_entries=False,
     )
 
 

@@ -64,8 +64,8 @@ def lora_a2(
     bit for each that there is; down, as `rolora`, the factor that the round before
     changed, of all components. The other trained leaves travel always.
 
-    A channel with memory (error feedback) would add what one component missed to another: the
-    rows of an upload are other ones each round.
+    With `ranks`, the rows of an upload are other ones each round, so that error
+    feedback is refused: it would add what one component missed to another.
 
     Components are averaged by examples over those who chose them; one that nobody chose
     stays. How a component matters is the product above; the paper's abstract does not
@@ -167,7 +167,12 @@ def _exchange(rule: Rule, training: FactorTraining, parity: int) -> Exchange:
         return RoLoRAState(delta, state.round + parity), {}
 
     exchange = alternating(rule, whole, parity)
-    return exchange._replace(client=client, reduce=total(lift), server=server)
+    return exchange._replace(
+        client=client,
+        reduce=total(lift),
+        server=server,
+        same_entries=ranks is None,
+    )
 
 
 def _scores(rule: Rule, change: Factors, mine: ClientFactors) -> Components:

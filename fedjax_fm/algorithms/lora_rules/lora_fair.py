@@ -21,7 +21,12 @@ from fedjax_fm.algorithms.lora_rules.cohort import (
     all_of_cohort,
     stacked,
 )
-from fedjax_fm.algorithms.lora_rules.factors import Factors, Pair, product_norm
+from fedjax_fm.algorithms.lora_rules.factors import (
+    Factors,
+    Pair,
+    product_norm,
+    refuse_magnitudes,
+)
 from fedjax_fm.algorithms.lora_rules.rule import Rule, algorithm_of
 from fedjax_fm.algorithms.lora_rules.training import Ranks, factor_training
 from fedjax_fm.types import Algorithm, Batches, Task
@@ -85,7 +90,8 @@ def lora_fair(
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
-        the delta has no pairs of `lora_a` and `lora_b`, or the ranks do not fit.
+        the delta has no pairs of `lora_a` and `lora_b`, or those of DoRA, or the ranks
+        do not fit.
 
     References:
       Bian et al. 2024, arXiv 2411.14961, "Avg-Initial" and the residual of B.
@@ -119,7 +125,13 @@ def lora_fair(
     training = factor_training(task, client_optimizer, batches, ranks)
     combine = partial(_refined, fair)
     rule = Rule(sent="ab", reduce=all_of_cohort(), combine=combine)
-    return algorithm_of(rule, training)
+    averaged = algorithm_of(rule, training)
+
+    def init(delta, key, setting):
+        refuse_magnitudes(delta)
+        return averaged.init(delta, key, setting)
+
+    return averaged._replace(init=init)
 
 
 def _refined(fair: _Fair, cohort: CohortFactors, old: Factors) -> tuple[Factors, dict]:

@@ -89,8 +89,8 @@ def ravan(
     the client trains; the other trained leaves travel both ways. A and B, the scales,
     which the server sets to 1, and the draws, of a common seed, are not billed.
 
-    Where clients train some heads, a channel with memory (error feedback) would add what
-    one head missed to another: the rows of an upload are other ones each round.
+    Heads are sent in an order that is drawn anew each round, so that error feedback is
+    refused: it would add what one head missed to another.
 
     Args:
       task: the loss.
@@ -204,6 +204,7 @@ def _exchange(method: _Ravan) -> Exchange:
         server=server,
         reduce=kept(),
         batches=method.local.batches,
+        same_entries=False,
     )
 
 

@@ -186,6 +186,7 @@ def fedtiny(
         reduce=total(partial(_lift, method)),
         batches=average.local.batches,
         address=parts.address,
+        same_entries=False,  # but those that a mask keeps
     )
     return Algorithm(
         init=partial(_init, method),

@@ -174,6 +174,7 @@ def lotteryfl(
         reduce=total(_lift),
         batches=local.batches,
         address=_address,
+        same_entries=False,  # but those that a mask keeps
     )
     return Algorithm(
         init=partial(_init, method),

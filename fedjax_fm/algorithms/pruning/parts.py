@@ -120,6 +120,7 @@ def pruned_averaging(average: Averaging, layers: Layers, rule: Rule) -> Algorith
         reduce=mean_kept(),
         batches=average.local.batches,
         address=address,
+        same_entries=False,  # but those that a mask keeps
     )
     return Algorithm(
         init=partial(_init, average, layers, rule),

@@ -183,6 +183,7 @@ def prunefl(
         reduce=total(_lift),
         batches=average.local.batches,
         address=_address,
+        same_entries=False,  # but those that a mask keeps
     )
     return Algorithm(
         init=partial(_init, method),
