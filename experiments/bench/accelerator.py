@@ -37,7 +37,9 @@ PEAKS = {
     "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
 }  # fmt: skip
 ROUNDS = 3  # that are timed, after one that is not
-SMALL = Setup("smollm2-135m", cohort=1, population=1, examples=2, batch=2, length=16)
+SMALL = Setup(
+    model="smollm2-135m", cohort=1, population=1, examples=2, batch=2, length=16
+)
 
 
 class Check(NamedTuple):
@@ -109,7 +111,7 @@ def setups(smoke: bool) -> Iterator[tuple[Setup, float, str]]:
     )
     for model, adapters, seconds, attention in plan:
         setup = Setup(
-            model,
+            model=model,
             cohort=adapters,
             population=adapters,
             examples=8,
@@ -155,7 +157,13 @@ def same_rounds() -> dict[str, Any]:
     )
     cpu = jax.devices("cpu")[0]
     targets = (
-        Target("cpu", (cpu,), platform="cpu", memory=memory_of(cpu), is_here=True),
+        Target(
+            name="cpu",
+            devices=(cpu,),
+            platform="cpu",
+            memory=memory_of(cpu),
+            is_here=True,
+        ),
         this_machine(),
     )
     with jax.default_matmul_precision("highest"):

@@ -9,7 +9,7 @@ the devices that work side by side.
 import glob
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -111,7 +111,7 @@ def profile(name: str, *, smoke: bool = False) -> Profile:
 class Counted(NamedTuple):
     """Seconds and executions of each operation, over all devices."""
 
-    seconds: Counter[str]
+    seconds: dict[str, float]
     times: Counter[str]
 
 
@@ -134,7 +134,7 @@ def _traced(simulator: Any, delta: Any) -> tuple[float, Counted]:
 
 def _counted(found: Any) -> Counted:
     """An operation's own time: what runs inside of it on its thread is taken off."""
-    seconds, times = Counter[str](), Counter[str]()
+    seconds, times = defaultdict[str, float](float), Counter[str]()
     for plane in found.planes:
         for line in plane.lines:
             open_ones: list[tuple[float, str]] = []  # ends and names
@@ -175,7 +175,7 @@ def _rows(
     moved: float,
 ) -> Iterator[Row]:
     """The costs of each kind, as of one of the devices."""
-    seconds, flop, nbytes = Counter[str](), Counter[str](), Counter[str]()
+    seconds, flop, nbytes = (defaultdict[str, float](float) for _ in range(3))
     for name, spent in counted.seconds.items():
         if name not in program.operations:  # of another program than the rounds
             continue
