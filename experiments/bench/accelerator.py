@@ -274,6 +274,7 @@ def peft(smoke: bool) -> dict[str, Any]:
         [sys.executable, str(script), json.dumps(settings)],
         capture_output=True,
         text=True,
+        encoding="utf-8",
         timeout=300,
         check=False,
     )

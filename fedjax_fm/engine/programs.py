@@ -230,7 +230,8 @@ class HostLoop:
         if rounds == 0:  # nothing is drawn for nothing
             return state, found, int(Fault.NONE)
         first = int(state.round)
-        fault: Any = no_fault()  # of the round before
+        # Of the round before; where the others come from, or it would compile again.
+        fault: Any = jax.device_put(no_fault(), self._sharding)
         sampler = state.sampler  # before that round
         draw = functools.partial(self._drawn, key)
         with Prefetch(draw, first, first + rounds, state.sampler) as coming:

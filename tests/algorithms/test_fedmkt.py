@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quadratics import run
+from small_network import run
 from two_vocabularies import (
     CLIENT,
     HOW,

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from mlp_problem import make_clients, make_trees, mlp_loss
-from quadratics import run
+from small_network import run
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import lottery_ticket

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 from mlp_problem import make_clients, make_trees, mlp_loss
-from quadratics import loss as loss_of
-from quadratics import moved, run, slope
+from small_network import loss as loss_of
+from small_network import moved, run, slope
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import lotteryfl

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 from mlp_problem import make_clients, make_trees, mlp_loss
-from quadratics import mean, run, slope
+from small_network import mean, run, slope
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import movement_pruning, soft_movement_pruning

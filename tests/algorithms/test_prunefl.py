@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from mlp_problem import make_clients, make_trees, mlp_loss
-from quadratics import mean, moved, run, slope
+from small_network import mean, moved, run, slope
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import RoundTime, prunefl, prunefl_first_masks

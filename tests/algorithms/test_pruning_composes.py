@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 from mlp_problem import make_clients, make_trees, mlp_loss
-from quadratics import run
+from small_network import run
 
 import fedjax_fm as ffm
 from fedjax_fm import algorithms, channels, models, peft

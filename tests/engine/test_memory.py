@@ -220,7 +220,10 @@ def test_what_the_compiler_calls_too_large_is_halved(monkeypatch):
     sizes = []
 
     class TooLarge:
-        def lower(self, *operands):
+        def trace(self, *operands):
+            return self
+
+        def lower(self, lowering_platforms):
             return self
 
         def compile(self):
@@ -245,7 +248,7 @@ def test_other_failures_of_the_compiler_are_not_hidden(monkeypatch):
     from fedjax_fm.engine.programs import Programs
 
     class Broken:
-        def lower(self, *operands):
+        def trace(self, *operands):
             raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 
     original = Programs.bytes_needed
