@@ -100,7 +100,7 @@ class Layer:
         heads, width = attention.kv_shape
         alive = self._alive(names.value, names.output, heads)
         rows = np.repeat(alive, width)
-        constant = self._linear(names.value).bias[...]
+        constant = _bias(self._linear(names.value))
         self._remove(names.output, constant, rows, filled)
         for name in (names.query, names.key, names.value):
             self._keep_columns(name, rows, filled)
@@ -110,7 +110,7 @@ class Layer:
         units = self._linear(names.wide).kernel.shape[-1]
         alive = self._alive(names.wide, names.narrow, units)
         activation = ACTIVATIONS[module_at(self.module, names.network).act]
-        constant = activation(self._linear(names.wide).bias[...])
+        constant = activation(_bias(self._linear(names.wide)))
         self._remove(names.narrow, constant, alive, filled)
         self._keep_columns(names.wide, alive, filled)
         return self.module
@@ -157,7 +157,7 @@ class Layer:
         kernel = linear.kernel[...]
         masked = jnp.where(mask, kernel, 0)
         given = jnp.einsum("li,lio->lo", constant[:, ~kept], masked[:, ~kept])
-        linear.bias = nnx.Param(linear.bias[...] + given)
+        linear.bias = nnx.Param(_bias(linear) + given)
         linear.kernel = nnx.Param((kernel if filled else masked)[:, kept])
         linear.in_features = int(kept.sum())
 
@@ -167,5 +167,14 @@ class Layer:
         kernel = linear.kernel[...]
         masked = kernel if filled else jnp.where(mask, kernel, 0)
         linear.kernel = nnx.Param(masked[..., kept])
-        linear.bias = nnx.Param(linear.bias[...][..., kept])
+        linear.bias = nnx.Param(_bias(linear)[..., kept])
         linear.out_features = int(kept.sum())
+
+
+def _bias(linear: nnx.Linear) -> jax.Array:
+    """The bias, into which goes what removed units gave."""
+    if linear.bias is None:
+        raise ValueError(
+            "expected layers with biases, which take what removed units gave"
+        )
+    return linear.bias[...]

@@ -101,7 +101,8 @@ def score_penalty(scores: Flat) -> jax.Array:
     References:
       Sanh et al. 2020, arXiv 2005.07683.
     """
-    total = sum(jnp.sum(jax.nn.sigmoid(leaf)) for leaf in scores.values())
+    parts = [jnp.sum(jax.nn.sigmoid(leaf)) for leaf in scores.values()]
+    total = jnp.sum(jnp.stack(parts))
     return total / sum(leaf.size for leaf in scores.values())
 
 

@@ -169,15 +169,15 @@ def fedtiny(
     checks.whole("every", every, least=1)
     checks.whole("stop", stop, least=every)
     checks.real("share", share, above=0, most=0.5)
-    masks = checked_masks(masks)
+    known = checked_masks(masks)
     method = _FedTiny(
         average=average,
-        masks=masks,
-        plans=plans_of(masks, blocks, share),
+        masks=known,
+        plans=plans_of(known, blocks, share),
         schedule=cosine_share(share, stop),
         every=every,
         stop=stop,
-        n_blocks=len(masks) if blocks is None else len(blocks),
+        n_blocks=len(known) if blocks is None else len(blocks),
     )
     exchange = Exchange(
         broadcast=parts.broadcast,

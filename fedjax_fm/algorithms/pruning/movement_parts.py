@@ -216,14 +216,15 @@ def side_by_side(
       of_scores: that of S.
     """
 
-    def init(trained):
-        return of_weights.init(trained.weights), of_scores.init(trained.scores)
+    def init(params: Any) -> Any:
+        return of_weights.init(params.weights), of_scores.init(params.scores)
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         w, s = (None, None) if params is None else params
         weights, first = of_weights.update(updates.weights, state[0], w)
         scores, second = of_scores.update(updates.scores, state[1], s)
-        return Trained(weights, scores), (first, second)
+        stepped: Any = scores  # optax knows no more than that it is a tree
+        return Trained(weights, stepped), (first, second)
 
     return optax.GradientTransformation(init, update)
 
