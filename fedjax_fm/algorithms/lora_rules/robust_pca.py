@@ -50,8 +50,7 @@ def robust_pca(
     scale = jnp.where(scale > 0, scale, 1.0)
     data = matrix / scale
     largest_side = jnp.maximum(data.shape[0], n_columns)
-    if sparsity is None:
-        sparsity = 1 / jnp.sqrt(largest_side)
+    weight = 1 / jnp.sqrt(largest_side) if sparsity is None else sparsity
     mass = jnp.sum(jnp.abs(data))
     size = jnp.linalg.norm(data)
     # The step of the paper, n m / (4 |D|_1).
@@ -62,7 +61,7 @@ def robust_pca(
 
     def step(at: _Iterate) -> _Iterate:
         low_rank = _shrunk_values(data - at.sparse + at.dual / mu, 1 / mu)
-        sparse = _shrunk(data - low_rank + at.dual / mu, sparsity / mu)
+        sparse = _shrunk(data - low_rank + at.dual / mu, weight / mu)
         left = data - low_rank - sparse
         return _Iterate(
             low_rank=low_rank,
