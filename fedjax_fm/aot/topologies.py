@@ -33,7 +33,7 @@ class Kind(NamedTuple):
     Attributes:
       platform: "tpu" or "gpu".
       memory: bytes that a program may use on one device: of TPUs the figure at which
-        libtpu 0.0.42.1 refuses a program, of GPUs what the driver reports.
+        libtpu 0.0.42.1 refuses a program, of GPUs that of the data sheet.
       example: a topology of it.
       name: of the kind in libtpu, or of the card.
       settings: more for libtpu; of a GPU what its compiler has to know, XLA's
@@ -88,56 +88,38 @@ _A100 = _gpu_settings(
     bandwidth=2_039_000_000_000,
     clock=1.41,
 )
+
+
+def _tpu(name: str, gib: float, example: str, chip: str | None = None) -> Kind:
+    """A kind of TPU; `chip` says that both cores of a chip are one device."""
+    return Kind(
+        platform="tpu",
+        memory=int(gib * GIB),
+        example=example,
+        name=name,
+        settings={} if chip is None else {"chip_config_name": chip},
+    )
+
+
+def _gpu(name: str, example: str, settings: str) -> Kind:
+    """A card with 80 GB."""
+    return Kind(
+        platform="gpu",
+        memory=80 * 10**9,
+        example=example,
+        name=name,
+        settings=settings,
+    )
+
+
 KINDS = {
-    "v4": Kind(
-        platform="tpu",
-        memory=int(30.75 * GIB),
-        example="v4:2x2x1",
-        name="v4",
-        settings={"chip_config_name": "megacore"},
-    ),
-    "v5e": Kind(
-        platform="tpu",
-        memory=int(15.75 * GIB),
-        example="v5e:2x4",
-        name="v5e",
-        settings={},
-    ),
-    "v5p": Kind(
-        platform="tpu",
-        memory=int(95.74 * GIB),
-        example="v5p:2x2x2",
-        name="v5p",
-        settings={"chip_config_name": "megachip_tccontrol"},
-    ),
-    "v6e": Kind(
-        platform="tpu",
-        memory=int(31.25 * GIB),
-        example="v6e:4x8",
-        name="v6e",
-        settings={"chip_config_name": "megachip_tccontrol"},
-    ),
-    "v7x": Kind(
-        platform="tpu",
-        memory=int(94.75 * GIB),
-        example="v7x:2x2x2",
-        name="tpu7x",
-        settings={},
-    ),
-    "h100": Kind(
-        platform="gpu",
-        memory=80 * 10**9,
-        example="h100:8",
-        name="NVIDIA H100 80GB HBM3",
-        settings=_H100,
-    ),
-    "a100": Kind(
-        platform="gpu",
-        memory=80 * 10**9,
-        example="a100:8",
-        name="NVIDIA A100-SXM4-80GB",
-        settings=_A100,
-    ),
+    "v4": _tpu("v4", 30.75, "v4:2x2x1", "megacore"),
+    "v5e": _tpu("v5e", 15.75, "v5e:2x4"),
+    "v5p": _tpu("v5p", 95.74, "v5p:2x2x2", "megachip_tccontrol"),
+    "v6e": _tpu("v6e", 31.25, "v6e:4x8", "megachip_tccontrol"),
+    "v7x": _tpu("tpu7x", 94.75, "v7x:2x2x2"),
+    "h100": _gpu("NVIDIA H100 80GB HBM3", "h100:8", _H100),
+    "a100": _gpu("NVIDIA A100-SXM4-80GB", "a100:8", _A100),
 }
 
 

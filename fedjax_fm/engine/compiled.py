@@ -13,8 +13,9 @@ CURES = (
     "what helps: fewer or shorter examples a batch; `block_size=1`; a backbone split by "
     "`model_parallel`, or in few bits (frozen='nf4')"
 )
-# "Used 24.00G of 15.75G hbm. Exceeded hbm capacity by 8.25G."
-_EXCEEDED = re.compile(r"Used ([\d.]+[KMG]) of ([\d.]+[KMG])\b.*?by ([\d.]+[KMG])")
+# As libtpu 0.0.42 says it: "the total memory required for HLO temporaries (53.50G)
+# exceeds available HBM (15.75G)".
+_EXCEEDED = re.compile(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)")
 
 
 class DoesNotFit(MemoryError):
@@ -85,8 +86,8 @@ def does_not_fit(error: Exception, target: Target) -> Exception:
             f"the rounds do not fit a device of {target.name}: "
             f"{text.splitlines()[0]}; {CURES}"
         )
-    used, capacity, missing = found.groups()
+    used, capacity = map(float, found.groups())
     return DoesNotFit(
-        f"the rounds need {used}iB on a device of {target.name}, which has "
-        f"{capacity}iB: {missing}iB are missing; {CURES}"
+        f"the rounds need {used:.2f} GiB on a device of {target.name}, which has "
+        f"{capacity:.2f} GiB: {used - capacity:.2f} GiB are missing; {CURES}"
     )

@@ -69,6 +69,18 @@ def first_says(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def least_of(n_bytes: int) -> int:
+    """The smallest of what the processes have, whose layouts have to be the same.
+
+    Args:
+      n_bytes: that this process has; of several, rounded down to whole MiB.
+    """
+    if not are_several():
+        return n_bytes
+    each = multihost_utils.process_allgather(np.int32(n_bytes >> 20))
+    return int(np.min(each)) << 20
+
+
 def any_says(wish: bool) -> bool:
     """Whether one of the processes has this wish, to stop for example.
 

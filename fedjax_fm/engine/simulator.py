@@ -156,7 +156,7 @@ class Simulator:
         # Each of several processes has to take part in every program.
         self._least_devices = self._n_devices if hosts.are_several() else 1
         make_plan(self.sampler.capacity, self._n_devices, block_size)  # may refuse
-        self.memory = memory or self.target.memory
+        self.memory = memory or hosts.least_of(self.target.memory)
         self._limited = memory is not None
         self._states = states
         is_large = trees.nbytes(population.arrays) > self.memory // 4

@@ -42,16 +42,13 @@ def first_does(work: Callable[[], object]) -> None:
     if not are_several():
         work()
         return
-    import numpy as np
-    from jax.experimental import multihost_utils
-
     error: Exception | None = None
     if is_first():
         try:
             work()
         except Exception as raised:
             error = raised
-    failed = multihost_utils.broadcast_one_to_all(np.bool_(error is not None))
+    failed = as_first_sees(error is not None)
     if error is not None:
         raise error
     if failed:
@@ -66,10 +63,9 @@ def as_first_sees(value: bool) -> bool:
     """
     if not are_several():
         return value
-    import numpy as np
-    from jax.experimental import multihost_utils
+    from fedjax_fm.engine import hosts
 
-    return bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+    return bool(hosts.first_says(int(value)))
 
 
 def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:

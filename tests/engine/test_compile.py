@@ -87,13 +87,13 @@ def test_what_the_host_drives_is_refused(how, words):
 
 def test_what_does_not_fit_says_how_much_is_missing():
     said = (
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.00G of "
-        "15.75G hbm. Exceeded hbm capacity by 8.25G."
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
+        "HLO temporaries (53.50G) exceeds available HBM (15.75G)."
     )
     error = does_not_fit(RuntimeError(said), ELSEWHERE)
     assert isinstance(error, aot.DoesNotFit)
-    assert "need 24.00GiB on a device of elsewhere, which has 15.75GiB" in str(error)
-    assert "8.25GiB are missing" in str(error)
+    assert "need 53.50 GiB on a device of elsewhere, which has 15.75 GiB" in str(error)
+    assert "37.75 GiB are missing" in str(error)
     assert "model_parallel" in str(error)
     other = RuntimeError("INTERNAL: something else")
     assert does_not_fit(other, ELSEWHERE) is other
