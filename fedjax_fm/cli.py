@@ -246,14 +246,8 @@ def finetune(words: list[str]) -> None:
       words: of the command line. The first may be a TOML file with settings; flags win
         over it.
     """
-    from fedjax_fm.runs.processes import is_one_of_several
+    from fedjax_fm.runs.processes import join
 
-    if is_one_of_several():
-        raise UsageError(
-            "finetune runs in one process, and a launcher has started several (SLURM, "
-            "Open MPI or a TPU pod); start one task. `fedjax-fm run` and simulators in "
-            "a script of one's own run in several"
-        )
     given, file = list(words), None
     if given and given[0].endswith(".toml"):
         file = Path(given.pop(0))
@@ -267,9 +261,11 @@ def finetune(words: list[str]) -> None:
         default=options,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
+    join(*options.joined)
     if options.resume is not None:
+        beside = (options.trace, *options.joined)
+        most = 2 + 2 * sum(one is not None for one in beside)
         has_more = options.settings != Settings() or options.dry_run
-        most = 2 if options.trace is None else 4
         if len(words) > most or has_more:
             raise UsageError("--resume goes on with the run's own settings")
         _finetune_again(options.resume, options.trace)
@@ -286,20 +282,34 @@ class _Finetune:
       dry_run: says what a run would be, and computes two rounds to time one.
       resume: goes on with an interrupted run in this folder.
       trace: where JAX's profiler writes what it sees of the run.
+      coordinator: of several processes, which run the same command and share the folder:
+        where process 0 listens. Under SLURM and Open MPI and on TPU pods it is found
+        without.
+      processes: how many there are.
+      process: the number of this one.
     """
 
     settings: Settings
     dry_run: bool = False
     resume: _Folder = None
     trace: _Folder = None
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    processes: _Count = None
+    process: _Count = None
+
+    @property
+    def joined(self) -> tuple[Any, ...]:
+        """What joins this process to others."""
+        return self.coordinator, self.processes, self.process
 
 
 def _finetune_anew(settings: Settings, dry_run: bool, trace: Path | None) -> None:
     from rich.console import Console
 
     from fedjax_fm.finetune import command, plan
+    from fedjax_fm.runs.processes import is_first
 
-    console, settings = Console(), command.resolved(settings)
+    console, settings = Console(quiet=not is_first()), command.resolved(settings)
     if dry_run:
         for line in plan.dry_run(settings):
             say(console, line)
@@ -321,8 +331,9 @@ def _finetune_go(
 
     from fedjax_fm.finetune import command
     from fedjax_fm.runs import runtime
+    from fedjax_fm.runs.processes import is_first
 
-    console = Console()
+    console = Console(quiet=not is_first())
     if kept := runtime.keep_programs():
         say(console, f"compiled programs are kept in {kept}")
     signal.signal(signal.SIGTERM, _interrupt)

@@ -7,7 +7,11 @@ along a ring of its n devices:
     all-gather that gives b bytes      (n - 1) / n b
     reduce-scatter that gives b bytes  (n - 1) b
     all-to-all of b bytes              (n - 1) / n b
+    ragged-all-to-all of b bytes       (n - 1) / n b
     collective-permute of b bytes                  b
+
+A ragged all-to-all counts by the rows that a device may be given: it writes them into an
+array that may be much larger.
 """
 
 import itertools
@@ -76,12 +80,16 @@ def collectives_of(program: Program, mesh: Mapping[str, int]) -> list[Collective
             op = operation.opcode.removesuffix("-start")
             if op in OPS:
                 level = levels.get(computation) or "run"
-                found.append(_read(operation, op, mesh, level))
+                found.append(_read(program, operation, op, mesh, level))
     return found
 
 
 def _read(
-    operation: Operation, op: str, mesh: Mapping[str, int], level: str
+    program: Program,
+    operation: Operation,
+    op: str,
+    mesh: Mapping[str, int],
+    level: str,
 ) -> Collective:
     """What one operation says."""
     shapes = operation.shapes
@@ -91,6 +99,8 @@ def _read(
     given = int(nbytes(shapes))
     groups = groups_of(operation.text, math.prod(mesh.values()))
     n = max(len(group) for group in groups)
+    if op == "ragged-all-to-all":
+        given = _bytes_of_rows(program, operation, n)
     return Collective(
         op=op,
         bytes=given,
@@ -98,6 +108,19 @@ def _read(
         axis=_axis(groups, mesh),
         level=level,
     )
+
+
+def _bytes_of_rows(program: Program, operation: Operation, n: int) -> int:
+    """Bytes of the rows that one device may be given by a ragged all-to-all.
+
+    The third operand has an entry for each row that passes between a device and the n
+    others; as many rows as a device has entries for each of them are its own.
+    """
+    array = operation.shapes[-1]
+    entries = program.operations[operation.operands[2]].shapes[0]
+    _, dims = array
+    (n_entries,) = entries[1]
+    return int(nbytes([array])) // dims[0] * (n_entries // n)
 
 
 def _sent(op: str, given: int, n: int) -> int:

@@ -53,9 +53,18 @@ def whole(array: jax.Array) -> np.ndarray:
     Args:
       array: of any shape, of numbers.
     """
-    if array.is_fully_addressable or array.is_fully_replicated:
+    if not is_in_parts(array):
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def here(tree: Tree) -> Tree:
+    """A tree in the memory of each process, for what is not done by all of them together.
+
+    Args:
+      tree: of arrays whose parts may lie on several hosts. Of one process it stays.
+    """
+    return jax.tree.map(whole, tree) if are_several() else tree
 
 
 def first_says(value: int) -> int:
@@ -79,6 +88,28 @@ def least_of(n_bytes: int) -> int:
         return n_bytes
     each = multihost_utils.process_allgather(np.int32(n_bytes >> 20))
     return int(np.min(each)) << 20
+
+
+def from_all(array: np.ndarray) -> np.ndarray:
+    """The array of each process, [processes, ...], in all of them.
+
+    Args:
+      array: this process's, of one shape in all.
+    """
+    if not are_several():
+        return array[None]
+    return np.asarray(multihost_utils.process_allgather(array))
+
+
+def is_in_parts(leaf: Any) -> bool:
+    """Whether an array's parts lie on several hosts, none of which has all of it.
+
+    Args:
+      leaf: of numpy or jax.
+    """
+    if not isinstance(leaf, jax.Array):
+        return False
+    return not (leaf.is_fully_addressable or leaf.is_fully_replicated)
 
 
 def any_says(wish: bool) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm.engine import state_rows
 from fedjax_fm.engine.billing import limbs
 from fedjax_fm.engine.data import n_processed, n_steps
 from fedjax_fm.engine.keys import Purpose, derive
@@ -114,7 +115,8 @@ def slots_of_all(engine: Engine, participation: Participation) -> Slots:
     if not engine.all_alike:
         loads = [local_steps(e, participation) for e in common or engine.exchanges]
         load = jnp.asarray(sum(loads))
-    number, active = assign(participation.eligible, load, engine.plan)
+    layout = assign(participation.eligible, load, engine.plan)
+    number, active = state_rows.known_to_all(engine, layout)
     return Slots(number=number, active=active, state=(), uplink=())
 
 
@@ -123,7 +125,9 @@ class Seating(NamedTuple):
 
     slots: Slots
     wanted: jax.Array  # bool[C], by the exchange, eligible or not
-    target: jax.Array | None  # i32[slots], flat; None: these are the round's own slots
+    target: (
+        jax.Array | None
+    )  # i32[D, n_blocks, W]; None: these are the round's own slots
 
 
 def seated(
@@ -149,36 +153,34 @@ def seated(
     capacity, n_slots = wanted.shape[0], base.number.size
     load = local_steps(bound, participation)
     here = participation.eligible & wanted
-    number, active = assign(here, load, bound.engine.plan)
+    layout = assign(here, load, bound.engine.plan)
+    number, active = state_rows.known_to_all(bound.engine, layout)
     # where each client of the cohort sits in the round's own slots
     nowhere = jnp.zeros(capacity, jnp.int32)
     seats = jnp.arange(n_slots)
     place = nowhere.at[base.number.reshape(-1)].set(seats, mode="drop")
     source = place[jnp.minimum(number, capacity - 1)]
-    target = jnp.where(number < capacity, source, n_slots).reshape(-1)
-    state, uplink = jax.tree.map(lambda x: x[source], flat(states))
+    target = jnp.where(number < capacity, source, n_slots)
+    state, uplink = state_rows.taken(bound.engine, flat(states), source)
     slots = Slots(number=number, active=active, state=state, uplink=uplink)
     return Seating(slots, wanted, target)
 
 
 def states_after(
-    seating: Seating, states: tuple[Any, Any], found: tuple[Any, Any]
+    engine: Engine, seating: Seating, states: tuple[Any, Any], found: tuple[Any, Any]
 ) -> tuple[Any, Any]:
     """The states of all clients, in the round's own slots, after an exchange.
 
     Args:
+      engine: of the run.
       seating: of the exchange.
       states: (the algorithm's, the uplink's) before it, in the round's own slots.
       found: what its clients left behind, in its slots.
     """
     if seating.target is None:
         return found
-
-    def put(old, new):
-        rows = old.reshape(-1, *old.shape[3:])
-        return rows.at[seating.target].set(new, mode="drop").reshape(old.shape)
-
-    return jax.tree.map(put, states, flat(found))
+    after = state_rows.put(engine, flat(states), seating.target, found)
+    return jax.tree.map(lambda new, old: new.reshape(old.shape), after, states)
 
 
 def flat(tree: Tree) -> Tree:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import trees
+from fedjax_fm.engine import state_rows
 from fedjax_fm.engine.billing import billed, counted_bytes, unwrapped, with_billed
 from fedjax_fm.engine.clients import over_cohort, through
 from fedjax_fm.engine.data import DeviceData
@@ -155,10 +156,8 @@ def _begin(
       state: before the round.
       places: the rows of the slots' clients in the stores of states.
     """
-
-    def gather(tree):
-        return jax.tree.map(lambda x: x[places], tree)
-
+    stores = (state.clients, state.uplinks)
+    clients, uplinks = state_rows.taken(engine, stores, places)
     exchanges, eligible = engine.exchanges, context.participation.eligible
     n = len(exchanges)
     selects_some = any(bound.exchange.selects is not None for bound in exchanges)
@@ -172,8 +171,8 @@ def _begin(
     drawn = fault_of_draw(cohort.ids, cohort.n_active, engine.setting.n_clients)
     return RoundCarry(
         server=state.server,
-        clients=gather(state.clients),
-        uplinks=gather(state.uplinks),
+        clients=clients,
+        uplinks=uplinks,
         downlinks=state.downlinks,
         wanted=jnp.zeros_like(eligible),
         processed=jnp.zeros(eligible.shape, jnp.uint32) if selects_some else (),
@@ -419,7 +418,7 @@ def _with_states(
     index = bound.index
     before = (running.clients, running.uplinks[index])
     found = (result.state, result.uplink)
-    clients, uplink = states_after(seating, before, found)
+    clients, uplink = states_after(bound.engine, seating, before, found)
 
     def replaced(row, new):
         return (*row[:index], new, *row[index + 1 :])
@@ -485,17 +484,16 @@ def _state_after(
     outside = jnp.iinfo(jnp.int32).max
     where = jnp.where(context.slots.active & good, places, outside)
 
-    def scatter(store, new):
-        written = store.at[where].set(new, mode="drop")
-        if not engine.shares_states:
-            return written
-        # As it came, or the next round would be compiled again.
-        return jax.lax.with_sharding_constraint(written, engine.state_sharding)
-
+    stores, new = (state.clients, state.uplinks), (running.clients, running.uplinks)
+    stores = state_rows.put(engine, stores, where, new)
+    if engine.shares_states:
+        # As they came, or the next round would be compiled again.
+        stores = jax.lax.with_sharding_constraint(stores, engine.state_sharding)
+    clients, uplinks = stores
     return RoundState(
         server=trees.select(good, running.server, state.server),
-        clients=jax.tree.map(scatter, state.clients, running.clients),
-        uplinks=jax.tree.map(scatter, state.uplinks, running.uplinks),
+        clients=clients,
+        uplinks=uplinks,
         downlinks=trees.select(good, running.downlinks, state.downlinks),
         sampler=state.sampler,
         round=state.round + good.astype(jnp.int32),

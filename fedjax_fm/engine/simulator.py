@@ -32,7 +32,12 @@ from fedjax_fm.engine.shapes import (
     shapes_for,
     with_key,
 )
-from fedjax_fm.engine.state import HostStore, RoundState, SimulationState
+from fedjax_fm.engine.state import (
+    HostStore,
+    RoundState,
+    SimulationState,
+    row_of,
+)
 from fedjax_fm.engine.summary import Layout, summary
 from fedjax_fm.engine.target import Target, this_machine
 from fedjax_fm.population import samplers
@@ -43,7 +48,7 @@ Where = Literal["auto", "device", "host"]
 Callback = Callable[[int, SimulationState, dict[str, np.ndarray]], Any]
 MOST_SEED = 2**63 - 1
 # bytes of all clients' states; smaller ones lie whole on every device, which saves talk
-SHARED_FROM = 64 << 20
+SHARED_FROM = 64 << 20  # on CPUs
 _TARGET_HINT = "make one with aot.topology('v5e:2x4')"
 
 
@@ -233,13 +238,14 @@ class Simulator:
     def _may_share(self) -> bool:
         """Whether each device may hold its part of the clients' states.
 
-        Several hosts, who could not read each other's parts, and pmap keep all of them
-        on every device.
+        On accelerators always: rows travel there one by one, and every device would
+        have to be told of all of them. pmap keeps all states on every device.
         """
-        is_large = self.shapes.bytes_of_states > SHARED_FROM
+        n_bytes = self.shapes.bytes_of_states
+        pays = n_bytes > (SHARED_FROM if self.target.platform == "cpu" else 0)
         is_one_program = self.engine.parallel == "shard_map"
         several = self.engine.plan.n_devices > 1
-        return is_large and jax.process_count() == 1 and is_one_program and several
+        return pays and is_one_program and several
 
     def lay_out(self, plan: Plan) -> None:
         """Places data and backbone for this plan.
@@ -589,7 +595,7 @@ class Simulator:
 
         Returns:
           A tree of arrays, () for a method that keeps nothing. Of a client that has not
-          taken part, what it starts with.
+          taken part, what it starts with. Of several processes all ask together.
 
         Raises:
           ValueError: no such client.
@@ -598,7 +604,8 @@ class Simulator:
         checks.whole("client", client, least=0, most=self.population.n_clients - 1)
         store = state.carry.clients
         if not isinstance(store, HostStore):
-            return jax.tree.map(lambda x: x[client], store)
+            place = self.programs.everywhere if hosts.are_several() else None
+            return row_of(store, jnp.int32(client), place)
         if store.touched[client]:
             return jax.tree.map(lambda x: x[client].copy(), store.rows)[0]
         first_rows = with_key(self.shapes, state.key).first_rows

@@ -152,3 +152,22 @@ def all_first_rows(sharding: Any) -> Callable:
         return jax.vmap(make_one)(ids)
 
     return jax.jit(make, out_shardings=sharding)
+
+
+def row_of(store: Tree, client: jax.Array, place: Any) -> Tree:
+    """One client's states.
+
+    Args:
+      store: leaves [N, ...], on the devices.
+      client: i32[].
+      place: where the row goes; None: where JAX has it.
+    """
+    return _row_at(place)(store, client)
+
+
+@functools.cache
+def _row_at(place: Any) -> Callable:
+    def row(store: Tree, client: jax.Array) -> Tree:
+        return jax.tree.map(lambda x: x[client], store)
+
+    return jax.jit(row, out_shardings=place)

@@ -13,6 +13,7 @@ import fedjax_fm as ffm
 from fedjax_fm import callbacks, peft, study
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.callbacks.looks import worst_decile
+from fedjax_fm.engine import hosts
 from fedjax_fm.evaluation.agreement import AGREEMENTS
 from fedjax_fm.finetune import data as of_data
 from fedjax_fm.finetune import looks, methods
@@ -151,7 +152,8 @@ def _notes(run: study.Run, found: study.Simulated) -> dict[str, Any]:
     is_first = run.seed == settings.seeds[0]
     if is_first and data.prompts and not found.simulator.is_personal:
         before = (data.adapted.delta, data.adapted.backbone)
-        notes["answers"] = answered(data, settings, before, found.model())
+        after = hosts.here(found.model())
+        notes["answers"] = answered(data, settings, before, after)
     return notes
 
 

@@ -1,6 +1,8 @@
 """What a run leaves behind: the adapter, the merged model, a model card."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from fedjax_fm import models, peft
+from fedjax_fm.engine import hosts
 from fedjax_fm.finetune.data import Data
 from fedjax_fm.finetune.expressions import names_in
 from fedjax_fm.finetune.methods import has_two_adapters
@@ -23,6 +26,7 @@ from fedjax_fm.peft.atomic import whole_folder
 from fedjax_fm.peft.targets import Wrapper, named_modules
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
+from fedjax_fm.runs.processes import first_does, is_first
 from fedjax_fm.study.run import Run, Simulated
 from fedjax_fm.types import Tree
 
@@ -45,19 +49,33 @@ def save(run: Run, found: Simulated, place: Path) -> None:
     delta, backbone = found.model()
     if has_two_adapters(settings):
         delta = found.state.delta  # the shared one
+    # Of several processes all have the arrays, and the first writes the files.
+    delta, backbone = hosts.here((delta, backbone))
     folder.write_arrays(DELTA, flat(delta))
     changed = has_changed(data.adapted.backbone, backbone)
+    if found.simulator.is_personal and not changed:
+        _save_personal(folder, found)
+    parts = (delta, backbone)
+    first_does(functools.partial(_save_shared, folder, settings, data, parts, changed))
+
+
+def _save_shared(
+    folder: RunFolder,
+    settings: Settings,
+    data: Data,
+    parts: tuple[Tree, Tree],
+    changed: bool,
+) -> None:
+    """The adapter, if the frozen weights are what they were, and the merged model."""
     kept, why = False, "the method changes frozen weights"
     if not changed:
-        kept, why = _save_adapter(folder, settings, data, delta)
+        kept, why = _save_adapter(folder, settings, data, parts[0])
     merge = settings.merge
     if changed and not merge:
         # There is no other way to keep what was trained.
         is_gguf = locate(settings.model).weights.suffix == ".gguf"
         merge = ("gguf",) if is_gguf else ("safetensors",)
-    written = _save_merged(folder, settings, data, (delta, backbone), merge)
-    if found.simulator.is_personal and not changed:
-        _save_personal(folder, data, found)
+    written = _save_merged(folder, settings, data, parts, merge)
     saved = {
         "adapter": kept,
         "why_not": "" if kept else why,
@@ -209,12 +227,15 @@ def labels_of(classes: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _save_personal(folder: RunFolder, data: Data, found: Simulated) -> None:
+def _save_personal(folder: RunFolder, found: Simulated) -> None:
     """The adapter of each client that trained, in clients/NUMBER."""
-    with whole_folder(folder.path / "clients") as new:
+    place = folder.path / "clients"
+    writes = is_first()  # the others have parts of the clients' states
+    with whole_folder(place) if writes else contextlib.nullcontext() as new:
         for k in range(found.simulator.population.n_clients):
-            delta, _ = found.model(k)
-            np.savez_compressed(new / f"{k}.npz", **flat(delta))  # type: ignore[arg-type]
+            delta, _ = hosts.here(found.model(k))
+            if new is not None:
+                np.savez_compressed(new / f"{k}.npz", **flat(delta))  # type: ignore[arg-type]
 
 
 def has_changed(before: Tree, after: Tree) -> bool:

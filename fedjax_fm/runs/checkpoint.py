@@ -6,7 +6,6 @@ its arrays.
 
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 import shutil
@@ -23,12 +22,14 @@ import orbax.checkpoint as ocp
 
 from fedjax_fm import trees
 from fedjax_fm.engine import hosts
+from fedjax_fm.runs import digests
 from fedjax_fm.runs.errors import CheckpointError, DamagedCheckpoint, OtherRun
 from fedjax_fm.runs.folder import cannot_write
 from fedjax_fm.runs.processes import is_first
 
-# A leaf's path begins with a bracket or a dot, so no leaf has this name.
+# A leaf's path begins with a bracket or a dot, so no leaf has these names.
 DIGEST = "sha256"
+ROWS = "sha256 of rows "  # and the path of a leaf that was written in parts
 
 
 class Checkpoints:
@@ -37,7 +38,9 @@ class Checkpoints:
     Leaves are stored under their paths, because Orbax restores named tuples only with a
     target. Orbax refuses arrays of size zero: they are left out, and taken from the
     target. Orbax does not detect a changed byte of an array, so every checkpoint holds
-    a digest of its arrays.
+    a digest of its arrays. Of several processes the first writes, but for clients'
+    states whose rows lie on several hosts: of those each writes its own, and a checkpoint
+    may be read by another number of processes.
 
     Args:
       folder: of all checkpoints, one folder a round; made if it is not there.
@@ -63,7 +66,11 @@ class Checkpoints:
             max_to_keep=keep, enable_async_checkpointing=False
         )
         try:
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=options,
+                item_handlers=ocp.StandardCheckpointHandler(),  # reads shapes, too
+            )
         except OSError as error:
             raise CheckpointError(cannot_write(self._folder, error)) from error
 
@@ -85,8 +92,7 @@ class Checkpoints:
         """
         if round_index == self.latest:
             return
-        arrays = _by_path(state)
-        arrays[DIGEST] = _digest(arrays)
+        arrays = _with_digests(_by_path(state))
         try:
             with _without_noise():
                 self._manager.save(round_index, args=ocp.args.StandardSave(arrays))  # type: ignore[call-arg]
@@ -116,22 +122,7 @@ class Checkpoints:
           DamagedCheckpoint: the files are missing, cut short or changed.
           OtherRun: they belong to another configuration; names the leaf.
         """
-        try:
-            _ignore_late_reads()
-            as_written = ocp.args.StandardRestore()  # type: ignore[call-arg]
-            with _without_noise():
-                found = dict(self._manager.restore(round_index, args=as_written))
-        except Exception as error:
-            in_one_line = " ".join(str(error).split())
-            why = in_one_line.partition(" [tensorstore_spec=")[0]
-            raise DamagedCheckpoint(
-                f"the checkpoint of round {round_index} cannot be read: {why[:300]}"
-            ) from error
-        written = found.pop(DIGEST, None)
-        if written is None or not np.array_equal(written, _digest(found)):
-            raise DamagedCheckpoint(
-                f"the checkpoint of round {round_index} is not what was written: its digest differs"
-            )
+        found = self._read(round_index, _by_path(target))
         if problem := trees.difference(_by_path(target), found):
             raise OtherRun(
                 f"the checkpoint of round {round_index} is of another run: {problem}"
@@ -148,6 +139,33 @@ class Checkpoints:
             return value
 
         return structure.unflatten([restored(path, leaf) for path, leaf in leaves])
+
+    def _read(self, round_index: int, target: dict[str, Any]) -> dict[str, Any]:
+        """The arrays of a round by path, in parts where those of the target are."""
+        try:
+            _ignore_late_reads()
+            with _without_noise():
+                written = dict(self._manager.item_metadata(round_index).tree)
+                places = {
+                    name: _place(target.get(name), written[name]) for name in written
+                }
+                how = ocp.args.StandardRestore(places)  # type: ignore[call-arg]
+                found = dict(self._manager.restore(round_index, args=how))
+        except Exception as error:
+            in_one_line = " ".join(str(error).split())
+            why = in_one_line.partition(" [tensorstore_spec=")[0]
+            raise DamagedCheckpoint(
+                f"the checkpoint of round {round_index} cannot be read: {why[:300]}"
+            ) from error
+        as_written = {name: x for name, x in found.items() if _is_digest(name)}
+        arrays = {name: x for name, x in found.items() if not _is_digest(name)}
+        in_parts = [name for name in arrays if ROWS + name in as_written]
+        again = _digests(arrays, in_parts)
+        if not _are_equal(as_written, again):
+            raise DamagedCheckpoint(
+                f"the checkpoint of round {round_index} is not what was written: its digest differs"
+            )
+        return arrays
 
     def restore_newest(self, target: Any) -> tuple[Any | None, list[str]]:
         """Reads the newest state that is undamaged.
@@ -252,23 +270,45 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _by_path(state: Any) -> dict[str, np.ndarray]:
-    """{path: array} of all leaves that are not empty; keys as their data."""
+def _by_path(state: Any) -> dict[str, Any]:
+    """{path: array} of all leaves that are not empty; keys as their data.
+
+    Arrays of numpy, but for those that no process has all of.
+    """
     arrays = {}
     for path, leaf in jax.tree.leaves_with_path(state):
         array = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         if array.size:
-            arrays[jax.tree_util.keystr(path)] = np.asarray(array)
+            whole = array if hosts.is_in_parts(array) else np.asarray(array)
+            arrays[jax.tree_util.keystr(path)] = whole
     return arrays
 
 
-def _digest(arrays: dict[str, Any]) -> np.ndarray:
-    """u8[32] of names, dtypes, shapes and bytes."""
-    hashed = hashlib.sha256()
-    for name, value in sorted(arrays.items()):
-        array = np.ascontiguousarray(value)
-        head = f"{name} {array.dtype} {np.shape(value)}"
-        hashed.update(head.encode())
-        as_bytes = array.reshape(-1).view(np.uint8)
-        hashed.update(as_bytes.data)
-    return np.frombuffer(hashed.digest(), np.uint8)
+def _with_digests(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays and their digests."""
+    in_parts = [name for name, array in arrays.items() if hosts.is_in_parts(array)]
+    return arrays | _digests(arrays, in_parts)
+
+
+def _digests(arrays: dict[str, Any], by_rows: list[str]) -> dict[str, np.ndarray]:
+    """{name: u8[32]}: of each of some arrays by rows, and one of all others together."""
+    found = {ROWS + name: digests.of_rows(arrays[name]) for name in by_rows}
+    rest = {name: array for name, array in arrays.items() if name not in by_rows}
+    return found | {DIGEST: digests.of_arrays(rest)}
+
+
+def _is_digest(name: str) -> bool:
+    return name == DIGEST or name.startswith(ROWS)
+
+
+def _are_equal(some: dict[str, Any], others: dict[str, Any]) -> bool:
+    same_names = some.keys() == others.keys()
+    return same_names and all(np.array_equal(some[name], others[name]) for name in some)
+
+
+def _place(leaf: Any, written: Any) -> Any:
+    """Where what was written goes: to the devices of the target's leaf, or to numpy."""
+    if leaf is not None and hosts.is_in_parts(leaf):
+        place = leaf.sharding
+        return jax.ShapeDtypeStruct(written.shape, written.dtype, sharding=place)
+    return np.empty(written.shape, written.dtype)

@@ -5,14 +5,18 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 
 from fedjax_fm.runs.errors import RunFolderError, UsageError
 
 SECONDS = 60  # to find the others
+SILENCE = 30  # seconds after which a process that says nothing is taken for dead
 # What launchers leave in the environment of a process that is one of several; JAX reads
 # addresses and numbers from there by itself.
 COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 NAMES = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
+# Whether process 0 does something that the others wait for.
+_works_alone: ContextVar[bool] = ContextVar("_works_alone", default=False)
 HOSTS = "TPU_WORKER_HOSTNAMES"  # of a slice of a TPU, with commas between them
 
 
@@ -34,20 +38,24 @@ def first_does(work: Callable[[], object]) -> None:
     """Process 0 does something that the others wait for.
 
     Args:
-      work: raises where it cannot be done.
+      work: raises where it cannot be done. What it does by this function again, it does
+        at once.
 
     Raises:
       RunFolderError: in the other processes, if it raised in process 0.
     """
-    if not are_several():
+    if not are_several() or _works_alone.get():
         work()
         return
     error: Exception | None = None
     if is_first():
+        token = _works_alone.set(True)
         try:
             work()
         except Exception as raised:
             error = raised
+        finally:
+            _works_alone.reset(token)
     failed = as_first_sees(error is not None)
     if error is not None:
         raise error
@@ -61,7 +69,7 @@ def as_first_sees(value: bool) -> bool:
     Args:
       value: what this process sees.
     """
-    if not are_several():
+    if not are_several() or _works_alone.get():
         return value
     from fedjax_fm.engine import hosts
 
@@ -113,7 +121,11 @@ def join(
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
-        coordinator, processes, process, initialization_timeout=SECONDS
+        coordinator,
+        processes,
+        process,
+        initialization_timeout=SECONDS,
+        heartbeat_timeout_seconds=SILENCE,
     )
 
 

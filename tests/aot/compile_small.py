@@ -48,6 +48,10 @@ CASES = {
     "large_cohort": {"cohort": 512},
     "top_k": {"uplink": channels.top_k(0.1)},
     "error_feedback": {"uplink": channels.error_feedback(channels.top_k(0.1))},
+    "states_of_many": {
+        "uplink": channels.error_feedback(channels.top_k(0.1)),
+        "cohort": 512,
+    },
     "downlink": {"downlink": channels.top_k(0.1)},
     "model": {"uplink": channels.top_k(0.1), "model_parallel": 2},
     "model_and_downlink": {"downlink": channels.top_k(0.1), "model_parallel": 2},

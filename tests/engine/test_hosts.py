@@ -25,6 +25,8 @@ if n_hosts > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", n_hosts, number)
 import numpy as np
 from mlp_problem import lossy, make_clients, simulate
+from fedjax_fm.engine import hosts
+from fedjax_fm.engine import simulator as simulator_module
 assert len(jax.devices()) == 4
 """
 
@@ -33,13 +35,18 @@ CASES = {
     "device": {"uplink": lossy(), "block_size": 2},
     "streamed": {"uplink": lossy(), "block_size": 2, "data": "host"},
     "spilled": {"uplink": lossy(), "block_size": 2, "states": "host"},
+    "shared": {"uplink": lossy(), "block_size": 2},
     "few clients": {"cohort_size": 2},
     "model": {"model_parallel": 2},
 }
 found = {}
 for name, how in CASES.items():
+    simulator_module.SHARED_FROM = 0 if name == "shared" else 1 << 30
     state, metrics = simulate(rounds=2, devices=4, **how)
-    leaves = [np.asarray(x) for x in jax.tree.leaves((state.delta, state.carry.uplinks))]
+    in_parts = [hosts.is_in_parts(x) for x in jax.tree.leaves(state.carry.uplinks)]
+    assert any(in_parts) == (name == "shared" and n_hosts > 1), (name, in_parts)
+    trees = hosts.here((state.delta, state.carry.uplinks))
+    leaves = [np.asarray(x) for x in jax.tree.leaves(trees)]
     found[name] = [x.tolist() for x in leaves]
     found[name] += [metrics["loss"].tolist(), metrics["uplink_bytes"].tolist()]
 print(json.dumps(found))
@@ -70,6 +77,7 @@ import fedjax_fm as ffm
 from fedjax_fm.runs.errors import Interrupted
 from mlp_problem import make_trees, mlp_loss
 
+simulator_module.SHARED_FROM = 0  # each device, and so each host, has a part of the states
 folder, stops = sys.argv[4], sys.argv[5] == "stops"
 delta, backbone = make_trees()
 method = ffm.fedavg(
@@ -94,6 +102,10 @@ try:
     state, metrics = simulator.run(simulator.init(delta), 8, every=2, callbacks=looks)
     found = {"delta": [np.asarray(x).tolist() for x in jax.tree.leaves(state.delta)]}
     found |= {"loss": metrics["loss"].tolist(), "score": metrics["score"][[1, 7]].tolist()}
+    mine = simulator.client_state(state, 5)
+    assert mine == ()
+    residuals = hosts.here(state.carry.uplinks)
+    found |= {"residuals": [np.asarray(x).tolist() for x in jax.tree.leaves(residuals)]}
 except Interrupted as error:
     found = {"stopped": str(error)}
 print(json.dumps(found))

@@ -8,43 +8,13 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from mlp_problem import lossy, make_clients, make_trees, mlp_loss
+from kept_states import close, private_beside_shared, rows
+from mlp_problem import lossy, make_clients, make_trees
 
 import fedjax_fm as ffm
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.engine import simulator as simulator_module
 from fedjax_fm.engine.devices import CLIENTS
-
-
-def private_beside_shared():
-    """FedAvg, beside which every client keeps two deltas of its own: where it ended
-    last, and where the time before.
-    """
-    plain = ffm.fedavg(
-        ffm.Task(mlp_loss), optax.sgd(0.05, momentum=0.9), epochs=1, batch_size=4
-    )
-    (exchange,) = plain.exchanges
-
-    def client(backbone, message):
-        shared = exchange.client(backbone, message)
-
-        def one(message, mine, data, key):
-            output = shared(message, (), data, key)
-            return output._replace(
-                state={
-                    "last": ffm.trees.subtract(message, output.upload),
-                    "before": mine["last"],
-                }
-            )
-
-        return one
-
-    def both(delta, key):
-        return {"last": delta, "before": delta}
-
-    return plain._replace(
-        exchanges=(exchange._replace(client=client),), client_init=both
-    )
 
 
 def run(n_clients=8, rounds=4, *, donate=False, at_once=True, **how):
@@ -63,18 +33,6 @@ def run(n_clients=8, rounds=4, *, donate=False, at_once=True, **how):
     for n in [rounds] if at_once else [1] * rounds:
         state, _ = simulator.run(state, n, donate=donate)
     return simulator, state
-
-
-def rows(state, n):
-    return jax.tree.map(
-        lambda x: np.asarray(x)[:n], (state.carry.clients, state.carry.uplinks)
-    )
-
-
-def close(a, b):
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b
-    )
 
 
 @pytest.mark.parametrize(("n_clients", "devices"), [(8, 2), (8, 5), (11, 4)])

@@ -47,10 +47,20 @@ def test_nobody_answers(monkeypatch):
         processes.join("host0", processes=2, process=1)
 
 
-def test_fine_tuning_is_refused_in_several(monkeypatch, capsys):
-    from fedjax_fm import cli
+def test_what_process_0_does_alone_waits_for_nobody(monkeypatch):
+    """A function of its own that others would wait for, inside of such a one."""
+    met = []
+    monkeypatch.setattr(processes, "are_several", lambda: True)
+    monkeypatch.setattr(processes, "is_first", lambda: True)
+    from fedjax_fm.engine import hosts
 
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    with pytest.raises(SystemExit):
-        cli.main(["finetune", "--model", "m"])
-    assert "finetune runs in one process" in capsys.readouterr().err
+    monkeypatch.setattr(hosts, "first_says", lambda value: met.append(value) or value)
+    done = []
+
+    def outer():
+        processes.first_does(lambda: done.append("inner"))
+        assert processes.as_first_sees(True) is True
+
+    processes.first_does(outer)
+    assert done == ["inner"]
+    assert met == [0]  # once, that nothing failed

@@ -1,0 +1,151 @@
+"""Rows of the clients' states, from where they lie to where they are computed and back.
+
+Where devices share the states, each holds an equal part of every store. A client is
+computed where there is room, so its row travels twice a round, from the device that
+holds it and back: of C clients on n devices, each device sends and receives about C/n
+rows each way. XLA's partitioner would send the rows of the whole cohort to every device.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fedjax_fm.engine.devices import CLIENTS
+from fedjax_fm.engine.parts import Engine
+from fedjax_fm.types import Tree
+
+
+class Route(NamedTuple):
+    """Which rows a device passes to the n devices, itself included, and which it gets.
+
+    Leaves i32[n * S], S entries for each of the n; see `jax.lax.ragged_all_to_all`.
+    """
+
+    input_offsets: jax.Array  # rows of mine
+    send_sizes: jax.Array  # 1 where that row goes to that device, else 0
+    output_offsets: jax.Array  # where it will lie there
+    recv_sizes: jax.Array  # 1 where that device sends me one
+
+
+def travel(engine: Engine) -> bool:
+    """Whether rows pass from device to device one by one.
+
+    XLA has no such exchange for CPUs, where its partitioner moves them.
+
+    Args:
+      engine: of the run.
+    """
+    platform = engine.mesh.devices.flat[0].platform
+    return engine.shares_states and engine.plan.n_devices > 1 and platform != "cpu"
+
+
+def known_to_all(engine: Engine, slots: Tree) -> Tree:
+    """The layout of the slots, worked out by every device where rows travel.
+
+    The partitioner would let each device work out its own slots, and then tell them to
+    the others, who need them to send rows.
+
+    Args:
+      engine: of the run.
+      slots: arrays [D, n_blocks, W].
+    """
+    if not travel(engine):
+        return slots
+    everywhere = NamedSharding(engine.mesh, P())
+    return jax.lax.with_sharding_constraint(slots, everywhere)
+
+
+def taken(engine: Engine, stores: Tree, places: jax.Array) -> Tree:
+    """The rows at some places, on the devices that ask for them.
+
+    Args:
+      engine: of the run.
+      stores: leaves [n_rows, ...]; where rows travel, as many on each device.
+      places: i32[D, n_blocks, W], of each device's slots.
+
+    Returns:
+      Leaves [D, n_blocks, W, ...].
+    """
+    if not travel(engine):
+        return jax.tree.map(lambda store: store[places], stores)
+    return _on_each_device(engine, _taken, (P(CLIENTS), P()))(stores, places)
+
+
+def put(engine: Engine, stores: Tree, places: jax.Array, rows: Tree) -> Tree:
+    """The stores with rows written at some places.
+
+    Args:
+      engine: of the run.
+      stores: leaves [n_rows, ...]; where rows travel, as many on each device.
+      places: i32[D, n_blocks, W], each at most once; a row for a place past the store is
+        dropped.
+      rows: leaves [D, n_blocks, W, ...].
+    """
+    if travel(engine):
+        specs = (P(CLIENTS), P(), P(CLIENTS))
+        return _on_each_device(engine, _put, specs)(stores, places, rows)
+
+    def written(store, new):
+        return store.at[places].set(new, mode="drop")
+
+    return jax.tree.map(written, stores, rows)
+
+
+def _on_each_device(engine: Engine, of_leaf: Callable, specs: tuple) -> Callable:
+    """A function of (store, places, ...) for one leaf, on every device, for all leaves."""
+
+    def of_leaves(stores: Tree, places: jax.Array, *rest: Tree) -> Tree:
+        def one(store, *others):
+            return of_leaf(store, places, *others)
+
+        return jax.tree.map(one, stores, *rest)
+
+    return jax.shard_map(
+        of_leaves,
+        mesh=engine.mesh,
+        in_specs=specs,
+        out_specs=P(CLIENTS),
+        check_vma=False,
+    )
+
+
+def _taken(store: jax.Array, places: jax.Array) -> jax.Array:
+    """`taken` for one leaf, on one device."""
+    n, *room = places.shape
+    me = jax.lax.axis_index(CLIENTS)
+    holder, row = jnp.divmod(places.reshape(n, -1), store.shape[0])  # [n, S]
+    seats = jnp.broadcast_to(jnp.arange(row.shape[1]), row.shape)
+    found = jnp.zeros((row.shape[1], *store.shape[1:]), store.dtype)
+    route = _flat(
+        input_offsets=row,
+        send_sizes=holder == me,
+        output_offsets=seats,
+        recv_sizes=holder[me] == jnp.arange(n)[:, None],
+    )
+    found = jax.lax.ragged_all_to_all(store, found, *route, axis_name=CLIENTS)
+    return found.reshape(1, *room, *store.shape[1:])
+
+
+def _put(store: jax.Array, places: jax.Array, rows: jax.Array) -> jax.Array:
+    """`put` for one leaf, on one device."""
+    n = places.shape[0]
+    me = jax.lax.axis_index(CLIENTS)
+    holder, row = jnp.divmod(places.reshape(n, -1), store.shape[0])  # [n, S]
+    seats = jnp.broadcast_to(jnp.arange(row.shape[1]), row.shape)
+    route = _flat(
+        input_offsets=seats,
+        send_sizes=holder[me] == jnp.arange(n)[:, None],
+        output_offsets=jnp.broadcast_to(row[me], row.shape),
+        recv_sizes=holder == me,
+    )
+    rows = rows.reshape(-1, *store.shape[1:])
+    return jax.lax.ragged_all_to_all(rows, store, *route, axis_name=CLIENTS)
+
+
+def _flat(**parts: jax.Array) -> Route:
+    flat = {name: x.astype(jnp.int32).reshape(-1) for name, x in parts.items()}
+    return Route(**flat)
