@@ -600,6 +600,7 @@ def compile_rounds(
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     frozen: str = "dense",
     remat: Literal["none", "dots", "full"] = "dots",
+    attention: Literal["xla", "cudnn", "splash"] = "xla",
     uplink: str | None = None,
     downlink: str | None = None,
     model_parallel: int = 1,
@@ -630,6 +631,8 @@ def compile_rounds(
         frozen: dense, int8, nf4 or nf4_double.
         remat: what layers keep for their gradients: everything (none), products with
           weights (dots) or their input alone (full).
+        attention: who computes it: XLA, cuDNN (GPUs) or splash (TPUs, decoders of
+          Llama's family).
         uplink: a channel, such as "top_k:0.1|quantize:4".
         downlink: likewise.
         model_parallel: devices over which the backbone is split.
@@ -656,6 +659,7 @@ def compile_rounds(
         dtype=dtype,
         frozen=frozen,
         remat=remat,
+        attention=attention,
     )
     found = command.compiled(
         topology,

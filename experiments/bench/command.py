@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from fedjax_fm.experiments.bench import floor
@@ -23,6 +22,7 @@ from fedjax_fm.experiments.bench.environments import (
 from fedjax_fm.experiments.bench.workload import Workload
 from fedjax_fm.experiments.bench.workloads import WORKLOADS
 from fedjax_fm.runs.settings import UsageError, nearest
+from fedjax_fm.runs.terminal import for_tables
 
 # A row has all of these; those that are not known are null.
 FIELDS = (
@@ -125,7 +125,7 @@ def engine(
     chosen = choose(only)
     if peers and any(workload.peers for workload in chosen):
         need_adapters()
-    console, found = Console(), []
+    console, found = for_tables(), []
     with contextlib.nullcontext() if as_json else console.status("measuring"):
         for row in rows(chosen, peers=peers, repeats=repeats, smoke=smoke, cache=cache):
             found.append(row)

@@ -64,7 +64,9 @@ def _smollm2(cohort: int) -> Setup:
 
 SMOLLM2 = "SmolLM2-135M bf16, 4 x 256 tokens"
 MINILM = "MiniLM f32, 8 x 32 tokens, 2 steps"
-FEEDBACK = "error_feedback(top_k(0.1) | quantize(4))"
+# The uplink keeps a residual for each client.
+FED_BACK = f"{MINILM}, error feedback with top-k and 4 bits"
+KEPT = {"uplink": "error_feedback(top_k(0.1) | quantize(4))"}
 # what is fine-tuned, for which machines, the cohort laid out how
 ROWS = tuple(
     Row(says=says, topology=topology, setup=setup, how=how)
@@ -74,12 +76,10 @@ ROWS = tuple(
         (MINILM, "v5e:16x16", _minilm(4096, 8192), {"block_size": 16}),
         (MINILM, "h100:8", _minilm(64, 256), {"block_size": 8}),
         (MINILM, "a100:8", _minilm(64, 256), {"block_size": 8}),
-        (
-            f"{MINILM}, error feedback with top-k and 4 bits",
-            "v5e:2x4",
-            _minilm(64, 4096),
-            {"block_size": 8, "uplink": FEEDBACK},
-        ),
+        (FED_BACK, "v5e:2x4", _minilm(64, 4096), {"block_size": 8, **KEPT}),
+        (FED_BACK, "v5e:8x8", _minilm(512, 8192), {"block_size": 8, **KEPT}),
+        (FED_BACK, "v5e:16x16", _minilm(4096, 16384), {"block_size": 16, **KEPT}),
+        (FED_BACK, "h100:8", _minilm(64, 4096), {"block_size": 8, **KEPT}),
         (SMOLLM2, "v5e:2x4", _smollm2(8), {"block_size": 1}),
         (SMOLLM2, "h100:8", _smollm2(8), {"block_size": 1}),
         (

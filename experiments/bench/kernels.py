@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from fedjax_fm.experiments.bench.environments import clean_environment, last_lines
 from fedjax_fm.runs.settings import UsageError, nearest
+from fedjax_fm.runs.terminal import for_tables
 
 NAMES = (
     "topk-1e6",
@@ -112,7 +112,7 @@ def run(
         if name not in NAMES:
             raise UsageError(nearest(name, NAMES, "kernel"))
     chosen = [name for name in NAMES if not only or name in only]
-    console, found = Console(), []
+    console, found = for_tables(), []
     with contextlib.nullcontext() if as_json else console.status("measuring"):
         for row in rows(chosen, peers=peers, repeats=repeats, smoke=smoke):
             found.append(row)

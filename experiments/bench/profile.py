@@ -24,6 +24,7 @@ from fedjax_fm.experiments.bench import floor
 from fedjax_fm.experiments.bench.command import choose, shown_seconds
 from fedjax_fm.experiments.bench.workloads import WORKLOADS
 from fedjax_fm.runs.errors import UsageError
+from fedjax_fm.runs.terminal import for_tables
 
 # What an operation is for, by words in its frames' files and functions, innermost first.
 PLACES = (
@@ -320,5 +321,5 @@ def run(name: str | None, *, as_json: bool, smoke: bool) -> int:
     if as_json:
         print(in_json(found))
     else:
-        Console().print(table(found))
+        for_tables().print(table(found))
     return 0

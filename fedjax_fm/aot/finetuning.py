@@ -36,6 +36,7 @@ class Setup:
       dtype: of weights and activations.
       frozen: "dense", or the few bits of `models.quantize`.
       remat: what layers keep for their gradients, see `tasks.remat`.
+      attention: who computes it, see `tasks.attention`.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Setup:
     dtype: str = "bfloat16"
     frozen: str = "dense"
     remat: Literal["none", "dots", "full"] = "dots"
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
 
 
 def simulator(
@@ -125,7 +127,8 @@ def _adapted(setup: Setup, weights: bool) -> peft.Adapted:
 
 def _task(setup: Setup, adapted: peft.Adapted) -> Task:
     make = tasks.language_modeling if setup.classes is None else tasks.classification
-    return tasks.remat(make(adapted), setup.remat)
+    task = tasks.remat(make(adapted), setup.remat)
+    return tasks.attention(task, setup.attention)
 
 
 def _population(setup: Setup) -> Population:

@@ -11,11 +11,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fedjax_fm.axes import CLIENTS, MODEL
 from fedjax_fm.cpu_devices import forget_the_variable, use_cpu_cores_as_devices
 from fedjax_fm.engine.target import Target, this_machine
 from fedjax_fm.types import Tree
 
 __all__ = [
+    "CLIENTS",
+    "MODEL",
     "by_each_device",
     "client_mesh",
     "compiler_options",
@@ -26,8 +29,6 @@ __all__ = [
 
 forget_the_variable()  # JAX is imported: it has read it
 
-CLIENTS = "clients"
-MODEL = "model"
 ALIGNMENT = 64  # bytes
 VECTORS = ("bias", "scale")  # leaves of nnx that hold a vector, stacked or not
 

@@ -59,12 +59,18 @@ def whole(array: jax.Array) -> np.ndarray:
 
 
 def here(tree: Tree) -> Tree:
-    """A tree in the memory of each process, for what is not done by all of them together.
+    """A tree on a device of each process, for what is not done by all of them together.
 
     Args:
       tree: of arrays whose parts may lie on several hosts. Of one process it stays.
     """
-    return jax.tree.map(whole, tree) if are_several() else tree
+    if not are_several():
+        return tree
+
+    def one(leaf: Any) -> Any:
+        return jnp.asarray(whole(leaf)) if isinstance(leaf, jax.Array) else leaf
+
+    return jax.tree.map(one, tree)
 
 
 def first_says(value: int) -> int:

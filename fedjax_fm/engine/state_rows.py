@@ -131,19 +131,42 @@ def _taken(store: jax.Array, places: jax.Array) -> jax.Array:
 
 
 def _put(store: jax.Array, places: jax.Array, rows: jax.Array) -> jax.Array:
-    """`put` for one leaf, on one device."""
-    n = places.shape[0]
+    """`put` for one leaf, on one device.
+
+    What comes in lies in a row first, and is then written: an exchange that wrote into
+    the store itself would work on a copy of it.
+    """
+    n, held = places.shape[0], store.shape[0]
     me = jax.lax.axis_index(CLIENTS)
-    holder, row = jnp.divmod(places.reshape(n, -1), store.shape[0])  # [n, S]
+    holder, row = jnp.divmod(places.reshape(n, -1), held)  # [n, S]
     seats = jnp.broadcast_to(jnp.arange(row.shape[1]), row.shape)
+    turn = _turns(holder.reshape(-1)).reshape(row.shape)
     route = _flat(
         input_offsets=seats,
         send_sizes=holder[me] == jnp.arange(n)[:, None],
-        output_offsets=jnp.broadcast_to(row[me], row.shape),
+        output_offsets=jnp.broadcast_to(turn[me], row.shape),
         recv_sizes=holder == me,
     )
     rows = rows.reshape(-1, *store.shape[1:])
-    return jax.lax.ragged_all_to_all(rows, store, *route, axis_name=CLIENTS)
+    room = min(row.size, held)  # no place is written twice
+    found = jnp.zeros((room, *store.shape[1:]), store.dtype)
+    found = jax.lax.ragged_all_to_all(rows, found, *route, axis_name=CLIENTS)
+    turn = jnp.where(holder == me, turn, room)
+    where = jnp.full(room, held).at[turn.reshape(-1)].set(row.reshape(-1), mode="drop")
+    return store.at[where].set(found, mode="drop")
+
+
+def _turns(holder: jax.Array) -> jax.Array:
+    """i32[k]: how many before each entry have the same holder.
+
+    Args:
+      holder: i32[k].
+    """
+    order = jnp.argsort(holder, stable=True)
+    in_order = holder[order]
+    first = jnp.searchsorted(in_order, in_order)  # of the same holder
+    turns = jnp.arange(holder.size) - first
+    return jnp.zeros_like(turns).at[order].set(turns)
 
 
 def _flat(**parts: jax.Array) -> Route:

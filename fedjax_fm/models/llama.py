@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_fm.models.activations import ACTIVATIONS
-from fedjax_fm.models.attention import dot_product
+from fedjax_fm.models.attention import dot_product, goes_by_texts
 from fedjax_fm.models.classifier import classifier, last_real
 from fedjax_fm.models.generate import KVCache
 from fedjax_fm.models.randomness import randomness
@@ -29,6 +29,7 @@ from fedjax_fm.models.rotary import (
     rotary_tables,
     rotate,
 )
+from fedjax_fm.models.splash import Texts
 from fedjax_fm.models.stacked import run_stacked, scan_layers, stack
 from fedjax_fm.models.virtual_tokens import behind, prepend, seen_by_all, with_prefix
 from fedjax_fm.models.weights import Naming
@@ -459,11 +460,26 @@ class LlamaModel(nnx.Module):
                 f"{length} tokens exceed the model's context of {limit}; shorten or "
                 "split the text"
             )
+        mask = self._mask(segments, n_prompt)
+        tables = self._tables(self.first_position + behind(positions, n_prompt))
+        hidden = run_stacked(self.layers, hidden, tables, mask, each=self._windowed())
+        return self.norm(hidden[:, n_prompt:])
+
+    def _mask(self, segments: jax.Array, n_prompt: int) -> AttentionMask:
+        """Which tokens see which: those before them, of the same text.
+
+        Args:
+          segments: i32[B, T], the number of each token's text.
+          n_prompt: trained tokens before them.
+        """
+        has_more = self.config.window is not None or self.first_position or n_prompt
+        if goes_by_texts() and not has_more:
+            return AttentionMask(plain=Texts(segments), sliding=None)
         # bool[B, 1, T, T]
         same_text = segments[:, None, :, None] == segments[:, None, None, :]
         causal = jnp.tril(seen_by_all(same_text, n_prompt, queries=True))
         numbers = behind(count_positions(segments), n_prompt)
-        mask = masks_of(
+        return masks_of(
             causal,
             queries=numbers,
             keys=numbers,
@@ -471,9 +487,6 @@ class LlamaModel(nnx.Module):
             windowed=self.config.windowed,
             n_before=self.first_position,
         )
-        tables = self._tables(self.first_position + behind(positions, n_prompt))
-        hidden = run_stacked(self.layers, hidden, tables, mask, each=self._windowed())
-        return self.norm(hidden[:, n_prompt:])
 
     def extend(
         self,

@@ -6,12 +6,13 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
+from fedjax_fm.models.splash import Texts
 from fedjax_fm.models.virtual_tokens import seen_by_all
 
 KINDS = ("full_attention", "sliding_attention")
@@ -22,14 +23,14 @@ class AttentionMask(NamedTuple):
 
     Attributes:
       plain: of layers without a window, or of all layers where they are alike; bool,
-        broadcast to [B, heads, T, S].
+        broadcast to [B, heads, T, S]. `Texts` where attention goes by texts.
       sliding: of layers with a window, where there are both kinds; else None.
     """
 
-    plain: jax.Array
+    plain: jax.Array | Texts
     sliding: jax.Array | None
 
-    def of_layer(self, windowed: jax.Array | None) -> jax.Array:
+    def of_layer(self, windowed: jax.Array | None) -> Any:
         """The mask of one layer.
 
         Args:

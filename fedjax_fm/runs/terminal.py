@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PLAIN = "fedjax_fm.plain"  # the error handler's name
+WIDE = 160  # characters of a line that goes to a file or a pipe
 _SIGNS = {
     "×": "x", "…": "...", "·": "-", "→": "->", "≤": "<=", "≥": ">=", "±": "+-",
     "²": "^2", "³": "^3",
@@ -52,6 +53,13 @@ def never_fails(*streams: Any) -> None:
     for stream in streams:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=PLAIN)
+
+
+def for_tables() -> "Console":
+    """A console for tables, which cut no column short in a file or a pipe."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDE)
 
 
 def showable(text: str, encoding: str | None) -> str:

@@ -3,6 +3,7 @@
 Classification of examples and of tokens, language modelling, regression, distillation.
 """
 
+from fedjax_fm.tasks.attention import attention
 from fedjax_fm.tasks.classification import classification, from_logits
 from fedjax_fm.tasks.distil_objectives import (
     cosine_distance,
@@ -22,6 +23,7 @@ from fedjax_fm.tasks.token_classification import token_classification
 
 __all__ = [
     "Outputs",
+    "attention",
     "classification",
     "cosine_distance",
     "distilled",

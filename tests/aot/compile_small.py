@@ -20,6 +20,7 @@ import optax
 import fedjax_fm as ffm
 from fedjax_fm import aot, channels
 from fedjax_fm.aot.command import FAST
+from fedjax_fm.models.splash import Texts, splash
 
 
 def loss(delta, backbone, batch, key):
@@ -27,7 +28,15 @@ def loss(delta, backbone, batch, key):
     return jnp.mean(hidden @ backbone["w"], axis=1) ** 2, {}
 
 
-def small(target, *, cohort=16, method=ffm.fedavg, steps=1, **how):
+def in_blocks(delta, backbone, batch, key):
+    """As `loss`, with attention between the 4 rows of a batch, as if they were tokens."""
+    tokens = (batch["x"] @ delta["w"])[None, :, None, :]
+    texts = Texts(jnp.ones(tokens.shape[:2], jnp.int32))
+    attended = splash(tokens, tokens, tokens, texts)[0, :, 0]
+    return jnp.mean(attended @ backbone["w"], axis=1) ** 2, {}
+
+
+def small(target, *, cohort=16, loss=loss, method=ffm.fedavg, steps=1, **how):
     """Rounds of a product of two matrices, 16 KB of them trained."""
     clients = max(cohort, 16)
     x = np.broadcast_to(np.zeros((), np.float32), (4 * clients, 512))
@@ -53,6 +62,7 @@ CASES = {
         "cohort": 512,
     },
     "downlink": {"downlink": channels.top_k(0.1)},
+    "splash": {"loss": in_blocks},
     "model": {"uplink": channels.top_k(0.1), "model_parallel": 2},
     "model_and_downlink": {"downlink": channels.top_k(0.1), "model_parallel": 2},
 }

@@ -9,7 +9,7 @@ from commands import start_command
 from small_checkpoints import LLAMA, TEMPLATE, chats, checkpoint, write_jsonl
 
 DEVICES = 2
-METHODS = {"shared": ("fedit",), "personal": ("ditto",)}
+METHODS = {"shared": "fedit", "personal": "ditto(penalty=1.0)"}
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,13 @@ def arrays(folder):
 
 @pytest.mark.parametrize("kind", list(METHODS))
 def test_two_processes_write_what_one_does(inputs, kind):
-    (method,) = METHODS[kind]
+    method = METHODS[kind]
     alone, several = inputs / f"{kind}-alone", inputs / f"{kind}-several"
     finetune(inputs, alone, 1, method)
     first, second = finetune(inputs, several, 2, method)
     assert "report.html" in first
-    assert not second.strip()  # the first process alone speaks
+    ours = [line for line in second.splitlines() if not line.startswith("[Gloo]")]
+    assert not ours  # the first process alone speaks
     files = {
         path.relative_to(alone).as_posix()
         for path in alone.rglob("*")
@@ -81,5 +82,5 @@ def test_two_processes_write_what_one_does(inputs, kind):
         json.loads((place / "results.json").read_text())["arms"]["federated"]["runs"][0]
         for place in (several, alone)
     ]
-    assert scores[0]["answers"] == scores[1]["answers"]
+    assert scores[0].get("answers") == scores[1].get("answers")
     assert scores[0]["scores"] == pytest.approx(scores[1]["scores"], rel=1e-4)
