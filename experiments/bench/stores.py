@@ -1,19 +1,22 @@
 """What states and examples cost that are more than a device can hold.
 
     python -m fedjax_fm.experiments.bench.stores stateful [--clients 10000]
+    python -m fedjax_fm.experiments.bench.stores resume [--clients 10000] [--rank 8]
     python -m fedjax_fm.experiments.bench.stores disk [--examples 10000000]
 
 `stateful` (MiniLM's shapes, 6 GB of states): every client keeps a private LoRA adapter
 (rank 8 on query and value) and a residual of error feedback; the store lies on the
 devices, each with its part, and then in host memory. There is one JSON line for each
-cohort size, and both must agree. `disk`: a population of memory-mapped files is
-streamed; the line says how much memory the process took beyond its start. The models
-are random: what is measured is the engine.
+cohort size, and both must agree. `resume`: the same with its states in host memory,
+cut after three rounds and begun again from its checkpoint. `disk`: a population of
+memory-mapped files is streamed; the line says how much memory the process took beyond
+its start. The models are random: what is measured is the engine.
 """
 
 import argparse
 import json
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -76,30 +79,13 @@ def stateful(
       config: of the model.
       rounds: that are timed, after one that compiles.
     """
-    model = BertForSequenceClassification(config, 2, "mean", nnx.Rngs(0))
-    method = ffm.peft.lora(rank=8, alpha=16, targets=r"query|value")
-    graphdef, delta, backbone = ffm.peft.apply(model, method)
-
-    def small(x):
-        return 0.01 * jax.random.normal(jax.random.key(0), x.shape)
-
-    def loss(delta, backbone, batch, key):
-        model, ids = nnx.merge(graphdef, delta, backbone), batch["ids"]
-        logits, labels = model(ids, jnp.ones_like(ids)), batch["label"]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels), {}
-
-    delta = jax.tree.map(small, delta)
-    rng, n = np.random.default_rng(0), 2 * n_clients
-    ids = rng.integers(0, config.vocab_size, (n, 16))
-    labels = rng.integers(0, 2, n)
-    arrays = {"ids": ids.astype(np.int32), "label": labels.astype(np.int32)}
-    population = ffm.Population.from_arrays(arrays, 2 * np.arange(n_clients + 1))
+    task, population, delta, backbone = _problem(n_clients, config)
     channel = ffm.channels.error_feedback(ffm.channels.top_k(0.1))
     for cohort in cohorts:
         ends = {}
         for where in ("device", "host"):
             simulator = ffm.Simulator(
-                private_and_shared(ffm.Task(loss), 0.1),
+                private_and_shared(task, 0.1),
                 population,
                 backbone=backbone,
                 cohort_size=cohort,
@@ -127,6 +113,77 @@ def stateful(
             "clients_seen": seen,
             "largest_difference": max(jax.tree.leaves(apart)),
         }
+
+
+def resumed(
+    n_clients: int, config: BertConfig, folder: Path, rank: int, rounds: int = 3
+) -> dict[str, Any]:
+    """A run that is cut in the middle and goes on from its checkpoint, beside a whole one.
+
+    Args:
+      n_clients: in the population.
+      config: of the model.
+      folder: of the checkpoint.
+      rank: of the adapters.
+      rounds: before the cut, and after it.
+    """
+    task, population, delta, backbone = _problem(n_clients, config, rank)
+
+    def simulator() -> ffm.Simulator:
+        return ffm.Simulator(
+            private_and_shared(task, 0.1),
+            population,
+            backbone=backbone,
+            cohort_size=64,
+            uplink=ffm.channels.error_feedback(ffm.channels.top_k(0.1)),
+            states="host",
+        )
+
+    ends, seconds = {}, {}
+    for name, parts in {"whole": (2 * rounds,), "cut": (rounds, 2 * rounds)}.items():
+        looks = [ffm.callbacks.checkpoint(folder / name)]
+        for last in parts:
+            fresh, started = simulator(), time.perf_counter()
+            state, _ = fresh.run(fresh.init(delta), last, every=rounds, callbacks=looks)
+            seconds[f"{name}_{last}"] = time.perf_counter() - started
+        sums, seen = _sums_of_states(state)
+        ends[name] = (jax.device_get(state.delta), sums)
+        del state
+        shutil.rmtree(folder / name)
+    apart = jax.tree.map(_distance, *ends.values())
+    return {
+        "name": "resume",
+        "clients": n_clients,
+        "rank": rank,
+        "bytes_of_states": fresh.shapes.bytes_of_states,
+        "clients_seen": seen,
+        "largest_difference": max(jax.tree.leaves(apart)),
+        "seconds": seconds,
+        "peak_rss_bytes": _peak(),
+    }
+
+
+def _problem(n_clients: int, config: BertConfig, rank: int = 8) -> tuple:
+    """(task, population, delta, backbone): two random sentences a client."""
+    model = BertForSequenceClassification(config, 2, "mean", nnx.Rngs(0))
+    method = ffm.peft.lora(rank=rank, alpha=16, targets=r"query|value")
+    graphdef, delta, backbone = ffm.peft.apply(model, method)
+
+    def small(x):
+        return 0.01 * jax.random.normal(jax.random.key(0), x.shape)
+
+    def loss(delta, backbone, batch, key):
+        model, ids = nnx.merge(graphdef, delta, backbone), batch["ids"]
+        logits, labels = model(ids, jnp.ones_like(ids)), batch["label"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels), {}
+
+    delta = jax.tree.map(small, delta)
+    rng, n = np.random.default_rng(0), 2 * n_clients
+    ids = rng.integers(0, config.vocab_size, (n, 16))
+    labels = rng.integers(0, 2, n)
+    arrays = {"ids": ids.astype(np.int32), "label": labels.astype(np.int32)}
+    population = ffm.Population.from_arrays(arrays, 2 * np.arange(n_clients + 1))
+    return ffm.Task(loss), population, delta, backbone
 
 
 def _distance(a: Any, b: Any) -> float:
@@ -229,16 +286,21 @@ def _peak() -> int:
 def main() -> None:
     """Prints JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("stateful", "disk"))
+    parser.add_argument("what", choices=("stateful", "resume", "disk"))
     parser.add_argument("--clients", type=int, default=10_000)
+    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--examples", type=int, default=10_000_000)
     options = parser.parse_args()
     if options.what == "stateful":
         for row in stateful(options.clients, (8, 16, 32, 64), MINILM):
             print(json.dumps(row), flush=True)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        row = disk(options.examples, Path(folder) / "population")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if options.what == "resume":
+            row = resumed(options.clients, MINILM, folder, options.rank)
+        else:
+            row = disk(options.examples, folder / "population")
         print(json.dumps(row))
 
 
