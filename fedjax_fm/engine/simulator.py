@@ -38,6 +38,7 @@ from fedjax_fm.engine.state import (
     SimulationState,
     row_of,
 )
+from fedjax_fm.engine.state_rows import can_travel
 from fedjax_fm.engine.summary import Layout, summary
 from fedjax_fm.engine.target import Target, this_machine
 from fedjax_fm.population import samplers
@@ -48,7 +49,7 @@ Where = Literal["auto", "device", "host"]
 Callback = Callable[[int, SimulationState, dict[str, np.ndarray]], Any]
 MOST_SEED = 2**63 - 1
 # bytes of all clients' states; smaller ones lie whole on every device, which saves talk
-SHARED_FROM = 64 << 20  # on CPUs
+SHARED_FROM = 64 << 20  # where rows cannot travel one by one
 _TARGET_HINT = "make one with aot.topology('v5e:2x4')"
 
 
@@ -238,11 +239,11 @@ class Simulator:
     def _may_share(self) -> bool:
         """Whether each device may hold its part of the clients' states.
 
-        On accelerators always: rows travel there one by one, and every device would
-        have to be told of all of them. pmap keeps all states on every device.
+        Always where rows can travel one by one: else every device would have to be told
+        of all of them. pmap keeps all states on every device.
         """
-        n_bytes = self.shapes.bytes_of_states
-        pays = n_bytes > (SHARED_FROM if self.target.platform == "cpu" else 0)
+        travels = can_travel(list(self.engine.mesh.devices.flat))
+        pays = self.shapes.bytes_of_states > (0 if travels else SHARED_FROM)
         is_one_program = self.engine.parallel == "shard_map"
         several = self.engine.plan.n_devices > 1
         return pays and is_one_program and several

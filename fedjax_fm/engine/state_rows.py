@@ -6,7 +6,7 @@ holds it and back: of C clients on n devices, each device sends and receives abo
 rows each way. XLA's partitioner would send the rows of the whole cohort to every device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,10 @@ from jax.sharding import PartitionSpec as P
 from fedjax_fm.engine.devices import CLIENTS
 from fedjax_fm.engine.parts import Engine
 from fedjax_fm.types import Tree
+
+# Machines without the exchange of single rows, by JAX's name, and the most devices that
+# have it: libtpu refuses it beyond ("limited ICI routing").
+MOST_DEVICES = {"TPU v5 lite": 16, "cpu": 0}
 
 
 class Route(NamedTuple):
@@ -31,16 +35,27 @@ class Route(NamedTuple):
     recv_sizes: jax.Array  # 1 where that device sends me one
 
 
+def can_travel(devices: Sequence[jax.Device]) -> bool:
+    """Whether these devices can exchange single rows.
+
+    CPUs cannot, nor slices of v5e with more than 16 chips; there XLA's partitioner moves
+    the rows, through every device.
+
+    Args:
+      devices: of a mesh.
+    """
+    most = MOST_DEVICES.get(devices[0].device_kind, len(devices))
+    return len(devices) <= most
+
+
 def travel(engine: Engine) -> bool:
     """Whether rows pass from device to device one by one.
-
-    XLA has no such exchange for CPUs, where its partitioner moves them.
 
     Args:
       engine: of the run.
     """
-    platform = engine.mesh.devices.flat[0].platform
-    return engine.shares_states and engine.plan.n_devices > 1 and platform != "cpu"
+    shares = engine.shares_states and engine.plan.n_devices > 1
+    return shares and can_travel(list(engine.mesh.devices.flat))
 
 
 def known_to_all(engine: Engine, slots: Tree) -> Tree:
