@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from fedjax_fm.axes import CLIENTS, MODEL
+from fedjax_fm.axes import CLIENTS, MODEL, over_model
 from fedjax_fm.cpu_devices import forget_the_variable, use_cpu_cores_as_devices
 from fedjax_fm.engine.target import Target, this_machine
 from fedjax_fm.types import Tree
@@ -30,7 +30,6 @@ __all__ = [
 forget_the_variable()  # JAX is imported: it has read it
 
 ALIGNMENT = 64  # bytes
-VECTORS = ("bias", "scale")  # leaves of nnx that hold a vector, stacked or not
 
 
 def client_mesh(
@@ -96,38 +95,6 @@ def by_each_device(function: Callable, mesh: Mesh, axes: set[str]) -> Callable:
         axis_names=axes,
         check_vma=False,
     )
-
-
-def over_model(tree: Tree, mesh: Mesh) -> Tree:
-    """Shardings that split every matrix over the mesh's axis `model`.
-
-    Along the largest dimension that divides; a leaf stays whole if none does, if it has
-    fewer than two dimensions, and where the axis has size 1. So do biases and the scales
-    of norms, by name: stacked over layers they have two dimensions, and split they would
-    cost an all-reduce of a few bytes in every norm.
-
-    Args:
-      tree: arrays or shapes.
-      mesh: from `client_mesh`.
-    """
-    parts = mesh.shape[MODEL]
-
-    def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        dims = [d for d in range(leaf.ndim) if leaf.shape[d] % parts == 0]
-        if parts == 1 or leaf.ndim < 2 or not dims or _is_vector(path):
-            return NamedSharding(mesh, P())
-        largest = max(dims, key=lambda d: leaf.shape[d])
-        spec = [MODEL if d == largest else None for d in range(leaf.ndim)]
-        return NamedSharding(mesh, P(*spec))
-
-    return jax.tree.map_with_path(sharding, tree)
-
-
-def _is_vector(path: tuple) -> bool:
-    """Whether a leaf's name says that each layer has a vector of it."""
-    names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-    words = [name for name in names if isinstance(name, str) and name != "value"]
-    return bool(words) and words[-1] in VECTORS
 
 
 def shared_by_cores(tree: Tree) -> Tree:

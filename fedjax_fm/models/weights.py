@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from safetensors import SafetensorError, safe_open
 
+from fedjax_fm.axes import place_of
 from fedjax_fm.models.locate import INDEX, WEIGHTS
 
 # The last word of a parameter's path: (Hugging Face's word, whether torch stores the
@@ -250,6 +253,31 @@ class Tensors:
         kind = str(self.source[name].get_slice(name).get_dtype())
         return _DTYPES.get(kind, kind)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the head of its file.
+
+        Args:
+          name: of the tensor.
+        """
+        return tuple(self.source[name].get_slice(name).get_shape())
+
+    def read_part(
+        self, name: str, transposed: bool, index: tuple[slice, ...]
+    ) -> np.ndarray:
+        """A part of one tensor; nothing else of it is read, if it is a matrix.
+
+        Args:
+          name: of the tensor.
+          transposed: whether `index` is that of the transpose.
+          index: a slice for each dimension.
+        """
+        if not transposed:
+            return self.source[name].get_slice(name)[index]
+        if len(self.shape(name)) == 2:
+            return self.source[name].get_slice(name)[index[::-1]].T
+        whole = self.read(name)  # a convolution over patches
+        return whole.reshape(whole.shape[0], -1).T[index]
+
     def equal(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same numbers.
 
@@ -292,8 +320,10 @@ class _Checkpoint:
         naming: Naming,
         key: jax.Array,
         paths: list[tuple[str, ...]],
+        mesh: Mesh | None,
     ):
         self.tensors, self.naming, self.key = tensors, naming, key
+        self.mesh = mesh
         self.used: set[str] = set()
         self.problems: list[str] = []
         # A head is new as a whole or not at all.
@@ -373,6 +403,64 @@ class _Checkpoint:
             return None
         return array
 
+    def fits(self, name: str, transposed: bool, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor has floats of that shape, from its head alone.
+
+        If not, `problems` has an entry.
+        """
+        self.used.add(name)
+        kind, there = self.tensors.kind(name), self.tensors.shape(name)
+        if kind not in _FLOATS:
+            self.problems.append(f"{name}: expected floating point numbers, got {kind}")
+            return False
+        if transposed:
+            there = (math.prod(there[1:]), there[0])
+        if there != shape:
+            self.problems.append(f"{name}: expected shape {shape}, got {there}")
+        return there == shape
+
+    def in_parts(
+        self,
+        found: list[tuple[str, bool]],
+        stacked: bool,
+        shape: tuple[int, ...],
+        dtype: Any,
+        place: NamedSharding,
+    ) -> jax.Array | None:
+        """One parameter of which each device's part is read by itself.
+
+        Args:
+          found: (tensor, whether it is stored transposed) of each layer.
+          stacked: whether there are layers; else `found` has one tensor.
+          shape: of the parameter.
+          dtype: of the parameter.
+          place: how it lies.
+
+        Returns:
+          The array; None with an entry in `problems` if a tensor does not fit.
+        """
+        inner = shape[1:] if stacked else shape
+        if not all([self.fits(*one, inner) for one in found]):
+            return None
+        read: dict[
+            str, np.ndarray
+        ] = {}  # devices with other clients have the same part
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            if str(index) not in read:
+                read[str(index)] = self._part(found, stacked, index).astype(dtype)
+            return read[str(index)]
+
+        return jax.make_array_from_callback(shape, place, part)
+
+    def _part(
+        self, found: list[tuple[str, bool]], stacked: bool, index: tuple[slice, ...]
+    ) -> np.ndarray:
+        if not stacked:
+            return self.tensors.read_part(*found[0], index)
+        layers = [self.tensors.read_part(*one, index[1:]) for one in found[index[0]]]
+        return np.stack(layers)
+
     def parameter(
         self, number: int, path: tuple[str, ...], shape: tuple[int, ...], dtype: Any
     ) -> jax.Array | None:
@@ -389,14 +477,15 @@ class _Checkpoint:
             for (name, _), (there, _) in zip(wanted, found, strict=True)
             if there is None
         ]
+        place = None if self.mesh is None else place_of(path, shape, self.mesh)
         if missing and ".".join(path).startswith(self.new):
-            if path[-1] == "bias":
-                return jnp.zeros(shape, dtype)
-            key = jax.random.fold_in(self.key, number)
-            return 0.02 * jax.random.normal(key, shape, dtype)
+            return _placed(self.initial(number, path, shape, dtype), place)
         if missing:
             self.problems.append(f"missing {missing[0]}")
             return None
+        if place is not None:
+            tensors = [(str(name), transposed) for name, transposed in found]
+            return self.in_parts(tensors, stacked, shape, dtype, place)
         if not stacked:
             array = self.read(str(found[0][0]), found[0][1], shape)
             return None if array is None else jnp.asarray(array, dtype)
@@ -410,9 +499,30 @@ class _Checkpoint:
             buffer[layer] = array
         return jnp.asarray(buffer)
 
+    def initial(
+        self, number: int, path: tuple[str, ...], shape: tuple[int, ...], dtype: Any
+    ) -> jax.Array:
+        """What a parameter begins with that the checkpoint lacks."""
+        if path[-1] == "bias":
+            return jnp.zeros(shape, dtype)
+        key = jax.random.fold_in(self.key, number)
+        return 0.02 * jax.random.normal(key, shape, dtype)
+
+
+def _placed(array: jax.Array, place: NamedSharding | None) -> jax.Array:
+    """The array where it lies, of which each process puts its own part."""
+    if place is None:
+        return array
+    here = np.asarray(array)
+    return jax.make_array_from_callback(here.shape, place, lambda index: here[index])
+
 
 def load_into(
-    model: nnx.Module, folder: Path, naming: Naming, key: jax.Array
+    model: nnx.Module,
+    folder: Path,
+    naming: Naming,
+    key: jax.Array,
+    mesh: Mesh | None = None,
 ) -> nnx.Module:
     """Fills an abstract module from a folder's safetensors, one file or shards.
 
@@ -422,6 +532,8 @@ def load_into(
       naming: how the files name the model's parameters.
       key: of the initial values that the checkpoint lacks and `naming.new` allows:
         normal(0.02), biases zero.
+      mesh: over whose axis `model` matrices are split, each device's part read by
+        itself; None: parameters are read whole.
 
     Returns:
       The module with its weights.
@@ -433,11 +545,17 @@ def load_into(
     """
     files = weight_files(folder)
     with contextlib.ExitStack() as stack:
-        return fill(model, Tensors(files, stack), naming, key, files[0])
+        tensors = Tensors(files, stack)
+        return fill(model, tensors, naming, key, files[0], mesh)
 
 
 def fill(
-    model: nnx.Module, tensors: Tensors, naming: Naming, key: jax.Array, where: Path
+    model: nnx.Module,
+    tensors: Tensors,
+    naming: Naming,
+    key: jax.Array,
+    where: Path,
+    mesh: Mesh | None = None,
 ) -> nnx.Module:
     """Fills an abstract module from open tensors.
 
@@ -447,6 +565,7 @@ def fill(
       naming: how they name the model's parameters.
       key: of initial values, see `load_into`.
       where: their file, for error messages.
+      mesh: see `load_into`.
 
     Returns:
       The module with its weights.
@@ -457,7 +576,7 @@ def fill(
     graphdef, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
     paths = [tuple(map(str, path)) for path, _ in flat]
-    checkpoint = _Checkpoint(tensors, naming, key, paths)
+    checkpoint = _Checkpoint(tensors, naming, key, paths, mesh)
     pairs = zip(paths, flat, strict=True)
     arrays = [
         checkpoint.parameter(number, path, variable.shape, variable.dtype)

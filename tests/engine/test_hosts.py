@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_checkpoints import LLAMA, checkpoint
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 DEVICES = 4  # of all processes together
@@ -112,6 +113,34 @@ print(json.dumps(found))
 """
 
 
+PARTS = """
+import jax.numpy as jnp
+import optax
+import fedjax_fm as ffm
+from fedjax_fm import models, peft, tasks
+
+mesh = ffm.engine.client_mesh(model=4)
+model = models.from_pretrained(sys.argv[4], mesh=mesh)
+adapted = peft.apply(model, peft.lora(rank=2, targets=r"q_proj|v_proj"), jax.random.key(0))
+in_parts = [hosts.is_in_parts(leaf) for leaf in jax.tree.leaves(adapted.backbone)]
+assert any(in_parts) == (n_hosts > 1)
+rng = np.random.default_rng(0)
+def client():
+    ids = rng.integers(1, 9, (4, 6)).astype(np.int32)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
+
+clients = [client() for _ in range(3)]
+simulator = ffm.Simulator(
+    ffm.fedavg(tasks.language_modeling(adapted), optax.sgd(0.5), local_steps=2, batch_size=2),
+    ffm.Population.from_clients(clients), backbone=adapted.backbone, cohort_size=2,
+    devices=4, model_parallel=4,
+)
+state, metrics = simulator.run(simulator.init(adapted.delta), 2)
+leaves = [np.asarray(x).tolist() for x in jax.tree.leaves(state.delta)]
+print(json.dumps({"delta": leaves, "loss": metrics["loss"].tolist()}))
+"""
+
+
 @functools.cache
 def hosts(n_hosts: int, what: str, *words: str) -> list[dict]:
     """What each of several processes says, which have four devices together."""
@@ -185,3 +214,13 @@ def test_a_stop_on_one_host_stops_all_and_the_run_goes_on(tmp_path, n_after):
                 np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
     rows = (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["round"] for row in rows] == list(range(1, 9))
+
+
+def test_each_host_reads_its_part_of_a_backbone(tmp_path):
+    fields = LLAMA | {"num_attention_heads": 4, "num_key_value_heads": 4}
+    place = str(checkpoint(tmp_path / "llama", fields))
+    (alone,) = hosts(1, PARTS, place)
+    for found in hosts(2, PARTS, place):
+        for name, leaves in alone.items():
+            for leaf, expected in zip(found[name], leaves, strict=True):
+                np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-6)
