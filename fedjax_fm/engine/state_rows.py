@@ -7,7 +7,7 @@ rows each way. XLA's partitioner would send the rows of the whole cohort to ever
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Route(NamedTuple):
     recv_sizes: jax.Array  # 1 where that device sends me one
 
 
-def can_travel(devices: Sequence[jax.Device]) -> bool:
+def can_travel(devices: Sequence[Any]) -> bool:
     """Whether these devices can exchange single rows.
 
     CPUs cannot, nor slices of v5e with more than 16 chips; there XLA's partitioner moves

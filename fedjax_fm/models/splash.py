@@ -4,7 +4,7 @@ The kernel is JAX's own splash attention. Elsewhere than on TPUs it is interpret
 is slow and serves tests.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,5 +81,5 @@ def splash(
         return kernel(query, keys, values, segment_ids=segments)
 
     scaled = laid_out(query) * jnp.asarray(scale, query.dtype)
-    attended = jax.vmap(of_row)(scaled, laid_out(keys), laid_out(values), numbers)
+    attended: Any = jax.vmap(of_row)(scaled, laid_out(keys), laid_out(values), numbers)
     return attended.swapaxes(1, 2)[:, :length].astype(query.dtype)

@@ -446,7 +446,7 @@ class _Checkpoint:
             str, np.ndarray
         ] = {}  # devices with other clients have the same part
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             if str(index) not in read:
                 read[str(index)] = self._part(found, stacked, index).astype(dtype)
             return read[str(index)]

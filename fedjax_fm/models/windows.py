@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.models.splash import Texts
 from fedjax_fm.models.virtual_tokens import seen_by_all
 
 KINDS = ("full_attention", "sliding_attention")
@@ -27,7 +26,7 @@ class AttentionMask(NamedTuple):
       sliding: of layers with a window, where there are both kinds; else None.
     """
 
-    plain: jax.Array | Texts
+    plain: Any
     sliding: jax.Array | None
 
     def of_layer(self, windowed: jax.Array | None) -> Any:
