@@ -338,7 +338,16 @@ def shuffled_labels(arrays: Mapping[str, Any], seed: int) -> dict[str, Any]:
     Args:
       arrays: with `label`.
       seed: of the permutation.
+
+    Raises:
+      ValueError: there is no `label`.
     """
+    if "label" not in arrays:
+        columns = ", ".join(arrays)
+        raise ValueError(
+            f"a control on shuffled labels needs the column 'label', got {columns}; "
+            "write an arm that permutes what its clients learn"
+        )
     random = np.random.default_rng(seed)
     return {**arrays, "label": random.permutation(arrays["label"])}
 

@@ -142,6 +142,14 @@ def test_a_control_takes_nothing_that_an_arm_has_made():
     assert arm.run(run_of(shared=shared)) is False
 
 
+def test_a_control_without_labels_is_refused():
+    run = run_of()
+    run.shuffles_labels = True
+    unlabelled = [{"x": one["x"]} for one in clients()]
+    with pytest.raises(ValueError, match="needs the column 'label', got x; write"):
+        run.simulate(fedavg(), unlabelled, ADAPTED)
+
+
 def test_a_control_of_an_arm_that_is_like_another_is_like_that_one():
     arm = study.Arm("variant", lambda run: {}, like="fedavg")
     assert study.shuffled(arm).like == "fedavg"
