@@ -271,17 +271,13 @@ def answers(data: Texts, config: Config, found: study.Simulated) -> list[str]:
 
 
 GRID = {"learning_rate": "grid"}
+SHUFFLED: dict[str, Any] = {"shuffle": True, "like": "federated"}
 ARMS = (
     study.Arm("federated", federated, "federated LoRA, 8-bit uploads", GRID),
     study.Arm("centralised", centralised, "centralised LoRA, equal tokens", GRID),
     study.Arm("local", alone, "local only, some clients alone", GRID),
     study.Arm("zero_shot", zero_shot, "zero-shot, the base model"),
-    study.Arm(
-        "shuffled",
-        functools.partial(federated, shuffle=True),
-        "federated, answers shuffled",
-        like="federated",
-    ),
+    study.arm_of("shuffled", federated, "federated, answers shuffled", **SHUFFLED),
 )
 SCORES = (
     study.Score("worst", "worst tenth of unseen clients", highest=False, digits=1),
