@@ -154,17 +154,6 @@ def deal_split(config: Any, seed: int, split: str, **changes: Any) -> list[Clien
     ]
 
 
-def shuffled_labels(arrays: Arrays, seed: int) -> Arrays:
-    """The same examples with permuted labels, for a control: there is nothing to learn.
-
-    Args:
-      arrays: with `label`.
-      seed: of the permutation.
-    """
-    random = np.random.default_rng(seed)
-    return {**arrays, "label": random.permutation(arrays["label"])}
-
-
 def turned(arrays: Arrays) -> Arrays:
     """The same sentences with good for bad and bad for good.
 
