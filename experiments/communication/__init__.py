@@ -23,18 +23,17 @@ what is saved up (`accuracy`). Controls: shuffled labels; the model before train
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
-import numpy as np
-import optax
-
-import fedjax_fm as ffm
-from fedjax_fm import algorithms, channels, models, peft, study, tasks
-from fedjax_fm.experiments.feddf.models import TASKS, weights
-from fedjax_fm.experiments.shared import digits, sentences
-from fedjax_fm.experiments.shared.sentences import shuffled_labels
-from fedjax_fm.study.judged import joined
+from fedjax_fm import study
+from fedjax_fm.experiments.communication.clients import data
+from fedjax_fm.experiments.communication.training import (
+    averaged,
+    by_gradient,
+    trained,
+    untrained,
+)
+from fedjax_fm.study import arm_of, percent
 
 
 @dataclass(frozen=True)
@@ -78,210 +77,48 @@ class Config:
         return getattr(self, f"{self.task}_{name}")
 
 
-class Data(NamedTuple):
-    """Clients, and a model that is trained on them."""
-
-    task: ffm.Task
-    delta: Any
-    backbone: Any
-    clients: list[digits.Arrays]
-    test: digits.Arrays
-
-
-def data(config: Config, seed: int, split: str) -> Data:
-    """Deals the split's images or sentences to clients."""
-    if config.task == "image":
-        sizes = {"clients": config.clients, "alpha": config.alpha, "test": config.test}
-        dealt = digits.deal(seed, split, **sizes)
-        clients = [dealt.clients.client(k) for k in range(dealt.clients.n_clients)]
-        return Data(
-            task=TASKS[1],
-            delta=weights(seed)[1],
-            backbone=(),
-            clients=clients,
-            test=dealt.test,
-        )
-    found = sentences.sentences(config.model, config.max_length)
-    rows = sentences.of_split(found, split, 0.4)
-    sizes = {"train": config.train, "test": config.test // config.clients}
-    each = sentences.deal(found, rows, seed, per_domain=config.clients // 4, **sizes)
-    how = {"num_labels": 2, "pooling": "mean", "seed": seed}
-    method = peft.lora(config.rank, 2.0 * config.rank, targets=r"query|value")
-    whole = models.from_pretrained(config.model, **how)
-    adapted = peft.apply(whole, method, jax.random.key(seed))
-    return Data(
-        task=tasks.classification(adapted),
-        delta=adapted.delta,
-        backbone=adapted.backbone,
-        clients=[found.take(one.train) for one in each],
-        test=joined([found.take(one.test) for one in each]),
-    )
-
-
-def walk(run: study.Run) -> dict[str, int]:
-    """What a client does in a round, as arguments of a method."""
-    return {"local_steps": run.config.local_steps, "batch_size": run.config.batch_size}
-
-
-def averaged(name: str, **how: Any) -> Callable[[study.Run], ffm.Algorithm]:
-    """A method of local steps."""
-
-    def make(run: study.Run) -> ffm.Algorithm:
-        given = {**walk(run), **how}
-        if name == "fedobd":  # blocks are leaves of the net, layers of MiniLM
-            is_net = run.config.task == "image"
-            given |= {"blocks": str} if is_net else {"stacked": r"encoder\.layer\."}
-            given["dropped"] = run.config.dropped
-        factory = getattr(algorithms, name)
-        return factory(run.data.task, optax.sgd(run["rate"]), **given)
-
-    return make
-
-
-def by_gradient(name: str, kind: str) -> Callable[[study.Run], ffm.Algorithm]:
-    """A method of gradients, with a channel of its own: "top_k" or "ternary"."""
-
-    def make(run: study.Run) -> ffm.Algorithm:
-        given: dict[str, Any] = walk(run)
-        coarse = channels.ternary()
-        if kind == "top_k":
-            coarse = channels.top_k(run.config.kept)
-        if name == "soteriafl":
-            whole = given["local_steps"] * given["batch_size"]
-            given = {"clip_norm": 1.0, "noise_multiplier": 0.0, "batch_size": whole}
-        given["client_channel" if name == "fedlin" else "channel"] = coarse
-        return getattr(algorithms, name)(run.data.task, run["rate"], **given)
-
-    return make
-
-
-def untrained(run: study.Run) -> dict[str, float]:
-    """The model as it begins."""
-    made = run.data
-    found = ffm.evaluate(made.task, made.delta, made.backbone, made.test)
-    return {"accuracy": float(found["accuracy"].mean())}
-
-
-def trained(
-    make: Callable[[study.Run], ffm.Algorithm],
-    *,
-    remembers: bool = False,
-    longer: bool = False,
-    shuffle: bool = False,
-) -> Callable[[study.Run], dict[str, float]]:
-    """An arm of one method.
-
-    Args:
-      make: the method.
-      remembers: whether its uplink is top-k with error feedback.
-      longer: whether it goes on for `more_rounds` times as many rounds.
-      shuffle: whether training labels are permuted.
-    """
-
-    def arm(run: study.Run) -> dict[str, float]:
-        config, made = run.config, run.data
-        rounds = config.planned("rounds")
-        cohort = min(config.planned("cohort"), len(made.clients))
-        clients = made.clients
-        if shuffle:
-            clients = [shuffled_labels(one, run.seed) for one in clients]
-        uplink = channels.error_feedback(channels.top_k(config.kept))
-        run.simulate(
-            make(run),
-            ffm.Population.from_clients(clients),
-            made.delta,
-            rounds * (config.more_rounds if longer else 1),
-            backbone=made.backbone,
-            cohort_size=cohort,
-            uplink=uplink if remembers else None,
-            task=made.task,
-            test=made.test,
-            every=max(1, rounds // 30),
-        )
-        return scores(run, rounds, 8 * ffm.trees.size(made.delta), cohort)
-
-    return arm
-
-
-def scores(run: study.Run, rounds: int, plain: int, cohort: int) -> dict[str, float]:
-    """Accuracy within budgets, and what the target costs, from the curve.
-
-    Args:
-      run: after its simulation.
-      rounds: of FedAvg.
-      plain: bytes of one client of FedAvg in a round, both ways.
-      cohort: clients of a round.
-    """
-    config = run.config
-    names = ("round", "eval_accuracy", "uplink_bytes", "downlink_bytes")
-    columns = [np.array([row[name] for row in run.curve]) for name in names]
-    number, accuracy, up, down = columns
-    both, most = up + down, config.share * rounds * cohort * plain
-
-    def within(cost: np.ndarray, budget: float) -> float:
-        return float(accuracy[max(0, np.sum(cost <= budget) - 1)])
-
-    def seconds(megabits: float, n: Any, bytes_each: Any) -> Any:
-        steps = n * config.local_steps * config.step_seconds
-        return steps + 8 * bytes_each / (1e6 * megabits)
-
-    found = {"accuracy": within(both, most), "rounds": within(number, rounds)}
-    costs = {"up": up / 1e6, "both": both / 1e6}
-    for name, megabits in (("slow", 1.0), ("fast", 100.0)):
-        took = seconds(megabits, number, both / cohort)
-        whole = seconds(megabits, rounds, rounds * plain)
-        found[name], costs[name] = within(took, config.share * whole), took
-    if (reached := accuracy >= config.planned("target")).any():
-        first = int(reached.argmax())
-        found |= {f"to_{name}": float(cost[first]) for name, cost in costs.items()}
-    return found
-
-
 LOCAL, GRADIENT = {"rate": "grid"}, {"rate": "gradient_grid"}
+
+
+def arm(
+    name: str, label: str, make: Callable, grid: dict[str, str] = LOCAL, **how: Any
+) -> study.Arm:
+    """One method."""
+    return arm_of(name, trained, label, grid, make=make, **how)
+
+
 FEDAVG = averaged("fedavg")
 ARMS = (
-    study.Arm("fedavg", trained(FEDAVG), "FedAvg", LOCAL),
-    study.Arm("fedpaq", trained(averaged("fedpaq")), "FedPAQ, 4 bits", LOCAL),
-    study.Arm("topk", trained(FEDAVG, remembers=True), "top-k, error feedback", LOCAL),
-    study.Arm(
-        "fedlin", trained(by_gradient("fedlin", "top_k")), "FedLin, top-k", LOCAL
-    ),
-    study.Arm("fedobd", trained(averaged("fedobd"), longer=True), "FedOBD", LOCAL),
-    study.Arm("flasc", trained(averaged("flasc"), longer=True), "FLASC", LOCAL),
-    study.Arm("docofl", trained(averaged("docofl")), "DoCoFL", LOCAL),
-    study.Arm("diana", trained(by_gradient("diana", "ternary")), "DIANA", GRADIENT),
-    study.Arm("ef21", trained(by_gradient("ef21", "top_k")), "EF21, top-k", GRADIENT),
-    study.Arm(
-        "soteriafl",
-        trained(by_gradient("soteriafl", "ternary")),
-        "SoteriaFL, no noise",
-        GRADIENT,
-    ),
+    arm("fedavg", "FedAvg", FEDAVG),
+    arm("fedpaq", "FedPAQ, 4 bits", averaged("fedpaq")),
+    arm("topk", "top-k, error feedback", FEDAVG, remembers=True),
+    arm("fedlin", "FedLin, top-k", by_gradient("fedlin", "top_k")),
+    arm("fedobd", "FedOBD", averaged("fedobd"), longer=True),
+    arm("flasc", "FLASC", averaged("flasc"), longer=True),
+    arm("docofl", "DoCoFL", averaged("docofl")),
+    arm("diana", "DIANA", by_gradient("diana"), GRADIENT),
+    arm("ef21", "EF21, top-k", by_gradient("ef21", "top_k"), GRADIENT),
+    arm("soteriafl", "SoteriaFL, no noise", by_gradient("soteriafl"), GRADIENT),
 )
 CONTROLS = (
-    study.Arm(
-        "shuffled", trained(FEDAVG, shuffle=True), "shuffled labels", like="fedavg"
-    ),
-    study.Arm("untrained", untrained, "before training", like="fedavg"),
+    study.shuffled(ARMS[0], "shuffled labels"),
+    arm_of("untrained", untrained, "before training", like="fedavg"),
 )
-PERCENT = {"unit": "%", "scale": 100.0}
 COST = {"highest": False, "digits": 2}
 STUDY = study.Study(
     question="What does a byte buy, with each of the compressed methods?",
-    expected=(
-        "at equal rounds FedPAQ, DoCoFL and FedOBD within a point of FedAvg, top-k and "
-        "FLASC a little below, DIANA, EF21 and SoteriaFL far below, as one step is less "
-        "than four; at equal bytes FedOBD and FLASC first, as they compress both ways, "
-        "then those that compress one way, FedAvg and FedLin last; at 1 Mbit/s the order "
-        "of bytes for MiniLM's adapters, and that of rounds else"
-    ),
+    expected="at equal rounds FedPAQ, DoCoFL and FedOBD within a point of FedAvg, top-k "
+    "and FLASC a little below, DIANA, EF21 and SoteriaFL far below, as one step is less "
+    "than four; at equal bytes FedOBD and FLASC first, as they compress both ways, then "
+    "those that compress one way, FedAvg and FedLin last; at 1 Mbit/s the order of bytes "
+    "for MiniLM's adapters, and that of rounds else",
     config=Config,
     data=data,
     primary=dataclasses.replace(study.ACCURACY, label="accuracy at equal bytes"),
     scores=(
-        study.Score("rounds", "at equal rounds", **PERCENT),
-        study.Score("slow", "at equal seconds, 1 Mbit/s", **PERCENT),
-        study.Score("fast", "at equal seconds, 100 Mbit/s", **PERCENT),
+        percent("rounds", "at equal rounds"),
+        percent("slow", "at equal seconds, 1 Mbit/s"),
+        percent("fast", "at equal seconds, 100 Mbit/s"),
         study.Score("to_up", "to the target, up", "MB", **COST),
         study.Score("to_both", "to the target, in all", "MB", **COST),
         study.Score("to_slow", "to the target, 1 Mbit/s", "s", **COST),
@@ -289,8 +126,5 @@ STUDY = study.Study(
     ),
     arms=(*ARMS, *CONTROLS),
     comparisons=[*study.against("fedavg", ARMS), ("ef21", "diana")],
-    controls=(
-        study.Control("shuffled", "fedavg"),
-        study.Control("untrained", "fedavg"),
-    ),
+    controls=[study.Control(control.name, "fedavg") for control in CONTROLS],
 )

@@ -22,23 +22,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import optax
-
-import fedjax_fm as ffm
 from fedjax_fm import study
-from fedjax_fm.algorithms.feddf import feddf
-from fedjax_fm.algorithms.fedmd import fedmd
-from fedjax_fm.evaluation.evaluate import means
-from fedjax_fm.experiments.feddf.models import (
-    BOTH,
-    NAMES,
-    TASKS,
-    architectures,
-    weights,
-)
-from fedjax_fm.experiments.shared.digits import Arrays, Digits, deal
-from fedjax_fm.types import Algorithm, Tree
+from fedjax_fm.experiments.feddf.fusion import fusion
+from fedjax_fm.experiments.feddf.models import NAMES
+from fedjax_fm.experiments.feddf.parties import clients_alone, digest, start, untrained
+from fedjax_fm.experiments.shared.digits import Digits, deal
+from fedjax_fm.study import arm_of, percent
 
 
 @dataclass(frozen=True)
@@ -61,250 +50,38 @@ class Config:
 
     def smoke(self) -> "Config":
         """A small version, to see that it works."""
-        return dataclasses.replace(
-            self,
-            rounds=2,
-            server_steps=10,
-            rates=(0.3,),
-            server_rates=(3e-3,),
-            digest_rates=(1e-3,),
-            group_epochs=(5,),
-            client_epochs=(1,),
-            seeds=(0, 1),
-        )
+        rates = {"rates": (0.3,), "server_rates": (3e-3,), "digest_rates": (1e-3,)}
+        rounds = {"rounds": 2, "server_steps": 10, "seeds": (0, 1)}
+        epochs = {"group_epochs": (5,), "client_epochs": (1,)}
+        return dataclasses.replace(self, **rates, **rounds, **epochs)
 
 
 def data(config: Config, seed: int, split: str) -> Digits:
     """Deals the split's images."""
-    return deal(
-        seed,
-        split,
-        clients=config.clients,
-        alpha=config.alpha,
-        test=config.test,
-        public=config.public,
-        smallest=4,
-    )
+    sizes = {"clients": config.clients, "test": config.test, "public": config.public}
+    return deal(seed, split, alpha=config.alpha, smallest=4, **sizes)
 
 
-def groups_of(found: Digits) -> np.ndarray:
-    """The architecture of each client."""
-    return np.arange(found.clients.n_clients) % len(NAMES)
-
-
-def accuracies(
-    models: list[Tree], groups: np.ndarray, test: Arrays
-) -> dict[str, float]:
-    """Means over the models of each architecture, and over architectures.
-
-    Args:
-      models: weights.
-      groups: the architecture of each model.
-      test: images of all classes.
-    """
-    found = []
-    for w, group in zip(models, groups, strict=True):
-        scores = ffm.evaluate(TASKS[group], w, (), test)
-        found.append(means(scores)["accuracy"])
-    all_of_them = np.array(found)
-    each = {
-        name: float(np.mean(all_of_them[groups == group]))
-        for group, name in enumerate(NAMES)
-    }
-    mean = np.mean(list(each.values()))
-    return {"accuracy": float(mean), **each}
-
-
-def own_models(done: study.Simulated, groups: np.ndarray) -> list[Tree]:
-    """The model of each client, of its architecture."""
-    return [done.model(client)[0][group] for client, group in enumerate(groups)]
-
-
-def fusion(
-    epochs: int | None = 5,
-    average: Any = "logits",
-    distil: bool = True,
-    shuffle: bool = False,
-) -> Any:
-    """An arm: FedDF, or without distillation federated averaging in each group.
-
-    Args:
-      epochs: of a client in a round; None if they are tuned.
-      average: of the teachers, as for `feddf`.
-      distil: whether the server takes steps.
-      shuffle: whether the teachers' answers are paired with other images.
-    """
-
-    def arm(run: study.Run) -> dict[str, float]:
-        config, found = run.config, run.data
-        groups, steps, rate = groups_of(found), 0, 0.0
-        if distil:
-            steps = config.server_steps
-            rate = optax.cosine_decay_schedule(run["server_rate"], steps)
-        algorithm = feddf(
-            architectures(run["rate"]),
-            groups,
-            {"x": found.public["x"]},
-            server_steps=steps,
-            server_optimizer=optax.adam(rate),
-            server_batch_size=64,
-            average=average,
-            epochs=run["epochs"] if epochs is None else epochs,
-            batch_size=config.batch_size,
-        )
-        if shuffle:
-            algorithm = with_shuffled_teachers(algorithm, len(found.public["x"]))
-        done = run.simulate(
-            algorithm,
-            found.clients,
-            weights(run.seed),
-            config.rounds,
-            backbone=((), ()),
-            cohort_size=len(groups) // 2,
-            task=BOTH,
-            test=found.test,
-        )
-        return accuracies(own_models(done, groups), groups, found.test)
-
-    return arm
-
-
-def with_shuffled_teachers(algorithm: Algorithm, n_public: int) -> Algorithm:
-    """The same, but the sums of answers are in another order of images.
-
-    Args:
-      algorithm: FedDF.
-      n_public: images.
-    """
-    rows = np.random.default_rng(0).permutation(n_public)
-
-    def shuffled(exchange: Any) -> Any:
-        def server(state, aggregate, key):
-            value = aggregate.value._replace(opinions=aggregate.value.opinions[rows])
-            return exchange.server(state, aggregate._replace(value=value), key)
-
-        return exchange._replace(server=server)
-
-    exchanges = tuple(shuffled(exchange) for exchange in algorithm.exchanges)
-    return algorithm._replace(exchanges=exchanges)
-
-
-def transferred(run: study.Run) -> tuple[Tree, ...]:
-    """Both models after training on the labelled third of the public images."""
-    labelled = {
-        name: array[: len(array) // 3] for name, array in run.data.public.items()
-    }
-    population = ffm.Population.from_clients([labelled])
-
-    def one(architecture: Any, start: Tree) -> Tree:
-        algorithm = ffm.fedavg(
-            architecture.task,
-            architecture.optimizer,
-            epochs=20,
-            batch_size=run.config.batch_size,
-        )
-        simulator = ffm.Simulator(algorithm, population, cohort_size=1, seed=run.seed)
-        after, _ = simulator.run(simulator.init(start), 1)
-        return after.delta
-
-    def each() -> tuple[Tree, ...]:
-        pairs = zip(architectures(run["rate"]), weights(run.seed), strict=True)
-        return tuple(one(*pair) for pair in pairs)
-
-    return run.once(("transferred", run["rate"]), each)
-
-
-def digest(run: study.Run) -> dict[str, float]:
-    """FedMD."""
-    return parties(run, epochs=1, digest_optimizer=optax.adam(run["digest_rate"]))
-
-
-def clients_alone(run: study.Run) -> dict[str, float]:
-    """FedMD without digests."""
-    return parties(run, epochs=run["epochs"], digest_epochs=0)
-
-
-def parties(run: study.Run, **how: Any) -> dict[str, float]:
-    """Accuracies of the clients' models after FedMD.
-
-    Args:
-      run: of the arm.
-      **how: settings of `fedmd`.
-    """
-    config, found = run.config, run.data
-    groups = groups_of(found)
-    algorithm = fedmd(
-        architectures(run["rate"]),
-        groups,
-        {"x": found.public["x"]},
-        n_classes=10,
-        n_public=2 * len(found.public["x"]) // 3,
-        digest_batch_size=32,
-        start_epochs=10,
-        batch_size=config.batch_size,
-        **how,
-    )
-    done = run.simulate(
-        algorithm,
-        found.clients,
-        transferred(run),
-        config.rounds,
-        backbone=((), ()),
-        cohort_size=len(groups),
-    )
-    return accuracies(own_models(done, groups), groups, found.test)
-
-
-def start(run: study.Run) -> dict[str, float]:
-    """The models that FedMD starts from."""
-    groups, both = np.arange(len(NAMES)), transferred(run)
-    return accuracies(list(both), groups, run.data.test)
-
-
-def untrained(run: study.Run) -> dict[str, float]:
-    """Random weights."""
-    groups, both = np.arange(len(NAMES)), weights(run.seed)
-    return accuracies(list(both), groups, run.data.test)
-
-
+# What each of the four chooses: SGD's rate by another setting.
+GROUPS = {"rate": "rates", "epochs": "group_epochs"}
+SERVER = {"rate": "rates", "server_rate": "server_rates"}
+CLIENTS = {"rate": "rates", "epochs": "client_epochs"}
+DIGEST = {"rate": "rates", "digest_rate": "digest_rates"}
+ALONE = {"epochs": None, "distil": False}
+PLAIN = {"distil": False, "like": "feddf"}
+MEAN: dict[str, Any] = {"average": "probabilities", "like": "feddf"}
+SHUFFLED = {"shuffle": True, "like": "feddf"}
 ARMS = (
-    study.Arm(
-        "groups_alone",
-        fusion(epochs=None, distil=False),
-        "each group alone",
-        {"rate": "rates", "epochs": "group_epochs"},
-    ),
-    study.Arm(
-        "feddf", fusion(), "FedDF", {"rate": "rates", "server_rate": "server_rates"}
-    ),
-    study.Arm(
-        "undistilled", fusion(distil=False), "FedDF without distillation", like="feddf"
-    ),
-    study.Arm(
-        "probabilities",
-        fusion(average="probabilities"),
-        "FedDF, mean probabilities",
-        like="feddf",
-    ),
-    study.Arm(
-        "clients_alone",
-        clients_alone,
-        "each client alone",
-        {"rate": "rates", "epochs": "client_epochs"},
-    ),
-    study.Arm(
-        "fedmd", digest, "FedMD", {"rate": "rates", "digest_rate": "digest_rates"}
-    ),
-    study.Arm("start", start, "FedMD's start, no rounds", like="fedmd"),
-    study.Arm(
-        "shuffled_teachers",
-        fusion(shuffle=True),
-        "FedDF, shuffled teachers",
-        like="feddf",
-    ),
-    study.Arm("untrained", untrained, "nobody trained"),
+    arm_of("groups_alone", fusion, "each group alone", GROUPS, **ALONE),
+    arm_of("feddf", fusion, "FedDF", SERVER),
+    arm_of("undistilled", fusion, "FedDF without distillation", **PLAIN),
+    arm_of("probabilities", fusion, "FedDF, mean probabilities", **MEAN),
+    arm_of("clients_alone", clients_alone, "each client alone", CLIENTS),
+    arm_of("fedmd", digest, "FedMD", DIGEST),
+    arm_of("start", start, "FedMD's start, no rounds", like="fedmd"),
+    arm_of("shuffled_teachers", fusion, "FedDF, shuffled teachers", **SHUFFLED),
+    arm_of("untrained", untrained, "nobody trained"),
 )
-
 STUDY = study.Study(
     question="What do clients learn from others whose models have another architecture, "
     "by FedDF and by FedMD?",
@@ -332,5 +109,5 @@ STUDY = study.Study(
         study.Control("untrained", "fedmd"),
         study.Control("untrained", "groups_alone"),
     ),
-    scores=tuple(study.Score(name, unit="%", scale=100.0) for name in NAMES),
+    scores=[percent(name) for name in NAMES],
 )

@@ -1,4 +1,4 @@
-"""Two architectures for images of 8 x 8 pixels, in plain JAX, of He's scale."""
+"""Two architectures for images of 8 x 8 pixels, and how good the models of all clients are."""
 
 import math
 
@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_fm import tasks
+import fedjax_fm as ffm
+from fedjax_fm import study, tasks
 from fedjax_fm.algorithms.distillation import Architecture, Logits
+from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.experiments.bench.conv import conv_as_matmul, max_pool_2
+from fedjax_fm.experiments.shared.digits import Arrays, Digits
 from fedjax_fm.types import Task, Tree
 
 NAMES = ("perceptron", "convolutions")
@@ -89,3 +92,36 @@ def _both(delta: Tree, backbone: Tree, batch: dict, key: jax.Array | None):
 
 
 BOTH = Task(_both)  # of a tuple with a model of each architecture
+
+
+def groups_of(found: Digits) -> np.ndarray:
+    """The architecture of each client."""
+    return np.arange(found.clients.n_clients) % len(NAMES)
+
+
+def accuracies(
+    models: list[Tree], groups: np.ndarray, test: Arrays
+) -> dict[str, float]:
+    """Means over the models of each architecture, and over architectures.
+
+    Args:
+      models: weights.
+      groups: the architecture of each model.
+      test: images of all classes.
+    """
+    found = []
+    for w, group in zip(models, groups, strict=True):
+        scores = ffm.evaluate(TASKS[group], w, (), test)
+        found.append(means(scores)["accuracy"])
+    all_of_them = np.array(found)
+    each = {
+        name: float(np.mean(all_of_them[groups == group]))
+        for group, name in enumerate(NAMES)
+    }
+    mean = np.mean(list(each.values()))
+    return {"accuracy": float(mean), **each}
+
+
+def own_models(done: study.Simulated, groups: np.ndarray) -> list[Tree]:
+    """The model of each client, of its architecture."""
+    return [done.model(client)[0][group] for client, group in enumerate(groups)]

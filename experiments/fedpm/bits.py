@@ -2,9 +2,14 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from fedjax_fm import study
+from fedjax_fm.channels import identity
 from fedjax_fm.channels.range_coder import range_decode, range_encode
+from fedjax_fm.types import Channel
 
 MODEL_BITS = 32  # for a law that has to be sent
 
@@ -72,3 +77,37 @@ def bits_of(
         "coded given theta": given,
     }
     return {name: value / flags.size for name, value in bits.items()}
+
+
+CODED_CLIENTS = 3  # whose uploads are written by the arithmetic coder
+
+
+def remembering() -> Channel:
+    """The identity, whose state of a client is the client's last upload."""
+    plain = identity()
+    return Channel(
+        init=lambda shapes: jax.tree.map(
+            lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes
+        ),
+        encode=lambda state, tree, key: (plain.encode((), tree, key)[0], tree),
+        decode=plain.decode,
+        bits=plain.bits,
+    )
+
+
+def bits_of_next_round(done: study.Simulated) -> dict[str, float]:
+    """Bits that clients send in one more round; means over a few of its cohort."""
+    theta = jax.tree.map(np.array, done.state.delta)
+    old = jax.tree.map(np.array, done.state.carry.uplinks[0])
+    after, _ = done.simulator.run(done.state, 1)
+    new = jax.tree.map(np.array, after.carry.uplinks[0])
+    changed = []
+    for name, leaf in new.items():
+        differs = (old[name] != leaf).reshape(len(leaf), -1)
+        changed.append(differs.any(axis=1))
+    cohort = np.flatnonzero(np.any(changed, axis=0))
+    found = []
+    for k in cohort[:CODED_CLIENTS]:
+        upload = {name: leaf[k] for name, leaf in new.items()}
+        found.append(bits_of(upload, theta))
+    return {name: float(np.mean([bits[name] for bits in found])) for name in found[0]}

@@ -26,32 +26,21 @@ Controls: federated LoRA and the head, each on shuffled labels; the untrained mo
 """
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import jax
-import numpy as np
-import optax
-from flax import nnx
-
-import fedjax_fm as ffm
-from fedjax_fm import channels, models, peft, study, tasks, trees
-from fedjax_fm.algorithms import local_only
-from fedjax_fm.callbacks.looks import worst_decile
-from fedjax_fm.experiments.shared.features import standard_features
-from fedjax_fm.experiments.shared.sentences import (
-    Arrays,
-    of_split,
-    partition,
-    sentences,
-    shuffled_labels,
+from fedjax_fm import study
+from fedjax_fm.experiments.quickstart.arms import (
+    alone,
+    centralised,
+    federated,
+    untrained,
 )
-from fedjax_fm.population.splits import split_by_group, split_clients, split_within
-from fedjax_fm.study.judged import joined, judged
+from fedjax_fm.experiments.quickstart.clients import data
+from fedjax_fm.study import arm_of, percent
 
 GRID = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
-HOW = {"batch_size": 16}  # of evaluations: a client has few sentences
 
 
 @dataclass(frozen=True)
@@ -90,20 +79,10 @@ class Config:
 
     def smoke(self) -> "Config":
         """A small version, to see that it works."""
-        return dataclasses.replace(
-            self,
-            max_length=24,
-            clients=16,
-            held_out_clients=4,
-            most_own=4,
-            most_test=64,
-            cohort=4,
-            rounds=4,
-            tuning_rounds=1,
-            local_steps=2,
-            head_examples=16,
-            looked_at=32,
-        )
+        clients = {"clients": 16, "held_out_clients": 4, "cohort": 4}
+        sizes = {"max_length": 24, "most_own": 4, "most_test": 64, "looked_at": 32}
+        short = {"rounds": 4, "tuning_rounds": 1, "local_steps": 2, "head_examples": 16}
+        return dataclasses.replace(self, **clients, **sizes, **short)
 
     def full(self) -> "Config":
         """The study: longer, all sentences, one grid of learning rates, three seeds.
@@ -117,256 +96,13 @@ class Config:
             self, **rates, **every, rounds=60, every=6, seeds=(0, 1, 2)
         )
 
-    @property
-    def examples(self) -> int:
-        """Training sentences that an arm sees, repetitions counted."""
-        return self.rounds * self.cohort * self.local_steps * self.batch_size
 
-
-class Data(NamedTuple):
-    """Clients' sentences, and the model that reads them."""
-
-    whole: Any  # the classifier before LoRA
-    adapted: peft.Adapted
-    task: ffm.Task  # one object, so that what scores it is compiled once a seed
-    train: list[Arrays]  # of each training client
-    own: list[Arrays]  # the same clients' test sentences
-    held_out: list[Arrays]  # of clients that never train
-    test: Arrays  # of other documents
-
-
-def data(config: Config, seed: int, split: str) -> Data:
-    """Splits off documents for the test, and deals the others to clients."""
-    found = sentences(config.model, config.max_length)
-    rows = of_split(found, split, 0.25)
-    shares = {"clients": 0.85, "test": 0.15}
-    documents = split_by_group(found.document[rows], shares, seed, found.domain[rows])
-    share = 1 if split == "final" else 4
-    counts = {
-        "train": config.clients // share,
-        "held_out": max(1, config.held_out_clients // share),
-    }
-    clients = partition(
-        found,
-        rows[documents["clients"]],
-        n=sum(counts.values()),
-        seed=seed,
-        how=config.partition,
-        alpha=config.alpha,
-    )
-    roles = split_clients(len(clients), counts, seed)
-    halves = [split_within(clients[k], 0.8, seed + int(k)) for k in roles["train"]]
-    random = np.random.default_rng(seed)
-
-    def some(rows: np.ndarray, most: int) -> Arrays:
-        return found.take(random.permutation(rows)[:most])
-
-    whole = models.from_pretrained(
-        config.model, num_labels=2, pooling="mean", seed=seed
-    )
-    method = peft.lora(config.rank, 2.0 * config.rank, targets=config.targets)
-    adapted = peft.apply(whole, method, jax.random.key(seed))
-    return Data(
-        whole=whole,
-        adapted=adapted,
-        task=tasks.classification(adapted),
-        train=[found.take(train) for train, _ in halves],
-        own=[some(test, config.most_own) for _, test in halves],
-        held_out=[some(clients[k], 4 * config.most_own) for k in roles["held_out"]],
-        test=some(rows[documents["test"]], config.most_test),
-    )
-
-
-def in_features(run: study.Run) -> Data:
-    """The same clients with features of the frozen model, and a linear head on them."""
-
-    def make() -> Data:
-        data, most = run.data, run.config.head_examples
-        some = [
-            {name: array[:most] for name, array in client.items()}
-            for client in data.train
-        ]
-        parts = (some, data.own, data.held_out, [data.test])
-        train, own, held_out, (test,) = standard_features(data.whole, *parts)
-        width, random = test["x"].shape[1], nnx.Rngs(run.seed)
-        linear = nnx.Linear(width, 2, rngs=random)
-        head = peft.apply(linear, peft.full())
-        return Data(
-            whole=data.whole,
-            adapted=head,
-            task=tasks.classification(head),
-            train=train,
-            own=own,
-            held_out=held_out,
-            test=test,
-        )
-
-    return run.once("features", make)
-
-
-def shuffled(data: Data, seed: int) -> Data:
-    """The same data with permuted labels."""
-    return data._replace(train=[shuffled_labels(client, seed) for client in data.train])
-
-
-def wires(config: Config) -> dict[str, Any]:
-    """The channels of the compressed arm; the module says why these."""
-    largest = channels.top_k(config.top_k)
-    codes = channels.quantize(config.bits_up, norm="max")
-    up = channels.error_feedback(channels.chain(largest, codes))
-    return {"uplink": up, "downlink": channels.quantize(config.bits_down, norm="max")}
-
-
-def federated(
-    run: study.Run, compressed: bool = True, shuffle: bool = False
-) -> dict[str, float]:
-    """LoRA by FedAvg, with or without channels."""
-    config, data = run.config, shuffled(run.data, run.seed) if shuffle else run.data
-    optimizer = optax.adam(run["learning_rate"])
-    algorithm = ffm.fedavg(
-        data.task,
-        optimizer,
-        local_steps=config.local_steps,
-        batch_size=config.batch_size,
-    )
-    found = simulate(
-        run,
-        data,
-        algorithm,
-        train=data.train,
-        rounds=rounds_of(run),
-        cohort_size=min(config.cohort, len(data.train)),
-        **(wires(config) if compressed else {}),
-    )
-    up, down = found.simulator.bytes_per_client(found.state)
-    whole = trees.nbytes(data.adapted.delta)
-    return {
-        **scores(run, data, found),
-        "fewer_up": whole / up,
-        "fewer_both": 2 * whole / (up + down),
-    }
-
-
-def centralised(
-    run: study.Run, head: bool = False, shuffle: bool = False
-) -> dict[str, float]:
-    """One place has all training sentences; a round is a step of Adam."""
-    config, data = run.config, in_features(run) if head else run.data
-    data = shuffled(data, run.seed) if shuffle else data
-    algorithm = ffm.fedavg(
-        data.task,
-        optax.sgd(1.0),
-        optax.adam(run["learning_rate"]),
-        local_steps=1,
-        batch_size=config.centralised_batch,
-    )
-    whole = rounds_of(run) / config.rounds * config.examples
-    steps = max(1, round(whole / config.centralised_batch))
-    found = simulate(
-        run,
-        data,
-        algorithm,
-        train=[joined(data.train)],
-        rounds=steps,
-        cohort_size=1,
-        every=max(1, steps // (config.rounds // config.every)),
-        travels=False,
-    )
-    return scores(run, data, found)
-
-
-def alone(run: study.Run) -> dict[str, float]:
-    """Every client alone, for as many rounds as one takes part in on average."""
-    config, data, n = run.config, run.data, len(run.data.train)
-    algorithm = local_only(
-        data.task,
-        optax.adam(run["learning_rate"]),
-        local_steps=config.local_steps,
-        batch_size=config.batch_size,
-    )
-    share = min(config.cohort / n, 1)
-    found = simulate(
-        run,
-        data,
-        algorithm,
-        train=data.train,
-        rounds=max(1, round(rounds_of(run) * share)),
-        cohort_size=n,
-        test=None,
-    )
-    return scores(run, data, found)
-
-
-def untrained(run: study.Run) -> dict[str, float]:
-    """The model that all arms start from."""
-    data = run.data
-    algorithm = ffm.fedavg(data.task, optax.sgd(0.0), local_steps=1, batch_size=1)
-    found = simulate(
-        run, data, algorithm, train=data.train, rounds=0, cohort_size=1, test=None
-    )
-    return scores(run, data, found)
-
-
-def rounds_of(run: study.Run) -> int:
-    """Rounds of the run, which may be fewer while tuning."""
-    rounds = run.config.rounds
-    return min(run.config.tuning_rounds, rounds) if run.is_tuning else rounds
-
-
-def simulate(
-    run: study.Run,
-    data: Data,
-    algorithm: Any,
-    *,
-    train: list[Arrays],
-    rounds: int,
-    cohort_size: int,
-    **how: Any,
-) -> study.Simulated:
-    """A run over these clients that is evaluated on a part of the central test."""
-    looks = {name: array[: run.config.looked_at] for name, array in data.test.items()}
-    more = {"every": run.config.every, "test": looks, **HOW, **how}
-    return run.simulate(
-        algorithm,
-        ffm.Population.from_clients(train),
-        data.adapted.delta,
-        rounds,
-        backbone=data.adapted.backbone,
-        cohort_size=cohort_size,
-        task=data.task,
-        keep=rounds > 0,
-        **more,
-    )
-
-
-def scores(run: study.Run, data: Data, found: study.Simulated) -> dict[str, float]:
-    """Accuracy on all test sets; that of each client is shown in the report."""
-    task, name = data.task, "accuracy"
-    # The test's order is random, so that a client that is alone judges a random share.
-    rows = np.arange(len(data.test["label"]))
-    dealt = [
-        {column: array[part] for column, array in data.test.items()}
-        for part in np.array_split(rows, len(data.train))
-        if len(part)
-    ]
-    correct, counts = judged(found, task, dealt, name, **HOW)
-    tests = ffm.Population.from_clients(data.own)
-    own = run.score_clients(found, task, tests, name, **HOW)
-    held_out, _ = judged(found, task, data.held_out, name, **HOW)
-    return {
-        "accuracy": float(np.average(correct, weights=counts)),
-        "own": float(np.nanmean(own)),
-        "worst": worst_decile(own, "accuracy"),
-        "held_out": float(held_out.mean()),
-    }
-
-
-def tuned(name: str, run: Any, label: str, **how: Any) -> study.Arm:
+def tuned(name: str, run: Callable, label: str, **how: Any) -> study.Arm:
     """An arm whose learning rates are a setting."""
-    rates = {"learning_rate": f"{name}_rates"}
-    return study.Arm(name, functools.partial(run, **how), label, rates)
+    return arm_of(name, run, label, {"learning_rate": f"{name}_rates"}, **how)
 
 
+HEAD = {"head": True, "like": "head"}
 ARMS = (
     tuned("federated", federated, "federated LoRA, compressed both ways"),
     tuned("uncompressed", federated, "federated LoRA, uncompressed", compressed=False),
@@ -375,19 +111,9 @@ ARMS = (
     tuned("local", alone, "local only, each client alone"),
 )
 CONTROLS = (
-    study.Arm(
-        "shuffled",
-        functools.partial(federated, shuffle=True),
-        "federated, shuffled labels",
-        like="federated",
-    ),
-    study.Arm(
-        "head_shuffled",
-        functools.partial(centralised, head=True, shuffle=True),
-        "head, shuffled",
-        like="head",
-    ),
-    study.Arm("untrained", untrained),
+    study.shuffled(ARMS[0], "federated, shuffled labels"),
+    arm_of("head_shuffled", centralised, "head, shuffled", **HEAD, shuffle=True),
+    arm_of("untrained", untrained),
 )
 
 STUDY = study.Study(
@@ -406,9 +132,9 @@ STUDY = study.Study(
         study.Control("untrained", "federated"),
     ),
     scores=(
-        study.Score("own", "clients' own sentences", "%", 100.0),
-        study.Score("worst", "worst tenth of the clients", "%", 100.0),
-        study.Score("held_out", "held-out clients", "%", 100.0),
+        percent("own", "clients' own sentences"),
+        percent("worst", "worst tenth of the clients"),
+        percent("held_out", "held-out clients"),
         study.Score("fewer_up", "times fewer bytes up"),
         study.Score("fewer_both", "times fewer bytes both ways"),
     ),

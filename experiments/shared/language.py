@@ -123,14 +123,12 @@ def averaging(
       rounds: over which it falls.
     """
     optimizer = clipped_adam(config, learning_rate, rounds)
-    return ffm.fedavg(
-        task, optimizer, local_steps=config.local_steps, batch_size=config.batch_size
-    )
+    return ffm.fedavg(task, optimizer, **study.walk(config))
 
 
 def federated(run: study.Run, shuffle: bool = False) -> dict[str, float]:
     """FedAvg of the adapter with quantised uploads."""
-    config, data, rounds = run.config, run.data, rounds_of(run)
+    config, data, rounds = run.config, run.data, run.rounds
     train = data.train
     if shuffle:
         train = [without_meaning(rows, run.seed + k) for k, rows in enumerate(train)]
@@ -153,7 +151,7 @@ def centralised(run: study.Run) -> dict[str, float]:
     that the run reads as many tokens as the federated one.
     """
     config, data = run.config, run.data
-    steps = rounds_of(run) * config.local_steps
+    steps = run.rounds * config.local_steps
     schedule = optax.cosine_decay_schedule(run["learning_rate"], steps, alpha=0.1)
     clip = optax.clip_by_global_norm(config.clip_norm)
     algorithm = ffm.fedavg(
@@ -168,7 +166,6 @@ def centralised(run: study.Run) -> dict[str, float]:
         algorithm,
         [joined(data.train)],
         rounds=steps,
-        cohort_size=1,
         every=config.every * config.local_steps,
         travels=False,
     )
@@ -180,16 +177,10 @@ def alone(run: study.Run) -> dict[str, float]:
     config, data = run.config, run.data
     train = data.train[: config.local_only_clients]
     share = min(1, config.cohort / len(data.train))
-    rounds = max(1, round(rounds_of(run) * share))
-    algorithm = local_only(
-        data.task,
-        clipped_adam(config, run["learning_rate"], rounds),
-        local_steps=config.local_steps,
-        batch_size=config.batch_size,
-    )
-    found = simulate(
-        run, algorithm, train, rounds=rounds, cohort_size=len(train), test=None
-    )
+    rounds = max(1, round(run.rounds * share))
+    optimizer = clipped_adam(config, run["learning_rate"], rounds)
+    algorithm = local_only(data.task, optimizer, **study.walk(config))
+    found = simulate(run, algorithm, train, rounds=rounds, test=None)
     return scores(run, found)
 
 
@@ -198,11 +189,6 @@ def zero_shot(run: study.Run) -> dict[str, float]:
     algorithm = averaging(run.config, run.data.task, 1e-3, 1)
     found = simulate(run, algorithm, run.data.train, rounds=0, cohort_size=1, test=None)
     return scores(run, found)
-
-
-def rounds_of(run: study.Run) -> int:
-    """Rounds of the run, which may be fewer while tuning."""
-    return run.config.tuning_rounds if run.is_tuning else run.config.rounds
 
 
 def without_meaning(rows: Rows, seed: int) -> Rows:
@@ -224,23 +210,12 @@ def simulate(
     train: list[Rows],
     *,
     rounds: int,
-    cohort_size: int,
     **how: Any,
 ) -> study.Simulated:
     """A run over these clients, with the perplexity in its curve."""
-    data = run.data
-    more = {"every": run.config.every, "test": joined(data.unseen[:8]), **HOW, **how}
-    found = run.simulate(
-        algorithm,
-        ffm.Population.from_clients(train),
-        data.adapted.delta,
-        rounds,
-        backbone=data.adapted.backbone,
-        cohort_size=cohort_size,
-        task=data.task,
-        keep=rounds > 0,
-        **more,
-    )
+    data, more = run.data, {"every": run.config.every, "keep": rounds > 0, **HOW}
+    more |= {"task": data.task, "test": joined(data.unseen[:8]), **how}
+    found = run.simulate(algorithm, train, data.adapted, rounds, **more)
     for row in run.curve:
         if "eval_loss" in row:
             row["eval_perplexity"] = float(np.exp(row["eval_loss"]))
@@ -296,17 +271,13 @@ def answers(data: Texts, config: Config, found: study.Simulated) -> list[str]:
 
 
 GRID = {"learning_rate": "grid"}
+SHUFFLED: dict[str, Any] = {"shuffle": True, "like": "federated"}
 ARMS = (
     study.Arm("federated", federated, "federated LoRA, 8-bit uploads", GRID),
     study.Arm("centralised", centralised, "centralised LoRA, equal tokens", GRID),
     study.Arm("local", alone, "local only, some clients alone", GRID),
     study.Arm("zero_shot", zero_shot, "zero-shot, the base model"),
-    study.Arm(
-        "shuffled",
-        functools.partial(federated, shuffle=True),
-        "federated, answers shuffled",
-        like="federated",
-    ),
+    study.arm_of("shuffled", federated, "federated, answers shuffled", **SHUFFLED),
 )
 SCORES = (
     study.Score("worst", "worst tenth of unseen clients", highest=False, digits=1),

@@ -9,13 +9,14 @@ No document is in two places:
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_fm import datasets, models
 from fedjax_fm.population import DirichletPartitioner, IidPartitioner
 from fedjax_fm.population.splits import split_by_group
+from fedjax_fm.study.run import shuffled_labels as shuffled_labels  # by this name, too
 
 SPLIT_SEED = 1000  # of tuning and final documents, the same for all seeds of a study
 Arrays = dict[str, np.ndarray]
@@ -37,12 +38,20 @@ class Sentences(NamedTuple):
         return {name: array[rows] for name, array in self.arrays.items()}
 
 
+class Share(NamedTuple):
+    """Row numbers of one client's sentences."""
+
+    domain: str
+    train: np.ndarray
+    test: np.ndarray  # of other documents
+
+
 class Client(NamedTuple):
     """The sentences of one client."""
 
     domain: str
-    train: np.ndarray  # row numbers
-    test: np.ndarray  # row numbers, of other documents
+    train: Arrays
+    test: Arrays  # of other documents
 
 
 @functools.cache
@@ -87,7 +96,7 @@ def deal(
     train: int,
     test: int,
     per_domain: int,
-) -> list[Client]:
+) -> list[Share]:
     """Deals a number of sentences of one domain to each client.
 
     Args:
@@ -120,19 +129,39 @@ def deal(
                 )
             mine[half] = inside[: per_domain * size].reshape(per_domain, size)
         pairs = zip(mine["train"], mine["test"], strict=True)
-        clients += [Client(str(name), *pair) for pair in pairs]
+        clients += [Share(str(name), *pair) for pair in pairs]
     return clients
 
 
-def shuffled_labels(arrays: Arrays, seed: int) -> Arrays:
-    """The same examples with permuted labels, for a control: there is nothing to learn.
+def deal_split(config: Any, seed: int, split: str, **changes: Any) -> list[Client]:
+    """Deals a split's sentences to clients; 40 % of the documents are for tuning.
+
+    Args:
+      config: of a study; has `model` and `max_length` as for `sentences`, `train`,
+        `test` and `per_domain` as for `deal`.
+      seed: of documents, sentences and clients.
+      split: "tuning" or "final".
+      **changes: other values than those of the configuration.
+
+    Returns:
+      The clients, in the order of the domains.
+    """
+    given = {**vars(config), **changes}
+    sizes = {name: given[name] for name in ("train", "test", "per_domain")}
+    found = sentences(given["model"], given["max_length"])
+    dealt = deal(found, of_split(found, split, 0.4), seed, **sizes)
+    return [
+        Client(one.domain, found.take(one.train), found.take(one.test)) for one in dealt
+    ]
+
+
+def turned(arrays: Arrays) -> Arrays:
+    """The same sentences with good for bad and bad for good.
 
     Args:
       arrays: with `label`.
-      seed: of the permutation.
     """
-    random = np.random.default_rng(seed)
-    return {**arrays, "label": random.permutation(arrays["label"])}
+    return {**arrays, "label": 1 - arrays["label"]}
 
 
 def partition(

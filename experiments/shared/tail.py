@@ -8,12 +8,19 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
-from fedjax_fm import models
-from fedjax_fm.experiments.shared.sentences import Arrays, deal, of_split, sentences
+from fedjax_fm.experiments.shared.encoders import classifier
+from fedjax_fm.experiments.shared.sentences import (
+    Arrays,
+    deal_split,
+    of_split,
+    sentences,
+)
 from fedjax_fm.models.classifier import mean_of_real
 from fedjax_fm.models.stacked import run_stacked
+from fedjax_fm.peft.lora_sb import first_gradients, first_updates
 
 
 def _layers(model: Any, part: slice) -> nnx.Module:
@@ -88,6 +95,42 @@ def batches(n: int, batch_size: int) -> Iterator[np.ndarray]:
         yield np.resize(rows, batch_size)
 
 
+def for_the_tail(model: Any, arrays: Arrays) -> Arrays:
+    """What the last layer of a model reads of some sentences.
+
+    Args:
+      model: a classifier with a BERT encoder.
+      arrays: tokens and labels.
+
+    Returns:
+      {"hidden": f32[n, T, d], "attention_mask": [n, T], "label": i32[n]}.
+    """
+    kept = {name: arrays[name] for name in ("attention_mask", "label")}
+    return {"hidden": hidden_states(model, arrays, 1), **kept}
+
+
+def first_step(tail: Tail, rows: Arrays, targets: str, rate: float = 1e-3) -> Any:
+    """A first full step on some sentences, which gives Fed-SB its directions.
+
+    Args:
+      tail: before training.
+      rows: from `for_the_tail`.
+      targets: whose kernels.
+      rate: of the step.
+
+    Returns:
+      {dotted module path: step}, as `lora_sb` takes it.
+    """
+
+    def loss(model: Tail) -> jax.Array:
+        scores = model(rows["hidden"], rows["attention_mask"])
+        nats = optax.softmax_cross_entropy_with_integer_labels(scores, rows["label"])
+        return nats.mean()
+
+    gradients = first_gradients(tail, loss, targets=targets)
+    return first_updates(gradients, rate)
+
+
 class Dealt(NamedTuple):
     """Clients of four domains, with what the last layer reads.
 
@@ -100,54 +143,28 @@ class Dealt(NamedTuple):
     public: Arrays  # labelled tuning sentences
 
 
-def deal_hidden(
-    name: str,
-    max_length: int,
-    seed: int,
-    split: str,
-    *,
-    per_domain: int,
-    train: int,
-    test: int,
-    public: int,
-) -> Dealt:
+def deal_hidden(config: Any, seed: int, split: str, per_domain: int) -> Dealt:
     """Deals a split's documents to clients, and computes the frozen layers once.
 
     Args:
-      name: of the model.
-      max_length: tokens of a sentence.
+      config: of a study; has `public`, the number of public sentences, and what
+        `deal_split` reads.
       seed: of documents, clients, their order and the head.
       split: "tuning" or "final".
       per_domain: clients of a domain.
-      train: sentences of a client.
-      test: sentences of a client, of other documents.
-      public: sentences of the tuning documents.
 
     Returns:
       The clients, in an order that is drawn, and the model's tail.
     """
-    found = sentences(name, max_length)
-    rows = of_split(found, split, 0.4)
-    sizes = {"train": train, "test": test, "per_domain": per_domain}
-    clients = deal(found, rows, seed, **sizes)
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(clients))
-    whole = models.from_pretrained(name, num_labels=2, pooling="mean", seed=seed)
-
-    def seen(rows: np.ndarray) -> Arrays:
-        arrays = found.take(rows)
-        hidden = hidden_states(whole, arrays, 1)
-        return {
-            "hidden": hidden,
-            "attention_mask": arrays["attention_mask"],
-            "label": arrays["label"],
-        }
-
+    clients = deal_split(config, seed, split, per_domain=per_domain)
+    order = np.random.default_rng(seed).permutation(len(clients))
+    whole = classifier(config.model, seed)
+    found = sentences(config.model, config.max_length)
     of_tuning = of_split(found, "tuning", 0.4)
-    shown = np.random.default_rng(0).permutation(of_tuning)
+    shown = np.random.default_rng(0).permutation(of_tuning)[: config.public]
     return Dealt(
         model=Tail(whole, 1),
-        train=[seen(clients[k].train) for k in order],
-        test=[seen(clients[k].test) for k in order],
-        public=seen(shown[:public]),
+        train=[for_the_tail(whole, clients[k].train) for k in order],
+        test=[for_the_tail(whole, clients[k].test) for k in order],
+        public=for_the_tail(whole, found.take(shown)),
     )

@@ -29,6 +29,10 @@ from fedjax_fm.study.shape import (
     Score,
     Study,
     against,
+    arm_of,
+    percent,
+    shuffled,
+    walk,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +49,10 @@ __all__ = [
     "Simulated",
     "Study",
     "against",
+    "arm_of",
+    "percent",
+    "shuffled",
+    "walk",
 ]
 
 

@@ -15,11 +15,13 @@ from fedjax_fm.callbacks.history import History
 from fedjax_fm.callbacks.looks import client_scores
 from fedjax_fm.engine import SimulationState, Simulator
 from fedjax_fm.evaluation.evaluate import means
+from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.population.population import Population
 from fedjax_fm.study.clock import simulated_seconds
 from fedjax_fm.types import Algorithm, Task, Tree
 
 TUNING, FINAL = "tuning", "final"
+Clients = Population | Sequence[Mapping[str, Any]]  # or the arrays of each
 
 
 class Simulated(NamedTuple):
@@ -71,6 +73,9 @@ class Run:
       clients: what `score_clients` found.
       bytes: sent so far, by direction.
       notes: more entries of the arm's cell, anything that JSON can hold.
+      shuffles_labels: whether `simulate` permutes the labels of the clients that train,
+        for a control: each client's among its own examples, those of a packed
+        `Population` among all of them.
 
     Example:
       >>> run = Run(
@@ -109,6 +114,7 @@ class Run:
         self.clients: list[float] = []
         self.bytes = {"uplink_bytes": 0, "downlink_bytes": 0}
         self.notes: dict[str, Any] = {}
+        self.shuffles_labels = False
 
     @property
     def data(self) -> Any:
@@ -119,6 +125,12 @@ class Run:
     def is_tuning(self) -> bool:
         """Whether this is a point of the grid, which may take fewer rounds."""
         return self.split == TUNING
+
+    @property
+    def rounds(self) -> int:
+        """The configuration's `rounds`; while tuning its `tuning_rounds`, if it has them."""
+        name = "tuning_rounds" if self.is_tuning else "rounds"
+        return getattr(self.config, name, self.config.rounds)
 
     def __getitem__(self, name: str) -> Any:
         """The value of a setting of the arm's grid."""
@@ -139,6 +151,7 @@ class Run:
           key: names the value; with all settings that it depends on.
           make: computes the value, which must not depend on the arm.
         """
+        key = (key, self.shuffles_labels)
         if key not in self._shared:
             before = list(self.curve), list(self.clients), dict(self.bytes)
             self._shared[key] = make()
@@ -162,14 +175,14 @@ class Run:
     def simulate(
         self,
         algorithm: Algorithm,
-        population: Population,
-        delta: Tree,
-        rounds: int,
+        clients: Clients,
+        delta: Tree | Adapted,
+        rounds: int | None = None,
         *,
         backbone: Tree = (),
-        cohort_size: int,
+        cohort_size: int | None = None,
         task: Task | None = None,
-        test: Mapping[str, Any] | Population | None = None,
+        test: Mapping[str, Any] | Clients | None = None,
         every: int | None = None,
         most_bytes: float | None = None,
         batch_size: int = 256,
@@ -186,14 +199,15 @@ class Run:
 
         Args:
           algorithm: as for `Simulator`.
-          population: as for `Simulator`.
-          delta: the trainable tree.
-          rounds: at most; 0 for the model that a run starts from.
+          clients: a population, or the arrays of each client.
+          delta: the trainable tree; or an adapted model, whose backbone it brings.
+          rounds: at most; 0 for the model that a run starts from. Default:
+            `run.rounds`.
           backbone: as for `Simulator`.
-          cohort_size: as for `Simulator`.
+          cohort_size: as for `Simulator`; default: all clients.
           task: what is computed of each test example; its scores are the curve.
-          test: arrays, for the server's model, or a population, for each client's own
-            model on its own examples and the mean over clients.
+          test: arrays, for the server's model; or clients, each of whose own models is
+            judged on its own examples, for the mean over clients.
           every: rounds between two evaluations; default: about ten in all.
           most_bytes: up and down together; the run ends before the round that would
             send more. Every round is evaluated then, and `keep` has no effect.
@@ -211,6 +225,11 @@ class Run:
         Raises:
           ValueError: the first round sends more than `most_bytes`.
         """
+        population = _population(self._to_learn_from(clients))
+        rounds = self.rounds if rounds is None else rounds
+        cohort_size = population.n_clients if cohort_size is None else cohort_size
+        if isinstance(delta, Adapted):
+            delta, backbone = delta.delta, delta.backbone
         simulator = Simulator(
             algorithm,
             population,
@@ -220,14 +239,8 @@ class Run:
             **how,
         )
         looks = [*self._looks, *looks]
-        how_scored: dict[str, Any] = {"batch_size": batch_size, "bucket": bucket}
-        if task is None or test is None:
-            pass
-        elif isinstance(test, Population):
-            of_clients = callbacks.evaluate_clients
-            looks.append(of_clients(task, test, prefix="eval_", **how_scored))
-        else:
-            looks.append(callbacks.evaluate(task, test, **how_scored))
+        if task is not None and test is not None:
+            looks.append(_look(task, test, batch_size=batch_size, bucket=bucket))
         if keep and self._folder is not None:
             place = self._folder / str(self._n_simulated)
             looks.append(callbacks.checkpoint(place))
@@ -251,22 +264,32 @@ class Run:
             scores={name.removeprefix("eval_"): value for name, value in last.items()},
         )
 
+    def _to_learn_from(self, clients: Clients) -> Clients:
+        """The clients that train, for a control with permuted labels."""
+        if not self.shuffles_labels:
+            return clients
+        if isinstance(clients, Population):
+            arrays = shuffled_labels(clients.arrays, self.seed)
+            return Population.from_arrays(arrays, clients.offsets)
+        return [shuffled_labels(client, self.seed) for client in clients]
+
     def score_clients(
-        self, run: Simulated, task: Task, population: Population, name: str, **how: Any
+        self, run: Simulated, task: Task, clients: Clients, name: str, **how: Any
     ) -> np.ndarray:
         """The mean of one score of each client's model, which the report shows.
 
         Args:
           run: from `simulate`.
           task: what is computed of each example.
-          population: test examples of the same clients, in the same order.
+          clients: test examples of the same clients, in the same order.
           name: of the score, "accuracy" for example.
           **how: `batch_size` and `bucket` of `evaluate`.
 
         Returns:
           f64[N], NaN for a client without examples.
         """
-        scores = client_scores(run.simulator, run.state, task, population, **how)
+        own = _population(clients)
+        scores = client_scores(run.simulator, run.state, task, own, **how)
         each = [np.nan if one is None else means(one)[name] for one in scores]
         values = np.array(each)
         self.clients = [float(value) for value in values if not np.isnan(value)]
@@ -307,6 +330,41 @@ class Run:
             self.curve.append(known)
         for name, total in totals.items():
             self.bytes[name] = before[name] + (int(total[-1]) if len(total) else 0)
+
+
+def shuffled_labels(arrays: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The same examples with permuted labels: there is nothing to learn.
+
+    Args:
+      arrays: with `label`.
+      seed: of the permutation.
+
+    Raises:
+      ValueError: there is no `label`.
+    """
+    if "label" not in arrays:
+        columns = ", ".join(arrays)
+        raise ValueError(
+            f"a control on shuffled labels needs the column 'label', got {columns}; "
+            "write an arm that permutes what its clients learn"
+        )
+    random = np.random.default_rng(seed)
+    return {**arrays, "label": random.permutation(arrays["label"])}
+
+
+def _population(clients: Clients) -> Population:
+    """The clients, packed unless they are."""
+    if isinstance(clients, Population):
+        return clients
+    return Population.from_clients(clients)
+
+
+def _look(task: Task, test: Mapping[str, Any] | Clients, **how: Any) -> Any:
+    """A callback with scores of the server's model, or of each client's on its own test."""
+    if isinstance(test, Mapping):
+        return callbacks.evaluate(task, test, **how)
+    own = _population(test)
+    return callbacks.evaluate_clients(task, own, prefix="eval_", **how)
 
 
 def _within(

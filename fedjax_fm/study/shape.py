@@ -3,6 +3,7 @@
 Imports nothing that computes, so that listing studies takes no time.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,22 @@ class Score:
         return f"{self.scale * value:.{self.digits}f} {self.unit}".strip()
 
 
-ACCURACY = Score("accuracy", unit="%", scale=100.0)
+def percent(name: str, label: str = "", highest: bool = True) -> Score:
+    """A score that is a share, and is shown in percent.
+
+    Args:
+      name: key of the mapping that an arm returns.
+      label: its name on pages; default: `name` with blanks.
+      highest: whether higher is better.
+
+    Example:
+      >>> percent("worst", "worst tenth").shown(0.75)
+      '75.0 %'
+    """
+    return Score(name, label, "%", 100.0, highest)
+
+
+ACCURACY = percent("accuracy")
 LOSS = Score("loss", unit="nats", highest=False, digits=3)
 PERPLEXITY = Score("perplexity", highest=False, digits=2)
 
@@ -114,6 +130,60 @@ class Arm:
             dict(zip(self.grid, point, strict=True))
             for point in itertools.product(*values)
         ]
+
+
+def arm_of(
+    name: str,
+    run: Callable[..., Mapping[str, Any]],
+    label: str = "",
+    grid: Mapping[str, Sequence[Any] | str] | None = None,
+    *,
+    like: str | None = None,
+    **how: Any,
+) -> Arm:
+    """An arm of a function that several arms share, each with its own arguments.
+
+    Args:
+      name: in comparisons and in files.
+      run: `run(run, **how) -> {score: number}`.
+      label: its name on pages.
+      grid: as for `Arm`.
+      like: as for `Arm`.
+      **how: arguments of `run`, for this arm.
+
+    Example:
+      >>> def trained(run, shuffle=False):
+      ...     return {"accuracy": 0.5 if shuffle else 0.9}
+      >>> arm_of("shuffled", trained, shuffle=True).run(None)
+      {'accuracy': 0.5}
+    """
+    return Arm(name, functools.partial(run, **how), label, grid or {}, like)
+
+
+def shuffled(arm: Arm, label: str = "", name: str = "shuffled") -> Arm:
+    """A control: the same arm, but `Run.simulate` trains on permuted labels.
+
+    What is left to learn is how often each label occurs.
+
+    Args:
+      arm: of the study; the control takes its settings.
+      label: of the control, on pages.
+      name: of the control.
+
+    Example:
+      >>> shuffled(Arm("fedavg", lambda run: {}, "FedAvg")).title
+      'FedAvg, shuffled labels'
+    """
+    label = label or f"{arm.title}, shuffled labels"
+    like = arm.like or (arm.name if arm.grid else None)
+    return Arm(name, functools.partial(_on_shuffled_labels, arm.run), label, like=like)
+
+
+def _on_shuffled_labels(
+    arm: Callable[[Any], Mapping[str, Any]], run: Any
+) -> Mapping[str, Any]:
+    run.shuffles_labels = True
+    return arm(run)
 
 
 @dataclass(frozen=True)
@@ -261,3 +331,21 @@ def against(
     """
     left_out = {than, *leave_out}
     return [(arm.name, than) for arm in arms if arm.name not in left_out]
+
+
+def walk(config: Any) -> dict[str, int]:
+    """What a client does in a round, as arguments of an algorithm.
+
+    Args:
+      config: of a study, with `local_steps` or else `epochs`, and `batch_size`.
+
+    Returns:
+      {"local_steps" or "epochs": number, "batch_size": examples}.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> walk(SimpleNamespace(local_steps=4, batch_size=8))
+      {'local_steps': 4, 'batch_size': 8}
+    """
+    length = "local_steps" if hasattr(config, "local_steps") else "epochs"
+    return {name: getattr(config, name) for name in (length, "batch_size")}

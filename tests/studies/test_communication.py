@@ -7,7 +7,8 @@ import pytest
 from small_digits import small_digits
 from small_runs import check_scores, run_arms, texts
 
-from fedjax_fm.experiments.communication import STUDY, Config, data, scores
+from fedjax_fm.experiments.communication import STUDY, Config, data
+from fedjax_fm.experiments.communication.training import scores
 from fedjax_fm.experiments.shared import digits
 from fedjax_fm.study.run import Run
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from small_runs import check_scores, run_arms, texts
 
-from fedjax_fm.experiments.fedbert import STUDY, Config, data, without_context
+from fedjax_fm.experiments.fedbert import STUDY, Config, data
+from fedjax_fm.experiments.fedbert.speeches import without_context
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_no_role_is_in_two_places_and_no_speech_is_held_out_twice(config):
 
 def test_the_vocabulary_is_the_same_in_every_process():
     code = (
-        "from fedjax_fm.experiments.fedbert import word_pieces\n"
+        "from fedjax_fm.experiments.fedbert.speeches import word_pieces\n"
         "texts = ['the quality of mercy is not strained', 'all that glisters is not gold']\n"
         "print(sorted(word_pieces(texts, 60).get_vocab().items()))"
     )

@@ -12,8 +12,8 @@ from small_digits import numbers, small_digits
 from study_arms import run_arm
 
 from fedjax_fm import trees
-from fedjax_fm.experiments.feddf import STUDY, Config, accuracies
-from fedjax_fm.experiments.feddf.models import NAMES, weights
+from fedjax_fm.experiments.feddf import STUDY, Config
+from fedjax_fm.experiments.feddf.models import NAMES, accuracies, weights
 from fedjax_fm.experiments.shared import digits
 
 SMALL = {

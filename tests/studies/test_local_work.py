@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from small_runs import check_scores, run_arms
 
-from fedjax_fm.experiments.local_work import STUDY, WIDTH, Config, data, scores, windows
+from fedjax_fm.experiments.local_work import STUDY, Config, data
+from fedjax_fm.experiments.local_work.characters import WIDTH, windows
+from fedjax_fm.experiments.local_work.training import scores
 from fedjax_fm.study.run import Run
 
 SMALL = dataclasses.replace(

@@ -12,8 +12,8 @@ import tiny_encoder
 from study_arms import run_arm
 
 from fedjax_fm import peft, trees
-from fedjax_fm.experiments import lora_rules
-from fedjax_fm.experiments.lora_rules import RANKS, STUDY, Config
+from fedjax_fm.experiments.lora_rules import STUDY, Config
+from fedjax_fm.experiments.lora_rules.rules import LORA, RANKS, directions
 from fedjax_fm.experiments.shared.sentences import deal, of_split, sentences
 from fedjax_fm.study.run import Run
 
@@ -57,7 +57,7 @@ def test_nobody_spends_more(name):
 
 def test_fed_sb_pays_for_its_directions():
     run = Run("fed_sb", CONFIG, 0, "final", {}, lambda: STUDY.data(CONFIG, 0, "final"))
-    lora_rules.directions(run)
+    directions(run)
     assert run.bytes == {"uplink_bytes": 0, "downlink_bytes": 4 * ALL_RANKS}
 
 
@@ -69,7 +69,7 @@ def test_all_arms_of_a_seed_start_from_the_same_head_and_adapters():
     )
     assert (STUDY.data(CONFIG, 4, "final").model.classifier.kernel[...] != head).any()
     trained = peft.apply(
-        data.model, peft.lora(max(RANKS), **lora_rules.LORA), jax.random.key(3)
+        data.model, peft.lora(max(RANKS), **LORA), jax.random.key(3)
     ).delta
     assert trees.size(trained) == 16 * A_RANK
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from small_runs import check_scores, run_arms
 
-from fedjax_fm import trees
-from fedjax_fm.experiments import optimisers
-from fedjax_fm.experiments.optimisers import METHODS, STUDY, Config, data, tuned
+import fedjax_fm as ffm
+from fedjax_fm import study, trees
+from fedjax_fm.experiments.optimisers import METHODS, STUDY, Config, data
+from fedjax_fm.experiments.optimisers.training import tuned
 
 # one of each kind: a rate at the server, by name, two trees each way, no rate
 KEPT = ("fedavg", "fedadam", "scaffold", "feddyn", "shuffled", "untrained")
@@ -64,19 +65,17 @@ def test_the_best_of_a_sweep_is_the_best_of_single_runs(config):
 
 
 def _loss(config, made, server):
-    algorithm = METHODS["fedavg"].make(
-        made.task, 0.1, server, **optimisers.walk(config)
-    )
-    simulator = optimisers.ffm.Simulator(
+    algorithm = METHODS["fedavg"].make(made.task, 0.1, server, **study.walk(config))
+    simulator = ffm.Simulator(
         algorithm,
-        optimisers.ffm.Population.from_clients(made.clients["0.1"]),
+        ffm.Population.from_clients(made.clients["0.1"]),
         backbone=made.adapted.backbone,
         cohort_size=min(config.cohort, len(made.clients["0.1"])),
         devices=1,
     )
     state, _ = simulator.run(simulator.init(made.adapted.delta), config.rounds)
     parts = (state.delta, made.adapted.backbone, made.test)
-    return float(optimisers.ffm.evaluate(made.task, *parts)["loss"].mean())
+    return float(ffm.evaluate(made.task, *parts)["loss"].mean())
 
 
 def test_partitions_deal_every_sentence_once(config):

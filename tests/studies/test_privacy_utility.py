@@ -12,7 +12,7 @@ from study_arms import run_arm
 
 from fedjax_fm import peft, trees
 from fedjax_fm.experiments import privacy_utility
-from fedjax_fm.experiments.privacy_utility import STUDY, Config
+from fedjax_fm.experiments.privacy_utility import STUDY, Config, clients, training
 from fedjax_fm.experiments.shared.sentences import sentences
 from fedjax_fm.study.run import Run
 
@@ -24,7 +24,7 @@ def _tiny(monkeypatch):
     tiny_encoder.install(monkeypatch, hidden_size=8, intermediate_size=12)
     yield
     sentences.cache_clear()
-    privacy_utility.pool.cache_clear()
+    clients.pool.cache_clear()
 
 
 found = functools.partial(run_arm, STUDY, CONFIG)
@@ -41,9 +41,7 @@ NUMBERS |= {"fed_sb": 2 * 2 * 2, "bitfit": 12 + 8 + 4 * 8 + 2 * 8, "head": 0}
 @pytest.mark.parametrize("part", privacy_utility.PARTS)
 def test_what_is_trained(part):
     run = Run(part, CONFIG, 0, "final", {}, lambda: STUDY.data(CONFIG, 0, "final"))
-    adapted = peft.apply(
-        run.data.model, privacy_utility.method(part, run), jax.random.key(0)
-    )
+    adapted = peft.apply(run.data.model, training.method(part, run), jax.random.key(0))
     assert trees.size(adapted.delta) == NUMBERS[part] + 8 * 2 + 2
 
 
@@ -61,9 +59,7 @@ def test_bytes_follow_what_is_trained():
 
 def test_noise_grows_as_epsilon_falls():
     def of(epsilon):
-        return privacy_utility.multiplier(
-            epsilon, CONFIG.clients, CONFIG.cohort, CONFIG.rounds, CONFIG.delta
-        )
+        return training.multiplier(epsilon, CONFIG)
 
     assert of(0.1) > of(0.5) > of(2.0) > 0
 
@@ -86,12 +82,12 @@ def test_controls_run_and_the_larger_class_is_a_share_of_the_test():
 
 
 def test_no_document_is_in_two_places():
-    pool = privacy_utility.pool("tiny", 6, CONFIG.share)
+    pool = clients.pool("tiny", 6, CONFIG.share)
     documents = {}
     for seed, split in ((1000, "tuning"), (0, "final"), (1, "final")):
-        clients, test = privacy_utility.deal(pool, CONFIG, seed, split)
-        assert all(len(set(pool.domain[own])) == 1 for own in clients)
-        train, test = set(pool.document[clients.ravel()]), set(pool.document[test])
+        dealt, test = clients.deal(pool, CONFIG, seed, split)
+        assert all(len(set(pool.domain[own])) == 1 for own in dealt)
+        train, test = set(pool.document[dealt.ravel()]), set(pool.document[test])
         assert not train & test
         documents[seed] = train | test
     assert not documents[1000] & (documents[0] | documents[1])

@@ -12,6 +12,7 @@ from flax import nnx
 
 from fedjax_fm import channels, models, study, trees
 from fedjax_fm.experiments import quickstart
+from fedjax_fm.experiments.quickstart import arms, clients
 from fedjax_fm.experiments.shared.sentences import Sentences
 from fedjax_fm.models.bert import BertConfig
 
@@ -53,7 +54,7 @@ def tiny(name, seed=0, **_):
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
-    monkeypatch.setattr(quickstart, "sentences", made_up)
+    monkeypatch.setattr(clients, "sentences", made_up)
     monkeypatch.setattr(models, "from_pretrained", tiny)
 
 
@@ -113,7 +114,7 @@ def test_nothing_is_in_two_places(monkeypatch):
     table = made_up()
     ids = np.arange(N * LENGTH, dtype=np.int32).reshape(N, LENGTH)
     own = table._replace(arrays={**table.arrays, "input_ids": ids})
-    monkeypatch.setattr(quickstart, "sentences", lambda *_: own)
+    monkeypatch.setattr(clients, "sentences", lambda *_: own)
     everything = dataclasses.replace(CONFIG, most_own=10**6, most_test=10**6)
     splits = {}
     for split in ("tuning", "final"):
@@ -168,7 +169,7 @@ def test_plain_codes_lose_least_on_the_way_down():
             total += float(jnp.sum((channel.decode(payload) - message) ** 2))
         return total, float(channel.bits(payload))
 
-    down = quickstart.wires(CONFIG)["downlink"]
+    down = arms.wires(CONFIG)["downlink"]
     others = {
         "error feedback": channels.error_feedback(channels.quantize(8)),
         "anchored": channels.anchored(
