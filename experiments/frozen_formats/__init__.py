@@ -1,7 +1,7 @@
 """What does LoRA lose over a frozen model of bf16, int8 or NF4?
 
 MiniLM (22.7 million weights), LoRA of rank 8 on query and value and a head. 64 clients, 16 of
-each of four domains of rated sentences, 80 training sentences each; FedAvg, 5 clients a round, 4
+each of four domains of rated sentences, 64 training sentences each; FedAvg, 5 clients a round, 4
 Adam steps of 8 sentences, 10 rounds. All but the format of the frozen weights is the same by
 seed: head, factors, cohorts, batches, rate. bf16 is weights and activations; the other formats
 hold the layers' matrices, while embeddings, norms, biases and pooler are f32 (or bf16 where
@@ -37,7 +37,7 @@ class Config:
     max_length: int = 40
     rank: int = 8
     per_domain: int = 16  # clients
-    train: int = 80  # sentences of a client
+    train: int = 64  # sentences of a client
     test: int = 12
     cohort: int = 5
     rounds: int = 10

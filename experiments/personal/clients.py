@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from fedjax_fm import peft
 from fedjax_fm.experiments.shared.encoders import classifier, with_lora
 from fedjax_fm.experiments.shared.sentences import Client, deal_split, turned
+from fedjax_fm.experiments.shared.tail import Tail, of_each
 
 
 class Data(NamedTuple):
@@ -17,12 +18,14 @@ class Data(NamedTuple):
 
 def data(config: Any, seed: int, split: str) -> Data:
     """Deals the split's documents to clients; every second one turns the labels."""
+    whole, dealt = classifier(config.model, seed), deal_split(config, seed, split)
+    train = of_each(whole, [one.train for one in dealt])
+    test = of_each(whole, [one.test for one in dealt])
     clients, new = [], []
-    for k, one in enumerate(deal_split(config, seed, split)):
-        number = k % config.per_domain
+    for k, one in enumerate(dealt):
+        number, halves = k % config.per_domain, (train[k], test[k])
         if number % 2:
-            one = Client(one.domain, turned(one.train), turned(one.test))
+            halves = map(turned, halves)
         group = new if number < config.new_per_domain else clients
-        group.append(one)
-    whole = classifier(config.model, seed)
-    return Data(with_lora(whole, config.rank, seed), clients, new)
+        group.append(Client(one.domain, *halves))
+    return Data(with_lora(Tail(whole, 1), config.rank, seed), clients, new)

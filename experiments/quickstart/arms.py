@@ -51,16 +51,16 @@ def centralised(
 ) -> dict[str, float]:
     """One place has all training sentences; a round is a step of Adam."""
     config, data = run.config, in_features(run) if head else run.data
-    train = data.train
-    if shuffle:  # before they are joined, so that each client keeps its own labels
-        train = [shuffled_labels(client, run.seed) for client in train]
+    train = joined(data.train)
+    if shuffle:
+        train = shuffled_labels(train, run.seed)
     size, cohort = config.centralised_batch, config.cohort
     examples = rounds_of(run) * cohort * config.local_steps * config.batch_size
     steps = max(1, round(examples / size))
     adam = optax.adam(run["learning_rate"])
     found = simulate(
         run,
-        data._replace(train=[joined(train)]),
+        data._replace(train=[train]),
         ffm.fedavg(data.task, optax.sgd(1.0), adam, local_steps=1, batch_size=size),
         rounds=steps,
         every=max(1, steps // (config.rounds // config.every)),

@@ -21,6 +21,7 @@ from fedjax_fm.experiments.shared.sentences import (
 from fedjax_fm.models.classifier import mean_of_real
 from fedjax_fm.models.stacked import run_stacked
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates
+from fedjax_fm.study.judged import joined
 
 
 def _layers(model: Any, part: slice) -> nnx.Module:
@@ -109,6 +110,19 @@ def for_the_tail(model: Any, arrays: Arrays) -> Arrays:
     return {"hidden": hidden_states(model, arrays, 1), **kept}
 
 
+def of_each(model: Any, parts: list[Arrays]) -> list[Arrays]:
+    """`for_the_tail` of several sets of sentences, computed together.
+
+    Args:
+      model: a classifier with a BERT encoder.
+      parts: tokens and labels of each set.
+    """
+    whole = for_the_tail(model, joined(parts))
+    ends = np.cumsum([len(part["label"]) for part in parts])[:-1]
+    columns = {name: np.split(array, ends) for name, array in whole.items()}
+    return [{name: columns[name][k] for name in columns} for k in range(len(parts))]
+
+
 def first_step(tail: Tail, rows: Arrays, targets: str, rate: float = 1e-3) -> Any:
     """A first full step on some sentences, which gives Fed-SB its directions.
 
@@ -164,7 +178,7 @@ def deal_hidden(config: Any, seed: int, split: str, per_domain: int) -> Dealt:
     shown = np.random.default_rng(0).permutation(of_tuning)[: config.public]
     return Dealt(
         model=Tail(whole, 1),
-        train=[for_the_tail(whole, clients[k].train) for k in order],
-        test=[for_the_tail(whole, clients[k].test) for k in order],
+        train=of_each(whole, [clients[k].train for k in order]),
+        test=of_each(whole, [clients[k].test for k in order]),
         public=for_the_tail(whole, found.take(shown)),
     )

@@ -363,8 +363,8 @@ class Programs:
         self.target, self.options = target, options
         self.everywhere = NamedSharding(engine.mesh, P())
         sharding = over_model(backbone, engine.mesh)
-        self.backbone = self._on_devices(backbone, sharding)
-        self.data = self._on_devices(data, self.everywhere)
+        self.backbone = self.on_devices(backbone, sharding)
+        self.data = self.on_devices(data, self.everywhere)
         # Only the carry is donated: what `run` hands in is a copy, or was given to it.
         # Where things lie is said for what comes out, too: XLA would leave the server's
         # state split over the axis `model`, which the next dispatch is not compiled for.
@@ -385,8 +385,13 @@ class Programs:
             options=options,
         )
 
-    def _on_devices(self, tree: Any, sharding: Any) -> Any:
-        """The tree where it belongs; its shapes and places where that is not here."""
+    def on_devices(self, tree: Any, sharding: Any) -> Any:
+        """The tree where it belongs; its shapes and places where that is not here.
+
+        Args:
+          tree: arrays, which may lie on other devices, or shapes.
+          sharding: one for all leaves, or a tree of them.
+        """
         if not self.target.is_here:
             return _at(tree, sharding)
         if hosts.are_several():
@@ -413,7 +418,7 @@ class Programs:
         """The same for other data; what is compiled is kept where the engine is the same."""
         other = copy.copy(self if engine == self.engine else self.of(engine))
         other.population = population
-        other.data = self._on_devices(data, self.everywhere)
+        other.data = self.on_devices(data, self.everywhere)
         other.loop = other.loop.with_data(population, other.data)
         return other
 

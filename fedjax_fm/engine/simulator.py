@@ -315,6 +315,8 @@ class Simulator:
         if seed is not None:
             key = jax.random.key(checks.whole("seed", seed, least=0, most=MOST_SEED))
         self._prepare(delta)
+        # It may come from a simulator with more devices.
+        delta = self.programs.on_devices(delta, self.programs.everywhere)
         placed = self.programs.placed(self.first_state(delta, key))
         return SimulationState(carry=placed, key=key, algorithm=self.algorithm)
 

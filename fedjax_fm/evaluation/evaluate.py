@@ -82,6 +82,7 @@ def evaluate(
         checks.whole("bucket", bucket, least=1)
     arrays = {name: checked_array(name, array) for name, array in arrays.items()}
     n = check_rows(arrays)
+    delta, backbone = _together((delta, backbone))
     mesh = _mesh_of((delta, backbone))
     if mesh is not None:
         batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -195,6 +196,30 @@ def _scores(
             some, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False
         )
     return some(delta, backbone, batch, key)
+
+
+def _together(tree: Tree) -> Tree:
+    """The tree on one set of devices, the largest that a part of it lies on.
+
+    A delta may come from one simulator and the backbone from another. What is split,
+    and not whole on each device, stays.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    held = [leaf.sharding for leaf in leaves if leaf.committed]
+    are_whole = all(one.is_fully_replicated for one in held)
+    if len({frozenset(one.device_set) for one in held}) < 2 or not are_whole:
+        return tree
+    place = max(held, key=_n_devices)
+    whole = NamedSharding(place.mesh, P()) if hasattr(place, "mesh") else place
+
+    def put(leaf: Any) -> Any:
+        return jax.device_put(leaf, whole) if isinstance(leaf, jax.Array) else leaf
+
+    return jax.tree.map(put, tree)
+
+
+def _n_devices(place: Any) -> int:
+    return len(place.device_set)
 
 
 def _mesh_of(tree: Tree) -> Mesh | None:

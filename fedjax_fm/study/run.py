@@ -265,13 +265,16 @@ class Run:
         )
 
     def _to_learn_from(self, clients: Clients) -> Clients:
-        """The clients that train, for a control with permuted labels."""
+        """The clients that train; for a control, with labels permuted among all of them.
+
+        Permuted inside each client they would leave it its own mix of labels, from
+        which a model learns where mixes differ.
+        """
         if not self.shuffles_labels:
             return clients
-        if isinstance(clients, Population):
-            arrays = shuffled_labels(clients.arrays, self.seed)
-            return Population.from_arrays(arrays, clients.offsets)
-        return [shuffled_labels(client, self.seed) for client in clients]
+        packed = _population(clients)
+        arrays = shuffled_labels(packed.arrays, self.seed)
+        return Population.from_arrays(arrays, packed.offsets)
 
     def score_clients(
         self, run: Simulated, task: Task, clients: Clients, name: str, **how: Any

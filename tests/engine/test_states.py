@@ -160,3 +160,22 @@ def test_states_spill_only_if_a_devices_part_does_not_fit(monkeypatch):
         )
         assert simulator.spills == spills
         assert simulator.engine.shares_states != spills
+
+
+@pytest.mark.parametrize(("first", "then"), [(4, 1), (1, 4), (4, 2)])
+def test_a_run_begins_where_one_on_other_devices_ended(first, then):
+    """With states that are made from its weights, as a client adapts a finished model."""
+    _, ended = run(devices=first, block_size=1)
+    _, backbone = make_trees()
+    simulator = ffm.Simulator(
+        private_beside_shared(),
+        ffm.Population.from_clients(make_clients()),
+        backbone=backbone,
+        cohort_size=4,
+        devices=then,
+        block_size=1,
+    )
+    ours, _ = simulator.run(simulator.init(ended.delta), 1)
+    host = jax.tree.map(np.asarray, ended.delta)
+    expected, _ = simulator.run(simulator.init(host), 1)
+    jax.tree.map(np.testing.assert_array_equal, ours.delta, expected.delta)

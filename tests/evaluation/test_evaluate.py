@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import fedjax_fm as ffm
 from fedjax_fm import peft, tasks
@@ -250,3 +252,23 @@ def test_a_delta_of_numpy_and_one_of_jax_give_the_same():
     a = evaluate(TASK, jax.tree.map(np.asarray, BERT.delta), BERT.backbone, arrays)
     b = evaluate(TASK, jax.tree.map(jnp.asarray, BERT.delta), BERT.backbone, arrays)
     np.testing.assert_array_equal(a["loss"], b["loss"])
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 1), (1, 4), (2, 4)])
+def test_a_delta_of_one_simulator_and_a_backbone_of_another(first, second):
+    """That lie on different devices."""
+
+    def on(n, tree):
+        mesh = client_mesh(n)
+        return jax.device_put(tree, NamedSharding(mesh, P()))
+
+    def logits(delta, backbone, batch, key):
+        return batch["x"] * (delta + backbone)
+
+    arrays = {"x": np.eye(3, dtype=np.float32), "label": np.array([0, 1, 0])}
+    task = tasks.from_logits(logits)
+    parts = (on(first, jnp.float32(2)), on(second, jnp.float32(3)))
+    scores = ffm.evaluate(task, *parts, arrays)
+    expected = ffm.evaluate(task, jnp.float32(2), jnp.float32(3), arrays)
+    for name, column in expected.items():
+        np.testing.assert_allclose(scores[name], column, rtol=1e-6)
