@@ -136,7 +136,7 @@ def first_step(tail: Tail, rows: Arrays, targets: str, rate: float = 1e-3) -> An
       {dotted module path: step}, as `lora_sb` takes it.
     """
 
-    def loss(model: Tail) -> jax.Array:
+    def loss(model: Any) -> jax.Array:
         scores = model(rows["hidden"], rows["attention_mask"])
         nats = optax.softmax_cross_entropy_with_integer_labels(scores, rows["label"])
         return nats.mean()

@@ -210,7 +210,9 @@ def _together(tree: Tree) -> Tree:
     if len({frozenset(one.device_set) for one in held}) < 2 or not are_whole:
         return tree
     place = max(held, key=_n_devices)
-    whole = NamedSharding(place.mesh, P()) if hasattr(place, "mesh") else place
+    whole = (
+        NamedSharding(place.mesh, P()) if isinstance(place, NamedSharding) else place
+    )
 
     def put(leaf: Any) -> Any:
         return jax.device_put(leaf, whole) if isinstance(leaf, jax.Array) else leaf

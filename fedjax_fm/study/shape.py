@@ -333,7 +333,7 @@ def against(
     return [(arm.name, than) for arm in arms if arm.name not in left_out]
 
 
-def walk(config: Any) -> dict[str, int]:
+def walk(config: Any) -> dict[str, Any]:
     """What a client does in a round, as arguments of an algorithm.
 
     Args:
