@@ -2,6 +2,7 @@
 
 from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.peft.adapter import houlsby, parallel_adapter
+from fedjax_fm.peft.attention_adapter import attention_adapter
 from fedjax_fm.peft.bitfit import bitfit
 from fedjax_fm.peft.dora import dora
 from fedjax_fm.peft.dual_lora import Beside, beside, instance_mix, two_adapters
@@ -15,6 +16,7 @@ from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb, lora
 from fedjax_fm.peft.merge import merge, unmerge
 from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
 from fedjax_fm.peft.offsite import Emulated, emulated, plugged, tuned_ends
+from fedjax_fm.peft.p_tuning import p_tuning
 from fedjax_fm.peft.peft_method import AdapterError, lora_from_config
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
 from fedjax_fm.peft.prompt import prompt_tuning
@@ -30,6 +32,7 @@ __all__ = [
     "LoRALinear",
     "Method",
     "apply",
+    "attention_adapter",
     "beside",
     "bitfit",
     "by_path",
@@ -52,6 +55,7 @@ __all__ = [
     "lora_xs",
     "merge",
     "on_layers",
+    "p_tuning",
     "p_tuning_v2",
     "parallel_adapter",
     "plugged",

@@ -1,9 +1,11 @@
 """Tasks of the usual kinds.
 
-Classification of examples and of tokens, language modelling, regression, distillation.
+Classification of examples, of tokens and by names, pairs of images and texts, language
+modelling, regression, distillation.
 """
 
 from fedjax_fm.tasks.classification import classification, from_logits
+from fedjax_fm.tasks.contrastive import PairFeatures, pair_features, zero_shot
 from fedjax_fm.tasks.distil_objectives import (
     cosine_distance,
     hard_targets,
@@ -22,6 +24,7 @@ from fedjax_fm.tasks.token_classification import token_classification
 
 __all__ = [
     "Outputs",
+    "PairFeatures",
     "classification",
     "cosine_distance",
     "distilled",
@@ -33,6 +36,7 @@ __all__ = [
     "last",
     "mean_square",
     "mutual_information",
+    "pair_features",
     "regression",
     "remat",
     "skip",
@@ -40,4 +44,5 @@ __all__ = [
     "token_classification",
     "unit_square",
     "with_distillation_token",
+    "zero_shot",
 ]
