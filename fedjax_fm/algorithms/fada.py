@@ -123,6 +123,7 @@ def fada(
         kind = optax.GradientTransformation
         checks.instance(name, optimizer, kind, "write for example optax.adam(1e-3)")
     checks.instance("networks", networks, FADANetworks, "make them by fada_networks")
+    checks.whole("n_features", networks.n_features, least=1)
     checks.whole("target", target, least=0)
     checks.whole("clusters", clusters, least=1)
     checks.whole("cluster_steps", cluster_steps, least=0)

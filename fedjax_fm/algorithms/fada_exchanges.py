@@ -157,6 +157,8 @@ def _weigh(method: FADAMethod) -> Exchange:
     """Down all changes to the target, up its gains and what it has learned itself."""
 
     def broadcast(state):
+        if len(state.present) == 1:  # no source: nothing has no shape that travels
+            return state.changes
         return jax.tree.map(lambda x: jnp.delete(x, method.target, 0), state.changes)
 
     def client(backbone, message):

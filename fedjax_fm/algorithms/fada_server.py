@@ -87,7 +87,8 @@ def adapt(
     arrived = active & (weights > 0)
     place = jnp.argmax(arrived)
     gains, own = jax.tree.map(lambda x: x[place], sent)
-    gains = jnp.insert(gains, method.target, 0.0)
+    if len(state.present) > 1:
+        gains = jnp.insert(gains, method.target, 0.0)
     shares = attention(gains, state.present, method.temperature)
 
     def mixed(x, changes):

@@ -221,6 +221,13 @@ DOMAINS = {
     "networks": ffm.algorithms.fada_networks(**EXTRACTING)[0], "client_optimizer": SGD, "identifier_optimizer": SGD,
     "target": 0, "clusters": 2, "local_steps": 1, "batch_size": 2,
 }  # fmt: skip
+
+
+def own_networks(n_features=2):
+    networks = DOMAINS["networks"]._replace(n_features=n_features)
+    return ffm.algorithms.fada(**DOMAINS | {"networks": networks})
+
+
 MOON = RULE | {"features": column_as_loss}
 CHOICE = {
     "algorithm": ffm.fedavg(**RULE),
@@ -258,6 +265,7 @@ ROWS = (
         "target": "whole", "clusters": "whole", "cluster_steps": "whole", "temperature": "real", "alignment": "real",
         "confusion": "real", "separation": "real", "reconstruction": "real", "local_steps": "whole", "batch_size": "whole",
     }),
+    Row(own_networks, {}, {"n_features": "whole"}),
     Row(ffm.algorithms.fada_networks, EXTRACTING, {"features": "whole", "classes": "whole", "width": "whole"}),
     Row(ffm.algorithms.fedpm, RULE, {"prior": "real", "reset_every": "whole?", "softening": "real"}),
     Row(ffm.algorithms.fedmd, SHARED | {"n_classes": CLASSES}, {
@@ -502,6 +510,7 @@ def test_no_hyper_parameter_is_forgotten():
         "shifted_scores(",
         "RoundTime(",
         "Reader(n_tokens",  # by fedmkt's own tests
+        "FADANetworks(",
     }
     assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
 
