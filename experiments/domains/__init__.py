@@ -30,6 +30,7 @@ from fedjax_fm.experiments.domains.arms import (
     case_of,
     over_targets,
     pooled,
+    targets_of,
 )
 from fedjax_fm.experiments.domains.forms import SETS, Domains
 
@@ -41,6 +42,7 @@ class Config:
     data: Literal["digits", "emoji"] = "digits"
     most: int = 400  # examples of a domain
     targets: int = 4  # domains that are the target in turn; at most all of them
+    tuning_targets: int = 2  # of those, that settings are chosen on
     width: int = 64
     rounds: int = 100
     local_steps: int = 2
@@ -58,6 +60,7 @@ class Config:
             self,
             most=60,
             targets=1,
+            tuning_targets=1,
             width=8,
             rounds=3,
             batch_size=16,
@@ -76,7 +79,7 @@ def data(config: Config, seed: int, split: str) -> Domains:
 def untrained(run: study.Run) -> dict[str, float]:
     """The networks before the first step."""
     found = []
-    for target in range(min(run.config.targets, len(run.data.train))):
+    for target in targets_of(run):
         case = case_of(run, target, plant=False, shuffle=False)
         scores = ffm.evaluate(case.task, case.delta, (), case.test)
         found.append(float(np.mean(scores["accuracy"])))

@@ -84,6 +84,13 @@ def case_of(run: study.Run, target: int, plant: bool, shuffle: bool) -> Case:
     )
 
 
+def targets_of(run: study.Run) -> range:
+    """Numbers of the domains that are the target; fewer while tuning."""
+    config = run.config
+    wanted = config.tuning_targets if run.is_tuning else config.targets
+    return range(min(wanted, len(run.data.train)))
+
+
 def over_targets(
     train: Callable[[study.Run, Case], study.Simulated],
     *,
@@ -100,7 +107,7 @@ def over_targets(
 
     def arm(run: study.Run) -> dict[str, float]:
         accuracies, weights = [], []
-        for target in range(min(run.config.targets, len(run.data.train))):
+        for target in targets_of(run):
             case = case_of(run, target, plant, shuffle)
             found = train(run, case)
             scores = ffm.evaluate(case.task, *found.model(), case.test)

@@ -243,4 +243,9 @@ def _gains(method: FADAMethod, extractor, backbone, rows: list[Rows], changes):
     def after(change):
         return spread(trees.add(extractor, change))
 
-    return spread(extractor) - jax.lax.map(after, changes[EXTRACTOR])
+    def behind_none(x):
+        return jnp.concatenate([jnp.zeros_like(x[:1]), x])
+
+    # One loop, so that k-means is compiled once.
+    spreads = jax.lax.map(after, jax.tree.map(behind_none, changes[EXTRACTOR]))
+    return spreads[0] - spreads[1:]
