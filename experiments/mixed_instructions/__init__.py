@@ -40,21 +40,21 @@ class Config:
     maximum: int = 40  # beyond which a task's rows count no more
     few_shot: float = 0.25
     test: int = 8  # examples of a task
-    max_length: int = 64  # tokens; longer examples are cut
+    max_length: int = 96  # tokens; longer answers are cut, longer questions left out
     rank: int = 8
     instances: int = 5  # that an example is compared with
     omega_max: float = 0.5
     judges: int = 3  # clients whose models read tasks of nobody
     rounds: int = 3
-    tuning_rounds: int = 2
-    local_steps: int = 3
+    tuning_rounds: int = 1
+    local_steps: int = 2
     batch_size: int = 2
     grid: tuple[float, ...] = (1e-3, 3e-3)  # Adam's learning rate
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
         """A small version, to see that it works."""
-        small = {"examples": 30, "test": 2, "max_length": 32, "instances": 2}
+        small = {"examples": 30, "test": 2, "max_length": 64, "instances": 2}
         walk = {"rounds": 1, "tuning_rounds": 1, "local_steps": 1, "judges": 1}
         return dataclasses.replace(self, **small, **walk, grid=(1e-3,), seeds=(0,))
 

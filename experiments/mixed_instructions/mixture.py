@@ -34,6 +34,7 @@ QUESTIONS = (
 )
 RATED = ("tweets", "amazon", "editorials")
 MADE = ("arithmetic", "weekday", "syllogism", "comparison")
+ANSWER_ROOM = 8  # tokens
 UNSEEN = ("editorials", "comparison")  # tasks that no client has
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}  # of the documents
 
@@ -72,13 +73,12 @@ def mixture(config: Any, seed: int, split: str) -> Mixture:
     chat = load_chat(config.model)
 
     def encoded(examples: Sequence[Example]) -> Rows:
-        said = [
-            [
-                {"role": "user", "content": one.inputs},
-                {"role": "assistant", "content": one.targets},
-            ]
-            for one in examples
-        ]
+        """Those whose questions leave room for an answer."""
+        said = []
+        for one in examples:
+            asked = {"role": "user", "content": one.inputs}
+            if len(chat.prompt_ids([asked])) + ANSWER_ROOM <= config.max_length:
+                said.append([asked, {"role": "assistant", "content": one.targets}])
         return chat.encode(said, config.max_length, truncate=True)
 
     tests = {

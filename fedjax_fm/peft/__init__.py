@@ -15,7 +15,14 @@ from fedjax_fm.peft.lora_experts import lora_experts
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb, lora_xs
 from fedjax_fm.peft.merge import merge, unmerge
 from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
-from fedjax_fm.peft.offsite import Emulated, emulated, plugged, tuned_ends
+from fedjax_fm.peft.offsite import (
+    Emulated,
+    PluggedIn,
+    emulated,
+    plug_in,
+    plugged,
+    tuned_ends,
+)
 from fedjax_fm.peft.p_tuning import p_tuning
 from fedjax_fm.peft.peft_method import AdapterError, lora_from_config
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
@@ -31,6 +38,7 @@ __all__ = [
     "Emulated",
     "LoRALinear",
     "Method",
+    "PluggedIn",
     "apply",
     "attention_adapter",
     "beside",
@@ -58,6 +66,7 @@ __all__ = [
     "p_tuning",
     "p_tuning_v2",
     "parallel_adapter",
+    "plug_in",
     "plugged",
     "prefix_tuning",
     "prompt_tuning",
