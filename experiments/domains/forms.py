@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from fedjax_fm import datasets, models
+from fedjax_fm.datasets.packaged.emoji import CATEGORIES, without_variant
 from fedjax_fm.experiments.gate.tasks import DINOV2, SIDE
 from fedjax_fm.experiments.shared.digits import SPLIT_SEED, TUNING_SHARE, Arrays, digits
 from fedjax_fm.experiments.shared.tail import batches
@@ -97,17 +98,18 @@ def vendors(seed: int, split: str, most: int) -> Domains:
     table = datasets.load_emoji()
     random = np.random.default_rng(seed)
     is_tuning = table["split"] == "validation"
-    names = np.unique(table["name"][is_tuning if split == "tuning" else ~is_tuning])
+    # Variants of an emoji, a man's and a woman's, go to one domain.
+    kinds = np.array([without_variant(name) for name in table["name"]])
+    there = np.unique(kinds[is_tuning if split == "tuning" else ~is_tuning])
     makers = np.unique(table["vendor"])
+    dealt = np.array_split(random.permutation(there), len(makers))
     found = []
-    for maker, own in zip(
-        makers, np.array_split(random.permutation(names), len(makers)), strict=True
-    ):
-        is_own = (table["vendor"] == maker) & np.isin(table["name"], own)
+    for maker, own in zip(makers, dealt, strict=True):
+        is_own = (table["vendor"] == maker) & np.isin(kinds, own)
         rows = random.permutation(np.flatnonzero(is_own))[:most]
         label = table["label"][rows].astype(np.int32)
         found.append({"x": _seen(tuple(table["svg"][rows])), "label": label})
-    return _parted(found, classes=len(datasets.packaged.emoji.CATEGORIES))
+    return _parted(found, classes=len(CATEGORIES))
 
 
 SETS: dict[str, Callable[[int, str, int], Domains]] = {

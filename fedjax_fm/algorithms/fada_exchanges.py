@@ -163,7 +163,7 @@ def _weigh(method: FADAMethod) -> Exchange:
 
     def client(backbone, message):
         def one(changes, mine, data, key):
-            rows = [_rows(method, data, i, key) for i in range(method.local_steps)]
+            rows = _rows_of_round(method, data, key)
             gains = _gains(method, mine.parts[EXTRACTOR], backbone, rows, changes)
             own = trees.subtract(mine.parts[EXTRACTOR], mine.start[EXTRACTOR])
             return ClientOutput(
@@ -198,7 +198,7 @@ def _the_target(method: FADAMethod) -> Callable:
 
 def _rows(method: FADAMethod, data, i, key) -> Rows:
     """The rows of step i, the label apart; none after the client's last step."""
-    batch, mask = data.batch(jnp.int32(i))
+    batch, mask = data.batch(i)
     inputs = {name: x for name, x in batch.items() if name != method.label}
     return Rows(
         inputs=inputs,
@@ -206,6 +206,21 @@ def _rows(method: FADAMethod, data, i, key) -> Rows:
         mask=mask & (i < data.n_steps),
         key=key,
     )
+
+
+def _rows_of_round(method: FADAMethod, data, key) -> Rows:
+    """The rows of all steps of a round, one step behind the other."""
+
+    def one(i):
+        rows = _rows(method, data, i, key)
+        return rows.inputs, rows.labels, rows.mask
+
+    def joined(x):
+        return x.reshape(-1, *x.shape[2:])
+
+    steps = jax.lax.map(one, jnp.arange(method.local_steps))
+    inputs, labels, mask = jax.tree.map(joined, steps)
+    return Rows(inputs=inputs, labels=labels, mask=mask, key=key)
 
 
 def _seen(method: FADAMethod, extractor, backbone, rows: Rows) -> jax.Array:
@@ -229,19 +244,14 @@ def _aligned(
     return mine._replace(parts=parts, moments=moments)
 
 
-def _gains(method: FADAMethod, extractor, backbone, rows: list[Rows], changes):
+def _gains(method: FADAMethod, extractor, backbone, rows: Rows, changes):
     """f32[N - 1]: by how much each source's change tightens the clusters."""
-    mask = jnp.concatenate([one.mask for one in rows])
-
-    def spread(extractor):
-        seen = [_seen(method, extractor, backbone, one) for one in rows]
-        features = jnp.concatenate(seen)
-        return spread_in_clusters(
-            features, mask, clusters=method.clusters, steps=method.cluster_steps
-        )
+    how = {"clusters": method.clusters, "steps": method.cluster_steps}
 
     def after(change):
-        return spread(trees.add(extractor, change))
+        changed = trees.add(extractor, change)
+        features = _seen(method, changed, backbone, rows)
+        return spread_in_clusters(features, rows.mask, **how)
 
     def behind_none(x):
         return jnp.concatenate([jnp.zeros_like(x[:1]), x])
