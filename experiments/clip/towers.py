@@ -176,12 +176,12 @@ def _image_model() -> nnx.Module:
 
 
 @nnx.jit
-def _text_tower(model: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+def _text_tower(model: Any, ids: Any, mask: Any) -> jax.Array:
     return model.features(ids, mask)
 
 
 @nnx.jit
-def _image_tower(model: Any, pixels: jax.Array) -> jax.Array:
+def _image_tower(model: Any, pixels: Any) -> jax.Array:
     return model(pixels)[:, 0]
 
 

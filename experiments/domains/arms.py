@@ -182,15 +182,15 @@ def simulated(
     **how: Any,
 ) -> study.Simulated:
     """A run of all clients in each round, scored on the target at its end."""
-    rounds = run.config.rounds if rounds is None else rounds
+    n_rounds = run.config.rounds if rounds is None else rounds
     return run.simulate(
         algorithm,
         ffm.Population.from_clients(clients),
         delta,
-        rounds,
+        n_rounds,
         cohort_size=len(clients),
         task=case.task,
         test=case.test,
-        every=rounds,
+        every=n_rounds,
         **how,
     )

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -124,7 +124,7 @@ def _encoder() -> nnx.Module:
 
 
 @nnx.jit
-def _class_token(model: nnx.Module, pixels: jax.Array) -> jax.Array:
+def _class_token(model: Any, pixels: Any) -> jax.Array:
     return model(pixels)[:, 0]
 
 

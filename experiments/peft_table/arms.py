@@ -46,9 +46,9 @@ def tuned(run: study.Run, kind: str, shuffle: bool = False) -> dict[str, float]:
     of_lora = peft.apply(data.whole, lora(config.rank)).delta
     budget = 2 * config.rounds * clients.n_clients * trees.nbytes(of_lora)
     within = [row for row in run.curve if sent(row) <= budget]
-    before = untrained(run)["accuracy"] if not within else None
-    at_bytes = within[-1]["eval_accuracy"] if within else before
-    return {"accuracy": found.scores["accuracy"], "at_bytes": float(at_bytes)}
+    # A method whose first looks come after the budget has nothing but its start.
+    at_bytes = within[-1]["eval_accuracy"] if within else untrained(run)["accuracy"]
+    return {"accuracy": found.scores["accuracy"], "at_bytes": at_bytes}
 
 
 def sent(row: dict[str, float]) -> float:

@@ -83,8 +83,9 @@ def scores(run: study.Run, task: ffm.Task, parts: Any) -> dict[str, float]:
     """What the backdoor does, and what the model is worth without it."""
     trigger, test = run.config.trigger, run.data.test
     planted = evaluation.with_trigger(test, trigger, label=None)
-    plain = ffm.evaluate(task, *parts, test)
-    with_token = ffm.evaluate(task, *parts, planted)
+    delta, backbone = parts
+    plain = ffm.evaluate(task, delta, backbone, test)
+    with_token = ffm.evaluate(task, delta, backbone, planted)
 
     def rate(predicted: Any) -> float:
         found = evaluation.attack_success(

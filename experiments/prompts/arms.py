@@ -1,5 +1,7 @@
 """The arms of the study of prompts: a part of a model of one size."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -14,7 +16,7 @@ METHODS = {
     "prefix": peft.prefix_tuning(TOKENS),
     "p_tuning": peft.p_tuning(TOKENS, hidden=144),
 }
-HOW = {"batch_size": 8, "bucket": 32}  # of evaluations
+HOW: dict[str, Any] = {"batch_size": 8, "bucket": 32}  # of evaluations
 
 
 def tuned(

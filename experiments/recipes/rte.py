@@ -78,7 +78,7 @@ def prepared(
       rounds: None: the paper's.
       seed: of the head, the adapter, cohorts and batches.
     """
-    settings = data.benchmark.settings
+    settings: Any = data.benchmark.settings  # RTE's, of which nothing is missing
     whole = models.from_pretrained(model, num_labels=2, seed=seed)
     adapted = peft.apply(whole, METHODS[method](settings), jax.random.key(seed))
     task = tasks.classification(adapted)

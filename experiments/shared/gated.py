@@ -88,7 +88,7 @@ def deal_gated(
     if alpha is None:
         dealt = IidPartitioner(clients).partition(table)
     else:
-        how = {"min_partition_size": smallest, "seed": seed}
+        how: dict[str, Any] = {"min_partition_size": smallest, "seed": seed}
         dealt = DirichletPartitioner(clients, "class", alpha, **how).partition(table)
     encoded = kind.encode(rows.table.select(chosen), task.model, max_length)
     return Dealt(

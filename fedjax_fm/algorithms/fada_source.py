@@ -82,7 +82,7 @@ class SourceStep(NamedTuple):
         """Parts and moments after one of the updates."""
         own = chosen(parts, UPDATES[name])
         changes, after = self.optimizer.update(gradients, moments[name], own)
-        moved = optax.apply_updates(own, changes)
+        moved: Any = optax.apply_updates(own, changes)
         return {**parts, **moved}, {**moments, name: after}
 
     def run(

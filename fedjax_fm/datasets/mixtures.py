@@ -200,12 +200,12 @@ def flan_examples(
     wanted = n_rows if examples is None else checks.whole("examples", examples, least=0)
     rng = np.random.default_rng([seed, *task.name.encode("utf-8")])
     found = []
-    for number in _without_repeats(n_rows, wanted, rng):
+    for number in _without_repeats(n_rows, wanted, rng).tolist():
         pattern = task.patterns[rng.integers(len(task.patterns))]
         before = ""
         if rng.random() < few_shot:
             others = np.delete(np.arange(n_rows), number)
-            for other in rng.choice(others, shots, replace=False):
+            for other in rng.choice(others, shots, replace=False).tolist():
                 asked, answered = pattern.of(task.rows[other])
                 before += f"{asked}\n{answered}\n\n"
         inputs, targets = pattern.of(task.rows[number])

@@ -237,8 +237,8 @@ def _first_trip(
                 done = training.run(mine, backbone, data, key)
             else:
                 of_b = _with_fixed_a(mine.trained)
-                how = {"gradient_of": private.gradient_of}
-                done = training.run(of_b, backbone, data, key, **how)
+                gradient_of = private.gradient_of
+                done = training.run(of_b, backbone, data, key, gradient_of=gradient_of)
                 mine = of_b
             pairs = filled(done.end, mine.fixed).pairs
             sketches = {

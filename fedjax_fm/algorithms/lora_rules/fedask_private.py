@@ -99,6 +99,6 @@ def _passes(batches: Batches, n_examples: int) -> int | None:
     """How often a round comes to one example; None for one batch that is drawn."""
     if batches.steps == 1:
         return None
-    if batches.epochs is not None:
+    if batches.steps is None:
         return batches.epochs
     return math.ceil(batches.steps / math.ceil(n_examples / batches.batch_size))
