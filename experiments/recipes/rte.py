@@ -84,7 +84,8 @@ def prepared(
     task = tasks.classification(adapted)
     walk = {"local_steps": settings.local_steps, "epochs": settings.local_epochs}
     how = {**walk, "batch_size": settings.batch_size}
-    optimizer = optax.adamw(RATES.get(method, settings.lr))
+    rate: Any = RATES.get(method, settings.lr)
+    optimizer = optax.adamw(rate)
     delta, backbone = adapted.delta, adapted.backbone
     if method == "frlora":
         alpha = settings.alpha or 2.0 * settings.rank

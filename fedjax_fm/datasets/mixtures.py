@@ -201,7 +201,7 @@ def flan_examples(
     rng = np.random.default_rng([seed, *task.name.encode("utf-8")])
     found = []
     for number in _without_repeats(n_rows, wanted, rng).tolist():
-        pattern = task.patterns[rng.integers(len(task.patterns))]
+        pattern = task.patterns[int(rng.integers(len(task.patterns)))]
         before = ""
         if rng.random() < few_shot:
             others = np.delete(np.arange(n_rows), number)
