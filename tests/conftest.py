@@ -93,7 +93,10 @@ SLOW = {
     ),
     "algorithms": (
         "test_docofl.py",
+        "test_fada.py",
         "test_fedask.py",
+        "test_fedask_private.py",
+        "test_fedclip.py",
         "test_fedbert.py",
         "test_fedkseed.py",
         "test_fedlease.py",

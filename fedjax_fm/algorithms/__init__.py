@@ -12,9 +12,12 @@ from fedjax_fm.algorithms.distillation import Architecture
 from fedjax_fm.algorithms.docofl import docofl
 from fedjax_fm.algorithms.dp_fedavg import AdaptiveClip, dp_fedavg
 from fedjax_fm.algorithms.ef21 import ef21
+from fedjax_fm.algorithms.fada import fada
+from fedjax_fm.algorithms.fada_networks import FADANetworks, fada_networks
 from fedjax_fm.algorithms.fedavg import fedavg
 from fedjax_fm.algorithms.fedbert import fedbert
 from fedjax_fm.algorithms.fedbuff import fedbuff
+from fedjax_fm.algorithms.fedclip import fedclip
 from fedjax_fm.algorithms.feddf import feddf
 from fedjax_fm.algorithms.feddpa import feddpa_f, feddpa_t
 from fedjax_fm.algorithms.feddyn import feddyn
@@ -76,6 +79,7 @@ __all__ = [
     "AdaptiveClip",
     "Alignment",
     "Architecture",
+    "FADANetworks",
     "Models",
     "Reader",
     "RoundTime",
@@ -88,6 +92,8 @@ __all__ = [
     "docofl",
     "dp_fedavg",
     "ef21",
+    "fada",
+    "fada_networks",
     "fedadagrad",
     "fedadam",
     "fedala",
@@ -96,6 +102,7 @@ __all__ = [
     "fedbabu",
     "fedbert",
     "fedbuff",
+    "fedclip",
     "feddf",
     "feddpa_f",
     "feddpa_t",

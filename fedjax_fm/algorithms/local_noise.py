@@ -63,6 +63,7 @@ def local_noise(
     *,
     batch_size: int,
     estimator: str,
+    passes: int | None = None,
 ) -> LocalNoise:
     """Checks the noise, and accounts for it.
 
@@ -72,6 +73,7 @@ def local_noise(
       accounting: the smallest client, rounds and delta; None for nothing.
       batch_size: examples a round.
       estimator: of the gradient.
+      passes: as of `privacy.local_spent`.
 
     Raises:
       TypeError, ValueError: noise without a bound; an account of no noise.
@@ -88,7 +90,7 @@ def local_noise(
         words = "noise at the client is added, but nothing is accounted"
         privacy = Privacy(mechanism=words)
     if accounting is not None:
-        how = {"batch_size": batch_size, "estimator": estimator}
+        how = {"batch_size": batch_size, "estimator": estimator, "passes": passes}
         epsilons = _epsilons(multiplier, accounting, **how)
         privacy = _privacy(multiplier, accounting, **how)
     return LocalNoise(
@@ -126,18 +128,19 @@ def _privacy(multiplier: float, accounting: LocalAccounting, **how) -> Privacy:
     return Privacy(rounds=accounting.rounds, delta=spent.delta, mechanism=words)
 
 
-def check_no_weight(task: Task) -> None:
+def check_no_weight(task: Task, method: str = "soteriafl") -> None:
     """Refuses weights of examples: one could move more than its clip allows.
 
     Args:
       task: the loss.
+      method: its name, for the message.
 
     Raises:
       ValueError: it has a weight.
     """
     if isinstance(task, Task) and task.weight is not None:
         raise ValueError(
-            "soteriafl: each example counts the same, or one could move more than its "
+            f"{method}: each example counts the same, or one could move more than its "
             "clip allows; expected a Task without weight"
         )
 

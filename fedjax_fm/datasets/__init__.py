@@ -8,6 +8,15 @@ the literature by name.
 
 from fedjax_fm.datasets.docstrings import load_docstrings
 from fedjax_fm.datasets.hashed import split_of, splits_of
+from fedjax_fm.datasets.mixtures import (
+    Example,
+    Pattern,
+    TextTask,
+    flan_examples,
+    flan_mixture,
+    mix_counts,
+    mixing_rates,
+)
 from fedjax_fm.datasets.named import (
     Benchmark,
     NamedData,
@@ -35,10 +44,15 @@ from fedjax_fm.datasets.table import DataFileError, Table
 __all__ = [
     "Benchmark",
     "DataFileError",
+    "Example",
     "NamedData",
+    "Pattern",
     "Table",
+    "TextTask",
     "describe",
     "draw_emoji",
+    "flan_examples",
+    "flan_mixture",
     "hold_out_languages",
     "hold_out_people",
     "list_names",
@@ -53,6 +67,8 @@ __all__ = [
     "load_shakespeare",
     "load_word_senses",
     "make_reasoning",
+    "mix_counts",
+    "mixing_rates",
     "reply_choice",
     "split_of",
     "splits_of",

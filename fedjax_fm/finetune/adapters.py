@@ -16,7 +16,7 @@ PEFT: dict[str, Callable[..., peft.Method]] = {
     name: getattr(peft, name)
     for name in (
         "bitfit", "combine", "dora", "full", "head", "houlsby", "ia3", "lora",
-        "lora_xs", "on_layers", "p_tuning_v2", "parallel_adapter", "prefix_tuning",
+        "lora_xs", "on_layers", "p_tuning", "p_tuning_v2", "parallel_adapter", "prefix_tuning",
         "prompt_tuning", "ravan", "vpt",
     )
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.peft.adapter import houlsby, parallel_adapter
+from fedjax_fm.peft.attention_adapter import attention_adapter
 from fedjax_fm.peft.bitfit import bitfit
 from fedjax_fm.peft.dora import dora
 from fedjax_fm.peft.dual_lora import Beside, beside, instance_mix, two_adapters
@@ -14,7 +15,15 @@ from fedjax_fm.peft.lora_experts import lora_experts
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates, lora_sb, lora_xs
 from fedjax_fm.peft.merge import merge, unmerge
 from fedjax_fm.peft.method import Method, apply, by_path, combine, full, head
-from fedjax_fm.peft.offsite import Emulated, emulated, plugged, tuned_ends
+from fedjax_fm.peft.offsite import (
+    Emulated,
+    PluggedIn,
+    emulated,
+    plug_in,
+    plugged,
+    tuned_ends,
+)
+from fedjax_fm.peft.p_tuning import p_tuning
 from fedjax_fm.peft.peft_method import AdapterError, lora_from_config
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
 from fedjax_fm.peft.prompt import prompt_tuning
@@ -29,7 +38,9 @@ __all__ = [
     "Emulated",
     "LoRALinear",
     "Method",
+    "PluggedIn",
     "apply",
+    "attention_adapter",
     "beside",
     "bitfit",
     "by_path",
@@ -52,8 +63,10 @@ __all__ = [
     "lora_xs",
     "merge",
     "on_layers",
+    "p_tuning",
     "p_tuning_v2",
     "parallel_adapter",
+    "plug_in",
     "plugged",
     "prefix_tuning",
     "prompt_tuning",

@@ -23,6 +23,7 @@ from fedjax_fm.peft.method import apply
 from fedjax_fm.peft.peft_method import AdapterError, check_fields, method_of, model_for
 from fedjax_fm.peft.places import Place, of_pattern
 from fedjax_fm.peft.prefix import collapse
+from fedjax_fm.peft.prompt import Prompt
 from fedjax_fm.peft.targets import dotted, named_modules
 from fedjax_fm.peft.tensors import AdapterTensors
 
@@ -109,13 +110,19 @@ def save_pretrained(
 
 
 def _trained_paths(model: nnx.Module, delta: Any) -> set[str]:
-    """Dotted paths of the delta, those of prefixes as they are after `collapse`."""
+    """Dotted paths of the delta, prefixes and prompts as they are after `collapse`."""
     paths = {dotted(path) for path, _ in nnx.to_flat_state(delta)}
-    found = {path for path in paths if ".prefix." not in path}
+    found = set()
+    for path in paths:
+        is_virtual = {"prefix", "prompt"} & set(path.split(".")[:-1])
+        if not is_virtual:
+            found.add(path)
     for path, module in named_modules(model):
         if path.endswith(".prefix"):
             leaves = [leaf for leaf in ("keys", "values") if hasattr(module, leaf)]
             found |= {f"{path}.{leaf}" for leaf in leaves}
+        if isinstance(module, Prompt):
+            found.add(f"{path}.embedding")
     return found
 
 

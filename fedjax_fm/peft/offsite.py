@@ -18,9 +18,11 @@ from flax import nnx
 
 from fedjax_fm import checks
 from fedjax_fm.models.stacked import Segments, Shared
+from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.peft.layers import cut_runs, n_layers, on_layers, stacks
 from fedjax_fm.peft.method import Method, full
 from fedjax_fm.peft.targets import get_module, replace_module
+from fedjax_fm.types import Tree
 
 Rounding = Literal["nearest", "down"]
 
@@ -180,6 +182,83 @@ def plugged(model: nnx.Module, emulator: Emulated, tuned: nnx.Module) -> nnx.Mod
     copy = nnx.clone(tuned)
     replace_module(copy, own_path, Segments([*first, whole[1], *last]))
     return copy
+
+
+class PluggedIn(NamedTuple):
+    """A whole model that takes what was trained around its emulator; made by `plug_in`.
+
+    Tasks take it in the place of an adapted model.
+
+    Attributes:
+      graphdef: of the whole model.
+      whole: its arrays.
+      emulator: of `emulated`.
+      adapted: from `peft.apply(emulator.model, ...)`.
+    """
+
+    graphdef: nnx.GraphDef
+    whole: nnx.State
+    emulator: Emulated
+    adapted: Adapted
+
+    @property
+    def backbone(self) -> tuple[Tree, Tree]:
+        """What is frozen, for evaluations: the emulator's, and the whole model."""
+        return self.adapted.backbone, self.whole
+
+    def model(self, delta: Tree, backbone: tuple[Tree, Tree] | None = None) -> Any:
+        """The whole model with trained ends.
+
+        Args:
+          delta: what clients have trained, such as `state.delta`.
+          backbone: None: `self.backbone`.
+        """
+        around, whole = self.backbone if backbone is None else backbone
+        tuned = self.adapted.model(delta, around)
+        return plugged(nnx.merge(self.graphdef, whole), self.emulator, tuned)
+
+
+def plug_in(model: nnx.Module, emulator: Emulated, adapted: Adapted) -> PluggedIn:
+    """The owner's side of offsite-tuning: scores of the whole model, between rounds too.
+
+    Clients never see its middle, so that the emulator's scores are all that they know;
+    these are those that count.
+
+    Args:
+      model: whole, of which the emulator was made.
+      emulator: of `emulated`.
+      adapted: from `peft.apply(emulator.model, ...)`, what clients train.
+
+    Returns:
+      What tasks take: `tasks.classification(plug_in(...))` reads the same delta, beside
+      the backbone `plug_in(...).backbone`.
+
+    Raises:
+      ValueError: the emulator is not of this model.
+
+    References:
+      Xiao et al. 2023, arXiv 2302.04870, "plug-in performance".
+
+    Example:
+      >>> import fedjax_fm as ffm
+      >>> from fedjax_fm import models, peft
+      >>> sizes = {"vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 4}
+      >>> sizes |= {"num_attention_heads": 2, "intermediate_size": 8}
+      >>> config = models.LlamaConfig(**sizes)
+      >>> model = models.LlamaForCausalLM(config, nnx.Rngs(0))
+      >>> small = peft.emulated(model, first=1, last=1, dropped=0.5)
+      >>> adapted = peft.apply(small.model, peft.tuned_ends(small))
+      >>> owner = peft.plug_in(model, small, adapted)
+      >>> ids = jnp.ones((2, 3), jnp.int32)
+      >>> rows = {"input_ids": ids, "attention_mask": ids, "labels": ids}
+      >>> task = ffm.tasks.language_modeling(owner)
+      >>> ffm.evaluate(task, adapted.delta, owner.backbone, rows)["loss"].shape
+      (2,)
+    """
+    _uncut(model)
+    plugged(model, emulator, emulator.model)  # refuses one of another model
+    graphdef, whole = nnx.split(model)
+    return PluggedIn(graphdef=graphdef, whole=whole, emulator=emulator, adapted=adapted)
 
 
 def _until(parts: Iterable[Any], layers: int) -> list[Any]:

@@ -17,7 +17,9 @@ from fedjax_fm.checks import choice, real, whole
 from fedjax_fm.models.stacked import Shared
 from fedjax_fm.peft.linear import linears_in
 from fedjax_fm.peft.method import Method, head_paths, parameter_paths
+from fedjax_fm.peft.p_tuning import EncodedPrompt
 from fedjax_fm.peft.patterns import HEADS, check_names, check_targets, matches
+from fedjax_fm.peft.prompt import Prompt
 from fedjax_fm.peft.spelling import refuses_pefts_words
 from fedjax_fm.peft.targets import get_module, named_modules, plain_names
 
@@ -340,7 +342,7 @@ def p_tuning_v2(
 
 
 def collapse(model: nnx.Module) -> nnx.Module:
-    """Replaces every reparameterised prefix by the keys and values that it computes.
+    """Replaces every network behind a prefix or a prompt by what it computes.
 
     Args:
       model: an adapted model; it is not changed.
@@ -368,4 +370,6 @@ def collapse(model: nnx.Module) -> nnx.Module:
         if isinstance(prefix, ReparameterisedPrefix):
             keys, values = prefix()
             module.prefix = Prefix(keys, values)
+        if isinstance(prompt := getattr(module, "prompt", None), EncodedPrompt):
+            module.prompt = Prompt(prompt())
     return model

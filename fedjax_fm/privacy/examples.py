@@ -44,6 +44,7 @@ def local_spent(
     *,
     batch_size: int,
     estimator: str = "sgd",
+    passes: int | None = None,
 ) -> Spent:
     """Privacy of one client's examples after rounds of noisy clipped gradients.
 
@@ -57,6 +58,8 @@ def local_spent(
       batch_size: examples a round, drawn anew without replacement.
       estimator: "sgd"; "svrg", which adds differences to a snapshot's gradients; or
         "saga", to a table of gradients.
+      passes: of sgd, over all examples in a round, each in one batch of a pass; None:
+        one batch a round, drawn.
 
     Returns:
       epsilon at delta, for one example replaced by another.
@@ -69,6 +72,7 @@ def local_spent(
       | sgd | 2 if drawn | Gaussian of sensitivity 2, sampled without replacement |
       | svrg | 4 if drawn, and 2 q | that with 4, beside a Gaussian of 2 q; they share the noise |
       | saga | 4 if drawn, and 2 q | Gaussian of sensitivity 4 + 2 q, not amplified |
+      | sgd, passes | 2, once a pass | Gaussian of sensitivity 2, each pass, not amplified |
 
       The table of SAGA remembers who was drawn, so that later rounds depend on it:
       sampling is not counted there. Epsilon is an upper bound, by Renyi orders.
@@ -89,17 +93,30 @@ def local_spent(
     checks.real("noise_multiplier", noise_multiplier, least=0)
     checks.whole("batch_size", batch_size, least=1)
     checks.choice("estimator", estimator, ESTIMATORS)
+    if passes is not None:
+        checks.whole("passes", passes, least=1)
+        if estimator != "sgd":
+            raise ValueError(
+                f"passes={passes} is accounted for with estimator='sgd', got "
+                f"estimator={estimator!r}; leave it out"
+            )
     accounting = checks.instance(
         "accounting", accounting, LocalAccounting, "write privacy.LocalAccounting(...)"
     ).checked()
     n = accounting.n_examples
     drawn = min(batch_size, n)
     words = f"{estimator}, {drawn} of {n} examples a round, noise at the client"
+    if passes is not None:
+        words = f"sgd, {passes} passes a round, noise at the client"
     epsilon = float("inf")
     if noise_multiplier > 0:
+        z = float(noise_multiplier)
+        ways = (
+            _events(z, drawn, n, estimator) if passes is None else [[gaussian(z / 2)]]
+        )
+        times = accounting.rounds * (1 if passes is None else passes)
         epsilon = min(
-            epsilon_of_events(events, accounting.rounds, accounting.delta)
-            for events in _events(float(noise_multiplier), drawn, n, estimator)
+            epsilon_of_events(events, times, accounting.delta) for events in ways
         )
     return Spent(
         epsilon=epsilon,

@@ -1,10 +1,12 @@
 """Tasks of the usual kinds.
 
-Classification of examples and of tokens, language modelling, regression, distillation.
+Classification of examples, of tokens and by names, pairs of images and texts, language
+modelling, regression, distillation.
 """
 
 from fedjax_fm.tasks.attention import attention
 from fedjax_fm.tasks.classification import classification, from_logits
+from fedjax_fm.tasks.contrastive import PairFeatures, pair_features, zero_shot
 from fedjax_fm.tasks.distil_objectives import (
     cosine_distance,
     hard_targets,
@@ -23,6 +25,7 @@ from fedjax_fm.tasks.token_classification import token_classification
 
 __all__ = [
     "Outputs",
+    "PairFeatures",
     "attention",
     "classification",
     "cosine_distance",
@@ -35,6 +38,7 @@ __all__ = [
     "last",
     "mean_square",
     "mutual_information",
+    "pair_features",
     "regression",
     "remat",
     "skip",
@@ -42,4 +46,5 @@ __all__ = [
     "token_classification",
     "unit_square",
     "with_distillation_token",
+    "zero_shot",
 ]

@@ -1,5 +1,6 @@
 """FedLEASE: clusters against scipy, rounds in plain loops, the views of clients, bytes."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -204,3 +205,42 @@ def test_impossible_arguments_are_refused():
         simulator(labels=[0])
     with pytest.raises(ValueError, match=r"expert_a, expert_b and router .*\['w'\]"):
         split_experts({"w": jnp.zeros(3)})
+
+
+def test_the_warm_up_is_local_training_and_has_a_bill():
+    """Each client's adapter as it is after training alone, and both ways of the wire."""
+
+    def pair_loss(delta, backbone, batch, key):
+        hidden = jnp.tanh(batch["x"] @ delta["lora_a"] @ delta["lora_b"])
+        return (hidden @ delta["head"] - batch["y"]) ** 2, {}
+
+    delta = {
+        "lora_a": draw(1, D, RANK),
+        "lora_b": draw(2, RANK, OUT),
+        "head": draw(3, OUT),
+    }
+    task, rate = ffm.Task(pair_loss), optax.sgd(RATE)
+    population = ffm.Population.from_clients(CLIENTS)
+    n = len(CLIENTS)
+    method = lora_rules.fedlease_warm_up(task, rate, **HOW)
+    one = ffm.Simulator(method, population, cohort_size=n, devices=1)
+    start = one.init(delta)
+    state, metrics = one.run(start, 1)
+    alone = ffm.algorithms.local_only(task, rate, **HOW)
+    other = ffm.Simulator(alone, population, cohort_size=n, devices=1)
+    trained, _ = other.run(other.init(delta), 1)
+    for k, found in enumerate(state.carry.server.deltas()):
+        expected, _ = other.model(trained, k)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+            found,
+            expected,
+        )
+    numbers = RANK * (D + OUT) + OUT
+    assert metrics["uplink_bytes"].tolist() == [4 * n * numbers]
+    assert metrics["downlink_bytes"].tolist() == [4 * n * numbers]
+    jax.tree.map(np.testing.assert_array_equal, state.delta, delta)
+    half = ffm.Simulator(method, population, cohort_size=n - 1, devices=1)
+    state, _ = half.run(half.init(delta), 1)
+    with pytest.raises(ValueError, match="1 clients have sent no adapter"):
+        state.carry.server.deltas()

@@ -208,6 +208,26 @@ def shift(scale=0.1):
     return directions.shift(jnp.zeros(3), jax.random.key(0), scale)
 
 
+PAIRS = {
+    "features": column_as_loss,
+    "client_optimizer": SGD,
+    "local_steps": 1,
+    "batch_size": 2,
+}
+EXTRACTING = {
+    "extract": column_as_loss, "extractor": jnp.eye(2), "key": jax.random.key(0), "features": 2, "classes": 2,
+}  # fmt: skip
+DOMAINS = {
+    "networks": ffm.algorithms.fada_networks(**EXTRACTING)[0], "client_optimizer": SGD, "identifier_optimizer": SGD,
+    "target": 0, "clusters": 2, "local_steps": 1, "batch_size": 2,
+}  # fmt: skip
+
+
+def own_networks(n_features=2):
+    networks = DOMAINS["networks"]._replace(n_features=n_features)
+    return ffm.algorithms.fada(**DOMAINS | {"networks": networks})
+
+
 MOON = RULE | {"features": column_as_loss}
 CHOICE = {
     "algorithm": ffm.fedavg(**RULE),
@@ -240,6 +260,13 @@ ROWS = (
         "learning_rate": "real", "n_seeds": "whole", "epsilon": "real", "pro": "flag", "weighted": "flag",
         "lazy": "flag", "history_clip": "real or infinite", "weight_decay": "real",
     }),
+    Row(ffm.algorithms.fedclip, PAIRS, {"weighted": "flag"}),
+    Row(ffm.algorithms.fada, DOMAINS, {
+        "target": "whole", "clusters": "whole", "cluster_steps": "whole", "temperature": "real", "alignment": "real",
+        "confusion": "real", "separation": "real", "reconstruction": "real", "local_steps": "whole", "batch_size": "whole",
+    }),
+    Row(own_networks, {}, {"n_features": "whole"}),
+    Row(ffm.algorithms.fada_networks, EXTRACTING, {"features": "whole", "classes": "whole", "width": "whole"}),
     Row(ffm.algorithms.fedpm, RULE, {"prior": "real", "reset_every": "whole?", "softening": "real"}),
     Row(ffm.algorithms.fedmd, SHARED | {"n_classes": CLASSES}, {
         "n_classes": "whole", "n_public": "whole?", "average": "choice", "digest_epochs": "whole",
@@ -311,6 +338,7 @@ ROWS = (
     Row(lora_rules.slora, RULE | {"scaling": 2.0, "sparse_rounds": 1}, {
         "scaling": "real", "sparse_rounds": "whole", "density": "real",
     }),
+    Row(lora_rules.fedask, RULE | {"sketch": 2, "clip_norm": 1.0}, {"clip_norm": "real or infinite?", "noise_multiplier": "real"}, "private fedask"),
     Row(lora_rules.fedlease, RULE | {"labels": [0]}, {"weighted": "flag"}),
     Row(lora_rules.cluster_adapters, {"deltas": [ONE_PAIR] * 3, "most": 2}, {"most": "whole"}),
     Row(server_optimizers.adagrad, {"learning_rate": 0.1}, ADAPTIVE),
@@ -420,13 +448,13 @@ WALKS = {
     "streaming_diloco": RULE | {"fragments": 2}, "moon": MOON, "qfedavg": RULE,
     "fedper": OWN, "fedrep": OWN, "fedbabu": OWN, "fedala": OWN, "ditto": RULE | {"penalty": 1.0},
     "pfedme": RULE | {"penalty": 1.0}, "apfl": RULE | {"mix_rate": 0.1}, "per_fedavg": RULE | {"inner_rate": 0.1},
-    "ifca": RULE | {"clusters": 2}, "fine_tune": TUNED,
+    "ifca": RULE | {"clusters": 2}, "fine_tune": TUNED, "fedclip": PAIRS, "fada": DOMAINS,
     "fedpaq": RULE, "diana": GRADIENT, "ef21": GRADIENT, "fedlin": RATED, "fedobd": RULE, "flasc": RULE, "docofl": RULE,
     "gradual_pruning": RULE | SPARSER, "movement_pruning": RULE | SPARSER, "soft_movement_pruning": RULE | {"penalty": 1.0},
     "lottery_ticket": RULE | TICKET, "lotteryfl": RULE, "fedtiny": RULE | TINY, "fedmkt": MUTUAL, "prunefl": RULE | TIMED,
     "fedit": RULE, "ffa_lora": RULE, "fedsa_lora": RULE, "rolora": RULE, "flexlora": RULE, "fed_sb": RULE,
     "hetlora": RULE | {"tail_penalty": 0.1}, "fedex_lora": RULE | {"scaling": 1.0}, "flora": RULE | {"scaling": 1.0},
-    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "fedrpca": RULE, "fedlease": RULE | {"labels": [0]}, "lora_a2": RULE, "slora": RULE | {"scaling": 1.0, "sparse_rounds": 1}, "ravan": RULE, "fedask": RULE | {"sketch": 2}, "fslora": RULE, "frlora": RULE | {"scaling": 1.0},
+    "lora_fair": RULE, "fedsvd": RULE, "fedrot_lora": RULE, "fedrpca": RULE, "fedlease": RULE | {"labels": [0]}, "fedlease_warm_up": RULE, "lora_a2": RULE, "slora": RULE | {"scaling": 1.0, "sparse_rounds": 1}, "ravan": RULE, "fedask": RULE | {"sketch": 2}, "fslora": RULE, "frlora": RULE | {"scaling": 1.0},
 }  # fmt: skip
 WALKED = {"epochs", "local_steps", "batch_size"}
 
@@ -482,6 +510,7 @@ def test_no_hyper_parameter_is_forgotten():
         "shifted_scores(",
         "RoundTime(",
         "Reader(n_tokens",  # by fedmkt's own tests
+        "FADANetworks(",
     }
     assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
 

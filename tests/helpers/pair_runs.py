@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import domain_problem
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +67,7 @@ UP: dict[str, tuple[int, ...]] = {
     "fedrep": (12,),
     "fedbabu": (12,),
     "fedmd": (33,),
+    "fedclip": (24,),  # two maps of four features to three
     "local_only": (),
 }
 DOWN: dict[str, tuple[int, ...]] = UP | {
@@ -83,7 +85,7 @@ OTHERWISE = {
     *("hetlora", "fed_sb", "lora_fair", "fedsvd", "fedrot_lora", "frlora", "fedrpca"),
     *("fslora", "fedask", "ravan", "lora_a2", "fedlease", "slora", "gradual_pruning"),
     *("lottery_ticket", "movement_pruning", "soft_movement_pruning", "prunefl"),
-    *("lotteryfl", "fedtiny", "fedmkt"),
+    *("lotteryfl", "fedtiny", "fedmkt", "fada"),
 }
 
 
@@ -281,6 +283,19 @@ def _first(delta):
     return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(delta))
 
 
+def pairs_of(task: ffm.Task) -> Any:
+    """For fedclip, whatever the model: its losses beside the labels."""
+
+    def pair_features(delta, backbone, batch, key):
+        losses, _ = task.loss(delta, backbone, batch, key)
+        image = jnp.stack([losses, jnp.ones_like(losses)], axis=1)
+        return tasks.PairFeatures(
+            image, jax.nn.one_hot(batch["label"], 2) + 0.1, jnp.float32(1)
+        )
+
+    return pair_features
+
+
 def texts(task: ffm.Task) -> dict[str, Any]:
     """For fedmkt, whatever the model: public texts, whose logits its losses make."""
     model = tuned(tuple(PEFT))
@@ -366,6 +381,10 @@ def made(method: str, task: ffm.Task) -> ffm.Algorithm:
     if method == "power_of_choice":
         plain = ffm.fedavg(task, SGD, **WALK)
         return algorithms.power_of_choice(plain, task, cohort_size=1, batch_size=2)
+    if method == "fedclip":
+        return algorithms.fedclip(pairs_of(task), SGD, **WALK)
+    if method == "fada":
+        return domain_problem.method()
     has = method in lora_rules.__all__
     factory = getattr(lora_rules if has else algorithms, method)
     how = texts(task) if method == "fedmkt" else given.get(method, {})

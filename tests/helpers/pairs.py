@@ -56,11 +56,13 @@ MASKED = (*SAME_MASKS, "lotteryfl")
 PRUNING = (*MASKED, "movement_pruning", "soft_movement_pruning")
 OTHERS = (
     *("dp_fedavg", "fedkseed", "fedpm", "heterofl", "fjord", "fedbuff", "fedbert"),
-    *("feddf", "fedmd", "fedmkt"),
+    *("feddf", "fedmd", "fedmkt", "fedclip", "fada"),
 )
 METHODS = (*OPTIMISATION, *COMPRESSED, *PERSONAL, *OF_LORA, *PRUNING, *OTHERS)
 # The same round as another method's.
-SIBLINGS = {"cdp_sgd": "soteriafl", "fedobd_second_stage": "fedobd"}
+SIBLINGS = {
+    "cdp_sgd": "soteriafl", "fedobd_second_stage": "fedobd", "fedlease_warm_up": "fedlease",
+}  # fmt: skip
 
 # What they are combined with.
 
@@ -110,6 +112,7 @@ NO_EXPERTS = Refused("expected leaves expert_a, expert_b and router", "no expert
 RESCALED = Refused("not what DoRA adds to a kernel", "DoRA's kernel is not W + A B")
 WHOLE = Meaningless("trains networks of its own making: masks, widths or halves")
 NO_SMALLER = Meaningless("the layers that stay as they are would be no smaller")
+OWN_NETWORKS = Refused("fada needs the parts", "the delta is networks of its own")
 SEVERAL = Meaningless("models of several architectures teach each other, whole")
 NO_NOISE = Refused(
     "unexpected keyword argument 'noise_multiplier'",
@@ -137,9 +140,9 @@ EXCEPTIONS: dict[tuple[str, str], Cell] = {
     **_for(ENCODE_UP, WIRE_UP, ENCODED),
     **_for(("fedlin", "fedobd", "flasc", "fedkseed"), ("down",), ENCODED),
     **_for(FOLLOW, ("feedback",), TWICE),
-    **_for((*TURNED, *MASKED), ("feedback",), MOVES),
+    **_for((*TURNED, *MASKED, "fada"), ("feedback",), MOVES),
     **_for(("docofl", "fedbert", *OF_PAIRS, "fed_sb"), ("down",), ADDRESSED),
-    **_for(("fedlease", "lotteryfl"), ("down",), ADDRESSED),
+    **_for(("fedlease", "lotteryfl", "fada"), ("down",), ADDRESSED),
     **_for(SAME_MASKS, ("down",), ENCODED),
     **_for(("fedtiny", "lotteryfl"), ("unbiased", "biased"), ENCODED),
     **_for(("fedmkt",), (*WIRE_UP, "down"), ENCODED),
@@ -164,6 +167,7 @@ EXCEPTIONS: dict[tuple[str, str], Cell] = {
     **_for(PRUNING, NOT_FULL, NO_SMALLER),
     **_for(("fedpm", "heterofl", "fjord", "fedbert"), PEFT, WHOLE),
     **_for(("feddf", "fedmd"), PEFT, SEVERAL),
+    **_for(("fada",), PEFT, OWN_NETWORKS),
     # Privacy
     **_for(METHODS, PRIVACY, NO_NOISE),
     **_for(("local_only",), PRIVACY, SILENT),
@@ -195,7 +199,8 @@ reads, by `python tests/helpers/pairs.py`.
 - **refused**: an error before the first round, whose message says why.
 - **meaningless**: nothing that one could want.
 
-`cdp_sgd` is like `soteriafl`, `fedobd_second_stage` like `fedobd`. Methods with a channel of
+`cdp_sgd` is like `soteriafl`, `fedobd_second_stage` like `fedobd`; `fedlease_warm_up` is
+the one round before `fedlease`. Methods with a channel of
 their own compress by that; the columns are the simulator's `uplink` and `downlink`.
 """
 GROUPS = (

@@ -45,6 +45,7 @@ ROWS = [
         {"rank": "whole", "alpha": "real?", "heads": "whole", "basis": "choice"},
     ),
     Row(peft.bitfit, {}, {"which": "choice"}),
+    Row(peft.attention_adapter, {}, {"init": "choice"}),
     Row(
         peft.houlsby,
         {"bottleneck": 2},
@@ -70,6 +71,16 @@ ROWS = [
         peft.p_tuning_v2,
         {"n_tokens": 2},
         {"n_tokens": "whole", "encoder": "choice", "hidden": "whole", "init": "choice"},
+    ),
+    Row(
+        peft.p_tuning,
+        {"n_tokens": 2},
+        {
+            "n_tokens": "whole",
+            "encoder": "choice",
+            "hidden": "whole?",
+            "layers": "whole",
+        },
     ),
     Row(peft.prompt_tuning, {"n_tokens": 2}, {"n_tokens": "whole"}),
     Row(

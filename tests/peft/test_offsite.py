@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fedjax_fm import models, peft
+from fedjax_fm import models, peft, tasks
 
 IDS = np.random.default_rng(0).integers(1, 20, (2, 5))
 
@@ -88,6 +88,33 @@ def test_trained_ends_are_plugged_into_the_model():
     np.testing.assert_allclose(untouched(IDS), model(IDS), rtol=1e-5, atol=1e-6)
 
 
+def test_the_owner_scores_the_whole_model():
+    """The task of the plugged model is that of `plugged`, and holds no weights itself."""
+    model = llama(layers=6)
+    small = peft.emulated(model, first=1, last=1, dropped=0.5)
+    method = peft.on_layers(peft.lora(2, targets=["q_proj"]), small.ends())
+    adapted = peft.apply(small.model, method)
+    trained = jax.tree.map(lambda x: x + 0.5, adapted.delta)
+    owner = peft.plug_in(model, small, adapted)
+    rows = {"input_ids": IDS, "attention_mask": np.ones_like(IDS), "labels": IDS}
+    task = tasks.language_modeling(owner)
+    found, _ = task.loss(trained, owner.backbone, rows, None)
+    whole = peft.plugged(model, small, adapted.model(trained))
+    logs = jax.nn.log_softmax(whole(IDS)[:, :-1])
+    expected = -np.take_along_axis(np.asarray(logs), IDS[:, 1:, None], axis=2)
+    np.testing.assert_allclose(found, expected.mean(axis=(1, 2)), rtol=1e-4)
+    emulated, _ = tasks.language_modeling(adapted).loss(
+        trained, adapted.backbone, rows, None
+    )
+    assert np.abs(found - emulated).max() > 1e-4  # clients see another loss
+
+    def loss(delta, backbone):
+        return task.loss(delta, backbone, rows, None)[0]
+
+    program = jax.make_jaxpr(loss)(trained, owner.backbone)
+    assert sum(np.size(x) for x in program.consts) < 200  # of 3,000 and more
+
+
 def test_other_methods_in_the_ends():
     small = peft.emulated(llama(layers=4), first=1, last=1, dropped=0.5)
     assert small.ends() == [0, -1]
@@ -118,5 +145,8 @@ def test_models_that_do_not_fit_are_refused():
     small = peft.emulated(llama(layers=5), first=1, last=1)
     with pytest.raises(ValueError, match="not those of a model of 4"):
         peft.plugged(llama(layers=4), small, small.model)
+    adapted = peft.apply(small.model, peft.tuned_ends(small))
+    with pytest.raises(ValueError, match="not those of a model of 4"):
+        peft.plug_in(llama(layers=4), small, adapted)
     with pytest.raises(ValueError, match="cut into runs of layers already"):
         peft.emulated(small.model, first=1, last=1)

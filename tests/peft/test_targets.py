@@ -56,6 +56,7 @@ SAVED = {
     "parallel_adapter": lambda s: peft.parallel_adapter(2, modules_to_save=s),
     "prompt_tuning": lambda s: peft.prompt_tuning(2, modules_to_save=s),
     "prefix_tuning": lambda s: peft.prefix_tuning(2, modules_to_save=s),
+    "p_tuning": lambda s: peft.p_tuning(2, hidden=2, modules_to_save=s),
     "p_tuning_v2": lambda s: peft.p_tuning_v2(2, modules_to_save=s),
     "on_layers": lambda s: peft.on_layers(peft.full(), [0], modules_to_save=s),
     "inside on_layers": lambda s: peft.on_layers(

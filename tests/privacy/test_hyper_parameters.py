@@ -75,7 +75,7 @@ ROWS = [
     Row(privacy.multiplier_for, SOUGHT, {"epsilon": "real", "rounds": "whole", "delta": "real"}),
     Row(privacy.binary_tree, {"rounds_per_tree": 4}, {"rounds_per_tree": "whole", "completion": "flag"}),
     Row(privacy.square_root_coefficients, {"bands": 3}, {"bands": "whole"}),
-    Row(privacy.local_spent, LOCAL, {"noise_multiplier": "real", "batch_size": "whole", "estimator": "choice"}),
+    Row(privacy.local_spent, LOCAL, {"noise_multiplier": "real", "batch_size": "whole", "estimator": "choice", "passes": "whole?"}),
     Row(local_accounting, {}, {"n_examples": "whole", "rounds": "whole", "delta": "real"}),
     Row(clip_to, {"norm": 1.0}, {"norm": "real or infinite"}),
 ]  # fmt: skip

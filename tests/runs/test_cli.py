@@ -25,6 +25,8 @@ STUDIES = (
         "personal",
     ),
     *("communication", "optimisers", "local_work"),
+    *("domains", "clip", "slora", "prompts", "prompt_backdoor", "peft_table"),
+    "mixed_instructions",
     *("frozen_formats", "zeroth", "privacy_utility", "gate", "gate_language"),
 )
 

@@ -37,6 +37,7 @@ from fedjax_fm.algorithms.lora_rules.fedask import fedask
 from fedjax_fm.algorithms.lora_rules.fedex_lora import fedex_lora
 from fedjax_fm.algorithms.lora_rules.fedit import fedit
 from fedjax_fm.algorithms.lora_rules.fedlease import fedlease
+from fedjax_fm.algorithms.lora_rules.fedlease_warm_up import fedlease_warm_up
 from fedjax_fm.algorithms.lora_rules.fedrot_lora import fedrot_lora
 from fedjax_fm.algorithms.lora_rules.fedrpca import fedrpca
 from fedjax_fm.algorithms.lora_rules.fedsa_lora import fedsa_delta, fedsa_lora
@@ -62,6 +63,7 @@ __all__ = [
     "fedex_lora",
     "fedit",
     "fedlease",
+    "fedlease_warm_up",
     "fedrot_lora",
     "fedrpca",
     "fedsa_delta",

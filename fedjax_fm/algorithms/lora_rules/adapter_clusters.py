@@ -45,7 +45,7 @@ def cluster_adapters(deltas: Sequence[Tree], most: int) -> AdapterClusters:
       TypeError, ValueError: an argument makes no sense, or a delta has no factors.
 
     References:
-      Wang et al. 2025, FedLEASE.
+      Wang et al. 2025, arXiv 2509.15087.
 
     Example:
       >>> import numpy as np

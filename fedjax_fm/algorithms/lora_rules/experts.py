@@ -177,7 +177,7 @@ def expert_start(
         experts, or layers and ranks that differ.
 
     References:
-      Wang et al. 2025, FedLEASE.
+      Wang et al. 2025, arXiv 2509.15087.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,6 +1,7 @@
 """FedASK: the clients' mean product, sketched in two trips, cut into factors by its SVD.
 
-"Federated fine-tuning with double sketching", 2025; github.com/FLEECERmw/PrivacyFedLLM.
+Wen, Zhu, Xu, Zhou, Han, 2025, "Differentially Private Federated Low Rank Adaptation
+Beyond Fixed-Matrix", arXiv 2507.09990.
 With M = sum_k p_k B_k A_k, and a Gaussian matrix Omega [d_in, s] that all know:
 
     first trip:   client:  (A_k, B_k) <- local steps;  sends Y_k = B_k (A_k Omega)
@@ -9,7 +10,9 @@ With M = sum_k p_k B_k A_k, and a Gaussian matrix Omega [d_in, s] that all know:
                   server:  (sum_k p_k P_k)^T = Q^T M = U S V^T
                            B <- Q U sqrt(S),  A <- sqrt(S) V^T, the first r of them
 
-Both trips are sums of what clients send, as secure aggregation can add them up.
+Both trips are sums of what clients send, as secure aggregation can add them up. Private
+clients train B_k alone, by DP-SGD (`fedask_private`): both sketches are made of it and of
+A, which the server knows.
 """
 
 from typing import NamedTuple
@@ -22,11 +25,15 @@ from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
     Pair,
+    as_arrays,
     cut_pairs,
+    filled,
     join,
+    only,
     refuse_magnitudes,
     split,
 )
+from fedjax_fm.algorithms.lora_rules.fedask_private import PrivateSteps, private_steps
 from fedjax_fm.algorithms.lora_rules.sketches import (
     Sketches,
     balanced,
@@ -41,6 +48,7 @@ from fedjax_fm.algorithms.lora_rules.training import (
     factor_training,
 )
 from fedjax_fm.algorithms.reduce import mean_of, total, weighted_mean
+from fedjax_fm.privacy.examples import LocalAccounting
 from fedjax_fm.types import (
     Algorithm,
     Batches,
@@ -58,6 +66,7 @@ class FedASKState(NamedTuple):
     delta: Tree
     basis: Sketches  # Q of the last round
     seed: jax.Array  # u32[2], names Omega
+    round: jax.Array  # i32[]
 
 
 def fedask(
@@ -65,6 +74,9 @@ def fedask(
     client_optimizer: ClientOptimizer,
     *,
     sketch: int,
+    clip_norm: float | None = None,
+    noise_multiplier: float = 0.0,
+    accounting: LocalAccounting | None = None,
     ranks: Ranks = None,
     epochs: int | None = None,
     local_steps: int | None = None,
@@ -84,6 +96,11 @@ def fedask(
     is zero keeps a row of unit length in A and zeros in B, so that it can be trained;
     the split of the singular values would make both zero for good.
 
+    With a clip norm, clients are private themselves: A_k stays as it came, and B_k and the
+    other trained leaves move along means of clipped gradients of single examples, with
+    noise. The authors draw batches by Poisson; here a client walks its examples in
+    passes, and a round of several steps is accounted for without amplification.
+
     Error feedback is refused: the second sketches are of another basis each round.
 
     Args:
@@ -92,6 +109,11 @@ def fedask(
         each round.
       sketch: s, at least the rank of the delta; more rows than a layer has outputs are
         as many as these.
+      clip_norm: G, of each example's gradient, 1 in the paper; None: not private.
+      noise_multiplier: z, deviation of the noise on a mean gradient of m examples in
+        units of G / m; 0 for none.
+      accounting: the smallest client, rounds and delta that z is accounted for. A client
+        with fewer examples then stops the run as not finite.
       ranks: i32[N], the rank of every client, at most that of the delta; None: all have
         the rank of the delta. Clients are sent the largest singular values.
       epochs: full passes over a client's data in a round; give this or `local_steps`.
@@ -100,7 +122,14 @@ def fedask(
 
     Returns:
       An algorithm whose server state is `FedASKState`; the client state is its factors
-      of the round, {layer: `Pair`}.
+      of the round, {layer: `Pair`}. Private ones have the metric `epsilon` after each
+      round if they are accounted for.
+
+    Formal guarantees:
+      With noise and `accounting`, all that a client sends in `rounds` rounds, both trips,
+      is (epsilon, delta) differentially private for one of its examples replaced by
+      another, with the epsilon of `privacy.local_spent`: sketches are functions of the
+      noisy B_k. Not covered: `loss` and the task's metrics, `examples`.
 
     Raises:
       TypeError, ValueError: an argument is of another kind or out of bounds; in `init`,
@@ -108,7 +137,9 @@ def fedask(
         not fit, or a rank exceeds the sketch or the smaller side of a layer.
 
     References:
-      FedASK 2025; Halko, Martinsson, Tropp 2011, arXiv 0909.4061, on such sketches.
+      Wen et al. 2025, arXiv 2507.09990, algorithm 1;
+      github.com/FLEECERmw/PrivacyFedLLM. Halko, Martinsson, Tropp 2011, arXiv
+      0909.4061, on such sketches.
 
     Example:
       >>> import jax.numpy as jnp, optax, fedjax_fm as ffm
@@ -131,6 +162,13 @@ def fedask(
     checks.whole("sketch", sketch, least=1)
     batches = Batches(batch_size, epochs, local_steps)
     training = factor_training(task, client_optimizer, batches, ranks)
+    private = private_steps(
+        task,
+        batches,
+        clip_norm=clip_norm,
+        noise_multiplier=noise_multiplier,
+        accounting=accounting,
+    )
 
     def init(delta, key, setting):
         refuse_magnitudes(delta)
@@ -138,13 +176,26 @@ def fedask(
         factors = split(delta)
         _check_sides(factors, sketch)
         basis = {layer: _no_basis(p, sketch) for layer, p in factors.pairs.items()}
-        return FedASKState(delta, basis, jax.random.key_data(key))
+        return FedASKState(
+            delta=delta,
+            basis=basis,
+            seed=jax.random.key_data(key),
+            round=jnp.int32(0),
+        )
 
     def client_init(delta, key):
         return jax.tree.map(jnp.zeros_like, split(delta).pairs)
 
-    exchanges = _first_trip(training, sketch), _second_trip(training)
-    return Algorithm(init=init, exchanges=exchanges, client_init=client_init)
+    epsilons = () if private is None else private.noise.epsilons
+    return Algorithm(
+        init=init,
+        exchanges=(
+            _first_trip(training, sketch, private),
+            _second_trip(training, epsilons),
+        ),
+        client_init=client_init,
+        privacy=None if private is None else private.noise.privacy,
+    )
 
 
 def _check_sides(factors: Factors, sketch: int) -> None:
@@ -165,7 +216,9 @@ def _no_basis(pair: Pair, sketch: int) -> jax.Array:
     return jnp.zeros((min(sketch, n_out), *stacked, n_out), pair.b.dtype)
 
 
-def _first_trip(training: FactorTraining, sketch: int) -> Exchange:
+def _first_trip(
+    training: FactorTraining, sketch: int, private: PrivateSteps | None
+) -> Exchange:
     """Local training, and Y_k."""
 
     def broadcast(state):
@@ -180,8 +233,14 @@ def _first_trip(training: FactorTraining, sketch: int) -> Exchange:
         omega = random_directions(factors, seed, sketch)
 
         def one(mine, state, data, key):
-            done = training.run(mine, backbone, data, key)
-            pairs = done.end.pairs
+            if private is None:
+                done = training.run(mine, backbone, data, key)
+            else:
+                of_b = _with_fixed_a(mine.trained)
+                gradient_of = private.gradient_of
+                done = training.run(of_b, backbone, data, key, gradient_of=gradient_of)
+                mine = of_b
+            pairs = filled(done.end, mine.fixed).pairs
             sketches = {
                 layer: sketched(pair, omega[layer]) for layer, pair in pairs.items()
             }
@@ -196,7 +255,7 @@ def _first_trip(training: FactorTraining, sketch: int) -> Exchange:
         rest = trees.add(factors.rest, change)
         delta = join(Factors(factors.pairs, rest, factors.form))
         basis = {layer: orthonormal_rows(x) for layer, x in sketches.items()}
-        return FedASKState(delta, basis, state.seed), {}
+        return state._replace(delta=delta, basis=basis), {}
 
     return Exchange(
         broadcast=broadcast,
@@ -208,8 +267,19 @@ def _first_trip(training: FactorTraining, sketch: int) -> Exchange:
     )
 
 
-def _second_trip(training: FactorTraining) -> Exchange:
-    """P_k of the factors that the clients kept, and the new factors."""
+def _with_fixed_a(factors: Factors) -> ClientFactors:
+    """What a private client trains: B, and all that is no factor."""
+    fixed = only(as_arrays(factors), "a").pairs
+    return ClientFactors(only(factors, "b"), fixed)
+
+
+def _second_trip(training: FactorTraining, epsilons: tuple[float, ...]) -> Exchange:
+    """P_k of the factors that the clients kept, and the new factors.
+
+    Args:
+      training: how clients train.
+      epsilons: after each round; () where nothing is accounted for.
+    """
 
     def broadcast(state):
         return state.basis
@@ -235,7 +305,9 @@ def _second_trip(training: FactorTraining) -> Exchange:
             new = balanced(Pair(mean, state.basis[layer]), len(old.a))
             pairs[layer] = trees.select(weight > 0, new, old)
         delta = join(Factors(pairs, factors.rest, factors.form))
-        return state._replace(delta=delta), {}
+        spent = jnp.array(epsilons, jnp.float32)
+        metrics = {"epsilon": spent[state.round]} if epsilons else {}
+        return state._replace(delta=delta, round=state.round + 1), metrics
 
     return Exchange(
         broadcast=broadcast,

@@ -1,9 +1,9 @@
 """FedLEASE: an expert for each cluster of clients; clients use all, and train their own.
 
-Wang et al., 2025, "Adaptive LoRA Experts Allocation and Selection for Federated
-Fine-Tuning"; github.com/lei-wang-link/FedLEASE.
+Wang, Bian, Zhang, Xu, 2025, "Adaptive LoRA Experts Allocation and Selection for
+Federated Fine-Tuning", arXiv 2509.15087; github.com/lei-wang-link/FedLEASE.
 
-    warm-up:   every client trains a LoRA alone (`local_only`) and sends it once;
+    warm-up:   every client trains a LoRA alone and sends it once (`fedlease_warm_up`);
                `cluster_adapters`, and `expert_start` of the clusters' means
     rounds:    client of cluster j:  expert j and router j <- local steps, beside the
                                      other experts, frozen
@@ -87,8 +87,7 @@ def fedlease(
     Sends, a layer: down all M experts and the client's router, M r (d_in + d_out) +
     (2 M - 1) d_in numbers, up its own expert and router, r (d_in + d_out) + (2 M - 1)
     d_in; the other trained leaves travel both ways and are averaged over all. The
-    warm-up's one upload, r (d_in + d_out) a layer and client, is in no bill of these
-    rounds.
+    warm-up has a bill of its own, that of a round of `fedlease_warm_up`.
 
     A port by others renormalises nothing and orders the router's outputs in another
     way; here as in the authors' code. The server keeps the changes of the whole cohort.
@@ -114,7 +113,7 @@ def fedlease(
         the delta has no experts, or others than the labels name.
 
     References:
-      Wang et al. 2025, FedLEASE.
+      Wang et al. 2025, arXiv 2509.15087.
 
     Example:
       >>> import jax.numpy as jnp, optax, fedjax_fm as ffm

@@ -1,7 +1,8 @@
 """FedRot-LoRA: clients turn their factors towards the server's before they send them.
 
-Zhang et al., 2026, "FedRot-LoRA", arXiv 2602.23638. A pair (B, A) and (B R, R^T A) are
-one update for every rotation R, but their means with other pairs differ.
+Zhang, Kim, Cha, Vikalo, 2026, "FedRot-LoRA: Mitigating Rotational Misalignment in
+Federated LoRA", arXiv 2602.23638. A pair (B, A) and (B R, R^T A) are one update for
+every rotation R, but their means with other pairs differ.
 
     client:  (A_k, B_k) <- local steps from (A, B)
              R = argmin |R^T A_k - A|  or, in every second round, |B_k R - B|

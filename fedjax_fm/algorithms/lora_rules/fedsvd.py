@@ -1,7 +1,7 @@
 """FedSVD: B is trained and averaged beside a fixed A, then both are rotated by an SVD.
 
-Lee et al., 2025, "FedSVD: Adaptive Orthogonalization for Private
-Federated Learning with LoRA", arXiv 2505.12805.
+Lee, Park, Lee, Wagner, Seong, Bocklet, Lee, Hwang, 2025, "FedSVD: Adaptive
+Orthogonalization for Private Federated Learning with LoRA", arXiv 2505.12805.
 
     client:  B_k <- local steps from B, A fixed
     server:  B <- sum_k p_k B_k;  every `period` rounds  B A = U S V^T,
@@ -99,7 +99,7 @@ def fedsvd(
         exceeds the inputs of a layer.
 
     References:
-      Lee et al. 2025, arXiv 2505.12805; github.com/sw-programmer/FedSVD.
+      Lee et al. 2025, arXiv 2505.12805; github.com/seanie12/fed-svd.
 
     Example:
       >>> import jax.numpy as jnp, optax, fedjax_fm as ffm

@@ -1,7 +1,7 @@
 """FRLoRA: averaged factors are merged into the frozen layers, clients start again.
 
-Yan et al., 2025, "Federated Residual Low-Rank Adaptation of Large Language Models"
-(ICLR). With A0 and B0 from the first singular values of W, which `principal_start`
+Yan, Feng, Zuo, Zhu, Goh, Liu, 2025, "Federated Residual Low-Rank Adaption of Large
+Language Models" (ICLR). With A0 and B0 from the first singular values of W, which `principal_start`
 takes out of it:
 
     client:  (A_k, B_k) <- local steps from (A0, B0), beside W

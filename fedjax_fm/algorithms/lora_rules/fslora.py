@@ -1,8 +1,8 @@
 """FSLoRA: every client trains a random few of the global ranks, drawn anew each round.
 
-Fang et al., 2025, "Federated Sketching LoRA: On-Device Collaborative Fine-Tuning of
-Large Language Models", arXiv 2501.19389. I_k are m_k of the r ranks, and S_k is
-(r / m_k) diag(1 in I_k), whose mean is the identity:
+Fang, Han, Yuan, Hosseinalipour, Brinton, 2025, "Federated Sketching LoRA: On-Device
+Collaborative Fine-Tuning of Large Language Models", arXiv 2501.19389. I_k
+are m_k of the r ranks, and S_k is (r / m_k) diag(1 in I_k), whose mean is the identity:
 
     client:  (A_k, B_k) <- local steps on the ranks I_k of the update s B S_k A
     server:  (A, B) <- server_optimizer((A, B), the mean of the clients' changes),

@@ -147,6 +147,7 @@ class FactorTraining(NamedTuple):
         key: jax.Array,
         *,
         penalty: Callable[[Factors], jax.Array] | None = None,
+        gradient_of: Callable[[Task, ClientData], Callable] | None = None,
     ) -> Trained:
         """Local steps on `mine.trained`.
 
@@ -158,6 +159,8 @@ class FactorTraining(NamedTuple):
           data: the client's.
           key: the client's.
           penalty: `factors -> f32[]`, added to the loss.
+          gradient_of: `(task, data) -> gradient` of `local.walk`, in the place of the
+            mean loss's.
 
         Returns:
           The factors before and after, and what `ClientOutput` takes.
@@ -175,7 +178,10 @@ class FactorTraining(NamedTuple):
 
         local = self.local._replace(task=Task(loss, self.local.task.weight))
         start = as_arrays(mine.trained)
-        end, metrics = local.run(start, backbone, data, key, penalty=on_rank(penalty))
+        changes: dict[str, Any] = {"penalty": on_rank(penalty)}
+        if gradient_of is not None:
+            changes["gradient"] = gradient_of(local.task, data)
+        end, metrics = local.run(start, backbone, data, key, **changes)
         end = within_rank(end)
         change = cut_like(trees.subtract(end, start), mine.trained)
         return Trained(

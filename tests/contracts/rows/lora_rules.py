@@ -99,6 +99,16 @@ def _make_fedlease() -> Problem:
     return Problem(algorithm, fedlease_problem.make_delta(), (), clients, 4)
 
 
+def _make_warm_up() -> Problem:
+    algorithm = lora_rules.fedlease_warm_up(ffm.Task(loss), optax.sgd(RATE), **HOW)
+    return Problem(algorithm, *make_trees(), make_clients()[:7], 4)
+
+
+def _as_it_was(problem: Problem, client, key):
+    """The common start; what clients sent is looked at in test_fedlease.py."""
+    return problem.delta
+
+
 def _own_expert(problem: Problem, client, key):
     """Client 0 is of cluster 0, whose expert comes first."""
     router = problem.delta["layer"]["router"]
@@ -239,6 +249,7 @@ ROWS = {
         rtol=1e-3,
         atol=1e-3,
     ),
+    "fedlease_warm_up": Row(_make_warm_up, _as_it_was),
     "fedlease": Row(_make_fedlease, _own_expert, _own_expert_first),
     "fed_sb": Row(_make("fed_sb"), _trained()),
 }

@@ -1,0 +1,1 @@
+"""Recipes for published numbers that need a model hub: they run where one is reachable."""
