@@ -120,6 +120,7 @@ def taught(
             task=task,
             test=run.data.test,
             every=config.rounds,
+            block_size=1,
             travels=not central,
         )
         return {name: found.scores[name] for name in SCORES}

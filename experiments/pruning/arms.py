@@ -52,6 +52,7 @@ def trained(method: str, density: float, shuffle: bool = False) -> Callable:
             task=task,
             test=words.test,
             every=config.rounds,
+            block_size=1,
         )
         last = found.metrics["density"][-1] if method != "dense" else 1.0
         return {"accuracy": found.scores["accuracy"], "density": float(last)}

@@ -19,6 +19,10 @@ from fedjax_fm.experiments.shared.sentences import shuffled_labels
 TIME = algorithms.RoundTime(constant=0.05, entry=2 * 4 / 125e3)
 
 
+# A network that is too small for two devices, or for several clients at once.
+SMALL = {"devices": 1, "block_size": 1}
+
+
 def sgd(run: study.Run) -> optax.GradientTransformation:
     """Of the clients.
 
@@ -63,7 +67,7 @@ def trained(run: study.Run, algorithm: Any, delta: Any, **how: Any) -> study.Sim
         arrays = shuffled_labels(clients.arrays, run.seed)
         clients = ffm.Population.from_arrays(arrays, clients.offsets)
     rounds = how.pop("rounds", run.config.rounds)
-    how = {"task": TASK, "test": run.data.test} | how
+    how = {"task": TASK, "test": run.data.test, **SMALL} | how
     cohort = min(run.config.cohort, clients.n_clients)
     return run.simulate(algorithm, clients, delta, rounds, cohort_size=cohort, **how)
 

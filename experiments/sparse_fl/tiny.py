@@ -15,7 +15,14 @@ import optax
 import fedjax_fm as ffm
 from fedjax_fm import algorithms, study, tasks
 from fedjax_fm.experiments.shared.fixed_masks import within_masks
-from fedjax_fm.experiments.sparse_fl.arms import first, scores, sgd, trained, walk
+from fedjax_fm.experiments.sparse_fl.arms import (
+    SMALL,
+    first,
+    scores,
+    sgd,
+    trained,
+    walk,
+)
 from fedjax_fm.types import Tree
 
 Arrays = dict[str, jax.Array]
@@ -86,6 +93,7 @@ def pretrained(run: study.Run) -> Pretrained:
             backbone=measured(start),
             cohort_size=1,
             travels=False,
+            **SMALL,
         )
         delta = jax.tree.map(jnp.array, found.state.delta)
         return Pretrained(delta, measured(delta))

@@ -146,7 +146,7 @@ def prunefl_first_stage(
     )
     checks.whole("most_rounds", most_rounds, least=every)
     population = Population.from_clients([examples])
-    how = {"backbone": backbone, "cohort_size": 1, "seed": seed}
+    how = {"backbone": backbone, "cohort_size": 1, "seed": seed, "devices": 1}
     start, done = delta, 0
     if threshold > 0:  # until then nothing is pruned
         plain = Simulator(fedavg(task, client_optimizer, **walk), population, **how)
