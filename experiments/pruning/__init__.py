@@ -73,7 +73,7 @@ STUDY = study.Study(
     "fine-tuned?",
     expected="at 15 and 5 %: movement above gradual magnitude pruning, that above the "
     "largest pretrained weights, those above random ones, heads and units between; at "
-    "30 % gradual pruning above movement (EXPECTED.md)",
+    "30 % gradual pruning above movement. Masked, not faster (EXPECTED.md)",
     config=Config,
     data=data,
     primary=study.ACCURACY,

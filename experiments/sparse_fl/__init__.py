@@ -87,7 +87,8 @@ STUDY = study.Study(
     question="What do sparse federated methods give for their bytes and their time?",
     expected="PruneFL above FedAvg in the same estimated time; LotteryFL above FedAvg on "
     "the clients' own tests; FedTiny above fixed magnitudes at 1 %; HeteroFL and FjORD "
-    "above the widest model that all can carry (EXPECTED.md)",
+    "above the widest model that all can carry. Masked, not faster; HeteroFL and FjORD "
+    "compute less (EXPECTED.md)",
     config=Config,
     data=data,
     primary=study.ACCURACY,

@@ -48,10 +48,10 @@ def prunefl(
 
         Gamma(M) = sum_{j in M} g_j^2 / (c + sum_{j in M} t_j)
 
-    The estimated time of a round is `time`'s; what is masked here is not faster: pruned
-    entries are zeros in arrays of the old shape. An entry that returns starts from the
-    value that it had, which the server keeps; a deployment that deletes it would start
-    from zero. A layer keeps one entry at least.
+    Masked, not faster: pruned entries are zeros in arrays of the old shape; the time of
+    a round is estimated, by `time`. An entry that returns starts from the value that it
+    had, which the server keeps; a deployment that deletes it would start from zero. A
+    layer keeps one entry at least.
 
     Sends: the kept entries of the pruned leaves and all others, both ways; down the
     mask, a bit an entry, to a client whose mask is not the present one; up, in every
