@@ -4,26 +4,20 @@ They are installed apart, into `.venv-test/aot` (see the Makefile): with libtpu 
 path JAX would look for a TPU in every other test.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from compilers import needs
 
 SCRIPT = Path(__file__).with_name("compile_small.py")
-APART = Path(sys.prefix) / "aot"
 DELTA = 512 * 8 * 4  # bytes of the trainable tree
 # Beside it: the sum and the count of the loss and of the weights, and one vector of
 # counts with a fault a device.
 SCALARS = 3 * 4 + 2 * 4
 CHANNELS = ["top_k", "error_feedback", "downlink", "model", "model_and_downlink"]
-
-
-def needs(module):
-    there = (APART / module).is_dir() or importlib.util.find_spec(module) is not None
-    return pytest.mark.skipif(not there, reason=f"needs the package {module}")
 
 
 def compiled(topology, *cases):

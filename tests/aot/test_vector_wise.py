@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_compilers import needs
+from compilers import needs
 
 SCRIPT = Path(__file__).with_name("compile_vector_wise.py")
 DENSE = 1024 * 2048 * 2  # bytes of a matrix in bf16

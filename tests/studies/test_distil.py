@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from made_up import made_up_pictures
 from small_runs import check_scores, run_arms
-from test_gate import made_up_pictures
 
 from fedjax_fm import models, peft
 from fedjax_fm.experiments.distil import STUDY, Config, data, pictures
@@ -23,7 +23,7 @@ def config(tmp_path_factory):
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("dinov2")
     peft.save_merged(folder, models.from_config(fields), fields)
-    return dataclasses.replace(Config().smoke(), model=str(folder), teacher_layers=1)
+    return dataclasses.replace(Config().smoke(), model=str(folder), teacher_layers=2)
 
 
 @pytest.fixture(autouse=True, scope="module")
