@@ -6,8 +6,10 @@
 
 A client trains one step a round. Bytes are the lengths of packed buffers, of the second
 round, when masks are known; masks that travel are also written by the arithmetic coder,
-and read again. Operations and memory are what the compiler says of the compiled round.
-Seconds are medians. In a page the table stands between `<!-- sparsity -->` and
+and read again. Operations are those of the round's matrix products, loops counted by
+their length; the compiler's own count, beside it, takes a loop over layers once, so that
+it compares nothing but models of one depth. Memory is what it says of the compiled
+round. Seconds are medians. In a page the table stands between `<!-- sparsity -->` and
 `<!-- end of sparsity -->`.
 """
 
@@ -38,7 +40,7 @@ from fedjax_fm.experiments.fedpm.bits import MODEL_BITS, coded
 
 HEAD = (
     "method", "kind", "parameters", "bytes down", "bytes up", "mask, coded",
-    "GFLOP", "MB", "ms a round", "of FedAvg", "of the floor's rate",
+    "GFLOP", "as compiled", "MB", "ms a round", "of FedAvg", "of the floor's rate",
 )  # fmt: skip
 CODED = 20_000  # entries of a mask that the arithmetic coder writes
 
@@ -51,10 +53,10 @@ class Measured(NamedTuple):
       down, up: bytes of a client in a round.
       coded: bits an entry of the mask by the arithmetic coder, with its law; None where
         no mask travels.
-      flop: floating-point operations of a round, as the compiler counts them.
+      compiled: operations of the compiled round, a loop over layers counted once.
       memory: bytes that the compiled round needs.
       seconds: of a round.
-      products: FLOP of its matrix products.
+      products: operations of its matrix products, all layers counted.
       rate: the best FLOP/s of such products on this machine; None: not measured.
     """
 
@@ -62,7 +64,7 @@ class Measured(NamedTuple):
     down: int
     up: int
     coded: float | None
-    flop: float
+    compiled: float
     memory: int
     seconds: float
     products: int
@@ -92,7 +94,7 @@ def measured(
         down=int(metrics["downlink_bytes"][-1]),
         up=int(metrics["uplink_bytes"][-1]),
         coded=coded_bits(state.carry),
-        flop=float(costs["flops"]),
+        compiled=float(costs["flops"]),
         memory=compiled.needed or 0,
         seconds=seconds_of(simulator, state, repeats),
         products=sum(products.values()),
@@ -164,7 +166,8 @@ def cells(row: Row, found: Measured, dense: Measured) -> tuple[str, ...]:
         f"{found.down:,}",
         f"{found.up:,}",
         "-" if found.coded is None else f"{found.coded:.3f} bits",
-        f"{found.flop / 1e9:.2f}",
+        f"{found.products / 1e9:.2f}",
+        f"{found.compiled / 1e9:.2f}",
         f"{found.memory / 1e6:.0f}",
         f"{1e3 * found.seconds:.0f}",
         f"{found.seconds / dense.seconds:.2f}",

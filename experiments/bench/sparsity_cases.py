@@ -47,7 +47,7 @@ class Sizes:
             num_attention_heads=self.heads,
             intermediate_size=4 * self.hidden,
         )
-        return models.BertForSequenceClassification(config, 2, nnx.Rngs(0))
+        return models.BertForSequenceClassification(config, 2, "mean", nnx.Rngs(0))
 
     def population(self) -> ffm.Population:
         """One client with one batch of random tokens."""
