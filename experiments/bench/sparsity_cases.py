@@ -119,7 +119,7 @@ def case(
     """
     found = adapted(model)
     task = tasks.classification(found)
-    walk = {"local_steps": 1, "batch_size": sizes.batch}
+    walk: dict[str, Any] = {"local_steps": 1, "batch_size": sizes.batch}
     made = method(task, optax.sgd(1e-3), **walk, **how)
 
     def whole(state: Any, simulator: Any) -> Any:
@@ -146,13 +146,21 @@ def _dense(sizes: Sizes) -> Case:
 
 def _gradual(sizes: Sizes) -> Case:
     sparse = 1 - sizes.density
-    how = {"initial_sparsity": sparse, "final_sparsity": sparse, "last": 1}
+    how: dict[str, Any] = {
+        "initial_sparsity": sparse,
+        "final_sparsity": sparse,
+        "last": 1,
+    }
     how |= {"pruned": KERNELS, "stacked": STACKED}
     return case(sizes.model(), algorithms.gradual_pruning, sizes, **how)
 
 
 def _lottery(sizes: Sizes) -> Case:
-    how = {"levels": 1, "rounds_per_level": 1, "rate": 1 - sizes.density}
+    how: dict[str, Any] = {
+        "levels": 1,
+        "rounds_per_level": 1,
+        "rate": 1 - sizes.density,
+    }
     how |= {"pruned": KERNELS, "stacked": STACKED}
     return case(sizes.model(), algorithms.lottery_ticket, sizes, **how)
 
@@ -160,13 +168,20 @@ def _lottery(sizes: Sizes) -> Case:
 def _prunefl(sizes: Sizes) -> Case:
     model = sizes.model()
     time = algorithms.RoundTime(constant=1.0, entry=1e-6)
-    how = {"time": time, "masks": chosen_masks(model, sizes.density), "every": 50}
+    how: dict[str, Any] = {
+        "time": time,
+        "masks": chosen_masks(model, sizes.density),
+        "every": 50,
+    }
     how |= {"pruned": KERNELS, "stacked": STACKED}
     return case(model, algorithms.prunefl, sizes, **how)
 
 
 def _lotteryfl(sizes: Sizes) -> Case:
-    how = {"rate": 1 - sizes.density, "target_density": sizes.density + 1e-6}
+    how: dict[str, Any] = {
+        "rate": 1 - sizes.density,
+        "target_density": sizes.density + 1e-6,
+    }
     how |= {"threshold": -1.0, "pruned": KERNELS, "stacked": STACKED}
     return case(sizes.model(), algorithms.lotteryfl, sizes, **how)
 
@@ -179,13 +194,17 @@ def _fedtiny(sizes: Sizes) -> Case:
 
 def _movement(sizes: Sizes) -> Case:
     sparse = 1 - sizes.density
-    how = {"initial_sparsity": sparse, "final_sparsity": sparse, "last": 1}
+    how: dict[str, Any] = {
+        "initial_sparsity": sparse,
+        "final_sparsity": sparse,
+        "last": 1,
+    }
     how |= {"pruned": KERNELS, "stacked": STACKED}
     return case(sizes.model(), algorithms.movement_pruning, sizes, **how)
 
 
 def _soft(sizes: Sizes) -> Case:
-    how = {"penalty": 0.1, "pruned": KERNELS, "stacked": STACKED}
+    how: dict[str, Any] = {"penalty": 0.1, "pruned": KERNELS, "stacked": STACKED}
     return case(sizes.model(), algorithms.soft_movement_pruning, sizes, **how)
 
 
@@ -196,7 +215,11 @@ def blocks(sizes: Sizes) -> Case:
       sizes: of the model.
     """
     model, sparse = sizes.model(), 1 - sizes.density
-    how = {"initial_sparsity": sparse, "final_sparsity": sparse, "last": 1}
+    how: dict[str, Any] = {
+        "initial_sparsity": sparse,
+        "final_sparsity": sparse,
+        "last": 1,
+    }
     how |= {"blocks": models.unit_blocks(model), "stacked": STACKED}
     return case(model, algorithms.movement_pruning, sizes, **how)
 
@@ -208,7 +231,7 @@ def shrunk(sizes: Sizes) -> Case:
       sizes: of the model.
     """
     made = blocks(sizes)
-    how = {"backbone": made.backbone, "cohort_size": 1, "devices": 1}
+    how: dict[str, Any] = {"backbone": made.backbone, "cohort_size": 1, "devices": 1}
     simulator = ffm.Simulator(made.method, sizes.population(), **how)
     state, _ = simulator.run(simulator.init(made.delta), 2)
     model = made.model(state, simulator)
@@ -243,7 +266,7 @@ def _distilled(sizes: Sizes) -> Case:
         return logits(nnx.merge(graphdef, backbone["teacher"]), batch)
 
     task: Task = tasks.distilled(of_student, of_teacher)
-    walk = {"local_steps": 1, "batch_size": sizes.batch}
+    walk: dict[str, Any] = {"local_steps": 1, "batch_size": sizes.batch}
     return Case(
         method=ffm.fedavg(task, optax.sgd(1e-3), **walk),
         delta=found.delta,

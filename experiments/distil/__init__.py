@@ -20,6 +20,7 @@ before it was tuned.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from fedjax_fm import study
 from fedjax_fm.experiments.distil.arms import of_teacher, taught, untrained
@@ -49,17 +50,23 @@ class Config:
 
     def smoke(self) -> "Config":
         """A small version, to see that it works."""
-        small = {"taught": 8, "clients": 2, "pictures": 4, "test": 8, "rounds": 1}
-        few = {"teacher_steps": 1, "local_steps": 1, "batch_size": 4}
+        small: dict[str, Any] = {
+            "taught": 8,
+            "clients": 2,
+            "pictures": 4,
+            "test": 8,
+            "rounds": 1,
+        }
+        few: dict[str, Any] = {"teacher_steps": 1, "local_steps": 1, "batch_size": 4}
         few |= {"rates": (3e-4,), "seeds": (0,)}
         return dataclasses.replace(self, **small, **few)
 
 
 def data(config: Config, seed: int, split: str) -> Pictures:
     """Deals the split's emoji; tuning takes what a quarter has."""
-    sizes = {"clients": config.clients, "pictures": config.pictures}
+    sizes: dict[str, Any] = {"clients": config.clients, "pictures": config.pictures}
     sizes |= {"taught": config.taught, "test": config.test}
-    layers = {"teacher_layers": config.teacher_layers}
+    layers: dict[str, Any] = {"teacher_layers": config.teacher_layers}
     layers |= {"student_layers": config.student_layers}
     return deal(seed, split, model=config.model, **sizes, **layers)
 

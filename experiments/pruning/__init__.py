@@ -16,6 +16,7 @@ largest 15 % and a random head, untrained.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from fedjax_fm import study
 from fedjax_fm.experiments.gate.tasks import MINILM
@@ -45,14 +46,25 @@ class Config:
 
     def smoke(self) -> "Config":
         """A small version, to see that it works."""
-        small = {"clients": 2, "sentences": 4, "test": 8, "max_length": 8, "rounds": 2}
-        few = {"local_steps": 1, "batch_size": 4, "rates": (1e-3,), "seeds": (0,)}
+        small: dict[str, Any] = {
+            "clients": 2,
+            "sentences": 4,
+            "test": 8,
+            "max_length": 8,
+            "rounds": 2,
+        }
+        few: dict[str, Any] = {
+            "local_steps": 1,
+            "batch_size": 4,
+            "rates": (1e-3,),
+            "seeds": (0,),
+        }
         return dataclasses.replace(self, **small, **few)
 
 
 def data(config: Config, seed: int, split: str) -> Words:
     """Deals the split's documents."""
-    sizes = {"clients": config.clients, "sentences": config.sentences}
+    sizes: dict[str, Any] = {"clients": config.clients, "sentences": config.sentences}
     sizes |= {"max_length": config.max_length, "n_layers": config.n_layers}
     return deal(seed, split, test=config.test, model=config.model, **sizes)
 

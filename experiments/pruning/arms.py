@@ -1,6 +1,7 @@
 """The arms: a method at a density, on the clients' words."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -28,7 +29,10 @@ def trained(method: str, density: float, shuffle: bool = False) -> Callable:
         clients = words.clients
         if shuffle:
             clients = [_shuffled(client, run.seed) for client in clients]
-        walk = {"local_steps": config.local_steps, "batch_size": config.batch_size}
+        walk: dict[str, Any] = {
+            "local_steps": config.local_steps,
+            "batch_size": config.batch_size,
+        }
         place = Place(
             model=words.model,
             delta=adapted.delta,

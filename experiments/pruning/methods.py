@@ -14,7 +14,7 @@ from fedjax_fm.sparsity import Layers
 
 KERNELS, STACKED = r"^layer\..*kernel$", r"^layer\."
 LAYERS = Layers(KERNELS, STACKED)
-WHERE = {"pruned": KERNELS, "stacked": STACKED}
+WHERE: dict[str, Any] = {"pruned": KERNELS, "stacked": STACKED}
 
 
 class Place(NamedTuple):
@@ -36,7 +36,7 @@ class Place(NamedTuple):
     adam: optax.GradientTransformation
     rounds: int
     key: jax.Array
-    walk: dict[str, int]
+    walk: dict[str, Any]
 
     def schedule(self, density: float) -> dict[str, Any]:
         """The cubic schedule from a fifth of the rounds to three fifths of them.
@@ -104,9 +104,10 @@ def blocks(place: Place, density: float) -> ffm.Algorithm:
       place: what is trained.
       density: share that stays.
     """
-    how = place.schedule(density) | {"stacked": STACKED} | place.walk
     of_units = models.unit_blocks(place.model)
-    return movement_pruning(place.task, place.adam, blocks=of_units, **how)
+    where: dict[str, Any] = {"blocks": of_units, "stacked": STACKED}
+    how = place.schedule(density) | where | place.walk
+    return movement_pruning(place.task, place.adam, **how)
 
 
 METHODS: dict[str, Method] = {

@@ -18,6 +18,7 @@ Controls: FedAvg on shuffled labels; the network, untrained.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from fedjax_fm import study
 from fedjax_fm.experiments.sparse_fl import arms, widths
@@ -47,14 +48,29 @@ class Config:
 
     def smoke(self) -> "Config":
         """A small version, to see that it works."""
-        small = {"clients": 6, "cohort": 3, "width": 16, "rounds": 2, "every": 1}
-        few = {"rates": (0.1,), "score_rates": (0.1,), "seeds": (0,), "tiny": 0.1}
+        small: dict[str, Any] = {
+            "clients": 6,
+            "cohort": 3,
+            "width": 16,
+            "rounds": 2,
+            "every": 1,
+        }
+        few: dict[str, Any] = {
+            "rates": (0.1,),
+            "score_rates": (0.1,),
+            "seeds": (0,),
+            "tiny": 0.1,
+        }
         return dataclasses.replace(self, **small, **few)
 
 
 def data(config: Config, seed: int, split: str) -> Dealt:
     """Deals the split's images."""
-    sizes = {"clients": config.clients, "test": config.test, "public": config.public}
+    sizes: dict[str, Any] = {
+        "clients": config.clients,
+        "test": config.test,
+        "public": config.public,
+    }
     return dealt(seed, split, alpha=config.alpha, **sizes)
 
 

@@ -20,7 +20,7 @@ TIME = algorithms.RoundTime(constant=0.05, entry=2 * 4 / 125e3)
 
 
 # A network that is too small for two devices, or for several clients at once.
-SMALL = {"devices": 1, "block_size": 1}
+SMALL: dict[str, Any] = {"devices": 1, "block_size": 1}
 
 
 def sgd(run: study.Run) -> optax.GradientTransformation:
@@ -32,7 +32,7 @@ def sgd(run: study.Run) -> optax.GradientTransformation:
     return optax.sgd(run["rate"])
 
 
-def walk(run: study.Run) -> dict[str, int]:
+def walk(run: study.Run) -> dict[str, Any]:
     """What a client does in a round.
 
     Args:
@@ -67,9 +67,9 @@ def trained(run: study.Run, algorithm: Any, delta: Any, **how: Any) -> study.Sim
         arrays = shuffled_labels(clients.arrays, run.seed)
         clients = ffm.Population.from_arrays(arrays, clients.offsets)
     rounds = how.pop("rounds", run.config.rounds)
-    how = {"task": TASK, "test": run.data.test, **SMALL} | how
+    given = {"task": TASK, "test": run.data.test, **SMALL, **how}
     cohort = min(run.config.cohort, clients.n_clients)
-    return run.simulate(algorithm, clients, delta, rounds, cohort_size=cohort, **how)
+    return run.simulate(algorithm, clients, delta, rounds, cohort_size=cohort, **given)
 
 
 def scores(
@@ -114,14 +114,17 @@ def fedavg(width: float = 1.0, **how: Any) -> Callable[[study.Run], dict[str, fl
 
 def _prunefl(run: study.Run) -> study.Simulated:
     """Both stages; the first one at the first client."""
-    how = {"time": TIME, "every": run.config.every, **walk(run)}
+    how: dict[str, Any] = {"time": TIME, "every": run.config.every, **walk(run)}
     rule = (TASK, sgd(run))
 
     def first_stage() -> FirstStage:
         clients = run.data.clients
         rows = slice(*clients.offsets[:2])
         mine = {name: np.asarray(x)[rows] for name, x in clients.arrays.items()}
-        limits = {"threshold": 1.5 / 10, "most_rounds": 20 * run.config.every}
+        limits: dict[str, Any] = {
+            "threshold": 1.5 / 10,
+            "most_rounds": 20 * run.config.every,
+        }
         return algorithms.prunefl_first_stage(*rule, first(run), mine, **how, **limits)
 
     stage = run.once(("first stage", run["rate"]), first_stage)
@@ -155,7 +158,7 @@ def lotteryfl(run: study.Run) -> dict[str, float]:
     """An arm: LotteryFL, judged on the common test by the server's model."""
 
     def start() -> study.Simulated:
-        limits = {"threshold": 0.5, "target_density": run.config.ticket}
+        limits: dict[str, Any] = {"threshold": 0.5, "target_density": run.config.ticket}
         algorithm = algorithms.lotteryfl(TASK, sgd(run), **limits, **walk(run))
         # the common test is the server's model's; clients have their own
         return trained(run, algorithm, first(run), test=run.data.own)

@@ -33,7 +33,12 @@ def dealt(
       test: images of the common test.
       public: images of the server.
     """
-    sizes = {"clients": clients, "test": test, "public": public, "smallest": 8}
+    sizes: dict[str, int] = {
+        "clients": clients,
+        "test": test,
+        "public": public,
+        "smallest": 8,
+    }
     found = deal(seed, split, alpha=alpha, **sizes)
     offsets, arrays = found.clients.offsets, found.clients.arrays
     random = np.random.default_rng(seed)

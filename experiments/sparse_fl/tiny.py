@@ -129,7 +129,11 @@ def tiny(candidates: int) -> Callable[[study.Run], dict[str, float]]:
             algorithm = within_masks(TASK, sgd(run), masks, **walk(run))
         else:
             stop = config.rounds // 2
-            how = {"masks": masks, "every": max(1, stop // 10), "stop": max(stop, 1)}
+            how: dict[str, Any] = {
+                "masks": masks,
+                "every": max(1, stop // 10),
+                "stop": max(stop, 1),
+            }
             algorithm = algorithms.fedtiny(TASK, sgd(run), **how, **walk(run))
         found = trained(run, algorithm, known.delta, backbone=backbone, task=TASK)
         return scores(run, found, TASK)

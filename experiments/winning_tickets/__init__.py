@@ -18,6 +18,7 @@ Controls: the ticket on shuffled labels; the ticket, untrained.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from fedjax_fm import study
 from fedjax_fm.experiments.shared.digits import Digits, deal
@@ -41,8 +42,13 @@ class Config:
 
     def smoke(self) -> "Config":
         """A small version, to see that it works."""
-        small = {"width": 16, "levels": (1, 1), "rounds": 2, "local_steps": 1}
-        few = {"rates": (0.1,), "seeds": (0,)}
+        small: dict[str, Any] = {
+            "width": 16,
+            "levels": (1, 1),
+            "rounds": 2,
+            "local_steps": 1,
+        }
+        few: dict[str, Any] = {"rates": (0.1,), "seeds": (0,)}
         return dataclasses.replace(self, **small, **few)
 
 

@@ -40,7 +40,7 @@ def first(run: study.Run, stream: int = 0) -> Any:
     return first_weights(run.config.width, key)
 
 
-def walk(run: study.Run) -> dict[str, int]:
+def walk(run: study.Run) -> dict[str, Any]:
     """What a client does in a round.
 
     Args:
@@ -97,7 +97,11 @@ def masks_of(run: study.Run, levels: int) -> Flat:
     rounds = run.config.rounds
 
     def search() -> study.Simulated:
-        how = {"levels": levels, "rounds_per_level": rounds, **walk(run)}
+        how: dict[str, Any] = {
+            "levels": levels,
+            "rounds_per_level": rounds,
+            **walk(run),
+        }
         algorithm = lottery_ticket(TASK, sgd(run), **how)
         return trained(run, algorithm, first(run), levels * rounds)
 

@@ -115,7 +115,9 @@ def pack_vector_wise(x: jax.Array, n: int, m: int, axis: int = -1) -> Packed:
     values = jnp.stack([_only(here, groups) for here in is_nth])
     # The number of a pattern in the combinatorial number system: sum_i C(place_i, i).
     choose = [[math.comb(place, i + 1) for place in range(m)] for i in range(n)]
-    steps = [_only(*pair) for pair in zip(is_nth, np.uint32(choose), strict=True)]
+    steps = [
+        _only(*pair) for pair in zip(is_nth, np.array(choose, np.uint32), strict=True)
+    ]
     number = functools.reduce(jnp.add, steps)
     patterns = pack_bits(number, pattern_bits(n, m))
     return Packed(

@@ -19,7 +19,7 @@ from fedjax_fm.algorithms.pruning.prunefl import prunefl
 from fedjax_fm.algorithms.pruning.prunefl_step import RoundTime
 from fedjax_fm.algorithms.pruning.prunefl_until import (
     Looks,
-    Stop,
+    Stability,
     until_good,
     until_stable,
 )
@@ -132,8 +132,8 @@ def prunefl_first_stage(
     checks.text("score", score)
     checks.whole("look_every", look_every, least=1)
     checks.flag("is_server", is_server)
-    walk = {"local_steps": local_steps, "batch_size": batch_size}
-    layers = {"pruned": pruned, "stacked": stacked}
+    walk: dict[str, Any] = {"local_steps": local_steps, "batch_size": batch_size}
+    layers: dict[str, Any] = {"pruned": pruned, "stacked": stacked}
     method = prunefl(
         task,
         client_optimizer,
@@ -146,14 +146,25 @@ def prunefl_first_stage(
     )
     checks.whole("most_rounds", most_rounds, least=every)
     population = Population.from_clients([examples])
-    how = {"backbone": backbone, "cohort_size": 1, "seed": seed, "devices": 1}
+    how: dict[str, Any] = {
+        "backbone": backbone,
+        "cohort_size": 1,
+        "seed": seed,
+        "devices": 1,
+    }
     start, done = delta, 0
     if threshold > 0:  # until then nothing is pruned
         plain = Simulator(fedavg(task, client_optimizer, **walk), population, **how)
-        looks = Looks(task, examples, score, threshold, look_every)
+        looks = Looks(
+            task=task,
+            examples=examples,
+            score=score,
+            threshold=threshold,
+            every=look_every,
+        )
         start, done = until_good(plain, looks, delta, most_rounds)
     masks = full_masks(Layers(**layers).weights(start))
-    stop = Stop(every=every, change=change, times=times, most=most_rounds - done)
+    stop = Stability(every=every, change=change, times=times, most=most_rounds - done)
     simulator = Simulator(method, population, **how)
     trained, masks, rounds = until_stable(simulator, stop, start, masks)
     bytes_up = _bytes_of((pack_kept(trained, masks), pack_masks(masks)))

@@ -51,7 +51,7 @@ class Looks(NamedTuple):
         return float(jnp.mean(metrics[self.score])) >= self.threshold
 
 
-class Stop(NamedTuple):
+class Stability(NamedTuple):
     """When the density is stable.
 
     Attributes:
@@ -90,7 +90,7 @@ def until_good(
 
 
 def until_stable(
-    simulator: Simulator, stop: Stop, delta: Tree, masks: Flat
+    simulator: Simulator, stop: Stability, delta: Tree, masks: Flat
 ) -> tuple[Tree, Flat, int]:
     """Prunes until the density has changed little, some times in a row.
 
