@@ -18,8 +18,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from fedjax_fm.aot import command
 from fedjax_fm.aot.finetuning import Setup
 from fedjax_fm.aot.report import Report
+from fedjax_fm.experiments.bench.pages import put_into
 
-BEGIN, END = "<!-- compiled -->", "<!-- end of compiled -->"
 HEAD = (
     "program", "machines", "clients a round", "arguments", "temporaries",
     "needed of", "donated", "sent over clients", "floor", "seconds",
@@ -155,11 +155,7 @@ def main(words: Sequence[str]) -> None:
     if not words:
         print(found)
         return
-    page = Path(words[0])
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{found}\n\n{END}{after}", encoding="utf-8")
+    put_into(Path(words[0]), "compiled", found)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,16 @@ def _layers(model: Any, part: slice) -> nnx.Module:
     return layers
 
 
+def last_layers(model: Any, n_layers: int) -> nnx.Module:
+    """The last stacked layers of an encoder, as a module of their own.
+
+    Args:
+      model: a classifier with a BERT encoder.
+      n_layers: how many.
+    """
+    return _layers(model, slice(-n_layers, None))
+
+
 class Tail(nnx.Module):
     """The last layers, the mean over tokens, and the head.
 
@@ -45,7 +55,7 @@ class Tail(nnx.Module):
     """
 
     def __init__(self, model: Any, n_layers: int):
-        self.layer = _layers(model, slice(-n_layers, None))
+        self.layer = last_layers(model, n_layers)
         self.classifier = nnx.clone(model.classifier)
 
     def __call__(self, hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:

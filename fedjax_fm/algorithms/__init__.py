@@ -66,7 +66,7 @@ from fedjax_fm.algorithms.pruning import (
     lotteryfl,
     movement_pruning,
     prunefl,
-    prunefl_first_masks,
+    prunefl_first_stage,
     soft_movement_pruning,
 )
 from fedjax_fm.algorithms.qfedavg import qfedavg
@@ -144,7 +144,7 @@ __all__ = [
     "pfedme",
     "power_of_choice",
     "prunefl",
-    "prunefl_first_masks",
+    "prunefl_first_stage",
     "qfedavg",
     "scaffold",
     "server_optimizers",

@@ -97,7 +97,7 @@ ELSEWHERE = {
     "fedtiny_selection": "chooses masks by the statistics of a model",
     "lotteryfl": "gives each client a mask, and no adapter that the command saves",
     "prunefl": "needs a model of the time of a round",
-    "prunefl_first_masks": "makes masks, and is no method",
+    "prunefl_first_stage": "makes the first masks, and is no method",
     "power_of_choice": "stands in front of another method",
     "ravan": "trains the heads of peft.ravan, not LoRA's factors",
     "soteriafl": "takes a channel of its own and noise at the client",

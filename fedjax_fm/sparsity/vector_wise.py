@@ -34,7 +34,8 @@ class Packed:
     """An array of N:M sparsity.
 
     Attributes:
-      values: [groups, N], in the order of their places.
+      values: [N, groups], in the order of their places; the groups last, so that devices
+        with tiled memory pad next to nothing.
       patterns: u8[...], ceil(log2 C(M, N)) bits for each group.
       shape: of the array.
       axis: along which it was cut into groups.
@@ -107,13 +108,18 @@ def pack_vector_wise(x: jax.Array, n: int, m: int, axis: int = -1) -> Packed:
     mask = vector_wise_mask(x, n, m, axis)
     groups, _ = _groups(x, n, m, axis)
     flags, _ = _groups(mask, n, m, axis)
-    flags = flags.reshape(-1, m)
-    places = jnp.argsort(~flags, axis=1, stable=True)[:, :n]  # the kept ones, ascending
-    values = jnp.take_along_axis(groups.reshape(-1, m), places, axis=1)
+    flags, groups = flags.reshape(-1, m), groups.reshape(-1, m)
+    # By comparisons alone: accelerators are slow to compile and to run sorts of rows.
+    before = jnp.cumsum(flags, axis=1)
+    is_nth = [flags & (before == i + 1) for i in range(n)]  # the kept ones, ascending
+    values = jnp.stack([_only(here, groups) for here in is_nth])
     # The number of a pattern in the combinatorial number system: sum_i C(place_i, i).
-    choose = np.array([[math.comb(c, i + 1) for i in range(n)] for c in range(m)])
-    steps = jnp.asarray(choose)[places, jnp.arange(n)]
-    patterns = pack_bits(jnp.sum(steps, axis=1).astype(jnp.uint32), pattern_bits(n, m))
+    choose = [[math.comb(place, i + 1) for place in range(m)] for i in range(n)]
+    steps = [
+        _only(*pair) for pair in zip(is_nth, np.array(choose, np.uint32), strict=True)
+    ]
+    number = functools.reduce(jnp.add, steps)
+    patterns = pack_bits(number, pattern_bits(n, m))
     return Packed(
         values=values,
         patterns=patterns,
@@ -131,14 +137,22 @@ def unpack_vector_wise(packed: Packed) -> jax.Array:
       packed: what travelled.
     """
     n, m = packed.n, packed.m
-    n_groups = packed.values.shape[0]
-    number = unpack_bits(packed.patterns, pattern_bits(n, m), n_groups)
-    places = jnp.asarray(_patterns(n, m))[number]
-    rows = jnp.zeros((n_groups, m), packed.values.dtype)
-    rows = jnp.put_along_axis(rows, places, packed.values, axis=1, inplace=False)
+    number = unpack_bits(packed.patterns, pattern_bits(n, m), packed.values.shape[1])
+    places = jnp.asarray(_patterns(n, m))[:, number]  # [N, groups]
+
+    def column(place):
+        return jnp.sum(jnp.where(places == place, packed.values, 0), axis=0)
+
+    rows = jnp.stack([column(place) for place in range(m)], axis=1)
+    rows = rows.astype(packed.values.dtype)
     moved = list(packed.shape)
     moved.append(moved.pop(packed.axis))
     return jnp.moveaxis(rows.reshape(moved), -1, packed.axis)
+
+
+def _only(here: jax.Array, x: Any) -> jax.Array:
+    """Of each row the one entry that a flag is set for, [rows]."""
+    return jnp.sum(jnp.where(here, x, 0), axis=1).astype(x.dtype)
 
 
 def pattern_bits(n: int, m: int) -> int:
@@ -157,9 +171,9 @@ def pattern_bits(n: int, m: int) -> int:
 
 @functools.lru_cache(maxsize=16)
 def _patterns(n: int, m: int) -> np.ndarray:
-    """i32[C(m, n), n]: the places of each pattern, in the order of their numbers."""
+    """i32[n, C(m, n)]: the places of each pattern, in the order of their numbers."""
     places = itertools.combinations(range(m), n)
-    return np.array(sorted(places, key=lambda c: c[::-1]), np.int32)
+    return np.array(sorted(places, key=lambda c: c[::-1]), np.int32).T
 
 
 def _groups(x: jax.Array, n: Any, m: Any, axis: int) -> tuple[jax.Array, Any]:

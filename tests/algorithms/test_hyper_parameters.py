@@ -361,8 +361,8 @@ ROWS = (
         "every": "whole", "dropped": "real", "halved_every": "real", "weighted": "flag",
     }),
     Row(round_time, {}, {"constant": "real", "entry": "real"}),
-    Row(ffm.algorithms.prunefl_first_masks, FIRST, {
-        "every": "whole", "dropped": "real", "change": "real", "times": "whole", "most_rounds": "whole", "seed": "whole",
+    Row(ffm.algorithms.prunefl_first_stage, FIRST, {
+        "threshold": "real", "look_every": "whole", "is_server": "flag", "every": "whole", "dropped": "real", "change": "real", "times": "whole", "most_rounds": "whole", "seed": "whole",
         "local_steps": "whole", "batch_size": "whole",
     }),
     Row(ffm.algorithms.lottery_ticket, RULE | TICKET, {

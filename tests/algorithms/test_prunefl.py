@@ -11,7 +11,7 @@ from mlp_problem import make_clients, make_trees, mlp_loss
 from small_network import mean, moved, run, slope
 
 import fedjax_fm as ffm
-from fedjax_fm.algorithms import RoundTime, prunefl, prunefl_first_masks
+from fedjax_fm.algorithms import RoundTime, prunefl, prunefl_first_stage
 from fedjax_fm.algorithms.pruning.prunefl_step import most_per_second
 from fedjax_fm.population import samplers
 
@@ -206,16 +206,70 @@ def test_leaves_whose_order_a_compiled_function_changes():
 
 def test_first_masks_come_from_one_clients_examples():
     how = {"time": TIME, "backbone": BACKBONE, "every": 1, "batch_size": 8}
-    masks = prunefl_first_masks(TASK, optax.sgd(RATE), DELTA, CLIENTS[0], **how)
+    found = prunefl_first_stage(TASK, optax.sgd(RATE), DELTA, CLIENTS[0], **how)
+    masks = found.masks
     assert 0 < masks["w"].sum() < 12
     few = {"times": 1, "change": 10.0} | how
-    first = prunefl_first_masks(TASK, optax.sgd(RATE), DELTA, CLIENTS[0], **few)
+    first = prunefl_first_stage(TASK, optax.sgd(RATE), DELTA, CLIENTS[0], **few).masks
     alone = make(every=1, dropped=0.3, halved_every=1e9, local_steps=5)
     _, state, _ = run(alone, CLIENTS[:1], DELTA, 1, BACKBONE, seed=0)
     np.testing.assert_array_equal(first["w"], state.carry.server.masks["w"])
     _, metrics = after(1, make(masks=masks))
     kept = int(masks["w"].sum()) + 4
     assert metrics["downlink_bytes"].tolist() == [3 * (4 * kept + 2)]
+
+
+def steps_alone(rounds, delta=DELTA):
+    """Weights of the first client after some rounds of two steps, in numpy."""
+    w = {name: leaf.astype(np.float64) for name, leaf in delta.items()}
+    for _ in range(rounds * STEPS):
+        w = moved(w, slope(w, BACKBONE, CLIENTS[0]), RATE)
+    return w
+
+
+def closeness(w):
+    """The score of `close_loss`: minus ten plus what is left of the error."""
+    return np.mean(10 - np.abs(np.tanh(CLIENTS[0]["x"] @ (BACKBONE["w"] + w["w"])) @ w["v"] - CLIENTS[0]["y"]))  # fmt: skip
+
+
+def close_loss(delta, backbone, batch, key):
+    losses, _ = mlp_loss(delta, backbone, batch, key)
+    return losses, {"close": 10 - jnp.sqrt(losses)}
+
+
+def test_nothing_is_pruned_before_the_score_reaches_the_threshold():
+    """Looked at every two rounds; against steps in numpy, which say when that is."""
+    scores = [closeness(steps_alone(rounds)) for rounds in range(0, 12, 2)]
+    assert (np.diff(scores) > 0).all()
+    threshold = (scores[2] + scores[3]) / 2  # between the looks after 4 and 6 rounds
+    how = {"time": TIME, "backbone": BACKBONE, "every": 3, "times": 1, "change": 10.0}
+    how |= WALK | {"score": "close", "threshold": threshold, "look_every": 2}
+    rule = (ffm.Task(close_loss), optax.sgd(RATE), DELTA, CLIENTS[0])
+    found = prunefl_first_stage(*rule, **how)
+    assert found.rounds == 6 + 3
+    start = {k: jnp.float32(x) for k, x in steps_alone(6).items()}
+    alone = make(every=3, dropped=0.3, halved_every=1e9)
+    _, state, _ = run(alone, CLIENTS[:1], start, 3, BACKBONE, seed=0)
+    np.testing.assert_array_equal(found.masks["w"], state.carry.server.masks["w"])
+    np.testing.assert_allclose(found.delta["w"], state.delta["w"], rtol=1e-4, atol=1e-6)
+    never = prunefl_first_stage(*rule, **how | {"threshold": 10.0, "most_rounds": 7})
+    assert never.rounds == 7
+    assert never.masks["w"].all()
+    np.testing.assert_allclose(never.delta["w"], steps_alone(7)["w"], rtol=1e-4)
+
+
+def test_bytes_of_the_first_stage():
+    """Down the sixteen weights; up those of w that are kept, v, and twelve bits."""
+    how = {"time": TIME, "backbone": BACKBONE, "every": 1, "batch_size": 8}
+    rule = (TASK, optax.sgd(RATE), DELTA, CLIENTS[0])
+    found = prunefl_first_stage(*rule, **how)
+    n_kept = int(found.masks["w"].sum())
+    assert n_kept < 12
+    assert found.uplink_bytes == 4 * (n_kept + 4) + 2
+    assert found.downlink_bytes == 4 * 16
+    at_server = prunefl_first_stage(*rule, **how, is_server=True)
+    assert (at_server.uplink_bytes, at_server.downlink_bytes) == (0, 0)
+    np.testing.assert_array_equal(at_server.masks["w"], found.masks["w"])
 
 
 @pytest.mark.parametrize(
@@ -242,4 +296,7 @@ def test_what_does_not_fit_the_delta_is_refused():
         after(1, make(masks={"v": jnp.ones(4, bool)}))
     how = {"time": TIME, "most_rounds": 4, "batch_size": 8}
     with pytest.raises(ValueError, match="most_rounds=4"):
-        prunefl_first_masks(TASK, optax.sgd(RATE), DELTA, CLIENTS[0], **how)
+        prunefl_first_stage(TASK, optax.sgd(RATE), DELTA, CLIENTS[0], **how)
+    how |= {"backbone": BACKBONE, "most_rounds": 50, "threshold": 0.5}
+    with pytest.raises(ValueError, match="no metric score='accuracy'"):
+        prunefl_first_stage(TASK, optax.sgd(RATE), DELTA, CLIENTS[0], **how)

@@ -4,16 +4,15 @@ They are installed apart, into `.venv-test/aot` (see the Makefile): with libtpu 
 path JAX would look for a TPU in every other test.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from compilers import needs
 
 SCRIPT = Path(__file__).with_name("compile_small.py")
-APART = Path(sys.prefix) / "aot"
 DELTA = 512 * 8 * 4  # bytes of the trainable tree
 # Beside it: the sum and the count of the loss and of the weights, and one vector of
 # counts with a fault a device.
@@ -26,11 +25,6 @@ KERNELS = [
     "model_and_downlink",
     "splash",
 ]
-
-
-def needs(module):
-    there = (APART / module).is_dir() or importlib.util.find_spec(module) is not None
-    return pytest.mark.skipif(not there, reason=f"needs the package {module}")
 
 
 def compiled(topology, *cases):

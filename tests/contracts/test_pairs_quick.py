@@ -10,7 +10,7 @@ from fedjax_fm.algorithms import lora_rules
 # What is no method by itself.
 HELPERS = {"client_weight", "fedsa_delta", "fine_tune", "masked_loss", "nest", "train"}
 HELPERS |= {"weighted_mean", "cluster_adapters", "expert_start", "principal_start"}
-HELPERS |= {"prunefl_first_masks", "fedtiny_selection", "fada_networks"}
+HELPERS |= {"prunefl_first_stage", "fedtiny_selection", "fada_networks"}
 
 
 def test_the_page_is_the_table():

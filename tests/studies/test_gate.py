@@ -4,6 +4,7 @@ import typing
 
 import numpy as np
 import pytest
+from made_up import made_up_pictures
 from small_runs import check_scores, run_arms
 
 from fedjax_fm import models, peft
@@ -42,17 +43,6 @@ def made_up_sentences(n):
         columns["tokens"][k] = (WORDS[k % 4], "number", str(k))
         columns["labels"][k] = (k % 2, 1, 0)
     return Table(columns, {})
-
-
-def made_up_pictures(n):
-    shapes = ('<rect width="9" height="9"/>', '<circle cx="16" cy="16" r="9"/>')
-    begin = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
-    pictures = [
-        f'{begin}<g transform="translate({k % 9},{k // 9})">{shapes[k % 2]}</g></svg>'
-        for k in range(n)
-    ]
-    labels = np.arange(n, dtype=np.int32) % 2
-    return Table({"svg": text_column(pictures), "label": labels}, {})
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,32 @@ def _cohort_factors(found: Stack, setting: Setting) -> CohortFactors:
     )
 
 
+def weights_of_arrived(found: Stack) -> jax.Array:
+    """f32[C]: the weights of a cohort, 0 where no upload arrived.
+
+    Args:
+      found: of `kept`, (changes, weights) of each client.
+    """
+    _, weights = found.values
+    return jnp.where(found.active, weights, 0.0)
+
+
+def moved_by_mean(weights: jax.Array, old: Tree, changes: Tree) -> Tree:
+    """A tree moved by the mean change of a cohort, old + sum_k p_k change_k.
+
+    Args:
+      weights: f32[C], n_k; without a weight above 0 nothing moves.
+      old: leaves [...].
+      changes: leaves [C, ...].
+    """
+    shares = mean_of(weights, jnp.sum(weights))
+
+    def one(old, change):
+        return old + jnp.tensordot(shares, change, axes=1)
+
+    return jax.tree.map(one, old, changes)
+
+
 def joined_rows(x: jax.Array) -> jax.Array:
     """[C, r, ...] -> [C r, ...]."""
     return x.reshape(-1, *x.shape[2:])

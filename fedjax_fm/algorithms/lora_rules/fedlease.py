@@ -24,6 +24,10 @@ from fedjax_fm.algorithms.lora_rules.adapter_clusters import (
     check_labels,
     checked_labels,
 )
+from fedjax_fm.algorithms.lora_rules.cohort import (
+    moved_by_mean,
+    weights_of_arrived,
+)
 from fedjax_fm.algorithms.lora_rules.experts import (
     join_experts,
     n_experts,
@@ -219,8 +223,8 @@ def _exchange(method: _FedLEASE) -> Exchange:
 
 def _averaged(method: _FedLEASE, state: FedLEASEState, found: Stack) -> FedLEASEState:
     """The state after the server's step; a cluster without uploads stays."""
-    changes, weights = found.values
-    weights = jnp.where(found.active, weights, 0.0)
+    changes, _ = found.values
+    weights = weights_of_arrived(found)
     experts = split_experts(state.delta)
     members = jax.nn.one_hot(method.cluster(found.ids), n_experts(experts))
     by_cluster = weights[:, None] * members  # [C, M]
@@ -231,12 +235,7 @@ def _averaged(method: _FedLEASE, state: FedLEASEState, found: Stack) -> FedLEASE
 
     pairs = jax.tree.map(moved, experts.pairs, changes.pairs)
     routers = jax.tree.map(moved, state.routers, changes.routers)
-    of_all = mean_of(weights, jnp.sum(weights))
-    rest = jax.tree.map(
-        lambda old, x: old + jnp.tensordot(of_all, x, axes=1),
-        experts.rest,
-        changes.rest,
-    )
+    rest = moved_by_mean(weights, experts.rest, changes.rest)
     first = _of_cluster(routers, jnp.int32(0))
     experts = dataclasses.replace(experts, pairs=pairs, routers=first, rest=rest)
     return FedLEASEState(join_experts(experts), routers)

@@ -17,11 +17,7 @@ import jax.numpy as jnp
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import Factors, Pair, cut_like
-from fedjax_fm.algorithms.lora_rules.rule import (
-    Rule,
-    exchange_of,
-    starts_from_delta,
-)
+from fedjax_fm.algorithms.lora_rules.rule import Rule, algorithm_of
 from fedjax_fm.algorithms.lora_rules.training import Ranks, factor_training
 from fedjax_fm.types import Algorithm, Batches, Task
 
@@ -101,8 +97,7 @@ def fedrot_lora(
 
         return one
 
-    exchange = exchange_of(Rule(sent="ab"), training)._replace(client=client)
-    return Algorithm(init=starts_from_delta(training), exchanges=(exchange,))
+    return algorithm_of(Rule(sent="ab"), training, client)
 
 
 def turned(

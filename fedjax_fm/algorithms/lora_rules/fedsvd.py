@@ -32,6 +32,7 @@ from fedjax_fm.algorithms.lora_rules.rule import (
     Rule,
     exchange_of,
     new_delta,
+    remembering,
     this_round,
 )
 from fedjax_fm.algorithms.lora_rules.training import (
@@ -39,7 +40,6 @@ from fedjax_fm.algorithms.lora_rules.training import (
     FactorTraining,
     Ranks,
     factor_training,
-    no_round_yet,
 )
 from fedjax_fm.types import Algorithm, Batches, Exchange, Task, Tree, Unbilled
 
@@ -121,13 +121,12 @@ def fedsvd(
     batches = Batches(batch_size, epochs, local_steps)
     training = factor_training(task, client_optimizer, batches, ranks)
 
-    def init(delta, key, setting):
-        training.check_ranks(delta, setting)
+    def first(delta: Tree) -> FedSVDState:
         _check_heights(split(delta))
         return FedSVDState(delta, jnp.int32(0), jnp.int32(0))
 
     exchange = _exchange(training, period)
-    return Algorithm(init=init, exchanges=(exchange,), client_init=no_round_yet)
+    return remembering(training, first, exchange)
 
 
 def _check_heights(factors: Factors) -> None:
@@ -149,10 +148,9 @@ def _exchange(training: FactorTraining, period: int) -> Exchange:
 
     def address(message, last_round, client):
         factors, since = message
-        rows = training.height(factors, client)
         fixed = only(factors, RULE.fixed).pairs
         is_known = (since == 0) | (last_round >= since)
-        missing = cut(fixed, jnp.where(is_known, 0, rows))
+        missing = cut(fixed, training.missing(factors, client, is_known))
         mine = cut_pairs(only(factors, RULE.sent), training.rows(client))
         return ClientFactors(mine, Unbilled(fixed), to_fetch=missing)
 

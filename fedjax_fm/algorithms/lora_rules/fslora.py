@@ -20,6 +20,7 @@ import optax
 from fedjax_fm import checks, trees
 from fedjax_fm.algorithms.compressed import counts_once
 from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm.algorithms.lora_rules.cohort import weights_of_arrived
 from fedjax_fm.algorithms.lora_rules.drawn import in_order, orders_of
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
@@ -209,8 +210,8 @@ def _raised(trained: Factors) -> Callable[[Factors], Tree]:
 
 def _stepped(method: _FSLoRA, state: FSLoRAState, found: Stack) -> FSLoRAState:
     """The state after the server's step; without uploads, only the round goes on."""
-    changes, weights = found.values
-    weights = jnp.where(found.active, weights, 0.0)
+    changes, _ = found.values
+    weights = weights_of_arrived(found)
     arrived = jnp.sum(weights)
     shares = mean_of(weights, arrived)
     factors = split(state.delta)

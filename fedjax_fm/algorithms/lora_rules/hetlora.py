@@ -29,7 +29,7 @@ from fedjax_fm.algorithms.lora_rules.rule import (
     Rule,
     exchange_of,
     mean_or,
-    starts_from_delta,
+    starts_from,
 )
 from fedjax_fm.algorithms.lora_rules.training import (
     ClientFactors,
@@ -37,6 +37,7 @@ from fedjax_fm.algorithms.lora_rules.training import (
     Ranks,
     factor_training,
 )
+from fedjax_fm.algorithms.parts import DeltaState
 from fedjax_fm.algorithms.reduce import total, weighted_mean
 from fedjax_fm.types import Algorithm, Batches, Task
 
@@ -132,7 +133,7 @@ def hetlora(
 
     exchange = exchange_of(rule, training)._replace(client=client, address=address)
     return Algorithm(
-        init=starts_from_delta(training),
+        init=starts_from(training, DeltaState),
         exchanges=(exchange,),
         client_init=lambda delta, key: jnp.int32(0),
     )

@@ -18,6 +18,10 @@ import numpy as np
 
 from fedjax_fm import trees
 from fedjax_fm.algorithms.local import ClientOptimizer, LocalTraining, local_training
+from fedjax_fm.algorithms.lora_rules.cohort import (
+    moved_by_mean,
+    weights_of_arrived,
+)
 from fedjax_fm.algorithms.lora_rules.drawn import in_order, is_first, orders_of
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
@@ -210,8 +214,8 @@ def _exchange(method: _Ravan) -> Exchange:
 
 def _averaged(method: _Ravan, state: RavanState, found: Stack) -> RavanState:
     """The state after the server's step."""
-    changes, weights = found.values
-    weights = jnp.where(found.active, weights, 0.0)
+    changes, _ = found.values
+    weights = weights_of_arrived(found)
     factors = split_heads(state.delta)
 
     def in_place(change: Factors, client: jax.Array) -> tuple[Factors, Any]:
@@ -228,9 +232,6 @@ def _averaged(method: _Ravan, state: RavanState, found: Stack) -> RavanState:
         sums = jnp.einsum("ch,ch...->h...", counts, whole.pairs[layer].a)
         weight = along_rows(jnp.sum(counts, axis=0), squares)
         pairs[layer] = Pair(squares + mean_of(sums, weight), jnp.ones_like(scales))
-    shares = mean_of(weights, jnp.sum(weights))
-    rest = jax.tree.map(
-        lambda old, x: old + jnp.tensordot(shares, x, axes=1), factors.rest, whole.rest
-    )
+    rest = moved_by_mean(weights, factors.rest, whole.rest)
     delta = join_heads(Factors(pairs, rest, factors.form))
     return RavanState(delta, state.seed, state.round + 1)

@@ -26,6 +26,7 @@ from fedjax_fm.algorithms.lora_rules.rule import (
     Rule,
     exchange_of,
     new_delta,
+    remembering,
     this_round,
 )
 from fedjax_fm.algorithms.lora_rules.training import (
@@ -33,7 +34,6 @@ from fedjax_fm.algorithms.lora_rules.training import (
     FactorTraining,
     Ranks,
     factor_training,
-    no_round_yet,
 )
 from fedjax_fm.types import Algorithm, Batches, Exchange, Task, Tree, Unbilled
 
@@ -105,13 +105,12 @@ def rolora(
     batches = Batches(batch_size, epochs, local_steps)
     training = factor_training(task, client_optimizer, batches, ranks)
 
-    def init(delta, key, setting):
-        training.check_ranks(delta, setting)
+    def first(delta: Tree) -> RoLoRAState:
         return RoLoRAState(delta, jnp.int32(0))
 
     odd = alternating(Rule(sent="b", fixed="a"), training, parity=0)
     even = alternating(Rule(sent="a", fixed="b"), training, parity=1)
-    return Algorithm(init=init, exchanges=(odd, even), client_init=no_round_yet)
+    return remembering(training, first, odd, even)
 
 
 def alternating(rule: Rule, training: FactorTraining, parity: int) -> Exchange:
@@ -141,7 +140,7 @@ def alternating(rule: Rule, training: FactorTraining, parity: int) -> Exchange:
         # A client of the round before was sent the factor that it trains now; since
         # then only the other one has changed.
         is_known = last_round == round_index - 1
-        missing = cut(trained.pairs, jnp.where(is_known, 0, height))
+        missing = cut(trained.pairs, training.missing(factors, client, is_known))
         mine = cut_pairs(trained, training.rows(client))
         to_fetch = (cut(fixed, height), missing, factors.rest)
         return ClientFactors(

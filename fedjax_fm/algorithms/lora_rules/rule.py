@@ -29,6 +29,7 @@ from fedjax_fm.algorithms.lora_rules.training import (
     ClientFactors,
     FactorTraining,
     after_training,
+    no_round_yet,
 )
 from fedjax_fm.algorithms.parts import DeltaState
 from fedjax_fm.algorithms.reduce import mean_of, total, weighted_mean
@@ -106,18 +107,24 @@ class Rule(NamedTuple):
     combine: Combine = mean_by_weight
 
 
-def algorithm_of(rule: Rule, training: FactorTraining) -> Algorithm:
+def algorithm_of(
+    rule: Rule, training: FactorTraining, client: Callable | None = None
+) -> Algorithm:
     """The algorithm of a rule with one exchange, whose server state is `DeltaState`.
 
     Args:
       rule: what happens to A and B.
       training: how clients train.
+      client: `Exchange.client` of a rule without a personal factor; None: `client_of`.
 
     Returns:
       An algorithm; the client state is the personal factor, () without one.
     """
     layout, exchange = training.layout, exchange_of(rule, training)
-    algorithm = Algorithm(init=starts_from_delta(training), exchanges=(exchange,))
+    if client is not None:
+        exchange = exchange._replace(client=client)
+    init = starts_from(training, DeltaState)
+    algorithm = Algorithm(init=init, exchanges=(exchange,))
     if not rule.personal:
         return algorithm
 
@@ -132,21 +139,41 @@ def algorithm_of(rule: Rule, training: FactorTraining) -> Algorithm:
     return algorithm._replace(client_init=client_init, model=model)
 
 
-def starts_from_delta(training: FactorTraining) -> Callable[..., DeltaState]:
-    """`Algorithm.init` of rules that keep nothing but the delta.
+def starts_from(
+    training: FactorTraining, state_of: Callable[[Tree], Any]
+) -> Callable[..., Any]:
+    """`Algorithm.init`: the server's state, after a check of the ranks.
 
     Args:
       training: its ranks are checked.
+      state_of: `(delta) -> state`.
 
     Returns:
-      `(delta, key, setting) -> DeltaState`.
+      `(delta, key, setting) -> state`.
     """
 
-    def init(delta: Tree, key: jax.Array, setting: Setting) -> DeltaState:
+    def init(delta: Tree, key: jax.Array, setting: Setting) -> Any:
         training.check_ranks(delta, setting)
-        return DeltaState(delta)
+        return state_of(delta)
 
     return init
+
+
+def remembering(
+    training: FactorTraining, state_of: Callable[[Tree], Any], *exchanges: Exchange
+) -> Algorithm:
+    """The algorithm of a rule whose clients keep the last round they took part in.
+
+    Args:
+      training: its ranks are checked.
+      state_of: `(delta) -> ` the server's first state.
+      *exchanges: of a round, with `this_round`.
+    """
+    return Algorithm(
+        init=starts_from(training, state_of),
+        exchanges=exchanges,
+        client_init=no_round_yet,
+    )
 
 
 def same_state(state: Any, data: ClientData) -> Any:

@@ -113,6 +113,21 @@ class FactorTraining(NamedTuple):
         rows = self.rows(client)
         return jnp.int32(largest_height(factors)) if rows is None else rows
 
+    def missing(
+        self, factors: Factors, client: jax.Array, is_known: jax.Array
+    ) -> jax.Array:
+        """The rows of a fixed factor that a client has to fetch.
+
+        Args:
+          factors: of the server, arrays.
+          client: i32[], its number.
+          is_known: bool[], whether it holds the present factor.
+
+        Returns:
+          i32[]: none, or all of its rank.
+        """
+        return jnp.where(is_known, 0, self.height(factors, client))
+
     def check_ranks(self, delta: Tree, setting: Setting) -> None:
         """Refuses ranks that do not fit.
 

@@ -7,11 +7,12 @@ from fedjax_fm.algorithms.pruning.lottery_ticket import lottery_ticket
 from fedjax_fm.algorithms.pruning.lotteryfl import lotteryfl
 from fedjax_fm.algorithms.pruning.movement import movement_pruning
 from fedjax_fm.algorithms.pruning.prunefl import prunefl
-from fedjax_fm.algorithms.pruning.prunefl_start import prunefl_first_masks
+from fedjax_fm.algorithms.pruning.prunefl_start import FirstStage, prunefl_first_stage
 from fedjax_fm.algorithms.pruning.prunefl_step import RoundTime
 from fedjax_fm.algorithms.pruning.soft_movement import soft_movement_pruning
 
 __all__ = [
+    "FirstStage",
     "RoundTime",
     "fedtiny",
     "fedtiny_selection",
@@ -20,6 +21,6 @@ __all__ = [
     "lotteryfl",
     "movement_pruning",
     "prunefl",
-    "prunefl_first_masks",
+    "prunefl_first_stage",
     "soft_movement_pruning",
 ]

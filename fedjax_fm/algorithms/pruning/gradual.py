@@ -8,34 +8,18 @@ at t = t_0, t_0 + dt, ..., t_0 + n dt; t counts rounds here. The mask of round t
 smallest magnitudes of each layer, never to return.
 """
 
-from functools import partial
-from typing import NamedTuple
-
 import jax
 import optax
 
 from fedjax_fm import checks
 from fedjax_fm.algorithms.averaging import averaging
 from fedjax_fm.algorithms.local import ClientOptimizer
-from fedjax_fm.algorithms.pruning.parts import (
-    PrunedState,
-    Rule,
-    nothing,
-    pruned_averaging,
-)
+from fedjax_fm.algorithms.pruning.parts import PrunedState
+from fedjax_fm.algorithms.pruning.rule import Rule, nothing, pruned_averaging
 from fedjax_fm.sparsity import Layers, cubic, magnitude, masked, top_masks
 from fedjax_fm.sparsity.layers import Flat
 from fedjax_fm.sparsity.masks import SCOPES
-from fedjax_fm.sparsity.schedules import Schedule
 from fedjax_fm.types import Algorithm, Task
-
-
-class _Gradual(NamedTuple):
-    """The hyper-parameters of `gradual_pruning`, checked."""
-
-    layers: Layers
-    schedule: Schedule  # s_t
-    scope: str
 
 
 def gradual_pruning(
@@ -132,32 +116,26 @@ def gradual_pruning(
         initial_sparsity=initial_sparsity,
     )
     layers = Layers(pruned, stacked).checked()
-    scope = checks.choice("scope", scope, SCOPES)
-    method = _Gradual(layers=layers, schedule=schedule, scope=scope)
+    checks.choice("scope", scope, SCOPES)
+
+    def top(weights: Flat, sparsity: jax.Array, within: Flat | None = None) -> Flat:
+        how = {"scope": scope, "within": within}
+        return top_masks(magnitude(weights), 1 - sparsity, layers, **how)
+
+    def next_state(state: PrunedState, key: jax.Array) -> PrunedState:
+        sparsity = schedule(state.round)
+        is_due = sparsity > schedule(state.round - 1)
+
+        def smaller():
+            return top(layers.weights(state.delta), sparsity, state.masks)
+
+        masks = jax.lax.cond(is_due, smaller, lambda: state.masks)
+        return state._replace(masks=masks, delta=masked(state.delta, masks))
+
     rule = Rule(
-        first=partial(_first, method),
-        next=partial(_next, method),
+        first=lambda weights: top(weights, schedule(0)),
+        next=next_state,
         own=nothing,
         are_known=initial_sparsity == 0,
     )
     return pruned_averaging(average, layers, rule)
-
-
-def _first(method: _Gradual, weights: Flat) -> Flat:
-    """The masks of round 0."""
-    density = 1 - method.schedule(0)
-    return top_masks(magnitude(weights), density, method.layers, scope=method.scope)
-
-
-def _next(method: _Gradual, state: PrunedState, key: jax.Array) -> PrunedState:
-    """The masks of the next round, if it is a sparser one."""
-    sparsity = method.schedule(state.round)
-    is_due = sparsity > method.schedule(state.round - 1)
-
-    def smaller():
-        scores = magnitude(method.layers.weights(state.delta))
-        how = {"scope": method.scope, "within": state.masks}
-        return top_masks(scores, 1 - sparsity, method.layers, **how)
-
-    masks = jax.lax.cond(is_due, smaller, lambda: state.masks)
-    return state._replace(masks=masks, delta=masked(state.delta, masks))

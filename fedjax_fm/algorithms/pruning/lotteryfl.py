@@ -12,67 +12,21 @@ client looks for a lottery ticket of its own:
 """
 
 from functools import partial
-from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.compressed import counts_once
+from fedjax_fm import checks
 from fedjax_fm.algorithms.local import ClientOptimizer, local_training
+from fedjax_fm.algorithms.pruning import lotteryfl_round
+from fedjax_fm.algorithms.pruning.lotteryfl_round import LotteryFLState, Message
 from fedjax_fm.algorithms.pruning.lotteryfl_ticket import (
     LotteryFL,
     Ticket,
     levels_to,
-    may_prune,
-    smaller,
 )
-from fedjax_fm.algorithms.pruning.parts import within
 from fedjax_fm.algorithms.reduce import total
-from fedjax_fm.channels.payload import sent_if
-from fedjax_fm.sparsity import (
-    Layers,
-    full_masks,
-    masked,
-    pack_kept,
-    pack_masks,
-    unpack_kept,
-)
-from fedjax_fm.types import (
-    Algorithm,
-    ClientOutput,
-    Exchange,
-    Task,
-    Tree,
-    Unbilled,
-)
-
-
-class LotteryFLState(NamedTuple):
-    """Server state.
-
-    Attributes:
-      delta: w.
-      start: w_0, which everybody knows.
-    """
-
-    delta: Tree
-    start: Tree
-
-
-class Message(NamedTuple):
-    """What a client is sent."""
-
-    kept: Tree  # w, of which `address` leaves what the client's own mask keeps
-    start: Any  # w_0, unbilled
-
-
-class Upload(NamedTuple):
-    """What goes up."""
-
-    kept: Tree  # `Rows` of the kept entries of w_k
-    bits: Any  # m_k, after a pruning only
-    masks: Any  # the same as arrays, which the server knows by then; unbilled
+from fedjax_fm.sparsity import Layers, full_masks, masked
+from fedjax_fm.types import Algorithm, Exchange, Task, Tree, Unbilled
 
 
 def lotteryfl(
@@ -133,7 +87,7 @@ def lotteryfl(
       whose test |w| < 1e-6 for what is pruned is the mask here.
 
     Example:
-      >>> import optax, fedjax_fm as ffm
+      >>> import jax.numpy as jnp, optax, fedjax_fm as ffm
       >>> def loss(w, backbone, batch, key):
       ...     error = jnp.sum((w - batch["x"]) ** 2, axis=(-2, -1)) / 2
       ...     return error, {"good": jnp.ones_like(error)}
@@ -169,11 +123,11 @@ def lotteryfl(
     )
     exchange = Exchange(
         broadcast=lambda state: Message(state.delta, Unbilled(state.start)),
-        client=partial(_client, method),
-        server=partial(_server, method),
-        reduce=total(_lift),
+        client=partial(lotteryfl_round.client, method),
+        server=lotteryfl_round.server,
+        reduce=total(lotteryfl_round.lift),
         batches=local.batches,
-        address=_address,
+        address=lotteryfl_round.address,
         same_entries=False,  # but those that a mask keeps
     )
     return Algorithm(
@@ -193,68 +147,6 @@ def _init(method: LotteryFL, delta, key, setting) -> LotteryFLState:
 def _client_init(method: LotteryFL, delta, key) -> Ticket:
     """A ticket that keeps all."""
     return Ticket(full_masks(method.layers.weights(delta)), jnp.int32(0))
-
-
-def _address(message: Message, own: Ticket, client: jax.Array) -> Message:
-    """What the client's mask keeps."""
-    kept = pack_kept(message.kept, own.masks)
-    return Message(kept, Unbilled(message.start))
-
-
-def _client(method: LotteryFL, backbone: Tree, message: Message):
-    """Prunes if it may, and trains what is left."""
-
-    def one(own, ticket, data, key):
-        start = unpack_kept(own.kept, ticket.masks)
-        prunes = may_prune(method, start, backbone, ticket, data, key=key)
-        masks = smaller(method, start, ticket)
-        masks = trees.select(prunes, masks, ticket.masks)
-        start = trees.select(prunes, masked(own.start, masks), start)
-        local = within(method.local, masks)
-        end, metrics = local.run(start, backbone, data, key)
-        one = jnp.float32(1)
-        kept = jnp.stack([jnp.sum(mask) for mask in masks.values()])
-        share = jnp.sum(kept) / trees.size(masks)
-        return ClientOutput(
-            upload=Upload(
-                kept=pack_kept(end, masks),
-                bits=sent_if(prunes, pack_masks(masks)),
-                masks=Unbilled(masks),
-            ),
-            weight=counts_once(data),
-            state=Ticket(masks, ticket.level + prunes.astype(jnp.int32)),
-            metrics={
-                **metrics,
-                "density": (share, one),
-                "pruned": (prunes.astype(jnp.float32), one),
-            },
-        )
-
-    return one
-
-
-def _lift(server: LotteryFLState, sent: Upload, weight: jax.Array) -> Any:
-    """(w_k on its mask, how many keep each entry)."""
-    masks = sent.masks.value
-    trained = unpack_kept(sent.kept, masks)
-    held = masked(jax.tree.map(jnp.ones_like, trained), masks)
-
-    def weighted(x):
-        return weight * x
-
-    return jax.tree.map(weighted, trained), jax.tree.map(weighted, held)
-
-
-def _server(method: LotteryFL, state: LotteryFLState, aggregate, key):
-    """The mean over those who keep an entry; the old value where nobody does."""
-    summed, held = aggregate.value
-
-    def one(old, summed, held):
-        mean = summed / jnp.maximum(held, 1)
-        return jnp.where(held > 0, mean, old).astype(old.dtype)
-
-    delta = jax.tree.map(one, state.delta, summed, held)
-    return state._replace(delta=delta), {}
 
 
 def _model(server: LotteryFLState, own: Ticket | None, backbone: Tree):

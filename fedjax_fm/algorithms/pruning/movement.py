@@ -10,24 +10,17 @@ away from zero, not those that are far from it:
 With `blocks` a score belongs to a block, and its gradient is the sum over the block.
 """
 
-from functools import partial
-
 import jax
 import optax
 
 from fedjax_fm import checks
 from fedjax_fm.algorithms.averaging import averaging
 from fedjax_fm.algorithms.local import ClientOptimizer
-from fedjax_fm.algorithms.pruning.movement_parts import (
-    Blocks,
-    Movement,
-    checked_blocks,
-    movement,
-)
+from fedjax_fm.algorithms.pruning.movement_masks import Blocks
+from fedjax_fm.algorithms.pruning.movement_parts import movement
 from fedjax_fm.sparsity import Layers, cubic, top_masks
 from fedjax_fm.sparsity.layers import Flat
 from fedjax_fm.sparsity.masks import SCOPES
-from fedjax_fm.sparsity.schedules import Schedule
 from fedjax_fm.types import Algorithm, Task
 
 
@@ -132,30 +125,16 @@ def movement_pruning(
         initial_sparsity=initial_sparsity,
     )
     checks.choice("scope", scope, SCOPES)
-    blocks = {} if blocks is None else checked_blocks(blocks)
-    if pruned is None and blocks:
-        pruned = "|".join(blocks)
-    layers = Layers(pruned, stacked).checked()
-    if score_optimizer is None:
-        score_optimizer = optax.adam(1e-2)
-    method = Movement(
-        average=average,
-        score_optimizer=checks.client_optimizer("score_optimizer", score_optimizer),
-        layers=layers,
+
+    def top(scores: Flat, round_index: jax.Array, layers: Layers) -> Flat:
+        density = 1 - schedule(round_index)
+        return top_masks(scores, density, layers, scope=scope)
+
+    return movement(
+        average,
+        top,
+        score_optimizer=score_optimizer,
         blocks=blocks,
-        masks=partial(_top, schedule, layers, scope),
-        penalty=0.0,
+        pruned=pruned,
+        stacked=stacked,
     )
-    return movement(method)
-
-
-def _top(
-    schedule: Schedule,
-    layers: Layers,
-    scope: str,
-    scores: Flat,
-    round_index: jax.Array,
-) -> Flat:
-    """Top_v(S) in a round."""
-    density = 1 - schedule(round_index)
-    return top_masks(scores, density, layers, scope=scope)

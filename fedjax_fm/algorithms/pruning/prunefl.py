@@ -11,67 +11,20 @@ code. The mask follows the gradients, so that a second of training gains the mos
 """
 
 from functools import partial
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from fedjax_fm import checks, trees
-from fedjax_fm.algorithms.averaging import Averaging, averaging
-from fedjax_fm.algorithms.local import ClientOptimizer, optimizer_of
-from fedjax_fm.algorithms.parts import in_f32
-from fedjax_fm.algorithms.pruning import parts
-from fedjax_fm.algorithms.pruning.parts import Message, PrunedState
-from fedjax_fm.algorithms.pruning.prunefl_step import RoundTime, adapted_masks
-from fedjax_fm.algorithms.recording import recording
-from fedjax_fm.algorithms.reduce import mean_of, total
-from fedjax_fm.channels.payload import sent_if
-from fedjax_fm.sparsity import (
-    Layers,
-    densities,
-    full_masks,
-    masked,
-    pack_kept,
-    unpack_kept,
-)
+from fedjax_fm import checks
+from fedjax_fm.algorithms.averaging import averaging
+from fedjax_fm.algorithms.local import ClientOptimizer
+from fedjax_fm.algorithms.pruning import prunefl_round
+from fedjax_fm.algorithms.pruning.parts import kept_exchange
+from fedjax_fm.algorithms.pruning.prunefl_round import PruneFL
+from fedjax_fm.algorithms.pruning.prunefl_step import RoundTime
+from fedjax_fm.algorithms.reduce import total
+from fedjax_fm.sparsity import Layers, masked
 from fedjax_fm.sparsity.layers import Flat
-from fedjax_fm.types import Algorithm, ClientOutput, Exchange, Task, Tree
-
-
-class Own(NamedTuple):
-    """What a client keeps.
-
-    Attributes:
-      version: i32[], of the masks that it holds.
-      squares: a_k, f32, a tree like delta.
-    """
-
-    version: jax.Array
-    squares: Tree
-
-
-class Upload(NamedTuple):
-    """What goes up."""
-
-    kept: Tree  # `Rows` of the kept entries of w - w_k
-    squares: Tree  # a_k, in the rounds of a new mask only
-
-
-class _PruneFL(NamedTuple):
-    """The hyper-parameters of `prunefl`, checked."""
-
-    average: Averaging
-    layers: Layers
-    time: RoundTime
-    every: int
-    dropped: float
-    halved_every: float
-    masks: Flat | None
-
-    def is_due(self, round_index: jax.Array) -> jax.Array:
-        """Whether a round ends with a new mask."""
-        return (round_index + 1) % self.every == 0
+from fedjax_fm.types import Algorithm, Task
 
 
 def prunefl(
@@ -95,10 +48,10 @@ def prunefl(
 
         Gamma(M) = sum_{j in M} g_j^2 / (c + sum_{j in M} t_j)
 
-    The estimated time of a round is `time`'s; what is masked here is not faster: pruned
-    entries are zeros in arrays of the old shape. An entry that returns starts from the
-    value that it had, which the server keeps; a deployment that deletes it would start
-    from zero. A layer keeps one entry at least.
+    Masked, not faster: pruned entries are zeros in arrays of the old shape; the time of
+    a round is estimated, by `time`. An entry that returns starts from the value that it
+    had, which the server keeps; a deployment that deletes it would start from zero. A
+    layer keeps one entry at least.
 
     Sends: the kept entries of the pruned leaves and all others, both ways; down the
     mask, a bit an entry, to a client whose mask is not the present one; up, in every
@@ -119,7 +72,7 @@ def prunefl(
       dropped: share of each layer's kept entries that is to compete with the pruned
         ones at first, 0 <= dropped < 1.
       halved_every: rounds after which that share is half as large, above 0.
-      masks: the first ones, for example of `prunefl_first_masks`; None keeps all.
+      masks: the first ones, for example of `prunefl_first_stage`; None keeps all.
       pruned: regular expression of the dotted paths of the leaves to prune; None: those
         of two axes and more.
       stacked: regular expression of leaves whose first axis counts layers, as in this
@@ -141,7 +94,7 @@ def prunefl(
       Jiang et al. 2022, arXiv 1909.12326; github.com/jiangyuang/PruneFL.
 
     Example:
-      >>> import fedjax_fm as ffm
+      >>> import jax.numpy as jnp, fedjax_fm as ffm
       >>> def loss(w, backbone, batch, key):
       ...     return jnp.sum((w - batch["x"]) ** 2, axis=(-2, -1)) / 2, {}
       >>> how = {"time": RoundTime(constant=1.0, entry=1.0), "every": 1, "dropped": 0.5}
@@ -167,7 +120,7 @@ def prunefl(
     )
     how = "write RoundTime(constant=1.0, entry=1e-6)"
     checks.instance("time", time, RoundTime, how)
-    method = _PruneFL(
+    method = PruneFL(
         average=average,
         layers=Layers(pruned, stacked).checked(),
         time=time.checked(),
@@ -176,116 +129,16 @@ def prunefl(
         halved_every=checks.real("halved_every", halved_every, above=0),
         masks=masks,
     )
-    exchange = Exchange(
-        broadcast=parts.broadcast,
-        client=partial(_client, method),
-        server=partial(_server, method),
-        reduce=total(_lift),
-        batches=average.local.batches,
-        address=_address,
-        same_entries=False,  # but those that a mask keeps
+    exchange = kept_exchange(
+        average,
+        client=partial(prunefl_round.client, method),
+        server=partial(prunefl_round.server, method),
+        reduce=total(prunefl_round.lift),
+        address=prunefl_round.address,
     )
     return Algorithm(
-        init=partial(_init, method),
+        init=partial(prunefl_round.first_round, method),
         exchanges=(exchange,),
-        client_init=partial(_client_init, method),
+        client_init=partial(prunefl_round.first_squares, method),
         delta=lambda state: masked(state.delta, state.masks),
     )
-
-
-def _init(method: _PruneFL, delta, key, setting) -> PrunedState:
-    """The first masks, if none were given those that keep all."""
-    whole = full_masks(method.layers.weights(delta))
-    masks = whole if method.masks is None else method.masks
-    if problem := trees.difference(whole, jax.tree.map(jnp.asarray, masks)):
-        raise ValueError(f"masks are not those of the leaves to prune: {problem}")
-    method.time.seconds(delta, masks)  # says if a leaf has none
-    return PrunedState(
-        delta=delta,
-        masks=masks,
-        version=jnp.int32(0),
-        round=jnp.int32(0),
-        optimizer=method.average.optimizer.init(in_f32(delta)),
-    )
-
-
-def _client_init(method: _PruneFL, delta, key) -> Own:
-    """Nothing is added up yet."""
-    version = parts.NO_MASKS if method.masks is not None else 0
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), delta)
-    return Own(jnp.int32(version), zeros)
-
-
-def _address(message: Message, own: Own, client: jax.Array) -> Message:
-    """The masks for those only who do not hold them."""
-    return parts.address(message, own.version, client)
-
-
-def _client(method: _PruneFL, backbone: Tree, message: Message):
-    """Trains the kept entries, and adds up the squares of all entries' gradients."""
-    masks = message.masks
-    start = unpack_kept(message.kept, masks)
-    local = parts.within(method.average.local, masks).with_optimizer(recording)
-
-    def one(own, held, data, key):
-        moments = optimizer_of(local.optimizer, data.round).init(start)
-        (end, moments), metrics = local.walk((start, moments), backbone, data, key)
-        _, n_examples = metrics["loss"]
-        squares = jax.tree.map(
-            lambda a, g: a + n_examples * jnp.square(g), held.squares, moments.sum
-        )
-        is_due = method.is_due(data.round)
-        return ClientOutput(
-            upload=Upload(
-                kept=pack_kept(trees.subtract(start, end), masks),
-                squares=sent_if(is_due, squares),
-            ),
-            weight=method.average.weight(data),
-            state=Own(own.version, _unless(is_due, squares)),
-            metrics=metrics,
-        )
-
-    return one
-
-
-def _unless(condition: jax.Array, tree: Tree) -> Tree:
-    """The tree, or zeros where a condition holds."""
-    return trees.select(condition, jax.tree.map(jnp.zeros_like, tree), tree)
-
-
-def _lift(server: PrunedState, sent: Upload, weight: jax.Array) -> Any:
-    """(weighted update, weight, a_k)."""
-    update = unpack_kept(sent.kept, server.masks)
-    weighted = jax.tree.map(lambda x: weight * x, update)
-    squares = jax.tree.map(
-        lambda x, rows: rows.values[0], update, sent.squares
-    )  # one row, and zeros where it was not sent
-    return weighted, jnp.asarray(weight, jnp.float32), squares
-
-
-def _server(method: _PruneFL, state: PrunedState, aggregate, key):
-    """The step on the kept entries, then, when it is time, the new masks."""
-    summed, weight, squares = aggregate.value
-    mean = mean_of(summed, weight)
-    updates, moments = method.average.optimizer.update(
-        mean, state.optimizer, in_f32(state.delta)
-    )
-    delta = optax.apply_updates(state.delta, masked(updates, state.masks))
-    share = method.dropped * 0.5 ** (state.round / method.halved_every)
-
-    def adapted():
-        how = {"layers": method.layers, "time": method.time, "dropped": share}
-        return adapted_masks(delta, state.masks, squares, **how)
-
-    # Without an upload there is nothing to go by.
-    is_due = method.is_due(state.round) & (aggregate.n_clients > 0)
-    masks = jax.lax.cond(is_due, adapted, lambda: state.masks)
-    after = state._replace(
-        delta=delta,
-        masks=masks,
-        round=state.round + 1,
-        optimizer=moments,
-    )
-    seconds = method.time.seconds(delta, state.masks)
-    metrics = {**densities(state.masks), "estimated_seconds": seconds}
-    return parts.with_version(state, after), metrics

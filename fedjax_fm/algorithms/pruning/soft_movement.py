@@ -12,12 +12,8 @@ import optax
 from fedjax_fm import checks
 from fedjax_fm.algorithms.averaging import averaging
 from fedjax_fm.algorithms.local import ClientOptimizer
-from fedjax_fm.algorithms.pruning.movement_parts import (
-    Blocks,
-    Movement,
-    checked_blocks,
-    movement,
-)
+from fedjax_fm.algorithms.pruning.movement_masks import Blocks
+from fedjax_fm.algorithms.pruning.movement_parts import movement
 from fedjax_fm.sparsity import Layers, sigmoid_masks
 from fedjax_fm.sparsity.layers import Flat
 from fedjax_fm.types import Algorithm, Task
@@ -106,22 +102,16 @@ def soft_movement_pruning(
     )
     checks.real("penalty", penalty, least=0)
     checks.real("threshold", threshold, least=0, below=1)
-    blocks = {} if blocks is None else checked_blocks(blocks)
-    if pruned is None and blocks:
-        pruned = "|".join(blocks)
-    layers = Layers(pruned, stacked).checked()
-    if score_optimizer is None:
-        score_optimizer = optax.adam(1e-2)
 
-    def above(scores: Flat, round_index: jax.Array) -> Flat:
+    def above(scores: Flat, round_index: jax.Array, layers: Layers) -> Flat:
         return sigmoid_masks(scores, threshold, layers)
 
-    method = Movement(
-        average=average,
-        score_optimizer=checks.client_optimizer("score_optimizer", score_optimizer),
-        layers=layers,
+    return movement(
+        average,
+        above,
+        score_optimizer=score_optimizer,
         blocks=blocks,
-        masks=above,
+        pruned=pruned,
+        stacked=stacked,
         penalty=penalty,
     )
-    return movement(method)
