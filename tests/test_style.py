@@ -13,7 +13,7 @@ MOST_POSITIONAL = 3  # fields of a NamedTuple that may be given without their na
 LAYERS = (
     ("kernels", "checks", "spelling", "version", "cpu_devices"),
     ("types",),
-    ("trees", "directions", "split", "datasets"),
+    ("trees", "directions", "split", "datasets", "axes", "linalg"),
     ("sparsity",),
     ("channels", "population"),
     ("privacy", "engine", "models"),

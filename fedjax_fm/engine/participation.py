@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from fedjax_fm.engine import state_rows
 from fedjax_fm.engine.billing import limbs
@@ -115,9 +117,24 @@ def slots_of_all(engine: Engine, participation: Participation) -> Slots:
     if not engine.all_alike:
         loads = [local_steps(e, participation) for e in common or engine.exchanges]
         load = jnp.asarray(sum(loads))
-    layout = assign(participation.eligible, load, engine.plan)
-    number, active = state_rows.known_to_all(engine, layout)
+    number, active = _assigned(engine, participation.eligible, load)
     return Slots(number=number, active=active, state=(), uplink=())
+
+
+def _assigned(
+    engine: Engine, active: jax.Array, load: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """`assign`, worked out whole by every device.
+
+    XLA's partitioner would let each work out its own slots, from which clients are then
+    sent to and fro in small messages that no other waits for: devices that come to them
+    in another order may wait for each other for ever.
+    """
+    layout = assign(active, load, engine.plan)
+    if engine.plan.n_devices == 1 or engine.parallel == "pmap":
+        return layout
+    everywhere = NamedSharding(engine.mesh, P())
+    return jax.lax.with_sharding_constraint(layout, everywhere)
 
 
 class Seating(NamedTuple):
@@ -153,8 +170,7 @@ def seated(
     capacity, n_slots = wanted.shape[0], base.number.size
     load = local_steps(bound, participation)
     here = participation.eligible & wanted
-    layout = assign(here, load, bound.engine.plan)
-    number, active = state_rows.known_to_all(bound.engine, layout)
+    number, active = _assigned(bound.engine, here, load)
     # where each client of the cohort sits in the round's own slots
     nowhere = jnp.zeros(capacity, jnp.int32)
     seats = jnp.arange(n_slots)

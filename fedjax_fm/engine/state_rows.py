@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_fm.engine.devices import CLIENTS
@@ -56,22 +55,6 @@ def travel(engine: Engine) -> bool:
     """
     shares = engine.shares_states and engine.plan.n_devices > 1
     return shares and can_travel(list(engine.mesh.devices.flat))
-
-
-def known_to_all(engine: Engine, slots: Tree) -> Tree:
-    """The layout of the slots, worked out by every device where rows travel.
-
-    The partitioner would let each device work out its own slots, and then tell them to
-    the others, who need them to send rows.
-
-    Args:
-      engine: of the run.
-      slots: arrays [D, n_blocks, W].
-    """
-    if not travel(engine):
-        return slots
-    everywhere = NamedSharding(engine.mesh, P())
-    return jax.lax.with_sharding_constraint(slots, everywhere)
 
 
 def taken(engine: Engine, stores: Tree, places: jax.Array) -> Tree:

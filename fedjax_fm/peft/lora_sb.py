@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fedjax_fm import checks
+from fedjax_fm import checks, linalg
 from fedjax_fm.peft.linear import linear_shape
 from fedjax_fm.peft.lora import LoRALinear
 from fedjax_fm.peft.method import Method, head_paths
@@ -347,7 +347,7 @@ def _first_triplets(
         raise ValueError(
             f"rank={rank} exceeds the smaller side of {path} {matrix.shape[-2:]}"
         )
-    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    u, s, vt = linalg.svd(matrix)
     return u[..., :rank], s[..., :rank], vt[..., :rank, :]
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedjax_fm import checks
+from fedjax_fm import checks, linalg
 from fedjax_fm.peft.linear import linear_shape
 from fedjax_fm.peft.lora import LoRALinear
 from fedjax_fm.peft.method import Method, head_paths
@@ -162,7 +162,7 @@ def ravan(
 
 def _orthonormal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Columns of length 1, orthogonal to each other."""
-    q, _ = jnp.linalg.qr(jax.random.normal(key, shape))
+    q, _ = linalg.qr(jax.random.normal(key, shape))
     return q
 
 

@@ -41,5 +41,9 @@ def check_scores(study: Study, found: dict[str, Ran]) -> None:
 
 
 def texts(*arrays: dict[str, np.ndarray]) -> set[bytes]:
-    """The rows of tokens that occur."""
-    return {row.tobytes() for one in arrays for row in np.asarray(one["input_ids"])}
+    """The rows of tokens that occur, or of what frozen layers make of them."""
+
+    def rows(one: dict[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(one["input_ids"] if "input_ids" in one else one["hidden"])
+
+    return {row.tobytes() for one in arrays for row in rows(one)}

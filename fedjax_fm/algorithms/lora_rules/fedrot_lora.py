@@ -14,7 +14,7 @@ every rotation R, but their means with other pairs differ.
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import checks, trees
+from fedjax_fm import checks, linalg, trees
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import Factors, Pair, cut_like
 from fedjax_fm.algorithms.lora_rules.rule import Rule, algorithm_of
@@ -167,15 +167,15 @@ def part_of_rotation(rotation: jax.Array, strength: jax.Array | float) -> jax.Ar
     """
     identity = jnp.eye(rotation.shape[-1])
     between = (1 - strength) * identity + strength * rotation
-    smallest = jnp.linalg.svd(between, compute_uv=False)[..., -1]
+    smallest = linalg.singular_values(between)[..., -1]
     is_singular = smallest < 1e-4
     return jnp.where(is_singular[..., None, None], identity, _in_group(between))
 
 
 def _in_group(x: jax.Array) -> jax.Array:
     """U diag(1, ..., 1, +-1) V^T of X = U S V^T, with determinant +1."""
-    u, _, vt = jnp.linalg.svd(x)
-    sign = jnp.sign(jnp.linalg.det(u @ vt))
+    u, _, vt = linalg.svd(x)
+    sign = jnp.sign(linalg.det(u @ vt))
     last = jnp.arange(x.shape[-1]) == x.shape[-1] - 1
     flip = jnp.where(last, sign[..., None], 1.0)
     return u @ (flip[..., None] * vt)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import checks
+from fedjax_fm import checks, linalg
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
@@ -194,10 +194,10 @@ def orthonormal(pair: Pair) -> Pair:
       matrices where b is zero.
     """
     a, b = jnp.moveaxis(pair.a, 0, -1), jnp.moveaxis(pair.b, 0, -1)
-    q_a, r_a = jnp.linalg.qr(a)
-    r_b = jnp.linalg.qr(b, mode="r")
+    q_a, r_a = linalg.qr(a)
+    _, r_b = linalg.qr(b)
     middle = r_a @ jnp.swapaxes(r_b, -1, -2)
-    turn, _, _ = jnp.linalg.svd(middle)  # [..., r, r]
+    turn, _, _ = linalg.svd(middle, full_matrices=True)  # [..., r, r]
     turn = signs_of(q_a @ turn) * turn
     has_update = jnp.any(b != 0, axis=(-2, -1), keepdims=True)
     new_a = jnp.where(has_update, q_a @ turn, a)

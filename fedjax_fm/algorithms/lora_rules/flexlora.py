@@ -12,7 +12,7 @@ Client k is sent the first r_k singular values.
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import trees
+from fedjax_fm import linalg, trees
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.cohort import (
     CohortFactors,
@@ -147,10 +147,10 @@ def _svd_of_product(pair: Pair, rank: int) -> tuple[jax.Array, jax.Array, jax.Ar
     a, b = jnp.moveaxis(pair.a, 0, -1), jnp.moveaxis(pair.b, 0, -1)
     if n_rows >= min(n_in, n_out):
         whole = a @ jnp.swapaxes(b, -1, -2)
-        u, s, vt = jnp.linalg.svd(whole, full_matrices=False)
+        u, s, vt = linalg.svd(whole)
         return u[..., :rank], s, vt[..., :rank, :]
-    q_a, r_a = jnp.linalg.qr(a)
-    q_b, r_b = jnp.linalg.qr(b)
+    q_a, r_a = linalg.qr(a)
+    q_b, r_b = linalg.qr(b)
     middle = r_a @ jnp.swapaxes(r_b, -1, -2)  # [..., rows, rows]
-    u, s, vt = jnp.linalg.svd(middle, full_matrices=False)
+    u, s, vt = linalg.svd(middle)
     return q_a @ u[..., :rank], s, vt[..., :rank, :] @ jnp.swapaxes(q_b, -1, -2)

@@ -15,7 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import checks, trees
+from fedjax_fm import checks, linalg, trees
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.factors import (
     Factors,
@@ -220,7 +220,7 @@ def balanced(matrix: jax.Array, rank: int, layer: str) -> Pair:
             f"expected a rank of at most {min(matrix.shape[-2:])}, the smaller side of "
             f"{layer!r}, got rank {rank}"
         )
-    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    u, s, vt = linalg.svd(matrix)
     sign = signs_of(u[..., :rank])
     s = s[..., None, :rank]
     is_zero = s <= ROUNDING * s[..., :1]

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_fm import checks, trees
+from fedjax_fm import checks, linalg, trees
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.cohort import (
     CohortFactors,
@@ -164,7 +164,7 @@ def closest(pair: Pair, update: Pair, penalty: float) -> Pair:
     """
     gram, target, b = _normal_equations(pair, update)
     ridge = gram + penalty * jnp.eye(gram.shape[-1])
-    move = jnp.linalg.solve(ridge, target - gram @ b)
+    move = linalg.solve(ridge, target - gram @ b)
     return Pair(pair.a, jnp.moveaxis(b + move, -2, 0))
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm import linalg
+
 
 class _Iterate(NamedTuple):
     """Of the alternating directions; matrices are [n, m]."""
@@ -91,7 +93,7 @@ def _shrunk(x: jax.Array, threshold: jax.Array) -> jax.Array:
 
 def _shrunk_values(x: jax.Array, threshold: jax.Array) -> jax.Array:
     """Singular values moved towards zero by the threshold."""
-    squares, right = jnp.linalg.eigh(x.T @ x)
+    squares, right = linalg.eigh(x.T @ x)
     values = jnp.sqrt(jnp.maximum(squares, 0.0))
     kept = jnp.maximum(values - threshold, 0.0)
     share = kept / jnp.where(values > 0, values, 1.0)

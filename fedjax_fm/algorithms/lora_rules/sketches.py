@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_fm import linalg
 from fedjax_fm.algorithms.lora_rules.factors import Factors, Pair
 from fedjax_fm.algorithms.lora_rules.flexlora import truncated_svd
 
@@ -52,7 +53,7 @@ def orthonormal_rows(x: jax.Array) -> jax.Array:
       [min(s, out), ..., out].
     """
     columns = jnp.moveaxis(x, 0, -1)
-    q, _ = jnp.linalg.qr(columns)
+    q, _ = linalg.qr(columns)
     return jnp.moveaxis(q, -1, 0)
 
 
