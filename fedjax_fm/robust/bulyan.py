@@ -22,7 +22,8 @@ def bulyan(liars: int) -> Rule:
     """Selects by Krum, then averages every coordinate around its median.
 
     Made for m >= 4 f + 3 uploads. With fewer, at least one upload is selected and one
-    value is averaged; Krum looks at one neighbour at least.
+    value is averaged; Krum looks at one neighbour at least, as the last choices do for
+    f below 3: of two uploads that are each other's neighbour the first is taken.
 
     Args:
       liars: f, how many clients of a cohort may lie; with 0 it is the mean.

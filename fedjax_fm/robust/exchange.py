@@ -70,7 +70,7 @@ def with_rule(
             state.method, Aggregate(reduced.value, n_accepted), key
         )
         after = select(n_accepted > 0, reduced.state, before)
-        ours = {**found.metrics, **reduced.metrics}
+        ours = {**found.metrics, **(reduced.metrics or {})}
         if n_exchanges > 1:
             ours = {f"{name}_{index}": value for name, value in ours.items()}
         return RobustState(

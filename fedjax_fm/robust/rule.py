@@ -1,7 +1,6 @@
 """What a rule is: one message made of a cohort's, some of which may lie."""
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,12 +29,12 @@ class Reduced(NamedTuple):
     Attributes:
       value: f32 leaves [...].
       state: of the rule, for the next round.
-      metrics: {name: f32[]}.
+      metrics: {name: f32[]}; None for none.
     """
 
     value: Tree
     state: Any = ()
-    metrics: Mapping[str, jax.Array] = MappingProxyType({})
+    metrics: dict[str, jax.Array] | None = None
 
 
 def _no_state(message: Tree) -> tuple:

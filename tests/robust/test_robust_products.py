@@ -1,0 +1,294 @@
+"""Rules on low-rank updates: products, never formed, whatever the factors look like."""
+
+import jax
+import jax.numpy as jnp
+import lora_problem
+import numpy as np
+import optax
+import pytest
+
+import fedjax_fm as ffm
+from fedjax_fm import robust
+from fedjax_fm.algorithms import lora_rules
+from fedjax_fm.algorithms.lora_rules.factors import Pair, split
+from fedjax_fm.robust.distances import squared_distances
+from fedjax_fm.robust.products import product_gram
+from fedjax_fm.testing import fixed_cohort
+
+C, R, N_IN, N_OUT = 6, 2, 5, 4
+EACH = {
+    "krum": robust.krum(1),
+    "multi_krum": robust.multi_krum(1),
+    "geometric_median": robust.geometric_median(),
+}
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def pairs(stack=(), common=1.0):
+    """(the start's factors, those of all clients)."""
+    start = Pair(
+        common * draw(R, *stack, N_IN, seed=1), common * draw(R, *stack, N_OUT, seed=2)
+    )
+    moved = Pair(
+        start.a + draw(C, R, *stack, N_IN, seed=3),
+        start.b + draw(C, R, *stack, N_OUT, seed=4),
+    )
+    return start, moved
+
+
+def products(pair):
+    """[clients, ..., in, out] in float64."""
+    a, b = np.asarray(pair.a, np.float64), np.asarray(pair.b, np.float64)
+    return np.einsum("cr...i,cr...o->c...io", a, b)
+
+
+def change(start, end):
+    return Pair(end.a - start.a, end.b - start.b)
+
+
+@pytest.mark.parametrize("stack", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("common", [0.0, 1.0, 30.0])
+def test_distances_are_those_of_the_products(stack, common):
+    start, end = pairs(stack, common)
+    whole = products(end).reshape(C, -1)
+    expected = ((whole[:, None] - whole[None]) ** 2).sum(-1)
+    found = squared_distances(product_gram(end, change(start, end)))
+    scale = expected.max()
+    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5)
+
+
+def test_the_gram_matrix_is_of_what_was_changed():
+    start, end = pairs()
+    one = np.einsum("ri,ro->io", start.a, start.b)
+    moved = (products(end) - one).reshape(C, -1)
+    found = product_gram(end, change(start, end))
+    np.testing.assert_allclose(found, moved @ moved.T, rtol=1e-4, atol=1e-3)
+
+
+def test_the_same_products_by_other_factors():
+    """(B R, R^-1 A) of every client is the same update."""
+    start, end = pairs()
+    turned = []
+    for k in range(C):
+        g = draw(R, R, seed=10 + k).astype(np.float64) + 2 * np.eye(R)
+        inverse = np.linalg.inv(g)
+        turned.append((g.T @ end.a[k], inverse @ end.b[k]))
+    other = Pair(*(np.stack(x).astype(np.float32) for x in zip(*turned, strict=True)))
+    np.testing.assert_allclose(products(other), products(end), rtol=1e-3, atol=1e-3)
+    found, expected = (
+        squared_distances(product_gram(x, change(start, x))) for x in (other, end)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
+    far = np.linalg.norm((other.a - end.a).reshape(C, -1), axis=1)
+    assert (far > 0.5).all()  # of which distances between factors know nothing
+
+
+# Whole rounds
+
+
+def rounds(name, rule, n=1, rounds=1, factors=False, lie=None, **how):
+    """(simulator, state, metrics) of a rule on eight clients with low-rank factors."""
+    if name in ("flora", "fedex_lora"):
+        how["scaling"] = lora_problem.SCALING
+    plain = getattr(lora_rules, name)(
+        ffm.Task(lora_problem.loss), optax.sgd(0.1), **lora_problem.HOW, **how
+    )
+    method = plain if lie is None else with_lie(plain, lie)
+    if rule is not None:
+        method = robust.robust(method, rule, factors=factors)
+    delta, backbone = lora_problem.make_trees(squares=name == "fed_sb")
+    simulator = ffm.Simulator(
+        method,
+        ffm.Population.from_clients(lora_problem.make_clients()),
+        backbone=backbone,
+        cohort_size=8,
+        devices=1,
+    )
+    state, metrics = simulator.run(simulator.init(delta), rounds)
+    return simulator, state, metrics
+
+
+def with_lie(algorithm, lie, liar=3):
+    """The method whose client 3 sends factors that the lie makes of those it has."""
+    (exchange,) = algorithm.exchanges
+
+    def client(backbone, message):
+        inner = exchange.client(backbone, message)
+
+        def one(mine, state, data, key):
+            output = inner(mine, state, data, key)
+            start = mine.trained if hasattr(mine, "trained") else mine
+            told = {
+                layer: lie(start.pairs[layer], pair)
+                for layer, pair in output.upload.pairs.items()
+            }
+            other = output.upload.__class__(
+                told, output.upload.rest, output.upload.form
+            )
+            upload = jax.tree.map(
+                lambda x, y: jnp.where(data.id == liar, y, x), output.upload, other
+            )
+            return output._replace(upload=upload)
+
+        return one
+
+    return algorithm._replace(exchanges=(exchange._replace(client=client),))
+
+
+def rescaled(start, moved, c=1e3):
+    """(c B, A / c): the product of an honest client, and factors far from everyone's."""
+    a, b = start.a + moved.a, start.b + moved.b
+    return Pair(a / c - start.a, c * b - start.b)
+
+
+def kernels(simulator, state):
+    delta, backbone = simulator.model(state)
+    return [np.asarray(x) for x in lora_problem.kernels(delta, backbone)]
+
+
+@pytest.mark.parametrize("name", ["flora", "flexlora", "fedex_lora"])
+def test_the_mean_is_the_unweighted_method(name):
+    """With equal clients the rule `mean` is the method itself."""
+    plain, rule = rounds(name, None), rounds(name, robust.mean())
+    assert sum(x.size for x in kernels(*plain[:2])) > 0
+    weighted = rounds(name, robust.mean(), rounds=1)
+    np.testing.assert_array_equal(weighted[2]["rejected"], [0])
+    moved = [
+        np.abs(x - y).max()
+        for x, y in zip(kernels(*plain[:2]), kernels(*rule[:2]), strict=True)
+    ]
+    assert max(moved) > 1e-5  # sizes differ, so do the means
+
+
+@pytest.mark.parametrize("name", ["flora", "flexlora", "fedex_lora"])
+def test_rescaled_factors_of_one_product_are_no_attack(name):
+    """(c B, A / c) changes nothing where products count."""
+    honest = rounds(name, EACH["multi_krum"])
+    lied = rounds(name, EACH["multi_krum"], lie=rescaled)
+    for x, y in zip(kernels(*honest[:2]), kernels(*lied[:2]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-3)
+
+
+def test_rescaled_factors_move_the_mean_of_factors_anywhere():
+    """FedIT by itself: one liar of eight with the product of an honest client."""
+    honest, lied = rounds("fedit", None), rounds("fedit", None, lie=rescaled)
+    far = [
+        np.abs(x - y).max()
+        for x, y in zip(kernels(*honest[:2]), kernels(*lied[:2]), strict=True)
+    ]
+    assert max(far) > 10
+
+
+@pytest.mark.parametrize("rule", sorted(EACH))
+def test_a_liar_of_large_products_is_left_out(rule):
+    def large(start, moved):
+        return Pair(1e12 * jnp.ones_like(moved.a), moved.b)
+
+    honest = rounds("flora", EACH[rule])
+    lied = rounds("flora", EACH[rule], lie=large)
+    for x, y in zip(kernels(*honest[:2]), kernels(*lied[:2]), strict=True):
+        assert np.abs(x - y).max() < 1
+
+
+def test_krum_takes_one_clients_product():
+    """FLoRA with Krum adds one client's product, that of float64 by hand."""
+    simulator, state, _ = rounds("flora", robust.krum(1))
+    alone, updates = [], []
+    delta, backbone = lora_problem.make_trees()
+    start = lora_problem.kernels(jax.tree.map(jnp.zeros_like, delta), backbone)
+    for k in range(8):
+        plain = lora_rules.flora(
+            ffm.Task(lora_problem.loss),
+            optax.sgd(0.1),
+            scaling=lora_problem.SCALING,
+            **lora_problem.HOW,
+        )
+        one = ffm.Simulator(
+            plain,
+            ffm.Population.from_clients(lora_problem.make_clients()),
+            backbone=backbone,
+            sampler=fixed_cohort([k]),
+            cohort_size=1,
+            devices=1,
+        )
+        after, _ = one.run(one.init(delta), 1)
+        alone.append(one.model(after)[1])
+        head = np.ravel(after.delta["head"])
+        merged = [
+            (alone[-1][name]["base"]["kernel"] - backbone[name]["base"]["kernel"])
+            / lora_problem.SCALING
+            for name in lora_problem.LAYERS
+        ]
+        updates.append(np.concatenate([head, *map(np.ravel, merged)]))
+    assert len(start) == 3
+    x = np.stack(updates).astype(np.float64)
+    gaps = ((x[:, None] - x[None]) ** 2).sum(-1)
+    scores = [np.sort(np.delete(gaps[k], k))[: 8 - 1 - 2].sum() for k in range(8)]
+    best = int(np.argmin(scores))
+    found = simulator.model(state)[1]
+    for name in lora_problem.LAYERS:
+        np.testing.assert_allclose(
+            found[name]["base"]["kernel"],
+            alone[best][name]["base"]["kernel"],
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("name", ["flora", "flexlora", "fedex_lora"])
+@pytest.mark.parametrize(
+    "rule",
+    [robust.coordinate_median(), robust.bulyan(1), robust.sign_majority(0.1)],
+    ids=["coordinate_median", "bulyan", "sign_majority"],
+)
+def test_coordinates_of_products_are_refused(name, rule):
+    with pytest.raises(ValueError, match="never formed"):
+        rounds(name, rule)
+
+
+def test_both_factors_are_refused_unless_asked_for():
+    with pytest.raises(ValueError, match="whose coordinates are no property"):
+        rounds("fedit", robust.coordinate_median())
+    _, state, _ = rounds("fedit", robust.coordinate_median(), factors=True)
+    assert np.isfinite(np.asarray(state.delta["head"])).all()
+
+
+@pytest.mark.parametrize("name", ["ffa_lora", "fed_sb"])
+def test_one_factor_beside_a_common_one(name):
+    """The median over clients of the factor that they send."""
+    _, state, _ = rounds(name, robust.coordinate_median())
+    ends = []
+    for k in range(8):
+        plain = getattr(lora_rules, name)(
+            ffm.Task(lora_problem.loss), optax.sgd(0.1), **lora_problem.HOW
+        )
+        delta, backbone = lora_problem.make_trees(squares=name == "fed_sb")
+        one = ffm.Simulator(
+            plain,
+            ffm.Population.from_clients(lora_problem.make_clients()),
+            backbone=backbone,
+            sampler=fixed_cohort([k]),
+            cohort_size=1,
+            devices=1,
+        )
+        ends.append(one.run(one.init(delta), 1)[0].delta)
+    expected = jax.tree.map(lambda *x: np.median(np.stack(x), axis=0), *ends)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+        state.delta,
+        expected,
+    )
+
+
+def test_ranks_that_differ():
+    _, state, _ = rounds("flora", EACH["krum"], ranks=lora_problem.MIXED)
+    rows = state.carry.server.method.residual.newest["outer"].a.count
+    ranks = set(lora_problem.MIXED)
+    assert int(rows) in ranks  # of the one client that was taken
+    assert split(state.delta).pairs
