@@ -41,7 +41,6 @@ def weighted_mean() -> Reduce:
       >>> reduce.finish(total, Setting(n_clients=2, cohort_size=2)).tolist()
       [4.0, 3.5]
     """
-
     return Reduce(lift=_weighted, finish=_mean, shows_nan=True)
 
 

@@ -52,6 +52,7 @@ def rule_on_products(
     for layer, end in cohort.factors.pairs.items():
         change = uploads.values.pairs[layer]
         distances += squared_distances(product_gram(end, change))
+    assert rule.coefficients is not None  # others are refused for such methods
     shares = rule.coefficients(distances, uploads)
     chosen = shares > 0
     heights = {name: jnp.where(chosen, x, 0) for name, x in cohort.heights.items()}

@@ -82,14 +82,12 @@ def robust(
     def delta(state):
         return algorithm.delta(state.method)
 
+    wrapped = algorithm._replace(init=init, exchanges=exchanges, delta=delta)
     of_method = algorithm.model
+    if of_method is None:
+        return wrapped
 
     def model(state, own, backbone):
         return of_method(state.method, own, backbone)
 
-    return algorithm._replace(
-        init=init,
-        exchanges=exchanges,
-        delta=delta,
-        model=None if of_method is None else model,
-    )
+    return wrapped._replace(model=model)
