@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from fedjax_fm import checks
 from fedjax_fm.robust.blocks import over_blocks
-from fedjax_fm.robust.distances import distances_of
+from fedjax_fm.robust.distances import gram_of, squared_distances
 from fedjax_fm.robust.krum import krum_scores
 from fedjax_fm.robust.masked import masked_median, mean_around
 from fedjax_fm.robust.rule import Reduced, Rule, count_of
@@ -49,7 +49,7 @@ def bulyan(liars: int) -> Rule:
     def reduce(uploads, state, reference):
         n = count_of(uploads.accepted)
         n_selected = jnp.maximum(n - 2 * liars, 1)
-        distances = distances_of(uploads)
+        distances = squared_distances(gram_of(uploads))
         selected = repeated_krum(distances, uploads.accepted, liars, n_selected)
         n_close = jnp.maximum(n_selected - 2 * liars, 1)
 

@@ -1,9 +1,9 @@
 """Distances between uploads, and what is made of uploads by coefficients.
 
-Squared distances come from one Gram matrix, summed over blocks of coordinates. In
-float32 it loses digits to what all uploads have in common, so that this is subtracted
-first: the median of each coordinate, which no liar can move far, where a mean would
-take over the size of the largest lie and the digits of all others with it.
+Distances come from one Gram matrix, summed over blocks of coordinates. In float32 it
+loses digits to what all uploads have in common, so that this is subtracted first: the
+median of each coordinate, which no liar can move far, where a mean would take over the
+size of the largest lie and the digits of all others with it.
 """
 
 import jax
@@ -17,22 +17,22 @@ from fedjax_fm.types import Tree
 EXACT = jax.lax.Precision.HIGHEST
 
 
-def distances_of(uploads: Uploads) -> jax.Array:
-    """Squared distances of uploads, the whole message as one vector.
+def gram_of(uploads: Uploads) -> jax.Array:
+    """Inner products of uploads around their median, the whole message as one vector.
 
     Args:
       uploads: of a cohort.
 
     Returns:
-      f32[C, C]; infinity where float32 cannot hold them.
+      f32[C, C]; infinity or NaN where float32 cannot hold them.
     """
 
-    def gram(block):
+    def of_block(block):
         centred = block - masked_median(block, uploads.accepted)
         centred = jnp.where(uploads.accepted[:, None], centred, 0.0)
         return jnp.matmul(centred, centred.T, precision=EXACT)
 
-    return squared_distances(sum_over_blocks(gram, uploads.values))
+    return sum_over_blocks(of_block, uploads.values)
 
 
 def squared_distances(gram: jax.Array) -> jax.Array:

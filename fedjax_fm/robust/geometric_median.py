@@ -5,25 +5,24 @@ Pillutla, Kakade, Harchaoui, 2019, "Robust Aggregation for Federated Learning", 
 
     z <- sum_k p_k x_k;   repeat:  b_k = p_k / max(nu, |z - x_k|),  z <- sum b_k x_k / sum b_k
 
-The points z are means of the uploads, so that squared distances D between uploads tell
-theirs: with coefficients c, |z - x_k|^2 = sum_j c_j D_jk - 1/2 sum_ij c_i c_j D_ij.
+The points z = sum_j c_j x_j are means of the uploads, so that inner products G of the
+uploads, around any point, tell |z - x_k|^2 = G_kk - 2 (G c)_k + c^T G c.
 """
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.robust.distances import affine, distances_of, shares
-from fedjax_fm.robust.rule import Reduced, Rule, Uploads, count_of
+from fedjax_fm.robust.distances import affine, gram_of, shares
+from fedjax_fm.robust.rule import Reduced, Rule, Uploads
 
 
 def geometric_median(*, iterations: int = 4, smoothing: float = 1e-5) -> Rule:
     """The point of the smallest mean distance to the uploads, by Weiszfeld's iterations.
 
-    It stays within bounds while liars have less than half of the weight. An upload
-    whose distance to more than half of the others is beyond float32 counts nothing. In
-    float32 distances below 1e-3 of the largest one between uploads that count are not
-    told from each other.
+    It stays within bounds while liars have less than half of the weight, if the
+    iterations are enough. An upload so far from the median of every coordinate that
+    float32 cannot hold the square counts nothing.
 
     Args:
       iterations: from the mean on; each takes away a part of what far uploads count,
@@ -51,28 +50,23 @@ def geometric_median(*, iterations: int = 4, smoothing: float = 1e-5) -> Rule:
     checks.whole("iterations", iterations, least=0)
     checks.real("smoothing", smoothing, above=0)
 
-    def coefficients(squares: jax.Array, uploads: Uploads):
-        near = _within_reach(squares, uploads.accepted)
+    def coefficients(gram: jax.Array, uploads: Uploads):
+        squares = jnp.diagonal(gram)
+        near = uploads.accepted & jnp.isfinite(squares)
         weights = jnp.where(near, uploads.weights, 0.0)
-        pairs = near[:, None] & near[None, :]
-        distances = jnp.where(pairs, squares, 0.0)
+        products = jnp.where(near[:, None] & near[None, :], gram, 0.0)
 
         def step(i, chosen):
-            to_all = jnp.matmul(distances, chosen, precision="highest")
-            spread = jnp.dot(chosen, to_all, precision="highest")
-            squared = jnp.maximum(to_all - spread / 2, 0.0)
-            return shares(weights / jnp.maximum(smoothing, jnp.sqrt(squared)))
+            along = jnp.matmul(products, chosen, precision="highest")
+            square = jnp.dot(chosen, along, precision="highest")
+            squared = jnp.maximum(squares - 2 * along + square, 0.0)
+            distances = jnp.where(near, jnp.sqrt(squared), 1.0)
+            return shares(weights / jnp.maximum(smoothing, distances))
 
         return jax.lax.fori_loop(0, iterations, step, shares(weights))
 
     def reduce(uploads, state, reference):
-        chosen = coefficients(distances_of(uploads), uploads)
+        chosen = coefficients(gram_of(uploads), uploads)
         return Reduced(affine(chosen, uploads.values))
 
     return Rule(reduce, coefficients=coefficients, takes_weights=True)
-
-
-def _within_reach(distances: jax.Array, accepted: jax.Array) -> jax.Array:
-    """bool[C]: accepted, and no more than half of the distances are infinite."""
-    is_far = jnp.isinf(distances) & accepted[None, :]
-    return accepted & (2 * jnp.sum(is_far, axis=1) <= count_of(accepted))

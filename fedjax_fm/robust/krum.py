@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.robust.distances import affine, distances_of, shares
+from fedjax_fm.robust.distances import affine, gram_of, shares, squared_distances
 from fedjax_fm.robust.rule import Reduced, Rule, Uploads, count_of
 
 
@@ -70,16 +70,16 @@ def multi_krum(liars: int, *, kept: int | None = None) -> Rule:
     if kept is not None:
         checks.whole("kept", kept, least=1)
 
-    def coefficients(distances: jax.Array, uploads: Uploads):
+    def coefficients(gram: jax.Array, uploads: Uploads):
         accepted = uploads.accepted
         n = count_of(accepted)
-        scores = krum_scores(distances, accepted, liars)
+        scores = krum_scores(squared_distances(gram), accepted, liars)
         place = jnp.argsort(jnp.argsort(scores, stable=True), stable=True)
         most = jnp.maximum(n - liars, 1) if kept is None else kept
         return shares(jnp.where(accepted & (place < most), 1.0, 0.0))
 
     def reduce(uploads, state, reference):
-        chosen = coefficients(distances_of(uploads), uploads)
+        chosen = coefficients(gram_of(uploads), uploads)
         return Reduced(affine(chosen, uploads.values))
 
     return Rule(reduce, coefficients=coefficients)

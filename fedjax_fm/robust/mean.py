@@ -22,7 +22,7 @@ def mean() -> Rule:
       [3.0]
     """
 
-    def coefficients(distances, uploads):
+    def coefficients(gram, uploads):
         return shares(uploads.weights)
 
     def reduce(uploads, state, reference):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from fedjax_fm.algorithms.lora_rules.cohort import CohortFactors
 from fedjax_fm.algorithms.lora_rules.factors import Pair, along_rows
-from fedjax_fm.robust.distances import distances_of, squared_distances
+from fedjax_fm.robust.distances import gram_of
 from fedjax_fm.robust.rule import Reduced, Rule, Uploads
 from fedjax_fm.types import Stack
 
@@ -48,16 +48,23 @@ def rule_on_products(
     values = jax.vmap(lifted)(jax.tree.map(shown, sent), shown(weights))
     found = Stack(values, accepted, aggregate.stack.ids)
     cohort: CohortFactors = exchange.reduce.finish(found, aggregate.setting)
-    distances = distances_of(uploads._replace(values=uploads.values.rest))
+    gram = _gram_of_rest(uploads)
     for layer, end in cohort.factors.pairs.items():
         change = uploads.values.pairs[layer]
-        distances += squared_distances(product_gram(end, change))
+        gram += product_gram(end, change)
     assert rule.coefficients is not None  # others are refused for such methods
-    shares = rule.coefficients(distances, uploads)
+    shares = rule.coefficients(gram, uploads)
     chosen = shares > 0
     heights = {name: jnp.where(chosen, x, 0) for name, x in cohort.heights.items()}
     value = cohort._replace(shares=shares, heights=heights, arrived=jnp.any(chosen))
     return Reduced(value, state)
+
+
+def _gram_of_rest(uploads: Uploads) -> jax.Array:
+    """Inner products of what lies beside the factors; 0 where there is nothing."""
+    if not uploads.values.rest:
+        return jnp.float32(0)
+    return gram_of(uploads._replace(values=uploads.values.rest))
 
 
 def product_gram(end: Pair, change: Pair) -> jax.Array:

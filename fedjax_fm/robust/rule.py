@@ -49,10 +49,10 @@ class Rule(NamedTuple):
       reduce: `(uploads, state, reference) -> Reduced`; the reference is the update on
         the server's own data, None unless the rule has a `root`.
       init: `message -> state`, of a message of zeros.
-      coefficients: `(squared distances f32[C, C], uploads) -> f32[C]`, the c_k, summing
-        to 1, of rules whose value is sum_k c_k x_k and which know uploads by their
-        distances alone: such rules act on products of low-rank factors, too. None for
-        others.
+      coefficients: `(gram f32[C, C], uploads) -> f32[C]`, the c_k, summing to 1, of
+        rules whose value is sum_k c_k x_k and which know uploads by their distances
+        alone, told by inner products around any common point: such rules act on
+        products of low-rank factors, too. None for others.
       takes_weights: whether clients may count by their weights.
       root: `RootData` of a rule that compares with an update of the server's own.
     """

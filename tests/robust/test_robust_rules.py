@@ -48,7 +48,7 @@ ROWS = {
         distinct=(3, 15),  # else its last choices are made by one neighbour
     ),
     "geometric_median": Row(
-        lambda f, m: robust.geometric_median(iterations=60, smoothing=1e-6),
+        lambda f, m: robust.geometric_median(iterations=100, smoothing=1e-6),
         lambda f: 2 * f + 1,
     ),
     "centred_clipping": Row(
@@ -154,26 +154,34 @@ def test_what_all_send_to_the_last_bit(name):
 
 
 @EACH
-@pytest.mark.parametrize("size", [1e20, 3e38])
 @pytest.mark.parametrize("f", [1, 2])
-def test_breakdown(name, size, f):
-    """Liars at the ends of the scale, wherever they sit: within twice the honest ones' box."""
+def test_breakdown(name, f):
+    """Liars as large as you like, wherever they sit: within twice the honest ones' box."""
     row = ROWS[name]
     m = row.least(f)
     rule, honest = row.make(f, m), draw(m - f, seed=1) + 1
-    reach = max(3.0, 2 * np.abs(honest).max())
-    signs = itertools.product([1.0, -1.0], repeat=f)
-    found = []
-    for liars, sign in itertools.product(itertools.combinations(range(m), f), signs):
+    sizes = itertools.product([1e3, -1e8, 1e20, -3e38], repeat=f)
+    cases = []
+    for liars, size in itertools.product(itertools.combinations(range(m), f), sizes):
         x = np.zeros((m, D), np.float32)
         x[[k for k in range(m) if k not in liars]] = honest
-        x[list(liars)] = size * np.array(sign)[:, None]
-        found.append(np.abs(reduced(rule, x)).max())
+        x[list(liars)] = np.array(size)[:, None]
+        cases.append(x)
+
+    def largest(x):
+        values = {"a": x[:, :2], "b": x[:, 2:, None]}
+        uploads = robust.Uploads(values, jnp.ones(m, bool), jnp.ones(m))
+        state = rule.init(as_tree(jnp.zeros(D)))
+        value = rule.reduce(uploads, state, as_tree(ROOT)).value
+        return jnp.max(jnp.abs(jnp.concatenate([value["a"], value["b"][:, 0]])))
+
+    found = np.asarray(jax.jit(jax.vmap(largest))(np.stack(cases)))
+    reach = max(3.0, 2 * np.abs(honest).max())
     if row.breaks:
-        assert max(found) > 10 * reach
+        assert found.max() > 10 * reach
     else:
         assert np.isfinite(found).all()
-        assert max(found) <= reach
+        assert found.max() <= reach
 
 
 @EACH
@@ -417,6 +425,8 @@ def test_distances_keep_their_digits_far_from_zero():
     """Of what all uploads have in common nothing is left; one liar does not bring it back."""
     x = draw(6) + 1e4
     x[5] = 1e20
-    found = np.sqrt(distances.distances_of(uploads_of(x)))[:5, :5]
+    found = np.sqrt(distances.squared_distances(distances.gram_of(uploads_of(x))))[
+        :5, :5
+    ]
     expected = np.linalg.norm(x[:5, None].astype(np.float64) - x[None, :5], axis=2)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
