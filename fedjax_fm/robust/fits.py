@@ -68,8 +68,8 @@ def _check_exchange(exchange: Exchange, rule: Rule) -> None:
     elif not _is_mean(exchange):
         raise ValueError(
             "a robust rule replaces a weighted mean of uploads, and this method's "
-            "server does something else with them (sums, masks, masks of counts, "
-            "state per client): there is no mean to replace"
+            "server does something else with them (sums, masks, means over the whole "
+            "population): there is no mean to replace"
         )
     if rule.root is not None and exchange.address is not None:
         raise ValueError(
