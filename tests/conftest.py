@@ -143,10 +143,16 @@ SLOW = {
         "test_virtual_tokens_families.py",
     ),
     "population": ("test_sampler_laws.py",),
+    "robust": ("test_robust_products.py",),
 }
 # What `make quick` leaves out besides: files that take more than a few seconds each even
 # with one row of each table, and those with oracles, which take seconds to import.
 LONGER = {
+    "robust": (
+        "test_robust_attacks.py",
+        "test_robust_rules.py",
+        "test_robust_runs.py",
+    ),
     "algorithms": (
         "test_dp_fedavg.py",
         "test_fedbert.py",

@@ -34,6 +34,8 @@ PACKAGES = (
     "fedjax_fm.population",
     "fedjax_fm.population.samplers",
     "fedjax_fm.privacy",
+    "fedjax_fm.robust",
+    "fedjax_fm.robust.attacks",
     "fedjax_fm.runs",
     "fedjax_fm.sparsity",
     "fedjax_fm.study",

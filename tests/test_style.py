@@ -19,6 +19,7 @@ LAYERS = (
     ("privacy", "engine", "models"),
     ("systems", "peft", "tasks"),
     ("algorithms", "evaluation", "runs"),
+    ("robust",),
     ("callbacks", "wire", "testing"),
     ("study",),
     ("finetune",),

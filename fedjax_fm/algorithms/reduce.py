@@ -41,15 +41,17 @@ def weighted_mean() -> Reduce:
       >>> reduce.finish(total, Setting(n_clients=2, cohort_size=2)).tolist()
       [4.0, 3.5]
     """
+    return Reduce(lift=_weighted, finish=_mean, shows_nan=True)
 
-    def lift(server, sent, weight):
-        weighted = jax.tree.map(lambda x: weight * x, sent)
-        return weighted, jnp.asarray(weight, jnp.float32)
 
-    def finish(total, setting):
-        return mean_of(*total)
+def _weighted(server, sent, weight):
+    """What a client adds to the sums of a weighted mean."""
+    weighted = jax.tree.map(lambda x: weight * x, sent)
+    return weighted, jnp.asarray(weight, jnp.float32)
 
-    return Reduce(lift=lift, finish=finish, shows_nan=True)
+
+def _mean(total, setting):
+    return mean_of(*total)
 
 
 def total(lift: Callable | None = None) -> Reduce:

@@ -59,6 +59,19 @@ def all_of_cohort() -> Reduce:
     return stack(_cohort_factors)
 
 
+def products_of_cohort() -> Reduce:
+    """`all_of_cohort`, for rules whose update is sum_k shares_k b_k a_k, however it is sent.
+
+    Such a rule takes other shares in the place of the weights', as `robust.robust` makes
+    them.
+    """
+    return stack(_factors_of_products)
+
+
+def _factors_of_products(found: Stack, setting: Setting) -> CohortFactors:
+    return _cohort_factors(found, setting)
+
+
 def _cohort_factors(found: Stack, setting: Setting) -> CohortFactors:
     (factors, weights), active = found.values, found.active
     weights = jnp.where(active, weights, 0.0)

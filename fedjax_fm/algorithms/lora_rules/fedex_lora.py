@@ -13,7 +13,11 @@ import jax.numpy as jnp
 
 from fedjax_fm import trees
 from fedjax_fm.algorithms.local import ClientOptimizer
-from fedjax_fm.algorithms.lora_rules.cohort import CohortFactors, joined_rows
+from fedjax_fm.algorithms.lora_rules.cohort import (
+    CohortFactors,
+    joined_rows,
+    products_of_cohort,
+)
 from fedjax_fm.algorithms.lora_rules.factors import Pair, along_rows
 from fedjax_fm.algorithms.lora_rules.residual import (
     check_arguments,
@@ -112,7 +116,13 @@ def fedex_lora(
         }
         return trees.select(cohort.arrived, mean, old), added
 
-    return residual_rule(training, combine, height, most_clients=most_clients)
+    return residual_rule(
+        training,
+        combine,
+        height,
+        most_clients=most_clients,
+        reduce=products_of_cohort(),
+    )
 
 
 def _deviations(

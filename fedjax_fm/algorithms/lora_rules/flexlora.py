@@ -16,7 +16,7 @@ from fedjax_fm import linalg, trees
 from fedjax_fm.algorithms.local import ClientOptimizer
 from fedjax_fm.algorithms.lora_rules.cohort import (
     CohortFactors,
-    all_of_cohort,
+    products_of_cohort,
     stacked,
 )
 from fedjax_fm.algorithms.lora_rules.factors import Factors, Pair, refuse_magnitudes
@@ -80,7 +80,7 @@ def flexlora(
     """
     batches = Batches(batch_size, epochs, local_steps)
     training = factor_training(task, client_optimizer, batches, ranks)
-    rule = Rule(sent="ab", reduce=all_of_cohort(), combine=_best_of_rank)
+    rule = Rule(sent="ab", reduce=products_of_cohort(), combine=_best_of_rank)
     averaged = algorithm_of(rule, training)
     (exchange,) = averaged.exchanges
     exchange = exchange._replace(same_entries=False)  # the SVD turns the rows

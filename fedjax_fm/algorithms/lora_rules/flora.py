@@ -16,7 +16,11 @@ import jax.numpy as jnp
 
 from fedjax_fm import trees
 from fedjax_fm.algorithms.local import ClientOptimizer
-from fedjax_fm.algorithms.lora_rules.cohort import joined_rows, stacked
+from fedjax_fm.algorithms.lora_rules.cohort import (
+    joined_rows,
+    products_of_cohort,
+    stacked,
+)
 from fedjax_fm.algorithms.lora_rules.factors import Factors, Pair
 from fedjax_fm.algorithms.lora_rules.residual import (
     check_arguments,
@@ -113,7 +117,12 @@ def flora(
         return dataclasses.replace(fresh(old, key), rest=rest), added
 
     return residual_rule(
-        training, combine, height, most_clients=most_clients, starts_anew=True
+        training,
+        combine,
+        height,
+        most_clients=most_clients,
+        starts_anew=True,
+        reduce=products_of_cohort(),
     )
 
 

@@ -36,6 +36,7 @@ from fedjax_fm.algorithms.lora_rules.training import (
 from fedjax_fm.types import (
     Algorithm,
     Exchange,
+    Reduce,
     Rows,
     Tree,
     Unbilled,
@@ -67,6 +68,7 @@ def residual_rule(
     *,
     most_clients: int | None,
     starts_anew: bool = False,
+    reduce: Reduce | None = None,
 ) -> Algorithm:
     """The algorithm of a rule that adds to the frozen kernels after every round.
 
@@ -79,11 +81,12 @@ def residual_rule(
       most_clients: of a round; None: the cohort size.
       starts_anew: whether clients draw the factors from a shared seed; they are not
         billed then.
+      reduce: whose value is `CohortFactors`; None: `all_of_cohort()`.
 
     Returns:
       An algorithm; the client state is the last round in which the client took part.
     """
-    rule = Rule(sent="ab", reduce=all_of_cohort())
+    rule = Rule(sent="ab", reduce=reduce or all_of_cohort())
     train = client_of(rule, training, this_round)
 
     def init(delta, key, setting):

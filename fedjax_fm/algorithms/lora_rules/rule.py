@@ -32,7 +32,7 @@ from fedjax_fm.algorithms.lora_rules.training import (
     no_round_yet,
 )
 from fedjax_fm.algorithms.parts import DeltaState
-from fedjax_fm.algorithms.reduce import mean_of, total, weighted_mean
+from fedjax_fm.algorithms.reduce import mean_of, weighted_mean
 from fedjax_fm.types import (
     Algorithm,
     ClientData,
@@ -54,7 +54,11 @@ def sums_by_weight() -> Reduce:
     def padded(server, factors, weight):
         return lift(server, as_arrays(factors), weight)
 
-    return total(padded)
+    return Reduce(lift=padded, finish=_as_sums)
+
+
+def _as_sums(total, setting):
+    return total
 
 
 def mean_or(old: Tree, sums: Tree, weight: jax.Array) -> Tree:
