@@ -87,7 +87,7 @@ def product_gram(end: Pair, change: Pair) -> jax.Array:
     start_b = end.b - change.b
     a = jnp.concatenate([end.a, change.a], axis=1)
     b = jnp.concatenate([change.b, start_b], axis=1)
-    exact = {"precision": "highest"}
+    exact: dict[str, Any] = {"precision": "highest"}
 
     def of_client(one: Pair) -> jax.Array:
         """f32[C]: one client at a time, [C, r, r] for every layer of a stack."""
