@@ -52,6 +52,7 @@ SLOW = {
     "finetune": (
         "test_agreements.py",
         "test_finetune.py",
+        "test_several_processes.py",
         "test_turns.py",
     ),
     "studies": "*",
@@ -60,6 +61,7 @@ SLOW = {
         "test_resume.py",
         "test_cli.py",
         "test_identity.py",
+        "test_killed_process.py",
     ),
     "tests": (
         "test_docs.py",
