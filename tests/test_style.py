@@ -1,6 +1,7 @@
 """Density and direction: what `tools/style.py` counts, NamedTuples by keyword, arrows one way."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -167,3 +168,19 @@ def reaches(arrows, start):
             seen.add(name)
             waiting.extend(arrows.get(name, ()))
     return False
+
+
+def test_stacks_are_factorised_in_one_place():
+    """Batched LAPACK calls of two CPU devices wait for each other, see fedjax_fm.linalg."""
+    names = (
+        r"svd|qr|eigh|eigvalsh|det|slogdet|solve|inv|pinv|lstsq|cholesky|matrix_rank"
+    )
+    call = re.compile(rf"jnp\.linalg\.({names})\(|jax\.scipy\.linalg")
+    found = [
+        f"{path}: {line.strip()}"
+        for path, _ in sources()
+        if path.name != "linalg.py"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if call.search(line)
+    ]
+    assert not found, "\n".join(found)

@@ -144,14 +144,15 @@ def _dense(sizes: Sizes) -> Case:
     return case(sizes.model(), ffm.fedavg, sizes)
 
 
-def _gradual(sizes: Sizes) -> Case:
+def _at_once(sizes: Sizes) -> dict[str, Any]:
+    """The schedule of a method that prunes by rounds, at its end after the first."""
     sparse = 1 - sizes.density
-    how: dict[str, Any] = {
-        "initial_sparsity": sparse,
-        "final_sparsity": sparse,
-        "last": 1,
-    }
-    how |= {"pruned": KERNELS, "stacked": STACKED}
+    schedule = {"initial_sparsity": sparse, "final_sparsity": sparse, "last": 1}
+    return {**schedule, "pruned": KERNELS, "stacked": STACKED}
+
+
+def _gradual(sizes: Sizes) -> Case:
+    how = _at_once(sizes)
     return case(sizes.model(), algorithms.gradual_pruning, sizes, **how)
 
 
@@ -193,13 +194,7 @@ def _fedtiny(sizes: Sizes) -> Case:
 
 
 def _movement(sizes: Sizes) -> Case:
-    sparse = 1 - sizes.density
-    how: dict[str, Any] = {
-        "initial_sparsity": sparse,
-        "final_sparsity": sparse,
-        "last": 1,
-    }
-    how |= {"pruned": KERNELS, "stacked": STACKED}
+    how = _at_once(sizes)
     return case(sizes.model(), algorithms.movement_pruning, sizes, **how)
 
 

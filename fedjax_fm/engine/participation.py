@@ -126,9 +126,8 @@ def _assigned(
 ) -> tuple[jax.Array, jax.Array]:
     """`assign`, worked out whole by every device.
 
-    XLA's partitioner would let each work out its own slots, from which clients are then
-    sent to and fro in small messages that no other waits for: devices that come to them
-    in another order may wait for each other for ever.
+    XLA's partitioner would let each work out its own slots, and send parts of them to
+    and fro in several small messages a round.
     """
     layout = assign(active, load, engine.plan)
     if engine.plan.n_devices == 1 or engine.parallel == "pmap":
@@ -142,9 +141,8 @@ class Seating(NamedTuple):
 
     slots: Slots
     wanted: jax.Array  # bool[C], by the exchange, eligible or not
-    target: (
-        jax.Array | None
-    )  # i32[D, n_blocks, W]; None: these are the round's own slots
+    # i32[D, n_blocks, W]; None: these are the round's own slots
+    target: jax.Array | None
 
 
 def seated(
