@@ -9,7 +9,6 @@ from flax import nnx
 import fedjax_fm as ffm
 from fedjax_fm import peft, study, tasks
 from fedjax_fm.evaluation.evaluate import means
-from fedjax_fm.experiments.shared.sentences import shuffled_labels
 from fedjax_fm.study.judged import joined
 
 # Objectives of Distiller, each beside soft targets of the logits.
@@ -99,7 +98,10 @@ def taught(
         task = task_of(run, student, objective)
         weights = teacher(run) if tuned else nnx.state(run.data.teacher)
         if shuffle:
-            clients = [shuffled_labels(client, run.seed) for client in clients]
+            packed = ffm.Population.from_clients(clients)
+            arrays = study.shuffled_labels(packed.arrays, run.seed)
+            packed = ffm.Population.from_arrays(arrays, packed.offsets)
+            clients = [packed.client(k) for k in range(packed.n_clients)]
         if central:
             clients = [joined(clients)]
         cohort = min(config.cohort, len(clients))

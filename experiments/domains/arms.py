@@ -12,7 +12,6 @@ import fedjax_fm as ffm
 from fedjax_fm import study, tasks
 from fedjax_fm.algorithms import FADANetworks, fada, fada_networks
 from fedjax_fm.experiments.shared.digits import Arrays
-from fedjax_fm.experiments.shared.sentences import shuffled_labels
 from fedjax_fm.study.judged import joined
 from fedjax_fm.types import Tree
 
@@ -63,7 +62,7 @@ def case_of(run: study.Run, target: int, plant: bool, shuffle: bool) -> Case:
     sources = [data.train[k] for k in numbers]
     bad = range(len(sources)) if shuffle else range(PLANTED if plant else 0)
     for k in bad:
-        sources[k] = shuffled_labels(sources[k], run.seed + k)
+        sources[k] = study.shuffled_labels(sources[k], run.seed + k)
     key, other = jax.random.split(jax.random.key(run.seed))
     first, second = jax.random.split(key)
     n_in = sources[0]["x"].shape[1]
@@ -153,7 +152,7 @@ def adversarial(dynamic: bool, whole: bool) -> Callable:
 def averaged(run: study.Run, case: Case) -> study.Simulated:
     """FedAvg of the sources; the target is not there."""
     config = run.config
-    how = {"local_steps": config.local_steps, "batch_size": config.batch_size}
+    how = study.walk(config)
     algorithm = ffm.fedavg(case.task, optax.adam(run["learning_rate"]), **how)
     return simulated(run, case, algorithm, case.sources, case.delta)
 

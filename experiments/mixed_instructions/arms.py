@@ -20,7 +20,7 @@ def walk(run: study.Run) -> dict[str, Any]:
     """What a client does in a round."""
     config = run.config
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(run["learning_rate"]))
-    steps = {"local_steps": config.local_steps, "batch_size": config.batch_size}
+    steps = study.walk(config)
     return {"client_optimizer": adam, **steps}
 
 

@@ -19,7 +19,7 @@ def adapted_by(run: study.Run, kind: str) -> peft.Adapted:
 def algorithm_of(run: study.Run, task: ffm.Task) -> ffm.Algorithm:
     """FedAvg, with noise if it is asked for."""
     config, adam = run.config, optax.adam(run["learning_rate"])
-    walk = {"local_steps": config.local_steps, "batch_size": config.batch_size}
+    walk = study.walk(config)
     if not config.noise:
         return ffm.fedavg(task, adam, **walk)
     noise = {"noise": privacy.independent(), "noise_multiplier": config.noise}

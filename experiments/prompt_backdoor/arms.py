@@ -67,7 +67,7 @@ def tuned(run: study.Run, kind: str, who: str) -> dict[str, float]:
         clients = clients[: max(n, 1)]
     adapted = peft.apply(data.whole, METHODS[kind], jax.random.key(run.seed))
     task = tasks.classification(adapted, inputs=INPUTS, predictions=True)
-    walk = {"local_steps": config.local_steps, "batch_size": config.batch_size}
+    walk = study.walk(config)
     found = run.simulate(
         ffm.fedavg(task, optax.adam(run["learning_rate"]), **walk),
         ffm.Population.from_clients(clients),

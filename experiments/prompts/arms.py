@@ -28,7 +28,7 @@ def tuned(
     adapted = peft.apply(whole, METHODS[kind], jax.random.key(run.seed))
     clip = optax.clip_by_global_norm(1.0)
     optimizer = optax.chain(clip, optax.adam(run["learning_rate"]))
-    walk = {"local_steps": config.local_steps, "batch_size": config.batch_size}
+    walk = study.walk(config)
     task = tasks.language_modeling(adapted)
     rounds = config.tuning_rounds if run.is_tuning else config.rounds
     found = run.simulate(

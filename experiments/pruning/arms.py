@@ -1,9 +1,9 @@
 """The arms: a method at a density, on the clients' words."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 import fedjax_fm as ffm
@@ -28,11 +28,7 @@ def trained(method: str, density: float, shuffle: bool = False) -> Callable:
         task = tasks.token_classification(adapted)
         clients = words.clients
         if shuffle:
-            clients = [_shuffled(client, run.seed) for client in clients]
-        walk: dict[str, Any] = {
-            "local_steps": config.local_steps,
-            "batch_size": config.batch_size,
-        }
+            clients = _shuffled(clients, run.seed)
         place = Place(
             model=words.model,
             delta=adapted.delta,
@@ -40,10 +36,10 @@ def trained(method: str, density: float, shuffle: bool = False) -> Callable:
             adam=optax.adam(run["rate"]),
             rounds=config.rounds,
             key=jax.random.key(run.seed),
-            walk=walk,
+            walk=study.walk(config),
         )
         if method == "dense":
-            algorithm = ffm.fedavg(task, place.adam, **walk)
+            algorithm = ffm.fedavg(task, place.adam, **place.walk)
         else:
             algorithm = METHODS[method](place, density)
         found = run.simulate(
@@ -64,9 +60,14 @@ def trained(method: str, density: float, shuffle: bool = False) -> Callable:
     return arm
 
 
-def _shuffled(client: dict, seed: int) -> dict:
-    """A client whose labels are permuted among its words."""
-    return {**client, "labels": shuffled(client["labels"], seed)}
+def _shuffled(clients: list[dict], seed: int) -> list[dict]:
+    """Clients whose labels are permuted among the words of all of them."""
+    packed = ffm.Population.from_clients(clients)
+    labels = shuffled(np.asarray(packed.arrays["labels"]), seed)
+    packed = ffm.Population.from_arrays(
+        {**packed.arrays, "labels": labels}, packed.offsets
+    )
+    return [packed.client(k) for k in range(packed.n_clients)]
 
 
 def untrained(run: study.Run) -> dict[str, float]:

@@ -11,7 +11,6 @@ from fedjax_fm.algorithms import local_only
 from fedjax_fm.callbacks.looks import worst_decile
 from fedjax_fm.experiments.quickstart.clients import Data, in_features
 from fedjax_fm.study.judged import joined, judged
-from fedjax_fm.study.run import shuffled_labels
 
 HOW = {"batch_size": 16}  # of evaluations: a client has few sentences
 
@@ -53,7 +52,7 @@ def centralised(
     config, data = run.config, in_features(run) if head else run.data
     train = joined(data.train)
     if shuffle:
-        train = shuffled_labels(train, run.seed)
+        train = study.shuffled_labels(train, run.seed)
     size, cohort = config.centralised_batch, config.cohort
     examples = rounds_of(run) * cohort * config.local_steps * config.batch_size
     steps = max(1, round(examples / size))

@@ -16,7 +16,6 @@ import numpy as np
 from fedjax_fm import datasets, models
 from fedjax_fm.population import DirichletPartitioner, IidPartitioner
 from fedjax_fm.population.splits import split_by_group
-from fedjax_fm.study.run import shuffled_labels as shuffled_labels  # by this name, too
 
 SPLIT_SEED = 1000  # of tuning and final documents, the same for all seeds of a study
 Arrays = dict[str, np.ndarray]

@@ -70,7 +70,7 @@ def tuned(run: study.Run, kind: str, shuffle: bool = False) -> dict[str, float]:
     methods = {"full": peft.full(), "head": peft.head()}
     adapted = peft.apply(data.whole, methods.get(kind, lora), jax.random.key(run.seed))
     task, adam = data.task(adapted), optax.adam(run["learning_rate"])
-    walk = {"local_steps": config.local_steps, "batch_size": config.batch_size}
+    walk = study.walk(config)
     if kind == "slora":
         own = {"scaling": 2.0, "sparse_rounds": config.rounds // 2}
         algorithm = lora_rules.slora(task, adam, density=config.density, **own, **walk)

@@ -13,7 +13,6 @@ from fedjax_fm.algorithms.fedpm import masked, signed_constants, threshold_masks
 from fedjax_fm.algorithms.pruning import FirstStage
 from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.experiments.shared.perceptron import TASK, first_weights
-from fedjax_fm.experiments.shared.sentences import shuffled_labels
 
 # A second for 125,000 bytes each way, and 50 ms a round: what PruneFL minimises.
 TIME = algorithms.RoundTime(constant=0.05, entry=2 * 4 / 125e3)
@@ -30,15 +29,6 @@ def sgd(run: study.Run) -> optax.GradientTransformation:
       run: has the rate.
     """
     return optax.sgd(run["rate"])
-
-
-def walk(run: study.Run) -> dict[str, Any]:
-    """What a client does in a round.
-
-    Args:
-      run: of a configuration.
-    """
-    return {"local_steps": run.config.local_steps, "batch_size": run.config.batch_size}
 
 
 def first(run: study.Run, width: float = 1.0) -> Any:
@@ -64,7 +54,7 @@ def trained(run: study.Run, algorithm: Any, delta: Any, **how: Any) -> study.Sim
     """
     clients = run.data.clients
     if how.pop("shuffle", False):
-        arrays = shuffled_labels(clients.arrays, run.seed)
+        arrays = study.shuffled_labels(clients.arrays, run.seed)
         clients = ffm.Population.from_arrays(arrays, clients.offsets)
     rounds = how.pop("rounds", run.config.rounds)
     given = {"task": TASK, "test": run.data.test, **SMALL, **how}
@@ -103,7 +93,7 @@ def fedavg(width: float = 1.0, **how: Any) -> Callable[[study.Run], dict[str, fl
         delta = first(run, width)
 
         def start() -> study.Simulated:
-            algorithm = ffm.fedavg(TASK, sgd(run), **walk(run))
+            algorithm = ffm.fedavg(TASK, sgd(run), **study.walk(run.config))
             return trained(run, algorithm, delta, **how)
 
         found = run.simulate_once(("fedavg", width, run["rate"], *how), start)
@@ -114,7 +104,11 @@ def fedavg(width: float = 1.0, **how: Any) -> Callable[[study.Run], dict[str, fl
 
 def _prunefl(run: study.Run) -> study.Simulated:
     """Both stages; the first one at the first client."""
-    how: dict[str, Any] = {"time": TIME, "every": run.config.every, **walk(run)}
+    how: dict[str, Any] = {
+        "time": TIME,
+        "every": run.config.every,
+        **study.walk(run.config),
+    }
     rule = (TASK, sgd(run))
 
     def first_stage() -> FirstStage:
@@ -150,7 +144,7 @@ def fedavg_in_time(run: study.Run) -> dict[str, float]:
     each = TIME.constant + TIME.of_leaf("") * trees.size(delta)
     rounds = max(1, min(run.config.rounds, int(seconds / each)))
     run.notes["rounds"] = rounds
-    algorithm = ffm.fedavg(TASK, sgd(run), **walk(run))
+    algorithm = ffm.fedavg(TASK, sgd(run), **study.walk(run.config))
     return scores(run, trained(run, algorithm, delta, rounds=rounds))
 
 
@@ -159,7 +153,9 @@ def lotteryfl(run: study.Run) -> dict[str, float]:
 
     def start() -> study.Simulated:
         limits: dict[str, Any] = {"threshold": 0.5, "target_density": run.config.ticket}
-        algorithm = algorithms.lotteryfl(TASK, sgd(run), **limits, **walk(run))
+        algorithm = algorithms.lotteryfl(
+            TASK, sgd(run), **limits, **study.walk(run.config)
+        )
         # the common test is the server's model's; clients have their own
         return trained(run, algorithm, first(run), test=run.data.own)
 
@@ -192,7 +188,7 @@ def fedpm(run: study.Run) -> dict[str, float]:
     weights = signed_constants(shapes, key, gain=2**0.5)
     half = jax.tree.map(lambda x: 0.5 * np.ones(x.shape, np.float32), shapes)
     adam = optax.adam(run["rate"])
-    algorithm = algorithms.fedpm(TASK, adam, softening=1e-3, **walk(run))
+    algorithm = algorithms.fedpm(TASK, adam, softening=1e-3, **study.walk(run.config))
     found = trained(run, algorithm, half, backbone=weights, test=None)
     network = masked(weights, threshold_masks(found.state.delta))
     of_all = means(ffm.evaluate(TASK, network, (), run.data.test))

@@ -7,7 +7,7 @@ import numpy as np
 from fedjax_fm import algorithms, study
 from fedjax_fm.algorithms.nested import nest
 from fedjax_fm.experiments.shared.perceptron import TASK
-from fedjax_fm.experiments.sparse_fl.arms import first, scores, sgd, trained, walk
+from fedjax_fm.experiments.sparse_fl.arms import first, scores, sgd, trained
 
 NARROW = 0.25  # the widest model that all clients can carry
 RULES = {
@@ -34,7 +34,7 @@ def by_width(name: str) -> Callable[[study.Run], dict[str, float]]:
         else:
             given = (prefixes, carried)
         method = getattr(algorithms, name)
-        algorithm = method(TASK, sgd(run), *given, **walk(run))
+        algorithm = method(TASK, sgd(run), *given, **study.walk(run.config))
         return scores(run, trained(run, algorithm, delta))
 
     return arm

@@ -13,7 +13,6 @@ from fedjax_fm.algorithms import lottery_ticket
 from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.experiments.shared.fixed_masks import within_masks
 from fedjax_fm.experiments.shared.perceptron import TASK, first_weights
-from fedjax_fm.experiments.shared.sentences import shuffled_labels
 from fedjax_fm.sparsity.layers import Flat
 
 levels_of = {"larger": 0, "smaller": 1}  # places in `Config.levels`
@@ -40,16 +39,6 @@ def first(run: study.Run, stream: int = 0) -> Any:
     return first_weights(run.config.width, key)
 
 
-def walk(run: study.Run) -> dict[str, Any]:
-    """What a client does in a round.
-
-    Args:
-      run: of a configuration.
-    """
-    config = run.config
-    return {"local_steps": config.local_steps, "batch_size": config.batch_size}
-
-
 def trained(
     run: study.Run, algorithm: Any, delta: Any, rounds: int, shuffle: bool = False
 ) -> study.Simulated:
@@ -64,7 +53,7 @@ def trained(
     """
     clients = run.data.clients
     if shuffle:
-        arrays = shuffled_labels(clients.arrays, run.seed)
+        arrays = study.shuffled_labels(clients.arrays, run.seed)
         clients = ffm.Population.from_arrays(arrays, clients.offsets)
     return run.simulate(
         algorithm,
@@ -82,7 +71,7 @@ def trained(
 
 def dense(run: study.Run) -> dict[str, float]:
     """The whole network, for the rounds of a level."""
-    algorithm = ffm.fedavg(TASK, sgd(run), **walk(run))
+    algorithm = ffm.fedavg(TASK, sgd(run), **study.walk(run.config))
     found = trained(run, algorithm, first(run), run.config.rounds)
     return {"accuracy": found.scores["accuracy"], "density": 1.0}
 
@@ -100,7 +89,7 @@ def masks_of(run: study.Run, levels: int) -> Flat:
         how: dict[str, Any] = {
             "levels": levels,
             "rounds_per_level": rounds,
-            **walk(run),
+            **study.walk(run.config),
         }
         algorithm = lottery_ticket(TASK, sgd(run), **how)
         return trained(run, algorithm, first(run), levels * rounds)
@@ -140,7 +129,7 @@ def ticket(
             masks = at_random(run, masks)
         start = first(run, NEW if name == "redrawn" else 0)
         if trains:
-            algorithm = within_masks(TASK, sgd(run), masks, **walk(run))
+            algorithm = within_masks(TASK, sgd(run), masks, **study.walk(run.config))
             scores = trained(run, algorithm, start, run.config.rounds, shuffle).scores
         else:
             start = sparsity.masked(start, masks)

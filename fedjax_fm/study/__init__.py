@@ -36,7 +36,7 @@ from fedjax_fm.study.shape import (
 )
 
 if TYPE_CHECKING:
-    from fedjax_fm.study.run import Run, Simulated
+    from fedjax_fm.study.run import Run, Simulated, shuffled_labels
 
 __all__ = [
     "ACCURACY",
@@ -52,11 +52,12 @@ __all__ = [
     "arm_of",
     "percent",
     "shuffled",
+    "shuffled_labels",
     "walk",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Run", "Simulated"):
+    if name in ("Run", "Simulated", "shuffled_labels"):
         return getattr(importlib.import_module("fedjax_fm.study.run"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
