@@ -15,14 +15,7 @@ import optax
 import fedjax_fm as ffm
 from fedjax_fm import algorithms, study, tasks
 from fedjax_fm.experiments.shared.fixed_masks import within_masks
-from fedjax_fm.experiments.sparse_fl.arms import (
-    SMALL,
-    first,
-    scores,
-    sgd,
-    trained,
-    walk,
-)
+from fedjax_fm.experiments.sparse_fl.arms import SMALL, first, scores, sgd, trained
 from fedjax_fm.types import Tree
 
 Arrays = dict[str, jax.Array]
@@ -84,7 +77,7 @@ def pretrained(run: study.Run) -> Pretrained:
 
     def make() -> Pretrained:
         start = first(run)
-        algorithm = ffm.fedavg(TASK, optax.adam(1e-3), **walk(run))
+        algorithm = ffm.fedavg(TASK, optax.adam(1e-3), **study.walk(run.config))
         found = run.simulate(
             algorithm,
             ffm.Population.from_clients([run.data.public]),
@@ -126,7 +119,7 @@ def tiny(candidates: int) -> Callable[[study.Run], dict[str, float]]:
         masks = chosen.state.carry.server.chosen_masks()
         _, backbone = chosen.model()
         if candidates == 1:
-            algorithm = within_masks(TASK, sgd(run), masks, **walk(run))
+            algorithm = within_masks(TASK, sgd(run), masks, **study.walk(run.config))
         else:
             stop = config.rounds // 2
             how: dict[str, Any] = {
@@ -134,7 +127,9 @@ def tiny(candidates: int) -> Callable[[study.Run], dict[str, float]]:
                 "every": max(1, stop // 10),
                 "stop": max(stop, 1),
             }
-            algorithm = algorithms.fedtiny(TASK, sgd(run), **how, **walk(run))
+            algorithm = algorithms.fedtiny(
+                TASK, sgd(run), **how, **study.walk(run.config)
+            )
         found = trained(run, algorithm, known.delta, backbone=backbone, task=TASK)
         return scores(run, found, TASK)
 

@@ -139,13 +139,13 @@ def next_token_losses(
         raise ValueError(
             f"next-token losses need at least 2 tokens, got {input_ids.shape[-1]}"
         )
-    labels = input_ids if labels is None else labels
-    mask = labels[:, 1:] != IGNORED
+    following = (input_ids if labels is None else labels)[:, 1:]
+    mask = following != IGNORED
     if attention_mask is not None:
         text, before = attention_mask[:, 1:], attention_mask[:, :-1]
         mask = mask & (text != 0) & (text == before)
     hidden = model.hidden(input_ids, attention_mask)[:, :-1]
-    targets = jnp.where(mask, labels[:, 1:], IGNORED)
+    targets = jnp.where(mask, following, IGNORED)
     return token_losses(hidden, model.head, targets, chunk), mask
 
 

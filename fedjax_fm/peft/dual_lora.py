@@ -121,9 +121,10 @@ def two_adapters(
     """
     if not isinstance(mix, jax.Array | np.ndarray):
         real("mix", mix)
-    mix = jnp.asarray(mix, jnp.float32)
-    if mix.ndim > 1:
-        raise ValueError(f"expected a mix of shape [] or [B], got {list(mix.shape)}")
+    weights: jax.Array = jnp.asarray(mix, jnp.float32)
+    if weights.ndim > 1:
+        shape = list(weights.shape)
+        raise ValueError(f"expected a mix of shape [] or [B], got {shape}")
     model = nnx.merge(graphdef, shared, backbone)
     other = nnx.merge(graphdef, private, backbone)
     owners = {dotted(path[:-1]) for path, _ in nnx.to_flat_state(shared)}
@@ -141,7 +142,7 @@ def two_adapters(
             )
         kind, matrix = kinds[type(module)]
         stacked = getattr(module, matrix).shape[:-2]
-        own_mix = jnp.broadcast_to(mix, (*stacked, *mix.shape))
+        own_mix = jnp.broadcast_to(weights, (*stacked, *weights.shape))
         dual = kind(module, others[path], own_mix)
         replace_module(model, path, dual)
     return model
