@@ -143,7 +143,7 @@ def fedavg_in_time(run: study.Run) -> dict[str, float]:
     delta = first(run)
     each = TIME.constant + TIME.of_leaf("") * trees.size(delta)
     rounds = max(1, min(run.config.rounds, int(seconds / each)))
-    run.notes["rounds"] = rounds
+    run.notes["rounds"], run.notes["seconds"] = rounds, seconds
     algorithm = ffm.fedavg(TASK, sgd(run), **study.walk(run.config))
     return scores(run, trained(run, algorithm, delta, rounds=rounds))
 
