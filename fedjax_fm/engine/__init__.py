@@ -1,5 +1,6 @@
 """The round engine: the only code that knows vmap, meshes and loops over clients."""
 
+from fedjax_fm.engine.dealt import DealtPopulation
 from fedjax_fm.engine.devices import client_mesh, use_cpu_cores_as_devices
 from fedjax_fm.engine.faults import (
     CohortOverflow,
@@ -15,6 +16,7 @@ from fedjax_fm.engine.sweep import Sweep, sweep
 
 __all__ = [
     "CohortOverflow",
+    "DealtPopulation",
     "NonFiniteClient",
     "Plan",
     "RoundError",

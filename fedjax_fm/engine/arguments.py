@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_fm import checks, trees
 from fedjax_fm.channels.arguments import checked_channel
+from fedjax_fm.engine.dealt import DealtPopulation
 from fedjax_fm.engine.state import SimulationState
 from fedjax_fm.population.population import Population
 from fedjax_fm.types import Algorithm, Behaviour, Sampler, Tree
@@ -35,8 +36,7 @@ def check_kinds(
         Algorithm,
         "make one, for example with fedavg(Task(loss), ...)",
     )
-    made = "make one with Population.from_clients(...) or Population.from_arrays(...)"
-    checks.instance("population", population, Population, made)
+    check_population(population)
     for name, channel in (("uplink", uplink), ("downlink", downlink)):
         if channel is not None:
             checked_channel(name, channel)
@@ -50,6 +50,19 @@ def check_kinds(
         "write Behaviour(most_steps=..., drops=...)",
         optional=True,
     )
+
+
+def check_population(population: Any) -> None:
+    """Refuses what is no population, whole or dealt over hosts.
+
+    Raises:
+      TypeError: says how to make one.
+    """
+    if not isinstance(population, DealtPopulation):
+        made = (
+            "make one with Population.from_clients(...) or Population.from_arrays(...)"
+        )
+        checks.instance("population", population, Population, made)
 
 
 def check_delta(delta: Tree) -> None:

@@ -34,24 +34,38 @@ def of_population(population: Population) -> DeviceData:
     Raises:
       ValueError: more examples than i32 can number, which the device would narrow.
     """
-    if population.n_examples > MOST_ROWS:
-        raise ValueError(
-            f"at most {MOST_ROWS} examples fit one device array, got "
-            f"{population.n_examples}; stream them with data='host'"
-        )
+    check_rows(population.n_examples)
     arrays = {name: np.asarray(array) for name, array in population.arrays.items()}
     return DeviceData(arrays, population.offsets.astype(np.int32))
 
 
-def shapes_of(population: Population) -> DeviceData:
-    """What `of_population` gives, by shape."""
+def shapes_of(population: Any) -> DeviceData:
+    """What `of_population` gives, by shape.
+
+    Args:
+      population: the clients' data, which may be dealt over hosts.
+    """
 
     def shape(x):
-        return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        return jax.ShapeDtypeStruct((population.n_examples, *x.shape[1:]), dtype)
 
     arrays = {name: shape(array) for name, array in population.arrays.items()}
     offsets = jax.ShapeDtypeStruct((population.n_clients + 1,), np.int32)
     return DeviceData(arrays, offsets)
+
+
+def check_rows(n: int) -> None:
+    """Refuses more examples than i32 can number, which the device would narrow.
+
+    Args:
+      n: examples of all clients.
+    """
+    if n > MOST_ROWS:
+        raise ValueError(
+            f"at most {MOST_ROWS} examples fit one device array, got {n}; "
+            "stream them with data='host'"
+        )
 
 
 def read_cohort(population: Population, ids: np.ndarray) -> DeviceData:
@@ -74,7 +88,7 @@ def read_cohort(population: Population, ids: np.ndarray) -> DeviceData:
         raise ValueError(
             f"a cohort's {n} examples do not fit one device array; take a smaller cohort"
         )
-    capacity = 1 << max(n - 1, 0).bit_length()
+    capacity = room_for(n)
     arrays = {}
     for name, whole in population.arrays.items():
         part = np.zeros((capacity, *whole.shape[1:]), whole.dtype)
@@ -82,6 +96,15 @@ def read_cohort(population: Population, ids: np.ndarray) -> DeviceData:
             part[offsets[k] : offsets[k + 1]] = whole[start:end]
         arrays[name] = part
     return DeviceData(arrays, offsets.astype(np.int32))
+
+
+def room_for(n: int) -> int:
+    """The next power of two, so that changing numbers of rows have few shapes.
+
+    Args:
+      n: rows.
+    """
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def n_steps(

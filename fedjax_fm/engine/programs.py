@@ -22,6 +22,8 @@ from fedjax_fm.engine import hosts
 from fedjax_fm.engine.billing import Bill, of_limbs, total_bytes
 from fedjax_fm.engine.compiled import bytes_of_run
 from fedjax_fm.engine.data import DeviceData, read_cohort
+from fedjax_fm.engine.dealt import DealtPopulation
+from fedjax_fm.engine.dealt_rows import Part, joined, part_of_cohort
 from fedjax_fm.engine.devices import over_model, shared_by_cores
 from fedjax_fm.engine.faults import Fault, is_good, no_fault
 from fedjax_fm.engine.keys import Purpose, derive
@@ -117,9 +119,8 @@ class Draw(NamedTuple):
     ids: np.ndarray  # i32[C]
     n_active: int
     sampler: Any  # state after the draw
-    data: (
-        DeviceData | None
-    )  # of the cohort, on the device; None: the population is there
+    # of the cohort: on the devices, or this host's part; None: the population is there
+    data: DeviceData | Part | None
 
 
 class Prefetch:
@@ -173,7 +174,7 @@ class HostLoop:
         self,
         engine: Engine,
         sampler: Sampler,
-        population: Population,
+        population: Population | DealtPopulation,
         data: DeviceData | None,
         sharding: NamedSharding,
         options: Mapping[str, Any],
@@ -186,7 +187,7 @@ class HostLoop:
         compiled = jax.jit(step, donate_argnums=0, compiler_options=dict(options))
         self.step = step if engine.parallel == "pmap" else compiled
 
-    def with_data(self, population: Population, data: DeviceData | None) -> "HostLoop":
+    def with_data(self, population: Any, data: DeviceData | None) -> "HostLoop":
         """The same for other data, with what is compiled."""
         other = copy.copy(self)
         other.population, other.data = population, data
@@ -200,14 +201,19 @@ class HostLoop:
         data = None if self.data is not None else self._streamed(ids, n_active)
         return Draw(ids=ids, n_active=n_active, sampler=after, data=data)
 
-    def _streamed(self, ids: np.ndarray, n_active: int) -> DeviceData:
+    def _streamed(self, ids: np.ndarray, n_active: int) -> DeviceData | Part:
         """The cohort's examples; clients past `n_active` have none: nothing is read."""
         wanted = ids[: min(n_active, len(ids))]
         known = (wanted >= 0) & (wanted < self.population.n_clients)
-        read = read_cohort(self.population, wanted[known])  # the round refuses others
-        missing = len(ids) + 1 - len(read.offsets)
-        offsets = np.pad(read.offsets, (0, missing), mode="edge")
-        return jax.device_put(DeviceData(read.arrays, offsets), self._sharding)
+        wanted = wanted[known]  # the round refuses others
+        if isinstance(self.population, DealtPopulation):
+            part = part_of_cohort(self.population, wanted)
+            return part._replace(offsets=_for_places(part.offsets, len(ids)))
+        read = read_cohort(self.population, wanted)
+        read = read._replace(offsets=_for_places(read.offsets, len(ids)))
+        if hosts.are_several():
+            return hosts.on_all(read, self._sharding)
+        return jax.device_put(read, self._sharding)
 
     def run(
         self,
@@ -272,6 +278,9 @@ class HostLoop:
         slots = np.arange(len(drawn.ids), dtype=np.int32)
         is_streamed, spilled = drawn.data is not None, is_spilled(state)
         data: Any = drawn.data if is_streamed else self.data
+        if isinstance(data, Part):
+            # Not by the thread that draws: hosts must begin programs in one order.
+            data = joined(data, self._sharding)
         cohort = Cohort(
             ids=drawn.ids,
             n_active=np.int32(drawn.n_active),
@@ -291,6 +300,11 @@ class HostLoop:
             n = min(drawn.n_active, len(drawn.ids))
             store.scatter(drawn.ids[:n], (after.clients, after.uplinks))
         return after._replace(clients=store, uplinks=()), metrics, fault
+
+
+def _for_places(offsets: np.ndarray, n: int) -> np.ndarray:
+    """i32[n + 1]: the offsets, and clients without examples behind them."""
+    return np.pad(offsets, (0, n + 1 - len(offsets)), mode="edge")
 
 
 class FirstStates(NamedTuple):
@@ -353,9 +367,9 @@ class Programs:
         self,
         engine: Engine,
         sampler: Sampler,
-        population: Population,
+        population: Population | DealtPopulation,
         backbone: Tree,
-        data: DeviceData | None,
+        data: DeviceData | Part | None,
         target: Target,
         options: Mapping[str, Any],
     ):
@@ -389,9 +403,12 @@ class Programs:
         """The tree where it belongs; its shapes and places where that is not here.
 
         Args:
-          tree: arrays, which may lie on other devices, or shapes.
+          tree: arrays, which may lie on other devices, or shapes; or the part of a
+            dealt population that is here.
           sharding: one for all leaves, or a tree of them.
         """
+        if isinstance(tree, Part):
+            return joined(tree, sharding)
         if not self.target.is_here:
             return _at(tree, sharding)
         if hosts.are_several():
@@ -413,7 +430,7 @@ class Programs:
         )
 
     def with_data(
-        self, engine: Engine, population: Population, data: DeviceData | None
+        self, engine: Engine, population: Any, data: DeviceData | Part | None
     ) -> "Programs":
         """The same for other data; what is compiled is kept where the engine is the same."""
         other = copy.copy(self if engine == self.engine else self.of(engine))

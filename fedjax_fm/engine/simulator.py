@@ -14,10 +14,17 @@ from jax.sharding import Mesh
 from fedjax_fm import checks, trees
 from fedjax_fm.channels.identity import identity
 from fedjax_fm.engine import hosts
-from fedjax_fm.engine.arguments import check_delta, check_kinds, check_state
+from fedjax_fm.engine.arguments import (
+    check_delta,
+    check_kinds,
+    check_population,
+    check_state,
+)
 from fedjax_fm.engine.billing import bytes_per_client, unless_empty
 from fedjax_fm.engine.compiled import Compiled, does_not_fit
 from fedjax_fm.engine.data import DeviceData, of_population, shapes_of
+from fedjax_fm.engine.dealt import DealtPopulation
+from fedjax_fm.engine.dealt_rows import Part, part_of_all
 from fedjax_fm.engine.devices import client_mesh
 from fedjax_fm.engine.devices import compiler_options as options_of
 from fedjax_fm.engine.faults import Fault, error_of
@@ -58,7 +65,8 @@ class Simulator:
 
     Args:
       algorithm: for example `fedavg(...)`.
-      population: the clients' data.
+      population: the clients' data; of several hosts that have their own, a
+        `DealtPopulation`.
       backbone: frozen parameters, an operand of every round; () if there are none.
       cohort_size: clients a round.
       uplink, downlink: channels; None sends the arrays as they are.
@@ -105,7 +113,7 @@ class Simulator:
     def __init__(
         self,
         algorithm: Algorithm,
-        population: Population,
+        population: Population | DealtPopulation,
         *,
         backbone: Tree = (),
         cohort_size: int,
@@ -165,7 +173,7 @@ class Simulator:
         self.memory = memory or hosts.least_of(self.target.memory)
         self._limited = memory is not None
         self._states = states
-        is_large = trees.nbytes(population.arrays) > self.memory // 4
+        is_large = trees.nbytes(shapes_of(population).arrays) > self.memory // 4
         self.streams = data == "host" or (data == "auto" and is_large)
         check_sampling(algorithm, self.sampler, self.setting)
         self._make_engine = functools.partial(
@@ -268,7 +276,7 @@ class Simulator:
             self.sampler,
             self.population,
             backbone=self.backbone,
-            data=None if self.streams else of_population(self.population),
+            data=self._data_of(self.population),
             target=self.target,
             options=self._options,
         )
@@ -276,16 +284,27 @@ class Simulator:
         if self._shapes is not None:
             self._share_states()
 
+    def _data_of(self, population: Any) -> DeviceData | Part | None:
+        """What goes to the devices once; None where cohorts are streamed."""
+        if self.streams:
+            return None
+        if not self.target.is_here:
+            return shapes_of(population)
+        is_dealt = isinstance(population, DealtPopulation)
+        return part_of_all(population) if is_dealt else of_population(population)
+
     def _check_hosts(self, plan: Plan) -> None:
         """Refuses hosts that have other data, weights or settings."""
         sizes, arrays = self.population.offsets, self.population.arrays
+        is_dealt = isinstance(self.population, DealtPopulation)  # each has others
         hosts.check_agreement(
             {
                 "packages": hosts.versions(),
                 "settings": f"{plan} {self.setting} {self._model_parallel}",
                 "seed": self.key,
                 "clients' sizes": sizes,
-                "data": () if self.streams else arrays,  # may be larger than memory
+                # streamed data may be larger than memory
+                "data": () if self.streams or is_dealt else arrays,
                 "backbone": self.backbone,
             }
         )
@@ -421,7 +440,7 @@ class Simulator:
             spills=self.spills,
         )
 
-    def with_population(self, population: Population) -> "Simulator":
+    def with_population(self, population: Population | DealtPopulation) -> "Simulator":
         """A simulator of other data that is the same in all else.
 
         It shares the compiled programs: where the arrays have the same shapes and the
@@ -439,8 +458,7 @@ class Simulator:
           ValueError: another number of clients, which the sampler, the cohort and
             states were made for.
         """
-        hint = "make one with Population.from_clients(...)"
-        checks.instance("population", population, Population, hint)
+        check_population(population)
         if population.n_clients != self.population.n_clients:
             raise ValueError(
                 f"expected a population of {self.population.n_clients} clients, as "
@@ -453,7 +471,7 @@ class Simulator:
         other._make_engine = functools.partial(self._make_engine, **sizes)
         if self._programs is not None:
             engine = self.engine._replace(**sizes)
-            data = None if self.streams else of_population(population)
+            data = self._data_of(population)
             other._programs = self._programs.with_data(engine, population, data)
         return other
 
@@ -691,13 +709,13 @@ def _check_processes(mesh: Mesh, target: Target) -> None:
         )
 
 
-def _sizes_of(population: Population) -> dict[str, int]:
+def _sizes_of(population: Any) -> dict[str, int]:
     """What the engine knows of clients' sizes."""
     sizes = population.sizes
     return {"n_max": int(sizes.max()), "n_min": int(sizes.min())}
 
 
-def _check_examples(population: Population) -> None:
+def _check_examples(population: Any) -> None:
     if population.n_examples == 0:
         raise ValueError(f"no client has an example: {population}")
 

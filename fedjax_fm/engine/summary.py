@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from fedjax_fm import trees
 from fedjax_fm.engine.billing import bytes_per_client, in_units
+from fedjax_fm.engine.data import shapes_of
+from fedjax_fm.engine.dealt import DealtPopulation
 from fedjax_fm.engine.guarantee import summary_of
 from fedjax_fm.engine.parts import Engine
 from fedjax_fm.engine.shapes import Shapes
@@ -22,7 +24,7 @@ class Layout(NamedTuple):
 
 
 def summary(
-    population: Population,
+    population: Population | DealtPopulation,
     *,
     setting: Setting,
     capacity: int,
@@ -49,7 +51,7 @@ def summary(
     ]
     if layout is None:
         return "\n".join(["Simulator", *lines, "not laid out yet: call init(delta)"])
-    lines += _of_layout(layout, trees.nbytes(population.arrays))
+    lines += _of_layout(layout, trees.nbytes(shapes_of(population).arrays))
     return "\n".join(["Simulator", *(f"  {line}" for line in lines)])
 
 

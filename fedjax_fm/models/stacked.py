@@ -9,6 +9,7 @@ from flax import nnx
 
 from fedjax_fm.models.randomness import in_layer, key_for
 from fedjax_fm.models.remat import checkpointed
+from fedjax_fm.models.rows import gathered, in_rows
 
 
 class Shared(nnx.Param):
@@ -142,7 +143,8 @@ def run_stacked(
         given = context if own is None else (*context, own)
 
         def apply(state: nnx.State, hidden: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, state)(hidden, *given)
+            layer = nnx.merge(graphdef, gathered(state))
+            return in_rows(layer(in_rows(hidden), *given))
 
         return checkpointed(apply)(state, hidden), None
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import trees
-from fedjax_fm.engine import Simulator
+from fedjax_fm.engine import DealtPopulation, Simulator
 from fedjax_fm.engine.data import shapes_of
 from fedjax_fm.engine.shapes import first_state
 from fedjax_fm.engine.state import SimulationState
@@ -58,16 +58,17 @@ def identity_of(
         "n_clients": repr(simulator.population.n_clients),
     }
     found |= describe("", simulator.defined_by)
-    arrays = {
-        f"data.{name}": array for name, array in simulator.population.arrays.items()
-    }
+    population = simulator.population
+    is_dealt = isinstance(population, DealtPopulation)
+    data = {} if is_dealt else population.arrays
+    arrays = {f"data.{name}": array for name, array in data.items()}
     arrays["where clients' examples begin"] = simulator.population.offsets
     for name, tree in (("delta", delta), ("backbone", simulator.backbone)):
         arrays |= {
             f"{name}{jax.tree_util.keystr(path)}": leaf
             for path, leaf in jax.tree.leaves_with_path(tree)
         }
-    prints = {}
+    prints = _prints_of(population) if is_dealt else {}
     for name, leaf in arrays.items():
         is_array = hasattr(leaf, "dtype")
         prints[name] = array_print(leaf if is_array else jnp.asarray(leaf))
@@ -169,6 +170,18 @@ def compare(before: dict[str, Any], now: dict[str, Any]) -> Comparison:
             "same: a loss, or a constant that it reads, has changed"
         )
     return Comparison(refused, warnings)
+
+
+def _prints_of(population: DealtPopulation) -> dict[str, Any]:
+    """As `array_print` has them, of the examples of all hosts."""
+    shapes = shapes_of(population).arrays
+    return {
+        f"data.{name}": {
+            "type": f"{shape.dtype}{list(shape.shape)}",
+            "sha256": population.digests[name],
+        }
+        for name, shape in shapes.items()
+    }
 
 
 def _is_data(name: str) -> bool:

@@ -21,6 +21,7 @@ from fedjax_fm.tasks.language_modeling import language_modeling
 from fedjax_fm.tasks.layer_maps import earth_mover, last, skip
 from fedjax_fm.tasks.regression import regression
 from fedjax_fm.tasks.remat import remat
+from fedjax_fm.tasks.rows import rows_over_model
 from fedjax_fm.tasks.token_classification import token_classification
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "pair_features",
     "regression",
     "remat",
+    "rows_over_model",
     "skip",
     "soft_targets",
     "token_classification",

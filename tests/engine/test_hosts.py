@@ -12,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlp_problem import make_clients
 from small_checkpoints import LLAMA, checkpoint
+
+import fedjax_fm as ffm
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 DEVICES = 4  # of all processes together
@@ -109,6 +112,50 @@ try:
     found |= {"residuals": [np.asarray(x).tolist() for x in jax.tree.leaves(residuals)]}
 except Interrupted as error:
     found = {"stopped": str(error)}
+print(json.dumps(found))
+"""
+
+
+DEALT = """
+import os
+import jax.numpy as jnp
+import optax
+import fedjax_fm as ffm
+from fedjax_fm.engine import DealtPopulation
+from mlp_problem import make_trees, mlp_loss
+
+saved, where, folder = sys.argv[4:7]
+delta, backbone = make_trees()
+method = ffm.fedavg(
+    ffm.Task(mlp_loss), optax.sgd(0.05, momentum=0.9), optax.sgd(0.7), epochs=2, batch_size=4
+)
+whole = ffm.Population.open(saved)
+population = whole
+if where == "files":
+    population = DealtPopulation.open(saved)
+elif where == "clients":
+    cuts = {1: [0, 8], 2: [0, 5, 8], 4: [0, 1, 4, 6, 8]}[n_hosts]
+    mine = [whole.client(k) for k in range(*cuts[number:number + 2])]
+    population = DealtPopulation.of_hosts(ffm.Population.from_clients(mine))
+assert (len(population.arrays["y"]) < population.n_examples) == (n_hosts > 1)
+
+good = jnp.array([0, 1, 2, 4, 5, 6, 7], jnp.int32)  # client 3 has NaN
+def draw(state, key):
+    return jax.random.permutation(key, good)[:5], jnp.int32(5), state
+
+sampler = ffm.population.samplers.uniform(8, 5)._replace(draw=draw)
+found = {"who": [population.n_clients, population.n_examples]}
+found["digests"] = getattr(population, "digests", {})
+for data in ("device", "host"):
+    simulator = ffm.Simulator(
+        method, population, backbone=backbone, cohort_size=5, seed=3, uplink=lossy(),
+        devices=4, block_size=2, data=data, sampler=sampler,
+    )
+    look = ffm.callbacks.checkpoint(os.path.join(folder, data))
+    rounds = 4 if sys.argv[7] == "first" else 8
+    state, metrics = simulator.run(simulator.init(delta), rounds, every=2, callbacks=[look])
+    leaves = [np.asarray(x).tolist() for x in jax.tree.leaves(state.delta)]
+    found[data] = [*leaves, metrics["loss"].tolist(), metrics["examples"].tolist()]
 print(json.dumps(found))
 """
 
@@ -214,6 +261,27 @@ def test_a_stop_on_one_host_stops_all_and_the_run_goes_on(tmp_path, n_after):
                 np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
     rows = (tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["round"] for row in rows] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("where", ["files", "clients"])
+def test_each_host_has_its_own_clients(tmp_path, where):
+    """The rounds of one population; a run goes on with another number of processes."""
+    clients = make_clients()
+    clients[3]["y"][:] = np.nan  # no difference between hosts
+    ffm.Population.from_clients(clients).save(tmp_path / "saved")
+    saved = str(tmp_path / "saved")
+    (whole,) = hosts(1, DEALT, saved, "whole", str(tmp_path / "whole"), "last")
+    folder = str(tmp_path / "dealt")
+    digests = []
+    for n_hosts, part in ((2, "first"), (4, "last"), (1, "last")):
+        for found in hosts(n_hosts, DEALT, saved, where, folder, part):
+            assert found["who"] == whole["who"]
+            digests.append(found["digests"])
+            for data in ("device", "host"):
+                for leaf, expected in zip(found[data], whole[data], strict=True):
+                    if part == "last":
+                        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
+    assert all(each == digests[0] for each in digests)
 
 
 def test_each_host_reads_its_part_of_a_backbone(tmp_path):
