@@ -604,6 +604,7 @@ def compile_rounds(
     uplink: str | None = None,
     downlink: str | None = None,
     model_parallel: int = 1,
+    split: Literal["tensor", "rows"] = "tensor",
     block_size: _Count = None,
     fast: bool = False,
     json: bool = False,
@@ -636,6 +637,8 @@ def compile_rounds(
         uplink: a channel, such as "top_k:0.1|quantize:4".
         downlink: likewise.
         model_parallel: devices over which the backbone is split.
+        split: what those devices do: products in parts (tensor), or rows of a batch
+          each, with whole weights of one layer at a time (rows).
         block_size: clients that a device computes at once; default as many as fit.
         fast: compile for TPUs with less effort: same collectives, more memory.
         json: one JSON object.
@@ -660,6 +663,7 @@ def compile_rounds(
         frozen=frozen,
         remat=remat,
         attention=attention,
+        split=split,
     )
     found = command.compiled(
         topology,

@@ -48,6 +48,10 @@ def compiled(
         raise UsageError(nearest(setup.peft, wire.METHODS, "method"))
     if setup.frozen not in ("dense", *FORMATS):
         raise UsageError(nearest(setup.frozen, ("dense", *FORMATS), "frozen form"))
+    if setup.split == "rows" and model_parallel == 1:
+        raise UsageError(
+            "--split rows needs devices that share a backbone, got --model-parallel 1"
+        )
     try:
         target = topology(name)
         options = FAST if fast and target.platform == "tpu" else {}

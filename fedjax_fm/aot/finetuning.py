@@ -37,6 +37,8 @@ class Setup:
       frozen: "dense", or the few bits of `models.quantize`.
       remat: what layers keep for their gradients, see `tasks.remat`.
       attention: who computes it, see `tasks.attention`.
+      split: what devices of `model_parallel` do: products in parts ("tensor"), or rows
+        of a batch each ("rows"), see `tasks.rows_over_model`.
     """
 
     model: str
@@ -53,6 +55,7 @@ class Setup:
     frozen: str = "dense"
     remat: Literal["none", "dots", "full"] = "dots"
     attention: Literal["xla", "cudnn", "splash"] = "xla"
+    split: Literal["tensor", "rows"] = "tensor"
 
 
 def simulator(
@@ -128,7 +131,8 @@ def _adapted(setup: Setup, weights: bool) -> peft.Adapted:
 def _task(setup: Setup, adapted: peft.Adapted) -> Task:
     make = tasks.language_modeling if setup.classes is None else tasks.classification
     task = tasks.remat(make(adapted), setup.remat)
-    return tasks.attention(task, setup.attention)
+    task = tasks.attention(task, setup.attention)
+    return tasks.rows_over_model(task) if setup.split == "rows" else task
 
 
 def _population(setup: Setup) -> Population:

@@ -23,7 +23,7 @@ def in_rows(tree: Tree) -> Tree:
     Args:
       tree: leaves [B, ...]; those whose B the axis does not divide stay as they are.
     """
-    parts = _parts()
+    parts = devices_for_rows()
 
     def one(leaf: Any) -> Any:
         if parts == 1 or leaf.ndim == 0 or leaf.shape[0] % parts:
@@ -39,13 +39,13 @@ def gathered(tree: Tree) -> Tree:
     Args:
       tree: of arrays.
     """
-    if _parts() == 1:
+    if devices_for_rows() == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, P())
 
 
-def _parts() -> int:
-    """Devices along `model` that XLA may split something over; 1: rows stay together."""
+def devices_for_rows() -> int:
+    """Devices along `model` that rows are split over where this is traced; 1: none."""
     mesh = jax.sharding.get_abstract_mesh()
     is_there = MODEL in mesh.axis_names and MODEL not in mesh.manual_axes
     return mesh.shape[MODEL] if split_rows.value and is_there else 1

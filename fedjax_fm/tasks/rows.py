@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from fedjax_fm.models.rows import in_rows, split_rows
+import jax
+
+from fedjax_fm.models.rows import devices_for_rows, in_rows, split_rows
 from fedjax_fm.types import Task
 
 
@@ -16,11 +18,11 @@ def rows_over_model(task: Task) -> Task:
     rows of weights. Losses and gradients are the same up to the order of float sums.
 
     Args:
-      task: of a model of `fedjax_fm.models` with stacked layers, whose batches
-        `model_parallel` divides; other batches stay together.
+      task: of a model of `fedjax_fm.models` with stacked layers.
 
     Returns:
-      A task; the same where the backbone is not split.
+      A task; the same where the backbone is not split. Rounds whose batches
+      `model_parallel` does not divide are refused when they are traced.
 
     References:
       Rajbhandari, Rasley, Ruwase, He, ZeRO: memory optimizations toward training
@@ -40,6 +42,17 @@ def rows_over_model(task: Task) -> Task:
 
     def loss(delta: Any, backbone: Any, batch: Any, key: Any):
         with split_rows(True):
+            _check_rows(batch)
             return task.loss(delta, backbone, in_rows(batch), key)
 
     return task._replace(loss=loss)
+
+
+def _check_rows(batch: Any) -> None:
+    """Refuses a batch that cannot be split evenly."""
+    n, parts = len(jax.tree.leaves(batch)[0]), devices_for_rows()
+    if n % parts:
+        raise ValueError(
+            f"expected batches that model_parallel={parts} divides for "
+            f"rows_over_model, got {n} rows; change batch_size"
+        )
