@@ -2,7 +2,18 @@
 
 import pair_runs
 import pytest
-from pairs import METHODS, PEFT, PRIVACY, ROUNDS, Meaningless, Refused, Works, cell_of
+from pairs import (
+    METHODS,
+    PARTS,
+    PEFT,
+    PRIVACY,
+    ROBUST,
+    ROUNDS,
+    Meaningless,
+    Refused,
+    Works,
+    cell_of,
+)
 
 
 def cells(parts, kind):
@@ -41,8 +52,13 @@ def test_noise_that_is_refused(method, where):
     pair_runs.check_no_noise(method, where)
 
 
+@pytest.mark.parametrize(("method", "kind"), cells(ROBUST, Works | Refused))
+def test_robust_rules(method, kind):
+    pair_runs.check_robust(method, kind)
+
+
 def test_what_is_meaningless_has_a_reason():
-    for method, part in cells({**ROUNDS, **PEFT, **PRIVACY}, Meaningless):
+    for method, part in cells(PARTS, Meaningless):
         cell = cell_of(method, part)
         assert isinstance(cell, Meaningless)
         assert len(cell.reason) > 10

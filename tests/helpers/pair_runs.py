@@ -1,5 +1,6 @@
 """Runs and refusals of the table of pairs, on the problems of the table of contracts."""
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -20,7 +21,7 @@ from pairs import PEFT, ROUNDS, Refused, Works, cell_of
 from rows import fedbuff as fedbuff_rows
 
 import fedjax_fm as ffm
-from fedjax_fm import algorithms, channels, models, peft, privacy, tasks
+from fedjax_fm import algorithms, channels, models, peft, privacy, robust, tasks
 from fedjax_fm.algorithms import lora_rules, server_optimizers
 from fedjax_fm.population import samplers
 from fedjax_fm.testing.contract import Problem, simulator_of
@@ -534,3 +535,20 @@ def check_no_noise(method: str, where: str) -> None:
             if given.default is inspect.Parameter.empty
         }
         factory(**required, noise_multiplier=1.0)
+
+
+# Robust rules
+
+RULES = {"coordinates": robust.coordinate_median(), "distances": robust.multi_krum(1)}
+
+
+def check_robust(method: str, kind: str) -> None:
+    """A round with the rule in the mean's place is finite, or refused in these words."""
+    problem = problem_of(method)
+    cell = cell_of(method, kind)
+    with contextlib.nullcontext() if isinstance(cell, Works) else _refusal(cell):
+        ruled = robust.robust(problem.algorithm, RULES[kind])
+        one = simulator_of(problem, algorithm=ruled)
+        state, metrics = one.run(one.init(problem.delta), 1)
+        _check_finite(state.delta)
+        assert np.isfinite(metrics["loss"]).all()

@@ -88,7 +88,8 @@ PEFT = {
     "prefix": "prefixes",
     "full": "layers as they are",
 }
-PARTS = {**ROUNDS, **PEFT, **PRIVACY}
+ROBUST = {"coordinates": "coordinate median", "distances": "Multi-Krum"}
+PARTS = {**ROUNDS, **PEFT, **PRIVACY, **ROBUST}
 
 # What does not simply work.
 
@@ -121,6 +122,12 @@ NO_NOISE = Refused(
 CHOSEN = Refused(
     "without a guarantee of privacy", "who is chosen depends on private losses"
 )
+NO_MEAN = Refused(
+    "there is no mean to replace", "the server does not take a mean of uploads"
+)
+UNFORMED = Refused("products B A, which are never formed")
+BOTH_FACTORS = Refused("clients send both factors of", "coordinates of A and B say nothing of B A")
+NOISE_OF_A_MEAN = Refused("noise that is made for a mean", "its guarantee is a mean's")
 AS_SERVER = Works("`dp_fedavg(server_optimizer=...)`")
 
 
@@ -135,6 +142,13 @@ NOT_WHOLE = tuple(part for part in PEFT if part not in ("lora", "dora"))
 NOT_FULL = tuple(part for part in PEFT if part != "full")
 PRODUCTS = ("fedex_lora", "flora", "flexlora", "lora_fair", "frlora", "fedask")
 TURNED = ("fslora", "lora_a2", "ravan", "fedsvd", "flexlora", "fedask")
+WITHOUT_MEAN = (
+    *("scaffold", "feddyn", "qfedavg", "power_of_choice", "ifca", "feddpa_f"),
+    *("fedpaq", "diana", "ef21", "fedlin", "fedobd", "flasc", "soteriafl"),
+    *("hetlora", "lora_fair", "frlora", "fedrpca", "fslora", "fedask", "lora_a2"),
+    *("ravan", "fedlease", *MASKED, "fedkseed", "fedpm", "heterofl", "fjord"),
+    *("fedbuff", "fedbert", "feddf", "fedmd", "fedmkt", "fada"),
+)
 EXCEPTIONS: dict[tuple[str, str], Cell] = {
     # The wire
     **_for(ENCODE_UP, WIRE_UP, ENCODED),
@@ -177,6 +191,12 @@ EXCEPTIONS: dict[tuple[str, str], Cell] = {
     **_for(("fedavgm", "fedadam", "fedyogi", "fedadagrad"), ("central",), AS_SERVER),
     **_for(("soteriafl",), ("local",), Works()),
     **_for(("diana",), ("local",), Works("`soteriafl`")),
+    # Rules in the place of a mean
+    **_for(WITHOUT_MEAN, ROBUST, NO_MEAN),
+    **_for(("dp_fedavg",), ROBUST, NOISE_OF_A_MEAN),
+    **_for(("local_only",), ROBUST, SILENT),
+    **_for(("fedex_lora", "flora", "flexlora"), ("coordinates",), UNFORMED),
+    **_for(("fedit", "slora"), ("coordinates",), BOTH_FACTORS),
 }
 EXCEPTIONS[("dp_fedavg", "local")] = Meaningless("the server adds its noise")
 EXCEPTIONS[("soteriafl", "central")] = Meaningless("the clients add their noise")
@@ -207,6 +227,7 @@ GROUPS = (
     ("Channels and cohorts", ROUNDS),
     ("Parts of models", PEFT),
     ("Privacy", PRIVACY),
+    ("Robust rules in the place of the mean", ROBUST),
 )
 
 
