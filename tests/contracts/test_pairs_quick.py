@@ -59,6 +59,13 @@ def test_refused_families(method, name):
     pair_runs.check_family_refused(method, name)
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"), [("scaffold", "distances"), ("fedit", "coordinates")]
+)
+def test_robust_rules(method, kind):
+    pair_runs.check_robust(method, kind)
+
+
 def test_families_are_all_there():
     assert set(pair_runs.FAMILIES) == set(PEFT)
 

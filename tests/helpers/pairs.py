@@ -126,7 +126,10 @@ NO_MEAN = Refused(
     "there is no mean to replace", "the server does not take a mean of uploads"
 )
 UNFORMED = Refused("products B A, which are never formed")
-BOTH_FACTORS = Refused("clients send both factors of", "coordinates of A and B say nothing of B A")
+BOTH_FACTORS = Refused(
+    "clients send both factors of",
+    "clients send both factors, which say nothing of B A; `factors=True` takes them",
+)
 NOISE_OF_A_MEAN = Refused("noise that is made for a mean", "its guarantee is a mean's")
 AS_SERVER = Works("`dp_fedavg(server_optimizer=...)`")
 
@@ -196,7 +199,7 @@ EXCEPTIONS: dict[tuple[str, str], Cell] = {
     **_for(("dp_fedavg",), ROBUST, NOISE_OF_A_MEAN),
     **_for(("local_only",), ROBUST, SILENT),
     **_for(("fedex_lora", "flora", "flexlora"), ("coordinates",), UNFORMED),
-    **_for(("fedit", "slora"), ("coordinates",), BOTH_FACTORS),
+    **_for(("fedit", "slora", "fedrot_lora"), ROBUST, BOTH_FACTORS),
 }
 EXCEPTIONS[("dp_fedavg", "local")] = Meaningless("the server adds its noise")
 EXCEPTIONS[("soteriafl", "central")] = Meaningless("the clients add their noise")
