@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fedjax_fm.peft.adapted import Adapted
@@ -333,12 +334,28 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             if folder.is_dir():
                 there = sorted(path.name for path in folder.iterdir())
             raise FileNotFoundError(f"{folder} has no {name}; found {there}")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    found = load_file(folder / TENSORS)
+    config = _read_config(folder / CONFIG)
     check_fields(config)
+    try:
+        found = load_file(folder / TENSORS)
+    except (SafetensorError, OSError, KeyError) as error:
+        raise AdapterError(
+            f"{folder / TENSORS} cannot be read ({error}); save or fetch it again"
+        ) from error
     _refuse_embedding_factors(config, found)
     config = _with_unnamed_heads(config, found)
     return _with_tied_head(config, found), found
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The object of a JSON file."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path} is not JSON ({error}); fetch it again") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path}: expected a JSON object, got {config!r:.60}")
+    return config
 
 
 def _fill(tensors: AdapterTensors, found: Mapping[str, np.ndarray], path: Path) -> None:

@@ -116,6 +116,48 @@ KNOWN = {
 }
 
 
+_NAMES = (
+    *("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern"),
+    "modules_to_save",
+)
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+def of_another_form(config: Mapping[str, Any]) -> str | None:
+    """The first field whose value is not of the form that PEFT writes, in words.
+
+    Args:
+      config: a parsed `adapter_config.json`.
+
+    Example:
+      >>> of_another_form({"target_modules": 7})
+      'target_modules: expected a name or a list of names, got 7'
+      >>> of_another_form({"rank_pattern": {"q_proj": 4}})
+    """
+    for field in _NAMES:
+        value = config.get(field)
+        if not (value is None or isinstance(value, str) or _is_list(value, str)):
+            return f"{field}: expected a name or a list of names, got {value!r:.60}"
+    for field in _PATTERNS:
+        value = config.get(field)
+        if not (value is None or isinstance(value, dict)):
+            return f"{field}: expected names with numbers, got {value!r:.60}"
+    layers = config.get("layers_to_transform")
+    if not (layers is None or type(layers) is int or _is_list(layers, int)):
+        return f"layers_to_transform: expected numbers of layers, got {layers!r:.60}"
+    tokens = config.get("trainable_token_indices")
+    several = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
+    if tokens is not None and not all(_is_list(one, int) for one in several):
+        return f"trainable_token_indices: expected numbers of tokens, got {tokens!r:.60}"
+    return None
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    """Whether this is a list of such values; True and False are no numbers."""
+    is_sequence = isinstance(value, list | tuple)
+    return is_sequence and all(type(one) is kind for one in value)
+
+
 def unsupported(config: Mapping[str, Any]) -> dict[str, Any]:
     """Lists what a configuration asks for and is not supported.
 

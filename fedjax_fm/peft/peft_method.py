@@ -15,7 +15,7 @@ from fedjax_fm.peft.lora import Factors, LoRALinear, Setup, chosen_lora
 from fedjax_fm.peft.method import Method
 from fedjax_fm.peft.names import Names
 from fedjax_fm.peft.patterns import HEADS, refuse_unmatched
-from fedjax_fm.peft.peft_fields import KNOWN, unsupported
+from fedjax_fm.peft.peft_fields import KNOWN, of_another_form, unsupported
 from fedjax_fm.peft.places import (
     ALL_LINEAR,
     Place,
@@ -108,10 +108,12 @@ def check_fields(config: Mapping[str, Any]) -> None:
       TypeError, ValueError: a number or a flag makes no sense.
     """
     kind = config.get("peft_type")
-    if kind not in KNOWN:
+    if not isinstance(kind, str) or kind not in KNOWN:
         raise AdapterError(
             f"peft_type {kind!r} is not supported; expected {', '.join(KNOWN)}"
         )
+    if problem := of_another_form(config):
+        raise AdapterError(f"adapter_config.json: {problem}")
     refused = unsupported(config)
     if refused:
         raise AdapterError(
@@ -124,6 +126,8 @@ def check_fields(config: Mapping[str, Any]) -> None:
         )
     if kind == "LORA":
         _check_numbers(config)
+    if kind in ("PROMPT_TUNING", "PREFIX_TUNING"):
+        whole("num_virtual_tokens", config.get("num_virtual_tokens"), least=1)
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:

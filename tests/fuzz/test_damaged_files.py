@@ -1,0 +1,71 @@
+"""Files that are damaged: an error of ours or an answer, soon, within memory and folder."""
+
+import resource
+import shutil
+import signal
+import traceback
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedjax_fm
+
+from .conftest import PROFILE
+from .damage import damaged, damages
+from .readers import READERS
+
+OURS = str(Path(fedjax_fm.__file__).parent)
+KINDS = (ValueError, TypeError, KeyError, OSError, NotImplementedError)
+SECONDS = 60
+MORE_MEMORY = 1 << 20  # KiB: 1 GiB above what the process had
+
+
+@pytest.fixture(scope="module", params=READERS)
+def files(request, tmp_path_factory):
+    """(the reader, a folder with right files)."""
+    reader = READERS[request.param]
+    folder = tmp_path_factory.mktemp("right")
+    reader.write(folder)
+    reader.read(folder)  # which are right
+    return reader, folder
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether it was raised by our code in words of its own, and not by what it calls."""
+    from fedjax_fm.runs.errors import UserError
+
+    if isinstance(error, UserError):
+        return True
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return isinstance(error, KINDS) and last.filename.startswith(OURS)
+
+
+def in_time(signum, frame):
+    raise TimeoutError(f"not read within {SECONDS} seconds")
+
+
+@PROFILE
+@given(damage=damages(), place=st.floats(0, 1, exclude_max=True))
+def test_a_damaged_file_is_told(files, tmp_path_factory, damage, place):
+    reader, right = files
+    around = tmp_path_factory.mktemp("around")
+    folder = around / "files"
+    shutil.copytree(right, folder)
+    found = sorted(x for x in folder.rglob("*") if x.is_file())
+    victim = found[int(place * len(found))]
+    victim.write_bytes(damaged(victim.read_bytes(), damage))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.signal(signal.SIGALRM, in_time)
+    signal.alarm(SECONDS)
+    try:
+        reader.read(folder)
+    except Exception as error:
+        assert is_ours(error), f"{victim.name}, {damage}: {error!r}"
+        assert str(error).strip(), "an error without words"
+    finally:
+        signal.alarm(0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MORE_MEMORY
+    assert [x.name for x in around.iterdir()] == ["files"]
+    shutil.rmtree(around)
