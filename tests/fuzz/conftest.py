@@ -14,4 +14,6 @@ for name, total in (("default", 500), ("nightly", 10_000)):
         suppress_health_check=SLOW,
         derandomize=name == "default",
     )
-PROFILE = settings.get_profile(f"fuzz-{os.environ.get('HYPOTHESIS_PROFILE', 'default')}")
+PROFILE = settings.get_profile(
+    f"fuzz-{os.environ.get('HYPOTHESIS_PROFILE', 'default')}"
+)

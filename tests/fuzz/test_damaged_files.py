@@ -1,5 +1,6 @@
 """Files that are damaged: an error of ours or an answer, soon, within memory and folder."""
 
+import json
 import resource
 import shutil
 import signal
@@ -32,6 +33,15 @@ def files(request, tmp_path_factory):
     return reader, folder
 
 
+def error_of(call):
+    """What a call raised; None where it went well."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
 def is_ours(error: BaseException) -> bool:
     """Whether it was raised by our code in words of its own, and not by what it calls."""
     from fedjax_fm.runs.errors import UserError
@@ -44,6 +54,12 @@ def is_ours(error: BaseException) -> bool:
 
 def in_time(signum, frame):
     raise TimeoutError(f"not read within {SECONDS} seconds")
+
+
+def test_errors_of_other_libraries_are_seen():
+    assert not is_ours(error_of(lambda: json.loads("{")))
+    assert not is_ours(error_of(lambda: {}["x"]))
+    assert is_ours(error_of(lambda: fedjax_fm.Population({}, [0])))
 
 
 @PROFILE
@@ -60,12 +76,12 @@ def test_a_damaged_file_is_told(files, tmp_path_factory, damage, place):
     signal.signal(signal.SIGALRM, in_time)
     signal.alarm(SECONDS)
     try:
-        reader.read(folder)
-    except Exception as error:
-        assert is_ours(error), f"{victim.name}, {damage}: {error!r}"
-        assert str(error).strip(), "an error without words"
+        error = error_of(lambda: reader.read(folder))
     finally:
         signal.alarm(0)
+    if error is not None:
+        assert is_ours(error), f"{victim.name}, {damage}: {error!r}"
+        assert str(error).strip(), "an error without words"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MORE_MEMORY
     assert [x.name for x in around.iterdir()] == ["files"]
     shutil.rmtree(around)
