@@ -33,6 +33,7 @@ PACKAGES = (
     "fedjax_fm.peft",
     "fedjax_fm.population",
     "fedjax_fm.population.samplers",
+    "fedjax_fm.preferences",
     "fedjax_fm.privacy",
     "fedjax_fm.robust",
     "fedjax_fm.robust.attacks",
