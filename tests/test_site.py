@@ -28,6 +28,7 @@ PACKAGES = (
     "fedjax_fm.datasets.packaged",
     "fedjax_fm.engine",
     "fedjax_fm.evaluation",
+    "fedjax_fm.evaluation.judges",
     "fedjax_fm.kernels",
     "fedjax_fm.models",
     "fedjax_fm.peft",

@@ -32,9 +32,19 @@ from fedjax_fm.preferences.rewards import (
 from fedjax_fm.preferences.rollouts import Rollouts, Writing, roll_out, writing
 from fedjax_fm.preferences.scored import Scored, with_score
 from fedjax_fm.preferences.simpo import simpo
+from fedjax_fm.preferences.tables import (
+    EncodedTable,
+    length_accuracy,
+    reasoning_check,
+    shuffled_pairs,
+    tokenize_pairs,
+    tokenize_questions,
+)
+from fedjax_fm.preferences.warning import warn_of_equal_rewards
 
 __all__ = [
     "Clipped",
+    "EncodedTable",
     "GroupExperience",
     "PolicyObjective",
     "Reward",
@@ -57,16 +67,22 @@ __all__ = [
     "group_advantages",
     "grpo",
     "kl_estimate",
+    "length_accuracy",
     "length_reward",
     "on_policy",
     "pair_scores",
     "ppo",
+    "reasoning_check",
     "reward_modeling",
     "roll_out",
     "scored_by",
+    "shuffled_pairs",
     "simpo",
     "store_reference",
     "token_log_probs",
+    "tokenize_pairs",
+    "tokenize_questions",
+    "warn_of_equal_rewards",
     "whitened",
     "with_score",
     "writing",

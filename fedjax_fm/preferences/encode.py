@@ -51,7 +51,8 @@ def encode_pairs(
       TypeError: a row that is no list of token ids.
       ValueError: no pair, or not as many answers as prompts; an empty prompt or answer;
         a prompt that fills the row, an answer that does not fit behind it; two answers
-        that are equal and say nothing: leave such pairs out, see `useful_pairs`.
+        that are equal and say nothing: leave such pairs out, as
+        `tokenize_pairs` does.
 
     Example:
       >>> pairs = encode_pairs([[1, 2]], [[3]], [[4, 5]], pad_token_id=0)
@@ -72,7 +73,7 @@ def encode_pairs(
         if answers[0] == answers[1]:
             raise ValueError(
                 f"the answers of pair {number} are equal, which says nothing of a "
-                "preference; leave it out, see preferences.useful_pairs"
+                "preference; leave it out, as preferences.tokenize_pairs does"
             )
         rows.append([Encoded(prompt + one + end, len(prompt)) for one in answers])
     longest = max(len(one.ids) for row in rows for one in row)

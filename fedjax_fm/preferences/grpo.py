@@ -80,7 +80,8 @@ def grpo(
     padded on the left, and what the reward reads; `encode_questions` makes them.
 
     Where all answers of a group have one reward, nothing is learned from them; the
-    metric `equal_rewards` is the share of such groups.
+    metric `equal_rewards` is the share of such groups, and the callback
+    `warn_of_equal_rewards` warns where it is one.
 
     Args:
       adapted: from `peft.apply`; its model is a language model.

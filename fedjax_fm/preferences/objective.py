@@ -80,7 +80,7 @@ def on_policy(objective: PolicyObjective) -> Task:
     objective = checked_objective(objective)
 
     def loss(delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any):
-        every = jnp.ones(batch["input_ids"].shape[0], bool)
+        every = jnp.ones(jax.tree.leaves(batch)[0].shape[0], bool)
         drawn, dropped = (None, None) if key is None else jax.random.split(key)
         fixed = jax.lax.stop_gradient(delta)
         experience = objective.collect(fixed, backbone, batch, every, drawn)

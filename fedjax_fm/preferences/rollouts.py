@@ -37,12 +37,12 @@ class Rollouts(NamedTuple):
     @property
     def tokens(self) -> jax.Array:
         """The answers alone, i32[R, T]."""
-        return self.input_ids[:, -self.mask.shape[1] :]
+        return self.input_ids[..., -self.mask.shape[-1] :]
 
     @property
     def lengths(self) -> jax.Array:
         """Tokens of each answer, its end among them, i32[R]."""
-        return self.mask.sum(axis=1, dtype=jnp.int32)
+        return self.mask.sum(axis=-1, dtype=jnp.int32)
 
 
 class Writing(NamedTuple):
