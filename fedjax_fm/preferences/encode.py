@@ -77,11 +77,11 @@ def encode_pairs(
             )
         rows.append([Encoded(prompt + one + end, len(prompt)) for one in answers])
     longest = max(len(one.ids) for row in rows for one in row)
-    length = longest if length is None else checks.whole("length", length, least=2)
+    width = longest if length is None else checks.whole("length", length, least=2)
     sides = zip(*rows, strict=True)
     found = {}
     for name, side in zip(("chosen", "rejected"), sides, strict=True):
-        columns = _padded(side, length, pad_token_id)
+        columns = _padded(side, width, pad_token_id)
         found |= {f"{name}_{field}": column for field, column in columns.items()}
     return found
 

@@ -158,8 +158,8 @@ def ppo(
     def collect(delta, backbone, batch, rows, key):
         need(batch, PROMPT, "ppo")
         model = check_scored(adapted.model(delta, backbone))
-        prompts = (batch[name] for name in PROMPT)
-        rollouts = roll_out(model, *prompts, how, key)
+        ids, mask = (batch[name] for name in PROMPT)
+        rollouts = roll_out(model, ids, mask, how, key)
         _, values = _read(model, rollouts, how, chunk)
         other = adapted.model(frozen, backbone)
         reference, _ = answer_part(other, rollouts, how, chunk)

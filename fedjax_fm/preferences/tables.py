@@ -76,7 +76,7 @@ def tokenize_pairs(
     n_end = 0 if eos_token_id is None else 1
     kept, dropped = [], Counter()
     for row in range(len(table)):
-        prompt = encode(template.format(prompt=table["prompt"][row]))
+        prompt = encode(template.replace("{prompt}", str(table["prompt"][row])))
         answers = [encode(table[side][row]) for side in _SIDES]
         reason = _why_left_out(prompt, answers, length - n_end)
         if reason is None:
@@ -127,7 +127,7 @@ def tokenize_questions(
     _check_template(template)
     checks.whole("length", length, least=1)
     encode = _encoder(tokenizer)
-    texts = [template.format(prompt=prompt) for prompt in table["prompt"]]
+    texts = [template.replace("{prompt}", str(one)) for one in table["prompt"]]
     prompts = [encode(text) for text in texts]
     answers = [encode(answer) for answer in table["answer"]]
     rows = [row for row, ids in enumerate(prompts) if len(ids) <= length]

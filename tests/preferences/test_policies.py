@@ -231,7 +231,9 @@ def test_rows_that_do_not_count_leave_the_statistics_alone():
 # Federated
 
 
-def simulated(method, delta=ADAPTED.delta, adapted=ADAPTED, rounds=1, n=3, seed=0):
+def simulated(
+    method, delta=ADAPTED.delta, adapted=ADAPTED, rounds=1, n=3, seed=0, devices=1
+):
     clients = [prompts(6, seed=s) for s in range(1, n + 1)]
     width = max(client["answer_ids"].shape[1] for client in clients)
     longest = max(client["input_ids"].shape[1] for client in clients)
@@ -252,7 +254,7 @@ def simulated(method, delta=ADAPTED.delta, adapted=ADAPTED, rounds=1, n=3, seed=
         backbone=adapted.backbone,
         cohort_size=n,
         seed=seed,
-        devices=1,
+        devices=devices,
     )
     return simulator.run(simulator.init(delta), rounds)
 
@@ -302,6 +304,32 @@ def test_constant_rewards_run_without_nan():
     np.testing.assert_array_equal(metrics["equal_rewards"], 1.0)
     for a, b in zip(*map(jax.tree.leaves, (state.delta, ADAPTED.delta)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class Parity:
+    """A tokenizer whose only text is whether the first token is even."""
+
+    def decode(self, ids, skip_special_tokens):
+        return "even" if ids[0] % 2 == 0 else "odd"
+
+
+@pytest.mark.slow
+def test_a_checker_on_the_host_is_asked_by_every_device():
+    """Clients on two devices; the reward is what the same rule gives inside of the program."""
+
+    def on_host(answer, question):
+        return float(answer == "even")
+
+    def inside(backbone, batch, rollouts):
+        return (rollouts.tokens[:, 0] % 2 == 0).astype(jnp.float32)
+
+    rewards = []
+    for reward in (preferences.checked_answers(Parity(), on_host), inside):
+        objective = preferences.grpo(ADAPTED, reward, HOW, group=2)
+        method = preferences.federated_policy(objective, optax.sgd(0.5), **HOW_OFTEN)
+        _, metrics = simulated(method, rounds=2, n=4, devices=2)
+        rewards.append(metrics["reward"])
+    np.testing.assert_allclose(*rewards, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

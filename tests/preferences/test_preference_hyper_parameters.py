@@ -99,7 +99,5 @@ def test_equal_rewards_are_warned_of():
     warn = preferences.warn_of_equal_rewards
     with pytest.warns(UserWarning, match="round 3: all answers of each group"):
         warn(3, None, {"equal_rewards": np.array([0.2, 0.4, 1.0])})
-    with pytest.raises(
-        ValueError, match="'equal_rewards' of preferences"
-    ):
+    with pytest.raises(ValueError, match="'equal_rewards' of preferences"):
         warn(1, None, {"loss": np.ones(1)})

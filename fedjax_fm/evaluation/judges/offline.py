@@ -73,7 +73,13 @@ def exact_judge(
     said = [name.replace("_", " ") for name, value in how.items() if value]
 
     def score(pair: Pair, answer: str) -> float:
-        return float(exact_match([answer], [pair.reference], **how)[0])
+        found = exact_match(
+            [answer],
+            [pair.reference],
+            ignore_case=ignore_case,
+            ignore_punctuation=ignore_punctuation,
+        )
+        return float(found[0])
 
     return Judge(", ".join(["exact match", *said]), _with_reference(score))
 
