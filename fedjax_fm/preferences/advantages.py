@@ -98,6 +98,9 @@ def group_advantages(
     Returns:
       f32[B, G], whose sum over a group is 0.
 
+    Raises:
+      ValueError: fewer than two answers, which have nothing to be compared with.
+
     References:
       Shao et al. 2024, arXiv 2402.03300, section 4.1.2; Liu et al. 2025, arXiv
       2503.20783, section 3.1 for no scale.
@@ -106,6 +109,10 @@ def group_advantages(
       >>> group_advantages(jnp.array([[0.0, 1.0], [1.0, 1.0]]), scale=False).tolist()
       [[-0.5, 0.5], [0.0, 0.0]]
     """
+    if rewards.shape[1] < 2:
+        raise ValueError(
+            f"expected at least 2 answers a group, got rewards {list(rewards.shape)}"
+        )
     equal = equal_rewards(rewards)
     centred = rewards - rewards.mean(axis=1, keepdims=True)
     centred = jnp.where(equal[:, None], 0.0, centred)  # a mean may be rounded

@@ -50,7 +50,8 @@ def dpo(
 
     A margin above 0 explains a part of the preference by the length of the chosen
     answer: the policy then learns the rest. Batches have the columns of
-    `encode_pairs`. At the reference the loss is log 2 (IPO: 1 / (4 beta^2)).
+    `encode_pairs`. At the reference the loss is log 2 (IPO: 1 / (4 beta^2)), but where
+    the adapter has dropout, of which the reference has none.
 
     Args:
       adapted: from `peft.apply`; its model is a language model.

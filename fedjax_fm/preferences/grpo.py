@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.models.randomness import randomness
 from fedjax_fm.preferences.advantages import (
     equal_rewards,
     group_advantages,
@@ -78,6 +77,9 @@ def grpo(
 
     Batches have the columns `input_ids` and `attention_mask` i32[B, P] of prompts,
     padded on the left, and what the reward reads; `encode_questions` makes them.
+
+    Dropout of the adapter is off: the policy that learns is the one that wrote, so that
+    their ratio is 1 at first.
 
     Where all answers of a group have one reward, nothing is learned from them; the
     metric `equal_rewards` is the share of such groups, and the callback
@@ -156,8 +158,7 @@ def grpo(
 
     def learn(delta, backbone, experience: GroupExperience, key) -> Terms:
         rollouts: Rollouts = flat(experience.rollouts)
-        with randomness(key):
-            log_probs = score(delta, backbone, rollouts)
+        log_probs = score(delta, backbone, rollouts)
         advantages = experience.advantages.reshape(-1, 1)
         terms = clipped_policy(log_probs, rollouts.log_probs, advantages, clip)
         losses, apart = terms.losses, jnp.zeros_like(log_probs)

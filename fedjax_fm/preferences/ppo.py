@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_fm import checks
-from fedjax_fm.models.randomness import randomness
 from fedjax_fm.preferences.advantages import (
     discounted_advantages,
     kl_estimate,
@@ -91,7 +90,7 @@ def ppo(
     of one client.
 
     Batches have the columns `input_ids` and `attention_mask` i32[B, P] of prompts,
-    padded on the left, and what the reward reads.
+    padded on the left, and what the reward reads. Dropout of the adapter is off.
 
     Args:
       adapted: from `peft.apply`, of `with_score(model)`: the score is the critic.
@@ -168,9 +167,8 @@ def ppo(
 
     def learn(delta, backbone, experience: TokenExperience, key) -> Terms:
         model = adapted.model(delta, backbone)
-        with randomness(key):
-            read = _read(model, experience.rollouts, how, chunk)
-        return _terms(*read, experience, costs)
+        log_probs, values = _read(model, experience.rollouts, how, chunk)
+        return _terms(log_probs, values, experience, costs)
 
     return PolicyObjective(collect, learn)
 

@@ -96,6 +96,11 @@ def test_equal_rewards_give_exactly_nothing():
     assert not np.asarray(preferences.group_advantages(rewards)).any()
 
 
+def test_a_group_of_one_is_refused():
+    with pytest.raises(ValueError, match=r"at least 2 answers a group, got .*\[3, 1\]"):
+        preferences.group_advantages(jnp.ones((3, 1)))
+
+
 def test_an_affine_change_of_rewards_changes_nothing():
     rewards = jnp.asarray(RNG.normal(size=(4, 8)).astype(np.float32))
     plain = preferences.group_advantages(rewards, epsilon=0.0)

@@ -89,7 +89,15 @@ def ours(variant):
     return preferences.dpo(ADAPTED, beta=BETA, **more)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        name
+        if name in ("sigmoid", "ipo_ld")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in VARIANTS
+    ],
+)
 def test_losses_equal_torch(variant):
     losses, metrics = losses_of(ours(variant))
     expected, _ = in_torch(**VARIANTS[variant])

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 from preference_problem import END, PAD, adapted_llama, merged, moved, prompts
+from tiny_decoders import LLAMA
 
 import fedjax_fm as ffm
-from fedjax_fm import preferences
+from fedjax_fm import peft, preferences
 
 ADAPTED, SCORED = adapted_llama(), adapted_llama(scored=True)
 MOVED, MOVED_SCORED = moved(ADAPTED.delta), moved(SCORED.delta)
@@ -96,7 +97,14 @@ def test_the_gradient_is_that_of_reinforce():
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("normalise", ["sequence", "token", "constant"])
+@pytest.mark.parametrize(
+    "normalise",
+    [
+        "token",
+        pytest.param("sequence", marks=pytest.mark.slow),
+        pytest.param("constant", marks=pytest.mark.slow),
+    ],
+)
 def test_normalisations_against_a_plain_loop(normalise):
     """Another policy than the one that wrote, so that ratios and clips matter."""
     objective, experience = group_of_four(normalise=normalise, kl=0.3)
@@ -134,6 +142,19 @@ def test_normalisations_against_a_plain_loop(normalise):
     assert clipped  # else the clip was not tried
 
 
+@pytest.mark.slow
+def test_dropout_of_the_adapter_is_off():
+    """Else the policy that learns is another one than the one that wrote."""
+    method = peft.lora(2, targets=["q_proj"], dropout=0.5)
+    adapted = peft.apply(LLAMA, method)
+    delta = moved(adapted.delta)
+    objective = preferences.grpo(adapted, vowels, HOW, group=2)
+    experience = collected(objective, adapted, delta)
+    plain = objective.learn(delta, adapted.backbone, experience, None)
+    drawn = objective.learn(delta, adapted.backbone, experience, KEY)
+    np.testing.assert_array_equal(plain.total, drawn.total)
+
+
 def test_equal_rewards_teach_nothing_and_say_so():
     objective = preferences.grpo(ADAPTED, constant, HOW, group=4)
     experience = collected(objective)
@@ -169,19 +190,25 @@ def one_answer(**more):
 def test_rewards_and_advantages_against_a_plain_implementation():
     _, experience = one_answer(kl=0.2, whiten=False, decay=0.9)
     rollouts = experience.rollouts
-    model, base = merged(SCORED, MOVED_SCORED), merged(SCORED, SCORED.delta)
+    model = merged(SCORED, MOVED_SCORED)
+
+    @jax.jit
+    def read(delta):
+        model = merged(SCORED, delta)
+        hidden = model.hidden(rollouts.input_ids, rollouts.attention_mask)
+        return hidden, jax.nn.log_softmax(model.head(hidden) / 0.9)
+
+    (hiddens, log_pis), (_, log_refs) = read(MOVED_SCORED), read(SCORED.delta)
+    kernel, bias = model.score.kernel[...][:, 0], model.score.bias[...][0]
+    first = rollouts.input_ids.shape[1] - 5
     for row in range(3):
-        real = rollouts.attention_mask[row] == 1
-        ids = rollouts.input_ids[row][real][None]
         n = int(rollouts.mask[row].sum())
-        hidden = model.hidden(ids)[0]
-        log_pi, log_ref = (
-            jax.nn.log_softmax(m.head(m.hidden(ids)[0]) / 0.9) for m in (model, base)
+        hidden, log_pi, log_ref = (
+            np.asarray(x[row]) for x in (hiddens, log_pis, log_refs)
         )
-        places = range(ids.shape[1] - n, ids.shape[1])
-        kernel, bias = model.score.kernel[...][:, 0], model.score.bias[...][0]
+        places = range(first, first + n)
         values = np.array([hidden[i - 1] @ kernel + bias for i in places])
-        token = [int(ids[0, i]) for i in places]
+        token = [int(rollouts.input_ids[row, i]) for i in places]
         apart = np.array(
             [
                 log_pi[i - 1, t] - log_ref[i - 1, t]
