@@ -66,7 +66,7 @@ def whitened(values: jax.Array, mask: jax.Array) -> jax.Array:
       f32[...]; 0 where the mask is False, and everywhere if all values are equal.
 
     References:
-      Zheng et al. 2023, arXiv 2307.04964, section 5.
+      Zheng et al. 2023, arXiv 2307.04964, section 5.3.
 
     Example:
       >>> whitened(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])).tolist()

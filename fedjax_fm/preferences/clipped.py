@@ -70,7 +70,7 @@ def clipped_value(
       f32[R, T].
 
     References:
-      Zheng et al. 2023, arXiv 2307.04964, section 4; Schulman et al. 2017, arXiv
+      Zheng et al. 2023, arXiv 2307.04964, section 5.3; Schulman et al. 2017, arXiv
       1707.06347, for the error without a clip.
 
     Example:

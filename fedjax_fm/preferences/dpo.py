@@ -7,6 +7,8 @@ al., 2024, arXiv 2409.06411 (LD-DPO).
     h = log pi(y_w|x)/ref(y_w|x) - log pi(y_l|x)/ref(y_l|x)
     sigmoid:  -log sigma(beta h)
     ipo:      (h' - 1 / (2 beta))^2,  h' of means over tokens in the place of sums
+
+IPO's means are those of Hugging Face's TRL; the paper has sums.
 """
 
 from typing import Any, Literal
@@ -80,7 +82,7 @@ def dpo(
 
     References:
       Rafailov et al. 2023, arXiv 2305.18290, equation 7; Azar et al. 2023, arXiv
-      2310.12036, equation 17; Park et al. 2024, arXiv 2403.19159; Liu et al. 2024, arXiv
+      2310.12036, section 5; Park et al. 2024, arXiv 2403.19159; Liu et al. 2024, arXiv
       2409.06411.
 
     Example:

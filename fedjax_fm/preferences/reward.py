@@ -170,6 +170,19 @@ def pair_scores(
 
     Raises:
       TypeError, ValueError: a model without a score, a column that is missing.
+
+    Example:
+      >>> from fedjax_fm import models, peft, preferences
+      >>> config = models.LlamaConfig(
+      ...     vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+      ...     num_attention_heads=2,
+      ... )
+      >>> model = models.LlamaForCausalLM(config, rngs=nnx.Rngs(0))
+      >>> scored = preferences.with_score(model)
+      >>> adapted = peft.apply(scored, peft.lora(2, targets=["q_proj"]))
+      >>> pairs = preferences.encode_pairs([[1, 2]], [[3]], [[4, 5]], pad_token_id=0)
+      >>> pair_scores(adapted, adapted.delta, pairs).shape
+      (1, 2)
     """
     check_adapted(adapted)
     need(arrays, COLUMNS, "pair_scores")

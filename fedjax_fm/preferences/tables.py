@@ -123,6 +123,17 @@ def tokenize_questions(
 
     Raises:
       TypeError, ValueError: a template without {prompt}, or no row that is left.
+
+    Example:
+      >>> from tokenizers import Tokenizer, models, pre_tokenizers
+      >>> words = models.WordLevel({"?": 0, "up": 1, "or": 2, "down": 3}, "?")
+      >>> tokenizer = Tokenizer(words)
+      >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+      >>> columns = {"prompt": ["up or"], "answer": ["down"]}
+      >>> table = Table({k: np.array(v, object) for k, v in columns.items()}, {})
+      >>> found = tokenize_questions(table, tokenizer, length=3, pad_token_id=0)
+      >>> found.arrays["input_ids"].tolist(), found.arrays["answer_ids"].tolist()
+      ([[0, 1, 2]], [[3]])
     """
     _check_template(template)
     checks.whole("length", length, least=1)

@@ -17,7 +17,7 @@ def length_weights(answers: Answers, beyond: float) -> tuple[jax.Array, jax.Arra
       Two f32[B, T-1]; 0 where a token does not count.
 
     References:
-      Liu et al. 2024, arXiv 2409.06411, equation 8.
+      Liu et al. 2024, arXiv 2409.06411.
 
     Example:
       >>> one, two = jnp.array([[True, False, False]]), jnp.array([[True, True, True]])

@@ -140,6 +140,18 @@ def likelihood_judge(
 
     Raises:
       TypeError, ValueError: an empty name, a batch size below 1.
+
+    Example:
+      >>> from flax import nnx
+      >>> from tokenizers import Tokenizer, models as words
+      >>> from fedjax_fm import models
+      >>> tokenizer = Tokenizer(words.WordLevel({f"w{i}": i for i in range(9)}, "w0"))
+      >>> config = models.GPT2Config(
+      ...     vocab_size=9, n_positions=8, n_embd=8, n_layer=1, n_head=2
+      ... )
+      >>> model = models.GPT2LMHeadModel(config, nnx.Rngs(0))
+      >>> likelihood_judge("a tiny one", model, tokenizer).name
+      'likelihood of a tiny one, mean of tokens'
     """
     if not checks.text("name", name).strip():
         raise ValueError("expected the name of the model, got an empty text")
