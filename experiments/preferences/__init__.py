@@ -2,10 +2,10 @@
 
 Two answers to one prompt, of which one was preferred. Planted pairs: a list of words of
 one category, and the same list with a stranger in it (a stand-in of Fed-ChatbotPA's
-form, which says nothing of the real one). Real pairs, `--set source=rated`: what
-somebody said on a topic in two conversations, of which one had the higher rating; weak,
-since a rating is of a conversation. A client is a user; held-out pairs are of other
-users.
+form, which says nothing of the real one). Real pairs, `--set source=rated length=192`:
+what somebody said on a topic in two conversations, of which one had the higher rating;
+weak, since a rating is of a conversation. A client is a user; held-out pairs are of
+other users.
 
 SmolLM2-135M-Instruct, LoRA of rank 8 on q and v. First, for all arms alike, federated
 tuning on the chosen answers; then DPO whose reference is that model, or more of the

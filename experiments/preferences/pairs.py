@@ -43,27 +43,17 @@ class Dealt(NamedTuple):
 def dealt(config: Any, seed: int, split: str) -> Dealt:
     """Pairs of clients that train, and of users that none of them is.
 
-    While tuning, users of their own are scored: the last quarter of the clients drawn.
+    While tuning, a quarter of that part's users are held out.
 
     Args:
       config: sizes.
       seed: of the clients, the order of pairs and the adapter.
       split: "tuning" or "final".
     """
-    table, chat = table_of(config.source), load_chat(config.model)
+    chat = load_chat(config.model)
     template = chat.text(
         [{"role": "user", "content": PROMPT}], add_generation_prompt=True
     )
-    part = split_by_group(table["user"], SHARES, SPLIT_SEED)
-    random = np.random.default_rng(seed)
-    names = _large(table["user"][part[split]], config.least, random)
-    if split == "tuning":
-        held = max(1, len(names) // 4)
-        names, others = names[held:], names[:held]
-        away = np.flatnonzero(np.isin(table["user"], others))
-    else:
-        away = part["test"]
-    away = random.permutation(away)[: config.test]
 
     def encoded(rows: Table) -> preferences.EncodedTable:
         return preferences.tokenize_pairs(
@@ -75,13 +65,24 @@ def dealt(config: Any, seed: int, split: str) -> Dealt:
             template=template,
         )
 
+    table = table_of(config.source)
+    table = table.select(encoded(table).rows)  # those that fit
+    part = split_by_group(table["user"], SHARES, SPLIT_SEED)
+    random = np.random.default_rng(seed)
+    names = _large(table["user"][part[split]], config.least, random)
+    if split == "tuning":
+        held = max(1, len(names) // 4)
+        names, others = names[held:], names[:held]
+        away = np.flatnonzero(np.isin(table["user"], others))
+    else:
+        away = part["test"]
+    away = random.permutation(away)[: config.test]
     own = [
         table.select(np.flatnonzero(table["user"] == name)[: config.most])
         for name in names[: config.clients]
     ]
     mixed = [preferences.shuffled_pairs(rows, seed) for rows in own]
     test = table.select(away)
-    held_out = encoded(test)
     method = peft.lora(config.rank, 2.0 * config.rank, targets="q_proj|v_proj")
     model = pretrained(config.model, "float32", "dense")
     return Dealt(
@@ -89,8 +90,8 @@ def dealt(config: Any, seed: int, split: str) -> Dealt:
         adapted=peft.apply(model, method, jax.random.key(seed)),
         train=[encoded(rows).arrays for rows in own],
         drawn=[encoded(rows).arrays for rows in mixed],
-        held_out=held_out.arrays,
-        texts=test.select(held_out.rows),
+        held_out=encoded(test).arrays,
+        texts=test,
     )
 
 
