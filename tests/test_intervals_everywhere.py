@@ -26,6 +26,7 @@ MAY_TAKE_DEVIATIONS = {
     WRITER: "the function itself",
     "experiments/shared/features.py": "brings features to one scale, tells nobody of a spread",
     "fedjax_fm/algorithms/personal/weighing.py": "FedALA stops when losses stand still",
+    "fedjax_fm/evaluation/judges/win_rate.py": "brings lengths to one scale, as AlpacaEval does",
     "fedjax_fm/evaluation/personal.py": "the deviation between clients, by that name",
     "fedjax_fm/population/continuous_partitioner.py": "standardises a column, as flwr-datasets does",
 }

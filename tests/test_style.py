@@ -20,7 +20,7 @@ LAYERS = (
     ("privacy", "engine", "models"),
     ("systems", "peft", "tasks"),
     ("algorithms", "evaluation", "runs"),
-    ("robust",),
+    ("preferences", "robust"),
     ("callbacks", "wire", "testing"),
     ("study",),
     ("finetune",),

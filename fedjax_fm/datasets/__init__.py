@@ -34,6 +34,7 @@ from fedjax_fm.datasets.packaged import (
     load_fashion_mnist,
     load_intents,
     load_word_senses,
+    rated_pairs,
     reply_choice,
 )
 from fedjax_fm.datasets.reasoning import make_reasoning
@@ -69,6 +70,7 @@ __all__ = [
     "make_reasoning",
     "mix_counts",
     "mixing_rates",
+    "rated_pairs",
     "reply_choice",
     "split_of",
     "splits_of",

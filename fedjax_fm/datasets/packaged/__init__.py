@@ -17,6 +17,7 @@ from fedjax_fm.datasets.packaged.chitchat import (
 from fedjax_fm.datasets.packaged.emoji import draw_emoji, load_emoji
 from fedjax_fm.datasets.packaged.fashion_mnist import load_fashion_mnist
 from fedjax_fm.datasets.packaged.intents import hold_out_languages, load_intents
+from fedjax_fm.datasets.packaged.rated import rated_pairs
 from fedjax_fm.datasets.packaged.sources import (
     SOURCES,
     FetchError,
@@ -46,5 +47,6 @@ __all__ = [
     "load_intents",
     "load_word_senses",
     "open_archive",
+    "rated_pairs",
     "reply_choice",
 ]
