@@ -24,6 +24,7 @@ LAYERS = (
     ("callbacks", "wire", "testing"),
     ("study",),
     ("finetune",),
+    ("audit",),
     ("cli",),
 )
 # The calls upwards, made when they are needed: `Simulator.run(callbacks=...)` asks for the loop,

@@ -9,12 +9,17 @@ the model. Attacks on a single upload begin with `invert_gradient`, in
 from fedjax_fm.evaluation.leaks.blind import blind_scores
 from fedjax_fm.evaluation.leaks.canaries import (
     Canaries,
-    candidate_secrets,
     canary_rows,
+    candidate_secrets,
     draw_canaries,
     with_canaries,
 )
-from fedjax_fm.evaluation.leaks.exposure import chance_of_rank, exposure
+from fedjax_fm.evaluation.leaks.exposure import (
+    CHANCE,
+    chance_of_rank,
+    exposure,
+    mean_exposure,
+)
 from fedjax_fm.evaluation.leaks.intervals import (
     Interval,
     area_between,
@@ -36,6 +41,7 @@ from fedjax_fm.evaluation.leaks.tokens import (
 )
 
 __all__ = [
+    "CHANCE",
     "Canaries",
     "Interval",
     "LowerBound",
@@ -51,6 +57,7 @@ __all__ = [
     "epsilon_of_guesses",
     "exposure",
     "least_likely",
+    "mean_exposure",
     "mean_log_p",
     "membership",
     "one_run_epsilon",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_fm import checks
+from fedjax_fm.evaluation.leaks.intervals import Interval
 
 # Of a secret that was not trained on, among many candidates: log2(e).
 CHANCE = math.log2(math.e)
@@ -53,6 +54,42 @@ def exposure(score: Any, candidates: Any) -> np.ndarray:
     equal = (others == own[..., None]).sum(axis=-1)
     rank = 1 + above + equal / 2
     return np.log2(others.shape[-1] + 1) - np.log2(rank)
+
+
+def mean_exposure(exposures: Any) -> Interval:
+    """The mean exposure of several canaries, with an interval that is exact by chance.
+
+    A canary that was not trained on has an exposure of Exp(1) / ln 2 among many
+    candidates, so that n of them have a mean of Gamma(n, 1) / (n ln 2); its quantiles
+    give the interval
+
+        [2 n mean / c_97.5, 2 n mean / c_2.5],   c of chi-square with 2 n degrees
+
+    Args:
+      exposures: f64[n], n >= 1.
+
+    Returns:
+      The mean. Canaries left something in the model if the interval lies above `CHANCE`.
+
+    Raises:
+      ValueError: no exposure, or one below 0.
+
+    Example:
+      >>> found = mean_exposure([6.0, 8.0, 10.0])
+      >>> found.value, round(found.low, 2)
+      (8.0, 3.32)
+    """
+    from scipy import stats  # takes half a second to import
+
+    found = np.asarray(exposures, np.float64)
+    if found.ndim != 1 or not len(found) or not (found >= 0).all():
+        raise ValueError(
+            "expected one exposure or more, in bits >= 0, got shape "
+            f"{list(found.shape)}"
+        )
+    total, freedom = 2 * found.sum(), 2 * len(found)
+    low, high = (total / stats.chi2.ppf(p, freedom) for p in (0.975, 0.025))
+    return Interval(float(found.mean()), float(low), float(high))
 
 
 def chance_of_rank(epsilon: float, delta: float, rank: int, space: int) -> float:

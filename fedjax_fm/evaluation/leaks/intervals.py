@@ -87,7 +87,7 @@ def area_interval(area: float, n_first: int, n_second: int) -> Interval:
     Example:
       >>> found = area_interval(1.0, 20, 20)
       >>> round(found.low, 2), found.high
-      (0.87, 1.0)
+      (0.9, 1.0)
     """
     from scipy import optimize, stats
 

@@ -136,7 +136,7 @@ def test_bounds_are_checked():
         membership([1.0], [0.0], most_false_alarms=1)
     with pytest.raises(ValueError, match="hits=3"):
         share_interval(3, 2)
-    with pytest.raises(ValueError, match="area=1.5"):
+    with pytest.raises(ValueError, match=r"area=1\.5"):
         area_interval(1.5, 3, 3)
     with pytest.raises(ValueError, match="got 1 and 2"):
         blind_scores([[1]], [[1], [2]], 4)
