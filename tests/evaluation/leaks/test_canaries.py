@@ -78,7 +78,11 @@ def test_privacy_bounds_the_chance_of_a_rank():
 
 def rows(n=2, width=10, labels=10):
     ids = np.ones((n, width), np.int32)
-    return {"input_ids": ids, "attention_mask": ids, "labels": np.ones((n, labels), int)}
+    return {
+        "input_ids": ids,
+        "attention_mask": ids,
+        "labels": np.ones((n, labels), int),
+    }
 
 
 def test_a_canary_of_a_decoder():
@@ -101,7 +105,9 @@ def test_coins_plant_and_clients_differ():
     assert 70 < canaries.is_planted.sum() < 130  # 5 deviations of a fair coin
     clients = [rows(n=1 + k % 3) for k in range(300)]
     found = with_canaries(clients, canaries, repeats=2, pad=0)
-    more = np.array([len(one["labels"]) for one in found]) - [1 + k % 3 for k in range(300)]
+    more = np.array([len(one["labels"]) for one in found]) - [
+        1 + k % 3 for k in range(300)
+    ]
     expected = np.zeros(300, int)
     expected[canaries.clients[canaries.is_planted]] = 2
     assert more.tolist() == expected.tolist()
@@ -111,9 +117,13 @@ def test_coins_plant_and_clients_differ():
 
 
 def test_what_cannot_be_planted_is_refused():
-    with pytest.raises(ValueError, match=r"canaries are texts: .* got \['label', 'x'\]"):
+    with pytest.raises(
+        ValueError, match=r"canaries are texts: .* got \['label', 'x'\]"
+    ):
         canary_rows([[1]], [[2]], {"x": np.zeros((1, 3)), "label": np.zeros(1)})
-    with pytest.raises(ValueError, match="needs 11 tokens of input_ids, and rows have 10"):
+    with pytest.raises(
+        ValueError, match="needs 11 tokens of input_ids, and rows have 10"
+    ):
         canary_rows([[1] * 6], [[2] * 5], rows())
     with pytest.raises(ValueError, match="n_canaries=4"):
         draw_canaries(range(9), 4, 3)
@@ -165,7 +175,9 @@ def trained():
 
 def attacks(adapted, delta, clients):
     """Membership by each score."""
-    members = {name: np.concatenate([one[name] for one in clients]) for name in clients[0]}
+    members = {
+        name: np.concatenate([one[name] for one in clients]) for name in clients[0]
+    }
     others = texts(99, CLIENTS * EACH)
     before, after = [], []
     for arrays in (members, others):
@@ -191,7 +203,9 @@ def risen(adapted, delta, canaries):
         for prefix, secret in zip(canaries.prefixes, canaries.secrets, strict=True):
             secrets = np.concatenate([secret[None], others])
             made_rows = canary_rows(np.repeat(prefix[None], 256, axis=0), secrets, like)
-            tokens = token_scores(adapted, parts, adapted.backbone, made_rows, batch_size=256)
+            tokens = token_scores(
+                adapted, parts, adapted.backbone, made_rows, batch_size=256
+            )
             each.append(tokens.log_p.sum(axis=1))
         scores[when] = np.array(each)
     found = exposure(scores["after"][:, 0], scores["after"][:, 1:])
