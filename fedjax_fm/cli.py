@@ -759,6 +759,7 @@ def audit(
     seed: _Count = None,
     examples: int = 500,
     candidates: int = 999,
+    search_steps: int = 0,
 ) -> None:
     """Attack the model of a finetune run: what does it give away of its clients?
 
@@ -769,11 +770,13 @@ def audit(
       seed: whose model is attacked; default the first.
       examples: at most, of those that were trained on and of others.
       candidates: random secrets that a planted one is ranked among.
+      search_steps: of a search for the text behind one gradient, such as 300; large
+        models take minutes.
     """
     from rich.console import Console
 
     command = importlib.import_module("fedjax_fm.audit.command")
-    effort = command.Effort(examples=examples, candidates=candidates)
+    effort = command.Effort(examples, candidates, search_steps)
     found, console = command.audit(folder, seed, effort), Console()
     for line in command.page.told(found.findings):
         say(console, line)

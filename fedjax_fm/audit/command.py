@@ -3,7 +3,15 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from fedjax_fm.audit import figure, members, page, secrets, subject
+from fedjax_fm.audit import (
+    figure,
+    inversion,
+    members,
+    page,
+    secrets,
+    subject,
+    upload,
+)
 from fedjax_fm.audit.findings import Finding
 from fedjax_fm.runs.errors import UsageError
 
@@ -16,10 +24,12 @@ class Effort(NamedTuple):
     Attributes:
       examples: at most, of members and of others.
       candidates: secrets that a canary is ranked among.
+      search_steps: of the search for a text behind a gradient; 0 leaves it out.
     """
 
     examples: int = 500
     candidates: int = 999
+    search_steps: int = 0
 
     def checked(self) -> "Effort":
         """Itself, after a check of its values.
@@ -27,7 +37,8 @@ class Effort(NamedTuple):
         Raises:
           UsageError: names the value that makes no sense.
         """
-        for name, least in (("examples", 2), ("candidates", 1)):
+        bounds = {"examples": 2, "candidates": 1, "search_steps": 0}
+        for name, least in bounds.items():
             value = getattr(self, name)
             if value < least:
                 raise UsageError(f"expected {name} >= {least}, got {name}={value}")
@@ -64,7 +75,12 @@ def audit(place: Path, seed: int | None = None, effort: Effort | None = None) ->
     run = subject.opened(place, seed)
     of_members = members.audited(run, much.examples)
     of_secrets = secrets.audited(run, much.candidates)
-    findings = [*of_members.findings, *of_secrets.findings]
+    findings = [
+        *of_members.findings,
+        *of_secrets.findings,
+        *upload.audited(run),
+        *inversion.audited(run, much.search_steps),
+    ]
     drawn = figure.drawn(of_members, of_secrets)
     run.folder.write_text(PICTURE, figure.as_svg(drawn))
     fields = {"seed": run.seed, "findings": page.as_fields(findings)}

@@ -11,7 +11,7 @@ from fedjax_fm.audit.secrets import Secrets
 from fedjax_fm.evaluation.leaks import CHANCE
 from fedjax_fm.study.plots import COLOURS, plain, style
 
-LEAST = 1e-3  # share of false alarms at which the curves begin
+LINEAR = 0.01  # share of false alarms up to which the axis is linear
 
 
 def drawn(members: Members, secrets: Secrets) -> Figure:
@@ -42,12 +42,15 @@ def _curves(axes: Axes, members: Members) -> None:
         true = [(inside >= edge).mean() for edge in edges]
         dashes = "--" if name in (BEFORE, BLIND) else "-"
         axes.plot([0, *false], [0, *true], dashes, color=colour, lw=1.6, label=name)
-    axes.plot([0, 1], [0, 1], ":", color="#7f8c9b", lw=1.2, label="chance")
+    even = np.linspace(0, 1, 1001)
+    axes.plot(even, even, ":", color="#7f8c9b", lw=1.2, label="chance")
     plain(axes, "others taken for members", "members found")
-    axes.set_xscale("symlog", linthresh=0.01)
+    axes.set_xscale("symlog", linthresh=LINEAR)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+    axes.legend(
+        frameon=False, fontsize=8.5, ncols=2, loc="lower left", bbox_to_anchor=(0, 1)
+    )
 
 
 def _exposures(axes: Axes, secrets: Secrets) -> None:
