@@ -20,7 +20,7 @@ LAYERS = (
     ("privacy", "engine", "models"),
     ("systems", "peft", "tasks"),
     ("algorithms", "evaluation", "runs"),
-    ("robust",),
+    ("robust", "secure"),
     ("callbacks", "wire", "testing"),
     ("study",),
     ("finetune",),

@@ -42,7 +42,7 @@ def span_residuals(gradient: Any, candidates: Any, *, tolerance: float = 1e-5) -
       >>> d = np.array([[1.0, 0.5], [0.0, 1.0]])
       >>> gradient = x[:2].T @ d  # of the first two
       >>> span_residuals(gradient, x).round(2).tolist()
-      [0.0, 0.0, 0.58]
+      [0.0, 0.0, 0.82]
     """
     checks.real("tolerance", tolerance, least=0, below=1)
     found, inputs = (np.asarray(x, np.float64) for x in (gradient, candidates))

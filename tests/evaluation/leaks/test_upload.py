@@ -139,10 +139,7 @@ def test_lora_says_nothing_at_first_and_everything_of_short_texts_later():
 )
 def test_these_methods_have_no_span_of_inputs(method):
     model, targets = gpt2()
-    try:
-        adapted = adapted_by(method(targets), model)
-    except (TypeError, ValueError) as error:
-        pytest.skip(str(error))
+    adapted = adapted_by(method(targets), model)
     found = gradient(adapted, moved(adapted.delta))
     assert first_kernels(found) == {}
 
@@ -213,11 +210,12 @@ def test_embeddings_in_the_place_of_tokens_give_the_same_gradient():
 def test_what_reads_no_tokens_is_refused():
     with pytest.raises(TypeError, match="a model that reads tokens, got a Linear"):
         with_embedded(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), jnp.zeros((2, 2)))
+    config = models.T5Config(
+        vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
+    )
+    other = models.T5ForConditionalGeneration(config, nnx.Rngs(0))
     with pytest.raises(TypeError, match="got a T5"):
-        config = models.T5Config(
-            vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
-        )
-        first_inputs(models.T5ForConditionalGeneration(config, nnx.Rngs(0)), 3)
+        first_inputs(other, 3)
 
 
 TABLE = np.random.default_rng(5).normal(size=(40, 6)).astype(np.float32)
