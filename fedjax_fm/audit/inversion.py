@@ -89,7 +89,7 @@ def line(name: str, found: Any, truth: np.ndarray, note: str, chance: float) -> 
       note: in words.
       chance: F1 of as many tokens that are drawn at random.
     """
-    f1 = token_f1(found, truth)
+    f1 = token_f1(np.asarray(found).tolist(), truth.tolist())
     return Finding(
         name=f"inversion: {name}",
         measure=F1,

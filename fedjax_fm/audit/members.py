@@ -98,10 +98,10 @@ def _scores(subject: Subject, found: Sides) -> dict[str, Pair]:
         scores.setdefault(CALIBRATED, []).append(after[LOSS] - before[LOSS])
         scores.setdefault(BEFORE, []).append(before[LOSS])
     pairs = {name: (one, other) for name, (one, other) in scores.items()}
-    texts = [_texts(arrays) for arrays in both]
-    if min(map(len, texts)) >= 2:
-        vocabulary = 1 + max(int(ids.max()) for side in texts for ids in side)
-        pairs[BLIND] = blind_scores(*texts, vocabulary, seed=subject.seed)
+    inside, outside = (_texts(arrays) for arrays in both)
+    if min(len(inside), len(outside)) >= 2:
+        vocabulary = 1 + max(int(ids.max()) for ids in (*inside, *outside))
+        pairs[BLIND] = blind_scores(inside, outside, vocabulary, seed=subject.seed)
     return pairs
 
 

@@ -143,7 +143,7 @@ def unmasked_sum(
         )
     answers = arrived if answered is None else arrived & np.asarray(answered, bool)
     some = [np.asarray(one, np.uint32) for one in sent if one is not None]
-    total = np.sum(some, axis=0, dtype=np.uint32)
+    total = np.stack(some).sum(axis=0, dtype=np.uint32)
     needed = [k for k in range(m) if arrived[k] or arrived[cohort.neighbours[k]].any()]
     given = {k: _given(k, cohort, answers) for k in needed}
     for k, shares in given.items():

@@ -5,6 +5,7 @@ Models", arXiv 2406.16201; Meeus et al. 2024, arXiv 2406.17975.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,8 @@ from fedjax_fm import checks
 
 
 def blind_scores(
-    members: Sequence[Sequence[int]],
-    others: Sequence[Sequence[int]],
+    members: Sequence[Any],
+    others: Sequence[Any],
     vocabulary: int,
     *,
     seed: int = 0,
@@ -27,8 +28,8 @@ def blind_scores(
     themselves: figures of attacks on the model then say nothing of the model.
 
     Args:
-      members: token ids of each text that was trained on.
-      others: of each text that was not.
+      members: token ids i64[T] of each text that was trained on.
+      others: those of each text that was not.
       vocabulary: V, ids are below it.
       seed: of the halves.
 
@@ -70,7 +71,7 @@ def blind_scores(
     return found[0], found[1]
 
 
-def _bags(texts: Sequence[Sequence[int]], vocabulary: int) -> np.ndarray:
+def _bags(texts: Sequence[Any], vocabulary: int) -> np.ndarray:
     """f32[n, V], how often each token occurs in each text."""
     found = np.zeros((len(texts), vocabulary), np.float32)
     for row, text in zip(found, texts, strict=True):

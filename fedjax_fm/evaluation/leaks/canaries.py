@@ -190,8 +190,8 @@ def with_canaries(
                 f"canary {k} belongs to client {place}, and there are {len(found)}"
             )
         own = found[place]
-        one = [side[k : k + 1] for side in (canaries.prefixes, canaries.secrets)]
-        rows = canary_rows(*one, own, pad=pad)
+        prefix, secret = canaries.prefixes[k : k + 1], canaries.secrets[k : k + 1]
+        rows = canary_rows(prefix, secret, own, pad=pad)
         found[place] = {
             name: np.concatenate([column, np.repeat(rows[name], repeats, axis=0)])
             for name, column in own.items()

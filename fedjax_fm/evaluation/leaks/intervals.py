@@ -1,6 +1,7 @@
 """Intervals of shares and of areas under a curve, also where nothing went wrong."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def area_interval(area: float, n_first: int, n_second: int) -> Interval:
       >>> round(found.low, 2), found.high
       (0.9, 1.0)
     """
-    from scipy import optimize, stats
+    from scipy import stats  # takes half a second to import
 
     checks.real("area", area, least=0, most=1)
     checks.whole("n_first", n_first, least=1)
@@ -105,10 +106,24 @@ def area_interval(area: float, n_first: int, n_second: int) -> Interval:
     low, high = 0.0, 1.0
     inside = min(max(area, EDGE), 1 - EDGE)  # at 0 and 1 itself V is 0
     if area > 0:
-        low = float(optimize.brentq(excess, 0.0, inside))
+        low = root_of(excess, 0.0, inside)
     if area < 1:
-        high = float(optimize.brentq(excess, inside, 1.0))
+        high = root_of(excess, inside, 1.0)
     return Interval(float(area), low, high)
+
+
+def root_of(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a continuous function is zero, between two places of different signs.
+
+    Args:
+      function: of one number.
+      low: one end.
+      high: the other.
+    """
+    from scipy import optimize
+
+    found: Any = optimize.brentq(function, low, high)
+    return float(found)
 
 
 def area_between(first: np.ndarray, second: np.ndarray) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedjax_fm import checks
 from fedjax_fm.evaluation.intervals import LEVEL
+from fedjax_fm.evaluation.leaks.intervals import root_of
 
 CEILING = 50.0  # of the search; no number of guesses that fits into memory reaches it
 
@@ -116,8 +117,6 @@ def epsilon_of_guesses(
       >>> round(epsilon_of_guesses(100, 100, 100), 2)  # all right
       3.49
     """
-    from scipy import optimize
-
     checks.real("level", level, above=0, below=1)
 
     def excess(epsilon: float) -> float:
@@ -125,7 +124,7 @@ def epsilon_of_guesses(
 
     if excess(0.0) > 0:
         return 0.0
-    return float(optimize.brentq(excess, 0.0, CEILING))
+    return root_of(excess, 0.0, CEILING)
 
 
 def one_run_epsilon(scores: Any, is_in: Any, *, delta: float = 0.0) -> LowerBound:
