@@ -22,11 +22,14 @@ from fedjax_fm.evaluation.leaks import (
     span_residuals,
     token_table,
 )
+from fedjax_fm.finetune.tokens import Arrays
 from fedjax_fm.types import Tree
 
 F1 = "F1 of tokens"
 INPUTS = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "c_attn", "qkv_proj")
+LEAST = 0.2  # F1 from which an attack counts as one
 IN_SPAN = 1e-2  # residual of a token that is found
+MOST = 4  # examples, of as many clients
 SHARPNESS = 30.0
 
 
@@ -42,8 +45,27 @@ class Seen(NamedTuple):
     gradient: Tree
 
 
+class Read(NamedTuple):
+    """What was read of an example.
+
+    Attributes:
+      found: tokens.
+      truth: tokens that could have been found.
+      n_tokens: that there are.
+    """
+
+    found: Any
+    truth: np.ndarray
+    n_tokens: int
+
+    @property
+    def f1(self) -> float:
+        """Of the bags of tokens."""
+        return token_f1(np.asarray(self.found).tolist(), self.truth.tolist())
+
+
 def audited(subject: Subject, search_steps: int) -> list[Finding]:
-    """Tries to read one example of the first client from its gradient.
+    """Tries to read the first example of some clients from its gradient.
 
     Args:
       subject: the run.
@@ -52,51 +74,54 @@ def audited(subject: Subject, search_steps: int) -> list[Finding]:
     Returns:
       Lines of three attacks.
     """
-    names = ("embeddings", "first layer", "search")
-    rows = subject.data.train[0]
-    if "input_ids" not in rows:
+    rows = [one for one in subject.data.train if "input_ids" in one][:MOST]
+    if not rows:
         why = "the inputs are no tokens"
+        names = ("embeddings", "first layer", "search")
         return [skipped(f"inversion: {name}", why) for name in names]
-    seen = _seen(subject)
+    seen = _seen(subject, rows)
     return [
         _by_table(subject, seen),
         _by_span(subject, seen),
-        _by_search(subject, seen, search_steps),
+        _by_search(subject, seen[0], search_steps),
     ]
 
 
-def _seen(subject: Subject) -> Seen:
-    """The gradient of the first example of the first client."""
+def _seen(subject: Subject, clients: list[Arrays]) -> list[Seen]:
+    """Gradients of the first example of each client."""
     delta, backbone = subject.model.parts
-    row = {name: column[:1] for name, column in subject.data.train[0].items()}
 
-    def loss(delta: Tree) -> jax.Array:
+    def loss(delta: Tree, row: Any) -> jax.Array:
         each, _ = subject.data.task.loss(delta, backbone, row, None)
         return each.sum()
 
-    real = row["attention_mask"][0] != 0
-    tokens = np.asarray(row["input_ids"][0][real], np.int64)
-    return Seen(tokens, jax.jit(jax.grad(loss))(delta))
+    gradient, found = jax.jit(jax.grad(loss)), []
+    for rows in clients:
+        row = {name: column[:1] for name, column in rows.items()}
+        real = row["attention_mask"][0] != 0
+        tokens = np.asarray(row["input_ids"][0][real], np.int64)
+        found.append(Seen(tokens, gradient(delta, row)))
+    return found
 
 
-def line(name: str, found: Any, truth: np.ndarray, note: str, chance: float) -> Finding:
-    """The line of an attack that has read some tokens.
+def line(name: str, read: list[Read], note: str) -> Finding:
+    """The line of an attack that has read some examples.
 
     Args:
       name: of the attack.
-      found: tokens.
-      truth: tokens of the text.
+      read: of each example.
       note: in words.
-      chance: F1 of as many tokens that are drawn at random.
     """
-    f1 = token_f1(np.asarray(found).tolist(), truth.tolist())
+    f1 = float(np.mean([one.f1 for one in read]))
+    chance = float(np.mean([len(one.truth) / one.n_tokens for one in read]))
+    size = "one example" if len(read) == 1 else f"mean of {len(read)} examples"
     return Finding(
         name=f"inversion: {name}",
         measure=F1,
         figure=Interval(f1, f1, f1),
         chance=chance,
-        verdict=LEAKS if f1 > max(2 * chance, 0.2) else NOTHING,
-        note=f"{note}; one example, one step, no noise",
+        verdict=LEAKS if f1 > max(2 * chance, LEAST) else NOTHING,
+        note=f"{note}; {size}, each alone, one step, no noise",
     )
 
 
@@ -104,50 +129,44 @@ def _table(subject: Subject) -> np.ndarray:
     return np.asarray(token_table(subject.model.adapted.model(*subject.model.parts)))
 
 
-def _of_table(shape: tuple[int, ...], gradient: Tree) -> np.ndarray | None:
-    """The gradient of the table of tokens, if that is trained."""
-    for leaf in jax.tree.leaves(gradient):
-        if leaf.shape == shape:
-            return np.asarray(leaf)
-    return None
-
-
-def _by_table(subject: Subject, seen: Seen) -> Finding:
+def _by_table(subject: Subject, seen: list[Seen]) -> Finding:
     """Rows of the table that have moved."""
-    found = _of_table(_table(subject).shape, seen.gradient)
-    if found is None:
-        return skipped("inversion: embeddings", "the table of tokens is frozen")
-    present, n_tokens = set(seen.tokens.tolist()), len(found)
-    # A tied head moves all rows; those of tokens that were read move most.
-    norms = np.linalg.norm(found, axis=1)
-    rows = tokens_of_gradient(found)
-    if len(rows) > 2 * len(present):
-        rows = np.argsort(-norms)[: len(present)]
-    note = f"{len(rows)} rows of {n_tokens} that moved, most or alone"
-    chance = len(present) / n_tokens
-    return line("embeddings", rows, np.array(sorted(present)), note, chance)
+    shape, read = _table(subject).shape, []
+    for one in seen:
+        leaves = jax.tree.leaves(one.gradient)
+        own = [np.asarray(leaf) for leaf in leaves if leaf.shape == shape]
+        if not own:
+            return skipped("inversion: embeddings", "the table of tokens is frozen")
+        present, rows = np.unique(one.tokens), tokens_of_gradient(own[0])
+        if len(rows) > 2 * len(present):
+            # A tied head moves all rows; those of tokens that were read move most.
+            norms = np.linalg.norm(own[0], axis=1)
+            rows = np.argsort(-norms)[: len(present)]
+        read.append(Read(rows, present, shape[0]))
+    return line("embeddings", read, "rows of the table that moved, alone or most")
 
 
-def _by_span(subject: Subject, seen: Seen) -> Finding:
+def _by_span(subject: Subject, seen: list[Seen]) -> Finding:
     """Tokens whose input of the first layer lies in the span of its gradients."""
-    name = "first layer"
+    name, read = "inversion: first layer", []
     model = subject.model.adapted.model(*subject.model.parts)
+    longest = max(len(one.tokens) for one in seen)
     try:
-        inputs = np.asarray(first_inputs(model, len(seen.tokens)))
+        inputs = np.asarray(first_inputs(model, longest))
     except TypeError as error:
-        return skipped(f"inversion: {name}", str(error))
-    columns = _first_columns(seen.gradient, inputs.shape[-1])
-    if columns is None:
-        why = "nothing that reads the first layer's inputs is trained"
-        return skipped(f"inversion: {name}", why)
-    residuals = np.stack([span_residuals(columns, one) for one in inputs]).min(axis=0)
-    rows = np.flatnonzero(residuals < IN_SPAN)
-    present = np.unique(seen.tokens)
-    note = f"{len(rows)} tokens of {len(residuals)} in the span"
-    chance = len(present) / len(residuals)
-    if len(rows) == len(residuals):
-        return skipped(f"inversion: {name}", f"{note}: it is everything")
-    return line(name, rows, present, note, chance)
+        return skipped(name, str(error))
+    for one in seen:
+        columns = _first_columns(one.gradient, inputs.shape[-1])
+        if columns is None:
+            why = "nothing that reads the first layer's inputs is trained"
+            return skipped(name, why)
+        places = inputs[: len(one.tokens)]
+        each = np.stack([span_residuals(columns, place) for place in places])
+        rows = np.flatnonzero(each.min(axis=0) < IN_SPAN)
+        if len(rows) == inputs.shape[1]:
+            return skipped(name, "the span is everything, which says nothing")
+        read.append(Read(rows, np.unique(one.tokens), inputs.shape[1]))
+    return line("first layer", read, "tokens in the span of the gradients")
 
 
 def _first_columns(gradient: Tree, width: int) -> np.ndarray | None:
@@ -158,7 +177,7 @@ def _first_columns(gradient: Tree, width: int) -> np.ndarray | None:
         is_input = any(f"'{part}'" in name for part in INPUTS)
         if is_input and leaf.ndim == 3 and leaf.shape[1] == width:
             found.append(np.asarray(leaf[0], np.float64))
-    if not found or not any(np.any(one) for one in found):
+    if not any(np.any(one) for one in found):
         return None
     # Each on its own scale: LoRA's A of one layer may be far smaller than another's.
     scaled = [one / max(np.linalg.norm(one), 1e-30) for one in found]
@@ -195,5 +214,4 @@ def _by_search(subject: Subject, seen: Seen, steps: int) -> Finding:
     found = search_text(*given, how=how, seed=subject.seed)
     in_place = float((found.tokens == seen.tokens).mean())
     note = f"{100 * in_place:.0f} % in their places; distance {found.distance:.2g}"
-    chance = len(seen.tokens) / len(table)
-    return line("search", found.tokens, seen.tokens, note, chance)
+    return line("search", [Read(found.tokens, seen.tokens, len(table))], note)

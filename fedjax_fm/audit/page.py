@@ -71,7 +71,8 @@ def _row(one: Finding) -> tuple[str, ...]:
     figure, interval = "", ""
     if one.figure is not None:
         figure = f"{one.figure.value:.3g}"
-        interval = f"{one.figure.low:.3g} to {one.figure.high:.3g}"
+        is_exact = one.figure.low == one.figure.high
+        interval = "" if is_exact else f"{one.figure.low:.3g} to {one.figure.high:.3g}"
     chance = "" if one.chance is None else f"{one.chance:.3g}"
     return one.name, one.measure, figure, interval, chance, one.verdict, one.note
 
@@ -91,7 +92,8 @@ def told(findings: Sequence[Finding]) -> list[str]:
     lines = []
     for one in findings:
         _, measure, figure, interval, _, verdict, note = _row(one)
-        said = f"{measure} {figure} ({interval})" if figure else ""
+        between = f" ({interval})" if interval else ""
+        said = f"{measure} {figure}{between}" if figure else ""
         parts = [part for part in (said, verdict, note) if part]
         lines.append(f"{one.name}: {'; '.join(parts)}")
     return lines

@@ -52,7 +52,12 @@ def private(**how):
     return privacy.ExamplePrivacy(**{"clip_norm": 0.5, "noise_multiplier": 0.7, **how})
 
 
-@pytest.mark.parametrize("microbatch", [1, 2, 4])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "microbatch", [pytest.param(1, marks=SLOW), 2, pytest.param(4, marks=SLOW)]
+)
 def test_microbatches_change_nothing(microbatch):
     same(run(private()), run(private(microbatch=microbatch)))
 

@@ -77,7 +77,9 @@ def test_a_run_that_learnt_nothing_leaks_nothing(untrained):
     found = audit(untrained, effort=EFFORT)
     lines = by_name(found)
     for name, one in lines.items():
-        assert one.verdict in (NOTHING, HOLDS, SKIPPED), name
+        # An upload gives its text away whether or not the model has learnt something.
+        if not name.startswith("inversion"):
+            assert one.verdict in (NOTHING, HOLDS, SKIPPED), name
     loss = lines["membership: loss"]
     assert loss.figure.low <= 0.5 <= loss.figure.high
     planted, left_out = lines["canaries, planted"], lines["control: canaries, left out"]
@@ -126,6 +128,7 @@ def test_an_overfitted_run_leaks(folder):
             assert one.verdict == HOLDS, name
 
 
+@pytest.mark.slow
 def test_a_classifier_is_audited_by_its_loss(folder, capsys):
     small = (
         "--client",

@@ -114,7 +114,7 @@ def search_text(
     checks.whole("length", length, least=1)
     checks.whole("seed", seed, least=0)
     rows = jnp.asarray(table, jnp.float32)
-    search = _Search(gradient_of, observed, rows, chosen, prior)
+    search = _Searcher(gradient_of, observed, rows, chosen, prior)
     found = [search.from_start(length, [seed, k]) for k in range(chosen.starts)]
     return min(found, key=_distance)
 
@@ -123,7 +123,7 @@ def _distance(found: Recovered) -> float:
     return found.distance
 
 
-class _Search:
+class _Searcher:
     """One search: compiled functions of the embeddings, and the moves between them."""
 
     def __init__(
@@ -165,7 +165,7 @@ class _Search:
     def from_start(self, length: int, seed: list[int]) -> Recovered:
         """From embeddings of random size and direction to tokens."""
         random = np.random.default_rng(seed)
-        scale = self.rows.std() or 1.0
+        scale = np.sqrt(np.mean(self.rows**2))
         start = scale * random.normal(size=(length, self.rows.shape[1]))
         embedded = jnp.asarray(start, jnp.float32)
         moments = self.optimizer.init(embedded)

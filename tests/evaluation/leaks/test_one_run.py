@@ -1,9 +1,12 @@
 """The empirical epsilon: below the truth for a right mechanism, above it for a broken one."""
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
+import fedjax_fm as ffm
 from fedjax_fm import privacy
 from fedjax_fm.evaluation.leaks import epsilon_of_guesses, one_run_epsilon, p_value
 from fedjax_fm.population import samplers
@@ -102,6 +105,43 @@ def test_noise_of_one_round_counted_as_all_is_found(multiplier):
     """A mechanism that adds a tenth of the noise that it was accounted for."""
     found = one_run_epsilon(*scores_of_sums(multiplier / 10, 0), delta=DELTA)
     assert found.epsilon > EPSILON
+
+
+# The method itself, in the engine: canary clients with directions of their own
+
+
+def delta_of(coins, noise_multiplier):
+    """The final model of DP-FedAvg; client k pulls along axis k if its coin says so."""
+
+    def loss(w, backbone, batch, key):
+        return -100.0 * jnp.sum(batch["x"] * w, axis=-1), {}
+
+    sampler = samplers.spaced(N, N, min_separation=1, max_participations=ROUNDS)
+    method = ffm.algorithms.dp_fedavg(
+        ffm.Task(loss),
+        optax.sgd(1.0),
+        noise=privacy.independent(),
+        noise_multiplier=noise_multiplier,
+        clip_norm=1.0,
+        local_steps=1,
+        batch_size=1,
+    )
+    axes = np.eye(N, dtype=np.float32) * coins[:, None]
+    population = ffm.Population.from_clients([{"x": axis[None]} for axis in axes])
+    simulator = ffm.Simulator(
+        method, population, cohort_size=N, sampler=sampler, seed=3
+    )
+    state, _ = simulator.run(simulator.init(jnp.zeros(N)), ROUNDS)
+    return np.asarray(state.delta)
+
+
+def test_dp_fedavg_keeps_its_promise_and_without_noise_it_does_not(multiplier):
+    coins = np.random.default_rng(3).random(N) < 0.5
+    kept = one_run_epsilon(delta_of(coins, multiplier), coins, delta=DELTA)
+    assert kept.epsilon <= EPSILON
+    assert kept.n_correct < kept.n_guesses
+    broken = one_run_epsilon(delta_of(coins, 0.0), coins, delta=DELTA)
+    assert broken.epsilon == broken.ceiling > EPSILON
 
 
 def test_two_canaries_refute_nothing():

@@ -92,7 +92,9 @@ def in_span(columns, model):
 # Exact attacks on the first layer
 
 
-@pytest.mark.parametrize("make", [llama, gpt2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "make", [llama, pytest.param(gpt2, marks=pytest.mark.slow)], ids=["llama", "gpt2"]
+)
 def test_full_tuning_gives_every_token_that_is_read_away(make):
     model, _ = make()
     adapted = adapted_by(peft.full(), model)
@@ -103,6 +105,7 @@ def test_full_tuning_gives_every_token_that_is_read_away(make):
     assert residuals[:, others].min() > 0.1
 
 
+@pytest.mark.slow
 def test_positions_are_found_where_they_are_added_to_tokens():
     model, _ = gpt2()
     adapted = adapted_by(peft.full(), model)
@@ -127,6 +130,7 @@ def test_lora_says_nothing_at_first_and_everything_of_short_texts_later():
     assert in_span(columns, model)[0] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -331,6 +335,7 @@ def test_an_honest_client_is_not_accused():
     assert found == []
 
 
+@pytest.mark.slow
 def test_it_is_found_behind_a_channel_too():
     channel = ffm.channels.cast("bfloat16")
     assert of_upload(sent(leaking(honest()), channel), ROWS).verdict == LEAKS
