@@ -169,8 +169,7 @@ def for_a_replaced_client(epsilon: float, delta: float, relation: str) -> Promis
       relation: which data sets are neighbours, in the words of `privacy.spent`.
 
     References:
-      Dwork, Roth 2014, "The Algorithmic Foundations of Differential Privacy", theorem
-      2.2 and lemma 2.2 of Vadhan 2017 (group privacy).
+      Vadhan 2017, "The Complexity of Differential Privacy", lemma 2.2 (group privacy).
 
     Example:
       >>> for_a_replaced_client(1.0, 1e-5, "one client's data replaced").epsilon

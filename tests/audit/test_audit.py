@@ -129,6 +129,18 @@ def test_an_overfitted_run_leaks(folder):
 
 
 @pytest.mark.slow
+def test_a_private_run_keeps_its_promise(folder):
+    words = ("--rounds", "2", "--learning-rate", "0.02", "--canaries", "16")
+    more = ("--method", "dp_fedavg", "--epsilon", "4", "--dp-delta", "0.01")
+    place = finetune(folder, "private", *words, *more)
+    line = by_name(audit(place, effort=EFFORT))["epsilon from one run"]
+    assert line.verdict == HOLDS
+    # The sampler draws without replacement: one client's data replaced, as it is tested.
+    assert subject.opened(place).promise.epsilon == pytest.approx(4.0, rel=1e-3)
+    assert "the accountant's bound for this change is 4" in line.note
+
+
+@pytest.mark.slow
 def test_a_classifier_is_audited_by_its_loss(folder, capsys):
     small = (
         "--client",
