@@ -60,8 +60,8 @@ def agreed_seed(private: bytes, public: bytes) -> bytes:
 
     Example:
       >>> one, other = key_pair(bytes(32)), key_pair(bytes(range(32)))
-      >>> seeds = agreed_seed(one.private, other.public), agreed_seed(*other[:1], one.public)
-      >>> seeds[0] == seeds[1]
+      >>> seed = agreed_seed(one.private, other.public)
+      >>> seed == agreed_seed(other.private, one.public)
       True
     """
     x25519, hashes = _x25519(), _primitives("hashes")

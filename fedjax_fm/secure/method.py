@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from fedjax_fm import checks
 from fedjax_fm.algorithms.reduce import mean_of, weighted_mean
 from fedjax_fm.secure.fixed_point import FixedPoint, decode, encode
+from fedjax_fm.trees import all_finite
 from fedjax_fm.types import Algorithm, ClientOutput, Exchange, Reduce, Tree
 
 ROUNDING = 0x5EC  # folds a client's key, whose own draws stay what they were
@@ -118,7 +119,10 @@ def _secured(exchange: Any, fixed: FixedPoint, most_weight: float) -> Exchange:
         def one(mine, state, data, key):
             output = one_of_method(mine, state, data, key)
             codes = _codes(output, fixed, most_weight, key)
-            return output._replace(upload=codes)
+            # Whole numbers hide NaN and infinity, which have to stop the run.
+            is_fine = all_finite(output.upload)
+            weight = jnp.where(is_fine, output.weight, jnp.nan)
+            return output._replace(upload=codes, weight=weight)
 
         return one
 

@@ -64,9 +64,20 @@ def agreed(
         that two halves cannot be told different things; at most 1.
       seed: of keys, seeds and graph: a simulation, whose secrets are none.
 
+    Returns:
+      What `masked` and `unmasked_sum` are given.
+
     Raises:
       TypeError, ValueError: sizes out of bounds.
       ImportError: `cryptography` is not installed.
+
+    References:
+      Bonawitz et al. 2017, ePrint 2017/281, figure 4, rounds 0 and 1.
+
+    Example:
+      >>> cohort = agreed(5, bits=26)
+      >>> [len(own) for own in cohort.neighbours], cohort.thresholds
+      ([4, 4, 4, 4, 4], [3, 3, 3, 3, 3])
     """
     checks.whole("n_clients", n_clients, least=3)
     checks.whole("bits", bits, least=1, most=WORD)
@@ -104,6 +115,9 @@ def masked(codes: Any, client: int, cohort: Cohort) -> np.ndarray:
 
     Returns:
       u32[d], below 2^bits; uniform for whoever does not know the masks.
+
+    References:
+      Bonawitz et al. 2017, ePrint 2017/281, figure 4, round 2.
     """
     found = np.array(codes, np.uint32)
     found = found + mask(cohort.selves[client], len(found))
@@ -133,6 +147,16 @@ def unmasked_sum(
       TooFew: fewer neighbours of a client answered than its threshold asks for; nothing
         is revealed.
       ValueError: nothing arrived, or not one entry a client.
+
+    References:
+      Bonawitz et al. 2017, ePrint 2017/281, figure 4, round 4.
+
+    Example:
+      >>> cohort, codes = agreed(5), np.arange(10, dtype=np.uint32).reshape(5, 2)
+      >>> sent = [masked(row, client, cohort) for client, row in enumerate(codes)]
+      >>> sent[3] = None  # it drops out, and its masks stay in what the others sent
+      >>> unmasked_sum(sent, cohort).tolist()
+      [14, 18]
     """
     m = len(cohort.keys)
     arrived = np.array([one is not None for one in sent], bool)

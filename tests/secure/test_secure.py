@@ -243,6 +243,20 @@ def test_a_run_does_not_depend_on_blocks():
         np.testing.assert_allclose(a, b, atol=2 * FIXED.step)
 
 
+def test_a_client_that_is_not_finite_stops_the_run():
+    """Its loss is 0, its gradient is infinite, and its codes are whole numbers."""
+
+    def root(w, backbone, batch, key):
+        return jnp.sqrt(jnp.abs(w * batch["x"])), {}
+
+    plain = ffm.fedavg(ffm.Task(root), optax.sgd(1.0), local_steps=1, batch_size=1)
+    data = ffm.Population.from_clients([{"x": np.ones(1, np.float32)}] * 2)
+    method = secure.secured(plain, most_weight=1)
+    simulator = ffm.Simulator(method, data, cohort_size=2)
+    with pytest.raises(ffm.NonFiniteClient):
+        simulator.run(simulator.init(jnp.float32(0)), 1)
+
+
 def test_what_secure_aggregation_cannot_do_is_refused():
     from fedjax_fm import robust
 

@@ -259,6 +259,21 @@ def test_a_frozen_layer_says_nothing():
     assert token_f1(found.tokens, SHORT) <= 0.4
 
 
+def test_a_prior_decides_where_the_gradient_says_nothing_of_the_order():
+    def of_the_sum(embedded):
+        return jnp.outer(embedded.sum(axis=0), jnp.arange(1.0, 4.0))
+
+    def ascending(tokens):
+        return float(np.mean(np.diff(tokens) > 0))
+
+    table, text = np.eye(6, dtype=np.float32), np.array([4, 1, 3])
+    how = TextSearch(steps=300, starts=1, every=100, moves=60, prior_weight=0.1)
+    seen = of_the_sum(table[text])
+    found = search_text(of_the_sum, seen, table, 3, how=how, prior=ascending)
+    assert found.distance < 1e-3
+    assert found.tokens.tolist() == [1, 3, 4]
+
+
 def test_searches_that_make_no_sense_are_refused():
     for change, said in (
         ({"steps": 0}, "steps=0"),
