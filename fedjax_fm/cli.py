@@ -756,6 +756,37 @@ def evaluate(
     print("\n".join(command.lines(command.evaluated(folder, names, **how))))
 
 
+def audit(
+    folder: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    seed: _Count = None,
+    examples: int = 500,
+    candidates: int = 999,
+    search_steps: int = 0,
+) -> None:
+    """Attack the model of a finetune run: what does it give away of its clients?
+
+    Writes audit.md, audit.svg and audit.json into the folder.
+
+    Args:
+      folder: of a run of `fedjax-fm finetune`.
+      seed: whose model is attacked; default the first.
+      examples: at most, of those that were trained on and of others.
+      candidates: random secrets that a planted one is ranked among.
+      search_steps: of a search for the text behind one gradient, such as 300; large
+        models take minutes.
+    """
+    from rich.console import Console
+
+    command = importlib.import_module("fedjax_fm.audit.command")
+    effort = command.Effort(examples, candidates, search_steps)
+    found, console = command.audit(folder, seed, effort), Console()
+    for line in command.page.told(found.findings):
+        say(console, line)
+    say(console, f"page: {found.page}")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": finetune,
     "chat": chat,
@@ -770,6 +801,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "fetch": fetch,
     "eval": evaluate,
+    "audit": audit,
 }
 
 

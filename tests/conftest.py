@@ -150,12 +150,16 @@ SLOW = {
 # What `make quick` leaves out besides: files that take more than a few seconds each even
 # with one row of each table, and those with oracles, which take seconds to import.
 LONGER = {
+    "audit": ("test_audit.py",),
+    "leaks": ("test_canaries.py", "test_one_run.py", "test_upload.py"),
+    "secure": ("test_secure.py",),
     "robust": (
         "test_robust_attacks.py",
         "test_robust_rules.py",
         "test_robust_runs.py",
     ),
     "algorithms": (
+        "test_private_steps.py",
         "test_dp_fedavg.py",
         "test_fedbert.py",
         "test_feddpa.py",

@@ -20,10 +20,11 @@ LAYERS = (
     ("privacy", "engine", "models"),
     ("systems", "peft", "tasks"),
     ("algorithms", "evaluation", "runs"),
-    ("preferences", "robust"),
+    ("preferences", "robust", "secure"),
     ("callbacks", "wire", "testing"),
     ("study",),
     ("finetune",),
+    ("audit",),
     ("cli",),
 )
 # The calls upwards, made when they are needed: `Simulator.run(callbacks=...)` asks for the loop,

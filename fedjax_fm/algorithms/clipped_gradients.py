@@ -40,6 +40,7 @@ class Estimator(NamedTuple):
       snapshot_rate: p of svrg.
       table_rows: of saga.
       index: of saga, the column that numbers a client's examples.
+      microbatch: of sgd, examples whose gradients exist at one time; None: all.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Estimator(NamedTuple):
     snapshot_rate: float
     table_rows: int | None
     index: str | None
+    microbatch: int | None = None
 
 
 class Draw(NamedTuple):
@@ -104,15 +106,42 @@ def estimated(
     Returns:
       (gradient, memory).
     """
-    here = _clipped(method, delta, draw)
     if method.name == "sgd":
-        return _mean(here, draw), memory
+        return _mean_of_parts(method, delta, draw), memory
+    here = _clipped(method, delta, draw)
     if method.name == "saga":
         return _saga(method, memory, here, draw)
     return _svrg(method, delta, memory, here, draw)
 
 
-def _clipped(method: Estimator, delta: Tree, draw: Draw) -> Tree:
+def _mean_of_parts(method: Estimator, delta: Tree, draw: Draw) -> Tree:
+    """The mean of the clipped gradients, of one microbatch after the other.
+
+    Each example is clipped by itself: clipping means of microbatches would be another
+    mechanism.
+    """
+    keys = jax.random.split(draw.key, draw.mask.shape[0])
+    size = method.microbatch
+    if size is None or size == len(keys):
+        return _mean(_clipped(method, delta, draw, keys), draw)
+
+    def parts(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, size, *x.shape[1:])
+
+    def add(total: Tree, part: Any) -> tuple[Tree, None]:
+        batch, mask, own = part
+        some = draw._replace(batch=batch, mask=mask)
+        rows = _clipped(method, delta, some, own)
+        return jax.tree.map(lambda t, x: t + jnp.sum(x, axis=0), total, rows), None
+
+    each = jax.tree.map(parts, (draw.batch, draw.mask, keys))
+    total, _ = jax.lax.scan(add, zeros_of(delta), each)
+    return mean_of(total, jnp.sum(draw.mask, dtype=jnp.float32))
+
+
+def _clipped(
+    method: Estimator, delta: Tree, draw: Draw, keys: jax.Array | None = None
+) -> Tree:
     """The gradient of each example, clipped, [B, ...]; zeros for padded rows."""
 
     def loss(delta, example, key):
@@ -126,7 +155,8 @@ def _clipped(method: Estimator, delta: Tree, draw: Draw) -> Tree:
         bounded, _ = clip(wide, method.clip_norm)
         return jax.tree.map(lambda g: jnp.where(is_real, g, 0.0), bounded)
 
-    keys = jax.random.split(draw.key, draw.mask.shape[0])
+    if keys is None:
+        keys = jax.random.split(draw.key, draw.mask.shape[0])
     return jax.vmap(one)(draw.batch, draw.mask, keys)
 
 

@@ -14,9 +14,16 @@ from typing import Any, NamedTuple
 import optax
 
 from fedjax_fm import checks
-from fedjax_fm.algorithms.local import ClientOptimizer, local_training, sends_update
+from fedjax_fm.algorithms.local import (
+    ClientOptimizer,
+    LocalTraining,
+    local_training,
+    sends_update,
+)
 from fedjax_fm.algorithms.parts import in_f32
+from fedjax_fm.algorithms.private_steps import PrivateSteps, private_steps
 from fedjax_fm.algorithms.reduce import weighted_mean
+from fedjax_fm.privacy.examples import ExamplePrivacy
 from fedjax_fm.types import Algorithm, Exchange, Task, Tree
 
 
@@ -35,6 +42,7 @@ def fedavg(
     epochs: int | None = None,
     local_steps: int | None = None,
     batch_size: int,
+    example_privacy: ExamplePrivacy | None = None,
 ) -> Algorithm:
     """Federated averaging, weighted by examples or by the task's weights of them.
 
@@ -50,6 +58,8 @@ def fedavg(
       epochs: full passes over a client's data; give this or `local_steps`.
       local_steps: batches.
       batch_size: examples a step.
+      example_privacy: clips the gradient of each example and adds noise to their mean
+        in every local step (DP-SGD), for a task without weights; None: plain steps.
 
     Returns:
       An algorithm whose server state is `FedAvgState`; clients keep nothing.
@@ -80,6 +90,7 @@ def fedavg(
         batch_size=batch_size,
     )
     checks.server_optimizer("server_optimizer", server_optimizer)
+    private = _private(local, example_privacy)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
 
     def init(delta, key, setting):
@@ -93,9 +104,22 @@ def fedavg(
 
     exchange = Exchange(
         broadcast=lambda state: state.delta,
-        client=sends_update(local),
+        client=sends_update(local, gradient=private and private.gradient_of),
         server=server,
         reduce=weighted_mean(),
         batches=local.batches,
     )
-    return Algorithm(init=init, exchanges=(exchange,))
+    said = None if private is None else private.noise.privacy
+    return Algorithm(init=init, exchanges=(exchange,), privacy=said)
+
+
+def _private(
+    local: LocalTraining, chosen: ExamplePrivacy | None
+) -> PrivateSteps | None:
+    """The steps of DP-SGD, if clients are to make them."""
+    advice = "write privacy.ExamplePrivacy(clip_norm, noise_multiplier)"
+    checks.instance("example_privacy", chosen, ExamplePrivacy, advice, optional=True)
+    if chosen is None:
+        return None
+    how = {**chosen._asdict(), "method": "fedavg"}
+    return private_steps(local.task, local.batches, **how)

@@ -209,13 +209,16 @@ def client_weight(task: Task, data: ClientData) -> jax.Array:
 
 
 def sends_update(
-    local: LocalTraining, weight: Callable[[ClientData], jax.Array] | None = None
+    local: LocalTraining,
+    weight: Callable[[ClientData], jax.Array] | None = None,
+    gradient: Callable[[Task, ClientData], Callable] | None = None,
 ) -> Callable[[Tree, Tree], Callable[..., ClientOutput]]:
     """The client of FedAvg: trains the delta that it is sent, uploads start - end.
 
     Args:
       local: its training.
       weight: what the client counts; None: the weights of all its examples.
+      gradient: `(task, data) -> gradient` of `train`; None: the mean loss's.
 
     Returns:
       `Exchange.client`; the client's state stays as it is.
@@ -224,7 +227,8 @@ def sends_update(
 
     def client(backbone, message):
         def one(delta, state, data, key):
-            trained, metrics = local.run(delta, backbone, data, key)
+            own = None if gradient is None else gradient(local.task, data)
+            trained, metrics = local.run(delta, backbone, data, key, gradient=own)
             return ClientOutput(
                 upload=trees.subtract(delta, trained),
                 weight=weight(data),

@@ -156,11 +156,11 @@ def invert_gradient(
       True
     """
     checks.whole("steps", steps, least=1)
-    checks.choice("distance", distance, tuple(_DISTANCES))
+    checks.choice("distance", distance, tuple(DISTANCES))
     chosen = optax.adam(0.1) if optimizer is None else optimizer
     if not isinstance(chosen, optax.GradientTransformation):
         raise TypeError(f"expected an optax optimizer, got optimizer={optimizer!r}")
-    measured = _DISTANCES[distance]
+    measured = DISTANCES[distance]
 
     def objective(inputs):
         leaves = jax.tree.leaves(gradient_of(inputs))
@@ -210,7 +210,7 @@ def _tag(found: Leaves, seen: Leaves) -> jax.Array:
     return jnp.sum(jnp.stack(parts))
 
 
-_DISTANCES = {"squared": _squared, "cosine": _cosine, "tag": _tag}
+DISTANCES = {"squared": _squared, "cosine": _cosine, "tag": _tag}
 
 
 def nearest_tokens(embeddings: Any, table: Any) -> np.ndarray:

@@ -163,7 +163,7 @@ def go(folder: RunFolder, settings: Settings, console: "Console") -> Path:
     check_weights(settings, facts)
     ready = of_data.prepare(settings)
     was = facts["plan"]["data_sha256"]
-    _check_same(settings.data, was, ready.source.sha256)
+    check_same(settings.data, was, ready.source.sha256)
     study = arms.make(settings, ready, folder.path)
     computed = Cells(study, settings, folder, console)
     computed.tune()
@@ -183,11 +183,17 @@ def check_weights(settings: Settings, facts: dict[str, Any]) -> None:
       facts: of its finetune.json.
     """
     found = provenance(settings.model)["sha256"]
-    _check_same(settings.model, facts["plan"]["model_sha256"], found)
+    check_same(settings.model, facts["plan"]["model_sha256"], found)
 
 
-def _check_same(name: str, was: str, found: str) -> None:
-    """Raises UsageError for a file whose hash has changed."""
+def check_same(name: str, was: str, found: str) -> None:
+    """Raises UsageError for a file whose hash has changed.
+
+    Args:
+      name: of the file.
+      was: its SHA-256 when the run began.
+      found: its SHA-256 now.
+    """
     if was != found:
         raise UsageError(
             f"{name} has changed since this run began: SHA-256 was {was}, is {found}"

@@ -17,6 +17,7 @@ from fedjax_fm.finetune.clients import Clients, Dealt
 from fedjax_fm.finetune.examples import Examples, Kind, Roles
 from fedjax_fm.finetune.expressions import names_in
 from fedjax_fm.finetune.files import Source
+from fedjax_fm.finetune.planted import planted
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.finetune.templates import Asked, chat_of, folded, one_question
 from fedjax_fm.finetune.tokens import Arrays, Encoded
@@ -295,6 +296,8 @@ def load(settings: Settings, seed: int, split: str) -> Data:
         return {name: array[places] for name, array in rows.items()}
 
     train = [arrays(places) for places in dealt.train]
+    if settings.canaries and split == "final":
+        train = planted(settings, ready.chat, train, seed)
     if settings.pack:
         if ready.subject.model_type == "t5":
             raise UsageError("--pack joins texts of decoders; leave it out here")

@@ -44,8 +44,7 @@ def save(run: Run, found: Simulated, place: Path) -> None:
       place: the run's folder.
     """
     settings, data = run.config, run.data
-    suffix = "" if run.seed == settings.seeds[0] else f"-seed-{run.seed}"
-    folder = RunFolder(place).below("model" + suffix)
+    folder = RunFolder(place).below(folder_of(settings, run.seed))
     delta, backbone = found.model()
     if has_two_adapters(settings):
         delta = found.state.delta  # the shared one
@@ -57,6 +56,16 @@ def save(run: Run, found: Simulated, place: Path) -> None:
         _save_personal(folder, found)
     parts = (delta, backbone)
     first_does(functools.partial(_save_shared, folder, settings, data, parts, changed))
+
+
+def folder_of(settings: Settings, seed: int) -> str:
+    """The name of the folder of a seed's model.
+
+    Args:
+      settings: have the seeds, the first of which has the plain name.
+      seed: one of them.
+    """
+    return "model" if seed == settings.seeds[0] else f"model-seed-{seed}"
 
 
 def _save_shared(

@@ -12,6 +12,7 @@ from fedjax_fm.finetune import data as of_data
 from fedjax_fm.finetune import looks, methods
 from fedjax_fm.finetune.data import Data, sizes
 from fedjax_fm.finetune.outputs import sources
+from fedjax_fm.finetune.planted import canaries_of
 from fedjax_fm.finetune.settings import Settings
 
 MOST_SHOWN = 20  # classes
@@ -58,6 +59,10 @@ def facts(settings: Settings, data: Data) -> dict[str, Any]:
     counts = dict(ready.counts)
     if data.leaks:
         counts["scored examples left out, as a client trains on them"] = data.leaks
+    if settings.canaries:
+        chat, n, seed = ready.chat, len(data.train), settings.seeds[0]
+        coins = canaries_of(settings, chat, n, seed).is_planted
+        counts["canaries planted, for an audit"] = int(coins.sum())
     return {"plan": plan, "counts": counts, "subject": ready.subject._asdict()}
 
 

@@ -76,6 +76,9 @@ class Settings:
       epsilon: promise of differential privacy to each client; takes dp_fedavg.
       dp_delta: the delta of that promise; none: 1 over the number of clients ^ 1.1.
       dp_clip: norm at which a client's update is clipped.
+      canaries: random texts that `fedjax-fm audit` looks for afterwards; a coin decides
+        of each whether its client has it.
+      canary_repeats: how often a client has its canary.
       seeds: one run each; three or more for an interval.
       every: rounds between two evaluations and checkpoints; none: ten in all, or fewer
         where they would cost more than a tenth of the run by count of examples.
@@ -139,6 +142,8 @@ class Settings:
     epsilon: float | None = None
     dp_delta: float | None = None
     dp_clip: float = 0.5
+    canaries: int = 0
+    canary_repeats: int = 1
     # Judging
     seeds: tuple[int, ...] = (0,)
     every: int | None = None
@@ -157,7 +162,10 @@ class Settings:
             name: getattr(self, name)
             for name in ("rounds", "cohort", "batch_size", "rank", "min_examples")
         }
-        more = ("local_steps", "epochs", "every", "eval_examples", "local_clients")
+        more = (
+            "local_steps", "epochs", "every", "eval_examples", "local_clients",
+            "canary_repeats",
+        )  # fmt: skip
         whole |= {name: getattr(self, name) for name in more}
         for name, value in whole.items():
             if value is not None and value < 1:
@@ -173,6 +181,12 @@ class Settings:
                 raise UsageError(f"expected {name} > 0, got {name}={value}")
         if self.max_length < 8:
             raise UsageError(f"expected max_length >= 8, got {self.max_length}")
+        if self.canaries < 0:
+            raise UsageError(f"expected canaries >= 0, got canaries={self.canaries}")
+        if self.canary_repeats > 1 and not self.canaries:
+            raise UsageError(
+                "canary_repeats says how often a canary is planted: give canaries, too"
+            )
         if self.answers < 0 or self.new_tokens < 1:
             raise UsageError("expected answers >= 0 and new_tokens >= 1")
         if self.local_steps is not None and self.epochs is not None:

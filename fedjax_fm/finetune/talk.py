@@ -15,7 +15,7 @@ from fedjax_fm.finetune import files
 from fedjax_fm.finetune.answers import answers
 from fedjax_fm.finetune.command import check_weights, reopened
 from fedjax_fm.finetune.data import Subject
-from fedjax_fm.finetune.outputs import DELTA, restored
+from fedjax_fm.finetune.outputs import DELTA, folder_of, restored
 from fedjax_fm.finetune.report import FACTS
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.finetune.templates import Asked, folded
@@ -43,20 +43,24 @@ class Opened(NamedTuple):
     parts: tuple[Tree, Tree]
 
 
-def opened(place: Path) -> Opened:
-    """Opens the model that a run has trained, that of its first seed.
+def opened(place: Path, seed: int | None = None) -> Opened:
+    """Opens the model that a run has trained.
 
     Args:
       place: of the run's folder.
+      seed: of the run; None: its first.
 
     Returns:
       The model.
 
     Raises:
-      UsageError: the run is not done, or has changed frozen weights.
+      UsageError: the run is not done, has no such seed, or has changed frozen weights.
     """
     folder, settings = reopened(place)
-    model = RunFolder(folder.path / "model")
+    seed = settings.seeds[0] if seed is None else seed
+    if seed not in settings.seeds:
+        raise UsageError(f"{place} has the seeds {settings.seeds}, got seed={seed}")
+    model = RunFolder(folder.path / folder_of(settings, seed))
     if not model.has("saved.json"):
         raise UsageError(
             f"{place} has no model yet: go on with fedjax-fm finetune --resume {place}"
@@ -73,7 +77,7 @@ def opened(place: Path) -> Opened:
             f"this method changed frozen weights; load {model.path / saved['merged'][0]} "
             "with models.from_pretrained"
         )
-    adapted = of_data.adapted_model(settings, subject, settings.seeds[0])
+    adapted = of_data.adapted_model(settings, subject, seed)
     where = model.path / DELTA
     delta = restored(adapted.delta, model.read_arrays(DELTA), where)
     return Opened(

@@ -14,7 +14,7 @@ from fedjax_fm.privacy.accounting import (
     spent,
 )
 from fedjax_fm.privacy.clipping import clip, clipped_mean
-from fedjax_fm.privacy.examples import LocalAccounting, local_spent
+from fedjax_fm.privacy.examples import ExamplePrivacy, LocalAccounting, local_spent
 from fedjax_fm.privacy.noise import (
     Noise,
     banded,
@@ -27,6 +27,7 @@ from fedjax_fm.privacy.sensitivity import sensitivity
 __all__ = [
     "Accounted",
     "Accounting",
+    "ExamplePrivacy",
     "LocalAccounting",
     "Multiplier",
     "Noise",

@@ -38,6 +38,34 @@ class LocalAccounting(NamedTuple):
         return self
 
 
+class ExamplePrivacy(NamedTuple):
+    """DP-SGD inside each client, which keeps single examples from its own server.
+
+        g = 1/m (sum_j clip(grad loss_j, C) + z C N(0, I))
+
+    Attributes:
+      clip_norm: C, of each example's gradient, above 0.
+      noise_multiplier: z, at least 0.
+      accounting: what z is accounted for; None for nothing.
+      microbatch: examples whose gradients exist at one time, a divisor of the batch
+        size; None: all of a batch. It changes memory, not the result.
+
+    References:
+      Abadi et al. 2016, arXiv 1607.00133, algorithm 1.
+
+    Example:
+      >>> from fedjax_fm import privacy
+      >>> found = privacy.ExamplePrivacy(clip_norm=1.0, noise_multiplier=0.8)
+      >>> found.microbatch is None
+      True
+    """
+
+    clip_norm: float
+    noise_multiplier: float = 0.0
+    accounting: LocalAccounting | None = None
+    microbatch: int | None = None
+
+
 def local_spent(
     noise_multiplier: float,
     accounting: LocalAccounting,

@@ -65,7 +65,7 @@ def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
         model = adapted.model(delta, backbone)
         check_model(model)
         with randomness(key):
-            losses, counts = _losses(model, batch, chunk)
+            losses, counts = losses_of_tokens(model, batch, chunk)
         n_tokens = counts.sum(axis=1)
         return losses.sum(axis=1) / jnp.maximum(n_tokens, 1), {}
 
@@ -82,10 +82,19 @@ def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
     return Task(loss, weight_of_targets if _has_decoder(adapted) else weight)
 
 
-def _losses(
-    model: Any, batch: dict[str, jax.Array], chunk: int
+def losses_of_tokens(
+    model: Any, batch: dict[str, jax.Array], chunk: int = 128
 ) -> tuple[jax.Array, jax.Array]:
-    """(losses f32[B, T], whether each counts bool[B, T])."""
+    """The loss of every token of a batch, before any mean.
+
+    Args:
+      model: a language model, a decoder or an encoder-decoder.
+      batch: the columns of `language_modeling`.
+      chunk: positions whose logits are in memory at one time.
+
+    Returns:
+      (-log p(token) f32[B, T], whether each counts bool[B, T]); T - 1 of a decoder.
+    """
     ids, mask, labels = (batch[name] for name in COLUMNS)
     if not hasattr(model, "shift_right"):
         return next_token_losses(model, ids, mask, labels, chunk=chunk)

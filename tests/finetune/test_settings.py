@@ -73,6 +73,9 @@ def test_every_field_is_described():
         ({"learning_rate": (float("nan"),)}, "learning rates > 0"),
         ({"local_steps": 1, "epochs": 1}, "not both"),
         ({"max_length": 4}, "max_length >= 8"),
+        ({"canaries": -1}, "canaries >= 0"),
+        ({"canary_repeats": 0}, "canary_repeats >= 1"),
+        ({"canary_repeats": 2}, "give canaries, too"),
         ({"model": "x", "data": "hf_" + "a" * 34}, "secret token"),
     ],
 )

@@ -11,7 +11,7 @@ With M = sum_k p_k B_k A_k, and a Gaussian matrix Omega [d_in, s] that all know:
                            B <- Q U sqrt(S),  A <- sqrt(S) V^T, the first r of them
 
 Both trips are sums of what clients send, as secure aggregation can add them up. Private
-clients train B_k alone, by DP-SGD (`fedask_private`): both sketches are made of it and of
+clients train B_k alone, by DP-SGD (`private_steps`): both sketches are made of it and of
 A, which the server knows.
 """
 
@@ -33,7 +33,6 @@ from fedjax_fm.algorithms.lora_rules.factors import (
     refuse_magnitudes,
     split,
 )
-from fedjax_fm.algorithms.lora_rules.fedask_private import PrivateSteps, private_steps
 from fedjax_fm.algorithms.lora_rules.sketches import (
     Sketches,
     balanced,
@@ -47,6 +46,7 @@ from fedjax_fm.algorithms.lora_rules.training import (
     Ranks,
     factor_training,
 )
+from fedjax_fm.algorithms.private_steps import PrivateSteps, private_steps
 from fedjax_fm.algorithms.reduce import mean_of, total, weighted_mean
 from fedjax_fm.privacy.examples import LocalAccounting
 from fedjax_fm.types import (

@@ -1,4 +1,9 @@
-"""FedASK's private clients: B by clipped and noisy gradients, beside A as it came."""
+"""DP-SGD inside a client: clipped gradients of single examples, and noise on their mean.
+
+Abadi et al., 2016, "Deep Learning with Differential Privacy", arXiv 1607.00133. The
+clipped gradients are added up in microbatches, which bound memory and change nothing
+else.
+"""
 
 import math
 from collections.abc import Callable
@@ -18,10 +23,12 @@ class PrivateSteps(NamedTuple):
     Attributes:
       clip_norm: G, of each example's gradient.
       noise: on their mean.
+      microbatch: examples whose gradients exist at one time; None: all of a batch.
     """
 
     clip_norm: float
     noise: LocalNoise
+    microbatch: int | None = None
 
     def gradient_of(self, task: Task, data: ClientData) -> Callable:
         """`(delta, backbone, batch, mask, key) -> (gradients, sums)`, for `local.walk`.
@@ -37,6 +44,7 @@ class PrivateSteps(NamedTuple):
             snapshot_rate=1.0,
             table_rows=None,
             index=None,
+            microbatch=self.microbatch,
         )
 
         def gradient(delta, backbone, batch, mask, key):
@@ -56,6 +64,8 @@ def private_steps(
     clip_norm: float | None,
     noise_multiplier: float,
     accounting: LocalAccounting | None,
+    microbatch: int | None = None,
+    method: str = "fedask",
 ) -> PrivateSteps | None:
     """Checks what makes a client private.
 
@@ -65,6 +75,8 @@ def private_steps(
       clip_norm: G; None: no client is private.
       noise_multiplier: z, deviation of the noise on a mean gradient in units of G / m.
       accounting: what z is accounted for; None: nothing.
+      microbatch: examples whose gradients exist at one time; None: all of a batch.
+      method: its name, for messages.
 
     Returns:
       The gradient; None where no client is private.
@@ -77,12 +89,14 @@ def private_steps(
         checks.real("noise_multiplier", noise_multiplier, least=0)
         if noise_multiplier > 0 or accounting is not None:
             raise ValueError(
-                "fedask: noise needs a bound on what one example moves, got "
+                f"{method}: noise needs a bound on what one example moves, got "
                 f"noise_multiplier={noise_multiplier}, accounting={accounting!r} and no "
                 "clip_norm; give one"
             )
         return None
-    check_no_weight(task, "fedask")
+    check_no_weight(task, method)
+    if microbatch is not None:
+        _check_microbatch(microbatch, batches.batch_size)
     passes = None if accounting is None else _passes(batches, accounting.n_examples)
     noise = local_noise(
         noise_multiplier,
@@ -92,7 +106,17 @@ def private_steps(
         estimator="sgd",
         passes=passes,
     )
-    return PrivateSteps(clip_norm, noise)
+    return PrivateSteps(clip_norm, noise, microbatch)
+
+
+def _check_microbatch(microbatch: int, batch_size: int) -> None:
+    """Refuses microbatches that do not make up a batch."""
+    checks.whole("microbatch", microbatch, least=1, most=batch_size)
+    if batch_size % microbatch:
+        raise ValueError(
+            f"expected a microbatch that divides batch_size={batch_size}, got "
+            f"microbatch={microbatch}"
+        )
 
 
 def _passes(batches: Batches, n_examples: int) -> int | None:
