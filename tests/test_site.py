@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,20 @@ def test_planted():
         "b.md",
         "c.md",
     ]
+
+
+def test_the_wheel_has_every_package():
+    """But the peers' sides of benchmarks, which run in environments of their own."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(tomllib.loads(text)["tool"]["setuptools"]["packages"])
+    roots = {
+        "fedjax_fm": "fedjax_fm",
+        "kernels": "fedjax_fm.kernels",
+        "experiments": "fedjax_fm.experiments",
+    }
+    there = set()
+    for root, name in roots.items():
+        for file in (ROOT / root).rglob("__init__.py"):
+            parts = file.parent.relative_to(ROOT / root).parts
+            there.add(".".join((name, *parts)))
+    assert there - {"fedjax_fm.experiments.bench.peers"} == listed

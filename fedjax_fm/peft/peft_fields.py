@@ -148,7 +148,9 @@ def of_another_form(config: Mapping[str, Any]) -> str | None:
     tokens = config.get("trainable_token_indices")
     several = list(tokens.values()) if isinstance(tokens, dict) else [tokens]
     if tokens is not None and not all(_is_list(one, int) for one in several):
-        return f"trainable_token_indices: expected numbers of tokens, got {tokens!r:.60}"
+        return (
+            f"trainable_token_indices: expected numbers of tokens, got {tokens!r:.60}"
+        )
     return None
 
 
