@@ -39,10 +39,10 @@ class Size(NamedTuple):
 
 
 SIZES = (
-    Size(8, 256, 384, 8),
-    Size(64, 32, 384, 8),
-    Size(4, 512, 576, 16),
-    Size(4, 512, 2048, 16),
+    Size(clients=8, rows=256, width=384, rank=8),
+    Size(clients=64, rows=32, width=384, rank=8),
+    Size(clients=4, rows=512, width=576, rank=16),
+    Size(clients=4, rows=512, width=2048, rank=16),
 )
 
 
