@@ -171,7 +171,7 @@ class Checkpoints:
         """Reads the newest state that is undamaged.
 
         A damaged checkpoint is moved to damaged-ROUND beside the folder, so that its
-        round can be saved again.
+        round can be saved again; if that is there already, to damaged-ROUND-2 and so on.
 
         Args:
           target: as for `restore`.
@@ -206,13 +206,23 @@ class Checkpoints:
         if is_first():
             for round_index in damaged:
                 place = self._folder / str(round_index)
-                os.replace(place, self._folder.parent / f"damaged-{round_index}")
+                aside = self._folder.parent / f"damaged-{round_index}"
+                os.replace(place, _unused(aside))
         hosts.meet("damaged checkpoints were moved")
         self._manager.reload()
 
     def close(self) -> None:
         """Waits for writes to end, and stops Orbax's threads."""
         self._manager.close()
+
+
+def _unused(place: Path) -> Path:
+    """The path, or the first of those with -2, -3, … at its end that is not there."""
+    found, number = place, 1
+    while os.path.lexists(found):
+        number += 1
+        found = place.with_name(f"{place.name}-{number}")
+    return found
 
 
 @contextlib.contextmanager

@@ -1,0 +1,136 @@
+"""Processes for sessions, forked where everything is imported and no backend has begun.
+
+    python -m fedjax_fm.experiments.reliability.server     # requests in, endings out
+"""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedjax_fm.experiments.reliability.session import Request, go
+
+MODULE = "fedjax_fm.experiments.reliability.server"
+
+
+class Ended(NamedTuple):
+    """How a session ended.
+
+    Attributes:
+      code: the process's exit code, -9 if a SIGKILL ended it.
+      error: the class of what it raised; "" if nothing.
+      message: what that says.
+      rounds: done in the end, where nothing was raised.
+      said: its warnings.
+      samples: what it held after some rounds, see `growth.Sample`.
+    """
+
+    code: int
+    error: str = ""
+    message: str = ""
+    rounds: int = 0
+    said: str = ""
+    samples: tuple[dict[str, Any], ...] = ()
+
+
+class Server:
+    """A process that forks one for each session.
+
+    Args:
+      folder: for compiled programs and what is printed to stderr.
+      **variables: of its environment.
+    """
+
+    def __init__(self, folder: Path, **variables: str):
+        kept = {
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": "2",
+        }
+        number = len(list(folder.glob("stderr-*.txt")))
+        self.log = folder / f"stderr-{number}.txt"
+        self._errors = open(self.log, "w", encoding="utf-8")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", MODULE],
+            env=os.environ | kept | variables,
+            text=True,
+            encoding="utf-8",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+        )
+
+    def start(self, request: Request) -> None:
+        """Begins a session; `end` waits for it."""
+        line = json.dumps(request._asdict())
+        print(line, file=self._process.stdin, flush=True)
+
+    def end(self) -> Ended:
+        """Waits until the session has ended.
+
+        Raises:
+          RuntimeError: the server itself has ended.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+            raise RuntimeError(f"the server of sessions has ended: {text[-2000:]}")
+        fields = json.loads(line)
+        return Ended(**fields)
+
+    def __call__(self, request: Request) -> Ended:
+        """Runs one session to its end."""
+        self.start(request)
+        return self.end()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+        self._errors.close()
+
+
+def _child(request: Request, answers: int) -> int:
+    """The exit code of a session, whose ending goes into a pipe."""
+    try:
+        found, code = go(request), 0
+    except BaseException as error:
+        traceback.print_exc()
+        notes = getattr(error, "__notes__", [])
+        message = "\n".join([str(error), *notes])
+        found, code = {"error": type(error).__name__, "message": message}, 1
+    with os.fdopen(answers, "w", encoding="utf-8") as pipe:
+        json.dump(found, pipe)
+    return code
+
+
+def _answer(request: Request) -> dict[str, Any]:
+    """How a session ended, in a process of its own."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reads)
+        code = _child(request, writes)
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(writes)
+    with os.fdopen(reads, encoding="utf-8") as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    found = json.loads(text) if text else {}
+    return {"code": os.waitstatus_to_exitcode(status), **found}
+
+
+def main() -> None:
+    """One session for each line that comes in."""
+    for line in sys.stdin:
+        fields = json.loads(line)
+        print(json.dumps(_answer(Request(**fields))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""One session of a run: begins it in a folder, or goes on with it, and says how it ended."""
+
+import io
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from fedjax_fm import callbacks
+from fedjax_fm.experiments.reliability import clock, growth, methods
+from fedjax_fm.experiments.reliability.fuse import Fuse, Moment, die, watch
+from fedjax_fm.runs import RunFolder, identity
+
+NO_MORE = 64  # bytes that a file may have where the disk is to be full
+
+
+class Request(NamedTuple):
+    """What a session is to do; goes through JSON.
+
+    Attributes:
+      folder: of the run.
+      method: one of `methods.METHODS`.
+      rounds: that are done in the end.
+      problem: fields of `methods.Problem` that differ from its defaults.
+      moment: fields of a `Moment`; None: nothing is done to the session.
+      devices: of the layout; None: chosen by the engine.
+      sampled: rounds between two looks at memory and files; 0: none are taken.
+      clock: seconds by which the clock goes back after every round.
+    """
+
+    folder: str
+    method: str
+    rounds: int
+    problem: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    moment: dict[str, Any] | None = None
+    devices: int | None = 2
+    sampled: int = 0
+    clock: float = 0.0
+
+
+def go(request: Request) -> dict[str, Any]:
+    """Runs the session.
+
+    Args:
+      request: what to do.
+
+    Returns:
+      {"rounds": done in the end, "said": warnings, "samples": of `growth.Sample`}.
+
+    Raises: whatever the run raises.
+    """
+    moment = request.moment and Moment(**request.moment)
+    fuse = Fuse(moment, _act(request, moment))
+    watch(fuse)
+    at_work = moment is not None and moment.event == "work"
+    if at_work:
+        # A program with a callback in it is another one; what such a session computes
+        # is lost with it.
+        identity.FILE = "identity-with-callback.json"
+    simulator, delta = methods.simulator(
+        request.method,
+        methods.Problem(**request.problem),
+        devices=request.devices,
+        tick=(lambda: fuse("work")) if at_work else None,
+    )
+    said = io.StringIO()
+    looks: list[Any] = [_norm]
+    samples = growth.sampled()
+    if request.sampled:
+        looks.append(samples)
+    if request.clock:
+        looks.append(clock.going_back(request.clock))
+    console = Console(file=said, width=10_000)
+    looks.append(callbacks.checkpoint(request.folder, delta=delta, console=console))
+    state = simulator.init(delta)
+    every = request.sampled or 1
+    state, _ = simulator.run(state, request.rounds, every=every, callbacks=looks)
+    return {
+        "rounds": state.round,
+        "said": said.getvalue(),
+        "samples": [sample._asdict() for sample in samples.found],
+    }
+
+
+def _norm(round_index: int, state: Any, metrics: Any) -> dict[str, float]:
+    """A number that tells one model from another."""
+    return {"delta_b": float(abs(state.delta["b"]).sum())}
+
+
+def _act(request: Request, moment: Moment | None) -> Callable[[], object]:
+    """What the fuse of this session does."""
+    folder = Path(request.folder)
+
+    def terminate() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def fill_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (NO_MORE, NO_MORE))
+
+    def fill_rows() -> None:
+        rows = folder / "seconds.jsonl"
+        rows.rename(folder / "seconds.kept")
+        rows.symlink_to("/dev/full")
+
+    def make_unwritable() -> None:
+        """Nothing can be made below /proc, by root neither."""
+        (folder / "checkpoint").rename(folder / "checkpoint.kept")
+        (folder / "checkpoint").symlink_to("/proc/self/task")
+
+    def wait() -> None:
+        (folder / "waits").touch()
+        while (folder / "waits").exists():
+            time.sleep(0.02)
+
+    def fail() -> None:
+        raise KeyError("a column that is not there")
+
+    acts = {
+        "kill": die,
+        "terminate": terminate,
+        "fill disk": fill_disk,
+        "fill rows": fill_rows,
+        "make unwritable": make_unwritable,
+        "wait": wait,
+        "fail": fail,
+    }
+    return acts[moment.act] if moment else die
