@@ -1,5 +1,5 @@
 """What a run survives: faults in real processes, and the page that tells of them.
 
-    python -m fedjax_fm.experiments.reliability            # prints the tables
-    python -m fedjax_fm.experiments.reliability PAGE       # writes them into a page
+`python -m fedjax_fm.experiments.reliability` prints the tables; with the path of a page
+behind it, it writes them there.
 """

@@ -18,7 +18,8 @@ class Moment(NamedTuple):
     Attributes:
       event: "work" (a client's local step, while the compiled round runs), "row" (before
         a row of metrics is written), "half a row", "row written", "disk" (a file of the
-        checkpoint is about to be opened, renamed or removed) or "saved".
+        checkpoint is about to be opened, renamed or removed), "saved" or "look" (the
+        user's callback).
       round: in which; any, for "work".
       count: at the how manieth event of that kind.
       act: a name in the acts of the session.

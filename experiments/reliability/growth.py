@@ -36,9 +36,9 @@ class Sample(NamedTuple):
 class _Sampled(Callback):
     """See `sampled`."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int):
+        self.every, self.compiled = every, 0
         self.found: list[Sample] = []
-        self.compiled = 0
 
     def begin(self, *run: Any) -> None:
         jax.monitoring.register_event_duration_secs_listener(self._count)
@@ -47,6 +47,8 @@ class _Sampled(Callback):
         self.compiled += event == COMPILED
 
     def __call__(self, round: int, state: Any, metrics: Any) -> None:
+        if round % self.every:
+            return
         gc.collect()
         pages = int((PROC / "statm").read_text(encoding="utf-8").split()[1])
         sample = Sample(
@@ -60,6 +62,10 @@ class _Sampled(Callback):
         self.found.append(sample)
 
 
-def sampled() -> _Sampled:
-    """A callback that keeps a `Sample` whenever it is called, in its list `found`."""
-    return _Sampled()
+def sampled(every: int) -> _Sampled:
+    """A callback that keeps a `Sample` every so many rounds, in its list `found`.
+
+    Args:
+      every: rounds between two of them.
+    """
+    return _Sampled(every)

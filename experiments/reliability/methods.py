@@ -10,7 +10,7 @@ import optax
 
 import fedjax_fm as ffm
 from fedjax_fm import algorithms, channels, privacy
-from fedjax_fm.population import samplers
+from fedjax_fm.population import IidPartitioner, samplers
 from fedjax_fm.types import Tree
 
 SIZES = (7, 1, 12, 5, 3, 9, 12, 4)  # examples of each client
@@ -30,7 +30,8 @@ class Problem(NamedTuple):
       empty: clients without examples, after the others.
       nan_client: whose data are NaN; None: nobody's.
       nobody_in: the round, from 0, in which no upload arrives; None: there is none.
-      raises: where a user's loss raises: "traced", "running" or None.
+      raises: whether the user's loss raises when it is traced.
+      partition: parts into which the examples are dealt; None: as `SIZES` says.
     """
 
     rank: int = 2
@@ -41,7 +42,8 @@ class Problem(NamedTuple):
     empty: int = 0
     nan_client: int | None = None
     nobody_in: int | None = None
-    raises: str | None = None
+    raises: bool = False
+    partition: int | None = None
 
 
 def simulator(
@@ -124,6 +126,10 @@ def _clients(problem: Problem) -> list[dict[str, np.ndarray]]:
     for size in (*SIZES, *[0] * problem.empty):
         x = rng.normal(size=(size, FEATURES)).astype(np.float32)
         clients.append({"x": x, "y": rng.normal(size=size).astype(np.float32)})
+    if problem.partition is not None:
+        rows = {name: np.concatenate([one[name] for one in clients]) for name in "xy"}
+        dealt = IidPartitioner(problem.partition, seed=0).partition(rows)
+        return [{name: rows[name][part] for name in "xy"} for part in dealt]
     if problem.nan_client is not None:
         clients[problem.nan_client]["x"][:] = np.nan
     return clients
@@ -143,11 +149,11 @@ def _trees(problem: Problem) -> tuple[Tree, Tree]:
     return delta, backbone
 
 
-def _loss(raises: str | None, tick: Callable | None) -> Callable:
+def _loss(raises: bool, tick: Callable | None) -> Callable:
     """Squared error of a hidden layer with a low-rank change."""
 
     def loss(delta: Tree, backbone: Tree, batch: Tree, key: jax.Array) -> Any:
-        if raises == "traced":
+        if raises:
             raise KeyError("a column that is not there")
         if tick is not None:
             jax.debug.callback(tick)

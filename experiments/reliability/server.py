@@ -1,10 +1,12 @@
 """Processes for sessions, forked where everything is imported and no backend has begun.
 
-    python -m fedjax_fm.experiments.reliability.server     # requests in, endings out
+`python -m fedjax_fm.experiments.reliability.server`: requests in, endings out.
 """
 
 import json
 import os
+import resource
+import select
 import subprocess
 import sys
 import traceback
@@ -83,6 +85,12 @@ class Server:
         fields = json.loads(line)
         return Ended(**fields)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the session's ending is there, or will never be."""
+        ready, _, _ = select.select([self._process.stdout], [], [], 0.05)
+        return bool(ready)
+
     def __call__(self, request: Request) -> Ended:
         """Runs one session to its end."""
         self.start(request)
@@ -99,6 +107,10 @@ def _child(request: Request, answers: int) -> int:
     try:
         found, code = go(request), 0
     except BaseException as error:
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (most, most)
+        )  # a fault may have set it
         traceback.print_exc()
         notes = getattr(error, "__notes__", [])
         message = "\n".join([str(error), *notes])

@@ -4,7 +4,6 @@ import io
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 from fedjax_fm import callbacks
 from fedjax_fm.experiments.reliability import clock, growth, methods
 from fedjax_fm.experiments.reliability.fuse import Fuse, Moment, die, watch
-from fedjax_fm.runs import RunFolder, identity
+from fedjax_fm.runs import identity
 
 NO_MORE = 64  # bytes that a file may have where the disk is to be full
 
@@ -30,7 +29,9 @@ class Request(NamedTuple):
       problem: fields of `methods.Problem` that differ from its defaults.
       moment: fields of a `Moment`; None: nothing is done to the session.
       devices: of the layout; None: chosen by the engine.
-      sampled: rounds between two looks at memory and files; 0: none are taken.
+      every: rounds between two checkpoints.
+      sampled: rounds between two looks at memory and files, a multiple of `every`; 0:
+        none are taken.
       clock: seconds by which the clock goes back after every round.
     """
 
@@ -40,6 +41,7 @@ class Request(NamedTuple):
     problem: dict[str, Any] = {}  # noqa: RUF012  (never changed)
     moment: dict[str, Any] | None = None
     devices: int | None = 2
+    every: int = 1
     sampled: int = 0
     clock: float = 0.0
 
@@ -70,8 +72,14 @@ def go(request: Request) -> dict[str, Any]:
         tick=(lambda: fuse("work")) if at_work else None,
     )
     said = io.StringIO()
-    looks: list[Any] = [_norm]
-    samples = growth.sampled()
+
+    def norm(round_index: int, state: Any, metrics: Any) -> dict[str, float]:
+        """A number that tells one model from another."""
+        fuse("look", round_index)
+        return {"delta_b": float(abs(state.delta["b"]).sum())}
+
+    looks: list[Any] = [norm]
+    samples = growth.sampled(request.sampled)
     if request.sampled:
         looks.append(samples)
     if request.clock:
@@ -79,18 +87,14 @@ def go(request: Request) -> dict[str, Any]:
     console = Console(file=said, width=10_000)
     looks.append(callbacks.checkpoint(request.folder, delta=delta, console=console))
     state = simulator.init(delta)
-    every = request.sampled or 1
-    state, _ = simulator.run(state, request.rounds, every=every, callbacks=looks)
+    state, _ = simulator.run(
+        state, request.rounds, every=request.every, callbacks=looks
+    )
     return {
         "rounds": state.round,
         "said": said.getvalue(),
         "samples": [sample._asdict() for sample in samples.found],
     }
-
-
-def _norm(round_index: int, state: Any, metrics: Any) -> dict[str, float]:
-    """A number that tells one model from another."""
-    return {"delta_b": float(abs(state.delta["b"]).sum())}
 
 
 def _act(request: Request, moment: Moment | None) -> Callable[[], object]:
@@ -101,7 +105,8 @@ def _act(request: Request, moment: Moment | None) -> Callable[[], object]:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def fill_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (NO_MORE, NO_MORE))
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (NO_MORE, most))
 
     def fill_rows() -> None:
         rows = folder / "seconds.jsonl"

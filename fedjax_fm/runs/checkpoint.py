@@ -152,8 +152,7 @@ class Checkpoints:
                 how = ocp.args.StandardRestore(places)  # type: ignore[call-arg]
                 found = dict(self._manager.restore(round_index, args=how))
         except Exception as error:
-            in_one_line = " ".join(str(error).split())
-            why = in_one_line.partition(" [tensorstore_spec=")[0]
+            why = _why(error)
             raise DamagedCheckpoint(
                 f"the checkpoint of round {round_index} cannot be read: {why[:300]}"
             ) from error
@@ -214,6 +213,15 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for writes to end, and stops Orbax's threads."""
         self._manager.close()
+
+
+def _why(error: Exception) -> str:
+    """What a library says of files that it cannot read, in one line."""
+    in_one_line = " ".join(str(error).split())
+    told = in_one_line.partition(" [tensorstore_spec=")[0]
+    if isinstance(error, (KeyError, AttributeError, TypeError)):
+        return f"its metadata are missing or changed ({type(error).__name__}: {told})"
+    return told
 
 
 def _unused(place: Path) -> Path:
