@@ -63,13 +63,13 @@ def tried(
     Args:
       bench: of the method.
       faults: which.
-      is_first: whether those are tried that are tried on few methods.
+      is_first: whether those are tried that are tried on the first method alone.
       long_run: whether a long run follows.
     """
     found: dict[str, Outcome] = {}
     samples: list[Sample] = []
     for number, fault in enumerate(faults, 1):
-        if fault.only and not is_first:
+        if (fault.only_first and not is_first) or (fault.is_long and bench.small):
             continue
         started = time.perf_counter()
         try:

@@ -160,9 +160,11 @@ class Fault(NamedTuple):
     Attributes:
       name: what is done to a run.
       happens: does it, and says what became of it; raises Broke.
-      only: the number of methods that it is done to, the first ones; None: all.
+      only_first: whether it is done to the first method alone.
+      is_long: whether it takes a minute, and is left out of the small form.
     """
 
     name: str
     happens: Callable[[Bench], Outcome]
-    only: int | None = None
+    only_first: bool = False
+    is_long: bool = False

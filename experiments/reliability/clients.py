@@ -113,7 +113,7 @@ FAULTS = (
     Fault("a round of which no upload arrives", _nobody),
     Fault("the user's loss raises when it is traced", _raises_when_traced),
     Fault("the user's loss raises inside a round, on one device", _raises_at_work),
-    Fault("the same on two devices", _raises_beside_another, only=1),
+    Fault("the same on two devices", _raises_beside_another, True, True),
     Fault("the user's callback raises", _callback_raises),
-    Fault("a partition into more parts than rows", _impossible_partition, only=1),
+    Fault("a partition into more parts than rows", _impossible_partition, True),
 )

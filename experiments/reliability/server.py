@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fedjax_fm.experiments.reliability.session import Request, go
 
 MODULE = "fedjax_fm.experiments.reliability.server"
+QUICK = "--xla_backend_optimization_level=0"  # nothing is timed here
 
 
 class Ended(NamedTuple):
@@ -52,6 +53,7 @@ class Server:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": "2",
+            "XLA_FLAGS": QUICK,
         }
         number = len(list(folder.glob("stderr-*.txt")))
         self.log = folder / f"stderr-{number}.txt"
