@@ -11,11 +11,9 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -25,13 +23,15 @@ from fedjax_fm.experiments.reliability import (
     damage,
     disk,
     kills,
-    long,
     page,
     settings,
 )
-from fedjax_fm.experiments.reliability.bench import Bench, Broke, Fault, Outcome
-from fedjax_fm.experiments.reliability.growth import Sample
+from fedjax_fm.experiments.reliability.bench import Bench
 from fedjax_fm.experiments.reliability.methods import METHODS
+from fedjax_fm.experiments.reliability.outcome import (
+    Fault,
+)
+from fedjax_fm.experiments.reliability.tries import Tried, tried
 
 FAULTS = (
     *kills.FAULTS,
@@ -41,56 +41,6 @@ FAULTS = (
     *clients.FAULTS,
 )
 AT_ONCE = 2  # methods, each in processes of its own
-
-
-class Tried(NamedTuple):
-    """What became of one method's runs.
-
-    Attributes:
-      outcomes: by the fault's name.
-      samples: of its long run.
-    """
-
-    outcomes: dict[str, Outcome]
-    samples: list[Sample]
-
-
-def tried(
-    bench: Bench, faults: Sequence[Fault], is_first: bool, long_run: bool
-) -> Tried:
-    """Tries faults on one method, one after the other, and says so.
-
-    Args:
-      bench: of the method.
-      faults: which.
-      is_first: whether those are tried that are tried on the first method alone.
-      long_run: whether a long run follows.
-    """
-    found: dict[str, Outcome] = {}
-    samples: list[Sample] = []
-    for number, fault in enumerate(faults, 1):
-        if (fault.only_first and not is_first) or (fault.is_long and bench.small):
-            continue
-        started = time.perf_counter()
-        try:
-            outcome = fault.happens(bench)
-        except Broke as error:
-            outcome = Outcome(page.FAILED, str(error))
-        says = outcome.says.replace(f"{bench.folder}{os.sep}", "")
-        found[fault.name] = outcome._replace(says=says)
-        seconds = f"{time.perf_counter() - started:.0f} s"
-        what = (
-            f"{number} of {len(faults)}, {bench.method}, {fault.name}: {outcome.cell}"
-        )
-        bad = f": {outcome.says}" if outcome.cell == page.FAILED else ""
-        print(f"{what}{bad} ({seconds})", file=sys.stderr, flush=True)
-    if long_run:
-        try:
-            samples = long.held(bench)
-        except Broke as error:
-            found["a long run"] = Outcome(page.FAILED, str(error))
-    bench.close()
-    return Tried(outcomes=found, samples=samples)
 
 
 def main(given: Sequence[str]) -> int:

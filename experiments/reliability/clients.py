@@ -3,18 +3,17 @@
 import json
 from typing import Any
 
-from fedjax_fm.experiments.reliability.bench import (
-    ROUNDS,
+from fedjax_fm.experiments.reliability.bench import ROUNDS, Bench
+from fedjax_fm.experiments.reliability.fuse import Moment
+from fedjax_fm.experiments.reliability.methods import DP
+from fedjax_fm.experiments.reliability.outcome import (
     SAME,
-    Bench,
     Broke,
     Fault,
     Outcome,
     ends_well,
     refused,
 )
-from fedjax_fm.experiments.reliability.fuse import Moment
-from fedjax_fm.experiments.reliability.methods import DP
 
 NAN_CLIENT = 2
 UNTIL_DRAWN = 20  # rounds in which that client takes part

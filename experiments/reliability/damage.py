@@ -5,10 +5,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from fedjax_fm.experiments.reliability.bench import (
-    ROUNDS,
+from fedjax_fm.experiments.reliability.bench import ROUNDS, Bench
+from fedjax_fm.experiments.reliability.outcome import (
     SAME,
-    Bench,
     Broke,
     Fault,
     Outcome,

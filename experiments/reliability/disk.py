@@ -1,15 +1,15 @@
 """Disks that are full, and places where nothing can be written."""
 
-from fedjax_fm.experiments.reliability.bench import (
+from fedjax_fm.experiments.reliability.bench import Bench
+from fedjax_fm.experiments.reliability.fuse import Moment
+from fedjax_fm.experiments.reliability.outcome import (
     SAME,
-    Bench,
     Broke,
     Fault,
     Outcome,
     ends_well,
     refused,
 )
-from fedjax_fm.experiments.reliability.fuse import Moment
 
 
 def _in_round_2(act: str) -> Moment:

@@ -43,7 +43,7 @@ class _Sampled(Callback):
     def begin(self, *run: Any) -> None:
         jax.monitoring.register_event_duration_secs_listener(self._count)
 
-    def _count(self, event: str, seconds: float, **more: Any) -> None:
+    def _count(self, event: str, duration_secs: float, **more: Any) -> None:
         self.compiled += event == COMPILED
 
     def __call__(self, round: int, state: Any, metrics: Any) -> None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from fedjax_fm.experiments.reliability.bench import (
-    ROUNDS,
+from fedjax_fm.experiments.reliability.bench import ROUNDS, Bench
+from fedjax_fm.experiments.reliability.compare import difference
+from fedjax_fm.experiments.reliability.fuse import Moment
+from fedjax_fm.experiments.reliability.outcome import (
     SAME,
-    Bench,
     Broke,
     Fault,
     Outcome,
@@ -13,8 +14,6 @@ from fedjax_fm.experiments.reliability.bench import (
     killed,
     refused,
 )
-from fedjax_fm.experiments.reliability.compare import difference
-from fedjax_fm.experiments.reliability.fuse import Moment
 
 # Files that Orbax opens, renames or removes for one checkpoint: 1 to about 20.
 STAGES = (1, 6, 11, 16)

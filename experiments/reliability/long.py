@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 
-from fedjax_fm.experiments.reliability.bench import Bench, Broke, ends_well
+from fedjax_fm.experiments.reliability.bench import Bench
 from fedjax_fm.experiments.reliability.growth import Sample
+from fedjax_fm.experiments.reliability.outcome import (
+    Broke,
+    ends_well,
+)
 
 ROUNDS, LOOKS, CHECKPOINTS = 2000, 10, 100
 MOST_GROWTH = 0.02  # of the memory

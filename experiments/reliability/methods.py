@@ -1,49 +1,19 @@
-"""Methods with each kind of state, on a small problem of which anything can be changed."""
+"""Methods with each kind of state, on a small problem."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import fedjax_fm as ffm
 from fedjax_fm import algorithms, channels, privacy
-from fedjax_fm.population import IidPartitioner, samplers
+from fedjax_fm.experiments.reliability.problem import Problem, clients_of, trees_of
+from fedjax_fm.population import samplers
 from fedjax_fm.types import Tree
 
-SIZES = (7, 1, 12, 5, 3, 9, 12, 4)  # examples of each client
-FEATURES = 6
 MOST_ROUNDS = 2000  # that a private method is accounted for
-
-
-class Problem(NamedTuple):
-    """What is trained, on whose data; every field may differ in a later session.
-
-    Attributes:
-      rank: of the two factors that are trained.
-      width: of the hidden layer.
-      rate: of the clients' SGD.
-      seed: of the run.
-      data_seed: of the clients' examples.
-      empty: clients without examples, after the others.
-      nan_client: whose data are NaN; None: nobody's.
-      nobody_in: the round, from 0, in which no upload arrives; None: there is none.
-      raises: whether the user's loss raises when it is traced.
-      partition: parts into which the examples are dealt; None: as `SIZES` says.
-    """
-
-    rank: int = 2
-    width: int = 4
-    rate: float = 0.05
-    seed: int = 5
-    data_seed: int = 0
-    empty: int = 0
-    nan_client: int | None = None
-    nobody_in: int | None = None
-    raises: bool = False
-    partition: int | None = None
 
 
 def simulator(
@@ -57,13 +27,13 @@ def simulator(
       devices: of the layout; None: chosen by the engine.
       tick: called on the host in every local step; None: nothing is called.
     """
-    clients = _clients(problem)
+    clients = clients_of(problem)
     sampler = samplers.uniform(len(clients), 4)
     if method == DP:
         sampler = samplers.poisson(len(clients), 4 / len(clients))
     task = ffm.Task(_loss(problem.raises, tick))
     algorithm, wire = METHODS[method](task, problem.rate, sampler)
-    delta, backbone = _trees(problem)
+    delta, backbone = trees_of(problem)
     made = ffm.Simulator(
         algorithm,
         ffm.Population.from_clients(clients),
@@ -118,35 +88,6 @@ METHODS = {
     "FedAvg, error feedback": _fed_back,
     DP: _private,
 }
-
-
-def _clients(problem: Problem) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(problem.data_seed)
-    clients = []
-    for size in (*SIZES, *[0] * problem.empty):
-        x = rng.normal(size=(size, FEATURES)).astype(np.float32)
-        clients.append({"x": x, "y": rng.normal(size=size).astype(np.float32)})
-    if problem.partition is not None:
-        rows = {name: np.concatenate([one[name] for one in clients]) for name in "xy"}
-        dealt = IidPartitioner(problem.partition, seed=0).partition(rows)
-        return [{name: rows[name][part] for name in "xy"} for part in dealt]
-    if problem.nan_client is not None:
-        clients[problem.nan_client]["x"][:] = np.nan
-    return clients
-
-
-def _trees(problem: Problem) -> tuple[Tree, Tree]:
-    rng = np.random.default_rng(1)
-
-    def draw(*shape: int) -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32) / 2
-
-    backbone = {"w": draw(FEATURES, problem.width), "v": draw(problem.width)}
-    delta = {
-        "a": draw(FEATURES, problem.rank),
-        "b": np.zeros((problem.rank, problem.width), np.float32),
-    }
-    return delta, backbone
 
 
 def _loss(raises: bool, tick: Callable | None) -> Callable:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedjax_fm.experiments.reliability.bench import Fault, Outcome
 from fedjax_fm.experiments.reliability.growth import Sample
 from fedjax_fm.experiments.reliability.long import table
+from fedjax_fm.experiments.reliability.outcome import (
+    Fault,
+    Outcome,
+)
 
 FAILED = "**FAILED**"
 Found = Mapping[tuple[str, str], Outcome]  # by names of fault and method

@@ -1,21 +1,16 @@
-"""Processes for sessions, forked where everything is imported and no backend has begun.
-
-`python -m fedjax_fm.experiments.reliability.server`: requests in, endings out.
-"""
+"""Processes for sessions, as the one that tries faults has them in hand."""
 
 import json
 import os
-import resource
 import select
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_fm.experiments.reliability.session import Request, go
+from fedjax_fm.experiments.reliability.session import Request
 
-MODULE = "fedjax_fm.experiments.reliability.server"
+MODULE = "fedjax_fm.experiments.reliability.forks"
 QUICK = "--xla_backend_optimization_level=0"  # nothing is timed here
 
 
@@ -90,6 +85,7 @@ class Server:
     @property
     def has_ended(self) -> bool:
         """Whether the session's ending is there, or will never be."""
+        assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], 0.05)
         return bool(ready)
 
@@ -102,49 +98,3 @@ class Server:
         """Ends the process."""
         self._process.communicate()
         self._errors.close()
-
-
-def _child(request: Request, answers: int) -> int:
-    """The exit code of a session, whose ending goes into a pipe."""
-    try:
-        found, code = go(request), 0
-    except BaseException as error:
-        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(
-            resource.RLIMIT_FSIZE, (most, most)
-        )  # a fault may have set it
-        traceback.print_exc()
-        notes = getattr(error, "__notes__", [])
-        message = "\n".join([str(error), *notes])
-        found, code = {"error": type(error).__name__, "message": message}, 1
-    with os.fdopen(answers, "w", encoding="utf-8") as pipe:
-        json.dump(found, pipe)
-    return code
-
-
-def _answer(request: Request) -> dict[str, Any]:
-    """How a session ended, in a process of its own."""
-    reads, writes = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reads)
-        code = _child(request, writes)
-        sys.stderr.flush()
-        os._exit(code)
-    os.close(writes)
-    with os.fdopen(reads, encoding="utf-8") as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    found = json.loads(text) if text else {}
-    return {"code": os.waitstatus_to_exitcode(status), **found}
-
-
-def main() -> None:
-    """One session for each line that comes in."""
-    for line in sys.stdin:
-        fields = json.loads(line)
-        print(json.dumps(_answer(Request(**fields))), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,6 @@
 """One session of a run: begins it in a folder, or goes on with it, and says how it ended."""
 
 import io
-import os
-import resource
-import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +8,10 @@ from rich.console import Console
 
 from fedjax_fm import callbacks
 from fedjax_fm.experiments.reliability import clock, growth, methods
+from fedjax_fm.experiments.reliability.acts import act
 from fedjax_fm.experiments.reliability.fuse import Fuse, Moment, die, watch
+from fedjax_fm.experiments.reliability.problem import Problem
 from fedjax_fm.runs import identity
-
-NO_MORE = 64  # bytes that a file may have where the disk is to be full
 
 
 class Request(NamedTuple):
@@ -26,7 +21,7 @@ class Request(NamedTuple):
       folder: of the run.
       method: one of `methods.METHODS`.
       rounds: that are done in the end.
-      problem: fields of `methods.Problem` that differ from its defaults.
+      problem: fields of `problem.Problem` that differ from its defaults.
       moment: fields of a `Moment`; None: nothing is done to the session.
       devices: of the layout; None: chosen by the engine.
       every: rounds between two checkpoints.
@@ -57,8 +52,9 @@ def go(request: Request) -> dict[str, Any]:
 
     Raises: whatever the run raises.
     """
-    moment = request.moment and Moment(**request.moment)
-    fuse = Fuse(moment, _act(request, moment))
+    moment = Moment(**request.moment) if request.moment else None
+    folder = Path(request.folder)
+    fuse = Fuse(moment, act(moment.act, folder) if moment else die)
     watch(fuse)
     at_work = moment is not None and moment.event == "work"
     if at_work:
@@ -67,7 +63,7 @@ def go(request: Request) -> dict[str, Any]:
         identity.FILE = "identity-with-callback.json"
     simulator, delta = methods.simulator(
         request.method,
-        methods.Problem(**request.problem),
+        Problem(**request.problem),
         devices=request.devices,
         tick=(lambda: fuse("work")) if at_work else None,
     )
@@ -95,44 +91,3 @@ def go(request: Request) -> dict[str, Any]:
         "said": said.getvalue(),
         "samples": [sample._asdict() for sample in samples.found],
     }
-
-
-def _act(request: Request, moment: Moment | None) -> Callable[[], object]:
-    """What the fuse of this session does."""
-    folder = Path(request.folder)
-
-    def terminate() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def fill_disk() -> None:
-        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (NO_MORE, most))
-
-    def fill_rows() -> None:
-        rows = folder / "seconds.jsonl"
-        rows.rename(folder / "seconds.kept")
-        rows.symlink_to("/dev/full")
-
-    def make_unwritable() -> None:
-        """Nothing can be made below /proc, by root neither."""
-        (folder / "checkpoint").rename(folder / "checkpoint.kept")
-        (folder / "checkpoint").symlink_to("/proc/self/task")
-
-    def wait() -> None:
-        (folder / "waits").touch()
-        while (folder / "waits").exists():
-            time.sleep(0.02)
-
-    def fail() -> None:
-        raise KeyError("a column that is not there")
-
-    acts = {
-        "kill": die,
-        "terminate": terminate,
-        "fill disk": fill_disk,
-        "fill rows": fill_rows,
-        "make unwritable": make_unwritable,
-        "wait": wait,
-        "fail": fail,
-    }
-    return acts[moment.act] if moment else die

@@ -3,17 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-from fedjax_fm.experiments.reliability.bench import (
-    ROUNDS,
+from fedjax_fm.experiments.reliability.bench import ROUNDS, Bench
+from fedjax_fm.experiments.reliability.clock import make_older
+from fedjax_fm.experiments.reliability.outcome import (
     SAME,
-    Bench,
     Broke,
     Fault,
     Outcome,
     ends_well,
     refused,
 )
-from fedjax_fm.experiments.reliability.clock import make_older
 
 AN_HOUR = 3600.0
 
