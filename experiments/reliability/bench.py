@@ -56,7 +56,9 @@ class Bench:
         """
         moment = None if at is None else at._asdict()
         place = str(self.folder / name)
-        return Request(place, self.method, rounds, moment=moment, **how)
+        return Request(
+            folder=place, method=self.method, rounds=rounds, moment=moment, **how
+        )
 
     def run(self, name: str, *args: Any, **how: Any) -> Ended:
         """Runs a session, see `request`."""

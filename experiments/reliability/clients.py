@@ -69,7 +69,7 @@ def _raises_when_traced(bench: Bench) -> Outcome:
 
 def _raises_at_work(bench: Bench) -> Outcome:
     """On one device, where no other one waits for it."""
-    moment = Moment("work", 2, 3, act="fail")
+    moment = Moment(event="work", round=2, count=3, act="fail")
     ended = bench.run("raises", at=moment, devices=1)
     words = ("a column that is not there", "fedjax_fm: in ")
     found = refused(ended, ended.error, *words)
@@ -83,7 +83,7 @@ def _raises_at_work(bench: Bench) -> Outcome:
 
 def _raises_beside_another(bench: Bench) -> Outcome:
     """On two devices the other one waits, until XLA ends the process."""
-    moment = Moment("work", 2, 3, act="fail")
+    moment = Moment(event="work", round=2, count=3, act="fail")
     ended = bench.run("raises on two", at=moment)
     log = bench.server().log.read_text(encoding="utf-8", errors="replace")
     if not ended.code or "a column that is not there" not in log:
@@ -95,7 +95,7 @@ def _raises_beside_another(bench: Bench) -> Outcome:
 
 
 def _callback_raises(bench: Bench) -> Outcome:
-    ended = bench.run("callback", at=Moment("look", 2, act="fail"))
+    ended = bench.run("callback", at=Moment(event="look", round=2, act="fail"))
     found = refused(ended, "CallbackError", "the callback norm failed after round 2")
     bench.goes_on("callback")
     return Outcome(f"{found.cell}, then {SAME}", found.says)
@@ -112,7 +112,7 @@ FAULTS = (
     Fault("a round of which no upload arrives", _nobody),
     Fault("the user's loss raises when it is traced", _raises_when_traced),
     Fault("the user's loss raises inside a round, on one device", _raises_at_work),
-    Fault("the same on two devices", _raises_beside_another, True, True),
+    Fault("the same on two devices", _raises_beside_another, True),
     Fault("the user's callback raises", _callback_raises),
     Fault("a partition into more parts than rows", _impossible_partition, True),
 )

@@ -26,8 +26,13 @@ class _GoingBack(Callback):
             def now(cls, tz: Any = None) -> Any:
                 return original.fromtimestamp(time.time(), tz)
 
-        time.time = lambda: clock._time() - clock.behind
-        time.time_ns = lambda: clock._time_ns() - int(clock.behind * 1e9)
+        def now() -> float:
+            return clock._time() - clock.behind
+
+        def now_ns() -> int:
+            return clock._time_ns() - int(clock.behind * 1e9)
+
+        time.time, time.time_ns = now, now_ns
         datetime.datetime = Behind
 
     def __call__(self, round: int, state: Any, metrics: Any) -> None:

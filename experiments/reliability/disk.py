@@ -13,12 +13,12 @@ from fedjax_fm.experiments.reliability.outcome import (
 
 
 def _in_round_2(act: str) -> Moment:
-    return Moment("row written", 2, act=act)
+    return Moment(event="row written", round=2, act=act)
 
 
 def _no_larger_files(bench: Bench) -> Outcome:
     """RLIMIT_FSIZE: the system refuses every larger file, also those of other threads."""
-    ended = bench.run("limited", at=Moment("disk", 2, act="fill disk"))
+    ended = bench.run("limited", at=Moment(event="disk", round=2, act="fill disk"))
     found = refused(ended, ended.error, "cannot write", "larger than it may be")
     bench.goes_on("limited")
     return Outcome(f"{found.cell}, then {SAME}", found.says)
@@ -56,7 +56,7 @@ def _two_at_once(bench: Bench) -> Outcome:
     """A second run gets into the folder of one that is at work in round 2."""
     waits = bench.folder / "two" / "waits"
     first = bench.server()
-    first.start(bench.request("two", at=Moment("row", 2, act="wait")))
+    first.start(bench.request("two", at=Moment(event="row", round=2, act="wait")))
     second = bench.server(PYTHONHASHSEED="7", LC_ALL="C")
     while not waits.exists():
         if first.has_ended:

@@ -32,23 +32,28 @@ def _killed_at(bench: Bench, name: str, moments: Sequence[Moment]) -> Outcome:
 def _inside(bench: Bench) -> Outcome:
     # One moment is enough for what is compiled anew each time, a program with a callback;
     # a test kills runs in every round.
-    moments = [Moment("work", 2, 3)]
+    moments = [Moment(event="work", round=2, count=3)]
     return _killed_at(bench, "inside", moments)
 
 
 def _after(bench: Bench) -> Outcome:
     events = ("half a row", "row", "row written", "saved")
-    moments = [Moment(event, number) for number, event in enumerate(events, 1)]
+    moments = [
+        Moment(event=event, round=number) for number, event in enumerate(events, 1)
+    ]
     return _killed_at(bench, "after", moments)
 
 
 def _saving(bench: Bench) -> Outcome:
-    moments = [Moment("disk", 1 + number, count) for number, count in enumerate(STAGES)]
+    moments = [
+        Moment(event="disk", round=1 + number, count=count)
+        for number, count in enumerate(STAGES)
+    ]
     return _killed_at(bench, "saving", moments)
 
 
 def _terminated(bench: Bench) -> Outcome:
-    ended = bench.run("terminated", at=Moment("row", 2, act="terminate"))
+    ended = bench.run("terminated", at=Moment(event="row", round=2, act="terminate"))
     found = refused(ended, "Interrupted", f"stopped after round 2 of {ROUNDS}")
     bench.goes_on("terminated")
     return Outcome(f"no round lost, {SAME}", found.says)

@@ -1,12 +1,9 @@
 """What becomes of a fault, and what must."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from fedjax_fm.experiments.reliability.server import Ended
-
-if TYPE_CHECKING:
-    from fedjax_fm.experiments.reliability.bench import Bench
 
 SAME = "same bytes"
 
@@ -65,12 +62,11 @@ class Fault(NamedTuple):
 
     Attributes:
       name: what is done to a run.
-      happens: does it, and says what became of it; raises Broke.
-      only_first: whether it is done to the first method alone.
-      is_long: whether it takes a minute, and is left out of the small form.
+      happens: does it on a `Bench`, and says what became of it; raises Broke.
+      only_first: whether it is done to the first method alone, and not in the small
+        form.
     """
 
     name: str
-    happens: "Callable[[Bench], Outcome]"
+    happens: Callable[[Any], Outcome]
     only_first: bool = False
-    is_long: bool = False

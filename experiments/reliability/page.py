@@ -43,7 +43,7 @@ def words(faults: Sequence[Fault], methods: Sequence[str], found: Found) -> str:
         outcome = found.get((fault.name, methods[0]))
         if outcome is None or not outcome.says:
             continue
-        in_one_line = " ".join(outcome.says.split())
+        in_one_line = " ".join(outcome.says.split()).replace("`", "'")
         lines.append(f"- {fault.name}: `{in_one_line}`")
     return "\n".join(lines)
 
