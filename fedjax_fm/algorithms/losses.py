@@ -74,9 +74,10 @@ def losses_of(
     try:
         found = task.loss(delta, backbone, batch, key)
     except Exception as error:
-        error.add_note(
-            f"fedjax_fm: in the loss, which was given {_given(delta, backbone, batch)}"
-        )
+        given = _given(delta, backbone, batch)
+        note = f"fedjax_fm: in the loss, which was given {given}"
+        if note not in getattr(error, "__notes__", ()):  # of nested transformations
+            error.add_note(note)
         raise
     is_pair = isinstance(found, tuple) and len(found) == 2
     if not (is_pair and isinstance(found[1], Mapping)):

@@ -113,7 +113,7 @@ class Callback:
     def end(
         self, state: SimulationState, metrics: Metrics, error: BaseException | None
     ) -> None:
-        """Called after the last round, also when the run failed.
+        """Called after the last round, also when the run failed or could not begin.
 
         Args:
           state: after the last round that succeeded.

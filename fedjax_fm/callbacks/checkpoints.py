@@ -22,6 +22,7 @@ from fedjax_fm.runs import identity
 from fedjax_fm.runs.checkpoint import Checkpoints
 from fedjax_fm.runs.errors import Interrupted, OtherRun, RunFolderError
 from fedjax_fm.runs.folder import RunFolder
+from fedjax_fm.runs.lock import FolderLock
 from fedjax_fm.runs.processes import is_first
 from fedjax_fm.runs.terminal import say
 from fedjax_fm.types import Tree
@@ -63,6 +64,7 @@ class _Checkpoint(Callback):
     def __init__(self, folder: RunFolder, delta: Tree | None, console: Console | None):
         self.folder, self.delta, self.console = folder, delta, console
         self._checkpoints: Checkpoints | None = None
+        self._lock: FolderLock | None = None
         self._stop = _StopRequest()
         self._written = 0  # the last round in metrics.jsonl
         self._first = self._last = 0
@@ -71,6 +73,8 @@ class _Checkpoint(Callback):
         self, simulator: "Simulator", state: SimulationState
     ) -> tuple[SimulationState, Metrics] | None:
         folder = self.folder.made()
+        self._lock = FolderLock(folder.path)
+        self._lock.take()
         self._first = state.round
         delta = state.delta if self.delta is None else self.delta
         mine = identity.identity_of(simulator, delta, state.key)
@@ -79,6 +83,7 @@ class _Checkpoint(Callback):
         before = None
         if begun and folder.has(identity.FILE):
             before = folder.read_json(identity.FILE)
+            _refuse_newer(folder, before)
         if before is not None:
             # Once before anything is laid out for it, and later with the program.
             _refuse_another_run(folder, before, mine)
@@ -167,14 +172,16 @@ class _Checkpoint(Callback):
     ) -> None:
         self._stop.restore()
         checkpoints, self._checkpoints = self._checkpoints, None
-        if checkpoints is None:
-            return
+        lock, self._lock = self._lock, None
         is_written = state.round > self._first and self._written == state.round
         try:
-            if isinstance(error, RoundError) and is_written:
+            if checkpoints and isinstance(error, RoundError) and is_written:
                 checkpoints.save(state.round, state)
         finally:
-            checkpoints.close()
+            if checkpoints:
+                checkpoints.close()
+            if lock:
+                lock.give_back()
 
     def _save(self, state: SimulationState) -> None:
         assert self._checkpoints is not None
@@ -200,7 +207,7 @@ def checkpoint(
     program of a round. Another run is refused. Ctrl-C and SIGTERM end the run after the
     round, with everything saved; a run that was killed goes on from its last
     checkpoint. Either way the metrics are those of a run that was never interrupted, to
-    the byte.
+    the byte. While it runs, no other run gets into the folder.
 
     Args:
       folder: a path or a folder, which is made if it is missing.
@@ -214,8 +221,9 @@ def checkpoint(
     Raises:
       OtherRun: when the run begins, the folder is of another run; says how they differ.
       DamagedCheckpoint: when the run begins, there are checkpoints, but none is whole.
-      RunFolderError: when the run begins, more rounds are done than were asked for, or
-        a file is damaged.
+      RunFolderError: when the run begins, more rounds are done than were asked for, a
+        file is damaged, another run is at work in the folder, or a newer version has
+        written it.
       Interrupted: in the run, after Ctrl-C or SIGTERM.
 
     Example:
@@ -270,6 +278,19 @@ def _refuse_another_run(
     return found
 
 
+def _refuse_newer(folder: RunFolder, before: Any) -> None:
+    """Raises RunFolderError for a folder that a later version of fedjax_fm has written."""
+    form = before.get("format", 1) if isinstance(before, dict) else 1
+    if isinstance(form, int) and form <= identity.FORMAT:
+        return
+    version = before.get("code", {}).get("fedjax_fm", "?")
+    raise RunFolderError(
+        f"the run in {folder.path} was written by a newer fedjax_fm ({version}): its "
+        f"{identity.FILE} is of format {form}, and this version reads up to "
+        f"{identity.FORMAT}; upgrade with pip install -U fedjax-fm, or take another folder"
+    )
+
+
 def plan_in(folder: RunFolder) -> Plan:
     """The layout that a run was begun with.
 
@@ -295,6 +316,7 @@ def plan_in(folder: RunFolder) -> Plan:
         raise RunFolderError(
             f"the run in {folder.path} was begun on {plan.n_devices} devices, "
             "which decides the order of its sums; this machine has "
-            f"{jax.device_count()}"
+            f"{jax.device_count()}. Go on where there are {plan.n_devices}; of CPUs "
+            f"JAX_NUM_CPU_DEVICES={plan.n_devices} makes as many, of any number of cores"
         )
     return plan

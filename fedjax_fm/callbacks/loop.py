@@ -100,11 +100,12 @@ def run_with_callbacks(
     """
     _check(callbacks)
     last = state.round + rounds
-    run = _restored(simulator, state, callbacks)
-    done = run.state.round
-    check_rounds(simulator.algorithm.privacy, done, max(last - done, 0))
+    run = _Rounds(simulator, state, History(state.round), callbacks)
     error: BaseException | None = None
     try:
+        _restore(run)
+        done = run.state.round
+        check_rounds(simulator.algorithm.privacy, done, max(last - done, 0))
         if _begin(run, last):
             _go(run, last, every, donate or run.state is not state)
     except BaseException as raised:
@@ -127,17 +128,14 @@ def _check(callbacks: Sequence[Any]) -> None:
             )
 
 
-def _restored(
-    simulator: "Simulator", state: SimulationState, callbacks: Sequence[Any]
-) -> _Rounds:
-    """The run at its beginning: at `state`, or where an earlier part of it ended."""
-    run = _Rounds(simulator, state, History(state.round), callbacks)
+def _restore(run: _Rounds) -> None:
+    """Takes the run to where an earlier part of it ended, if there is one."""
+    state = run.state
     for callback in run.whole:
-        found = callback.restore(simulator, state)
+        found = callback.restore(run.simulator, state)
         if found is not None:
             run.state, metrics = found
             run.history = History(state.round, metrics)
-    return run
 
 
 def _begin(run: _Rounds, last: int) -> bool:
@@ -167,6 +165,9 @@ def _go(run: _Rounds, last: int, every: int, donate: bool) -> None:
             run.history.extend(error.metrics)
             run.tick(time.perf_counter() - started, False)
             raise
+        except Exception as error:
+            error.add_note(f"fedjax_fm: {_which(run.state.round, n)}")
+            raise
         seconds = time.perf_counter() - started
         run.history.extend(found)
         due = run.state.round == next_look
@@ -177,3 +178,9 @@ def _go(run: _Rounds, last: int, every: int, donate: bool) -> None:
         donate = not (due and kept)
         fitting = int(TICK * n / seconds) if seconds else 2 * at_once
         at_once = max(1, min(2 * at_once, fitting))
+
+
+def _which(done: int, n: int) -> str:
+    """The rounds in which something was raised, in words."""
+    first, last = done + 1, done + n
+    return f"in round {first}" if n == 1 else f"in one of the rounds {first} to {last}"

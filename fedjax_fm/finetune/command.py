@@ -16,6 +16,7 @@ from fedjax_fm.finetune.templates import OneQuestion
 from fedjax_fm.models.locate import provenance
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
+from fedjax_fm.runs.lock import held
 from fedjax_fm.runs.provenance import environment
 from fedjax_fm.runs.settings import replace
 from fedjax_fm.runs.terminal import say
@@ -156,6 +157,7 @@ def go(folder: RunFolder, settings: Settings, console: "Console") -> Path:
 
     Raises:
       UsageError: data or weights are not those that the run began with.
+      RunFolderError: another process is at work in the folder.
     """
     facts = folder.read_json(report.FACTS)
     for line in report.told(facts):
@@ -166,10 +168,11 @@ def go(folder: RunFolder, settings: Settings, console: "Console") -> Path:
     check_same(settings.data, was, ready.source.sha256)
     study = arms.make(settings, ready, folder.path)
     computed = Cells(study, settings, folder, console)
-    computed.tune()
-    computed.run(cells.all_seeds(folder))
-    folder.write_json("results.json", results.assemble(computed))
-    page = report.write(folder)
+    with held(folder.path):
+        computed.tune()
+        computed.run(cells.all_seeds(folder))
+        folder.write_json("results.json", results.assemble(computed))
+        page = report.write(folder)
     found = results.read(folder)
     write_card(folder, settings, report.lines(found, facts) | report.scores(found))
     return page

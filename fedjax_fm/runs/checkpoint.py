@@ -152,8 +152,7 @@ class Checkpoints:
                 how = ocp.args.StandardRestore(places)  # type: ignore[call-arg]
                 found = dict(self._manager.restore(round_index, args=how))
         except Exception as error:
-            in_one_line = " ".join(str(error).split())
-            why = in_one_line.partition(" [tensorstore_spec=")[0]
+            why = _why(error)
             raise DamagedCheckpoint(
                 f"the checkpoint of round {round_index} cannot be read: {why[:300]}"
             ) from error
@@ -171,7 +170,7 @@ class Checkpoints:
         """Reads the newest state that is undamaged.
 
         A damaged checkpoint is moved to damaged-ROUND beside the folder, so that its
-        round can be saved again.
+        round can be saved again; if that is there already, to damaged-ROUND-2 and so on.
 
         Args:
           target: as for `restore`.
@@ -206,13 +205,32 @@ class Checkpoints:
         if is_first():
             for round_index in damaged:
                 place = self._folder / str(round_index)
-                os.replace(place, self._folder.parent / f"damaged-{round_index}")
+                aside = self._folder.parent / f"damaged-{round_index}"
+                os.replace(place, _unused(aside))
         hosts.meet("damaged checkpoints were moved")
         self._manager.reload()
 
     def close(self) -> None:
         """Waits for writes to end, and stops Orbax's threads."""
         self._manager.close()
+
+
+def _why(error: Exception) -> str:
+    """What a library says of files that it cannot read, in one line."""
+    in_one_line = " ".join(str(error).split())
+    told = in_one_line.partition(" [tensorstore_spec=")[0]
+    if isinstance(error, (KeyError, AttributeError, TypeError)):
+        return f"its metadata are missing or changed ({type(error).__name__}: {told})"
+    return told
+
+
+def _unused(place: Path) -> Path:
+    """The path, or the first of those with -2, -3, … at its end that is not there."""
+    found, number = place, 1
+    while os.path.lexists(found):
+        number += 1
+        found = place.with_name(f"{place.name}-{number}")
+    return found
 
 
 @contextlib.contextmanager

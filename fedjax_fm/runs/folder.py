@@ -337,6 +337,9 @@ class RunFolder:
     def append(self, name: str, text: str) -> None:
         """Adds text to the end of a file and flushes it.
 
+        A last line that a crash cut short is taken away first: behind it nothing could be
+        read.
+
         Args:
           name: of the file, which is made if it is missing.
           text: with its line break.
@@ -347,8 +350,10 @@ class RunFolder:
 
         def write() -> None:
             path = self.path / name
-            with _told(path), open(path, "a", encoding="utf-8") as file:
-                file.write(text)
+            with _told(path):
+                _end_last_line(path)
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(text)
 
         first_does(write)
 
@@ -441,8 +446,11 @@ def cannot_write(
     number = getattr(error, "errno", None)
     full = number in (errno.ENOSPC, errno.EDQUOT)
     full = full or "No space left on device" in str(error)
+    limited = number == errno.EFBIG or "File too large" in str(error)
     if full:
         why, cure = "no space is left on the device", "Make room"
+    elif limited:
+        why, cure = "the file is larger than it may be", "Raise the limit (ulimit -f)"
     else:
         why, cure = getattr(error, "strerror", None) or str(error), "Make it writable"
     in_one_line = " ".join(why.split())
@@ -450,6 +458,32 @@ def cannot_write(
         f"cannot write {path}: {in_one_line[:300]}; {safe}. "
         f"{cure} and go on with --resume"
     )
+
+
+def _end_last_line(path: Path) -> None:
+    """Takes a last line without an end away, or ends it if all of it is there."""
+    if not path.is_file():  # not there yet, or a device
+        return
+    with open(path, "rb+") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read() == b"\n":
+            return
+        file.seek(0)
+        *whole, last = file.read().splitlines(keepends=True)
+        if _is_json(last):
+            file.write(b"\n")
+        else:
+            file.truncate(sum(map(len, whole)))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:  # of JSON, or of UTF-8
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -198,18 +198,23 @@ def go(
       config: its settings.
       console: where progress is shown.
       only_tuning: computes and shows the grids alone.
+
+    Raises:
+      RunFolderError: another process is at work in the folder.
     """
+    from fedjax_fm.runs.lock import held
     from fedjax_fm.study.cells import Cells, all_seeds
     from fedjax_fm.study.results import assemble
 
     cells = Cells(study, config, folder, console)
-    cells.tune()
-    if only_tuning:
-        show_tuning(cells, console)
-        return
-    cells.run(all_seeds(folder))
-    folder.write_json("results.json", assemble(cells))
-    write_pages(folder)
+    with held(folder.path):
+        cells.tune()
+        if only_tuning:
+            show_tuning(cells, console)
+            return
+        cells.run(all_seeds(folder))
+        folder.write_json("results.json", assemble(cells))
+        write_pages(folder)
 
 
 def write_pages(folder: "RunFolder") -> Path:

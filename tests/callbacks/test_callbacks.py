@@ -110,6 +110,21 @@ def test_a_callback_that_raises_is_named_and_the_state_survives():
     equal(onward.carry.server, expected.carry.server)
 
 
+def test_an_error_inside_a_round_says_in_which():
+    def late():
+        raise KeyError("a column that is not there")
+
+    def loss(delta, backbone, batch, key):
+        jax.debug.callback(late)
+        return mlp_loss(delta, backbone, batch, key)
+
+    algorithm = ffm.fedavg(ffm.Task(loss), optax.sgd(0.02), local_steps=1, batch_size=8)
+    one = simulator(algorithm)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="not there") as caught:
+        one.run(one.init(DELTA), 3, callbacks=[lambda *now: None])
+    assert "fedjax_fm: in round 1" in caught.value.__notes__
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [

@@ -161,7 +161,7 @@ def test_an_error_in_the_loss_says_what_the_loss_was_given():
     simulator = simulator_of(ffm.Task(loss))
     with pytest.raises(KeyError) as caught:
         simulator.init(DELTA)
-    note = next(note for note in caught.value.__notes__ if "in the loss" in note)
+    (note,) = [note for note in caught.value.__notes__ if "in the loss" in note]
     assert (
         "delta: b float32[3], w float32[3, 3]; backbone: nothing; batch: x "
         "float32[4, 3], y int32[4]" in note

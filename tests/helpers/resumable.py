@@ -10,7 +10,6 @@ before JAX has started a backend, so that it need not import everything again.""
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -24,78 +23,11 @@ from run_folder import run_rounds
 import fedjax_fm as ffm
 from fedjax_fm import channels
 from fedjax_fm.algorithms.local import train
-from fedjax_fm.runs import Checkpoints, RunFolder, identity
+from fedjax_fm.experiments.reliability.fuse import Fuse, Moment, watch
+from fedjax_fm.runs import RunFolder, identity
 
 ROUNDS = 3
 N_CLIENTS = 8
-
-
-def die() -> None:
-    """As `kill -9` from outside: nothing is flushed, nobody is told."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Fuse:
-    """Ends the process at the `count`-th event `event` of round `round` (any, for
-    "work"); None lets it live.
-
-    Events: "work" (a client's local step, while the compiled round runs), "row" (before
-    a row of metrics is written), "half a row", "row written", "disk" (a file of the
-    checkpoint is about to be opened, renamed or removed), "saved"."""
-
-    def __init__(self, moment: dict | None):
-        self.moment, self.seen = moment, 0
-        self.saving: int | None = None  # the round whose checkpoint is being written
-
-    def wants(self, event: str, round_index: int | None = None) -> bool:
-        moment = self.moment
-        if (
-            moment is None
-            or event != moment["event"]
-            or round_index not in (None, moment["round"])
-        ):
-            return False
-        self.seen += 1
-        return self.seen == moment["count"]
-
-    def __call__(self, event: str, round_index: int | None = None) -> None:
-        if self.wants(event, round_index):
-            die()
-
-
-def watch(fuse: Fuse) -> None:
-    """Puts the fuse where rows and checkpoints are written; the code under test does
-    not know of it.
-    """
-    append, save = RunFolder.append_metrics, Checkpoints.save
-
-    def append_metrics(self, row):
-        fuse("row", row["round"])
-        append(self, row)
-        if fuse.wants("half a row", row["round"]):
-            path = self.path / "metrics.jsonl"
-            os.truncate(path, path.stat().st_size - 20)
-            die()
-        fuse("row written", row["round"])
-
-    def watched_save(self, round_index, state):
-        fuse.saving = round_index
-        save(self, round_index, state)
-        fuse.saving = None
-        fuse("saved", round_index)
-
-    def audit(event, arguments):
-        if fuse.saving is not None and event in (
-            "open",
-            "os.mkdir",
-            "os.rename",
-            "os.remove",
-            "os.rmdir",
-        ):
-            fuse("disk", fuse.saving)
-
-    RunFolder.append_metrics, Checkpoints.save = append_metrics, watched_save
-    sys.addaudithook(audit)
 
 
 def algorithm(fuse: Fuse) -> ffm.Algorithm:
@@ -110,7 +42,7 @@ def algorithm(fuse: Fuse) -> ffm.Algorithm:
     # A program with a callback cannot be kept on disk. A session that dies at work
     # leaves nothing behind that it computed, so its program need not be that of the
     # others.
-    dies_at_work = fuse.moment is not None and fuse.moment["event"] == "work"
+    dies_at_work = fuse.moment is not None and fuse.moment.event == "work"
     task, optimizer = (
         ffm.Task(ticking if dies_at_work else mlp_loss),
         optax.sgd(0.05, momentum=0.9),
@@ -148,7 +80,7 @@ def in_turn() -> ffm.Sampler:
 
 def session(folder: Path, data: str, states: str, moment: dict | None) -> None:
     """Begins or continues the run in `folder`."""
-    fuse = Fuse(moment)
+    fuse = Fuse(None if moment is None else Moment(**moment))
     watch(fuse)
     delta, backbone = make_trees()
     lossy = channels.chain(channels.top_k(0.3), channels.quantize(4))

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,37 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_older_one(three, damage):
     assert (three.parent / "damaged-3").is_dir()
     checkpoints.save(3, make_state(3))  # done once more
     assert_equal(Checkpoints(three).restore_newest(make_state())[0], make_state(3))
+
+
+def test_a_round_that_is_damaged_again_is_set_aside_beside_the_first(three):
+    for _ in range(3):
+        flip(arrays_of(three / "3"), 0.5)
+        checkpoints = Checkpoints(three)
+        checkpoints.restore_newest(make_state())
+        checkpoints.save(3, make_state(3))
+        checkpoints.close()
+    aside = sorted(path.name for path in three.parent.glob("damaged-*"))
+    assert aside == ["damaged-3", "damaged-3-2", "damaged-3-3"]
+    assert_equal(Checkpoints(three).restore_newest(make_state())[0], make_state(3))
+
+
+def test_a_limit_on_files_is_no_full_disk(tmp_path):
+    """RLIMIT_FSIZE, which the system holds against Orbax' own threads, too."""
+    checkpoints = Checkpoints(tmp_path / "checkpoint")
+    checkpoints.save(1, make_state())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(
+            CheckpointError,
+            match=r"checkpoint/2: the file is larger than it may be; .*up to 1 are safe.*ulimit -f",
+        ):
+            checkpoints.save(2, make_state(2.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["1"]
+    checkpoints.save(2, make_state(2.0))
+    assert_equal(checkpoints.restore_newest(make_state())[0], make_state(2.0))
 
 
 NOISE = """

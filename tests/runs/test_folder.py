@@ -96,6 +96,24 @@ def test_a_row_that_a_crash_cut_short_does_not_count(folder):
     )
 
 
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        ('{"round": 2, "seco', [1]),
+        ('{"round": 2, "seconds": 0.5}', [1, 2]),  # all of it but the end of the line
+        ("\x00\x00\x00", [1]),
+        ("", [1]),
+    ],
+)
+def test_a_row_behind_one_that_a_crash_cut_short_can_be_read(folder, left, kept):
+    folder.append_seconds(1, 0.5)
+    with open(folder.path / "seconds.jsonl", "a") as file:
+        file.write(left)
+    for number in (3, 4):
+        folder.append_seconds(number, 0.25)
+    assert list(folder.seconds()) == [*kept, 3, 4]
+
+
 def test_rows_after_the_checkpoint_are_cut_and_missing_ones_are_told(folder):
     for row in rows(1, 2, 3):
         folder.append_metrics(row)

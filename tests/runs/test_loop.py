@@ -11,7 +11,7 @@ from rich.console import Console
 from run_folder import run_rounds
 
 import fedjax_fm as ffm
-from fedjax_fm.runs import OtherRun, RunFolder
+from fedjax_fm.runs import OtherRun, RunFolder, RunFolderError
 
 
 def simulator_of(**how):
@@ -75,6 +75,20 @@ def test_another_seed_or_model_is_refused(folder):
             console=Console(file=io.StringIO()),
         )
     assert len(folder.metrics()) == 2
+
+
+def test_the_folder_of_a_newer_version_is_refused_by_its_format(folder):
+    go_on(folder, 2)
+    found = folder.read_json("identity.json")
+    assert found["format"] == 1
+    newer = {"format": 2, "code": found["code"] | {"fedjax_fm": "9.0"}}
+    folder.write_json("identity.json", found | newer)
+    with pytest.raises(RunFolderError, match=r"newer fedjax_fm \(9\.0\).*of format 2"):
+        go_on(folder, 3)
+    del found["format"]  # as versions before the first format wrote it
+    folder.write_json("identity.json", found)
+    _, said = go_on(folder, 3)
+    assert "warning" not in said
 
 
 def test_a_run_that_is_done_is_not_done_again(folder):
