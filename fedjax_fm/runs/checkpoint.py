@@ -73,6 +73,15 @@ class Checkpoints:
             )
         except OSError as error:
             raise CheckpointError(cannot_write(self._folder, error)) from error
+        except (ValueError, TypeError, KeyError) as error:
+            # Orbax reads what each checkpoint says of itself before any is asked for.
+            rounds = sorted(
+                int(x.name) for x in self._folder.iterdir() if x.name.isdigit()
+            )
+            raise DamagedCheckpoint(
+                f"a checkpoint in {self._folder}, of the rounds {rounds}, cannot be read "
+                f"({error}); move the damaged one away, and the run goes on from another"
+            ) from error
 
     @property
     def latest(self) -> int | None:
