@@ -103,7 +103,8 @@ def joined(part: Part, sharding: NamedSharding) -> DeviceData:
       part: of this process.
       sharding: of the whole rows, over devices of all processes.
     """
-    layout = _layout(part, list(sharding.mesh.devices.flat))
+    devices: Any = sharding.mesh.devices
+    layout = _layout(part, list(devices.flat))
     index, offsets = hosts.on_all((layout.index, part.offsets), sharding)
     gather = jax.jit(_rows_at, out_shardings=sharding)
     arrays = {name: gather(layout.spread(x), index) for name, x in part.arrays.items()}

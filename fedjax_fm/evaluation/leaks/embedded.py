@@ -90,7 +90,7 @@ def token_table(model: nnx.Module) -> jax.Array:
 
 def _owner_of_table(model: nnx.Module) -> tuple[Any, str] | None:
     """(the module that holds the table of tokens, its name there)."""
-    parts = [part for _, part in nnx.iter_modules(model)]
+    parts: list[Any] = [part for _, part in nnx.iter_modules(model)]
     tables = {id(part.vocabulary) for part in parts if _has_vocabulary(part)}
     for part in parts:
         for name, value in vars(part).items():

@@ -30,7 +30,7 @@ def first_inputs(model: nnx.Module, length: int) -> jax.Array:
       >>> first_inputs(models.GPT2LMHeadModel(config, nnx.Rngs(0)), 5).shape
       (5, 30, 8)
     """
-    parts = dict(nnx.iter_modules(model))
+    parts: dict[Any, Any] = dict(nnx.iter_modules(model))
     table = token_table(model)
     for part in parts.values():
         if hasattr(part, "embed_tokens") and hasattr(part, "layers"):
