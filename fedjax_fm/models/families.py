@@ -113,6 +113,17 @@ def family_of(fields: dict[str, Any]) -> Family:
     return _FAMILIES[name]
 
 
+# Of a configuration: what no model has none of. None means what it means in transformers.
+SIZES = {
+    *("hidden_size", "n_embd", "d_model", "dim", "embedding_size", "projection_dim"),
+    *("intermediate_size", "n_inner", "d_ff", "hidden_dim", "d_kv", "head_dim"),
+    *("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers"),
+    *("num_attention_heads", "n_head", "num_heads", "n_heads", "num_key_value_heads"),
+    *("vocab_size", "max_position_embeddings", "n_positions", "num_channels"),
+}
+MOST_SIZE = 2**31 - 1  # that an index on the device can count
+
+
 def config_of(fields: dict[str, Any]) -> Any:
     """The configuration that the fields of a `config.json` mean.
 
@@ -132,7 +143,11 @@ def config_of(fields: dict[str, Any]) -> Any:
       4096
     """
     family = family_of(fields)
-    return _known(family.config, family.settle({**family.defaults, **fields}))
+    settled = family.settle({**family.defaults, **fields})
+    for name in SIZES & settled.keys():
+        if settled[name] is not None:
+            checks.whole(name, settled[name], least=1, most=MOST_SIZE)
+    return _known(family.config, settled)
 
 
 def from_config(

@@ -491,11 +491,12 @@ class _Checkpoint:
             return None if array is None else jnp.asarray(array, dtype)
         # Layer by layer into one buffer of the final dtype: never more than one
         # parameter twice.
-        buffer = np.empty(shape, dtype)
+        buffer = None
         for layer, (name, transposed) in enumerate(found):
             array = self.read(str(name), transposed, shape[1:])
-            if array is None:
+            if array is None:  # of another shape, which may be beyond all memory
                 return None
+            buffer = np.empty(shape, dtype) if buffer is None else buffer
             buffer[layer] = array
         return jnp.asarray(buffer)
 

@@ -85,3 +85,24 @@ def test_a_damaged_file_is_told(files, tmp_path_factory, damage, place):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MORE_MEMORY
     assert [x.name for x in around.iterdir()] == ["files"]
     shutil.rmtree(around)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", 0),
+        ("num_attention_heads", 0),
+        ("intermediate_size", 2**31 - 1),  # an array of 128 GB, were it made
+        ("hidden_size", 2**31),
+        ("num_hidden_layers", True),
+    ],
+)
+def test_sizes_that_no_model_has_are_told_by_name(tmp_path, name, value):
+    reader = READERS["safetensors and configuration"]
+    reader.write(tmp_path)
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps(fields | {name: value}))
+    error = error_of(lambda: reader.read(tmp_path))
+    assert is_ours(error), repr(error)
+    assert name in str(error) or "does not fit" in str(error)
