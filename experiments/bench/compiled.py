@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from fedjax_fm.aot import command
 from fedjax_fm.aot.finetuning import Setup
 from fedjax_fm.aot.report import Report
-from fedjax_fm.experiments.bench.pages import put_into
+from fedjax_fm.experiments.bench.pages import check_places, put_into
 
 HEAD = (
     "program", "machines", "clients a round", "arguments", "temporaries",
@@ -151,11 +151,12 @@ def main(words: Sequence[str]) -> None:
     Args:
       words: of the command line.
     """
-    found = table()
     if not words:
-        print(found)
+        print(table())
         return
-    put_into(Path(words[0]), "compiled", found)
+    page = Path(words[0])
+    check_places(page, "compiled")
+    put_into(page, "compiled", table())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,23 @@
 from pathlib import Path
 
 
+def check_places(page: Path, *names: str) -> None:
+    """Refuses a page that has no place for a text, before anything is computed for it.
+
+    Args:
+      page: in UTF-8.
+      *names: in the comments.
+
+    Raises:
+      ValueError: there is no such page, or it lacks a comment.
+    """
+    if not page.is_file():
+        raise ValueError(f"expected a page to write into, got {page}: no such file")
+    text = page.read_text(encoding="utf-8")
+    for name in names:
+        _parts(page, text, name)
+
+
 def put_into(page: Path, name: str, found: str) -> None:
     """Writes a text between `<!-- NAME -->` and `<!-- end of NAME -->`.
 
@@ -22,10 +39,15 @@ def put_into(page: Path, name: str, found: str) -> None:
       >>> page.read_text(encoding="utf-8").split()
       ['a', '<!--', 'n', '-->', 'new', '<!--', 'end', 'of', 'n', '-->', 'b']
     """
+    before, after = _parts(page, page.read_text(encoding="utf-8"), name)
+    page.write_text(f"{before}\n\n{found}\n\n{after}", encoding="utf-8")
+
+
+def _parts(page: Path, text: str, name: str) -> tuple[str, str]:
+    """What stands before a place, with its first comment, and behind it."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    text = page.read_text(encoding="utf-8")
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not found_begin or not found_end:
         raise ValueError(f"{page} has no place for it; write {begin} and {end} there")
-    page.write_text(f"{before}{begin}\n\n{found}\n\n{end}{after}", encoding="utf-8")
+    return before + begin, end + after

@@ -25,7 +25,7 @@ import numpy as np
 import fedjax_fm as ffm
 from fedjax_fm import sparsity, trees
 from fedjax_fm.experiments.bench.floor import best_rate, processor, products_of
-from fedjax_fm.experiments.bench.pages import put_into
+from fedjax_fm.experiments.bench.pages import check_places, put_into
 from fedjax_fm.experiments.bench.sparsity_cases import (
     KERNELS,
     MASKED,
@@ -238,6 +238,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny model")
     parser.add_argument("--repeats", type=int, default=9, help="rounds that are timed")
     given = parser.parse_args(words)
+    if given.page is not None:
+        check_places(given.page, "sparsity")
     if given.smoke:
         tiny = Sizes(layers=4, hidden=16, heads=2, batch=2, length=4)
         found = table(tiny, 1, with_floor=False)

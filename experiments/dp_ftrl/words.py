@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm import tasks
-from fedjax_fm.experiments.shared.plays import roles
+from fedjax_fm.experiments.shared.plays import is_of_tuning, roles
 from fedjax_fm.study.judged import joined
 
 READ = 4  # words
@@ -28,11 +28,6 @@ def _words(speeches: list[str]) -> list[str]:
     return " ".join(speeches).lower().split()
 
 
-def _is_of_tuning(play: str) -> bool:
-    """Whether it is one of every third play, in the order of their names."""
-    return play in sorted({role.play for role in roles().values()})[::3]
-
-
 @functools.cache
 def vocabulary(size: int) -> dict[str, int]:
     """{word: number from 1} of the commonest words of the tuning plays.
@@ -42,7 +37,7 @@ def vocabulary(size: int) -> dict[str, int]:
     """
     counted: Counter[str] = Counter()
     for role in roles().values():
-        if _is_of_tuning(role.play):
+        if is_of_tuning(role.play):
             counted.update(_words(role.speeches))
     commonest = sorted(counted, key=lambda word: (-counted[word], word))
     return {word: k + 1 for k, word in enumerate(commonest[: size - 1])}
@@ -68,7 +63,7 @@ def data(config: Any, seed: int, split: str) -> Data:
     texts = [
         _words(role.speeches)[: config.most]
         for _, role in sorted(roles().items())
-        if _is_of_tuning(role.play) == (split == "tuning")
+        if is_of_tuning(role.play) == (split == "tuning")
     ]
     users = [windows(text, numbers) for text in texts if len(text) >= config.least]
     order = np.random.default_rng(seed).permutation(len(users))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm import tasks
-from fedjax_fm.experiments.shared.plays import roles
+from fedjax_fm.experiments.shared.plays import is_of_tuning, roles
 from fedjax_fm.study.judged import joined
 
 WIDTH, SYMBOLS = 8, 96  # characters that are read; printable ASCII, all else a blank
@@ -31,12 +31,11 @@ def windows(text: str) -> Arrays:
 
 def data(config: Any, seed: int, split: str) -> Data:
     """Draws roles of the plays of a split: every third play is for tuning."""
-    of_tuning = sorted({role.play for role in roles().values()})[::3]
     by_name = sorted(roles().items())
     texts = [
         " ".join(role.speeches)
         for _, role in by_name
-        if (role.play in of_tuning) == (split == "tuning")
+        if is_of_tuning(role.play) == (split == "tuning")
     ]
     long = [text for text in texts if len(text) >= config.characters]
     n_roles = config.roles if split == "final" else config.roles // 2

@@ -17,7 +17,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from fedjax_fm.experiments.bench.pages import put_into
+from fedjax_fm.experiments.bench.pages import check_places, put_into
 from fedjax_fm.experiments.reliability import (
     clients,
     damage,
@@ -40,6 +40,7 @@ FAULTS = (
     *settings.FAULTS,
     *clients.FAULTS,
 )
+PARTS = ("outcomes", "words", "growth")  # of the page
 AT_ONCE = 2  # methods, each in processes of its own
 
 
@@ -63,6 +64,10 @@ def main(given: Sequence[str]) -> int:
     if not faults:
         names = "; ".join(fault.name for fault in FAULTS)
         parser.error(f"no fault has {chosen.only!r} in its name; there are: {names}")
+    if chosen.page is not None:
+        if chosen.only:
+            parser.error("a page gets every fault: no --only with it")
+        check_places(chosen.page, *PARTS)
     methods = list(METHODS)[:1] if chosen.small else list(METHODS)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()
@@ -93,12 +98,12 @@ def _show(
         for method, one in zip(methods, found, strict=True)
         if one.samples
     }
-    parts = {
-        "outcomes": page.outcomes(faults, methods, by_both),
-        "words": page.words(faults, methods, by_both),
-        "growth": page.growth(samples),
-    }
-    for name, text in parts.items():
+    texts = (
+        page.outcomes(faults, methods, by_both),
+        page.words(faults, methods, by_both),
+        page.growth(samples),
+    )
+    for name, text in zip(PARTS, texts, strict=True):
         if place is None:
             print(text, end="\n\n")
         else:

@@ -10,12 +10,10 @@ import optax
 import fedjax_fm as ffm
 from fedjax_fm import robust, study
 from fedjax_fm.experiments.shared.digits import Arrays
-from fedjax_fm.experiments.shared.perceptron import TASK, first_weights
+from fedjax_fm.experiments.shared.perceptron import SMALL, TASK, first_weights
 from fedjax_fm.robust import attacks
 
 CLASSES = 10
-# A network that is too small for two devices, or for several clients at once.
-SMALL: dict[str, Any] = {"devices": 1, "block_size": 1}
 
 
 class Setting(NamedTuple):

@@ -47,3 +47,5 @@ def logits(
 
 
 TASK = tasks.from_logits(logits)
+# Of a simulator: the network is too small for two devices, or for several clients at once.
+SMALL: dict[str, Any] = {"devices": 1, "block_size": 1}

@@ -22,3 +22,18 @@ def roles() -> dict[str, Role]:
         role = found.setdefault(str(client), Role(str(play), []))
         role.speeches.append(str(speech))
     return found
+
+
+def is_of_tuning(play: str) -> bool:
+    """Whether no seed of a study sees this play: every third one, by name.
+
+    Args:
+      play: of a `Role`.
+    """
+    return play in _of_tuning()
+
+
+@functools.cache
+def _of_tuning() -> frozenset[str]:
+    plays = sorted({role.play for role in roles().values()})
+    return frozenset(plays[::3])

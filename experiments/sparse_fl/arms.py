@@ -12,14 +12,10 @@ from fedjax_fm import algorithms, study, trees
 from fedjax_fm.algorithms.fedpm import masked, signed_constants, threshold_masks
 from fedjax_fm.algorithms.pruning import FirstStage
 from fedjax_fm.evaluation.evaluate import means
-from fedjax_fm.experiments.shared.perceptron import TASK, first_weights
+from fedjax_fm.experiments.shared.perceptron import SMALL, TASK, first_weights
 
 # A second for 125,000 bytes each way, and 50 ms a round: what PruneFL minimises.
 TIME = algorithms.RoundTime(constant=0.05, entry=2 * 4 / 125e3)
-
-
-# A network that is too small for two devices, or for several clients at once.
-SMALL: dict[str, Any] = {"devices": 1, "block_size": 1}
 
 
 def sgd(run: study.Run) -> optax.GradientTransformation:

@@ -15,7 +15,8 @@ import optax
 import fedjax_fm as ffm
 from fedjax_fm import algorithms, study, tasks
 from fedjax_fm.experiments.shared.fixed_masks import within_masks
-from fedjax_fm.experiments.sparse_fl.arms import SMALL, first, scores, sgd, trained
+from fedjax_fm.experiments.shared.perceptron import SMALL
+from fedjax_fm.experiments.sparse_fl.arms import first, scores, sgd, trained
 from fedjax_fm.types import Tree
 
 Arrays = dict[str, jax.Array]

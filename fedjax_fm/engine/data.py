@@ -13,6 +13,7 @@ from fedjax_fm.population.population import Population
 from fedjax_fm.types import Batches, ClientData, Tree
 
 MOST_ROWS = np.iinfo(np.int32).max
+STREAM, SMALLER = "stream them with data='host'", "take a smaller cohort"
 
 
 class DeviceData(NamedTuple):
@@ -34,7 +35,7 @@ def of_population(population: Population) -> DeviceData:
     Raises:
       ValueError: more examples than i32 can number, which the device would narrow.
     """
-    check_rows(population.n_examples)
+    check_rows(population.n_examples, STREAM)
     arrays = {name: np.asarray(array) for name, array in population.arrays.items()}
     return DeviceData(arrays, population.offsets.astype(np.int32))
 
@@ -55,16 +56,16 @@ def shapes_of(population: Any) -> DeviceData:
     return DeviceData(arrays, offsets)
 
 
-def check_rows(n: int) -> None:
+def check_rows(n: int, cure: str) -> None:
     """Refuses more examples than i32 can number, which the device would narrow.
 
     Args:
-      n: examples of all clients.
+      n: examples.
+      cure: what to do instead, for the message.
     """
     if n > MOST_ROWS:
         raise ValueError(
-            f"at most {MOST_ROWS} examples fit one device array, got {n}; "
-            "stream them with data='host'"
+            f"at most {MOST_ROWS} examples fit one device array, got {n}; {cure}"
         )
 
 
@@ -81,21 +82,47 @@ def read_cohort(population: Population, ids: np.ndarray) -> DeviceData:
     Raises:
       ValueError: more examples than i32 can number.
     """
-    starts, ends = population.offsets[ids], population.offsets[ids + 1]
-    offsets = np.concatenate([[0], np.cumsum(ends - starts)])
+    offsets = np.concatenate([[0], np.cumsum(sizes_of(population, ids))])
     n = int(offsets[-1])
-    if n > MOST_ROWS:
-        raise ValueError(
-            f"a cohort's {n} examples do not fit one device array; take a smaller cohort"
-        )
-    capacity = room_for(n)
-    arrays = {}
-    for name, whole in population.arrays.items():
-        part = np.zeros((capacity, *whole.shape[1:]), whole.dtype)
-        for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            part[offsets[k] : offsets[k + 1]] = whole[start:end]
-        arrays[name] = part
+    check_rows(n, SMALLER)
+    arrays = rows_of(population, ids, room_for(n))
     return DeviceData(arrays, offsets.astype(np.int32))
+
+
+def sizes_of(population: Any, ids: np.ndarray) -> np.ndarray:
+    """i64[C], examples of some clients, without a look at the others.
+
+    Args:
+      population: the clients' data, which may be dealt over hosts.
+      ids: i64[C].
+    """
+    return population.offsets[ids + 1] - population.offsets[ids]
+
+
+def rows_of(
+    population: Population, ids: np.ndarray, room: int
+) -> dict[str, np.ndarray]:
+    """The rows of some clients, one client after the other, and zeros behind them.
+
+    Args:
+      population: the clients' data, which may be memory-mapped.
+      ids: i64[C].
+      room: rows that come out, at least as many as the clients have.
+
+    Returns:
+      {name: [room, ...]}.
+    """
+    starts, ends = population.offsets[ids], population.offsets[ids + 1]
+    found = {}
+    for name, whole in population.arrays.items():
+        rows = np.zeros((room, *whole.shape[1:]), whole.dtype)
+        filled = 0
+        for start, end in zip(starts, ends, strict=True):
+            n = end - start
+            rows[filled : filled + n] = whole[start:end]
+            filled += n
+        found[name] = rows
+    return found
 
 
 def room_for(n: int) -> int:

@@ -8,9 +8,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fedjax_fm.engine import hosts
-from fedjax_fm.engine.data import DeviceData, check_rows, room_for
+from fedjax_fm.engine.data import (
+    SMALLER,
+    STREAM,
+    DeviceData,
+    check_rows,
+    room_for,
+    rows_of,
+    sizes_of,
+)
 from fedjax_fm.engine.dealt import DealtPopulation
-from fedjax_fm.population.population import Population
 
 
 class Part(NamedTuple):
@@ -38,7 +45,7 @@ def part_of_all(population: DealtPopulation) -> Part:
     Raises:
       ValueError: more examples than i32 can number.
     """
-    check_rows(population.n_examples)
+    check_rows(population.n_examples, STREAM)
     return _part(population, np.arange(population.n_clients), population.n_examples)
 
 
@@ -52,14 +59,14 @@ def part_of_cohort(population: DealtPopulation, ids: np.ndarray) -> Part:
     Raises:
       ValueError: more examples than i32 can number.
     """
-    n_rows = int(population.sizes[ids].sum())
-    check_rows(n_rows)
+    n_rows = int(sizes_of(population, ids).sum())
+    check_rows(n_rows, SMALLER)
     return _part(population, ids, room_for(n_rows))
 
 
 def _part(population: DealtPopulation, ids: np.ndarray, capacity: int) -> Part:
     """This process's rows of some clients; past the last row any other is repeated."""
-    sizes = population.sizes[ids]
+    sizes = sizes_of(population, ids)
     owners = np.searchsorted(population.bounds, ids, side="right") - 1
     owner = np.repeat(owners, sizes)
     n_hosts = len(population.bounds) - 1
@@ -71,26 +78,11 @@ def _part(population: DealtPopulation, ids: np.ndarray, capacity: int) -> Part:
     mine = np.asarray(ids)[owners == me] - population.bounds[me]
     missing = capacity - len(owner)
     return Part(
-        arrays=_rows_of(population.mine, mine, room_for(int(each.max()))),
+        arrays=rows_of(population.mine, mine, room_for(int(each.max()))),
         owner=np.pad(owner, (0, missing)),
         row=np.pad(row, (0, missing)),
         offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32),
     )
-
-
-def _rows_of(population: Population, ids: np.ndarray, room: int) -> dict[str, Any]:
-    """{name: [room, ...]}: the rows of some clients, one client after the other."""
-    starts, ends = population.offsets[ids], population.offsets[ids + 1]
-    found = {}
-    for name, whole in population.arrays.items():
-        rows = np.zeros((room, *whole.shape[1:]), whole.dtype)
-        filled = 0
-        for start, end in zip(starts, ends, strict=True):
-            n = end - start
-            rows[filled : filled + n] = whole[start:end]
-            filled += n
-        found[name] = rows
-    return found
 
 
 def joined(part: Part, sharding: NamedSharding) -> DeviceData:

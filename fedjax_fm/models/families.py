@@ -8,6 +8,7 @@ transformers does not read for a family is not read here.
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -113,14 +114,6 @@ def family_of(fields: dict[str, Any]) -> Family:
     return _FAMILIES[name]
 
 
-# Of a configuration: what no model has none of. None means what it means in transformers.
-SIZES = {
-    *("hidden_size", "n_embd", "d_model", "dim", "embedding_size", "projection_dim"),
-    *("intermediate_size", "n_inner", "d_ff", "hidden_dim", "d_kv", "head_dim"),
-    *("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers"),
-    *("num_attention_heads", "n_head", "num_heads", "n_heads", "num_key_value_heads"),
-    *("vocab_size", "max_position_embeddings", "n_positions", "num_channels"),
-}
 MOST_SIZE = 2**31 - 1  # that an index on the device can count
 
 
@@ -143,11 +136,7 @@ def config_of(fields: dict[str, Any]) -> Any:
       4096
     """
     family = family_of(fields)
-    settled = family.settle({**family.defaults, **fields})
-    for name in SIZES & settled.keys():
-        if settled[name] is not None:
-            checks.whole(name, settled[name], least=1, most=MOST_SIZE)
-    return _known(family.config, settled)
+    return _known(family.config, family.settle({**family.defaults, **fields}))
 
 
 def from_config(
@@ -223,9 +212,21 @@ def naming_of(model: nnx.Module) -> Naming:
 
 
 def _known(kind: type, fields: dict[str, Any]) -> Any:
-    """A configuration of that kind; fields that it does not know change nothing."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in fields.items() if name in known})
+    """A configuration of that kind; fields that it does not know change nothing.
+
+    Whole numbers are sizes, which no model has none of, or numbers of tokens.
+    """
+    hints, known = typing.get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        if field.name not in fields:
+            continue
+        value = fields[field.name]
+        is_left_out = value is None and field.default is None
+        is_size = hints[field.name] is int and not field.name.endswith("_id")
+        if is_size and not is_left_out:
+            checks.whole(field.name, value, least=1, most=MOST_SIZE)
+        known[field.name] = value
+    return kind(**known)
 
 
 def _as_they_are(fields: dict[str, Any]) -> dict[str, Any]:

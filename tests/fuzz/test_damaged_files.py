@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedjax_fm
+from fedjax_fm import models
 
 from .conftest import PROFILE
 from .damage import damaged, damages
@@ -87,22 +88,37 @@ def test_a_damaged_file_is_told(files, tmp_path_factory, damage, place):
     shutil.rmtree(around)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("hidden_size", 0),
-        ("num_attention_heads", 0),
-        ("intermediate_size", 2**31 - 1),  # an array of 128 GB, were it made
-        ("hidden_size", 2**31),
-        ("num_hidden_layers", True),
-    ],
-)
-def test_sizes_that_no_model_has_are_told_by_name(tmp_path, name, value):
+SMALL = {
+    "bert": {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 9},
+    "gpt2": {"n_embd": 8, "n_head": 2, "vocab_size": 9, "n_positions": 9},
+    "t5": {
+        "d_model": 8,
+        "d_kv": 4,
+        "num_heads": 2,
+        "relative_attention_num_buckets": 4,
+    },
+    "vit": {"hidden_size": 8, "num_attention_heads": 2, "patch_size": 8},
+    "llama": {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 9},
+}
+SIZES = [(family, name) for family, fields in SMALL.items() for name in fields]
+
+
+@pytest.mark.parametrize("value", [0, -1, None, True, 2**31, 1e308, "9", [9]])
+@pytest.mark.parametrize(("family", "name"), SIZES)
+def test_sizes_that_no_model_has_are_told_by_name(family, name, value):
+    fields = {"model_type": family, **SMALL[family], name: value}
+    error = error_of(lambda: models.from_config(fields))
+    assert is_ours(error), repr(error)
+    assert name in str(error)
+
+
+@pytest.mark.parametrize("name", ["intermediate_size", "hidden_size"])
+def test_an_array_beyond_memory_is_not_made_before_the_file_is_seen(tmp_path, name):
     reader = READERS["safetensors and configuration"]
     reader.write(tmp_path)
     file = tmp_path / "config.json"
     fields = json.loads(file.read_text())
-    file.write_text(json.dumps(fields | {name: value}))
+    file.write_text(json.dumps(fields | {name: 2**31 - 4}))
     error = error_of(lambda: reader.read(tmp_path))
     assert is_ours(error), repr(error)
-    assert name in str(error) or "does not fit" in str(error)
+    assert "does not fit" in str(error)

@@ -158,3 +158,14 @@ def test_what_breaks_is_shown_and_the_command_fails(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command.main(["--only", "nothing of that name"])
     assert "there are: planted: holds" in capsys.readouterr().err
+
+
+def test_a_page_that_is_not_there_is_told_before_a_fault_is_tried(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(command, "tried", None)  # would be called
+    with pytest.raises(ValueError, match="expected a page to write into"):
+        command.main([str(tmp_path / "page.md")])
+    (tmp_path / "page.md").write_text("<!-- outcomes --><!-- end of outcomes -->")
+    with pytest.raises(ValueError, match="no place for it; write <!-- words -->"):
+        command.main([str(tmp_path / "page.md")])

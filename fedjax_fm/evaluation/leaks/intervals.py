@@ -52,12 +52,8 @@ def share_interval(hits: int, trials: int) -> Interval:
 
     checks.whole("trials", trials, least=1)
     checks.whole("hits", hits, least=0, most=trials)
-    low, high = 0.0, 1.0
-    if hits > 0:
-        low = float(stats.beta.ppf(LEVEL / 2, hits, trials - hits + 1))
-    if hits < trials:
-        high = float(stats.beta.ppf(1 - LEVEL / 2, hits + 1, trials - hits))
-    return Interval(hits / trials, low, high)
+    found = stats.binomtest(hits, trials).proportion_ci(1 - LEVEL, method="exact")
+    return Interval(hits / trials, float(found.low), float(found.high))
 
 
 def area_interval(area: float, n_first: int, n_second: int) -> Interval:
@@ -129,7 +125,7 @@ def root_of(function: Callable[[float], float], low: float, high: float) -> floa
 def area_between(first: np.ndarray, second: np.ndarray) -> float:
     """The share of pairs whose first score is the larger one; ties count half.
 
-        (sum of the first side's mid-ranks - m (m + 1) / 2) / (m n)
+    The statistic of Mann and Whitney over m n.
 
     Args:
       first: f64[m], m >= 1, all finite.
@@ -144,7 +140,5 @@ def area_between(first: np.ndarray, second: np.ndarray) -> float:
     """
     from scipy import stats
 
-    m, n = len(first), len(second)
-    ranks = stats.rankdata(np.concatenate([first, second]))
-    above = ranks[:m].sum() - m * (m + 1) / 2
-    return float(above / (m * n))
+    above = stats.mannwhitneyu(first, second).statistic
+    return float(above / (len(first) * len(second)))
