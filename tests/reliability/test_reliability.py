@@ -55,10 +55,11 @@ def test_the_page_has_every_fault_and_method():
     head, *rows = rows_of("outcomes")
     assert head == ["fault", *METHODS]
     assert [row[0] for row in rows] == [fault.name for fault in command.FAULTS]
-    for name, first, *others in rows:
+    for fault, (name, first, *others) in zip(command.FAULTS, rows, strict=True):
         assert first, name
+        assert all(others) != fault.only_first, name
         assert page.FAILED not in (first, *others), name
-    assert len(rows_of("growth")) % (1 + long.LOOKS) == 0
+    assert len(rows_of("growth")) == len(METHODS) * (1 + long.LOOKS)
 
 
 def test_the_tests_that_the_page_names_are_there():
