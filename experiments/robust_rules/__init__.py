@@ -8,7 +8,8 @@ part in each of 40 rounds of 5 steps, and 5 of them lie, the same in all arms of
 Each rule is run without liars and under six attacks: upside-down uploads, noise, ALIE,
 inner-product manipulation, min-max (liars that see all honest uploads), flipped labels.
 
-Score: the lowest accuracy over the attacks; beside it the accuracy under each. Every
+Score: the lowest accuracy over the attacks; beside it the accuracy under each, a tenth
+where the model diverged. Every
 rule has three settings to choose from, by that score on images that no seed sees: a rate
 of the clients, or for rules with a bound in the unit of the uploads that bound. Which
 attacks come is known while tuning, for all rules alike.

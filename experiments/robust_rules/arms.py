@@ -9,6 +9,7 @@ import optax
 
 import fedjax_fm as ffm
 from fedjax_fm import robust, study
+from fedjax_fm.engine.faults import RoundError
 from fedjax_fm.experiments.shared.digits import Arrays
 from fedjax_fm.experiments.shared.perceptron import SMALL, TASK, first_weights
 from fedjax_fm.robust import attacks
@@ -158,15 +159,14 @@ def _method(run: study.Run, name: str, n_liars: int) -> Any:
 
 
 def _accuracy(run: study.Run, method: Any, clients: ffm.Population) -> float:
-    """On the common test, after all rounds; every client takes part in each."""
-    found = run.simulate(
-        method,
-        clients,
-        _first(run),
-        run.config.rounds,
-        cohort_size=clients.n_clients,
-        task=TASK,
-        test=run.data.test,
-        **SMALL,
-    )
+    """On the common test, after all rounds; every client takes part in each.
+
+    A model that diverged is broken: it guesses.
+    """
+    how: dict[str, Any] = {"cohort_size": clients.n_clients, **SMALL}
+    how |= {"task": TASK, "test": run.data.test}
+    try:
+        found = run.simulate(method, clients, _first(run), run.config.rounds, **how)
+    except (RoundError, FloatingPointError):
+        return 1 / CLASSES
     return found.scores["accuracy"]

@@ -37,7 +37,7 @@ def dealt(
         "clients": clients,
         "test": test,
         "public": public,
-        "smallest": 8,
+        "smallest": 5,
     }
     found = deal(seed, split, alpha=alpha, **sizes)
     offsets, arrays = found.clients.offsets, found.clients.arrays

@@ -10,7 +10,7 @@ import optax
 import fedjax_fm as ffm
 from fedjax_fm import sparsity, study
 from fedjax_fm.algorithms import lottery_ticket
-from fedjax_fm.evaluation.evaluate import means
+from fedjax_fm.experiments.shared.controls import as_it_begins
 from fedjax_fm.experiments.shared.fixed_masks import within_masks
 from fedjax_fm.experiments.shared.perceptron import TASK, first_weights
 from fedjax_fm.sparsity.layers import Flat
@@ -76,6 +76,14 @@ def dense(run: study.Run) -> dict[str, float]:
     return {"accuracy": found.scores["accuracy"], "density": 1.0}
 
 
+def untrained(run: study.Run) -> dict[str, float]:
+    """The whole network, as it begins."""
+    return {
+        "accuracy": as_it_begins(TASK, first(run), (), run.data.test),
+        "density": 1.0,
+    }
+
+
 def masks_of(run: study.Run, levels: int) -> Flat:
     """The masks that are found in some levels.
 
@@ -133,7 +141,7 @@ def ticket(
             scores = trained(run, algorithm, start, run.config.rounds, shuffle).scores
         else:
             start = sparsity.masked(start, masks)
-            scores = means(ffm.evaluate(TASK, start, (), run.data.test))
+            scores = {"accuracy": as_it_begins(TASK, start, (), run.data.test)}
         kept = sum(int(mask.sum()) for mask in masks.values())
         density = kept / sum(mask.size for mask in masks.values())
         return {"accuracy": scores["accuracy"], "density": density}

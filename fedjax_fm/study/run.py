@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_fm import callbacks
-from fedjax_fm.callbacks.base import Metrics
+from fedjax_fm.callbacks.base import CallbackError, Metrics
 from fedjax_fm.callbacks.history import History
 from fedjax_fm.callbacks.looks import client_scores
 from fedjax_fm.engine import SimulationState, Simulator
@@ -224,6 +224,8 @@ class Run:
 
         Raises:
           ValueError: the first round sends more than `most_bytes`.
+          RoundError: a client's training was not finite.
+          FloatingPointError: the model was not, when it was evaluated.
         """
         population = _population(self._to_learn_from(clients))
         rounds = self.rounds if rounds is None else rounds
@@ -247,10 +249,16 @@ class Run:
         self._n_simulated += 1
         every = every or max(1, rounds // 10)
         state = simulator.init(delta)
-        if most_bytes is None:
-            state, metrics = simulator.run(state, rounds, every=every, callbacks=looks)
-        else:
-            state, metrics = _within(most_bytes, simulator, state, rounds, looks)
+        try:
+            if most_bytes is None:
+                calls = {"every": every, "callbacks": looks}
+                state, metrics = simulator.run(state, rounds, **calls)
+            else:
+                state, metrics = _within(most_bytes, simulator, state, rounds, looks)
+        except CallbackError as error:
+            if isinstance(error.__cause__, FloatingPointError):  # the run diverged
+                raise error.__cause__ from error
+            raise
         if not travels:
             nothing = {name: np.zeros(rounds, np.int64) for name in self.bytes}
             metrics = {**metrics, **nothing}

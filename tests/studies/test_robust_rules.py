@@ -8,6 +8,7 @@ from small_runs import check_scores, run_arms
 
 from fedjax_fm.experiments.robust_rules import STUDY, Config, arms, data
 from fedjax_fm.robust import attacks
+from fedjax_fm.study.run import Run
 
 CONFIG = dataclasses.replace(Config().smoke(), rounds=6, width=16)
 KEPT = ("mean", "median", "norm_bound", "fltrust", "untrained")
@@ -46,3 +47,14 @@ def test_a_fifth_of_the_clients_lies_and_bulyan_can_stand_it():
     assert len(liars) == 5
     assert dealt.clients.n_clients >= 4 * len(liars) + 3
     assert len(np.unique(dealt.public["label"])) == 10
+
+
+def test_a_model_that_diverged_guesses(monkeypatch):
+    def diverges(self, *given, **how):
+        raise FloatingPointError("the loss of example 0 is not finite")
+
+    monkeypatch.setattr(Run, "simulate", diverges)
+    split, hyper = ("final", {"rate": 0.1})
+    dealt = data(CONFIG, 0, split)
+    scores = STUDY.arm("mean").run(Run("mean", CONFIG, 0, split, hyper, lambda: dealt))
+    assert set(scores.values()) == {0.1}

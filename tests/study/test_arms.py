@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import fedjax_fm as ffm
-from fedjax_fm import peft, study, tasks
+from fedjax_fm import callbacks, peft, study, tasks
 from fedjax_fm.study.run import Run
 
 
@@ -123,6 +123,24 @@ def test_a_control_trains_on_permuted_labels(packed):
     assert not same(plain, other)
     for name, column in expected.arrays.items():
         np.testing.assert_array_equal(seen[1].arrays[name], column)
+
+
+def test_a_model_that_diverged_is_told_as_training_that_did():
+    """Its uploads are finite; the scores of what they sum to are not."""
+    huge = ffm.fedavg(
+        TASK, optax.sgd(0.5), optax.sgd(1e38), local_steps=2, batch_size=4
+    )
+    far = {**clients()[0], "x": 1e6 * clients()[0]["x"]}
+    with pytest.raises(FloatingPointError, match="loss of example"):
+        run_of().simulate(huge, clients(), ADAPTED, 1, task=TASK, test=far)
+
+
+def test_a_look_that_fails_otherwise_is_told_as_it_is():
+    def broken(round, state, metrics):
+        raise KeyError("mine")
+
+    with pytest.raises(callbacks.CallbackError, match="broken"):
+        run_of().simulate(fedavg(), clients(), ADAPTED, 1, looks=[broken])
 
 
 def test_a_control_takes_nothing_that_an_arm_has_made():
