@@ -3,14 +3,13 @@
 from collections.abc import Callable
 
 import jax
-import numpy as np
 import optax
 
 import fedjax_fm as ffm
 from fedjax_fm import peft, study, tasks
 from fedjax_fm.evaluation.evaluate import means
-from fedjax_fm.experiments.gate.tasks import shuffled
 from fedjax_fm.experiments.pruning.methods import METHODS, Place
+from fedjax_fm.experiments.shared.words import with_shuffled_labels
 
 
 def trained(method: str, density: float, shuffle: bool = False) -> Callable:
@@ -28,7 +27,7 @@ def trained(method: str, density: float, shuffle: bool = False) -> Callable:
         task = tasks.token_classification(adapted)
         clients = words.clients
         if shuffle:
-            clients = _shuffled(clients, run.seed)
+            clients = with_shuffled_labels(clients, run.seed)
         place = Place(
             model=words.model,
             delta=adapted.delta,
@@ -58,16 +57,6 @@ def trained(method: str, density: float, shuffle: bool = False) -> Callable:
         return {"accuracy": found.scores["accuracy"], "density": float(last)}
 
     return arm
-
-
-def _shuffled(clients: list[dict], seed: int) -> list[dict]:
-    """Clients whose labels are permuted among the words of all of them."""
-    packed = ffm.Population.from_clients(clients)
-    labels = shuffled(np.asarray(packed.arrays["labels"]), seed)
-    packed = ffm.Population.from_arrays(
-        {**packed.arrays, "labels": labels}, packed.offsets
-    )
-    return [packed.client(k) for k in range(packed.n_clients)]
 
 
 def untrained(run: study.Run) -> dict[str, float]:
