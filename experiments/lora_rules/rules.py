@@ -1,87 +1,170 @@
-"""One rule on clients of several ranks, until the budget of bytes is spent."""
+"""The rules: what each trains of the last layer, and how its server combines it."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 import fedjax_fm as ffm
-from fedjax_fm import peft, study, tasks, trees
+from fedjax_fm import peft, study, tasks
 from fedjax_fm.algorithms import lora_rules
-from fedjax_fm.experiments.shared.controls import as_it_begins
+from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.experiments.shared.tail import first_step
-from fedjax_fm.peft.lora_sb import lora_sb
-from fedjax_fm.study.judged import joined
+from fedjax_fm.types import Algorithm, Task, Tree
 
-RANKS = (2, 4, 8, 16, 2, 4, 8, 16)
-LARGEST = max(RANKS)
-LORA = {
-    "alpha": 2.0 * LARGEST,
-    "targets": r"^layer\.(intermediate|output)\.dense$",
-    "modules_to_save": (),
+TARGETS = r"query|value"
+MIXED = (2, 4, 8, 16)  # ranks, a quarter of the clients each
+EQUAL = 8
+HEADS = {MIXED[0]: 1, MIXED[1]: 1, MIXED[2]: 2, MIXED[3]: 4}  # RAVAN's, of rank 4
+SCALING = 2.0
+
+
+class Rule(NamedTuple):
+    """A rule of the study.
+
+    Attributes:
+      label: on pages.
+      than: the rule that its paper says it is better than.
+      how: its settings.
+      of_clients: names what differs by client, "" for a rule of one rank.
+    """
+
+    label: str
+    than: str = "fedit"
+    how: Mapping[str, Any] = MappingProxyType({})
+    of_clients: str = "ranks"
+
+
+RULES = {
+    "fedit": Rule("FedIT", ""),
+    "ffa_lora": Rule("FFA-LoRA"),
+    "fedsvd": Rule("FedSVD", "ffa_lora"),
+    "rolora": Rule("RoLoRA", "ffa_lora"),
+    "lora_a2": Rule("LoRA-A2", "ffa_lora"),
+    "fedsa_lora": Rule("FedSA-LoRA, own B"),
+    "hetlora": Rule("HetLoRA", how={"gamma": 0.99, "tail_penalty": 0.01}),
+    "flexlora": Rule("FlexLoRA"),
+    "fedask": Rule("FedASK", how={"sketch": max(MIXED)}),
+    "fedex_lora": Rule("FedEx-LoRA", how={"scaling": SCALING}),
+    "flora": Rule("FLoRA", how={"scaling": SCALING}),
+    "frlora": Rule("FRLoRA", how={"scaling": SCALING}, of_clients=""),
+    "lora_fair": Rule("LoRA-FAIR"),
+    "fedrot_lora": Rule("FedRot-LoRA", how={"strength": 0.5}),
+    "fedrpca": Rule("FedRPCA"),
+    "fslora": Rule("FSLoRA", "hetlora"),
+    "slora": Rule("SLoRA", how={"scaling": SCALING, "density": 0.04}),
+    "ravan": Rule("RAVAN", of_clients="heads"),
+    "fed_sb": Rule("Fed-SB"),
 }
 
 
-def trained(run: study.Run, rule: str, **how: Any) -> dict[str, float]:
-    """One rule, or FedAvg of the "head", until the next round would exceed the budget.
+class Made(NamedTuple):
+    """A rule on a seed's model.
+
+    Attributes:
+      algorithm: `learning_rate -> algorithm`.
+      task: the loss.
+      delta, backbone: where it begins.
+    """
+
+    algorithm: Callable[..., Algorithm]
+    task: Task
+    delta: Tree
+    backbone: Tree
+
+
+def ranks_of(config: Any) -> np.ndarray:
+    """The rank of every client.
+
+    Args:
+      config: of the study.
+    """
+    kinds = MIXED if config.ranks == "mixed" else (EQUAL,)
+    return np.resize(kinds, config.clients)
+
+
+def made(run: study.Run, name: str) -> Made:
+    """The rule, or FedAvg of the "head".
 
     Args:
       run: of the arm.
-      rule: its name.
-      **how: settings of the rule.
+      name: of `RULES`, or "head".
     """
-    chosen = method(run, rule)
-    adapted = peft.apply(run.data.model, chosen, jax.random.key(run.seed))
-    task, adam = tasks.classification(adapted), optax.adam(run["learning_rate"])
-    how = {"local_steps": 4, "batch_size": 8, **how}
-    if rule == "head":
-        algorithm = ffm.fedavg(task, adam, **how)
-    else:
-        algorithm = getattr(lora_rules, rule)(task, adam, ranks=RANKS, **how)
-    data, left = run.data, budget(run) - sum(run.bytes.values())
-    how = {"task": task, "test": data.test, "most_bytes": left}
-    most = run.config.most_rounds
-    found = run.simulate(algorithm, data.train, adapted, most, **how)
-    each = run.score_clients(found, task, data.test, "accuracy")
-    return {"accuracy": float(each.mean())}
+    adapted = peft.apply(run.data.model, method(run, name), jax.random.key(run.seed))
+    task, walk = tasks.token_classification(adapted), study.walk(run.config)
+    delta, backbone = adapted.delta, adapted.backbone
+    if name == "frlora":
+        start = lora_rules.principal_start(delta, backbone, scaling=SCALING)
+        delta, backbone = start
+    how = settings(run, name)
+
+    def algorithm(learning_rate: Any) -> Algorithm:
+        adam = optax.adam(learning_rate)
+        if name == "head":
+            return ffm.fedavg(task, adam, **walk)
+        return getattr(lora_rules, name)(task, adam, **how, **walk)
+
+    return Made(algorithm=algorithm, task=task, delta=delta, backbone=backbone)
 
 
-def untrained(run: study.Run) -> dict[str, float]:
-    """The random head."""
-    adapted = peft.apply(run.data.model, peft.head())
-    task, test = tasks.classification(adapted), joined(run.data.test)
-    return {"accuracy": as_it_begins(task, adapted.delta, adapted.backbone, test)}
+def settings(run: study.Run, name: str) -> dict[str, Any]:
+    """Arguments of a rule beside the task, the optimizer and the walk.
 
-
-def method(run: study.Run, rule: str) -> peft.Method:
-    """What a rule trains."""
-    if rule == "fed_sb":
-        return directions(run)
-    return peft.head() if rule == "head" else peft.lora(LARGEST, **LORA)
-
-
-def directions(run: study.Run) -> peft.Method:
-    """LoRA-SB: frozen directions from labelled public sentences.
-
-    Every client is sent them at its rank.
+    Args:
+      run: of the arm.
+      name: of `RULES`, or "head".
     """
-    step = first_step(run.data.model, run.data.public, LORA["targets"])
-    method = lora_sb(LARGEST, updates=step, **LORA)
-    backbone = peft.apply(run.data.model, method).backbone
-    for path, leaf in jax.tree.leaves_with_path(backbone):
-        if trees.path_of(path).endswith(("lora_a", "lora_b")):
-            run.sent(down=sum(at_rank(leaf.nbytes, rank) for rank in RANKS))
-    return method
+    if name == "head":
+        return {}
+    rule, ranks = RULES[name], ranks_of(run.config)
+    how = dict(rule.how)
+    if name == "slora":
+        how["sparse_rounds"] = run.config.rounds // 2
+    if run.config.ranks == "mixed" and rule.of_clients:
+        heads = [HEADS[rank] for rank in ranks]
+        how[rule.of_clients] = heads if rule.of_clients == "heads" else ranks
+    return how
 
 
-def budget(run: study.Run) -> int:
-    """Bytes that FedIT sends, up and down, in the rounds of the budget."""
-    rounds = run.config.tuning_rounds if run.is_tuning else run.config.budget_rounds
-    adapted = peft.apply(run.data.model, peft.lora(LARGEST, **LORA))
-    largest = trees.nbytes(adapted.delta)
-    return rounds * 2 * sum(at_rank(largest, rank) for rank in RANKS)
+def method(run: study.Run, name: str) -> peft.Method:
+    """What a rule trains; the head is trained beside it, of all rules.
+
+    Args:
+      run: of the arm.
+      name: of `RULES`, or "head".
+    """
+    rank = int(ranks_of(run.config).max())
+    if name == "head":
+        return peft.head()
+    if name == "ravan":
+        heads = HEADS[rank]
+        return peft.ravan(4, 4 * SCALING, heads=heads, targets=TARGETS)
+    if name == "frlora":
+        rank = EQUAL
+    alpha = SCALING * rank
+    if name == "fed_sb":
+        data, how = run.data, {"labels": "labels"}
+        step = run.once(
+            "step", lambda: first_step(data.model, data.public, TARGETS, **how)
+        )
+        _bill(run, step)
+        return peft.lora_sb(rank, alpha, targets=TARGETS, updates=step)
+    return peft.lora(rank, alpha, targets=TARGETS)
 
 
-def at_rank(n_bytes: int, rank: int) -> int:
-    """The bytes of a smaller rank, of factors that have `n_bytes` at the largest."""
-    return n_bytes * rank // LARGEST
+def _bill(run: study.Run, step: dict[str, jax.Array]) -> None:
+    """Bills the frozen factors, which every client is sent at its rank."""
+    sides = [sum(kernel.shape[-2:]) for kernel in step.values()]
+    run.sent(down=4 * sum(sides) * int(ranks_of(run.config).sum()))
+
+
+def accuracy(scores: list[Any]) -> float:
+    """The mean over clients.
+
+    Args:
+      scores: of `client_scores`.
+    """
+    return float(np.mean([means(one)["accuracy"] for one in scores]))

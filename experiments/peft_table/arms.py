@@ -7,6 +7,7 @@ import fedjax_fm as ffm
 from fedjax_fm import peft, privacy, study, trees
 from fedjax_fm.algorithms import dp_fedavg
 from fedjax_fm.experiments.peft_table.methods import METHODS, OF_PICTURES, lora
+from fedjax_fm.experiments.shared.budgets import at_most
 
 
 def adapted_by(run: study.Run, kind: str) -> peft.Adapted:
@@ -45,15 +46,9 @@ def tuned(run: study.Run, kind: str, shuffle: bool = False) -> dict[str, float]:
     )
     of_lora = peft.apply(data.whole, lora(config.rank)).delta
     budget = 2 * config.rounds * clients.n_clients * trees.nbytes(of_lora)
-    within = [row for row in run.curve if sent(row) <= budget]
-    # A method whose first looks come after the budget has nothing but its start.
-    at_bytes = within[-1]["eval_accuracy"] if within else untrained(run)["accuracy"]
+    start = untrained(run)["accuracy"]
+    at_bytes = at_most(run.curve, budget, "eval_accuracy", start)
     return {"accuracy": found.scores["accuracy"], "at_bytes": at_bytes}
-
-
-def sent(row: dict[str, float]) -> float:
-    """Bytes up and down until a row of the curve."""
-    return row["uplink_bytes"] + row["downlink_bytes"]
 
 
 def untrained(run: study.Run) -> dict[str, float]:

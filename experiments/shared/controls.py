@@ -4,6 +4,7 @@ import numpy as np
 
 import fedjax_fm as ffm
 from fedjax_fm import study
+from fedjax_fm.evaluation.evaluate import means
 
 Arrays = dict[str, np.ndarray]
 
@@ -27,4 +28,4 @@ def as_it_begins(
       test: examples.
     """
     scores = ffm.evaluate(task, delta, backbone, test)
-    return float(scores["accuracy"].mean())
+    return float(means(scores)["accuracy"])

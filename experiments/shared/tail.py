@@ -4,19 +4,15 @@ The layers before them are frozen, so that training reads their output alone.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
 
-from fedjax_fm.experiments.shared.encoders import classifier
 from fedjax_fm.experiments.shared.sentences import (
     Arrays,
-    deal_split,
-    of_split,
-    sentences,
 )
 from fedjax_fm.models.classifier import mean_of_real
 from fedjax_fm.models.stacked import run_stacked
@@ -133,62 +129,28 @@ def of_each(model: Any, parts: list[Arrays]) -> list[Arrays]:
     return [{name: columns[name][k] for name in columns} for k in range(len(parts))]
 
 
-def first_step(tail: Tail, rows: Arrays, targets: str, rate: float = 1e-3) -> Any:
+def first_step(
+    tail: Any, rows: Arrays, targets: str, rate: float = 1e-3, labels: str = "label"
+) -> Any:
     """A first full step on some sentences, which gives Fed-SB its directions.
 
     Args:
       tail: before training.
-      rows: from `for_the_tail`.
+      rows: `hidden`, `attention_mask` and labels, of sentences or of their words.
       targets: whose kernels.
       rate: of the step.
+      labels: the column; negative ones do not count.
 
     Returns:
       {dotted module path: step}, as `lora_sb` takes it.
     """
+    counts = rows[labels] >= 0
+    wanted = np.where(counts, rows[labels], 0)
 
     def loss(model: Any) -> jax.Array:
         scores = model(rows["hidden"], rows["attention_mask"])
-        nats = optax.softmax_cross_entropy_with_integer_labels(scores, rows["label"])
-        return nats.mean()
+        nats = optax.softmax_cross_entropy_with_integer_labels(scores, wanted)
+        return (nats * counts).sum() / counts.sum()
 
     gradients = first_gradients(tail, loss, targets=targets)
     return first_updates(gradients, rate)
-
-
-class Dealt(NamedTuple):
-    """Clients of four domains, with what the last layer reads.
-
-    Arrays hold `hidden`, `attention_mask` and `label`.
-    """
-
-    model: Tail  # with a head of random values, the same for all arms of a seed
-    train: list[Arrays]  # of each client
-    test: list[Arrays]  # of the same clients
-    public: Arrays  # labelled tuning sentences
-
-
-def deal_hidden(config: Any, seed: int, split: str, per_domain: int) -> Dealt:
-    """Deals a split's documents to clients, and computes the frozen layers once.
-
-    Args:
-      config: of a study; has `public`, the number of public sentences, and what
-        `deal_split` reads.
-      seed: of documents, clients, their order and the head.
-      split: "tuning" or "final".
-      per_domain: clients of a domain.
-
-    Returns:
-      The clients, in an order that is drawn, and the model's tail.
-    """
-    clients = deal_split(config, seed, split, per_domain=per_domain)
-    order = np.random.default_rng(seed).permutation(len(clients))
-    whole = classifier(config.model, seed)
-    found = sentences(config.model, config.max_length)
-    of_tuning = of_split(found, "tuning", 0.4)
-    shown = np.random.default_rng(0).permutation(of_tuning)[: config.public]
-    return Dealt(
-        model=Tail(whole, 1),
-        train=of_each(whole, [clients[k].train for k in order]),
-        test=of_each(whole, [clients[k].test for k in order]),
-        public=for_the_tail(whole, found.take(shown)),
-    )

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fedjax_fm.experiments.gate.tasks import KINDS, MINILM, read
+from fedjax_fm.experiments.gate.tasks import KINDS, MINILM, read, shuffled
 from fedjax_fm.experiments.gate.training import fixed_quarter
 from fedjax_fm.experiments.shared.tail import hidden_states, last_layers
 from fedjax_fm.models.stacked import run_stacked
+from fedjax_fm.population import Population
 
 Arrays = dict[str, np.ndarray]
 TASK = "brown-tags"  # it passed the gate: tuning brings 15 points
@@ -101,3 +102,17 @@ def deal(
         clients=[seen(of(part)) for part in parts],
         test=seen(shown),
     )
+
+
+def with_shuffled_labels(clients: list[Arrays], seed: int) -> list[Arrays]:
+    """Clients whose labels are permuted among the words of all of them.
+
+    Args:
+      clients: arrays of each.
+      seed: of the permutation.
+    """
+    packed = Population.from_clients(clients)
+    labels = shuffled(np.asarray(packed.arrays["labels"]), seed)
+    arrays = {**packed.arrays, "labels": labels}
+    packed = Population.from_arrays(arrays, packed.offsets)
+    return [packed.client(k) for k in range(packed.n_clients)]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_fm import checks
 from fedjax_fm.engine.devices import compiler_options
 from fedjax_fm.engine.faults import Fault
 from fedjax_fm.engine.guarantee import check_rounds, check_sampling, with_epsilon
@@ -19,7 +20,7 @@ from fedjax_fm.engine.parts import Engine
 from fedjax_fm.engine.programs import ROUNDS_PER_DISPATCH, fused, on_host
 from fedjax_fm.engine.shapes import first_state, shapes_for
 from fedjax_fm.engine.simulator import Simulator
-from fedjax_fm.engine.state import RoundState
+from fedjax_fm.engine.state import RoundState, SimulationState
 from fedjax_fm.types import Algorithm, Tree
 
 
@@ -34,6 +35,9 @@ class Sweep:
       metrics: {name: [S, rounds]}, NaN in rounds that a lane did not reach.
       rounds: i64[S], rounds done; fewer than asked for where a client was not finite,
         as at too large a rate.
+      carry: everything that passes from round to round, leaves [S, ...].
+      keys: of the lanes, key[S].
+      algorithm: of the sweep's simulator.
     """
 
     seeds: np.ndarray
@@ -41,6 +45,31 @@ class Sweep:
     delta: Tree
     metrics: dict[str, np.ndarray]
     rounds: np.ndarray
+    carry: RoundState
+    keys: jax.Array
+    algorithm: Algorithm
+
+    def state(self, lane: int) -> SimulationState:
+        """A lane's state, to ask the simulator for its models.
+
+        Args:
+          lane: s, from 0 to S - 1.
+
+        Returns:
+          What `simulator.model(state, client)` and `evaluate_clients` take.
+
+        Raises:
+          ValueError: no such lane.
+        """
+        checks.whole("lane", lane, least=0, most=len(self.seeds) - 1)
+
+        def of_lane(leaf: Any) -> Any:
+            return leaf[lane]
+
+        carry = jax.tree.map(of_lane, self.carry)
+        return SimulationState(
+            carry=carry, key=self.keys[lane], algorithm=self.algorithm
+        )
 
 
 class _Grid(NamedTuple):
@@ -119,7 +148,9 @@ def sweep(
     for lane in lanes:
         check_sampling(lane, simulator.sampler, simulator.setting)
         check_rounds(lane.privacy, 0, rounds)
-    carry, parts, done = _run(simulator, delta, rounds, grid=grid, algorithm=algorithm)
+    keys = jax.vmap(jax.random.key)(jnp.asarray(grid.seeds, jnp.uint32))
+    how: dict[str, Any] = {"grid": grid, "keys": keys, "algorithm": algorithm}
+    carry, parts, done = _run(simulator, delta, rounds, **how)
     metrics = {
         name: np.concatenate([part[name] for part in parts], axis=1)
         for name in parts[0]
@@ -130,6 +161,9 @@ def sweep(
         delta=jax.vmap(template.algorithm.delta)(carry.server),
         metrics=_with_epsilons(metrics, lanes),
         rounds=done,
+        carry=carry,
+        keys=keys,
+        algorithm=simulator.algorithm,
     )
 
 
@@ -160,6 +194,7 @@ def _run(
     rounds: int,
     *,
     grid: _Grid,
+    keys: jax.Array,
     algorithm: Callable[..., Algorithm] | None,
 ) -> tuple[RoundState, list[dict[str, np.ndarray]], np.ndarray]:
     """(state with a leading axis S, metrics of each dispatch, rounds done i64[S])."""
@@ -189,8 +224,6 @@ def _run(
         )
 
     values = {name: jnp.asarray(x, jnp.float32) for name, x in grid.hyper.items()}
-    seeds = jnp.asarray(grid.seeds, jnp.uint32)
-    keys = jax.vmap(jax.random.key)(seeds)
     begin_all = jax.jit(jax.vmap(begin))
     carry = begin_all(keys, values)
     lanes_of_rounds = jax.vmap(some_rounds, in_axes=(0, 0, 0, 0, None, None))

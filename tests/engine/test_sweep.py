@@ -51,6 +51,26 @@ def test_lanes_equal_single_runs():
     assert result.rounds.tolist() == [3] * 4
 
 
+def test_a_lanes_state_gives_the_clients_own_models():
+    """Of a method with personal models; the server's model says nothing of them."""
+
+    def personal(lr=0.05):
+        return ffm.algorithms.ditto(
+            ffm.Task(mlp_loss), optax.sgd(lr), penalty=0.5, **LOCAL
+        )
+
+    delta, swept = simulator(personal())
+    rates = {"lr": (0.02, 0.1)}
+    result = ffm.sweep(swept, delta, 3, seeds=(5,), hyper=rates, algorithm=personal)
+    for lane, rate in enumerate(rates["lr"]):
+        _, alone = simulator(personal(rate), seed=5)
+        state, _ = alone.run(alone.init(delta), 3)
+        for client in (None, 0, 4):
+            close(swept.model(result.state(lane), client), alone.model(state, client))
+    with pytest.raises(ValueError, match="lane"):
+        result.state(2)
+
+
 def test_seeds_alone_and_more_rounds_than_a_dispatch():
     delta, swept = simulator(uplink=None)
     result = ffm.sweep(swept, delta, 66, seeds=(1, 2))
