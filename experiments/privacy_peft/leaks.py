@@ -1,0 +1,245 @@
+"""What a model tells of its clients: exposure of canaries, and who was a member."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import fedjax_fm as ffm
+from fedjax_fm import callbacks, peft, study, tasks
+from fedjax_fm.audit.subject import Promise, for_a_replaced_client
+from fedjax_fm.evaluation.evaluate import means
+from fedjax_fm.evaluation.leaks import (
+    candidate_secrets,
+    exposure,
+    membership,
+    one_run_epsilon,
+)
+from fedjax_fm.experiments.privacy_peft.clients import Arrays, Data
+from fedjax_fm.models.language_modeling import IGNORED
+from fedjax_fm.privacy.mechanisms import LESS
+from fedjax_fm.types import Tree
+
+
+class Measured(NamedTuple):
+    """What was found of a model.
+
+    Attributes:
+      scores: {name: number}.
+      exposures: {"planted", "left_out": of each canary, in bits}.
+      sides: members and outsiders, how many.
+    """
+
+    scores: dict[str, float]
+    exposures: dict[str, list[float]]
+    sides: tuple[int, int]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a cell of the study keeps beside its scores."""
+        return {"exposures": self.exposures, "sides": list(self.sides)}
+
+
+class Watch(NamedTuple):
+    """What is measured of a model.
+
+    Attributes:
+      data: of the seed.
+      adapted: the model before training.
+      task: of it.
+      rows: of a client.
+      candidates: i32[n, s], secrets that nobody was given.
+      before: f64[clients], scores of members, and of outsiders, by the model before
+        training.
+      secrets_before: f64[m], log-likelihoods of secrets, likewise.
+      delta: of the guarantee that canaries test; 0 without one.
+    """
+
+    data: Data
+    adapted: peft.Adapted
+    task: ffm.Task
+    rows: int
+    candidates: np.ndarray
+    before: tuple[np.ndarray, np.ndarray]
+    secrets_before: np.ndarray
+    delta: float
+
+    def of(self, delta: Tree, backbone: Tree) -> Measured:
+        """Measures a model.
+
+        Args:
+          delta: the trainable tree.
+          backbone: the frozen one.
+        """
+        parts, data = (delta, backbone), self.data
+        planted = data.canaries.is_planted
+        learned = means(ffm.evaluate(self.task, *parts, data.test))
+        own, others = self.of_canaries(*parts)
+        bits = exposure(own, others)
+        sides = [
+            of_clients(self.task, parts, rows, self.rows)
+            for rows in (data.members, data.outsiders)
+        ]
+        gains = [now - then for now, then in zip(sides, self.before, strict=True)]
+        told = membership(*gains)
+        refuted = one_run_epsilon(own - self.secrets_before, planted, delta=self.delta)
+        scores = {
+            "loss": learned["loss"],
+            "accuracy": learned["accuracy"],
+            "exposure": float(bits[planted].mean()),
+            "left_out": float(bits[~planted].mean()),
+            "area": told.area.value,
+            "power": told.power.value,
+            "area_of_loss": membership(*sides).area.value,
+            "refuted": refuted.epsilon,
+        }
+        exposures = {
+            "planted": bits[planted].tolist(),
+            "left_out": bits[~planted].tolist(),
+        }
+        return Measured(scores, exposures, (told.n_members, told.n_others))
+
+    def of_canaries(self, delta: Tree, backbone: Tree) -> tuple[np.ndarray, np.ndarray]:
+        """Log-likelihoods of each secret, f64[m], and of the candidates, f64[m, n].
+
+        Args:
+          delta: the trainable tree.
+          backbone: the frozen one.
+        """
+        chances = log_chances(self.adapted, delta, backbone, self.data.secrets)
+        own = of_secrets(chances, self.data.canaries.secrets[:, None])
+        return own[:, 0], of_secrets(chances, self.candidates[None])
+
+
+def watch(
+    run: study.Run,
+    data: Data,
+    adapted: peft.Adapted,
+    epsilon: float | None = None,
+) -> Watch:
+    """Prepares what is measured of models of a seed.
+
+    Args:
+      run: has the seed of the candidates, and their number.
+      data: of the seed.
+      adapted: the model before training.
+      epsilon: that was accounted for; None: nothing was.
+    """
+    config, task = run.config, tasks.token_classification(adapted)
+    parts, sides = (adapted.delta, adapted.backbone), (data.members, data.outsiders)
+    first, second = (of_clients(task, parts, rows, config.rows) for rows in sides)
+    made = Watch(
+        data=data,
+        adapted=adapted,
+        task=task,
+        rows=config.rows,
+        candidates=candidate_secrets(data.canaries, config.candidates, seed=run.seed),
+        before=(first, second),
+        secrets_before=np.zeros(0),
+        delta=promised(epsilon, config.delta).delta,
+    )
+    own, _ = made.of_canaries(*parts)
+    return made._replace(secrets_before=own)
+
+
+def promised(epsilon: float | None, delta: float) -> Promise:
+    """What a run says of one client's data, replaced by others: what canaries test.
+
+    Args:
+      epsilon: that was accounted for, of a client that is there or not; None: nothing.
+      delta: of that guarantee.
+    """
+    if epsilon is None:
+        return Promise(epsilon=None, delta=0.0)
+    return for_a_replaced_client(epsilon, delta, LESS)
+
+
+class Looks(callbacks.Callback):
+    """Measures the server's model between rounds, as columns `eval_...`."""
+
+    def __init__(self, watched: Watch):
+        self.watched = watched
+        self.simulator: Any = None
+        self.last: Measured | None = None
+
+    def begin(self, simulator: Any, state: Any, metrics: Any, last: int) -> None:
+        """Keeps the simulator, which knows the model."""
+        self.simulator = simulator
+
+    def __call__(self, round: int, state: Any, metrics: Any) -> dict[str, float]:
+        """Measures."""
+        self.last = self.watched.of(*self.simulator.model(state))
+        return as_columns(self.last)
+
+
+def as_columns(found: Measured) -> dict[str, float]:
+    """Scores as columns of a curve.
+
+    Args:
+      found: of a model.
+    """
+    return {f"eval_{name}": value for name, value in found.scores.items()}
+
+
+def of_clients(
+    task: ffm.Task, parts: tuple[Tree, Tree], rows: Arrays, n_rows: int
+) -> np.ndarray:
+    """The mean log-probability of each client's tokens, f64[clients].
+
+    Args:
+      task: token classification.
+      parts: (delta, backbone).
+      rows: of the clients, one after the other.
+      n_rows: of a client.
+    """
+    found = ffm.evaluate(task, *parts, rows)
+    weight = found["weight"].astype(np.float64).reshape(-1, n_rows)
+    total = (found["loss"] * found["weight"]).astype(np.float64).reshape(-1, n_rows)
+    return -total.sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
+
+
+def log_chances(
+    adapted: peft.Adapted, delta: Tree, backbone: Tree, secrets: Arrays
+) -> np.ndarray:
+    """Log-probabilities of all classes where canaries have their secrets.
+
+    Args:
+      adapted: from `peft.apply`.
+      delta: its trainable tree.
+      backbone: its frozen tree.
+      secrets: rows whose labels stand in the same columns.
+
+    Returns:
+      f32[m, s, K].
+    """
+    columns = np.flatnonzero(secrets["labels"][0] != IGNORED)
+    read = {name: secrets[name] for name in ("hidden", "attention_mask")}
+    return np.asarray(_log_chances(adapted.graphdef, delta, backbone, read, columns))
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _log_chances(
+    graphdef: Any, delta: Tree, backbone: Tree, read: Any, columns: Any
+) -> jax.Array:
+    from flax import nnx
+
+    logits = nnx.merge(graphdef, delta, backbone)(**read)
+    return jax.nn.log_softmax(logits[:, columns], axis=-1)
+
+
+def of_secrets(chances: np.ndarray, secrets: np.ndarray) -> np.ndarray:
+    """The log-likelihood of secrets: the sum over their places.
+
+    Args:
+      chances: f32[m, s, K].
+      secrets: i32[m or 1, n, s].
+
+    Returns:
+      f64[m, n].
+    """
+    found = 0.0
+    for place in range(chances.shape[1]):
+        columns = np.broadcast_to(secrets[..., place], (len(chances), secrets.shape[1]))
+        found = found + np.take_along_axis(chances[:, place], columns, axis=1)
+    return np.asarray(found, np.float64)
