@@ -1,15 +1,15 @@
-"""Does LoRA memorise less than full tuning at equal loss, and what does noise in its factors cost?
+"""Does LoRA memorise less than full tuning, and what does noise in its factors cost?
 
 Task "tags": parts of speech in the Brown corpus, a user two sentences of one text,
 MiniLM with a head that was trained on public texts. Task "conversations" (`--set
-task=conversations`): what people of chitchat write, a user a person with two messages,
+task=conversations`): what people of chitchat write, a user a person with one message,
 SmolLM2-135M; a token is asked for where it is one of the 2,048 commonest. Both models
 are cut: the layers below the last are frozen and computed once, "full" is the last
 layer and its head, the other parts leave the head as it is ("head" trains it alone).
 SmolLM2 has no biases; zeros are put there for BitFit.
 
 A round: a Poisson cohort, a sixth of the 480 clients in the mean, one gradient over each
-client's two rows, clipped to the median of public clients' first ones, Adam at the
+client's rows, clipped to the median of public clients' first ones, Adam at the
 server. Noise: epsilon 8, 2 and 0.5 of the whole run at delta 1e-4, one client more or
 less, by dp-accounting for just that sampler. Rates are chosen on other, public users,
 at epsilon 2 and without noise, by the loss (which stands in the place of the exposure
@@ -17,7 +17,7 @@ there). Canaries: 80 clients, each by a coin, have instead of their rows a rando
 four tags of random words, or a token behind four others.
 
 Score: mean exposure of the planted canaries, among 4,095 candidates, at the first look
-at which the held-out loss is at the target or below (without noise every second round
+at which the held-out loss is at the target or below (without noise every third round
 is looked at; where the target is never reached, at the lowest loss). Beside it that of
 the last round, the attack on members by their gain in likelihood (area, and power at
 1 % false alarms), and the F1 of tokens that are read off a client's first upload,
@@ -63,7 +63,8 @@ class Config:
     max_length: int = 16  # tokens of a row
     vocabulary: int = 2048  # tokens that may come next
     # Users
-    rows: int = 2  # of a user
+    rows_tags: int = 2  # of a user
+    rows_conversations: int = 1
     clients: int = 480
     outsiders: int = 160
     final_users: int = 1200  # of tags, from which seeds draw
@@ -75,21 +76,20 @@ class Config:
     # Training
     cohort: int = 80  # planned; the sampler's rate is cohort / clients
     rounds: int = 24
-    tuning_rounds: int = 12
     delta: float = 1e-4
     public_clients: int = 100  # whose first gradients give clip norms and directions
     rank: int = 8
     core_rank: int = 24  # of Fed-SB
     bottleneck: int = 16
     prompt: int = 16
-    rates: tuple[float, ...] = (3e-3, 1e-2)  # Adam's, of all but full tuning
-    full_rates: tuple[float, ...] = (3e-4, 1e-3)
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)  # Adam's, of all but full tuning
+    full_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     few: int = 40  # members that the overfitted model is trained on
     overfit_rounds: int = 30
     # Looks
     target_tags: float = 0.8  # nats a tag
     target_conversations: float = 4.0  # nats a token
-    every: int = 2  # rounds
+    every: int = 3  # rounds
     every_with_noise: int = 8
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -97,10 +97,15 @@ class Config:
         """A small version, to see that it works."""
         users = {"clients": 24, "outsiders": 8, "final_users": 40, "test": 8}
         few = {"tuning_clients": 12, "canaries": 12, "few": 6, "public_clients": 8}
-        walk = {"cohort": 8, "rounds": 2, "overfit_rounds": 2, "tuning_rounds": 1}
+        walk = {"cohort": 8, "rounds": 2, "overfit_rounds": 2}
         one = {"rates": (3e-3,), "full_rates": (1e-3,), "seeds": (0,)}
         cut = {"max_length": 10, "vocabulary": 256, "candidates": 63}
         return dataclasses.replace(self, **users, **few, **walk, **one, **cut)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a user."""
+        return getattr(self, f"rows_{self.task}")
 
     @property
     def target(self) -> float:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import fedjax_fm as ffm
 from fedjax_fm.evaluation.leaks import Canaries, draw_canaries
 from fedjax_fm.study.judged import joined
 
@@ -91,15 +90,18 @@ def deal(pool: Pool, config: Any, seed: int, split: str) -> Data:
             f"{len(order)} users with {config.rows} rows, clients={wanted} and "
             f"outsiders={rest} are asked for"
         )
+    n_canaries = round(config.canaries * wanted / config.clients)
+    if n_canaries >= wanted:
+        raise ValueError(
+            f"expected fewer canaries than clients={config.clients}, got "
+            f"canaries={config.canaries}: a client with one is no member"
+        )
     chosen, others = order[:wanted], order[wanted : wanted + rest]
     how = {"prefix": config.prefix, "secret": pool.secret, "seed": seed}
-    n_canaries = min(config.canaries, wanted)
     canaries = draw_canaries(pool.alphabet, n_canaries, wanted, **how)
     secrets = pool.canary(canaries, seed)
-    clients = [rows_of(pool, [user], config.rows) for user in chosen]
-    for k in np.flatnonzero(canaries.is_planted):
-        own = np.repeat(k, config.rows)
-        clients[canaries.clients[k]] = {name: x[own] for name, x in secrets.items()}
+    own = [rows_of(pool, [user], config.rows) for user in chosen]
+    clients = with_planted(own, canaries, secrets)
     without = np.setdiff1d(np.arange(wanted), canaries.clients)
     judged = "test" if split == "final" else "validation"
     return Data(
@@ -113,6 +115,24 @@ def deal(pool: Pool, config: Any, seed: int, split: str) -> Data:
         test=rows_of(pool, pool.users[judged], config.rows),
         public=rows_of(pool, pool.users["tuning"], config.rows),
     )
+
+
+def with_planted(
+    clients: list[Arrays], canaries: Canaries, secrets: Arrays
+) -> list[Arrays]:
+    """Gives clients whose coin says so a canary, as often as they had rows.
+
+    Args:
+      clients: rows of each.
+      canaries: and their coins.
+      secrets: one row a canary.
+    """
+    found = list(clients)
+    for k in np.flatnonzero(canaries.is_planted):
+        place = canaries.clients[k]
+        again = np.repeat(k, len(clients[place]["labels"]))
+        found[place] = {name: column[again] for name, column in secrets.items()}
+    return found
 
 
 def rows_of(pool: Pool, users: Any, rows: int) -> Arrays:
@@ -141,15 +161,6 @@ def only(data: Data, n: int) -> Data:
     return data._replace(
         clients=few, members=joined([data.clients[k] for k in without])
     )
-
-
-def packed(clients: list[Arrays]) -> ffm.Population:
-    """The clients as one population.
-
-    Args:
-      clients: rows of each.
-    """
-    return ffm.Population.from_clients(clients)
 
 
 def split_users(n: int, **sizes: int) -> dict[str, np.ndarray]:

@@ -1,9 +1,7 @@
 """What a model tells of its clients: exposure of canaries, and who was a member."""
 
-import functools
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import fedjax_fm as ffm
@@ -16,8 +14,12 @@ from fedjax_fm.evaluation.leaks import (
     membership,
     one_run_epsilon,
 )
-from fedjax_fm.experiments.privacy_peft.clients import Arrays, Data
-from fedjax_fm.models.language_modeling import IGNORED
+from fedjax_fm.experiments.privacy_peft.clients import Data
+from fedjax_fm.experiments.privacy_peft.likelihoods import (
+    log_chances,
+    of_clients,
+    of_secrets,
+)
 from fedjax_fm.privacy.mechanisms import LESS
 from fedjax_fm.types import Tree
 
@@ -180,66 +182,3 @@ def as_columns(found: Measured) -> dict[str, float]:
       found: of a model.
     """
     return {f"eval_{name}": value for name, value in found.scores.items()}
-
-
-def of_clients(
-    task: ffm.Task, parts: tuple[Tree, Tree], rows: Arrays, n_rows: int
-) -> np.ndarray:
-    """The mean log-probability of each client's tokens, f64[clients].
-
-    Args:
-      task: token classification.
-      parts: (delta, backbone).
-      rows: of the clients, one after the other.
-      n_rows: of a client.
-    """
-    found = ffm.evaluate(task, *parts, rows)
-    weight = found["weight"].astype(np.float64).reshape(-1, n_rows)
-    total = (found["loss"] * found["weight"]).astype(np.float64).reshape(-1, n_rows)
-    return -total.sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
-
-
-def log_chances(
-    adapted: peft.Adapted, delta: Tree, backbone: Tree, secrets: Arrays
-) -> np.ndarray:
-    """Log-probabilities of all classes where canaries have their secrets.
-
-    Args:
-      adapted: from `peft.apply`.
-      delta: its trainable tree.
-      backbone: its frozen tree.
-      secrets: rows whose labels stand in the same columns.
-
-    Returns:
-      f32[m, s, K].
-    """
-    columns = np.flatnonzero(secrets["labels"][0] != IGNORED)
-    read = {name: secrets[name] for name in ("hidden", "attention_mask")}
-    return np.asarray(_log_chances(adapted.graphdef, delta, backbone, read, columns))
-
-
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _log_chances(
-    graphdef: Any, delta: Tree, backbone: Tree, read: Any, columns: Any
-) -> jax.Array:
-    from flax import nnx
-
-    logits = nnx.merge(graphdef, delta, backbone)(**read)
-    return jax.nn.log_softmax(logits[:, columns], axis=-1)
-
-
-def of_secrets(chances: np.ndarray, secrets: np.ndarray) -> np.ndarray:
-    """The log-likelihood of secrets: the sum over their places.
-
-    Args:
-      chances: f32[m, s, K].
-      secrets: i32[m or 1, n, s].
-
-    Returns:
-      f64[m, n].
-    """
-    found = 0.0
-    for place in range(chances.shape[1]):
-        columns = np.broadcast_to(secrets[..., place], (len(chances), secrets.shape[1]))
-        found = found + np.take_along_axis(chances[:, place], columns, axis=1)
-    return np.asarray(found, np.float64)

@@ -25,19 +25,20 @@ def private(run: study.Run, part: str, epsilon: float | None) -> dict[str, float
     config, data, adapted = run.config, run.data, adapted_by(run, part)
     task, noise = tasks.token_classification(adapted), multiplier(epsilon, config)
     clip = run.once(("clip", part), lambda: median_norm(run, task, adapted))
+    n, rate = len(data.clients), config.cohort / config.clients
+    # Public users are fewer, and no privacy is spent on them: a plain number, with
+    # which their mean has the noise of a run's.
+    public_noise = float(noise) * n / config.clients
     method = dp_fedavg(
         task,
         SGD,
         adam(run),
         noise=privacy.independent(),
         clip_norm=clip,
-        # On public users no privacy is spent, and the noise is a plain number.
-        noise_multiplier=float(noise) if run.is_tuning else noise,
+        noise_multiplier=public_noise if run.is_tuning else noise,
         local_steps=1,
         batch_size=config.rows,
     )
-    n = len(data.clients)
-    rate = config.cohort / config.clients
     how: dict[str, Any] = {
         "cohort_size": round(rate * n),
         "sampler": samplers.poisson(n, rate),

@@ -10,7 +10,7 @@ did not fail.
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from fedjax_fm.evaluation.leaks import (
 )
 from fedjax_fm.experiments.privacy_peft.leaks import promised
 from fedjax_fm.runs.folder import RunFolder
-from fedjax_fm.study.results import Results, in_own_unit, read
+from fedjax_fm.study.results import Results, read
 
 EPSILONS = (8.0, 2.0, 0.5)
 LOSS = "loss"
@@ -157,10 +157,10 @@ def written(results: Results) -> list[str]:
     Args:
       results: of the study.
     """
-    score: Any = results.primary
     lines = []
     for name, one in family(results).items():
-        middle, low, high = in_own_unit(one, score)
+        ends = (-one.difference, -one.high, -one.low)
+        middle, low, high = (f"{value:+.3f}" for value in ends)
         lines.append(f"{name}: {middle} [{low}, {high}], p {one.p:.2g}, {one.verdict}")
     for check in checks(results):
         word = "holds" if check.holds else "FAILS"

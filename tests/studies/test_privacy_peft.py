@@ -11,9 +11,8 @@ from flax import nnx
 from small_runs import check_scores, run_arms
 from tiny_encoder import BERT
 
-from fedjax_fm import models, peft, privacy, tasks
+from fedjax_fm import models, privacy, tasks
 from fedjax_fm.evaluation.leaks import span_residuals
-from fedjax_fm.experiments import privacy_peft
 from fedjax_fm.experiments.privacy_peft import (
     PARTS,
     STUDY,
@@ -21,6 +20,7 @@ from fedjax_fm.experiments.privacy_peft import (
     conversations,
     inversion,
     leaks,
+    likelihoods,
     tags,
     verdicts,
 )
@@ -53,7 +53,7 @@ def made_up_rows(n, seed=0):
 
 def canary(canaries, seed):
     m, s = canaries.secrets.shape
-    made = made_up_rows(m, [seed, 1])
+    made = made_up_rows(m, 1000 + seed)
     made["attention_mask"][:] = 1
     made["labels"][:] = IGNORED
     made["labels"][:, 1 : s + 1] = canaries.secrets
@@ -124,10 +124,10 @@ def test_log_likelihoods_of_secrets_are_sums_over_their_places():
     expected = [
         [chances[i, 0, c[0]] + chances[i, 1, c[1]] for c in found[i]] for i in range(3)
     ]
-    np.testing.assert_allclose(leaks.of_secrets(chances, found), expected)
+    np.testing.assert_allclose(likelihoods.of_secrets(chances, found), expected)
     every = np.stack(np.meshgrid(range(5), range(5)), axis=-1).reshape(1, -1, 2)
     chances = np.log(rng.dirichlet(np.ones(5), size=(3, 2)))
-    total = np.exp(leaks.of_secrets(chances, every)).sum(axis=1)
+    total = np.exp(likelihoods.of_secrets(chances, every)).sum(axis=1)
     np.testing.assert_allclose(total, 1.0)
 
 
@@ -401,13 +401,9 @@ def made_up_results(found=True, refuted=0.0):
 def test_controls_hold_where_they_must_and_fail_where_not():
     held = verdicts.checks(made_up_results())
     assert all(check.holds for check in held)
-    broken = [check.name for check in verdicts.checks(made_up_results(found=False))]
-    fails = [
-        check.name
-        for check in verdicts.checks(made_up_results(found=False))
-        if not check.holds
-    ]
-    assert fails == [name for name in broken if name.endswith("are found")]
+    broken = verdicts.checks(made_up_results(found=False))
+    fails = [check.name for check in broken if not check.holds]
+    assert fails == [x.name for x in broken if x.name.endswith("are found")]
     refuted = verdicts.checks(made_up_results(refuted=3.0))
     fails = [check.name for check in refuted if not check.holds]
     assert fails == ["epsilon 0.5: no run refutes it"]
@@ -435,5 +431,10 @@ def test_taps_do_not_stay_in_the_model(run, data):
         isinstance(module, inversion.Tap)
         for _, module in nnx.iter_modules(adapted.model())
     )
-    assert privacy_peft.PARTS
-    assert peft.apply(run.data.model, peft.full()).graphdef == adapted.graphdef
+
+
+def test_as_many_canaries_as_clients_are_refused(pool):
+    with pytest.raises(
+        ValueError, match="fewer canaries than clients=20, got canaries=20"
+    ):
+        deal(pool, dataclasses.replace(CONFIG, canaries=20), 0, "final")
