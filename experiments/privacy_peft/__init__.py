@@ -17,8 +17,8 @@ there). Canaries: 80 clients, each by a coin, have instead of their rows a rando
 four tags of random words, or a token behind four others.
 
 Score: mean exposure of the planted canaries, among 4,095 candidates, at the first look
-at which the held-out loss is at the target or below (without noise every third round
-is looked at; where the target is never reached, at the lowest loss). Beside it that of
+at which the held-out loss is at the target or below (without noise every round is
+looked at; where the target is never reached, at the lowest loss). Beside it that of
 the last round, the attack on members by their gain in likelihood (area, and power at
 1 % false alarms), and the F1 of tokens that are read off a client's first upload,
 noise added, from a pool with eleven times as many.
@@ -85,11 +85,11 @@ class Config:
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)  # Adam's, of all but full tuning
     full_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     few: int = 40  # members that the overfitted model is trained on
-    overfit_rounds: int = 30
+    overfit_rounds: int = 20
     # Looks
     target_tags: float = 0.8  # nats a tag
     target_conversations: float = 4.0  # nats a token
-    every: int = 3  # rounds
+    every: int = 1  # rounds
     every_with_noise: int = 8
     seeds: tuple[int, ...] = (0, 1, 2)
 
