@@ -17,8 +17,9 @@ there). Canaries: 80 clients, each by a coin, have instead of their rows a rando
 four tags of random words, or a token behind four others.
 
 Score: mean exposure of the planted canaries, among 4,095 candidates, at the first look
-at which the held-out loss is at the target or below (without noise every round is
-looked at; where the target is never reached, at the lowest loss). Beside it that of
+at which the held-out loss is at the target or below: 0.15 nats a tag, or 0.3 a token,
+less than before training (without noise every second round is looked at; where the target is
+never reached, at the lowest loss). Beside it that of
 the last round, the attack on members by their gain in likelihood (area, and power at
 1 % false alarms), and the F1 of tokens that are read off a client's first upload,
 noise added, from a pool with eleven times as many.
@@ -87,18 +88,18 @@ class Config:
     few: int = 40  # members that the overfitted model is trained on
     overfit_rounds: int = 20
     # Looks
-    target_tags: float = 0.8  # nats a tag
-    target_conversations: float = 4.0  # nats a token
-    every: int = 1  # rounds
+    drop_tags: float = 0.15  # nats a tag below the model before training
+    drop_conversations: float = 0.3
+    every: int = 2  # rounds
     every_with_noise: int = 8
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (1, 2, 3)  # 0 was seen while the study was built
 
     def smoke(self) -> "Config":
         """A small version, to see that it works."""
         users = {"clients": 24, "outsiders": 8, "final_users": 40, "test": 8}
         few = {"tuning_clients": 12, "canaries": 12, "few": 6, "public_clients": 8}
         walk = {"cohort": 8, "rounds": 2, "overfit_rounds": 2}
-        one = {"rates": (3e-3,), "full_rates": (1e-3,), "seeds": (0,)}
+        one = {"rates": (3e-3,), "full_rates": (1e-3,), "seeds": (1,)}
         cut = {"max_length": 10, "vocabulary": 256, "candidates": 63}
         return dataclasses.replace(self, **users, **few, **walk, **one, **cut)
 
@@ -108,9 +109,9 @@ class Config:
         return getattr(self, f"rows_{self.task}")
 
     @property
-    def target(self) -> float:
-        """The held-out loss at which arms are compared, in nats."""
-        return getattr(self, f"target_{self.task}")
+    def drop(self) -> float:
+        """How far the held-out loss has to fall until arms are compared, in nats."""
+        return getattr(self, f"drop_{self.task}")
 
 
 def data(config: Config, seed: int, split: str) -> Data:
@@ -157,6 +158,7 @@ STUDY = study.Study(
         study.Score("final", "last exposure", "bits", highest=False, digits=2),
         study.Score("left_out", "of canaries left out", "bits", False, digits=2),
         study.Score("reached", "round at the target", highest=False, digits=0),
+        study.Score("loss_at", "loss there", "nats", highest=False, digits=3),
         study.Score("loss", "last loss", "nats", highest=False, digits=3),
         study.ACCURACY,
         study.Score("area_at", "members' area at equal loss", highest=False, digits=3),

@@ -14,7 +14,9 @@ from fedjax_fm.models.chat import load_chat
 from fedjax_fm.models.language_modeling import IGNORED
 
 LEAST_WORDS = 8
+MOST = 40  # messages of a person, of which the vocabulary is made
 DENSE = ("float32", "dense")
+TARGETS = r"mlp\.(up_proj|down_proj)$"  # of LoRA and its kin
 
 
 @functools.lru_cache(maxsize=1)
@@ -27,17 +29,21 @@ def pool(config: Any) -> Pool:
       config: of the study.
     """
     chat, model = load_chat(config.decoder), pretrained(config.decoder, *DENSE)
+
+    def tokenized(texts: list[str]) -> Arrays:
+        length, pad = config.max_length, chat.pad_token_id
+        return models.tokenize(chat.tokenizer, texts, length, pad)
+
     texts = messages(config.rows)
-    flat = [text for own in texts for text in own]
-    tokens = models.tokenize(chat.tokenizer, flat, config.max_length, chat.pad_token_id)
+    tokens = tokenized([text for own in texts for text in own[: config.rows]])
     users = split_users(
         len(texts),
         tuning=config.tuning_clients,
         validation=config.test,
         test=config.test,
     )
-    public = tokens["input_ids"].reshape(len(texts), -1)[users["tuning"]]
-    vocabulary = commonest(public, config.vocabulary, chat.pad_token_id)
+    public = tokenized([text for user in users["tuning"] for text in texts[user]])
+    vocabulary = commonest(public["input_ids"], config.vocabulary, chat.pad_token_id)
 
     def as_read(tokens: Arrays) -> Arrays:
         return {
@@ -64,15 +70,15 @@ def pool(config: Any) -> Pool:
         alphabet=np.arange(len(vocabulary), dtype=np.int32),
         secret=1,
         canary=canary,
-        targets=r"mlp\.(up_proj|down_proj)$",
+        targets=TARGETS,
     )
 
 
 def messages(rows: int) -> list[list[str]]:
-    """The first messages of each person who has enough of some length.
+    """Messages of some length of each person who has enough, the first `MOST`.
 
     Args:
-      rows: of a person.
+      rows: that a person has at least.
     """
     table = datasets.load_chitchat()
     said: dict[str, list[str]] = {}
@@ -83,7 +89,7 @@ def messages(rows: int) -> list[list[str]]:
             is_own = message["role"] == "assistant"
             if is_own and len(content.split()) >= LEAST_WORDS:
                 own.append(content)
-    return [own[:rows] for _, own in sorted(said.items()) if len(own) >= rows]
+    return [own[:MOST] for _, own in sorted(said.items()) if len(own) >= rows]
 
 
 def commonest(ids: np.ndarray, size: int, pad: int) -> np.ndarray:

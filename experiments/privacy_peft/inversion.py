@@ -27,7 +27,7 @@ from fedjax_fm.peft.targets import Wrapper, get_module, replace_module
 from fedjax_fm.types import Tree
 
 DIGITS = 5  # of residuals; what differs behind them is rounding
-SMALLEST = 1e-10  # square of a singular value, as a share of the largest
+SMALLEST = 1e-12  # square of a singular value, as a share of the largest
 # What a matrix of a module reads, of the input of the module.
 READS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
     "kernel": lambda module, x: x,
@@ -122,6 +122,18 @@ def leading(matrix: np.ndarray, rank: int) -> np.ndarray:
     return found[:, is_some][:, -rank:]
 
 
+def residuals(vectors: np.ndarray, inputs: np.ndarray) -> Any:
+    """How far inputs lie from the span of some vectors, f64[n], 0 to 1.
+
+    Args:
+      vectors: f64[in, rank], of `leading`; of no vector all inputs lie apart.
+      inputs: f32[n, in].
+    """
+    if not vectors.size:
+        return np.ones(len(inputs))
+    return span_residuals(vectors, inputs, tolerance=SMALLEST**0.5)
+
+
 def recovered(
     adapted: peft.Adapted, upload: Tree, own: Arrays, others: Arrays, seed: int
 ) -> float:
@@ -146,7 +158,7 @@ def recovered(
     total, matrices = np.zeros(n_pool), matrices_of(upload)
     for name, inputs in inputs_of(adapted, list(matrices), pool).items():
         part = leading(matrices[name], n_tokens)
-        total += span_residuals(part, inputs[is_real]) if part.size else 1.0
+        total += residuals(part, inputs[is_real])
     guess = np.random.default_rng(seed).permutation(n_pool)
     nearest = np.lexsort((guess, total.round(DIGITS)))[:n_tokens]
     return token_f1(nearest.tolist(), list(range(n_tokens)))

@@ -7,7 +7,6 @@ import numpy as np
 import fedjax_fm as ffm
 from fedjax_fm import callbacks, peft, study, tasks
 from fedjax_fm.audit.subject import Promise, for_a_replaced_client
-from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.evaluation.leaks import (
     candidate_secrets,
     exposure,
@@ -16,9 +15,10 @@ from fedjax_fm.evaluation.leaks import (
 )
 from fedjax_fm.experiments.privacy_peft.clients import Data
 from fedjax_fm.experiments.privacy_peft.likelihoods import (
+    Told,
     log_chances,
-    of_clients,
     of_secrets,
+    told,
 )
 from fedjax_fm.privacy.mechanisms import LESS
 from fedjax_fm.types import Tree
@@ -52,8 +52,7 @@ class Watch(NamedTuple):
       task: of it.
       rows: of a client.
       candidates: i32[n, s], secrets that nobody was given.
-      before: f64[clients], scores of members, and of outsiders, by the model before
-        training.
+      before: what the model before training says.
       secrets_before: f64[m], log-likelihoods of secrets, likewise.
       delta: of the guarantee that canaries test; 0 without one.
     """
@@ -63,7 +62,7 @@ class Watch(NamedTuple):
     task: ffm.Task
     rows: int
     candidates: np.ndarray
-    before: tuple[np.ndarray, np.ndarray]
+    before: Told
     secrets_before: np.ndarray
     delta: float
 
@@ -76,31 +75,29 @@ class Watch(NamedTuple):
         """
         parts, data = (delta, backbone), self.data
         planted = data.canaries.is_planted
-        learned = means(ffm.evaluate(self.task, *parts, data.test))
+        now = told(self.task, parts, data, self.rows)
         own, others = self.of_canaries(*parts)
         bits = exposure(own, others)
-        sides = [
-            of_clients(self.task, parts, rows, self.rows)
-            for rows in (data.members, data.outsiders)
-        ]
-        gains = [now - then for now, then in zip(sides, self.before, strict=True)]
-        told = membership(*gains)
+        found = membership(
+            now.members - self.before.members, now.outsiders - self.before.outsiders
+        )
+        by_loss = membership(now.members, now.outsiders)
         refuted = one_run_epsilon(own - self.secrets_before, planted, delta=self.delta)
         scores = {
-            "loss": learned["loss"],
-            "accuracy": learned["accuracy"],
+            "loss": now.learned["loss"],
+            "accuracy": now.learned["accuracy"],
             "exposure": float(bits[planted].mean()),
             "left_out": float(bits[~planted].mean()),
-            "area": told.area.value,
-            "power": told.power.value,
-            "area_of_loss": membership(*sides).area.value,
+            "area": found.area.value,
+            "power": found.power.value,
+            "area_of_loss": by_loss.area.value,
             "refuted": refuted.epsilon,
         }
         exposures = {
             "planted": bits[planted].tolist(),
             "left_out": bits[~planted].tolist(),
         }
-        return Measured(scores, exposures, (told.n_members, told.n_others))
+        return Measured(scores, exposures, (found.n_members, found.n_others))
 
     def of_canaries(self, delta: Tree, backbone: Tree) -> tuple[np.ndarray, np.ndarray]:
         """Log-likelihoods of each secret, f64[m], and of the candidates, f64[m, n].
@@ -129,15 +126,14 @@ def watch(
       epsilon: that was accounted for; None: nothing was.
     """
     config, task = run.config, tasks.token_classification(adapted)
-    parts, sides = (adapted.delta, adapted.backbone), (data.members, data.outsiders)
-    first, second = (of_clients(task, parts, rows, config.rows) for rows in sides)
+    parts = (adapted.delta, adapted.backbone)
     made = Watch(
         data=data,
         adapted=adapted,
         task=task,
         rows=config.rows,
         candidates=candidate_secrets(data.canaries, config.candidates, seed=run.seed),
-        before=(first, second),
+        before=told(task, parts, data, config.rows),
         secrets_before=np.zeros(0),
         delta=promised(epsilon, config.delta).delta,
     )

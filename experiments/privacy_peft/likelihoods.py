@@ -1,7 +1,7 @@
 """How likely a model finds clients' tokens, and the secrets of canaries."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,26 +9,63 @@ from flax import nnx
 
 import fedjax_fm as ffm
 from fedjax_fm import peft
-from fedjax_fm.experiments.privacy_peft.clients import Arrays
+from fedjax_fm.evaluation.evaluate import means
+from fedjax_fm.experiments.privacy_peft.clients import Arrays, Data
 from fedjax_fm.models.language_modeling import IGNORED
+from fedjax_fm.study.judged import joined
 from fedjax_fm.types import Tree
 
+BATCH = 128  # rows that are computed at once
 
-def of_clients(
-    task: ffm.Task, parts: tuple[Tree, Tree], rows: Arrays, n_rows: int
-) -> np.ndarray:
-    """The mean log-probability of each client's tokens, f64[clients].
+
+class Told(NamedTuple):
+    """What a model says of rows.
+
+    Attributes:
+      learned: means over the test.
+      members: f64[m], the mean log-probability of each client's tokens.
+      outsiders: f64[n], likewise.
+    """
+
+    learned: dict[str, float]
+    members: np.ndarray
+    outsiders: np.ndarray
+
+
+def told(task: ffm.Task, parts: tuple[Tree, Tree], data: Data, n_rows: int) -> Told:
+    """Asks a model about test, members and outsiders, all in one go.
 
     Args:
       task: token classification.
       parts: (delta, backbone).
-      rows: of the clients, one after the other.
+      data: of the seed.
       n_rows: of a client.
     """
-    found = ffm.evaluate(task, *parts, rows)
-    weight = found["weight"].astype(np.float64).reshape(-1, n_rows)
-    total = (found["loss"] * found["weight"]).astype(np.float64).reshape(-1, n_rows)
-    return -total.sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
+    asked = [data.test, data.members, data.outsiders]
+    each = ffm.evaluate(task, *parts, joined(asked), batch_size=BATCH)
+    ends = np.cumsum([len(rows["labels"]) for rows in asked])[:-1]
+    cut = {name: np.split(column, ends) for name, column in each.items()}
+    test, members, outsiders = (
+        {name: column[k] for name, column in cut.items()} for k in range(3)
+    )
+    return Told(
+        learned=means(test),
+        members=of_clients(members, n_rows),
+        outsiders=of_clients(outsiders, n_rows),
+    )
+
+
+def of_clients(scores: dict[str, np.ndarray], n_rows: int) -> np.ndarray:
+    """The mean log-probability of each client's tokens, f64[clients].
+
+    Args:
+      scores: {"loss", "weight"} of rows, one client after the other.
+      n_rows: of a client.
+    """
+    weight = scores["weight"].astype(np.float64).reshape(-1, n_rows)
+    loss = scores["loss"].astype(np.float64).reshape(-1, n_rows)
+    total = (loss * weight).sum(axis=1)
+    return -total / np.maximum(weight.sum(axis=1), 1)
 
 
 def log_chances(

@@ -1,13 +1,16 @@
 """The arms: a part of the last layer, trained at one epsilon, and what it gives away."""
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+import fedjax_fm as ffm
 from fedjax_fm import peft, privacy, study, tasks, trees
 from fedjax_fm.algorithms.dp_fedavg import dp_fedavg
+from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.experiments.privacy_peft import inversion
 from fedjax_fm.experiments.privacy_peft.clients import Arrays, only
 from fedjax_fm.experiments.privacy_peft.leaks import Looks, as_columns, watch
@@ -52,7 +55,7 @@ def private(run: study.Run, part: str, epsilon: float | None) -> dict[str, float
     run.simulate(method, data.clients, adapted, every=every, looks=[looks], **how)
     run.notes |= looks.last.notes
     return {
-        **scores(run.curve, config.target),
+        **scores(run.curve, target_of(run)),
         "inversion": inverted(run, task, adapted, clip, float(noise)),
         "numbers": trees.size(adapted.delta),
         "noise": float(noise),
@@ -62,6 +65,17 @@ def private(run: study.Run, part: str, epsilon: float | None) -> dict[str, float
 def adam(run: study.Run) -> optax.GradientTransformation:
     """The server's; the rate is part of its state, so that a grid is one program."""
     return optax.inject_hyperparams(optax.adam)(learning_rate=run["learning_rate"])
+
+
+def target_of(run: study.Run) -> float:
+    """The held-out loss at which arms are compared, the same for all arms of a seed."""
+
+    def before_training() -> float:
+        adapted = adapted_by(run, "full")
+        task, parts = tasks.token_classification(adapted), adapted[1:]
+        return means(ffm.evaluate(task, *parts, run.data.test))["loss"]
+
+    return run.once("before", before_training) - run.config.drop
 
 
 def scores(curve: list[dict[str, float]], target: float) -> dict[str, float]:
@@ -85,6 +99,7 @@ def scores(curve: list[dict[str, float]], target: float) -> dict[str, float]:
         **last,
         "exposure": equal["eval_exposure"],
         "area_at": equal["eval_area"],
+        "loss_at": equal["eval_loss"],
         "final": last["exposure"],
     }
     return found | ({"reached": float(equal["round"])} if reached else {})
@@ -96,10 +111,10 @@ def inverted(
     """F1 of tokens that are read off the first upload of a client, a mean of some."""
     data, size = run.data, run.config.rows
     others = rows(data.outsiders, slice(0, DECOYS * size))
-    found = []
+    send, found = jax.jit(functools.partial(upload, task)), []
     for k in range(INVERTED):
         own = rows(data.members, slice(k * size, (k + 1) * size))
-        plain = upload(task, adapted.delta, adapted.backbone, own)
+        plain = send(adapted.delta, adapted.backbone, own)
         key = jax.random.fold_in(jax.random.key(run.seed), k)
         sent = inversion.noisy(plain, clip, noise, key)
         found.append(inversion.recovered(adapted, sent, own, others, seed=k))

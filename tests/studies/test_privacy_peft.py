@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from small_runs import check_scores, run_arms
+from tiny_decoders import LLAMA
 from tiny_encoder import BERT
 
-from fedjax_fm import models, privacy, tasks
+from fedjax_fm import models, privacy, tasks, trees
 from fedjax_fm.evaluation.leaks import span_residuals
 from fedjax_fm.experiments.privacy_peft import (
     PARTS,
@@ -27,7 +28,7 @@ from fedjax_fm.experiments.privacy_peft import (
 from fedjax_fm.experiments.privacy_peft.clients import Pool, deal, only, split_users
 from fedjax_fm.experiments.privacy_peft.parts import adapted_by, upload
 from fedjax_fm.experiments.privacy_peft.training import multiplier, scores
-from fedjax_fm.experiments.shared.token_tail import EncoderTail
+from fedjax_fm.experiments.shared.token_tail import DecoderTail, EncoderTail
 from fedjax_fm.models.language_modeling import IGNORED
 from fedjax_fm.population import samplers
 from fedjax_fm.study.results import Results
@@ -41,13 +42,13 @@ CONFIG = dataclasses.replace(Config().smoke(), **SIZES, **SMALL, **PART, rounds=
 FIELDS = {**BERT, "hidden_size": WIDTH, "intermediate_size": 32}
 
 
-def made_up_rows(n, seed=0):
+def made_up_rows(n, seed=0, width=WIDTH):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, (n, LENGTH)).astype(np.int32)
     mask = np.ones((n, LENGTH), np.int32)
     mask[::3, 5:] = 0
     labels[mask == 0] = IGNORED
-    hidden = rng.normal(size=(n, LENGTH, WIDTH)).astype(np.float32)
+    hidden = rng.normal(size=(n, LENGTH, width)).astype(np.float32)
     return {"hidden": hidden, "attention_mask": mask, "labels": labels}
 
 
@@ -83,6 +84,26 @@ def data(pool):
 @pytest.fixture
 def run(data):
     return Run("arm", CONFIG, 0, "final", {}, lambda: data)
+
+
+OF_A_LLAMA = {"lora": 192, "ffa_lora": 96, "fed_sb": 8, "adapter": 230, "bitfit": 128}
+OF_A_LLAMA |= {
+    "prompts": 32,
+    "head": 80,
+    "full": 2 * 272 + 2 * 136 + 2 * 544 + 528 + 128,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_trained_of_a_decoder(data, part):
+    tail = DecoderTail(LLAMA, np.arange(CLASSES, dtype=np.int32))
+    public = made_up_rows(10, width=16)
+    found = data._replace(model=tail, targets=conversations.TARGETS, public=public)
+    run = Run("arm", CONFIG, 0, "final", {}, lambda: found)
+    adapted = adapted_by(run, part)
+    assert trees.size(adapted.delta) == OF_A_LLAMA[part]
+    rows = {name: jnp.asarray(public[name]) for name in ("hidden", "attention_mask")}
+    assert adapted.model()(**rows).shape == (10, LENGTH, CLASSES)
 
 
 def rows_in(*parts):
@@ -141,7 +162,7 @@ def test_scores_of_a_model_against_loops_over_clients_and_canaries(run, data):
         return np.asarray(jax.nn.log_softmax(logits))
 
     rows, each = data.outsiders, log_p(data.outsiders)
-    for client, found in enumerate(watched.before[1]):
+    for client, found in enumerate(watched.before.outsiders):
         own = [
             each[row, t, label]
             for row in range(client * CONFIG.rows, (client + 1) * CONFIG.rows)
@@ -267,6 +288,7 @@ def test_at_equal_loss_is_the_first_look_at_the_target():
     assert found["area_at"] == 0.6
     assert found["reached"] == 4
     assert found["loss"] == 0.6
+    assert found["loss_at"] == 0.5
     assert scores(curve, target=0.95)["exposure"] == 1.0
     never = scores(curve, target=0.1)
     assert "reached" not in never
