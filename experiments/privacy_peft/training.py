@@ -17,6 +17,7 @@ from fedjax_fm.experiments.privacy_peft.leaks import Looks, as_columns, watch
 from fedjax_fm.experiments.privacy_peft.parts import adapted_by, median_norm, upload
 from fedjax_fm.experiments.privacy_utility.training import multiplier
 from fedjax_fm.population import samplers
+from fedjax_fm.types import Tree
 
 INVERTED = 4  # clients, each by itself
 DECOYS = 10  # times as many rows of others in the attacker's pool
@@ -56,7 +57,7 @@ def private(run: study.Run, part: str, epsilon: float | None) -> dict[str, float
     run.notes |= looks.last.notes
     return {
         **scores(run.curve, target_of(run)),
-        "inversion": inverted(run, task, adapted, clip, float(noise)),
+        "inversion": inverted(run, part, adapted, clip, float(noise)),
         "numbers": trees.size(adapted.delta),
         "noise": float(noise),
     }
@@ -106,19 +107,27 @@ def scores(curve: list[dict[str, float]], target: float) -> dict[str, float]:
 
 
 def inverted(
-    run: study.Run, task: Any, adapted: peft.Adapted, clip: float, noise: float
+    run: study.Run, part: str, adapted: peft.Adapted, clip: float, noise: float
 ) -> float:
     """F1 of tokens that are read off the first upload of a client, a mean of some."""
     data, size = run.data, run.config.rows
     others = rows(data.outsiders, slice(0, DECOYS * size))
-    send, found = jax.jit(functools.partial(upload, task)), []
-    for k in range(INVERTED):
-        own = rows(data.members, slice(k * size, (k + 1) * size))
-        plain = send(adapted.delta, adapted.backbone, own)
+    chosen = [
+        rows(data.members, slice(k * size, (k + 1) * size)) for k in range(INVERTED)
+    ]
+    uploads = run.once(("uploads", part), lambda: first_uploads(adapted, chosen))
+    found = []
+    for k, (own, plain) in enumerate(zip(chosen, uploads, strict=True)):
         key = jax.random.fold_in(jax.random.key(run.seed), k)
         sent = inversion.noisy(plain, clip, noise, key)
         found.append(inversion.recovered(adapted, sent, own, others, seed=k))
     return float(np.mean(found))
+
+
+def first_uploads(adapted: peft.Adapted, clients: list[Arrays]) -> list[Tree]:
+    """What some clients send of the model before training."""
+    send = jax.jit(functools.partial(upload, tasks.token_classification(adapted)))
+    return [send(adapted.delta, adapted.backbone, own) for own in clients]
 
 
 def rows(arrays: Arrays, part: slice) -> Arrays:
