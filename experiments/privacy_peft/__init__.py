@@ -3,31 +3,31 @@
 Task "tags": parts of speech in the Brown corpus, a user two sentences of one text,
 MiniLM with a head that was trained on public texts. Task "conversations" (`--set
 task=conversations`): what people of chitchat write, a user a person with one message,
-SmolLM2-135M; a token is asked for where it is one of the 2,048 commonest. Both models
-are cut: the layers below the last are frozen and computed once, "full" is the last
-layer and its head, the other parts leave the head as it is ("head" trains it alone).
-SmolLM2 has no biases; zeros are put there for BitFit.
+SmolLM2-135M; a token is asked for where it is one of the 2,048 commonest. Rows are cut
+to 16 tokens. Both models are cut as well: the layers below the last are frozen and
+computed once, "full" is the last layer and its head, the other parts leave the head as
+it is ("head" trains it alone). SmolLM2 has no biases; zeros are put there for BitFit.
 
 A round: a Poisson cohort, a sixth of the 480 clients in the mean, one gradient over each
-client's rows, clipped to the median of public clients' first ones, Adam at the
-server. Noise: epsilon 8, 2 and 0.5 of the whole run at delta 1e-4, one client more or
-less, by dp-accounting for just that sampler. Rates are chosen on other, public users,
-at epsilon 2 and without noise, by the loss (which stands in the place of the exposure
-there). Canaries: 80 clients, each by a coin, have instead of their rows a random text:
-four tags of random words, or a token behind four others.
+client's rows, clipped to the median of public clients' first ones, Adam at the server.
+Noise: epsilon 8, 2 and 0.5 of the whole run at delta 1e-4, one client more or less, by
+dp-accounting for just that sampler. Rates are chosen on other, public users, at epsilon
+2 and without noise, by the loss (which stands in the place of the exposure there).
+Canaries: 80 clients, each by a coin, have instead of their rows a random text: four tags
+of random words, or a token behind four others.
 
 Score: mean exposure of the planted canaries, among 4,095 candidates, at the first look
-at which the held-out loss is at the target or below: 0.15 nats a tag, or 0.3 a token,
-less than before training (without noise every second round is looked at; where the target is
-never reached, at the lowest loss). Beside it that of
-the last round, the attack on members by their gain in likelihood (area, and power at
-1 % false alarms), and the F1 of tokens that are read off a client's first upload,
-noise added, from a pool with eleven times as many.
+at which the held-out loss is 0.15 nats a tag, or 0.3 a token, below that before
+training. Every second round is looked at, with noise every eighth; where the loss never
+falls so far, its lowest look is taken, and there is no "round at the target". Beside it
+the exposure of the last round, the attack on members by their gain in likelihood (area,
+and power at 1 % false alarms), and the F1 of tokens that are read off a client's first
+upload, noise added, from a pool with eleven times as many.
 
 Controls: everything trained on a few clients without clipping must give more away than
-no training. That untrained models and canaries that were never planted show chance's
-exposure, that the overfitted model's members are found, that no run refutes its
-epsilon, and what noise in both factors costs is for
+no training, and than full tuning. That untrained models and canaries that were never
+planted show chance's exposure, that the overfitted model's members are found, that no
+run refutes its epsilon, and what noise in both factors costs is for
 `python -m fedjax_fm.experiments.privacy_peft.verdicts FOLDER`.
 """
 
