@@ -28,6 +28,7 @@ STUDIES = (
     *("domains", "clip", "slora", "prompts", "prompt_backdoor", "peft_table"),
     *("mixed_instructions", "preferences", "verifiable"),
     *("frozen_formats", "zeroth", "privacy_utility", "gate", "gate_language"),
+    "privacy_peft",
 )
 
 
