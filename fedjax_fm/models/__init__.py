@@ -17,6 +17,7 @@ from fedjax_fm.models.clip import (
     CLIPTextConfig,
     CLIPVisionConfig,
 )
+from fedjax_fm.models.ctranslate2_file import CTranslate2File
 from fedjax_fm.models.dinov2 import (
     Dinov2Config,
     Dinov2ForImageClassification,
@@ -57,6 +58,7 @@ from fedjax_fm.models.llama import (
     LlamaModel,
 )
 from fedjax_fm.models.locate import locate, provenance
+from fedjax_fm.models.log_mel import log_mel, resampled
 from fedjax_fm.models.low_bits import LowBitLinear, dequantize, quantize
 from fedjax_fm.models.packing import pack
 from fedjax_fm.models.pretrained import from_pretrained
@@ -81,6 +83,12 @@ from fedjax_fm.models.token_classification import (
 from fedjax_fm.models.tokens import load_tokenizer, tokenize
 from fedjax_fm.models.vit import ViTConfig, ViTForImageClassification, ViTModel
 from fedjax_fm.models.weights import WeightError
+from fedjax_fm.models.whisper import (
+    WhisperForAudioClassification,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+)
+from fedjax_fm.models.whisper_layers import WhisperConfig
 
 __all__ = [
     "AlbertConfig",
@@ -97,6 +105,7 @@ __all__ = [
     "CLIPOutput",
     "CLIPTextConfig",
     "CLIPVisionConfig",
+    "CTranslate2File",
     "Chat",
     "Dinov2Config",
     "Dinov2ForImageClassification",
@@ -134,6 +143,10 @@ __all__ = [
     "ViTForImageClassification",
     "ViTModel",
     "WeightError",
+    "WhisperConfig",
+    "WhisperForAudioClassification",
+    "WhisperForConditionalGeneration",
+    "WhisperModel",
     "align_texts",
     "alpaca",
     "beam_search",
@@ -145,6 +158,7 @@ __all__ = [
     "load_chat",
     "load_tokenizer",
     "locate",
+    "log_mel",
     "match_vocabulary",
     "mean_over_texts",
     "next_token_losses",
@@ -153,6 +167,7 @@ __all__ = [
     "provenance",
     "quantize",
     "render",
+    "resampled",
     "save_gguf",
     "shrunk",
     "token_losses",

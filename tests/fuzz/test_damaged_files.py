@@ -99,6 +99,13 @@ SMALL = {
     },
     "vit": {"hidden_size": 8, "num_attention_heads": 2, "patch_size": 8},
     "llama": {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 9},
+    "whisper": {
+        "d_model": 8,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "max_source_positions": 9,
+        "vocab_size": 9,
+    },
 }
 SIZES = [(family, name) for family, fields in SMALL.items() for name in fields]
 
