@@ -19,6 +19,7 @@ from fedjax_fm.tasks.distillation import Outputs, distilled, with_distillation_t
 from fedjax_fm.tasks.features import language_features
 from fedjax_fm.tasks.language_modeling import language_modeling
 from fedjax_fm.tasks.layer_maps import earth_mover, last, skip
+from fedjax_fm.tasks.paired_distillation import paired_distillation
 from fedjax_fm.tasks.regression import regression
 from fedjax_fm.tasks.remat import remat
 from fedjax_fm.tasks.rows import rows_over_model
@@ -40,6 +41,7 @@ __all__ = [
     "mean_square",
     "mutual_information",
     "pair_features",
+    "paired_distillation",
     "regression",
     "remat",
     "rows_over_model",
