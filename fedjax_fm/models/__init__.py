@@ -60,9 +60,17 @@ from fedjax_fm.models.llama import (
 from fedjax_fm.models.locate import locate, provenance
 from fedjax_fm.models.log_mel import log_mel, resampled
 from fedjax_fm.models.low_bits import LowBitLinear, dequantize, quantize
+from fedjax_fm.models.multi_scale import MultiScaleConfig, MultiScaleLM
 from fedjax_fm.models.packing import pack
 from fedjax_fm.models.pretrained import from_pretrained
 from fedjax_fm.models.quantized import Q4Linear
+from fedjax_fm.models.residual_quantizer import (
+    Quantized,
+    fit_rvq,
+    rvq_decode,
+    rvq_encode,
+    rvq_straight_through,
+)
 from fedjax_fm.models.roberta import (
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -132,7 +140,10 @@ __all__ = [
     "LlamaForSequenceClassification",
     "LlamaModel",
     "LowBitLinear",
+    "MultiScaleConfig",
+    "MultiScaleLM",
     "Q4Linear",
+    "Quantized",
     "RobertaConfig",
     "RobertaForSequenceClassification",
     "RobertaModel",
@@ -152,6 +163,7 @@ __all__ = [
     "beam_search",
     "dequantize",
     "end_tokens",
+    "fit_rvq",
     "from_config",
     "from_pretrained",
     "generate",
@@ -168,6 +180,9 @@ __all__ = [
     "quantize",
     "render",
     "resampled",
+    "rvq_decode",
+    "rvq_encode",
+    "rvq_straight_through",
     "save_gguf",
     "shrunk",
     "token_losses",

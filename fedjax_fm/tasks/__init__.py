@@ -6,6 +6,7 @@ modelling, regression, distillation.
 
 from fedjax_fm.tasks.attention import attention
 from fedjax_fm.tasks.classification import classification, from_logits
+from fedjax_fm.tasks.code_modeling import code_modeling
 from fedjax_fm.tasks.contrastive import PairFeatures, pair_features, zero_shot
 from fedjax_fm.tasks.distil_objectives import (
     cosine_distance,
@@ -30,6 +31,7 @@ __all__ = [
     "PairFeatures",
     "attention",
     "classification",
+    "code_modeling",
     "cosine_distance",
     "distilled",
     "earth_mover",
