@@ -63,8 +63,8 @@ def accuracy(
         asked = [(found.model(k), tests[own]) for k, own in enumerate(languages)]
     else:
         asked = [(found.model(), test) for test in tests.values()]
-    scores = [
-        ffm.evaluate(task, delta, backbone, test, batch_size=56)["accuracy"]
-        for (delta, backbone), test in asked
-    ]
-    return float(np.mean([np.mean(each) for each in scores]))
+    scores = []
+    for (delta, backbone), test in asked:
+        each = ffm.evaluate(task, delta, backbone, test, batch_size=56)
+        scores.append(float(np.mean(each["accuracy"])))
+    return float(np.mean(scores))

@@ -66,7 +66,7 @@ def deal(
         spoken_by += [language] * voices
         test[language] = said(drawn[voices:])
     people = {one: people_of(one, numbers, seconds) for one in languages}
-    return Spoken(clients, spoken_by, test, people)
+    return Spoken(clients=clients, languages=spoken_by, test=test, people=people)
 
 
 @functools.lru_cache(maxsize=256)

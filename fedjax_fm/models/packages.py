@@ -37,7 +37,7 @@ class Embedded(NamedTuple):
     requirement: str  # as installed
 
 
-class Parts(NamedTuple):
+class InParts(NamedTuple):
     """A file that several packages carry in parts."""
 
     parts: tuple[Embedded, ...]  # in order
@@ -182,7 +182,7 @@ def model_inside(wheel: Path) -> str:
     return inside[0]
 
 
-def joined(whole: Parts) -> tuple[Path | None, str]:
+def joined(whole: InParts) -> tuple[Path | None, str]:
     """The file whose parts lie in several packages, written into `cache_folder()`.
 
     A file that is there already is taken as it is.
@@ -227,7 +227,7 @@ def _copy(found: Found, target: Path) -> None:
     temporary.replace(target)
 
 
-def _write(target: Path, places: Sequence[Found], whole: Parts) -> None:
+def _write(target: Path, places: Sequence[Found], whole: InParts) -> None:
     """Writes the parts one behind the other; the file appears when it is right."""
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as handle:
         temporary = Path(handle.name)

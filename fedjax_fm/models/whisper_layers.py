@@ -420,7 +420,8 @@ class WhisperEncoder(nnx.Module):
                 f"at most {config.window} frames (max_source_positions), got "
                 f"{list(shape)}"
             )
-        frames = jnp.swapaxes(input_features, 1, 2).astype(self.layer_norm.scale.dtype)
+        dtype = self.embed_positions.embedding.dtype
+        frames = jnp.swapaxes(input_features, 1, 2).astype(dtype)
         gelu = ACTIVATIONS["gelu"]  # whatever the layers' activation is
         hidden = gelu(self.conv1(windows(frames, 1)))
         hidden = gelu(self.conv2(windows(hidden, 2)))

@@ -65,6 +65,41 @@ def variables_of(theirs: Any, dtype: str = "float32") -> dict[str, np.ndarray]:
     return found
 
 
+def tiny() -> bytes:
+    """A whole file of the smallest model, of ones."""
+    ones: dict[str, tuple[int, ...]] = {
+        "encoder/conv1/weight": (2, 3, 3),
+        "encoder/conv1/bias": (2,),
+        "encoder/conv2/weight": (2, 2, 3),
+        "encoder/conv2/bias": (2,),
+        "decoder/embeddings/weight": (4, 2),
+    }
+    for side, attentions in (
+        ("encoder", ("self_attention",)),
+        ("decoder", ("self_attention", "attention")),
+    ):
+        ones[f"{side}/position_encodings/encodings"] = (5, 2)
+        layer = f"{side}/layer_0"
+        for linear, shape in (("linear_0", (3, 2)), ("linear_1", (2, 3))):
+            ones[f"{layer}/ffn/{linear}/weight"] = shape
+            ones[f"{layer}/ffn/{linear}/bias"] = shape[:1]
+        norms = [f"{side}/layer_norm", f"{layer}/ffn/layer_norm"]
+        for attention in attentions:
+            norms.append(f"{layer}/{attention}/layer_norm")
+            rows = (6, 2) if attention == "self_attention" else (2, 4, 2)
+            for number, n in enumerate(rows):
+                ones[f"{layer}/{attention}/linear_{number}/weight"] = (n, 2)
+                ones[f"{layer}/{attention}/linear_{number}/bias"] = (n,)
+        for norm in norms:
+            ones[f"{norm}/gamma"] = ones[f"{norm}/beta"] = (2,)
+    found = {name: np.ones(shape, np.float32) for name, shape in ones.items()}
+    for name in found:
+        if name.endswith(("self_attention/linear_0/bias", "/attention/linear_1/bias")):
+            found[name][:4] = 0  # keys have none
+    heads = {f"{side}/num_heads": np.int16(1) for side in ("encoder", "decoder")}
+    return file_of(found | heads)
+
+
 def file_of(
     variables: dict[str, np.ndarray], kind: str = "WhisperSpec", version: int = 6
 ) -> bytes:
