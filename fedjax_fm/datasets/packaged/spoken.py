@@ -125,8 +125,9 @@ def read_wav(raw: bytes, name: str) -> tuple[np.ndarray, int]:
         with wave.open(io.BytesIO(raw)) as file:
             channels, width, rate, n, *_ = file.getparams()
             frames = file.readframes(n)
-    except (wave.Error, EOFError) as error:
-        raise DataFileError(f"{name}: no WAV file ({error})") from error
+    except (wave.Error, EOFError, RuntimeError) as error:  # of a chunk outside
+        why = str(error) or "it ends too early"
+        raise DataFileError(f"{name}: no WAV file ({why})") from error
     if (channels, width) != (1, _WIDTH) or rate < 1:
         raise DataFileError(
             f"{name}: expected one channel of 16 bits, got {channels} of {8 * width} "
