@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Cursor:
-    r"""Numbers and bytes of a file, little-endian, one behind the other.
+    """Numbers and bytes of a file, little-endian, one behind the other.
 
     Args:
       data: the file.
@@ -15,9 +15,9 @@ class Cursor:
       at: the byte that is read next.
 
     Example:
-      >>> cursor = Cursor(bytes([2, 0, 7, 9]))
+      >>> cursor = Cursor(bytes([2, 0, 65, 66]))
       >>> cursor.take("H"), cursor.raw(2)
-      ((2,), b'\\x07\\t')
+      ((2,), b'AB')
     """
 
     def __init__(self, data: bytes):

@@ -59,7 +59,7 @@ def log_mel(
       >>> tone = np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
       >>> found = log_mel([tone, tone[:800]], seconds=0.5)
       >>> found.shape, int(found[0, :, 20].argmax())  # the band around 440 Hz
-      ((2, 80, 50), 12)
+      ((2, 80, 50), 11)
     """
     checks.whole("bins", bins, least=1)
     checks.real("seconds", seconds, above=0)
