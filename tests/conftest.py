@@ -122,6 +122,7 @@ SLOW = {
     "models": (
         "test_architectures.py",
         "test_beam.py",
+        "test_ctranslate2_file.py",
         "test_distilled_vit.py",
         "test_e5_file.py",
         "test_gemma3_real.py",
@@ -131,9 +132,11 @@ SLOW = {
         "test_gguf_file.py",
         "test_language_modeling.py",
         "test_low_bits.py",
+        "test_multi_scale.py",
         "test_perturbed.py",
         "test_published_forms.py",
         "test_quantized.py",
+        "test_whisper.py",
     ),
     "peft": (
         "test_lora_sb.py",

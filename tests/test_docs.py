@@ -21,7 +21,7 @@ PAGES = [
 ]
 # A tiny model and fewer clients, in the place of what a reader waits half a minute for.
 MODEL, CLIENTS = "sentence-transformers/all-MiniLM-L6-v2", "num_partitions=101"
-BLOCK = re.compile(r"(<!-- no-run: .+ -->\n+)?^```python\n(.*?)^```", re.S | re.M)
+BLOCK = re.compile(r"(<!-- no-run: [^\n]+ -->\n+)?^```python\n(.*?)^```", re.S | re.M)
 
 
 class Block(NamedTuple):

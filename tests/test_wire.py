@@ -42,6 +42,14 @@ PUBLISHED = {
     "tinyllama": 1_100_048_384,
     "vit-b16": 85_798_656,
 }
+# (trained by full tuning, the encoder's sinusoids, which transformers freezes, too)
+WHISPERS = {
+    "whisper-tiny": (37_184_640, 576_000),
+    "whisper-base": (71_825_920, 768_000),
+    "whisper-small": (240_582_912, 1_152_000),
+    "whisper-medium": (762_321_920, 1_536_000),
+    "whisper-large-v3": (1_541_570_560, 1_920_000),
+}
 WITH_TWO_CLASSES = {
     "roberta-base": 124_647_170,
     "bert-base": 109_483_778,
@@ -65,6 +73,21 @@ def test_full_models_have_their_published_size(name: str):
         == found.full_bytes
         == 4 * PUBLISHED[name]
     )
+
+
+@pytest.mark.parametrize("name", WHISPERS)
+def test_whispers_have_the_size_that_transformers_counts(name: str):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    fields = {k: v for k, v in ARCHITECTURES[name].items() if k != "model_type"}
+    with torch.device("meta"):
+        config = transformers.WhisperConfig(**fields)
+        model = transformers.WhisperForConditionalGeneration(config)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    found = full(name)
+    counted = (found.trainable_parameters, found.frozen_parameters)
+    assert counted == (trained, frozen) == WHISPERS[name]
 
 
 def test_classifiers_have_their_published_size():
@@ -182,6 +205,15 @@ def test_classifiers_have_their_published_size():
         ("distilbert-base", "head", 2, {}, 768 * 768 + 768 + 768 * 2 + 2),
         ("llama-2-7b", "head", 2, {}, 2 * 4096),
         ("flan-t5-small", "head", 3, {}, 512 * 512 + 512 + 512 * 3 + 3),
+        # Query and value of self-attention, twice over in the decoder.
+        ("whisper-base", "lora", None, {"rank": 8}, (6 + 2 * 6) * 2 * 8 * (512 + 512)),
+        (
+            "whisper-base",
+            "lora",
+            7,
+            {"rank": 8},
+            6 * 2 * 8 * (512 + 512) + 512 * 256 + 256 + 256 * 7 + 7,
+        ),
     ],
 )
 def test_trained_numbers_equal_closed_forms(model, method, classes, options, expected):
@@ -195,6 +227,7 @@ def test_trained_numbers_equal_closed_forms(model, method, classes, options, exp
         found.trainable_parameters
         + found.frozen_parameters
         - whole.trainable_parameters
+        - whole.frozen_parameters
     )
     assert added == (
         0
@@ -239,6 +272,7 @@ UNFIT = {  # visual prompts need an image, prompts a text, BitFit a bias
     "flan-t5-small": ("vpt", "bitfit"),
     "clip-vit-b32": ("prompt",),
     "dinov2-small": ("prompt",),
+    "whisper-tiny": ("prompt", "vpt"),
 }
 
 

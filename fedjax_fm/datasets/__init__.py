@@ -7,6 +7,7 @@ the literature by name.
 """
 
 from fedjax_fm.datasets.docstrings import load_docstrings
+from fedjax_fm.datasets.espeak import make_spoken_numbers, speak
 from fedjax_fm.datasets.hashed import split_of, splits_of
 from fedjax_fm.datasets.mixtures import (
     Example,
@@ -33,6 +34,7 @@ from fedjax_fm.datasets.packaged import (
     load_emoji,
     load_fashion_mnist,
     load_intents,
+    load_spoken_numbers,
     load_word_senses,
     rated_pairs,
     reply_choice,
@@ -66,12 +68,15 @@ __all__ = [
     "load_intents",
     "load_sentiment",
     "load_shakespeare",
+    "load_spoken_numbers",
     "load_word_senses",
     "make_reasoning",
+    "make_spoken_numbers",
     "mix_counts",
     "mixing_rates",
     "rated_pairs",
     "reply_choice",
+    "speak",
     "split_of",
     "splits_of",
 ]

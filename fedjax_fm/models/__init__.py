@@ -17,6 +17,7 @@ from fedjax_fm.models.clip import (
     CLIPTextConfig,
     CLIPVisionConfig,
 )
+from fedjax_fm.models.ctranslate2_file import CTranslate2File
 from fedjax_fm.models.dinov2 import (
     Dinov2Config,
     Dinov2ForImageClassification,
@@ -57,10 +58,19 @@ from fedjax_fm.models.llama import (
     LlamaModel,
 )
 from fedjax_fm.models.locate import locate, provenance
+from fedjax_fm.models.log_mel import log_mel, resampled
 from fedjax_fm.models.low_bits import LowBitLinear, dequantize, quantize
+from fedjax_fm.models.multi_scale import MultiScaleConfig, MultiScaleLM
 from fedjax_fm.models.packing import pack
 from fedjax_fm.models.pretrained import from_pretrained
 from fedjax_fm.models.quantized import Q4Linear
+from fedjax_fm.models.residual_quantizer import (
+    Quantized,
+    fit_rvq,
+    rvq_decode,
+    rvq_encode,
+    rvq_straight_through,
+)
 from fedjax_fm.models.roberta import (
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -81,6 +91,12 @@ from fedjax_fm.models.token_classification import (
 from fedjax_fm.models.tokens import load_tokenizer, tokenize
 from fedjax_fm.models.vit import ViTConfig, ViTForImageClassification, ViTModel
 from fedjax_fm.models.weights import WeightError
+from fedjax_fm.models.whisper import (
+    WhisperForAudioClassification,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+)
+from fedjax_fm.models.whisper_layers import WhisperConfig
 
 __all__ = [
     "AlbertConfig",
@@ -97,6 +113,7 @@ __all__ = [
     "CLIPOutput",
     "CLIPTextConfig",
     "CLIPVisionConfig",
+    "CTranslate2File",
     "Chat",
     "Dinov2Config",
     "Dinov2ForImageClassification",
@@ -123,7 +140,10 @@ __all__ = [
     "LlamaForSequenceClassification",
     "LlamaModel",
     "LowBitLinear",
+    "MultiScaleConfig",
+    "MultiScaleLM",
     "Q4Linear",
+    "Quantized",
     "RobertaConfig",
     "RobertaForSequenceClassification",
     "RobertaModel",
@@ -134,17 +154,23 @@ __all__ = [
     "ViTForImageClassification",
     "ViTModel",
     "WeightError",
+    "WhisperConfig",
+    "WhisperForAudioClassification",
+    "WhisperForConditionalGeneration",
+    "WhisperModel",
     "align_texts",
     "alpaca",
     "beam_search",
     "dequantize",
     "end_tokens",
+    "fit_rvq",
     "from_config",
     "from_pretrained",
     "generate",
     "load_chat",
     "load_tokenizer",
     "locate",
+    "log_mel",
     "match_vocabulary",
     "mean_over_texts",
     "next_token_losses",
@@ -153,6 +179,10 @@ __all__ = [
     "provenance",
     "quantize",
     "render",
+    "resampled",
+    "rvq_decode",
+    "rvq_encode",
+    "rvq_straight_through",
     "save_gguf",
     "shrunk",
     "token_losses",

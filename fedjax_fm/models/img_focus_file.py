@@ -21,7 +21,7 @@ import numpy as np
 
 from fedjax_fm.models.onnx_file import OnnxGraph, read_onnx
 from fedjax_fm.models.packages import opened_model
-from fedjax_fm.models.weights import Tensors, WeightError
+from fedjax_fm.models.weights import InMemory, Tensors, WeightError
 
 MEAN = (0.485, 0.456, 0.406)  # of red, green and blue, in ImageNet
 STD = (0.229, 0.224, 0.225)
@@ -99,7 +99,7 @@ class ImgFocusFile:
 
     def tensors(self) -> Tensors:
         """The tensors under Hugging Face's names."""
-        return _Read(self._tensors)
+        return InMemory(self._tensors)
 
     def names(self) -> list[str]:
         """The tensors' names, as Hugging Face has them."""
@@ -112,21 +112,6 @@ class ImgFocusFile:
           name: as Hugging Face has it.
         """
         return self._tensors[name]
-
-
-class _Read(Tensors):
-    """Tensors that are read already, as those of open safetensors files."""
-
-    def __init__(self, tensors: dict[str, np.ndarray]):
-        self.source = tensors
-
-    def kind(self, name: str) -> str:
-        """All are f32."""
-        return "float32"
-
-    def read(self, name: str) -> np.ndarray:
-        """One whole tensor."""
-        return self.source[name]
 
 
 def _named(graph: OnnxGraph) -> dict[str, np.ndarray]:

@@ -16,6 +16,25 @@ from fedjax_fm import checks
 IGNORED = -100  # the label that torch's cross_entropy ignores
 
 
+def shifted(labels: jax.Array, first: int, pad: int) -> jax.Array:
+    """The decoder's input for these targets: a start token and all but the last.
+
+    Args:
+      labels: i32[B, U], -100 where there is no target.
+      first: the id of the start token.
+      pad: the id that stands for a missing target.
+
+    Returns:
+      i32[B, U].
+
+    Example:
+      >>> shifted(jnp.array([[5, 8, -100, -100]]), first=2, pad=0).tolist()
+      [[2, 5, 8, 0]]
+    """
+    moved = jnp.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=first)
+    return jnp.where(moved == IGNORED, pad, moved)
+
+
 def token_losses(
     hidden: jax.Array,
     head: Callable[[jax.Array], jax.Array],

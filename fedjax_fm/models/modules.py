@@ -1,12 +1,19 @@
-"""Modules inside a model, replaced in place.
+"""Modules inside a model, replaced in place, and arrays of a model that stay as they are.
 
-`dict(nnx.iter_modules(model))` finds them: its paths are tuples of names, and of
+`dict(nnx.iter_modules(model))` finds the modules: its paths are tuples of names, and of
 numbers in lists.
 """
 
 from typing import Any
 
 from flax import nnx
+
+
+class Fixed(nnx.Variable):
+    """An array of a checkpoint that no method trains, full tuning neither.
+
+    It is read, and written with the whole model, under its own name.
+    """
 
 
 def put(owner: Any, name: str | int, module: nnx.Module) -> None:

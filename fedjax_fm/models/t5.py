@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fedjax_fm.models.language_modeling import shifted
 from fedjax_fm.models.randomness import randomness
 from fedjax_fm.models.roberta import RobertaClassificationHead
 from fedjax_fm.models.stacked import run_stacked, scan_layers
@@ -65,12 +66,8 @@ class T5Model(nnx.Module):
         Returns:
           i32[B, U].
         """
-        shifted = jnp.pad(
-            labels[:, :-1],
-            ((0, 0), (1, 0)),
-            constant_values=self.config.decoder_start_token_id,
-        )
-        return jnp.where(shifted == -100, self.config.pad_token_id, shifted)
+        config = self.config
+        return shifted(labels, config.decoder_start_token_id, config.pad_token_id)
 
     def encode(
         self, input_ids: jax.Array, attention_mask: jax.Array | None = None

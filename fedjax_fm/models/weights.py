@@ -311,6 +311,25 @@ class Tensors:
             ) from error
 
 
+class InMemory(Tensors):
+    """Tensors that are read already, as those of open safetensors files.
+
+    Args:
+      tensors: {name: array}.
+    """
+
+    def __init__(self, tensors: dict[str, np.ndarray]):
+        self.source = tensors
+
+    def kind(self, name: str) -> str:
+        """NumPy's name of a tensor's dtype."""
+        return self.source[name].dtype.name
+
+    def read(self, name: str) -> np.ndarray:
+        """One whole tensor."""
+        return self.source[name]
+
+
 class _Checkpoint:
     """Open tensors, with what was read of them and what did not fit."""
 

@@ -38,6 +38,7 @@ OUTPUTS = AnyOf(
         *("attention.dense", "ffn_output"),  # ALBERT
         *("SelfAttention.o", "EncDecAttention.o", "DenseReluDense.wo"),  # T5
         *("self_attn.out_proj", "mlp.fc2"),  # CLIP
+        *("encoder_attn.out_proj", "layers.fc2"),  # Whisper
     )
 )
 # Whole feed-forward networks, and BERT's residual output, whose second argument is the

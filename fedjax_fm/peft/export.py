@@ -13,6 +13,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from fedjax_fm.models.locate import locate
+from fedjax_fm.models.modules import Fixed
 from fedjax_fm.models.quantized import Frozen
 from fedjax_fm.peft.atomic import whole_folder
 from fedjax_fm.peft.merge import merge
@@ -113,7 +114,7 @@ def _refuse_unmerged(model: nnx.Module) -> None:
 def _tensors_of(model: nnx.Module) -> dict[str, np.ndarray]:
     """{Hugging Face's name: array as torch stores it}, sorted, of all parameters."""
     names, tensors = Names(model), {}
-    for path, variable in parameter_paths(model).items():
+    for path, variable in (parameter_paths(model) | _fixed(model)).items():
         array = np.asarray(variable[...])
         own = ".".join(path)
         layers = names.layers(own)
@@ -123,6 +124,12 @@ def _tensors_of(model: nnx.Module) -> dict[str, np.ndarray]:
                 row = _torch_layout(row, path, model)
             tensors[name] = np.ascontiguousarray(row)
     return dict(sorted(tensors.items()))
+
+
+def _fixed(model: nnx.Module) -> dict[tuple, nnx.Variable]:
+    """{path: array} of what a checkpoint holds beside parameters."""
+    flat = nnx.to_flat_state(nnx.state(model, Fixed))
+    return {tuple(map(str, path)): variable for path, variable in flat}
 
 
 def _fields_of(model: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +156,9 @@ def _files_beside(base: str | os.PathLike[str]) -> list[Path]:
 
 
 def _torch_layout(kernel: np.ndarray, path: tuple[str, ...], model: Any) -> np.ndarray:
-    """A kernel [in, out] as torch's [out, in], or as its convolution over patches."""
+    """A kernel [in, out] as torch's [out, in], or as that of its convolution."""
+    if path[-2] in ("conv1", "conv2"):  # of Whisper, three taps of each channel
+        return kernel.T.reshape(kernel.shape[1], -1, 3)
     if not any(word.startswith("patch_embedding") for word in path):
         return kernel.T
     config = getattr(model.config, "vision_config", model.config)

@@ -82,7 +82,9 @@ def save_pretrained(
     model = collapse(nnx.merge(graphdef, delta, backbone))
     tensors = AdapterTensors(model, _trained_paths(model, delta))
     name = type(model).__name__
-    if task_type is None:
+    # PEFT's class for a task calls a model with tokens, which one of sound does not take.
+    reads_tokens = not hasattr(model, "encoder_columns")
+    if task_type is None and reads_tokens:
         known = (task for ending, task in _TASKS.items() if name.endswith(ending))
         task_type = next(known, None)
     if task_type is None and "prompt_embeddings" in tensors.views:

@@ -32,6 +32,7 @@ FEED_FORWARD = AnyOf(
         "ffn_output",
         "wo",
         "mlp.fc2",
+        "layers.fc2",
     )
 )
 

@@ -16,7 +16,9 @@ class AnyOf(tuple):
 
 
 # Classification heads, as Hugging Face names them.
-HEADS = AnyOf(("classifier", "pre_classifier", "score", "classification_head"))
+HEADS = AnyOf(
+    ("classifier", "pre_classifier", "score", "classification_head", "projector")
+)
 
 
 def matches(path: str, targets: Targets) -> bool:

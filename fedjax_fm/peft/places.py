@@ -20,8 +20,9 @@ from fedjax_fm.peft.targets import (
 )
 
 ALL_LINEAR = "all-linear"
-# Convolutions at Hugging Face, linear layers on flat patches here.
+# Convolutions at Hugging Face, linear layers on flat patches or windows here.
 _PROJECTIONS_OF_PIXELS = "patch_embed"
+_CONVOLUTIONS_OF_SOUND = ("encoder.conv1", "encoder.conv2")
 
 
 class Place(NamedTuple):
@@ -111,10 +112,12 @@ def all_linear(place: Place) -> bool:
       place: the layer.
 
     Returns:
-      False for heads of language models and classifiers, and for projections of pixels.
+      False for heads of language models and classifiers, and for what reads pixels or
+      sound.
     """
+    left_out = ("lm_head", *HEADS, *_CONVOLUTIONS_OF_SOUND)
     return (
-        not is_inside(place.plain, ("lm_head", *HEADS))
+        not is_inside(place.plain, left_out)
         and _PROJECTIONS_OF_PIXELS not in place.plain
     )
 

@@ -6,6 +6,7 @@ modelling, regression, distillation.
 
 from fedjax_fm.tasks.attention import attention
 from fedjax_fm.tasks.classification import classification, from_logits
+from fedjax_fm.tasks.code_modeling import code_modeling
 from fedjax_fm.tasks.contrastive import PairFeatures, pair_features, zero_shot
 from fedjax_fm.tasks.distil_objectives import (
     cosine_distance,
@@ -19,6 +20,7 @@ from fedjax_fm.tasks.distillation import Outputs, distilled, with_distillation_t
 from fedjax_fm.tasks.features import language_features
 from fedjax_fm.tasks.language_modeling import language_modeling
 from fedjax_fm.tasks.layer_maps import earth_mover, last, skip
+from fedjax_fm.tasks.paired_distillation import paired_distillation
 from fedjax_fm.tasks.regression import regression
 from fedjax_fm.tasks.remat import remat
 from fedjax_fm.tasks.rows import rows_over_model
@@ -29,6 +31,7 @@ __all__ = [
     "PairFeatures",
     "attention",
     "classification",
+    "code_modeling",
     "cosine_distance",
     "distilled",
     "earth_mover",
@@ -40,6 +43,7 @@ __all__ = [
     "mean_square",
     "mutual_information",
     "pair_features",
+    "paired_distillation",
     "regression",
     "remat",
     "rows_over_model",

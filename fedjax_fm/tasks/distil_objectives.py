@@ -117,7 +117,7 @@ def unit_square(
       ValueError: features whose shapes differ.
     """
     student, teacher = compared(student, teacher)
-    squares = jnp.square(_unit(student) - _unit(teacher))
+    squares = jnp.square(unit(student) - unit(teacher))
     return _over_tokens(jnp.sum(squares, axis=-1), real)
 
 
@@ -138,7 +138,7 @@ def cosine_distance(
       ValueError: features whose shapes differ.
     """
     student, teacher = compared(student, teacher)
-    cosines = jnp.sum(_unit(student) * _unit(teacher), axis=-1)
+    cosines = jnp.sum(unit(student) * unit(teacher), axis=-1)
     return _over_tokens(1 - cosines, real)
 
 
@@ -181,7 +181,7 @@ def mutual_information(alpha: float = 0.5, temperature: float = 0.1) -> Distance
         student, teacher = compared(student, teacher)
         shape = student.shape[:2]
         real = jnp.ones(shape, bool) if real is None else real.astype(bool)
-        critic = _unit(student) @ jnp.swapaxes(_unit(teacher), -1, -2) / temperature
+        critic = unit(student) @ jnp.swapaxes(unit(teacher), -1, -2) / temperature
         bounds = jax.vmap(lambda f, mask: _bound(f, mask, alpha))
         return -bounds(critic, real)
 
@@ -224,8 +224,12 @@ def compared(student: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Arr
     return student, jax.lax.stop_gradient(teacher.astype(jnp.float32))
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    """Vectors of length one; zero stays zero, with a gradient of zero."""
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors of length one; zero stays zero, with a gradient of zero.
+
+    Args:
+      x: f[..., d].
+    """
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     length = jnp.sqrt(jnp.where(square > 0, square, 1.0))
     return x / length

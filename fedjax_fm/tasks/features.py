@@ -10,7 +10,11 @@ from fedjax_fm.models.classifier import mean_of_real
 from fedjax_fm.models.language_modeling import IGNORED
 from fedjax_fm.models.randomness import randomness
 from fedjax_fm.tasks.columns import check_adapted, need
-from fedjax_fm.tasks.language_modeling import COLUMNS, check_model
+from fedjax_fm.tasks.language_modeling import (
+    check_model,
+    columns_of,
+    hidden_of_targets,
+)
 from fedjax_fm.types import Tree
 
 
@@ -51,16 +55,16 @@ def language_features(adapted: Any) -> Callable[..., jax.Array]:
     check_adapted(adapted)
 
     def features(delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any):
-        need(batch, COLUMNS, "the features")
         model = adapted.model(delta, backbone)
         check_model(model)
-        ids, mask, labels = (batch[name] for name in COLUMNS)
-        counts = labels != IGNORED
+        need(batch, columns_of(model), "the features")
+        counts = batch["labels"] != IGNORED
         with randomness(key):
             if hasattr(model, "shift_right"):
-                hidden = model.hidden(ids, mask, model.shift_right(labels))
+                hidden = hidden_of_targets(model, batch)
             else:
-                hidden = model.hidden(ids, mask)
+                mask = batch["attention_mask"]
+                hidden = model.hidden(batch["input_ids"], mask)
                 counts = counts & (mask != 0)
         return mean_of_real(hidden.astype(jnp.float32), counts)
 

@@ -23,7 +23,8 @@ def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
     `attention_mask` and `labels`, all i32[B, T]. Labels are unshifted, as in Hugging
     Face, and -100 does not count. Tokens that would be predicted from padding or from
     another text of a packed row do not count either. For an encoder-decoder (T5),
-    `labels` i32[B, U] are the targets of the decoder.
+    `labels` i32[B, U] are the targets of the decoder; Whisper has `input_features` in
+    the place of tokens and their mask.
 
     Args:
       adapted: from `peft.apply`; its model has `hidden` and `head`, as all language
@@ -59,9 +60,11 @@ def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
     """
     check_adapted(adapted)
     checks.whole("chunk", chunk, least=1)
+    own = getattr(adapted, "adapted", adapted)  # of two adapters side by side
+    columns = columns_of(own.model())
 
     def loss(delta: Tree, backbone: Tree, batch: dict[str, jax.Array], key: Any):
-        need(batch, COLUMNS, "the task")
+        need(batch, columns, "the task")
         model = adapted.model(delta, backbone)
         check_model(model)
         with randomness(key):
@@ -70,16 +73,39 @@ def language_modeling(adapted: Any, *, chunk: int = 128) -> Task:
         return losses.sum(axis=1) / jnp.maximum(n_tokens, 1), {}
 
     def weight(batch: dict[str, jax.Array]) -> jax.Array:
-        need(batch, COLUMNS, "the task")
+        need(batch, columns, "the task")
         text = batch["attention_mask"]
         same = (text[:, 1:] != 0) & (text[:, 1:] == text[:, :-1])
         return _number(same & (batch["labels"][:, 1:] != IGNORED))
 
     def weight_of_targets(batch: dict[str, jax.Array]) -> jax.Array:
-        need(batch, COLUMNS, "the task")
+        need(batch, columns, "the task")
         return _number(batch["labels"] != IGNORED)
 
-    return Task(loss, weight_of_targets if _has_decoder(adapted) else weight)
+    has_decoder = hasattr(own.model(), "shift_right")
+    return Task(loss, weight_of_targets if has_decoder else weight)
+
+
+def columns_of(model: Any) -> tuple[str, ...]:
+    """The columns that a language model is trained on, `labels` the last of them.
+
+    Args:
+      model: a language model; one that does not read text names its columns in
+        `encoder_columns`.
+    """
+    inputs = getattr(model, "encoder_columns", COLUMNS[:-1])
+    return (*inputs, COLUMNS[-1])
+
+
+def hidden_of_targets(model: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    """The decoder's hidden states [B, U, d] of an encoder-decoder, at its targets.
+
+    Args:
+      model: an encoder-decoder.
+      batch: the columns of `columns_of(model)`.
+    """
+    *inputs, labels = (batch[name] for name in columns_of(model))
+    return model.hidden(*inputs, model.shift_right(labels))
 
 
 def losses_of_tokens(
@@ -95,17 +121,12 @@ def losses_of_tokens(
     Returns:
       (-log p(token) f32[B, T], whether each counts bool[B, T]); T - 1 of a decoder.
     """
-    ids, mask, labels = (batch[name] for name in COLUMNS)
+    labels = batch["labels"]
     if not hasattr(model, "shift_right"):
+        ids, mask, _ = (batch[name] for name in COLUMNS)
         return next_token_losses(model, ids, mask, labels, chunk=chunk)
-    hidden = model.hidden(ids, mask, model.shift_right(labels))
+    hidden = hidden_of_targets(model, batch)
     return token_losses(hidden, model.head, labels, chunk), labels != IGNORED
-
-
-def _has_decoder(adapted: Any) -> bool:
-    """Whether the model is an encoder-decoder."""
-    own = getattr(adapted, "adapted", adapted)  # of two adapters side by side
-    return hasattr(own.model(), "shift_right")
 
 
 def check_model(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +10,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import small_checkpoints
+import small_ctranslate2
 import tiny_gguf
 from flax import nnx
 
 import fedjax_fm as ffm
 from fedjax_fm import models, peft
+from fedjax_fm.datasets.packaged.spoken import read_wav
 from fedjax_fm.finetune import files, settings
 from fedjax_fm.models.onnx_file import read_onnx
 from fedjax_fm.runs.checkpoint import Checkpoints
@@ -157,6 +160,24 @@ def _read_onnx(folder: Path) -> None:
     read_onnx((folder / "model.onnx").read_bytes())
 
 
+def _write_ctranslate2(folder: Path) -> None:
+    (folder / "model.bin").write_bytes(small_ctranslate2.tiny())
+
+
+def _read_ctranslate2(folder: Path) -> None:
+    models.from_pretrained(folder / "model.bin")
+
+
+def _write_wav(folder: Path) -> None:
+    with wave.open(str(folder / "said.wav"), "wb") as out:
+        out.setparams((1, 2, 8000, 0, "NONE", ""))
+        out.writeframes(np.arange(40, dtype="<i2").tobytes())
+
+
+def _read_wav(folder: Path) -> None:
+    read_wav((folder / "said.wav").read_bytes(), "said.wav")
+
+
 READERS = {
     "safetensors and configuration": Reader(_write_model, _read_model),
     "tokenizer": Reader(_write_tokenizer, _read_tokenizer),
@@ -168,4 +189,6 @@ READERS = {
     "settings": Reader(_write_settings, _read_settings),
     "data files": Reader(_write_data, _read_data),
     "onnx": Reader(_write_onnx, _read_onnx),
+    "ctranslate2": Reader(_write_ctranslate2, _read_ctranslate2),
+    "wav": Reader(_write_wav, _read_wav),
 }

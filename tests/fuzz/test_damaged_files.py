@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 import fedjax_fm
 from fedjax_fm import models
+from fedjax_fm.datasets import DataFileError
 
 from .conftest import PROFILE
 from .damage import damaged, damages
 from .readers import READERS
 
 OURS = str(Path(fedjax_fm.__file__).parent)
-KINDS = (ValueError, TypeError, KeyError, OSError, NotImplementedError)
+KINDS = (ValueError, TypeError, KeyError, OSError, NotImplementedError, DataFileError)
 SECONDS = 60
 MORE_MEMORY = 1 << 20  # KiB: 1 GiB above what the process had
 
@@ -99,6 +100,13 @@ SMALL = {
     },
     "vit": {"hidden_size": 8, "num_attention_heads": 2, "patch_size": 8},
     "llama": {"hidden_size": 8, "num_attention_heads": 2, "vocab_size": 9},
+    "whisper": {
+        "d_model": 8,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "max_source_positions": 9,
+        "vocab_size": 9,
+    },
 }
 SIZES = [(family, name) for family, fields in SMALL.items() for name in fields]
 

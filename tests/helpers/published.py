@@ -55,6 +55,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Roberta": {**SMALL, "type_vocab_size": 1},
     "T5": {**reference.T5, "num_decoder_layers": 2},
     "ViT": {**reference.IMAGE, "num_hidden_layers": 2},
+    "Whisper": {**reference.WHISPER, "decoder_layers": 2},
 }
 
 
@@ -78,10 +79,17 @@ def inputs() -> dict[str, np.ndarray]:
     }
 
 
+def _three_rows() -> np.ndarray:
+    """Texts for as many windows of sound."""
+    return np.random.default_rng(0).integers(5, 99, (3, 4)).astype(np.int32)
+
+
 def inputs_of(kind: str) -> dict[str, np.ndarray]:
     """What models of that class read."""
     if family_of(kind) in ("Dinov2", "ViT"):
         return reference.pixels()
+    if family_of(kind) == "Whisper":
+        return {**reference.sound(), "decoder_input_ids": _three_rows()}
     if family_of(kind) == "T5":
         return {**inputs(), "decoder_input_ids": inputs()["input_ids"][:, :5]}
     return inputs()

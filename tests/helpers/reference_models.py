@@ -77,6 +77,25 @@ DINOV2 = {
     "image_size": 12,
     "patch_size": 4,
 }
+WHISPER = {
+    "vocab_size": 101,
+    "num_mel_bins": 6,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 24,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 20,
+    "max_source_positions": 9,
+    "max_target_positions": 24,
+    "classifier_proj_size": 5,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 2,
+    "begin_suppress_tokens": None,
+}
 TOWERS = {
     "text_config": {**TEXT, "num_hidden_layers": 2, "eos_token_id": 100},
     "vision_config": {**IMAGE, "hidden_size": 24, "num_hidden_layers": 2},
@@ -132,6 +151,19 @@ def wide_pixels() -> dict[str, np.ndarray]:
     """Images of another size than the table of positions is for, not square."""
     random = np.random.default_rng(1)
     return {"pixel_values": random.normal(size=(2, 3, 12, 28)).astype(np.float32)}
+
+
+def sound() -> dict[str, np.ndarray]:
+    """Windows of the only length that transformers takes."""
+    random = np.random.default_rng(1)
+    shape = (3, WHISPER["num_mel_bins"], 2 * WHISPER["max_source_positions"])
+    return {"input_features": random.normal(size=shape).astype(np.float32)}
+
+
+def transcription() -> dict[str, np.ndarray]:
+    """Sound and texts of different lengths, padded on the right."""
+    texts = {f"decoder_{name}": array for name, array in text(pad=0).items()}
+    return {**sound(), **texts}
 
 
 def translation(**how: Any) -> dict[str, np.ndarray]:
@@ -194,6 +226,13 @@ ENCODERS = {
         inputs=wide_pixels,
         num_labels=3,
         hidden="dinov2",
+    ),
+    "whisper-classifier": Case(
+        model="WhisperForAudioClassification",
+        config=WHISPER,
+        inputs=sound,
+        num_labels=3,
+        hidden="encoder",
     ),
     "clip": Case(
         model="CLIPModel", config=TOWERS, inputs=lambda: text(end=100) | pixels()
@@ -293,6 +332,12 @@ DECODERS = {
         inputs=lambda: text(end=1),
         num_labels=3,
     ),
+    "whisper": Case(
+        model="WhisperForConditionalGeneration",
+        config=WHISPER,
+        inputs=transcription,
+        hidden="model",
+    ),
 }
 CASES = ENCODERS | DECODERS
 # Of the others the layers are the same.
@@ -310,6 +355,8 @@ GRADIENTS = (
     "qwen3",
     "t5",
     "t5-v1.1",
+    "whisper",
+    "whisper-classifier",
 )
 # Programs that run once: LLVM's work on them costs more than it saves.
 quick_jit = functools.partial(
@@ -337,6 +384,7 @@ def make(case: Case) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.requires_grad_(True)  # Whisper's sinusoids have none at first
     return model
 
 

@@ -27,6 +27,7 @@ FAMILIES = [
     "roberta",
     "t5",
     "vit",
+    "whisper",
 ]
 TOWERS = {"clip_text_model": "text_config", "clip_vision_model": "vision_config"}
 # Ours alone: what a family always has, or a place to which transformers moved a key.
@@ -79,6 +80,24 @@ ELSEWHERE = {
     "qwen2": {"rope_parameters", "use_sliding_window", "max_window_layers"},
     "qwen3": {"rope_parameters", "use_sliding_window", "max_window_layers"},
     "t5": {"is_decoder", "dense_act_fn", "is_gated_act"},  # from feed_forward_proj
+    # of training and generation; transformers reads scale_embedding and does nothing
+    "whisper": {
+        "activation_dropout",
+        "apply_spec_augment",
+        "begin_suppress_tokens",
+        "decoder_layerdrop",
+        "encoder_layerdrop",
+        "init_std",
+        "mask_feature_length",
+        "mask_feature_min_masks",
+        "mask_feature_prob",
+        "mask_time_length",
+        "mask_time_min_masks",
+        "mask_time_prob",
+        "median_filter_width",
+        "scale_embedding",
+        "suppress_tokens",
+    },
     "clip_text_model": {"projection_dim"},
     "clip_vision_model": {"projection_dim"},
 }
@@ -135,7 +154,7 @@ def test_a_key_that_is_not_there_means_what_it_means_in_transformers(
         assert (found, theirs(family).n_inner) == (4 * ours(family).n_embd, None)
     elif key == "layer_types":
         assert found is None or list(found) == theirs(family).layer_types
-    elif key == "decoder_start_token_id":
+    elif (family, key) == ("t5", "decoder_start_token_id"):
         assert (
             found == theirs(family).pad_token_id
         )  # there it has no default, and T5's is the padding

@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 
 def real_rows(inputs: dict, shape: tuple) -> np.ndarray:
     """Where an output is read by somebody: not at padding."""
-    mask = inputs.get("attention_mask")
+    mask = inputs.get("attention_mask", inputs.get("decoder_attention_mask"))
     return (
         mask.astype(bool)
         if mask is not None and shape[:2] == mask.shape

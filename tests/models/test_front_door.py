@@ -250,6 +250,8 @@ SETTINGS = [
     ),
     ("T5ForConditionalGeneration", {"feed_forward_proj": "gelu"}, None),
     ("T5ForConditionalGeneration", {"relative_attention_max_distance": 20}, None),
+    ("WhisperForConditionalGeneration", {"activation_function": "relu"}, None),
+    ("WhisperForConditionalGeneration", {"scale_embedding": True}, None),
 ]
 
 

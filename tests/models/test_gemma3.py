@@ -17,7 +17,7 @@ from fedjax_fm import models, peft
 from fedjax_fm.models import WeightError
 from fedjax_fm.models.gguf_tokenizer import scored_pieces
 from fedjax_fm.models.locate import EMBEDDED
-from fedjax_fm.models.packages import Embedded, Parts, joined
+from fedjax_fm.models.packages import Embedded, InParts, joined
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -414,7 +414,7 @@ def test_ends_of_texts_and_metadata_that_are_missing():
 # --- files in parts ---
 
 
-def part_wheels(folder, content: bytes, n: int = 3) -> Parts:
+def part_wheels(folder, content: bytes, n: int = 3) -> InParts:
     """Wheels that hold a file in parts, and what describes them."""
     size = -(-len(content) // n)
     parts = []
@@ -427,7 +427,7 @@ def part_wheels(folder, content: bytes, n: int = 3) -> Parts:
         requirement = f"some-model-part{i + 1}==1.0.0"
         parts.append(Embedded(package, f"data/m.part{i}", requirement))
     digest = hashlib.sha256(content).hexdigest()
-    return Parts(tuple(parts), "m.gguf", digest)
+    return InParts(tuple(parts), "m.gguf", digest)
 
 
 def test_parts_are_joined_once_and_checked(tmp_path, monkeypatch):

@@ -238,6 +238,10 @@ FAMILIES = {
     "vit": dict(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=4
     ),
+    "whisper": dict(
+        d_model=64, encoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64,
+        num_mel_bins=4, max_source_positions=6,
+    ),
 }  # fmt: skip
 INSIDE = {
     "albert": 6,
@@ -247,6 +251,7 @@ INSIDE = {
     "gpt2": 4,
     "t5": 16,
     "vit": 6,
+    "whisper": 6,
 }  # linear layers of a layer
 
 
@@ -288,13 +293,16 @@ def test_layers_of_every_family_and_nothing_outside_of_them(family):
         "score",
         "projection",
         "embeddings",
+        "conv1",
+        "conv2",
+        "projector",
     }
     assert not any(set(map(str, path)) & heads for path in blocks)
-    inputs = (
-        np.ones((2, 3, 8, 8), np.float32)
-        if family in ("dinov2", "vit")
-        else np.array([[3, 9, 4, 1], [5, 8, 2, 1]])
-    )
+    inputs = np.array([[3, 9, 4, 1], [5, 8, 2, 1]])
+    if family in ("dinov2", "vit"):
+        inputs = np.ones((2, 3, 8, 8), np.float32)
+    elif family == "whisper":
+        inputs = np.ones((2, 4, 12), np.float32)
     dense = models.dequantize(found)
     assert jax.tree.structure(nnx.state(dense)) == jax.tree.structure(nnx.state(model))
     forward = reference.quick_jit(

@@ -156,6 +156,7 @@ PREFIXES = [
     ("Dinov2Model", "Dinov2Model"),
     ("ViTForImageClassification", "ViTModel"),
     ("ViTModel", "ViTModel"),
+    ("WhisperModel", "WhisperForConditionalGeneration"),
 ]
 
 

@@ -26,7 +26,7 @@ STUDIES = (
     ),
     *("communication", "optimisers", "local_work"),
     *("domains", "clip", "slora", "prompts", "prompt_backdoor", "peft_table"),
-    *("mixed_instructions", "preferences", "verifiable"),
+    *("mixed_instructions", "preferences", "speech", "verifiable"),
     *("frozen_formats", "zeroth", "privacy_utility", "gate", "gate_language"),
     "privacy_peft",
 )

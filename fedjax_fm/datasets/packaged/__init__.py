@@ -27,6 +27,7 @@ from fedjax_fm.datasets.packaged.sources import (
     fetch,
     open_archive,
 )
+from fedjax_fm.datasets.packaged.spoken import load_spoken_numbers
 from fedjax_fm.datasets.packaged.word_senses import load_word_senses
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "load_emoji",
     "load_fashion_mnist",
     "load_intents",
+    "load_spoken_numbers",
     "load_word_senses",
     "open_archive",
     "rated_pairs",

