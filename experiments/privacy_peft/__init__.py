@@ -156,7 +156,7 @@ STUDY = study.Study(
     ),
     scores=(
         study.Score("final", "last exposure", "bits", highest=False, digits=2),
-        study.Score("left_out", "of canaries left out", "bits", False, digits=2),
+        study.Score("left_out", "canaries left out", "bits", highest=False, digits=2),
         study.Score("reached", "round at the target", highest=False, digits=0),
         study.Score("loss_at", "loss there", "nats", highest=False, digits=3),
         study.Score("loss", "last loss", "nats", highest=False, digits=3),
@@ -167,7 +167,7 @@ STUDY = study.Study(
         study.Score("area_of_loss", "area of the loss alone", highest=False, digits=3),
         study.Score("refuted", "epsilon refuted", highest=False, digits=2),
         percent("inversion", "F1 of inversion", highest=False),
-        study.Score("numbers", "trained numbers", "thousand", 1e-3),
+        study.Score("numbers", "trained numbers", unit="thousand", scale=1e-3),
         study.Score("noise", "noise multiplier", highest=False, digits=2),
     ),
     arms=(*ARMS, *CONTROLS),

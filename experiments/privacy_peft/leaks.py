@@ -153,7 +153,7 @@ def promised(epsilon: float | None, delta: float) -> Promise:
     return for_a_replaced_client(epsilon, delta, LESS)
 
 
-class Looks(callbacks.Callback):
+class Watching(callbacks.Callback):
     """Measures the server's model between rounds, as columns `eval_...`."""
 
     def __init__(self, watched: Watch):

@@ -13,7 +13,7 @@ from fedjax_fm.algorithms.dp_fedavg import dp_fedavg
 from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.experiments.privacy_peft import inversion
 from fedjax_fm.experiments.privacy_peft.clients import Arrays, only
-from fedjax_fm.experiments.privacy_peft.leaks import Looks, as_columns, watch
+from fedjax_fm.experiments.privacy_peft.leaks import Watching, as_columns, watch
 from fedjax_fm.experiments.privacy_peft.parts import adapted_by, median_norm, upload
 from fedjax_fm.experiments.privacy_utility.training import multiplier
 from fedjax_fm.population import samplers
@@ -51,7 +51,7 @@ def private(run: study.Run, part: str, epsilon: float | None) -> dict[str, float
         how |= {"task": task, "test": data.test, "every": run.rounds}
         found = run.simulate(method, data.clients, adapted, **how)
         return {"exposure": found.scores["loss"]}  # rates are chosen by the loss
-    looks = Looks(watch(run, data, adapted, epsilon))
+    looks = Watching(watch(run, data, adapted, epsilon))
     every = config.every if epsilon is None else config.every_with_noise
     run.simulate(method, data.clients, adapted, every=every, looks=[looks], **how)
     run.notes |= looks.last.notes
@@ -149,7 +149,7 @@ def overfitted(run: study.Run) -> dict[str, float]:
         local_steps=1,
         batch_size=config.rows,
     )
-    looks = Looks(watch(run, data, adapted))
+    looks = Watching(watch(run, data, adapted))
     rounds = config.overfit_rounds
     run.simulate(method, data.clients, adapted, rounds, every=rounds, looks=[looks])
     run.notes |= looks.last.notes
