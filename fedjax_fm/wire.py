@@ -311,25 +311,22 @@ def rows(
       (counts, a sentence for each method that does not fit).
 
     Raises:
-      UsageError: as `wire`; or no method fits, or `targets` without a method.
+      UsageError: as `wire`, or `targets` without a method.
     """
     if method is not None:
         return [wire(model, method, classes, options)], []
     fields_of(model)
     if options.targets is not None:
         raise UsageError("--targets belongs to one method; say which: --peft NAME")
-    found, refused, reasons = [], [], []
+    found, refused = [], []
     for name in ("full", *sorted(METHODS.keys() - {"full"})):
         own = {key: getattr(options, key) for key in TAKES[name]}
         try:
             found.append(wire(model, name, classes, Options(**own)))
         except UsageError as error:
-            text = str(error)
-            refused.append(text.split("; ")[0])
-            reasons.append(text.removeprefix(f"{name} on {model}: "))
-    if not found:
-        different = dict.fromkeys(reasons)
-        raise UsageError(f"{model}: {'; '.join(different)}")
+            if name == "full":  # it fits every model that can be built
+                raise
+            refused.append(str(error).split("; ")[0])
     return found, refused
 
 

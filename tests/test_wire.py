@@ -418,7 +418,7 @@ def test_eight_billion_parameters_take_no_memory():
 
 FOLDERS = {
     "of another kind": ('{"model_type": "bloom"}', "a model of type 'bloom'; this version reads albert, bert"),
-    "of no layers": ('{"model_type": "gpt2", "n_layer": 0}', "expected at least one layer, got 0"),
+    "of no layers": ('{"model_type": "gpt2", "n_layer": 0}', "expected a whole number 1 <= n_layer"),
     "of text for a number": ('{"model_type": "albert", "hidden_size": "x"}', "config.json describes no model that can be built"),
     "without a kind": ('{"hidden_size": 8}', "is not the configuration of a model: it has no model_type"),
     "a list": ("[]", "is no configuration: expected an object of fields, got list"),
