@@ -60,18 +60,29 @@ from fedjax_fm.systems.meter import Meter, Reading, measured
 from fedjax_fm.systems.operations import Operations, flop_of, flop_of_client
 from fedjax_fm.systems.profile import Profile, client_seconds, log_normal_profile
 from fedjax_fm.systems.quantities import Quantity
+from fedjax_fm.systems.swarm import Done, Peer, SwarmRun, swarm
+from fedjax_fm.systems.swarm_gradients import (
+    Stage,
+    reduced,
+    stages_of,
+    swarm_gradients,
+    whole_gradient,
+)
+from fedjax_fm.systems.wiring import Wiring
 
 __all__ = [
     "Cloud",
     "Cost",
     "Counts",
     "Device",
+    "Done",
     "Energy",
     "Frequencies",
     "Grid",
     "Link",
     "Meter",
     "Operations",
+    "Peer",
     "PerExample",
     "Profile",
     "Quantity",
@@ -79,6 +90,9 @@ __all__ = [
     "Scenario",
     "Schedule",
     "ServerMachine",
+    "Stage",
+    "SwarmRun",
+    "Wiring",
     "added",
     "asynchronous",
     "best_frequency",
@@ -102,12 +116,17 @@ __all__ = [
     "memory_needed",
     "per_example",
     "profiles",
+    "reduced",
     "ring_bytes",
     "scenario",
     "speed_up",
+    "stages_of",
+    "swarm",
+    "swarm_gradients",
     "synchronous_seconds",
     "together",
     "tokens_per_joule",
     "training_flop",
     "transfer_seconds",
+    "whole_gradient",
 ]

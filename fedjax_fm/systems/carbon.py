@@ -104,7 +104,7 @@ def energy_of(
       Joules by phase.
 
     Raises:
-      ValueError: a negative number.
+      TypeError, ValueError: a negative number, or `arrives` is no flag.
 
     Example:
       >>> from fedjax_fm import systems
@@ -119,6 +119,7 @@ def energy_of(
     checks.real("compute_seconds", compute_seconds, least=0)
     checks.real("bytes_down", bytes_down, least=0)
     checks.real("bytes_up", bytes_up, least=0)
+    checks.flag("arrives", arrives)
     compute = watts * compute_seconds
     on_air = bytes_down / link.down + bytes_up / link.up
     radio = link.radio_power * on_air

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
 
-from fedjax_fm import trees
+from fedjax_fm import checks, trees
 from fedjax_fm.engine import Simulator
 from fedjax_fm.engine.billing import unwrapped
 from fedjax_fm.engine.data import n_processed, n_steps, shapes_of
@@ -52,6 +52,9 @@ def flop_of_client(simulator: Simulator, n_examples: int) -> Operations:
     Returns:
       FLOP and steps of one round.
 
+    Raises:
+      TypeError, ValueError: no number of examples.
+
     Example:
       >>> import optax, fedjax_fm as ffm
       >>> def loss(w, backbone, batch, key):
@@ -64,6 +67,7 @@ def flop_of_client(simulator: Simulator, n_examples: int) -> Operations:
       >>> flop_of_client(simulator, 8).flop  # 2 products of 4 x 3 x 1, 2 steps
       96.0
     """
+    checks.whole("n_examples", n_examples, least=1)
     flop, steps, rows, is_exact = 0.0, 0, 0, True
     passages = _passages(simulator)
     for bound, times in zip(simulator.engine.exchanges, passages, strict=True):
