@@ -242,7 +242,8 @@ class Frequencies(NamedTuple):
         Args:
           phi: share of the full frequency, least to 1.
         """
-        return (self.static + self.dynamic * phi**3) * self.seconds(phi)
+        seconds = self.seconds(phi)  # checks all numbers
+        return (self.static + self.dynamic * phi**3) * seconds
 
     def _check(self, phi: float) -> None:
         for name in ("compute", "memory", "static", "dynamic"):

@@ -30,7 +30,7 @@ class Wiring:
       >>> wiring.join("fast", seconds=1.0)
       >>> wiring.join("slow", seconds=3.0)
       >>> [wiring.choose() for _ in range(4)]
-      ['fast', 'fast', 'slow', 'fast']
+      ['fast', 'slow', 'fast', 'fast']
     """
 
     def __init__(self, memory: float = 0.8):

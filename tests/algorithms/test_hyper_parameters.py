@@ -445,6 +445,11 @@ ROWS = (
     }),
     Row(systems.energy_of_server, {"server": systems.find("server", "average"), "seconds": 1}, {"seconds": "real"}),
     Row(operations_of, {}, {"n_examples": "whole"}),
+    Row(systems.Wiring, {}, {"memory": "real"}),
+    Row(systems.swarm, {"peers": [systems.Peer(0, 1.0)], "n_stages": 1, "steps": 1, "microbatches": 1, "in_flight": 1}, {
+        "n_stages": "whole", "steps": "whole", "microbatches": "whole", "in_flight": "whole", "rebalance_every": "real?",
+        "download_seconds": "real", "reduce_seconds": "real", "delayed": "flag",
+    }),
     Row(perturb, {}, {"scale": "real"}),
     Row(shift, {}, {"scale": "real"}),
     Row(evaluation.evaluate, SCORED, {"batch_size": "whole", "bucket": "whole?"}),
@@ -542,6 +547,12 @@ RESULTS |= {
     "Reading",
     "Scenario",
 }
+RESULTS |= {
+    "Done",
+    "Peer",
+    "Stage",
+    "SwarmRun",
+}  # peers are checked in tests/systems/test_swarm.py
 RESULTS |= {"Cloud", "Device", "Grid", "Link", "ServerMachine"}
 
 
@@ -578,6 +589,7 @@ def test_no_hyper_parameter_is_forgotten():
         "FADANetworks(",
         "Tier(",  # in tests/algorithms/test_hierarchical.py
         "Frequencies(",
+        "stages_of(",
     }
     assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
 
