@@ -63,7 +63,11 @@ def measured(setup: Setup, down: float, up: float) -> Iterator[dict[str, Any]]:
 
 def _started(command: Sequence[str]) -> subprocess.Popen:
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
 
 

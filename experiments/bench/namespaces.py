@@ -82,4 +82,4 @@ def throttled(down: float, up: float) -> Iterator[Line]:
 
 def _run(*words: str) -> None:
     """Runs a command that must not fail."""
-    subprocess.run(words, check=True, capture_output=True, text=True)
+    subprocess.run(words, check=True, capture_output=True, text=True, encoding="utf-8")
