@@ -21,6 +21,7 @@ from fedjax_fm import systems
 from fedjax_fm.experiments.bench.link_side import Setup
 from fedjax_fm.experiments.bench.namespaces import PAYLOAD_SHARE, throttled, why_not
 
+SUMMARY = "Seconds of a round, predicted and then measured over a throttled line."
 PATIENCE = 600  # seconds for all rounds
 
 
@@ -109,7 +110,7 @@ def _compared(
 
 def main() -> None:
     """Prints the rows."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=SUMMARY)
     parser.add_argument("--down", type=float, default=20.0, help="Mbit/s to the client")
     parser.add_argument("--up", type=float, default=10.0, help="Mbit/s from the client")
     for name, value in {"rounds": 5, "width": 512, "steps": 50, "batch": 64}.items():

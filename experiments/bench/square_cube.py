@@ -27,6 +27,7 @@ from flax import nnx
 from fedjax_fm import systems
 from fedjax_fm.models import GPT2Config, GPT2LMHeadModel
 
+SUMMARY = "How computation for each byte grows with the width of a stage."
 REPEATS = 5
 
 
@@ -110,7 +111,7 @@ def _of_width(width: int, setup: Setup) -> dict[str, Any]:
 
 def main() -> None:
     """Prints the rows."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=SUMMARY)
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 256, 512, 1024])
     sizes = {"layers": 1, "tokens": 64, "rows": 4, "bits": 8}
     for name, value in sizes.items():

@@ -91,7 +91,7 @@ def per_example(simulator: Simulator) -> PerExample:
     sizes = np.asarray(simulator.population.sizes)
     mean = max(1, round(float(sizes[sizes > 0].mean()))) if sizes.any() else 1
     delta = simulator.shapes.delta
-    known = {
+    known: dict[str, Any] = {
         "tokens": _tokens(simulator.population.arrays),
         "trained": trees.size(delta),
         "model_bytes": trees.nbytes(simulator.backbone) + trees.nbytes(delta),

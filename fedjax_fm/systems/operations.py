@@ -114,9 +114,7 @@ def _passages(simulator: Simulator) -> list[int]:
     return found
 
 
-def _traced(
-    simulator: Simulator, bound: BoundExchange, n: np.int32, steps: np.int32
-) -> Any:
+def _traced(simulator: Simulator, bound: BoundExchange, n: Any, steps: Any) -> Any:
     """The jaxpr of one client of an exchange, its number of steps known.
 
     Counts are NumPy's, which tracing leaves as they are: loops over steps have a length.

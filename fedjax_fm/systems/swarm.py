@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from fedjax_fm import checks
 from fedjax_fm.systems.wiring import Wiring
 
+NOBODY = -1  # the number of no peer
 FORWARD_SHARE = 1 / 4  # of a microbatch's seconds; backward computes forward again
 
 
@@ -289,7 +290,7 @@ class _Swarm:
         """Routes a piece of work; backward goes where forward was, if that is there."""
         self._sent[task] = self.now
         wiring = self.wirings[task.stage]
-        holder = self._held_by.get((task.microbatch, task.stage))
+        holder = self._held_by.get((task.microbatch, task.stage), NOBODY)
         if task.backward and holder in wiring.seconds:
             number = holder
         elif len(wiring):

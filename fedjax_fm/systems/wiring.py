@@ -13,6 +13,7 @@ References:
 
 import math
 from collections.abc import Hashable
+from typing import Any
 
 from fedjax_fm import checks
 
@@ -77,7 +78,7 @@ class Wiring:
             old = self.seconds[peer]
             self.seconds[peer] = self.memory * old + (1 - self.memory) * seconds
 
-    def choose(self) -> Hashable:
+    def choose(self) -> Any:
         """The peer of the next request.
 
         Raises:
