@@ -1,19 +1,12 @@
 """Our methods under other frameworks: the same round, its messages carried by others.
 
-`remote` has the two halves of a round as functions of arrays; `flower` carries them by
-Flower, which is an option.
+A `Federation` is what both sides know; `run_round` is the server's half of a round and
+`answer` the client's, functions of arrays. `flower` carries them by Flower, an option.
 """
 
-from fedjax_fm.bridges.remote import (
-    Federation,
-    Reply,
-    Request,
-    ServerState,
-    answer,
-    first_states,
-    run_round,
-    start,
-)
+from fedjax_fm.bridges.client import answer, first_states
+from fedjax_fm.bridges.federation import Federation, Reply, Request, ServerState
+from fedjax_fm.bridges.server import run_round, start
 
 __all__ = [
     "Federation",

@@ -18,16 +18,9 @@ from typing import Any
 import numpy as np
 
 from fedjax_fm import checks
-from fedjax_fm.bridges.remote import (
-    Federation,
-    Reply,
-    Request,
-    ServerState,
-    answer,
-    first_states,
-    run_round,
-    start,
-)
+from fedjax_fm.bridges.client import answer, first_states
+from fedjax_fm.bridges.federation import Federation, Reply, Request, ServerState
+from fedjax_fm.bridges.server import run_round, start
 from fedjax_fm.population.population import Population
 
 ARRAYS, CONFIG, STATES = "arrays", "config", "fedjax_fm.states"
@@ -86,7 +79,7 @@ def run(
 
     Args:
       federation: what server and clients agree on.
-      state: from `remote.start`.
+      state: from `start`.
       rounds: how many.
       grid: of Flower, with `get_node_ids` and `send_and_receive`.
       timeout: seconds that a client may take for an answer.

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedjax_fm import systems
 from fedjax_fm.callbacks.history import metrics_of
+from fedjax_fm.engine.billing import in_units
 from fedjax_fm.runs.errors import RunFolderError
 from fedjax_fm.runs.folder import RunFolder
 from fedjax_fm.study import results
@@ -27,6 +28,8 @@ from fedjax_fm.systems.quantities import JOULES_PER_KWH
 FILE, OWN = "cost.json", "profiles.toml"
 TITLE = "What it would cost"
 NOT_COUNTED = "not counted"
+ENERGIES = {"J": 1.0, "Wh": 3600.0, "kWh": JOULES_PER_KWH}
+WEIGHTS = {"mg": 1e-3, "g": 1.0, "kg": 1e3, "t": 1e6}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +252,7 @@ class _Columns(NamedTuple):
     @property
     def head(self) -> list[str]:
         """Their heads."""
-        head = ["time", "computing", "kWh", "kg CO2e", "a joule does", "memory"]
+        head = ["time", "computing", "energy", "CO2e", "a joule does", "memory"]
         head += ["wasted"] if self.loses else []
         return head + (["$"] if self.rents else [])
 
@@ -262,16 +265,15 @@ class _Columns(NamedTuple):
             return float(np.mean(list(values)))
 
         first = found[0]
-        low, high = (mean([one.grams[i] for one in found]) / 1e3 for i in (0, 1))
+        grams = [mean([one.grams[i] for one in found]) for i in (0, 1)]
         joules = [mean([one.energy.total[i] for one in found]) for i in (0, 1)]
-        kwh = [one / JOULES_PER_KWH for one in joules]
         cells = [
             in_time(mean([one.seconds for one in found])),
             f"{100 * mean([one.compute_share for one in found]):.0f} %",
-            _range(*kwh),
-            _range(low, high),
+            _range(joules, ENERGIES),
+            _range(grams, WEIGHTS),
             f"{mean([one.per_joule for one in found]):.3g} {first.unit}",
-            f"{first.memory / 1e9:.3g} GB{'' if first.fits else ', too much'}",
+            f"{in_units(round(first.memory))}{'' if first.fits else ', too much'}",
         ]
         if self.loses:
             cells.append(f"{100 * mean([one.wasted_share for one in found]):.1f} %")
@@ -296,10 +298,14 @@ def in_time(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _range(low: float, high: float) -> str:
-    """Two numbers, or one where they agree."""
-    first, second = f"{low:.3g}", f"{high:.3g}"
-    return first if first == second else f"{first} to {second}"
+def _range(ends: Sequence[float], units: Mapping[str, float]) -> str:
+    """Two numbers in the unit that people would take, or one where they agree."""
+    low, high = ends
+    unit = next(iter(units))
+    for name, size in units.items():
+        unit = name if high >= size else unit
+    first, second = f"{low / units[unit]:.3g}", f"{high / units[unit]:.3g}"
+    return f"{first if first == second else f'{first} to {second}'} {unit}"
 
 
 def _lead(scenarios: Sequence[systems.Scenario]) -> str:

@@ -60,7 +60,7 @@ from fedjax_fm.systems.meter import Meter, Reading, measured
 from fedjax_fm.systems.operations import Operations, flop_of, flop_of_client
 from fedjax_fm.systems.profile import Profile, client_seconds, log_normal_profile
 from fedjax_fm.systems.quantities import Quantity
-from fedjax_fm.systems.swarm import Done, Peer, SwarmRun, swarm
+from fedjax_fm.systems.swarm import SwarmRun, swarm
 from fedjax_fm.systems.swarm_gradients import (
     Stage,
     reduced,
@@ -68,6 +68,7 @@ from fedjax_fm.systems.swarm_gradients import (
     swarm_gradients,
     whole_gradient,
 )
+from fedjax_fm.systems.swarm_parts import Done, Peer
 from fedjax_fm.systems.wiring import Wiring
 
 __all__ = [

@@ -15,7 +15,7 @@ from flax import nnx
 from fedjax_fm import checks
 from fedjax_fm.models.gpt2 import GPT2LMHeadModel
 from fedjax_fm.models.stacked import run_stacked
-from fedjax_fm.systems.swarm import Done
+from fedjax_fm.systems.swarm_parts import Done
 from fedjax_fm.types import Tree
 
 

@@ -176,6 +176,14 @@ def test_a_stage_that_loses_all_of_its_peers_waits_for_one():
     whole(rescued, how)
 
 
+def test_two_stages_that_lose_all_of_their_peers_are_both_rescued():
+    peers = [Peer(0, 1.0)] * 4 + [Peer(s, 1.0, leaves=5.0) for s in (1, 2)]
+    how = {"n_stages": 3, "steps": 1, "microbatches": 40, "in_flight": 8}
+    found = swarm(peers, **how, rebalance_every=4.0)
+    assert {target for *_, target in found.moves} >= {1, 2}
+    whole(found, how)
+
+
 @pytest.mark.parametrize(
     ("peers", "kind", "said"),
     [
