@@ -73,7 +73,11 @@ class Federation(NamedTuple):
         return self.algorithm.exchanges
 
     def key(self, round: int) -> jax.Array:
-        """The key of a round."""
+        """The key of a round.
+
+        Args:
+          round: its number, from 0.
+        """
         return jax.random.fold_in(jax.random.key(self.seed), round)
 
 
@@ -107,7 +111,14 @@ class Reply(NamedTuple):
 
 
 class ServerState(NamedTuple):
-    """What the server keeps from round to round."""
+    """What the server keeps from round to round.
+
+    Attributes:
+      server: the method's own state.
+      downlinks: of each exchange, the downlink's channel.
+      sampler: the sampler's state.
+      round: rounds that are done.
+    """
 
     server: Any
     downlinks: tuple

@@ -54,7 +54,8 @@ def start(federation: Federation) -> ServerState:
         downlink.init(jax.eval_shape(lambda s, e=e: billed(e.broadcast(s)), server))
         for e in exchanges
     )
-    return ServerState(server, downlinks, sampler=sampler.init(), round=0)
+    first = sampler.init()
+    return ServerState(server=server, downlinks=downlinks, sampler=first, round=0)
 
 
 def run_round(
@@ -115,7 +116,10 @@ def run_round(
         )
         wanted = _wanted(exchange, index, packed, cohort, key)
         arrays = leaves_of(packed.wire)
-        requests = [Request(k, state.round, index, arrays) for k in wanted]
+        requests = [
+            Request(client=k, round=state.round, exchange=index, arrays=arrays)
+            for k in wanted
+        ]
         replies = {reply.client: reply for reply in send(requests)}
         if missing := [k for k in wanted if k not in replies]:
             raise RuntimeError(f"no reply of client {missing[0]} was handed on")
@@ -132,7 +136,12 @@ def run_round(
     }
     metrics |= {"uplink_bytes": bytes_up, "downlink_bytes": bytes_down}
     metrics["clients"] = len(came)
-    after = ServerState(server, tuple(downlinks), sampler=drawn, round=state.round + 1)
+    after = ServerState(
+        server=server,
+        downlinks=tuple(downlinks),
+        sampler=drawn,
+        round=state.round + 1,
+    )
     return after, metrics
 
 
