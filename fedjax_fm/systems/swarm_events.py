@@ -268,6 +268,7 @@ class Events:
             self._open[microbatch // self._size] += 1
 
     def _rebalance(self, _: Any) -> None:
+        assert self.rebalance_every is not None  # or there would be no such event
         self._at(self.now + self.rebalance_every, "rebalance", None)
         speeds, queues = self._speeds(), self._queues()
         target = max(range(self.n_stages), key=queues.__getitem__)
