@@ -429,6 +429,44 @@ def report(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
     say(console, f"report: {single.write_report(opened)}")
 
 
+def cost(
+    folder: Annotated[Path, tyro.conf.Positional],
+    /,
+    *,
+    device: tuple[str, ...] = ("phone", "jetson-agx-orin", "a100-80gb"),
+    link: str = "home",
+    grid: str = "world",
+    server: str = "hyperscale",
+    cloud: str | None = None,
+    profiles: _File = None,
+) -> None:
+    """Predict what a run would cost on real machines: time, energy, carbon, money.
+
+    The pages of the folder are written again with these machines.
+
+    Args:
+        folder: of a study, of a run of finetune, or of any run with a metrics.jsonl.
+        device: names of devices, each of which all clients would have.
+        link: lte, 5g, home, campus or data-centre.
+        grid: a country's code of three letters, such as DEU, or world.
+        server: hyperscale or average.
+        cloud: whose machines are rented, such as gc-t4-spot; default: the clients' own.
+        profiles: a TOML file with profiles of one's own, which may have other names; the
+            package's are in fedjax_fm/systems/profiles.
+    """
+    from rich.console import Console
+
+    from fedjax_fm.runs.folder import RunFolder
+    from fedjax_fm.study import cost as costs
+
+    opened, console = RunFolder(folder), Console()
+    picks = costs.Picks(device, link, grid, server, cloud)
+    costs.pick(opened, picks, profiles)
+    for line in costs.as_markdown(costs.of_folder(opened)):
+        say(console, line)
+    report(folder)
+
+
 def _show(folder: "RunFolder", console: Any) -> None:
     """Prints comparisons and controls, and where the pages are."""
     from fedjax_fm.study import markdown, results
@@ -798,6 +836,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "grid": grid,
     "report": report,
     "compare": compare,
+    "cost": cost,
     "wire": wire,
     "compile": compile_rounds,
     "bench": bench,

@@ -22,6 +22,7 @@ PACKAGES = (
     "fedjax_fm.algorithms",
     "fedjax_fm.algorithms.lora_rules",
     "fedjax_fm.algorithms.server_optimizers",
+    "fedjax_fm.bridges",
     "fedjax_fm.callbacks",
     "fedjax_fm.channels",
     "fedjax_fm.datasets",

@@ -21,7 +21,7 @@ LAYERS = (
     ("systems", "peft", "tasks"),
     ("algorithms", "evaluation", "runs"),
     ("preferences", "robust", "secure"),
-    ("callbacks", "wire", "testing"),
+    ("callbacks", "wire", "testing", "bridges"),
     ("study",),
     ("finetune",),
     ("audit",),

@@ -16,7 +16,7 @@ pytest.importorskip("pip")
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("fedjax_fm", "kernels", "experiments")
-DATA = ("datasets/files", "models/templates")
+DATA = ("datasets/files", "models/templates", "systems/profiles")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
     "project"
 ]

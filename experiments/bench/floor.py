@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import fedjax_fm as ffm
 from fedjax_fm.experiments.bench.environments import clean_environment, last_lines
 from fedjax_fm.experiments.bench.rates import ENGINES, Product
 from fedjax_fm.experiments.bench.workload import Data, Workload
+from fedjax_fm.systems.operations import jaxprs_in
 
 SQUARE = (2048, 2048, 2048)  # for workloads without a product, or with convolutions
 MOST_SHAPES = 4  # measured of one workload: those with the most FLOP
@@ -93,7 +94,7 @@ def _count(jaxpr: Any, times: int, found: Counter[Product]) -> None:
         inner_times = times * (length if equation.primitive.name == "scan" else 1)
         if equation.primitive.name == "dot_general":
             _add(equation, times, found)
-        for inner in _jaxprs_in(equation.params):
+        for inner in jaxprs_in(equation.params):
             _count(inner, inner_times, found)
 
 
@@ -106,15 +107,6 @@ def _add(equation: Any, times: int, found: Counter[Product]) -> None:
     k = math.prod(left[axis] for axis in contracted[0])
     m, n = (math.prod(shape) // max(k, 1) for shape in (left, right))
     found[m, k, n] += 2 * m * k * n * times
-
-
-def _jaxprs_in(params: dict[str, Any]) -> Iterator[Any]:
-    """The jaxprs among the parameters of an equation."""
-    for value in params.values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            one = getattr(one, "jaxpr", one)
-            if hasattr(one, "eqns"):
-                yield one
 
 
 def best_rate(products: Counter[Product]) -> Rate:

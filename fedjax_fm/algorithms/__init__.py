@@ -4,7 +4,7 @@ Those for low-rank adapters are in `lora_rules`, those that give each client a m
 its own in `personal`.
 """
 
-from fedjax_fm.algorithms import lora_rules, server_optimizers
+from fedjax_fm.algorithms import graphs, lora_rules, server_optimizers
 from fedjax_fm.algorithms.cdp_sgd import cdp_sgd
 from fedjax_fm.algorithms.diana import diana
 from fedjax_fm.algorithms.diloco import diloco
@@ -35,7 +35,9 @@ from fedjax_fm.algorithms.fedprox_adaptive import fedprox_adaptive
 from fedjax_fm.algorithms.fedsgd import fedsgd
 from fedjax_fm.algorithms.fjord import fjord
 from fedjax_fm.algorithms.flasc import flasc
+from fedjax_fm.algorithms.gossip import edge_bytes, gossip
 from fedjax_fm.algorithms.heterofl import heterofl
+from fedjax_fm.algorithms.hierarchical import Tier, hierarchical
 from fedjax_fm.algorithms.knowledge import Alignment, Reader
 from fedjax_fm.algorithms.local import client_weight, train
 from fedjax_fm.algorithms.local_only import local_only
@@ -83,6 +85,7 @@ __all__ = [
     "Models",
     "Reader",
     "RoundTime",
+    "Tier",
     "apfl",
     "cdp_sgd",
     "client_weight",
@@ -91,6 +94,7 @@ __all__ = [
     "ditto",
     "docofl",
     "dp_fedavg",
+    "edge_bytes",
     "ef21",
     "fada",
     "fada_networks",
@@ -127,8 +131,11 @@ __all__ = [
     "fine_tune",
     "fjord",
     "flasc",
+    "gossip",
     "gradual_pruning",
+    "graphs",
     "heterofl",
+    "hierarchical",
     "ifca",
     "local_only",
     "lora_rules",

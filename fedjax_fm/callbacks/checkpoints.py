@@ -25,6 +25,7 @@ from fedjax_fm.runs.folder import RunFolder
 from fedjax_fm.runs.lock import FolderLock
 from fedjax_fm.runs.processes import is_first
 from fedjax_fm.runs.terminal import say
+from fedjax_fm.systems.counts import WORK, per_example
 from fedjax_fm.types import Tree
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class _Checkpoint(Callback):
                     "run could not be checked"
                 )
         folder.write_json("plan.json", simulator.engine.plan._asdict())
+        folder.write_json(WORK, per_example(simulator)._asdict())
         if before is None:
             folder.write_json(identity.FILE, mine)
         done = state.round if saved is None else saved.round

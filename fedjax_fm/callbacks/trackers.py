@@ -12,6 +12,7 @@ from fedjax_fm.engine.state import SimulationState
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
 from fedjax_fm.runs.settings import nearest
+from fedjax_fm.systems.counts import WORK, per_example
 
 if TYPE_CHECKING:
     from fedjax_fm.engine.simulator import Simulator
@@ -200,6 +201,9 @@ class _Track(Callback):
         self._written = state.round
         for tracker in self.trackers:
             tracker.begin(rows, state.round if rows else 0)
+            if isinstance(tracker, _Jsonl):
+                work = per_example(simulator)._asdict()
+                tracker.folder.write_json(WORK, work)
         self._begun = True
 
     def tick(

@@ -683,6 +683,9 @@ def on_host(buffer: Any, completed: int, bills: list[Bill]) -> dict[str, np.ndar
     metrics["examples"] = counts["examples"].astype(np.int64)
     metrics["clients"] = counts["clients"].astype(np.int64)
     metrics["examples_processed"] = of_limbs(counts["processed"])
+    if "lost" in counts:  # clients can drop out
+        metrics["clients_lost"] = counts["lost"].astype(np.int64)
+        metrics["examples_lost"] = of_limbs(counts["processed_lost"])
     return metrics | total_bytes(bills, counts)
 
 

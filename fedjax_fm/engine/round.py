@@ -64,6 +64,8 @@ RESERVED = {
     "clients",
     "examples",
     "examples_processed",
+    "clients_lost",
+    "examples_lost",
     "uplink_bytes",
     "downlink_bytes",
 }
@@ -467,6 +469,12 @@ def _metrics(
         "examples": jnp.sum(examples, dtype=jnp.int32),
         "processed": examples_processed(engine, participation, running.processed, came),
     }
+    if engine.behaviour.drops is not None:
+        lost = participation.eligible & wanted & ~came
+        counts["lost"] = jnp.sum(lost, dtype=jnp.int32)
+        counts["processed_lost"] = examples_processed(
+            engine, participation, running.processed, lost
+        )
     return {"ratios": running.sums, "counts": counts}
 
 

@@ -561,8 +561,9 @@ class Simulator:
           (example-weighted, over all local steps) and, summed over those of the cohort
           whose upload arrived, `clients`, `examples` (that they hold),
           `examples_processed` (rows in the batches of their local steps),
-          `uplink_bytes`, and `downlink_bytes` of all who were sent something; of a
-          method that was accounted for also `epsilon`, spent after each round.
+          `uplink_bytes`, and `downlink_bytes` of all who were sent something; where
+          clients can drop out, `clients_lost` and `examples_lost`, which those had
+          processed; of a method that was accounted for also `epsilon`, spent after each round.
           `pandas.DataFrame(metrics)` is a table of it.
 
         Raises:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedjax_fm.runs.folder import RunFolder
-from fedjax_fm.study import markdown, page, results
+from fedjax_fm.study import cost, markdown, page, results
 from fedjax_fm.study.results import Results
 
 FACTS = "finetune.json"
@@ -21,9 +21,12 @@ def write(folder: RunFolder) -> Path:
       The path of report.html.
     """
     found, facts = results.read(folder), folder.read_json(FACTS)
-    text = markdown.write(found) + "\n" + as_markdown(found, facts)
-    folder.write_text("RESULTS.md", text)
-    return folder.write_text("report.html", page.write(found, sections(found, facts)))
+    costs = cost.of_study(found, folder)
+    parts = [markdown.write(found), as_markdown(found, facts)]
+    parts.append("\n".join(cost.as_markdown(costs)))
+    folder.write_text("RESULTS.md", "\n".join(parts))
+    more = [*sections(found, facts), *page.costs(costs)]
+    return folder.write_text("report.html", page.write(found, more))
 
 
 def lines(found: Results, facts: dict[str, Any]) -> dict[str, str]:

@@ -4,11 +4,13 @@ config.json       the resolved configuration
 provenance.json   data, weights, seeds, versions
 plan.json         layout over devices and blocks
 identity.json     what makes it this run and no other
+work.json         what one example costs: operations, steps, tokens
 metrics.jsonl     one row a round, flushed after each
 seconds.jsonl     how long each round took
 checkpoint/       the last states (Orbax)
 results.json      what was found
 report.html       what was found, for reading
+cost.json         for which machines the report predicts costs
 """
 
 import contextlib
@@ -31,6 +33,7 @@ BEFORE_THE_RUN = {
     "config.json",
     "provenance.json",
     "plan.json",
+    "work.json",
     "identity.json",
     "study.json",
     "finetune.toml",

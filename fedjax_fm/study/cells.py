@@ -13,7 +13,6 @@ import functools
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from fedjax_fm.runs.provenance import commit
 from fedjax_fm.runs.terminal import say
 from fedjax_fm.study.run import FINAL, TUNING, Run
 from fedjax_fm.study.shape import Arm, Score, Study
+from fedjax_fm.systems import measured
 
 MOST_KEPT = 4  # seeds whose data are in memory
 
@@ -173,12 +173,18 @@ class Cells:
         is_there = all(place.has(f"{name}.json") for name in names)
         if as_first_sees(is_there):
             return
-        started = time.perf_counter()
-        found = self._found(cell)
-        seconds = time.perf_counter() - started
+        with measured() as meter:
+            found = self._found(cell)
+        energy = meter.reading
+        seconds = energy.seconds
         for name, one in zip(names, found, strict=True):
             place.write_json(f"{name}.json", one)
-        row = {"cell": f"{cell.arm.name}/{cell.name}", "seconds": round(seconds, 1)}
+        row = {
+            "cell": f"{cell.arm.name}/{cell.name}",
+            "seconds": round(seconds, 1),
+            "joules": energy.joules,
+            "measured": energy.how,
+        }
         self.folder.append("seconds.jsonl", json.dumps(row) + "\n")
         if is_first():
             shutil.rmtree(self._work(cell), ignore_errors=True)
@@ -227,6 +233,7 @@ class Cells:
                 "scores": one,
                 "curve": run.curve,
                 "clients": run.clients,
+                "counts": run.counts._asdict(),
                 **run.bytes,
                 **run.notes,
             }

@@ -220,6 +220,8 @@ def go(
 def write_pages(folder: "RunFolder") -> Path:
     """Writes RESULTS.md and report.html, from results.json alone.
 
+    If there is a cost.json, it says for which machines costs are predicted.
+
     Args:
       folder: with a results.json.
 
@@ -229,11 +231,13 @@ def write_pages(folder: "RunFolder") -> Path:
     Raises:
       RunFolderError: there are no results, or those of another version.
     """
-    from fedjax_fm.study import markdown, page, results
+    from fedjax_fm.study import cost, markdown, page, results
 
     found = results.read(folder)
-    folder.write_text("RESULTS.md", markdown.write(found))
-    return folder.write_text("report.html", page.write(found))
+    costs = cost.of_study(found, folder)
+    text = markdown.write(found) + "\n" + "\n".join(cost.as_markdown(costs))
+    folder.write_text("RESULTS.md", text)
+    return folder.write_text("report.html", page.write(found, page.costs(costs)))
 
 
 def show_tuning(cells: Any, console: "Console") -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from matplotlib.figure import Figure
 
 from fedjax_fm.study import markdown, plots
+from fedjax_fm.study.cost import TITLE, Section
 from fedjax_fm.study.results import Results, has_failed
 
 INK = plots.INK  # replaced by the page's own colour of text
@@ -89,6 +90,22 @@ def write(results: Results, more: Sequence[str] = ()) -> str:
         *_sources(results),
     ]
     return document(f"{raw['study']}: {raw['question']}", "".join(parts))
+
+
+def costs(found: Section) -> list[str]:
+    """The section on what a run would cost.
+
+    Args:
+      found: the section.
+
+    Returns:
+      HTML of its parts.
+    """
+    sources = _list(found.sources)
+    folded = f"<details><summary>Profiles and sources</summary>{sources}</details>"
+    rows = table(found.head, found.rows, [""] * len(found.rows)) if found.rows else ""
+    lead = tag("p", found.lead, "note")
+    return [tag("h2", TITLE), lead, rows, _list(found.notes), folded]
 
 
 def document(title: str, body: str) -> str:

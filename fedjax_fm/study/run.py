@@ -18,6 +18,7 @@ from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.population.population import Population
 from fedjax_fm.study.clock import simulated_seconds
+from fedjax_fm.systems import Counts, counts_of, per_example, together
 from fedjax_fm.types import Algorithm, Task, Tree
 
 TUNING, FINAL = "tuning", "final"
@@ -72,6 +73,7 @@ class Run:
       curve: rows of all simulations so far, {"round", "seconds", …}.
       clients: what `score_clients` found.
       bytes: sent so far, by direction.
+      counts: what the clients of all simulations so far did.
       notes: more entries of the arm's cell, anything that JSON can hold.
       shuffles_labels: whether `simulate` permutes the labels of the clients that train,
         for a control: each client's among its own examples, those of a packed
@@ -113,6 +115,7 @@ class Run:
         self.curve: list[dict[str, float]] = []
         self.clients: list[float] = []
         self.bytes = {"uplink_bytes": 0, "downlink_bytes": 0}
+        self.counts = Counts()
         self.notes: dict[str, Any] = {}
         self.shuffles_labels = False
 
@@ -154,8 +157,10 @@ class Run:
         key = (key, self.shuffles_labels)
         if key not in self._shared:
             before = list(self.curve), list(self.clients), dict(self.bytes)
+            counts = self.counts
             self._shared[key] = make()
             self.curve, self.clients, self.bytes = before
+            self.counts = counts
         return self._shared[key]
 
     def simulate_once(self, key: Any, start: Callable[[], Simulated]) -> Simulated:
@@ -319,7 +324,7 @@ class Run:
     def _record(
         self, simulator: Simulator, state: SimulationState, metrics: Metrics
     ) -> None:
-        """Adds a simulation to the curve and to the bytes."""
+        """Adds a simulation to the curve, to the bytes and to the counts."""
         before, looked = dict(self.bytes), _looked(metrics)
         last = self.curve[-1] if self.curve else {"round": 0, "seconds": 0.0}
         totals = {name: np.cumsum(metrics[name]) for name in before}
@@ -341,6 +346,8 @@ class Run:
             self.curve.append(known)
         for name, total in totals.items():
             self.bytes[name] = before[name] + (int(total[-1]) if len(total) else 0)
+        counts = counts_of(per_example(simulator), metrics)
+        self.counts = together(self.counts, counts)
 
 
 def shuffled_labels(arrays: Mapping[str, Any], seed: int) -> dict[str, Any]:

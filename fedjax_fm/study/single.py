@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from fedjax_fm.callbacks.history import metrics_of
 from fedjax_fm.runs.errors import RunFolderError
 from fedjax_fm.runs.folder import RunFolder
-from fedjax_fm.study import page, plots
+from fedjax_fm.study import cost, page, plots
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -47,6 +47,7 @@ def write_report(folder: RunFolder) -> Path:
         page.figure(_curves(metrics, rounds), caption),
         page.tag("h2", "In the end"),
         page.table(["", "last value"], table, [""] * len(table)),
+        *page.costs(cost.of_run(folder)),
     ]
     document = page.document(folder.path.name, "".join(parts))
     return folder.write_text("report.html", document)

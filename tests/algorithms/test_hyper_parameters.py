@@ -2,6 +2,7 @@
 bool: factories x bad values.
 """
 
+import functools
 import inspect
 import math
 import re
@@ -141,6 +142,29 @@ def profile(period=3600.0):
 
 def clock(**how):
     return systems.asynchronous(PROFILE, SECONDS, **how)
+
+
+def slowed(**times):
+    return systems.Frequencies(**times).joules(1.0)
+
+
+@functools.cache
+def started():
+    """A simulator that knows its shapes."""
+    method = ffm.fedavg(TASK, SGD, **WALK)
+    delta, backbone = make_trees()
+    population = ffm.Population.from_clients(make_clients())
+    simulator = ffm.Simulator(method, population, backbone=backbone, cohort_size=2)
+    simulator.init(delta)
+    return simulator
+
+
+def operations_of(n_examples=2):
+    return systems.flop_of_client(started(), n_examples)
+
+
+PHONE, HOME = systems.find("device", "phone"), systems.find("link", "home")
+FRANCE, RENTED = systems.find("grid", "FRA"), systems.find("cloud", "gc-t4-spot")
 
 
 def rounds_end(seed=0, rounds=2):
@@ -395,6 +419,37 @@ ROWS = (
         "n_clients": "whole", "seed": "whole", "seconds_per_step": "real", "bandwidth": "real", "latency": "real",
         "spread": "real",
     }),
+    Row(slowed, {"compute": 1.0, "memory": 1.0, "static": 1.0, "dynamic": 1.0, "least": 0.5}, {
+        "compute": "real", "memory": "real", "static": "real", "dynamic": "real", "least": "real",
+    }),
+    Row(systems.best_frequency, {"chip": systems.Frequencies(1.0, 0.0, static=1.0, dynamic=1.0)}, {"deadline": "real or infinite"}),
+    Row(systems.training_flop, {"frozen": 1, "trained": 1, "tokens": 1}, {"frozen": "real", "trained": "real", "tokens": "real"}),
+    Row(systems.compute_seconds, {"device": PHONE, "flop": 1.0}, {"flop": "real", "steps": "real", "model_bytes": "real"}),
+    Row(systems.transfer_seconds, {"link": HOME, "bytes_down": 1, "bytes_up": 1}, {
+        "bytes_down": "real", "bytes_up": "real", "messages": "real",
+    }),
+    Row(systems.granularity, {"compute": 1.0, "transfer": 1.0}, {"compute": "real", "transfer": "real"}),
+    Row(systems.compute_share, {"g": 1.0}, {"g": "real or infinite"}),
+    Row(systems.tokens_per_joule, {"tokens": 1, "seconds": 1, "watts": 1}, {"tokens": "real", "seconds": "real", "watts": "real"}),
+    Row(systems.memory_needed, {"model_bytes": 1, "trained": 1}, {"model_bytes": "real", "trained": "real"}),
+    Row(systems.speed_up, {"g": 1.0}, {"g": "real or infinite", "factor": "real"}),
+    Row(systems.granularity_with, {"g": 1.0, "factor": 2.0}, {"g": "real or infinite", "factor": "real"}),
+    Row(systems.ring_bytes, {"n_bytes": 1.0, "machines": 2}, {"n_bytes": "real", "machines": "whole"}),
+    Row(systems.dollars, {"cloud": RENTED, "machine_seconds": 1, "egress_bytes": 1}, {"machine_seconds": "real", "egress_bytes": "real"}),
+    Row(systems.dollars_per_million, {"dollars_an_hour": 1, "samples_a_second": 1}, {
+        "dollars_an_hour": "real", "samples_a_second": "real",
+    }),
+    Row(systems.grams, {"joules": 1.0, "grid": FRANCE}, {"joules": "real"}),
+    Row(systems.energy_of, {"link": HOME, "watts": 1, "compute_seconds": 1, "bytes_down": 1, "bytes_up": 1}, {
+        "watts": "real", "compute_seconds": "real", "bytes_down": "real", "bytes_up": "real", "arrives": "flag",
+    }),
+    Row(systems.energy_of_server, {"server": systems.find("server", "average"), "seconds": 1}, {"seconds": "real"}),
+    Row(operations_of, {}, {"n_examples": "whole"}),
+    Row(systems.Wiring, {}, {"memory": "real"}),
+    Row(systems.swarm, {"peers": [systems.Peer(0, 1.0)], "n_stages": 1, "steps": 1, "microbatches": 1, "in_flight": 1}, {
+        "n_stages": "whole", "steps": "whole", "microbatches": "whole", "in_flight": "whole", "rebalance_every": "real?",
+        "download_seconds": "real", "reduce_seconds": "real", "delayed": "flag",
+    }),
     Row(perturb, {}, {"scale": "real"}),
     Row(shift, {}, {"scale": "real"}),
     Row(evaluation.evaluate, SCORED, {"batch_size": "whole", "bucket": "whole?"}),
@@ -444,6 +499,7 @@ WALKS = {
     "feddpa_f": PERSONAL | {"private_steps": 1, "rounds": 2}, "fedkseed": {"task": TASK, "learning_rate": 0.1, **WALK},
     "fedbert": {"split": split(), "client_optimizer": SGD, "server_optimizer": SGD, **WALK},
     "fedprox": RULE, "fedprox_adaptive": RULE, "fedsgd": RULE, "fedavgm": RULE, "fedadagrad": RULE, "fedyogi": RULE, "fedadam": RULE,
+    "gossip": RULE | {"mixing": np.eye(1)}, "hierarchical": RULE,
     "scaffold": RULE, "feddyn": RULE, "fednova": RULE, "mime": RULE, "mimelite": RULE, "diloco": RULE,
     "streaming_diloco": RULE | {"fragments": 2}, "moon": MOON, "qfedavg": RULE,
     "fedper": OWN, "fedrep": OWN, "fedbabu": OWN, "fedala": OWN, "ditto": RULE | {"penalty": 1.0},
@@ -479,6 +535,25 @@ ELSEWHERE = {"dp_fedavg", "AdaptiveClip"}  # tests/algorithms/test_dp_fedavg.py
 # Made by functions, not by people; a `Question` and a `Trigger` are checked where they are used.
 RESULTS = {"ClientScores", "Comparison", "CorpusScore", "Question", "Schedule"}
 RESULTS |= {"PersonalScores", "Spread", "Trigger"}
+# Of systems: what files and runs hold; files are checked in tests/systems/test_hardware.py.
+RESULTS |= {
+    "Cost",
+    "Counts",
+    "Energy",
+    "Meter",
+    "Operations",
+    "PerExample",
+    "Quantity",
+    "Reading",
+    "Scenario",
+}
+RESULTS |= {
+    "Done",
+    "Peer",
+    "Stage",
+    "SwarmRun",
+}  # peers are checked in tests/systems/test_swarm.py
+RESULTS |= {"Cloud", "Device", "Grid", "Link", "ServerMachine"}
 
 
 def public(module):
@@ -506,11 +581,15 @@ def test_no_hyper_parameter_is_forgotten():
         "asynchronous(",
         "synchronous_seconds(",
         "client_seconds(",
+        "flop_of_client(",
         "principal_start(",
         "shifted_scores(",
         "RoundTime(",
         "Reader(n_tokens",  # by fedmkt's own tests
         "FADANetworks(",
+        "Tier(",  # in tests/algorithms/test_hierarchical.py
+        "Frequencies(",
+        "stages_of(",
     }
     assert [name for name in missing if not name.startswith(tuple(by_wrappers))] == []
 

@@ -76,6 +76,7 @@ DOWN: dict[str, tuple[int, ...]] = UP | {
     "qfedavg": ONE,
     "mime": (16, 32),
     "ifca": (32,),
+    "gossip": (),
 }
 MORE_UP = {"ifca": 1}  # bytes: which cluster, and no float
 # Here other tests say how much: data, ranks, widths or the round decide.
@@ -350,6 +351,8 @@ def made(method: str, task: ffm.Task) -> ffm.Algorithm:
         "per_fedavg": {"inner_rate": 0.1},
         "apfl": {"mix_rate": 0.1},
         "ifca": {"clusters": 2},
+        "gossip": {"mixing": _on_a_ring},
+        "hierarchical": {"tiers": (algorithms.Tier(2),)},
         "moon": {"features": features},
         "streaming_diloco": {"fragments": 2},
         "fedex_lora": {"scaling": 1.0},
@@ -405,6 +408,10 @@ def of_adapters(task: ffm.Task) -> ffm.Task:
         return task.loss(delta, backbone, batch, key)
 
     return ffm.Task(loss)
+
+
+def _on_a_ring(n: int) -> np.ndarray:
+    return algorithms.graphs.metropolis(algorithms.graphs.ring(n), n)
 
 
 def _schedule() -> Any:

@@ -58,7 +58,10 @@ OTHERS = (
     *("dp_fedavg", "fedkseed", "fedpm", "heterofl", "fjord", "fedbuff", "fedbert"),
     *("feddf", "fedmd", "fedmkt", "fedclip", "fada"),
 )
-METHODS = (*OPTIMISATION, *COMPRESSED, *PERSONAL, *OF_LORA, *PRUNING, *OTHERS)
+TOPOLOGIES = ("gossip", "hierarchical")
+METHODS = (
+    *OPTIMISATION, *TOPOLOGIES, *COMPRESSED, *PERSONAL, *OF_LORA, *PRUNING, *OTHERS,
+)  # fmt: skip
 # The same round as another method's.
 SIBLINGS = {
     "cdp_sgd": "soteriafl", "fedobd_second_stage": "fedobd", "fedlease_warm_up": "fedlease",
@@ -147,6 +150,7 @@ PRODUCTS = ("fedex_lora", "flora", "flexlora", "lora_fair", "frlora", "fedask")
 TURNED = ("fslora", "lora_a2", "ravan", "fedsvd", "flexlora", "fedask")
 WITHOUT_MEAN = (
     *("scaffold", "feddyn", "qfedavg", "power_of_choice", "ifca", "feddpa_f"),
+    *TOPOLOGIES,
     *("fedpaq", "diana", "ef21", "fedlin", "fedobd", "flasc", "soteriafl"),
     *("hetlora", "lora_fair", "frlora", "fedrpca", "fslora", "fedask", "lora_a2"),
     *("ravan", "fedlease", *MASKED, "fedkseed", "fedpm", "heterofl", "fjord"),
@@ -159,7 +163,7 @@ EXCEPTIONS: dict[tuple[str, str], Cell] = {
     **_for(FOLLOW, ("feedback",), TWICE),
     **_for((*TURNED, *MASKED, "fada"), ("feedback",), MOVES),
     **_for(("docofl", "fedbert", *OF_PAIRS, "fed_sb"), ("down",), ADDRESSED),
-    **_for(("fedlease", "lotteryfl", "fada"), ("down",), ADDRESSED),
+    **_for(("fedlease", "lotteryfl", "fada", "gossip"), ("down",), ADDRESSED),
     **_for(SAME_MASKS, ("down",), ENCODED),
     **_for(("fedtiny", "lotteryfl"), ("unbiased", "biased"), ENCODED),
     **_for(("fedmkt",), (*WIRE_UP, "down"), ENCODED),
