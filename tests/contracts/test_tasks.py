@@ -16,10 +16,13 @@ from contract import Row, simulator
 import fedjax_fm as ffm
 from fedjax_fm.types import Task
 
+# Their losses are their own: they are given networks, not a task.
+OF_NETWORKS = {"fada", "fedclip", "federated_policy", "fedmkt"}
 HOMES = {
     name: f"rows.{module.name}"
     for module in pkgutil.iter_modules(rows.__path__)
     for name in importlib.import_module(f"rows.{module.name}").ROWS
+    if name not in OF_NETWORKS
 }
 
 

@@ -2,12 +2,13 @@
 
 import optax
 from contract import Row
+from mlp_problem import mlp_loss
 
 import fedjax_fm as ffm
 from fedjax_fm import robust
-from rows.optimisation import RATE, TASK, WALK, plain, problem
+from rows.optimisation import RATE, WALK, plain, problem
 
-FEDAVG = ffm.fedavg(TASK, optax.sgd(RATE), **WALK)
+FEDAVG = ffm.fedavg(ffm.Task(mlp_loss), optax.sgd(RATE), **WALK)
 RULES = {
     "robust_median": robust.coordinate_median(),
     "robust_multi_krum": robust.multi_krum(1),
