@@ -8,8 +8,9 @@ import pytest
 
 EXPERIMENTS = Path(importlib.import_module("fedjax_fm.experiments").__path__[0])
 NAMES = (
-    *("clip", "domains", "mixed_instructions", "peft_table", "prompt_backdoor"),
-    *("preferences", "prompts", "slora", "verifiable"),
+    *("clip", "domains", "duplicates", "life_cycle", "mixed_instructions"),
+    *("peft_table", "preferences", "prompt_backdoor", "prompts", "slora", "start"),
+    "verifiable",
 )
 COLUMNS = ("claim", "source", "data here", "baseline", "margin", "seeds", "rule")
 
