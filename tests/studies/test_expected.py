@@ -8,9 +8,9 @@ import pytest
 
 EXPERIMENTS = Path(importlib.import_module("fedjax_fm.experiments").__path__[0])
 NAMES = (
-    *("clip", "domains", "duplicates", "life_cycle", "mixed_instructions"),
-    *("peft_table", "preferences", "prompt_backdoor", "prompts", "slora", "start"),
-    "verifiable",
+    *("clip", "domains", "duplicates", "labeller", "life_cycle"),
+    *("mixed_instructions", "peft_table", "preferences", "prompt_backdoor", "prompts"),
+    *("slora", "start", "verifiable"),
 )
 COLUMNS = ("claim", "source", "data here", "baseline", "margin", "seeds", "rule")
 
