@@ -1,6 +1,6 @@
 """Can a foundation model label the texts of small clients, for a student that they can run?
 
-Rated sentences of four domains. A server has 320 labelled ones; 24 clients have 40 each
+Rated sentences of four domains. A server has 600 labelled ones; 24 clients have 150 each
 without labels. The teacher is MiniLM, frozen, with a head that the server trains on its
 labels; it travels to each client, labels the texts there, and is not needed again. The
 student is a bag of words: 4,096 embeddings of 16, their mean, a linear layer. Clients
@@ -34,9 +34,11 @@ class Config:
     model: str = "sentence-transformers/all-MiniLM-L6-v2"
     max_length: int = 24
     per_domain: int = 6  # clients of a domain
-    server: int = 2  # as many sentences of a domain at the server as clients have
-    train: int = 40  # sentences of a client
-    test: int = 15
+    server: int = (
+        1  # as many sentences of a domain at the server as so many clients have
+    )
+    train: int = 150  # sentences of a client
+    test: int = 20
     teacher_rate: float = 0.01  # Adam's
     teacher_steps: int = 100  # with all labelled sentences
     buckets: int = 4096  # of words
