@@ -48,14 +48,14 @@ class Config:
     workers: int = 8
     speeches: int = 200  # of a worker; as many further ones for the newer base
     test_speeches: int = 300
-    base_rounds: int = 12
+    base_rounds: int = 8
     inner_steps: int = 20
     base_rate: float = 3e-3  # of the base that arms tune
     clients: int = 8  # of a task
     train: int = 60  # sentences of a client
     test: int = 20
     rank: int = 8
-    rounds: int = 10  # of a task
+    rounds: int = 8  # of a task
     local_steps: int = 4
     batch_size: int = 8
     base_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)  # Adam's, as all of them
