@@ -6,9 +6,10 @@ which is the best argument for federated tuning of foundation models.
 
 Brown-tags, the part of speech of each word, which passed the gate: sentences of 1961,
 dealt to eight clients IID and by Dirichlet 0.1 over the tag that a sentence has most
-often. MiniLM, all of it tuned, from its weights and from random ones of the same sizes;
-all clients in every round, Adam at the clients. Each of the four arms has four rates,
-chosen on sentences that no seed uses.
+often. The first two layers of MiniLM, all of them tuned, from its weights and from random
+ones of the same sizes: of six layers random ones learned nothing in the steps that there
+is time for. All clients in every round, Adam at the clients. Each of the four arms has
+four rates, chosen on sentences that no seed uses.
 
 Score: accuracy on words of other texts; the report draws all four over rounds. The gap
 of each start, IID less Dirichlet 0.1, and how much smaller that of the pretrained start
@@ -36,18 +37,19 @@ class Config:
     clients: int = 8
     alpha: float = 0.1
     max_length: int = 24
-    rounds: int = 16
+    layers: int = 2  # of MiniLM's six
+    rounds: int = 20
     every: int = 2  # rounds between looks at the test
-    local_steps: int = 2
+    local_steps: int = 4
     batch_size: int = 8
     pretrained_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)  # Adam's
     random_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
-    tuning_rounds: int = 8
+    tuning_rounds: int = 20
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
         """A small version, to see that it works."""
-        small = {"train": 36, "test": 12, "clients": 3, "max_length": 8}
+        small = {"train": 36, "test": 12, "clients": 3, "max_length": 8, "layers": 1}
         one = {"pretrained_rates": (1e-4,), "random_rates": (1e-3,), "seeds": (0,)}
         walk = {"rounds": 1, "tuning_rounds": 1, "local_steps": 1, "batch_size": 4}
         return dataclasses.replace(self, **small, **one, **walk)

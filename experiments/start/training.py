@@ -1,5 +1,7 @@
 """Full tuning, from the weights of a checkpoint or from random ones."""
 
+from dataclasses import replace
+
 import jax
 import optax
 from flax import nnx
@@ -8,21 +10,37 @@ import fedjax_fm as ffm
 from fedjax_fm import models, peft, study
 from fedjax_fm.experiments.gate.tasks import read
 from fedjax_fm.experiments.shared.gated import Dealt
+from fedjax_fm.types import Tree
 
 
 def begun(run: study.Run, start: str, dealt: Dealt) -> peft.Adapted:
-    """The model, all of which is trained.
+    """The first layers of the model, all of which is trained.
 
     Args:
       run: its seed draws the head and random weights.
       start: "pretrained", or "random": nothing of the checkpoint but its sizes.
       dealt: has the pretrained model.
     """
-    whole = dealt.whole
-    if start == "random":
-        classes, rngs = read(run.config.task).classes, nnx.Rngs(run.seed)
-        whole = models.BertForTokenClassification(whole.config, classes, rngs)
-    return peft.apply(whole, peft.full(), jax.random.key(run.seed))
+    whole, rngs = dealt.whole, nnx.Rngs(run.seed)
+    config = replace(whole.config, num_hidden_layers=run.config.layers)
+    classes = read(run.config.task).classes
+    model = models.BertForTokenClassification(config, classes, rngs)
+    if start == "pretrained":
+        nnx.update(model, first_layers(nnx.state(whole), nnx.state(model)))
+    return peft.apply(model, peft.full(), jax.random.key(run.seed))
+
+
+def first_layers(whole: Tree, few: Tree) -> Tree:
+    """Weights of the first layers, which are stacked on the first axis.
+
+    Args:
+      whole: of all layers.
+      few: of a model with fewer layers.
+
+    Returns:
+      As `few`, with the values of `whole`.
+    """
+    return jax.tree.map(lambda own, given: given[: len(own)], few, whole)
 
 
 def tuned(
