@@ -52,6 +52,7 @@ from fedjax_fm.evaluation.shifted import (
     shifted_scores,
 )
 from fedjax_fm.evaluation.text import rouge_l
+from fedjax_fm.evaluation.transfer import Transfer, transfer
 
 __all__ = [
     "AGREEMENTS",
@@ -65,6 +66,7 @@ __all__ = [
     "Question",
     "ShiftedScores",
     "Spread",
+    "Transfer",
     "Trigger",
     "attack_success",
     "bleu",
@@ -104,6 +106,7 @@ __all__ = [
     "spearman",
     "token_f1",
     "tokens_of_gradient",
+    "transfer",
     "with_trigger",
     "worst_decile",
 ]

@@ -8,8 +8,9 @@ import pytest
 
 EXPERIMENTS = Path(importlib.import_module("fedjax_fm.experiments").__path__[0])
 NAMES = (
-    *("clip", "domains", "mixed_instructions", "peft_table", "prompt_backdoor"),
-    *("preferences", "privacy_peft", "prompts", "slora", "speech", "verifiable"),
+    *("clip", "domains", "duplicates", "labeller", "life_cycle"),
+    *("mixed_instructions", "peft_table", "preferences", "privacy_peft"),
+    *("prompt_backdoor", "prompts", "slora", "speech", "start", "verifiable"),
 )
 COLUMNS = ("claim", "source", "data here", "baseline", "margin", "seeds", "rule")
 

@@ -1,10 +1,11 @@
-"""What the two small commands print of a study's results, by hand."""
+"""What the small commands print of a study's results, by hand."""
 
 import numpy as np
 import pytest
 
 from fedjax_fm.experiments.prompts import shrinking
 from fedjax_fm.experiments.slora import share
+from fedjax_fm.experiments.start import gap
 from fedjax_fm.study.results import Results
 
 
@@ -64,3 +65,21 @@ def test_the_gap_at_two_sizes(monkeypatch, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("half: 1.2")
     assert said[2].startswith("smaller by: 0.6")
+
+
+def test_the_gap_of_two_starts(monkeypatch, capsys):
+    made = results(
+        "accuracy",
+        pretrained_iid=[0.90, 0.92, 0.91],
+        pretrained_skewed=[0.89, 0.90, 0.90],
+        random_iid=[0.60, 0.62, 0.61],
+        random_skewed=[0.50, 0.52, 0.53],
+    )
+    monkeypatch.setattr(gap, "read", lambda folder: made)
+    monkeypatch.setattr(gap.RunFolder, "open", lambda path: path)
+    np.testing.assert_allclose(gap.gaps(made, "random"), [0.10, 0.10, 0.08])
+    gap.main(["folder"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("pretrained: 1.3")
+    assert said[1].startswith("random: 9.3")
+    assert said[2].startswith("smaller by: 8.0 points [")
