@@ -20,7 +20,7 @@ BAD = ("failure", "error", "skipped")  # inside a case of a report that did not 
 class Own(NamedTuple):
     """One feature of ours."""
 
-    test: str  # "FILE::FUNCTION", all its parameters; "" where there is none
+    test: str  # "FILE::FUNCTION", of all its parameters or "[ONE]"; "" where there is none
     note: str  # beside the test, or why there is none
 
 
@@ -113,10 +113,10 @@ def outcome(report: str, test: str) -> str:
 
     Args:
       report: XML, as `pytest --junitxml` writes it.
-      test: "FILE::FUNCTION", seen from the root.
+      test: "FILE::FUNCTION" or "FILE::FUNCTION[PARAMETER]", seen from the root.
 
     Returns:
-      "passed" if it is there and no parameter of it failed or was left out; "failure",
+      "passed" if it is there and no parameter asked for failed or was left out; "failure",
       "error" or "skipped" otherwise, or "not in the report".
 
     Example:
@@ -126,6 +126,8 @@ def outcome(report: str, test: str) -> str:
       'passed'
       >>> outcome(f"<s>{good}{bad}</s>", "tests/a/test_b.py::test_c")
       'failure'
+      >>> outcome(f"<s>{good}{bad}</s>", "tests/a/test_b.py::test_c[0]")
+      'passed'
       >>> outcome(f"<s>{good}</s>", "tests/a/test_b.py::test_d")
       'not in the report'
     """
@@ -135,7 +137,7 @@ def outcome(report: str, test: str) -> str:
         case
         for case in ElementTree.fromstring(report).iter("testcase")
         if case.get("classname") == module
-        and (case.get("name") or "").partition("[")[0] == function
+        and function in (case.get("name"), str(case.get("name")).partition("[")[0])
     ]
     if not cases:
         return "not in the report"

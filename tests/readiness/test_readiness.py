@@ -138,7 +138,7 @@ def test_every_named_test_exists():
     assert len(set(named)) == len(named) >= 13
     for test in named:
         file, _, function = test.partition("::")
-        assert function in functions_of(file), test
+        assert function.partition("[")[0] in functions_of(file), test
 
 
 def test_a_row_of_ours_without_a_test_says_why(tmp_path):
