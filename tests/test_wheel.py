@@ -92,7 +92,8 @@ def test_data_files_and_the_marker_of_types_are_in_it(names):
         if path.is_file()
     ]
     assert len(files) >= 10
-    assert {installed(path) for path in files} <= names
+    columns = (ROOT / "experiments" / "readiness").rglob("*.toml")
+    assert {installed(path) for path in (*files, *columns)} <= names
     assert "fedjax_fm/py.typed" in names
 
 

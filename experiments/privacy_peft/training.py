@@ -73,7 +73,8 @@ def target_of(run: study.Run) -> float:
 
     def before_training() -> float:
         adapted = adapted_by(run, "full")
-        task, parts = tasks.token_classification(adapted), adapted[1:]
+        task = tasks.token_classification(adapted)
+        parts = (adapted.delta, adapted.backbone)
         return means(ffm.evaluate(task, *parts, run.data.test))["loss"]
 
     return run.once("before", before_training) - run.config.drop
