@@ -12,6 +12,7 @@ Flower is an option: pip install flwr. Its interface is that of flwr 1.20 and la
 """
 
 import importlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from fedjax_fm.population.population import Population
 
 ARRAYS, CONFIG, STATES = "arrays", "config", "fedjax_fm.states"
 TRAIN, QUERY = "train", "query"
+POLL = 0.1  # seconds between two looks for nodes
 Load = Callable[[int], Mapping[str, np.ndarray]]
 
 
@@ -236,7 +238,7 @@ def _nodes(
     flower: Any, federation: Federation, grid: Any, timeout: float
 ) -> dict[int, int]:
     """{client: node}, from an answer of every node."""
-    waiting = list(grid.get_node_ids())
+    waiting = _connected(grid, federation.n_clients, timeout)
     messages = [
         flower.Message(
             content=flower.RecordDict({}), message_type=QUERY, dst_node_id=node
@@ -256,6 +258,19 @@ def _nodes(
             f"{len(silent)} of {len(waiting)} nodes said nothing"
         )
     return found
+
+
+def _connected(grid: Any, n_clients: int, timeout: float) -> list[int]:
+    """The nodes, once there are as many as clients; after the time those that are there.
+
+    A ServerApp begins before its nodes have reported.
+    """
+    deadline = time.monotonic() + timeout
+    while len(nodes := list(grid.get_node_ids())) < n_clients:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(POLL)
+    return nodes
 
 
 def _sent(

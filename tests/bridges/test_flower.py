@@ -2,6 +2,7 @@
 what is sent and what is not answered; with it, its own records are used.
 """
 
+import importlib
 import importlib.util
 import sys
 import types
@@ -53,11 +54,21 @@ def records(request, monkeypatch):
             pytest.skip("Flower is not installed")
         import flwr.app
 
+        _in_a_task(monkeypatch)
         return flwr.app
     module = stand_in()
     monkeypatch.setitem(sys.modules, "flwr", types.ModuleType("flwr"))
     monkeypatch.setitem(sys.modules, "flwr.app", module)
     return module
+
+
+def _in_a_task(monkeypatch):
+    """Newer versions make messages in the processes of their tasks alone."""
+    name = "flwr.supercore.task_identity"
+    if importlib.util.find_spec("flwr.supercore") and importlib.util.find_spec(name):
+        identity = importlib.import_module(name).TaskIdentity
+        for field in ("_task_id", "_run_id", "_node_id"):
+            monkeypatch.setattr(identity, field, 1)
 
 
 class Grid:
@@ -150,7 +161,21 @@ def test_a_partition_that_no_node_has_is_named(records):
     )
     del grid.contexts[lost]
     with pytest.raises(flower.NoAnswer, match="partition 4"):
-        flower.run(federation, start(federation), 1, grid)
+        flower.run(federation, start(federation), 1, grid, timeout=0.2)
+
+
+def test_nodes_that_report_late_are_waited_for(records):
+    """As in a simulation of Flower, whose server begins before there are any."""
+    federation = federation_of(METHODS["fedavg"]())
+    grid, looks = Grid(records, federation), []
+
+    def later():
+        looks.append(1)
+        return list(grid.contexts)[: 3 * len(looks)]
+
+    grid.get_node_ids = later
+    flower.run(federation, start(federation), 0, grid, timeout=60.0)
+    assert len(looks) == 3  # of 3, 6 and 7 nodes
 
 
 def test_without_flower_the_extra_is_named(monkeypatch):
