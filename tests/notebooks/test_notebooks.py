@@ -36,21 +36,19 @@ def new_algorithm(names: dict):
 def five_minutes(names: dict):
     """It learns; what it says of bytes is what was billed."""
     metrics, n = names["metrics"], names["trained"]
-    label = names["test"]["label"]
-    assert names["after"] > max(names["before"], label.mean(), 1 - label.mean())
+    share = names["test"]["label"].mean()
+    assert names["after"] > max(share, 1 - share) + 0.05
     assert names["sent"]["delta"] == 4 * n
     assert (metrics["downlink_bytes"] == 4 * n * metrics["clients"]).all()
-    # A tenth of the entries at 4 bits, and a bit of each entry that says which they are.
-    most = (0.1 * n * 4 + n) / 8 + n / 64  # and scales of buckets
-    assert n / 8 * 0.1 * 4 < names["sent"]["compressed delta"] < most
+    # Four bits a number, and less than a bit of it for the scales of buckets.
+    assert n / 2 <= names["sent"]["compressed delta"] < 5 * n / 8
 
 
 def your_model_your_data(names: dict):
     """The adapter that was read back is what was trained, number for number."""
     from fedjax_fm.finetune import talk
 
-    before, after = (names["perplexities"][name] for name in ("before", "after"))
-    assert after < 0.02 * before
+    assert names["after"] < 0.02 * names["before"]
     ids = np.array([[5, 6, 7, 8, 9]], np.int32)
     opened = talk.opened(names["run"])
     kept = opened.adapted.model(*opened.parts)(ids)
