@@ -103,6 +103,7 @@ def pod(names: dict):
     longer, remat = found["128 tokens"], found["128, remat"]
     assert longer.temporaries > 1.5 * usual.temporaries
     assert remat.temporaries < longer.temporaries
+    assert found["4 x cohort"].needed < 1.05 * usual.needed
 
 
 HOLDS = (
