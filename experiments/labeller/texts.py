@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from fedjax_fm import models, study, trees
-from fedjax_fm.experiments.shared.features import features
+from fedjax_fm.experiments.shared.features import features, scale_of
 from fedjax_fm.experiments.shared.sentences import (
     Arrays,
     deal,
@@ -94,7 +94,7 @@ def head(config: Any, labelled: Arrays) -> Any:
     Returns:
       `f32[n, d] -> f32[n, 2]`, logits.
     """
-    mean, scale = labelled["x"].mean(axis=0), labelled["x"].std(axis=0) + 1e-6
+    mean, scale = scale_of(labelled["x"])
     x, label = (labelled["x"] - mean) / scale, labelled["label"]
     adam = optax.adam(config.teacher_rate)
     weights = jnp.zeros((x.shape[1] + 1, 2))

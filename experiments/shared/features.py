@@ -50,9 +50,20 @@ def standard_features(
     found = [
         [features(model, client) for client in clients] for clients in (train, *others)
     ]
-    x = joined(found[0])["x"]
-    mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
+    mean, scale = scale_of(joined(found[0])["x"])
     return [
         [{**client, "x": (client["x"] - mean) / scale} for client in clients]
         for clients in found
     ]
+
+
+def scale_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each feature, the latter above zero.
+
+    Args:
+      x: f32[n, d].
+
+    Returns:
+      (f32[d], f32[d]).
+    """
+    return x.mean(axis=0), x.std(axis=0) + 1e-6

@@ -11,6 +11,7 @@ from fedjax_fm.algorithms import lora_rules
 HELPERS = {"client_weight", "fedsa_delta", "fine_tune", "masked_loss", "nest", "train"}
 HELPERS |= {"weighted_mean", "cluster_adapters", "expert_start", "principal_start"}
 HELPERS |= {"prunefl_first_stage", "fedtiny_selection", "fada_networks"}
+HELPERS |= {"edge_bytes", "graphs"}
 
 
 def test_the_page_is_the_table():
