@@ -187,7 +187,8 @@ def test_changes_since_the_commit_are_refused(tmp_path):
 
 
 def test_no_cell_of_ours_is_yes_unless_its_test_passed():
-    own = ours.ours()
+    own = dict(ours.ours())
+    own["energy metering"] = ours.Own(test="", note="nobody has written it")
     tests = [one.test for one in own.values() if one.test]
     outcomes = dict.fromkeys(tests, "passed") | {own["LoRA"].test: "failure"}
     run = ours.Run(outcomes=outcomes, commit="0" * 40, date="2026-12-01")
