@@ -48,7 +48,7 @@ lint: .venv-test/.ready
 	.venv-test/bin/pyright --pythonpath .venv-test/bin/python
 
 compatibility: .venv-test/.ready  ## docs/compatibility.md, from the tests that have rows in it
-	.venv-test/bin/pytest -q -n 2 --dist loadfile -m compatibility --compatibility-page docs/compatibility.md
+	.venv-test/bin/pytest -q -n 2 --dist loadfile -m compatibility --compatibility-page=docs/compatibility.md tests
 
 docs: .venv-test/.ready  ## the site, into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict --quiet
