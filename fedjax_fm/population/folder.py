@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tokenize
 import urllib.parse
 import uuid
 from collections.abc import Mapping
@@ -122,7 +123,7 @@ def _load(file: Path, *, mapped: bool) -> np.ndarray:
     """The array of a file."""
     try:
         return np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, tokenize.TokenError) as error:
         raise ValueError(
             f"{file} is no whole array of numbers ({error}); save the population again"
         ) from error

@@ -114,6 +114,11 @@ class IdToSizeFncPartitioner:
           int64[rows of the client] for each client.
         """
         n_rows = count_rows(table)
+        if self.num_partitions > n_rows:  # before an array of as many numbers is made
+            raise ValueError(
+                f"expected a row for each of num_partitions={self.num_partitions} "
+                f"clients, got {n_rows} rows; ask for fewer clients or pass more rows"
+            )
         units = self._units()
         sizes = (units / units.sum() * n_rows).astype(np.int64)
         sizes[-1] += n_rows - sizes.sum()

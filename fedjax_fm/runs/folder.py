@@ -18,6 +18,9 @@ import errno
 import json
 import os
 import shutil
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Files that are written before anything is computed.
+# What numpy lets through of a damaged file of arrays, beside OSError and ValueError.
+DAMAGED = (EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 BEFORE_THE_RUN = {
     "config.json",
     "provenance.json",
@@ -307,7 +312,7 @@ class RunFolder:
         try:
             with np.load(self.path / name, allow_pickle=False) as arrays:
                 return dict(arrays)
-        except (OSError, ValueError) as error:
+        except (*DAMAGED, OSError, ValueError) as error:
             raise RunFolderError(
                 f"{self.path / name} is missing or damaged: {error}"
             ) from error

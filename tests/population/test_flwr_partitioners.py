@@ -369,7 +369,12 @@ IMPOSSIBLE = [
     (LinearPartitioner(10), 20, r"num_partitions=10.*20 rows.*client 0.*0 rows"),
     (SquarePartitioner(10), 20, "num_partitions=10.*20 rows"),
     (ExponentialPartitioner(10), 20, "num_partitions=10.*20 rows"),
-    (ExponentialPartitioner(1000), 20, "partition_id_to_size_fn.*inf"),
+    (ExponentialPartitioner(1000), 20, "num_partitions=1000.*20 rows"),
+    (
+        IdToSizeFncPartitioner(3, lambda ids: ids * np.inf),
+        20,
+        "partition_id_to_size_fn.*inf",
+    ),
     (IdToSizeFncPartitioner(3, lambda ids: -ids), 20, "partition_id_to_size_fn.*-1"),
     (IdToSizeFncPartitioner(3, lambda ids: 0 * ids), 20, "partition_id_to_size_fn.*0"),
     (

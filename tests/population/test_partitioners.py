@@ -5,6 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedjax_fm.population import (
+    ExponentialPartitioner,
+    LinearPartitioner,
+    SquarePartitioner,
+)
 from fedjax_fm.population.partitioners import (
     DirichletPartitioner,
     GroupedNaturalIdPartitioner,
@@ -230,3 +235,11 @@ def test_bad_columns_are_named(rule) -> None:
 def test_more_clients_than_rows_is_an_error(rule) -> None:
     with pytest.raises(ValueError, match="num_partitions=4 for 3 rows"):
         rule.partition({"label": np.array([0, 1, 0])})
+
+
+@pytest.mark.parametrize(
+    "kind", [LinearPartitioner, SquarePartitioner, ExponentialPartitioner]
+)
+def test_more_clients_than_rows_are_refused_before_memory_is_asked_for(kind):
+    with pytest.raises(ValueError, match=rf"num_partitions={2**40} .* got 60 rows"):
+        kind(2**40).partition({"label": np.zeros(60)})

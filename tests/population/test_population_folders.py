@@ -121,3 +121,14 @@ def test_a_damaged_list_of_arrays_is_named(tmp_path):
         (tmp_path / "folder" / "arrays.json").write_text(text)
         with pytest.raises(ValueError, match=r"arrays\.json"):
             Population.open(tmp_path / "folder")
+
+
+def test_a_header_that_ends_within_a_bracket_is_told(tmp_path):
+    """Numpy reads headers as Python and lets the tokenizer's own error through."""
+    folder = tmp_path / "clients"
+    Population.from_clients([{"x": np.zeros(2, np.float32)}]).save(folder)
+    place = folder / "offsets.npy"
+    raw = place.read_bytes()
+    place.write_bytes(raw.replace(b"}", b" ", 1))
+    with pytest.raises(ValueError, match=r"offsets.npy is no whole array of numbers"):
+        Population.open(folder)
