@@ -61,6 +61,27 @@ class Log:
         return int(self.times[-1].max())
 
 
+def dp_method(run: study.Run, noise: privacy.Noise, z: float) -> ffm.Algorithm:
+    """FedAvg with clipped updates and noise, at the rate and the clip norm of the run.
+
+    Args:
+      run: of the arm.
+      noise: its kind.
+      z: the noise multiplier.
+    """
+    config = run.config
+    return algorithms.dp_fedavg(
+        TASK,
+        optax.sgd(run["rate"]),
+        optax.sgd(1.0, momentum=config.momentum),
+        noise=noise,
+        noise_multiplier=z,
+        clip_norm=run["clip"],
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+    )
+
+
 def private(run: study.Run, noise: str, rho: float | None) -> dict[str, float]:
     """A run at one rho.
 
@@ -72,16 +93,7 @@ def private(run: study.Run, noise: str, rho: float | None) -> dict[str, float]:
     config, clients = run.config, run.data.clients
     made = noise_of(noise, config.rest)
     z = 0.0 if rho is None else multiplier(made, config.rest, config.rounds, rho)
-    method = algorithms.dp_fedavg(
-        TASK,
-        optax.sgd(run["rate"]),
-        optax.sgd(1.0, momentum=config.momentum),
-        noise=made,
-        noise_multiplier=z,
-        clip_norm=run["clip"],
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-    )
+    method = dp_method(run, made, z)
     log = Log()
     cohort = min(config.cohort, len(clients) // config.rest)
     found = run.simulate(

@@ -3,13 +3,12 @@
 from typing import Any
 
 import numpy as np
-import optax
 
 import fedjax_fm as ffm
-from fedjax_fm import algorithms, privacy, study
+from fedjax_fm import privacy, study
 from fedjax_fm.datasets.quality import MinHash
 from fedjax_fm.evaluation import leaks
-from fedjax_fm.experiments.dp_ftrl.training import multiplier, noise_of
+from fedjax_fm.experiments.dp_ftrl.training import dp_method, multiplier, noise_of
 from fedjax_fm.experiments.dp_ftrl.words import TASK, vocabulary, weights, windows
 from fedjax_fm.experiments.duplicates.filtering import Found, without_duplicates
 from fedjax_fm.experiments.duplicates.texts import Users
@@ -45,16 +44,7 @@ def trained(
     clients = [one for one in clients if len(one["label"])]
     noise = noise_of("banded", config.rest)
     z = multiplier(noise, config.rest, config.rounds, config.rho) if private else 0.0
-    method = algorithms.dp_fedavg(
-        TASK,
-        optax.sgd(run["rate"]),
-        optax.sgd(1.0, momentum=config.momentum),
-        noise=noise,
-        noise_multiplier=z,
-        clip_norm=run["clip"],
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-    )
+    method = dp_method(run, noise, z)
     cohort = min(config.cohort, len(clients) // config.rest)
     sampler = samplers.spaced(len(clients), cohort, config.rest)
     after = run.simulate(

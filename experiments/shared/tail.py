@@ -77,14 +77,31 @@ def hidden_states(
     """
     lower = nnx.clone(model.bert)
     lower.encoder.layer = _layers(model, slice(None, -n_layers))
-    graphdef, state = nnx.split(lower)
+    return outputs(lower, tokens, model.config.hidden_size, batch_size)
+
+
+def outputs(
+    model: nnx.Module, tokens: dict[str, np.ndarray], width: int, batch_size: int
+) -> np.ndarray:
+    """What a frozen model makes of tokens.
+
+    Args:
+      model: called with ids and mask.
+      tokens: {"input_ids", "attention_mask"}: [n, T].
+      width: d of what it gives.
+      batch_size: rows that are computed at once.
+
+    Returns:
+      f32[n, T, d].
+    """
+    graphdef, state = nnx.split(model)
 
     @jax.jit
     def compute(state: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, state)(ids, mask)
 
     ids, mask = tokens["input_ids"], tokens["attention_mask"]
-    out = np.zeros((*ids.shape, model.config.hidden_size), np.float32)
+    out = np.zeros((*ids.shape, width), np.float32)
     for rows in batches(len(ids), batch_size):
         out[rows] = compute(state, ids[rows], mask[rows])
     return out

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fedjax_fm.experiments.shared.tail import batches
+from fedjax_fm.experiments.shared.tail import outputs
 from fedjax_fm.models.bert import attention_mask_of
 from fedjax_fm.models.rotary import count_positions, rotary_tables
 from fedjax_fm.models.windows import AttentionMask
@@ -151,14 +151,4 @@ def decoder_states(
     lower = nnx.clone(model.model)
     lower.layers = lower_layers(lower.layers)
     lower.norm = _AsItIs()
-    graphdef, state = nnx.split(lower)
-
-    @jax.jit
-    def compute(state: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state)(ids, mask)
-
-    ids, mask = tokens["input_ids"], tokens["attention_mask"]
-    out = np.zeros((*ids.shape, model.config.hidden_size), np.float32)
-    for rows in batches(len(ids), batch_size):
-        out[rows] = compute(state, ids[rows], mask[rows])
-    return out
+    return outputs(lower, tokens, model.config.hidden_size, batch_size)
