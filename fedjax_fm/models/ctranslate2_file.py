@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_fm.models.cursor import Cursor
-from fedjax_fm.models.weights import InMemory, Tensors, WeightError
+from fedjax_fm.models.weights import ReadAtOnce, WeightError
 
 VERSION = 6
 KIND = "WhisperSpec"
@@ -138,7 +138,7 @@ def _array(cursor: Cursor) -> tuple[str, np.ndarray]:
     return name, cursor.array(kind.str, count).reshape(shape)
 
 
-class CTranslate2File:
+class CTranslate2File(ReadAtOnce):
     """An opened model.bin of CTranslate2 with a Whisper.
 
     Args:
@@ -203,22 +203,6 @@ class CTranslate2File:
             "decoder_start_token_id": _START,
             **sizes,
         }
-
-    def tensors(self) -> Tensors:
-        """The tensors under Hugging Face's names."""
-        return InMemory(self._tensors)
-
-    def names(self) -> list[str]:
-        """The tensors' names, as Hugging Face has them."""
-        return list(self._tensors)
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor.
-
-        Args:
-          name: as Hugging Face has it.
-        """
-        return self._tensors[name]
 
 
 def _named(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

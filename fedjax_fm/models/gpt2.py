@@ -24,6 +24,7 @@ from fedjax_fm.models.classifier import classifier, last_real
 from fedjax_fm.models.generate import KVCache
 from fedjax_fm.models.randomness import randomness
 from fedjax_fm.models.rotary import count_positions
+from fedjax_fm.models.slots import real_tokens, seen_by, written
 from fedjax_fm.models.stacked import run_stacked, scan_layers, stack
 from fedjax_fm.models.virtual_tokens import behind, prepend, seen_by_all, with_prefix
 from fedjax_fm.models.weights import Naming
@@ -125,12 +126,7 @@ class GPT2Attention(nnx.Module):
         keys, values = key, value
         if past is not None:
             *slots, start = past
-            keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(
-                    slot, new.astype(slot.dtype), start, axis=1
-                )
-                for slot, new in zip(slots, (key, value), strict=True)
-            )
+            keys, values = written(slots, (key, value), start, axis=1)
         keys, values, mask = with_prefix(self.prefix, keys, values, mask)  # type: ignore[assignment]
         attended = dot_product(query, keys, values, mask=mask)
         return self.c_proj(attended.reshape(hidden.shape)), (key, value)
@@ -309,11 +305,7 @@ class GPT2Model(nnx.Module):
         length, room = input_ids.shape[-1], cache.valid.shape[-1]
         if length > room:
             raise ValueError(f"{length} tokens do not fit into a cache of {room}")
-        real = (
-            jnp.ones(input_ids.shape, bool)
-            if attention_mask is None
-            else attention_mask.astype(bool)
-        )
+        real = real_tokens(input_ids, attention_mask)
         if positions is None:
             earlier = cache.valid.sum(-1, dtype=jnp.int32)
             positions = earlier[:, None] + count_positions(real)
@@ -325,26 +317,17 @@ class GPT2Model(nnx.Module):
         self, hidden: jax.Array, real: jax.Array, positions: jax.Array, cache: KVCache
     ):
         """Extends the cache by embedded tokens [B, T, d] without their positions."""
-        length, room = hidden.shape[1], cache.valid.shape[-1]
-        valid = jax.lax.dynamic_update_slice_in_dim(
-            cache.valid, real, cache.length, axis=1
-        )
-        earlier = jnp.arange(room) <= (cache.length + jnp.arange(length))[:, None]
-        mask = earlier & valid[:, None, None, :]
+        valid, mask = seen_by(cache.valid, real, cache.length)
         hidden = hidden + self.wpe(self.first_position + positions)
 
         def step(layer, hidden, slots):
             return layer.extend(hidden, mask, (*slots, cache.length))
 
         hidden, new = scan_layers(self.h, step, hidden, (cache.keys, cache.values))
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(
-                old, part.astype(old.dtype), cache.length, axis=2
-            )
-            for old, part in zip((cache.keys, cache.values), new, strict=True)
-        )
+        slots = (cache.keys, cache.values)
+        keys, values = written(slots, new, cache.length, axis=2)
         return self.ln_f(hidden), KVCache(
-            keys=keys, values=values, valid=valid, length=cache.length + length
+            keys=keys, values=values, valid=valid, length=cache.length + real.shape[1]
         )
 
     def read_prompt(self, cache: KVCache) -> KVCache:

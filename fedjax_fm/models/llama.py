@@ -29,6 +29,7 @@ from fedjax_fm.models.rotary import (
     rotary_tables,
     rotate,
 )
+from fedjax_fm.models.slots import real_tokens, seen_by, written
 from fedjax_fm.models.splash import Texts
 from fedjax_fm.models.stacked import run_stacked, scan_layers, stack
 from fedjax_fm.models.virtual_tokens import behind, prepend, seen_by_all, with_prefix
@@ -250,11 +251,7 @@ class LlamaAttention(nnx.Module):
         keys, values = key, value
         if past is not None:
             *slots, start = past
-            write = jax.lax.dynamic_update_slice_in_dim
-            keys, values = (
-                write(slot, new.astype(slot.dtype), start, axis=1)
-                for slot, new in zip(slots, (key, value), strict=True)
-            )
+            keys, values = written(slots, (key, value), start, axis=1)
         keys, values, with_prefixes = with_prefix(self.prefix, keys, values, mask)
         attended = dot_product(
             query, keys, values, mask=with_prefixes, scale=self.scale
@@ -513,11 +510,7 @@ class LlamaModel(nnx.Module):
         length, room = input_ids.shape[-1], cache.valid.shape[-1]
         if length > room:
             raise ValueError(f"{length} tokens do not fit into a cache of {room}")
-        real = (
-            jnp.ones(input_ids.shape, bool)
-            if attention_mask is None
-            else attention_mask.astype(bool)
-        )
+        real = real_tokens(input_ids, attention_mask)
         if positions is None:
             earlier = cache.valid.sum(-1, dtype=jnp.int32)
             positions = earlier[:, None] + count_positions(real)
@@ -529,15 +522,11 @@ class LlamaModel(nnx.Module):
         self, hidden: jax.Array, real: jax.Array, positions: jax.Array, cache: KVCache
     ):
         """Extends the cache by embedded tokens [B, T, d]; all arguments are needed."""
-        length, room = hidden.shape[1], cache.valid.shape[-1]
-        valid = jax.lax.dynamic_update_slice_in_dim(
-            cache.valid, real, cache.length, axis=1
-        )
-        earlier = jnp.arange(room) <= (cache.length + jnp.arange(length))[:, None]
+        length = hidden.shape[1]
+        valid, seen = seen_by(cache.valid, real, cache.length)
         tables = self._tables(self.first_position + positions)
         numbers = jnp.cumsum(valid, axis=-1, dtype=jnp.int32) - 1  # from 0
         read = jax.lax.dynamic_slice_in_dim(numbers, cache.length, length, axis=1)
-        seen = earlier & valid[:, None, None, :]
         mask = masks_of(
             seen,
             queries=read,
@@ -554,12 +543,8 @@ class LlamaModel(nnx.Module):
 
         each = (cache.keys, cache.values, self._windowed())
         hidden, new = scan_layers(self.layers, step, hidden, each)
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(
-                old, part.astype(old.dtype), cache.length, axis=2
-            )
-            for old, part in zip((cache.keys, cache.values), new, strict=True)
-        )
+        slots = (cache.keys, cache.values)
+        keys, values = written(slots, new, cache.length, axis=2)
         return self.norm(hidden), KVCache(
             keys=keys, values=values, valid=valid, length=cache.length + length
         )

@@ -18,6 +18,7 @@ from flax import nnx
 from fedjax_fm.models.language_modeling import shifted
 from fedjax_fm.models.randomness import randomness
 from fedjax_fm.models.roberta import RobertaClassificationHead
+from fedjax_fm.models.slots import real_tokens, seen_by, written
 from fedjax_fm.models.stacked import run_stacked, scan_layers
 from fedjax_fm.models.t5_layers import T5Cache, T5Config, T5Stack
 from fedjax_fm.models.virtual_tokens import prepend, seen_by_all
@@ -292,17 +293,9 @@ class T5ForConditionalGeneration(T5Model):
           (logits f32[B, V], cache).
         """
         length, room = decoder_input_ids.shape[1], cache.valid.shape[-1]
-        real = decoder_attention_mask
-        real = (
-            jnp.ones(decoder_input_ids.shape, bool)
-            if real is None
-            else real.astype(bool)
-        )
-        valid = jax.lax.dynamic_update_slice_in_dim(
-            cache.valid, real, cache.length, axis=1
-        )
+        real = real_tokens(decoder_input_ids, decoder_attention_mask)
+        valid, mask = seen_by(cache.valid, real, cache.length)
         positions = cache.length + jnp.arange(length, dtype=jnp.int32)
-        mask = (jnp.arange(room) <= positions[:, None]) & valid[:, None, None, :]
         bias = self.decoder.bias(positions, room)
         read_mask = cache.read_mask[:, None, None, :]
 
@@ -317,12 +310,7 @@ class T5ForConditionalGeneration(T5Model):
         hidden, new = scan_layers(
             self.decoder.block, step, self.shared(decoder_input_ids), slots
         )
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(
-                old, part.astype(old.dtype), cache.length, axis=2
-            )
-            for old, part in zip((cache.keys, cache.values), new, strict=True)
-        )
+        keys, values = written(slots[:2], new, cache.length, axis=2)
         cache = cache._replace(
             keys=keys, values=values, valid=valid, length=cache.length + length
         )

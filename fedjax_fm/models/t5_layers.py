@@ -18,6 +18,7 @@ from flax import nnx
 
 from fedjax_fm.models.activations import ACTIVATIONS, check_activation
 from fedjax_fm.models.attention import dot_product
+from fedjax_fm.models.slots import written
 from fedjax_fm.models.stacked import stack
 from fedjax_fm.models.virtual_tokens import with_prefix
 
@@ -249,12 +250,7 @@ class T5LayerSelfAttention(nnx.Module):
         key, value = keys, values = self.SelfAttention.project(normed)
         if past is not None:
             *slots, start = past
-            keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(
-                    slot, new.astype(slot.dtype), start, axis=1
-                )
-                for slot, new in zip(slots, (key, value), strict=True)
-            )
+            keys, values = written(slots, (key, value), start, axis=1)
         attended = self.SelfAttention(normed, keys, values, bias=bias, mask=mask)
         return hidden + attended, (key, value)
 

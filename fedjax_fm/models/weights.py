@@ -330,6 +330,28 @@ class InMemory(Tensors):
         return self.source[name]
 
 
+class ReadAtOnce:
+    """A model's file whose tensors are all in memory, under Hugging Face's names."""
+
+    _tensors: dict[str, np.ndarray]
+
+    def tensors(self) -> Tensors:
+        """The tensors under Hugging Face's names."""
+        return InMemory(self._tensors)
+
+    def names(self) -> list[str]:
+        """The tensors' names, as Hugging Face has them."""
+        return list(self._tensors)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor.
+
+        Args:
+          name: as Hugging Face has it.
+        """
+        return self._tensors[name]
+
+
 class _Checkpoint:
     """Open tensors, with what was read of them and what did not fit."""
 

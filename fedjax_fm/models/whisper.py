@@ -17,6 +17,7 @@ from flax import nnx
 from fedjax_fm.models.classifier import classifier
 from fedjax_fm.models.language_modeling import shifted
 from fedjax_fm.models.randomness import randomness
+from fedjax_fm.models.slots import real_tokens, seen_by, written
 from fedjax_fm.models.stacked import scan_layers
 from fedjax_fm.models.weights import Naming
 from fedjax_fm.models.whisper_layers import (
@@ -238,13 +239,8 @@ class WhisperForConditionalGeneration(nnx.Module):
         Returns:
           (logits f32[B, V], cache).
         """
-        length, room = decoder_input_ids.shape[1], cache.valid.shape[-1]
-        real = jnp.ones(decoder_input_ids.shape, bool)
-        if decoder_attention_mask is not None:
-            real = decoder_attention_mask.astype(bool)
-        valid = _put(cache.valid, real, cache.length, axis=1)
-        positions = cache.length + jnp.arange(length, dtype=jnp.int32)
-        mask = (jnp.arange(room) <= positions[:, None]) & valid[:, None, None, :]
+        real = real_tokens(decoder_input_ids, decoder_attention_mask)
+        valid, mask = seen_by(cache.valid, real, cache.length)
 
         def step(layer, hidden, slots):
             keys, values, *read = slots
@@ -253,19 +249,12 @@ class WhisperForConditionalGeneration(nnx.Module):
         decoder = self.model.decoder
         slots = (cache.keys, cache.values, cache.read_keys, cache.read_values)
         hidden = decoder.embed(decoder_input_ids, cache.length)
-        hidden, (keys, values) = scan_layers(decoder.layers, step, hidden, slots)
+        hidden, new = scan_layers(decoder.layers, step, hidden, slots)
+        keys, values = written(slots[:2], new, cache.length, axis=2)
         cache = cache._replace(
-            keys=_put(cache.keys, keys, cache.length, axis=2),
-            values=_put(cache.values, values, cache.length, axis=2),
-            valid=valid,
-            length=cache.length + length,
+            keys=keys, values=values, valid=valid, length=cache.length + real.shape[1]
         )
         return self.head(decoder.layer_norm(hidden[:, -1])), cache
-
-
-def _put(old: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
-    """The array with others written into it from `start` on."""
-    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis)
 
 
 class WhisperForAudioClassification(nnx.Module):

@@ -22,6 +22,7 @@ from fedjax_fm.models.activations import ACTIVATIONS, check_activation
 from fedjax_fm.models.attention import dot_product
 from fedjax_fm.models.bert import layer_norm
 from fedjax_fm.models.modules import Fixed
+from fedjax_fm.models.slots import written
 from fedjax_fm.models.stacked import run_stacked, stack
 from fedjax_fm.models.virtual_tokens import with_prefix
 
@@ -336,7 +337,10 @@ class WhisperDecoderLayer(WhisperLayer):
         """
         normed = self.self_attn_layer_norm(hidden)
         new = self.self_attn.project(normed)
-        keys, values = new if past is None else _written(past, new)
+        keys, values = new
+        if past is not None:
+            *slots, start = past
+            keys, values = written(slots, new, start, axis=1)
         hidden = hidden + self.self_attn(normed, keys, values, mask)
         normed = self.encoder_attn_layer_norm(hidden)
         hidden = hidden + self.encoder_attn(normed, *read)
@@ -347,15 +351,6 @@ class WhisperDecoderLayer(WhisperLayer):
     ) -> jax.Array:
         """[B, U, d] from hidden [B, U, d] and the encoder's output [B, T, d]."""
         return self.extend(hidden, mask, self.read(encoded))[0]
-
-
-def _written(past: tuple, new: tuple[jax.Array, jax.Array]) -> list[jax.Array]:
-    """The slots of a cache with new keys and values in them."""
-    *slots, start = past
-    return [
-        jax.lax.dynamic_update_slice_in_dim(slot, one.astype(slot.dtype), start, axis=1)
-        for slot, one in zip(slots, new, strict=True)
-    ]
 
 
 class Sinusoids(nnx.Module):

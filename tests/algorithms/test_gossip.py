@@ -189,7 +189,10 @@ def test_whole_numbers_keep_their_mean_to_the_bit():
     mixing = graphs.metropolis(graphs.complete(4), 4)
     clients = [{"x": np.array([x], np.float32)} for x in (8, 16, -40, 64)]
     task = ffm.Task(lambda w, backbone, batch, key: ((w - batch["x"]) ** 2 / 2, {}))
-    still = lambda round_index: optax.sgd(jnp.where(round_index == 0, 1.0, 0.0))  # noqa: E731
+
+    def still(round_index):
+        return optax.sgd(jnp.where(round_index == 0, 1.0, 0.0))
+
     method = gossip(task, still, mixing=mixing, local_steps=1, batch_size=1)
     one = ffm.Simulator(method, ffm.Population.from_clients(clients), cohort_size=4)
     state, metrics = one.run(one.init(jnp.float32(0)), 4)
