@@ -131,12 +131,12 @@ def _traced(simulator: Simulator, bound: BoundExchange, n: Any, steps: Any) -> A
         return rows, jnp.ones(size, bool)
 
     def client(backbone: Tree, server: Any, state: Any, key: jax.Array) -> Any:
-        message = exchange.broadcast(server)
+        message = unwrapped(exchange.broadcast(server))
         zero = jnp.int32(0)
         own = message
         if exchange.address is not None:
             own = exchange.address(message, state, zero)
-        work = exchange.client(backbone, unwrapped(message))
+        work = exchange.client(backbone, message)
         data = ClientData(
             id=zero, round=zero, n_examples=n, n_steps=steps, batch=batch, repeat=zero
         )
