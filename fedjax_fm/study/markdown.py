@@ -187,7 +187,7 @@ def write(results: Results) -> str:
         "",
         f"Expected, written down before the run: {raw['expected']}",
         "",
-        *_table(columns(results), rows(results)),
+        *table(columns(results), rows(results)),
         "",
         "## Comparisons",
         "",
@@ -195,7 +195,7 @@ def write(results: Results) -> str:
         "its comparison alone, p and verdict are corrected by Holm for "
         f"{len(raw['comparisons'])} comparisons.",
         "",
-        *_table(["", "difference", "p", "verdict"], comparison_rows(results)),
+        *table(["", "difference", "p", "verdict"], comparison_rows(results)),
         "",
         "## Controls",
         "",
@@ -224,7 +224,13 @@ def write(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
+def table(head: list[str], body: list[list[str]]) -> list[str]:
+    """Lines of a table.
+
+    Args:
+      head: of the columns.
+      body: cells of each row.
+    """
     return [
         f"| {' | '.join(head)} |",
         "|" + "---|" * len(head),

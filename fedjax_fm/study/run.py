@@ -33,12 +33,15 @@ class Simulated(NamedTuple):
       state: after the last round.
       metrics: of all rounds.
       scores: {name: mean} over the test set after the last round; {} without one.
+      memory: bytes that the compiled rounds need on a device; None where that was not
+        asked for, or the compiler does not say.
     """
 
     simulator: Simulator
     state: SimulationState
     metrics: Metrics
     scores: dict[str, float]
+    memory: int | None = None
 
     def model(self, client: int | None = None) -> tuple[Tree, Tree]:
         """The model after the last round.
@@ -195,6 +198,7 @@ class Run:
         keep: bool = False,
         travels: bool = True,
         looks: Sequence[Any] = (),
+        asks_memory: bool = False,
         **how: Any,
     ) -> Simulated:
         """Runs an algorithm, and keeps its curve and its bytes for the report.
@@ -222,6 +226,8 @@ class Run:
             on; without it, it begins anew.
           travels: False where all data lie in one place, and no byte is sent.
           looks: further callbacks.
+          asks_memory: compiles ahead, to tell what memory the rounds need; only where
+            one program holds them, see `Simulator.compile`.
           **how: more for `Simulator`; the seed is the run's.
 
         Returns:
@@ -253,6 +259,7 @@ class Run:
             looks.append(callbacks.checkpoint(place))
         self._n_simulated += 1
         every = every or max(1, rounds // 10)
+        memory = simulator.compile(delta).needed if asks_memory else None
         state = simulator.init(delta)
         try:
             if most_bytes is None:
@@ -275,6 +282,7 @@ class Run:
             state=state,
             metrics=metrics,
             scores={name.removeprefix("eval_"): value for name, value in last.items()},
+            memory=memory,
         )
 
     def _to_learn_from(self, clients: Clients) -> Clients:

@@ -8,7 +8,7 @@ import pytest
 
 EXPERIMENTS = Path(importlib.import_module("fedjax_fm.experiments").__path__[0])
 NAMES = (
-    *("clip", "domains", "duplicates", "labeller", "life_cycle"),
+    *("clip", "domains", "duplicates", "joint", "labeller", "life_cycle"),
     *("mixed_instructions", "peft_table", "preferences", "privacy_peft"),
     *("prompt_backdoor", "prompts", "slora", "speech", "start", "verifiable"),
 )
