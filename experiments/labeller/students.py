@@ -57,6 +57,7 @@ def federated(run: study.Run, labels: str = "classes") -> dict[str, float]:
         clients = [_as_told(one) for one in clients]
     if labels != "true":
         run.sent(down=len(clients) * data.teacher_bytes)
+        run.computed(data.labelling)
     return _trained(run, clients, SOFT if labels == "soft" else LABELS)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fedjax_fm import models, study, trees
-from fedjax_fm.experiments.shared.features import features, scale_of
+from fedjax_fm import models, study, systems, trees
+from fedjax_fm.experiments.shared.features import features, preparation, scale_of
 from fedjax_fm.experiments.shared.sentences import (
     Arrays,
     deal,
@@ -30,12 +30,14 @@ class Data(NamedTuple):
       server: the same, of the labelled sentences.
       test: the same, of other documents.
       teacher_bytes: of the encoder and its head.
+      labelling: what clients do who label their sentences by the teacher.
     """
 
     clients: list[Arrays]
     server: Arrays
     test: Arrays
     teacher_bytes: int
+    labelling: systems.Preparation = systems.Preparation()
 
 
 @functools.cache
@@ -81,6 +83,7 @@ def data(config: Any, seed: int, split: str) -> Data:
         test=told(test),
         # With its own head, which is as large as that of `head`, folded into one layer.
         teacher_bytes=trees.nbytes(nnx.state(encoder, nnx.Param)),
+        labelling=preparation(encoder, clients),
     )
 
 

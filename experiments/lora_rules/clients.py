@@ -10,9 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_fm import systems
 from fedjax_fm.experiments.gate.tasks import KINDS, read
 from fedjax_fm.experiments.gate.training import fixed_quarter
-from fedjax_fm.experiments.shared.tail import hidden_states
+from fedjax_fm.experiments.shared.tail import (
+    frozen_layers,
+    hidden_states,
+    preparation_of,
+)
 from fedjax_fm.experiments.shared.words import TASK, Arrays, TokenTail
 
 JUDGING = 0.25  # of the documents
@@ -29,6 +34,7 @@ class Dealt(NamedTuple):
     train: list[Arrays]  # of each client
     own: list[Arrays]  # that judge the same clients
     public: Arrays  # of the tuning documents, of no client
+    preparation: systems.Preparation  # of the sentences that clients train on
 
 
 def deal(config: Any, seed: int, split: str) -> Dealt:
@@ -63,11 +69,13 @@ def deal(config: Any, seed: int, split: str) -> Dealt:
     )
     whole: Any = KINDS["token"].whole(config.model, rows.classes, seed)
     found = seen(whole, rows, chosen, config)
+    n_rows, length = config.clients * config.sentences, found[0]["labels"].shape[1]
     return Dealt(
         model=TokenTail(whole, LAYERS),
         train=found[0:-1:2],
         own=found[1:-1:2],
         public=found[-1],
+        preparation=preparation_of(frozen_layers(whole, LAYERS), length, n_rows),
     )
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 import fedjax_fm as ffm
-from fedjax_fm import peft, tasks
+from fedjax_fm import peft, systems, tasks
 from fedjax_fm.experiments.shared.encoders import classifier, with_lora
-from fedjax_fm.experiments.shared.features import standard_features
+from fedjax_fm.experiments.shared.features import preparation, standard_features
 from fedjax_fm.experiments.shared.sentences import Arrays, of_split, sentences
 from fedjax_fm.population import DirichletPartitioner, IidPartitioner
 
@@ -23,6 +23,7 @@ class Data(NamedTuple):
     adapted: peft.Adapted
     clients: dict[str, list[Arrays]]
     test: Arrays
+    preparation: systems.Preparation  # of the clients' sentences
 
 
 def _partitioner(n: int, name: str, seed: int) -> Any:
@@ -46,8 +47,8 @@ class Layers(nnx.Module):
 
 
 @functools.cache
-def of_features(config: Any) -> tuple[Any, Arrays]:
-    """The sentences, and MiniLM's features of them, of mean 0 and deviation 1."""
+def of_features(config: Any) -> tuple[Any, Arrays, systems.Preparation]:
+    """The sentences, MiniLM's features of them, of mean 0 and deviation 1, their work."""
     found = sentences(config.model, config.max_length)
     drawn = np.random.default_rng(0).permutation(len(found.arrays["label"]))
     rows = drawn[: config.sentences]
@@ -58,13 +59,13 @@ def of_features(config: Any) -> tuple[Any, Arrays]:
     )
     whole = classifier(config.model, seed=0)
     ((features,),) = standard_features(whole, [kept.arrays])
-    return kept, features
+    return kept, features, preparation(whole, [kept.arrays])
 
 
 @functools.cache
 def data(config: Any, seed: int, split: str) -> Data:
     """Deals the split's sentences in three ways."""
-    found, features = of_features(config)
+    found, features, work = of_features(config)
     rows = of_split(found, split, 0.4)
     rows = np.random.default_rng(seed).permutation(rows)
     n_test = round(config.test_share * len(rows))
@@ -85,4 +86,5 @@ def data(config: Any, seed: int, split: str) -> Data:
         adapted=adapted,
         clients=clients,
         test=take(test),
+        preparation=work.part(len(train), of=len(features["label"])),
     )

@@ -2,10 +2,15 @@
 
 from typing import Any, NamedTuple
 
-from fedjax_fm import peft
+from fedjax_fm import peft, systems
 from fedjax_fm.experiments.shared.encoders import classifier, with_lora
 from fedjax_fm.experiments.shared.sentences import Client, deal_split, turned
-from fedjax_fm.experiments.shared.tail import Tail, of_each
+from fedjax_fm.experiments.shared.tail import (
+    Tail,
+    frozen_layers,
+    of_each,
+    preparation_of,
+)
 
 
 class Data(NamedTuple):
@@ -14,6 +19,7 @@ class Data(NamedTuple):
     adapted: peft.Adapted
     clients: list[Client]
     new: list[Client]
+    preparation: systems.Preparation  # of the training sentences of both
 
 
 def data(config: Any, seed: int, split: str) -> Data:
@@ -28,4 +34,11 @@ def data(config: Any, seed: int, split: str) -> Data:
             halves = map(turned, halves)
         group = new if number < config.new_per_domain else clients
         group.append(Client(one.domain, *halves))
-    return Data(with_lora(Tail(whole, 1), config.rank, seed), clients, new)
+    n_rows = sum(len(one["label"]) for one in train)
+    length = train[0]["attention_mask"].shape[1]
+    return Data(
+        adapted=with_lora(Tail(whole, 1), config.rank, seed),
+        clients=clients,
+        new=new,
+        preparation=preparation_of(frozen_layers(whole, 1), length, n_rows),
+    )

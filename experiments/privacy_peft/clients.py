@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_fm import systems
 from fedjax_fm.evaluation.leaks import Canaries, draw_canaries
 from fedjax_fm.study.judged import joined
 
 Arrays = dict[str, np.ndarray]  # {"hidden", "attention_mask", "labels"}: [n, T, ...]
+
+
+NOTHING = systems.Preparation()
 
 
 class Pool(NamedTuple):
@@ -31,6 +35,7 @@ class Pool(NamedTuple):
       canary: `(canaries, seed) -> Arrays`, one row a canary; the columns with labels are
         the same in all rows.
       targets: of LoRA and its kin.
+      preparation: of all rows.
     """
 
     model: Any
@@ -40,6 +45,7 @@ class Pool(NamedTuple):
     secret: int
     canary: Callable[[Canaries, int], Arrays]
     targets: str
+    preparation: systems.Preparation = NOTHING
 
 
 class Data(NamedTuple):
@@ -55,6 +61,7 @@ class Data(NamedTuple):
       outsiders: rows of clients that do not.
       test: rows of other users.
       public: rows of tuning users.
+      preparation: of the clients' rows.
     """
 
     model: Any
@@ -66,6 +73,7 @@ class Data(NamedTuple):
     outsiders: Arrays
     test: Arrays
     public: Arrays
+    preparation: systems.Preparation = NOTHING
 
 
 def deal(pool: Pool, config: Any, seed: int, split: str) -> Data:
@@ -114,6 +122,9 @@ def deal(pool: Pool, config: Any, seed: int, split: str) -> Data:
         outsiders=rows_of(pool, others, config.rows),
         test=rows_of(pool, pool.users[judged], config.rows),
         public=rows_of(pool, pool.users["tuning"], config.rows),
+        preparation=pool.preparation.part(
+            wanted * config.rows, of=len(pool.rows["labels"])
+        ),
     )
 
 

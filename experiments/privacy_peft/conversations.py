@@ -9,7 +9,12 @@ from fedjax_fm import datasets, models
 from fedjax_fm.evaluation.leaks import Canaries, canary_rows
 from fedjax_fm.experiments.privacy_peft.clients import Arrays, Pool, split_users
 from fedjax_fm.experiments.shared.conversations import pretrained
-from fedjax_fm.experiments.shared.token_tail import DecoderTail, decoder_states
+from fedjax_fm.experiments.shared.tail import preparation_of
+from fedjax_fm.experiments.shared.token_tail import (
+    DecoderTail,
+    decoder_states,
+    frozen_decoder,
+)
 from fedjax_fm.models.chat import load_chat
 from fedjax_fm.models.language_modeling import IGNORED
 
@@ -71,6 +76,7 @@ def pool(config: Any) -> Pool:
         secret=1,
         canary=canary,
         targets=TARGETS,
+        preparation=preparation_of(frozen_decoder(model), *tokens["input_ids"].T.shape),
     )
 
 

@@ -16,7 +16,11 @@ from flax import nnx
 from fedjax_fm.evaluation.leaks import Canaries
 from fedjax_fm.experiments.gate.tasks import KINDS, Rows, read
 from fedjax_fm.experiments.privacy_peft.clients import Arrays, Pool, rows_of
-from fedjax_fm.experiments.shared.tail import hidden_states
+from fedjax_fm.experiments.shared.tail import (
+    frozen_layers,
+    hidden_states,
+    preparation_of,
+)
 from fedjax_fm.experiments.shared.token_tail import EncoderTail
 from fedjax_fm.models.language_modeling import IGNORED
 
@@ -54,6 +58,7 @@ def pool(config: Any) -> Pool:
         secret=SECRET,
         canary=canary,
         targets=r"^layer\.(intermediate|output)\.dense$",
+        preparation=preparation_of(frozen_layers(whole, 1), *tokens["labels"].T.shape),
     )
     public = rows_of(made, users["tuning"], config.rows)
     return made._replace(model=with_public_head(made.model, public))

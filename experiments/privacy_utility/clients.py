@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fedjax_fm as ffm
+from fedjax_fm import systems
 from fedjax_fm.experiments.shared.encoders import classifier
 from fedjax_fm.experiments.shared.sentences import (
     Arrays,
@@ -13,7 +14,12 @@ from fedjax_fm.experiments.shared.sentences import (
     of_split,
     sentences,
 )
-from fedjax_fm.experiments.shared.tail import Tail, for_the_tail
+from fedjax_fm.experiments.shared.tail import (
+    Tail,
+    for_the_tail,
+    frozen_layers,
+    preparation_of,
+)
 from fedjax_fm.population.splits import split_by_group
 
 
@@ -24,6 +30,7 @@ class Data(NamedTuple):
     clients: ffm.Population
     test: Arrays
     public: Arrays  # sentences of public clients, one client after the other
+    preparation: systems.Preparation  # of the clients' sentences
 
 
 def data(config: Any, seed: int, split: str) -> Data:
@@ -33,11 +40,14 @@ def data(config: Any, seed: int, split: str) -> Data:
     public, _ = deal(found, config, 0, "tuning")
     arrays = found.take(clients.ravel())
     offsets = np.arange(len(clients) + 1) * config.sentences
+    whole = classifier(config.model, seed)
+    frozen, length = frozen_layers(whole, 1), found.arrays["attention_mask"].shape[1]
     return Data(
-        model=Tail(classifier(config.model, seed), 1),
+        model=Tail(whole, 1),
         clients=ffm.Population.from_arrays(arrays, offsets),
         test=found.take(test),
         public=found.take(public[: config.public_clients].ravel()),
+        preparation=preparation_of(frozen, length, clients.size),
     )
 
 

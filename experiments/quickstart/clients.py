@@ -6,9 +6,9 @@ import numpy as np
 from flax import nnx
 
 import fedjax_fm as ffm
-from fedjax_fm import peft, study, tasks
+from fedjax_fm import peft, study, systems, tasks
 from fedjax_fm.experiments.shared.encoders import classifier, with_lora
-from fedjax_fm.experiments.shared.features import standard_features
+from fedjax_fm.experiments.shared.features import preparation, standard_features
 from fedjax_fm.experiments.shared.sentences import (
     Arrays,
     of_split,
@@ -16,6 +16,8 @@ from fedjax_fm.experiments.shared.sentences import (
     sentences,
 )
 from fedjax_fm.population.splits import split_by_group, split_clients, split_within
+
+NOTHING = systems.Preparation()
 
 
 class Data(NamedTuple):
@@ -28,6 +30,7 @@ class Data(NamedTuple):
     own: list[Arrays]  # the same clients' test sentences
     held_out: list[Arrays]  # of clients that never train
     test: Arrays  # of other documents
+    preparation: systems.Preparation = NOTHING  # of the features that clients train on
 
 
 def data(config: Any, seed: int, split: str) -> Data:
@@ -89,6 +92,9 @@ def in_features(run: study.Run) -> Data:
             own=own,
             held_out=held_out,
             test=test,
+            preparation=preparation(data.whole, some),
         )
 
-    return run.once("features", make)
+    found = run.once("features", make)
+    run.computed(found.preparation)
+    return found

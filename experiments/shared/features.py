@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from fedjax_fm import systems
 from fedjax_fm.experiments.shared.sentences import Arrays
-from fedjax_fm.experiments.shared.tail import batches
+from fedjax_fm.experiments.shared.tail import batches, preparation_of
 from fedjax_fm.study.judged import joined
 
 
@@ -55,6 +56,22 @@ def standard_features(
         [{**client, "x": (client["x"] - mean) / scale} for client in clients]
         for clients in found
     ]
+
+
+def preparation(
+    model: Any, clients: Sequence[Arrays], batch_size: int = 16
+) -> systems.Preparation:
+    """What clients do who compute features of their own sentences.
+
+    Args:
+      model: a classifier with `features`.
+      clients: tokens and labels of each.
+      batch_size: sentences that are computed at once.
+    """
+    rows = sum(len(client["label"]) for client in clients)
+    length = clients[0]["input_ids"].shape[1]
+    how = {"rows": rows, "batch_size": batch_size, "method": "features"}
+    return preparation_of(model, length, **how)
 
 
 def scale_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
-from fedjax_fm.experiments.shared.sentences import (
-    Arrays,
-)
+from fedjax_fm import systems, trees
+from fedjax_fm.experiments.shared.sentences import Arrays
 from fedjax_fm.models.classifier import mean_of_real
 from fedjax_fm.models.stacked import run_stacked
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates
@@ -75,9 +75,53 @@ def hidden_states(
     Returns:
       f32[n, T, d].
     """
+    lower = frozen_layers(model, n_layers)
+    return outputs(lower, tokens, model.config.hidden_size, batch_size)
+
+
+def frozen_layers(model: Any, n_layers: int) -> nnx.Module:
+    """The embeddings and all layers but the last ones.
+
+    Args:
+      model: a classifier with a BERT encoder.
+      n_layers: how many last layers are left out.
+    """
     lower = nnx.clone(model.bert)
     lower.encoder.layer = _layers(model, slice(None, -n_layers))
-    return outputs(lower, tokens, model.config.hidden_size, batch_size)
+    return lower
+
+
+def preparation_of(
+    frozen: nnx.Module,
+    length: int,
+    rows: int,
+    batch_size: int = 64,
+    method: str = "__call__",
+) -> systems.Preparation:
+    """What clients do who pass their rows through frozen layers once.
+
+    Args:
+      frozen: called with ids and mask.
+      length: T, tokens of a row, padding included.
+      rows: that clients train on, all of them together.
+      batch_size: rows that are computed at once.
+      method: of the module that is called.
+    """
+    graphdef, state = nnx.split(frozen)
+    column = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+
+    def forward(state: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        return getattr(nnx.merge(graphdef, state), method)(ids, mask)
+
+    return systems.prepared(
+        forward,
+        state,
+        column,
+        column,
+        rows=rows,
+        batch_size=batch_size,
+        model_bytes=trees.nbytes(state),
+    )
 
 
 def outputs(

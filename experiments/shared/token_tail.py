@@ -148,7 +148,17 @@ def decoder_states(
     Returns:
       f32[n, T, d].
     """
+    lower = frozen_decoder(model)
+    return outputs(lower, tokens, model.config.hidden_size, batch_size)
+
+
+def frozen_decoder(model: Any) -> nnx.Module:
+    """The embeddings and all layers of a Llama but the last.
+
+    Args:
+      model: a causal language model of Llama's family.
+    """
     lower = nnx.clone(model.model)
     lower.layers = lower_layers(lower.layers)
     lower.norm = _AsItIs()
-    return outputs(lower, tokens, model.config.hidden_size, batch_size)
+    return lower

@@ -11,9 +11,15 @@ import jax
 import numpy as np
 from flax import nnx
 
+from fedjax_fm import systems
 from fedjax_fm.experiments.gate.tasks import KINDS, MINILM, read, shuffled
 from fedjax_fm.experiments.gate.training import fixed_quarter
-from fedjax_fm.experiments.shared.tail import hidden_states, last_layers
+from fedjax_fm.experiments.shared.tail import (
+    frozen_layers,
+    hidden_states,
+    last_layers,
+    preparation_of,
+)
 from fedjax_fm.models.stacked import run_stacked
 from fedjax_fm.population import Population
 
@@ -50,6 +56,7 @@ class Words(NamedTuple):
     model: TokenTail  # with a head of random values, the same for all arms of a seed
     clients: list[Arrays]
     test: Arrays
+    preparation: systems.Preparation  # of the clients' sentences
 
 
 def deal(
@@ -97,10 +104,14 @@ def deal(
         return random.permutation(mine)[:sentences]
 
     shown = np.random.default_rng(0).permutation(judged)[:test]
+    seen_by = [seen(of(part)) for part in parts]
+    rows_seen = sum(len(one["labels"]) for one in seen_by)
+    frozen, length = frozen_layers(whole, n_layers), seen_by[0]["labels"].shape[1]
     return Words(
         model=TokenTail(whole, n_layers),
-        clients=[seen(of(part)) for part in parts],
+        clients=seen_by,
         test=seen(shown),
+        preparation=preparation_of(frozen, length, rows_seen),
     )
 
 

@@ -61,7 +61,7 @@ class Subject(NamedTuple):
     @property
     def is_text(self) -> bool:
         """Whether the model writes text."""
-        return self.data.prepared.subject.kind != "classes"
+        return self.data.prepared.subject.kind not in ("classes", "pairs")
 
     @property
     def before(self) -> tuple[Tree, Tree]:

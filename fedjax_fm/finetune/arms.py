@@ -16,7 +16,7 @@ from fedjax_fm.callbacks.looks import worst_decile
 from fedjax_fm.engine import hosts
 from fedjax_fm.evaluation.agreement import AGREEMENTS
 from fedjax_fm.finetune import data as of_data
-from fedjax_fm.finetune import looks, methods
+from fedjax_fm.finetune import looks, methods, preferred
 from fedjax_fm.finetune.answers import answered
 from fedjax_fm.finetune.data import Data, Prepared, length, sizes
 from fedjax_fm.finetune.expressions import names_in
@@ -50,6 +50,10 @@ def make(settings: Settings, ready: Prepared, place: Path) -> Study:
             Arm("local", alone, "local only, some clients alone", grid),
         ]
     arms.append(Arm("zero_shot", zero_shot, "before training"))
+    controls = [Control("zero_shot", "federated", "training brought nothing")]
+    if ready.examples.kind == "pairs":
+        arms.append(Arm("longer", preferred.longer, "the longer answer"))
+        controls.append(Control("longer", "federated", "length alone says as much"))
     primary = _primary(settings, ready)
     return Study(
         question=f"What does {method} bring on {Path(settings.data).name}?",
@@ -59,7 +63,7 @@ def make(settings: Settings, ready: Prepared, place: Path) -> Study:
         primary=primary,
         arms=arms,
         comparisons=study.against("federated", arms),
-        controls=[Control("zero_shot", "federated", "training brought nothing")],
+        controls=controls,
         scores=[*_others(settings, primary), *_more(settings, ready, primary)],
     )
 
@@ -70,6 +74,9 @@ def _primary(settings: Settings, ready: Prepared) -> Score:
     Of a benchmark it is its authors' first one, where that is known here.
     """
     where = "unseen clients" if settings.holdout_clients else "own examples"
+    if ready.examples.kind == "pairs":
+        title = f"pair accuracy, {where}"
+        return Score(preferred.ACCURACY, title, unit="%", scale=100.0)
     if ready.examples.kind != "classes":
         return Score("perplexity", f"perplexity, {where}", highest=False, digits=2)
     names = of_data.agreements_of(ready)
@@ -81,6 +88,8 @@ def _primary(settings: Settings, ready: Prepared) -> Score:
 def _more(settings: Settings, ready: Prepared, primary: Score) -> list[Score]:
     """The authors' further scores of a benchmark, and accuracy beside another first."""
     where = "unseen clients" if settings.holdout_clients else "own examples"
+    if ready.examples.kind == "pairs":
+        return [Score("margin", f"margin of log-odds, {where}", digits=3)]
     names = of_data.agreements_of(ready)
     found = [
         Score(name, f"{AGREED[name]}, {where}", digits=3)
@@ -261,7 +270,7 @@ def simulate(
         cohort_size=cohort_size,
         **more,
     )
-    if data.prepared.examples.kind != "classes":
+    if data.prepared.examples.kind not in ("classes", "pairs"):
         for row in run.curve:
             if "eval_loss" in row:
                 row["eval_perplexity"] = float(np.exp(row["eval_loss"]))
@@ -288,20 +297,29 @@ def scores_of(
     shown, name = _exponential, "loss"
     if data.prepared.examples.kind == "classes":
         shown, name = _same, "accuracy"
+    if data.prepared.examples.kind == "pairs":
+        shown, name = _same, preferred.ACCURACY
     primary = "perplexity" if name == "loss" else name
     how = _scoring(data)
     own_task = data.task if task is None else task
     mine = data.own if own is None else own
     groups = [(k, rows) for k, rows in enumerate(mine) if length(rows)]
-    if is_personal and not data.unseen:
-        means, weights = _personal(found, own_task, groups, name, how)
-    else:
-        means, weights = judged(found, own_task, data.judged, name, **how)
+
+    def of(name: str) -> tuple[np.ndarray, np.ndarray]:
+        if is_personal and not data.unseen:
+            return _personal(found, own_task, groups, name, how)
+        return judged(found, own_task, data.judged, name, **how)
+
+    means, weights = of(name)
     run.clients = shown(means).tolist()
     scores = {
         primary: _mean(shown, means, weights),
-        "worst": worst_decile(shown(means), name),
+        "worst": worst_decile(shown(means), name.removeprefix("pair_")),
     }
+    if name == preferred.ACCURACY:
+        margins, _ = of("margin")
+        scores["margin"] = float(np.average(margins, weights=weights))
+        run.notes["over_clients"] = preferred.over_clients(means, margins)
     if data.unseen and groups and not run.is_tuning:
         if is_personal:
             own_means, own_weights = _personal(found, own_task, groups, name, how)
@@ -309,7 +327,7 @@ def scores_of(
             rows = [one for _, one in groups]
             own_means, own_weights = judged(found, own_task, rows, name, **how)
         scores["own"] = _mean(shown, own_means, own_weights)
-        scores["own_worst"] = worst_decile(shown(own_means), name)
+        scores["own_worst"] = worst_decile(shown(own_means), name.removeprefix("pair_"))
     if data.agreements:
         scores |= _agreements(run, found, own_task is data.personal_task, groups)
     return scores

@@ -11,7 +11,7 @@ from flax import nnx
 from fedjax_fm import models, peft, tasks
 from fedjax_fm.finetune import clients as federation
 from fedjax_fm.finetune import examples as of_rows
-from fedjax_fm.finetune import files, tokens, turns
+from fedjax_fm.finetune import files, preferred, tokens, turns
 from fedjax_fm.finetune.adapters import adapter_of
 from fedjax_fm.finetune.clients import Clients, Dealt
 from fedjax_fm.finetune.examples import Examples, Kind, Roles
@@ -40,12 +40,14 @@ class Subject(NamedTuple):
       classes: their names, in order of their numbers.
       columns: {role: column}.
       model_type: of config.json.
+      preferences: the loss, of pairs; "" of other kinds.
     """
 
     kind: Kind
     classes: tuple[str, ...]
     columns: dict[str, str]
     model_type: str
+    preferences: str = ""
 
 
 class Prepared(NamedTuple):
@@ -79,7 +81,7 @@ class Data(NamedTuple):
       prepared: what does not depend on the seed.
       adapted: the model with its PEFT method.
       task: of one adapter.
-      personal_task: of a shared and a private adapter; None without LoRA.
+      personal_task: of a shared and a private adapter; None without LoRA, and of pairs.
       train: arrays of each client that trains.
       own: scored arrays of the same clients; of no rows where there are none.
       unseen: scored arrays of clients that never train.
@@ -147,14 +149,16 @@ def prepare(settings: Settings) -> Prepared:
     """
     source = files.read(settings.data, settings.split, settings.stand_in)
     roles = of_rows.choose(settings, source)
+    preferred.check(settings, roles.kind)
     kind = model_type_of(settings.model)
     examples = examples_of(settings, source, roles, kind)
     chat, rows = encoded(settings, examples, kind)
     usable = np.flatnonzero(rows.usable)
     if not len(usable):
+        counted = "; ".join(f"{n} {why}" for why, n in (rows.lost or {}).items() if n)
         raise UsageError(
-            f"no answer fits into max_length={settings.max_length} tokens; give a "
-            "larger --max-length"
+            f"no answer fits into max_length={settings.max_length} tokens"
+            f"{f' ({counted})' if counted else ''}; give a larger --max-length"
         )
     examples = examples.select(usable)
     arrays = {name: array[usable] for name, array in rows.arrays.items()}
@@ -173,6 +177,7 @@ def prepare(settings: Settings) -> Prepared:
             classes=examples.classes,
             columns=roles.columns,
             model_type=kind,
+            preferences=settings.preferences if examples.kind == "pairs" else "",
         ),
         counts={name: n for name, n in counts.items() if n},
     )
@@ -238,6 +243,13 @@ def encoded(
             return None, tokens.pictures(examples, config, name)
         tokenizer = models.load_tokenizer(name)
         return None, tokens.classified(examples, tokenizer, settings)
+    if examples.kind == "pairs":
+        if kind == "t5":
+            raise UsageError(
+                "pairs are of decoders here; an encoder-decoder takes one answer"
+            )
+        chat = chat_of(settings)
+        return chat, tokens.preferred(examples, chat, settings)
     if kind == "t5":
         if examples.kind == "text":
             raise UsageError("an encoder-decoder needs prompts and answers, not texts")
@@ -288,8 +300,9 @@ def load(settings: Settings, seed: int, split: str) -> Data:
     subject = ready.subject
     adapted = adapted_model(settings, subject, seed)
     task = task_of(subject, adapted)
-    has_lora = "lora" in names_in(settings.peft)
-    personal = task_of(subject, peft.beside(adapted)) if has_lora else None
+    # Pairs have one adapter: `preferred.check` refuses methods with two.
+    has_two = "lora" in names_in(settings.peft) and subject.kind != "pairs"
+    personal = task_of(subject, peft.beside(adapted)) if has_two else None
     rows = ready.encoded.arrays
 
     def arrays(places: np.ndarray) -> Arrays:
@@ -388,6 +401,8 @@ def task_of(subject: Subject, adapted: Any, predictions: bool = False) -> Task:
     """
     if subject.kind == "classes":
         return tasks.classification(adapted, predictions=predictions)
+    if subject.kind == "pairs":
+        return preferred.objective(subject.preferences, adapted)
     return tasks.language_modeling(adapted)
 
 

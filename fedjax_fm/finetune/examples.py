@@ -3,6 +3,7 @@
 conversation   messages, the assistant's of which are trained
 text           a text, all of whose tokens are trained
 classes        a text, or two, or an image, and its class
+pairs          a prompt and two answers, one of which was preferred
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from fedjax_fm.finetune import pairs
 from fedjax_fm.finetune.files import Source
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.models.conversations import plain_messages
@@ -19,9 +21,10 @@ from fedjax_fm.population.columns import TableLike
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.settings import nearest
 
-Kind = Literal["conversation", "text", "classes"]
+Kind = Literal["conversation", "text", "classes", "pairs"]
 ROLES = (
     "prompt", "input", "response", "messages", "text", "text_pair", "label", "image",
+    "chosen", "rejected",
 )  # fmt: skip
 # What columns are usually called, for tables whose columns nobody named.
 USUAL = {
@@ -33,6 +36,8 @@ USUAL = {
     "text_pair": ("text_pair", "sentence2", "hypothesis"),
     "image": ("image", "img"),
     "label": ("label", "labels", "class", "category"),
+    "chosen": ("chosen", "chosen_response"),
+    "rejected": ("rejected", "rejected_response"),
 }
 MOST_CLASSES = 1000
 
@@ -60,6 +65,8 @@ class Roles(NamedTuple):
     @property
     def kind(self) -> Kind:
         """The kind of example that these columns make."""
+        if "chosen" in self.columns:
+            return "pairs"
         if "messages" in self.columns or "prompt" in self.columns:
             return "conversation"
         return "classes" if "label" in self.columns else "text"
@@ -70,7 +77,8 @@ class Examples(NamedTuple):
 
     Attributes:
       kind: of all of them.
-      values: conversations (lists of messages), texts, pairs of texts, or images.
+      values: conversations (lists of messages), texts, pairs of texts, images, or
+        `Pair`s.
       labels: i32[n] of classes; None for other kinds.
       classes: names of the classes, in order of their numbers.
       rows: i64[n], the rows of the table.
@@ -143,6 +151,7 @@ def _check_roles(given: dict[str, str], names: Sequence[str]) -> None:
     fitting = (
         {"messages"}, {"prompt", "response"}, {"prompt", "input", "response"},
         {"text"}, {"text", "label"}, {"text", "text_pair", "label"}, {"image", "label"},
+        {"chosen", "rejected"}, {"prompt", "chosen", "rejected"},
     )  # fmt: skip
     if roles in fitting:
         return
@@ -150,7 +159,8 @@ def _check_roles(given: dict[str, str], names: Sequence[str]) -> None:
     raise UsageError(
         f"{flags} do not make an example: give --prompt and --response (and --input), or "
         "--messages, or --text, or --text and --label (and --text-pair), or --image and "
-        f"--label. The columns are: {', '.join(names)}"
+        "--label, or --chosen and --rejected (and --prompt). The columns are: "
+        f"{', '.join(names)}"
     )
 
 
@@ -169,6 +179,7 @@ def _usual(names: Sequence[str]) -> dict[str, str]:
             ("prompt", "input", "response"),
             ("image", "label"),
             ("text", "text_pair", "label"),
+            ("chosen", "rejected", "prompt"),
         )
         if _fits(roles, one)
     ]
@@ -178,7 +189,8 @@ def _usual(names: Sequence[str]) -> dict[str, str]:
     why = "fit no kind of example" if none else "can be read in several ways"
     raise UsageError(
         f"the columns {', '.join(names)} {why}; say what they are: --prompt and --response, "
-        "or --messages, or --text, or --text and --label, or --image and --label"
+        "or --messages, or --text, or --text and --label, or --image and --label, or "
+        "--chosen and --rejected"
     )
 
 
@@ -187,6 +199,8 @@ def _fits(roles: Sequence[str], one: dict[str, str]) -> bool:
     needed = {"input", "text_pair"}
     if roles[0] == "text":
         needed.add("label")
+    if roles[0] == "chosen":
+        needed.add("prompt")
     return all(role in one for role in roles if role not in needed)
 
 
@@ -222,6 +236,7 @@ def make(source: Source, roles: Roles, trained: Trained | None = None) -> Exampl
         "conversation": _conversation,
         "text": _plain_text,
         "classes": _with_class,
+        "pairs": _pair,
     }
     reader = readers[roles.kind]
     if trained is not None:
@@ -365,6 +380,12 @@ def _asked(cells: dict[str, Any], where: str) -> Any:
 
 def _plain_text(cells: dict[str, Any], where: str) -> Any:
     return _text(cells["text"], where, "text")
+
+
+def _pair(cells: dict[str, Any], where: str) -> Any:
+    """Two answers to a prompt."""
+    found = pairs.read(cells, where)
+    return _Reason(found) if isinstance(found, str) else found
 
 
 def _first_question(messages: list[dict[str, Any]]) -> int:
@@ -514,6 +535,9 @@ def key_of(value: Any, label: Any = None) -> str:
       value: of `Examples.values`.
       label: its class, if it has one.
     """
+    if isinstance(value, pairs.Pair):  # also the other way round
+        sides = sorted(part.strip() for part in (value.chosen, value.rejected))
+        return f"{key_of(value.prompt)} {json.dumps(sides)}"
     if isinstance(value, list):
         said = [{k: _stripped(part) for k, part in m.items()} for m in value]
         return json.dumps(said, sort_keys=True)

@@ -116,6 +116,7 @@ KNOWN = {
 }
 # The normal forms of named benchmarks, the first that fits.
 _NORMAL = (
+    {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
     {"messages": "messages"},
     _PAIR,
     _CLASS,

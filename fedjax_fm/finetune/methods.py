@@ -232,10 +232,10 @@ def algorithm_of(settings: Settings, data: Data, learning_rate: float) -> Algori
 
 def _features(data: Data) -> Callable[..., Any]:
     """What moon compares between models."""
-    if data.prepared.subject.kind == "classes":
+    if data.prepared.subject.kind in ("classes", "pairs"):
         raise UsageError(
-            "moon compares the hidden states of language models here; of classifiers, "
-            "write it in Python with features=... of your own"
+            "moon compares the hidden states of language models here; of classifiers and "
+            "of preference pairs, write it in Python with features=... of your own"
         )
     return tasks.language_features(data.adapted)
 

@@ -56,6 +56,9 @@ def lines(found: Results, facts: dict[str, Any]) -> dict[str, str]:
             f"{name}: {number:,}" for name, number in facts["counts"].items()
         )
     runs = found.runs("federated")
+    for one in runs:
+        if "over_clients" in one:
+            said[f"held-out pairs, seed {one['seed']}"] = one["over_clients"]
     spent = [one["epsilon"] for one in runs if "epsilon" in one]
     if spent:
         said["privacy"] = f"epsilon {max(spent):.3g} for every client, {plan['dp']}"

@@ -15,7 +15,6 @@ from fedjax_fm.runs.settings import check_type, nearest, replace
 
 FILE = "finetune.toml"
 NONE = "none"  # in that file
-COLUMNS = ("prompt", "input", "response", "messages", "text", "text_pair", "label")
 _SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
 
 
@@ -38,6 +37,9 @@ class Settings:
       text_pair: column of a second text.
       label: column of the classes, numbers or words.
       image: column of images.
+      chosen: column of the answers that were preferred, texts or messages; the prompt
+        is --prompt, or the messages before the last.
+      rejected: column of the other answers.
       template: chat is the model's own; alpaca, alpaca_short, flan; a text with
         {prompt} and {response}; or a .jinja file.
       turns: all makes one example of a conversation, cut on the right; each makes one
@@ -52,6 +54,8 @@ class Settings:
       pack: puts several short texts into one row of max_length tokens.
       method: such as fedavg, fedit, "hetlora:tail_penalty=0.1", dp_fedavg, fedkseed.
       server_optimizer: such as adam:1e-3 or fedadam:1e-2; for fedavg and dp_fedavg.
+      preferences: loss on pairs, such as dpo, "dpo:beta=0.2,label_smoothing=0.1",
+        dpo:length_margin=0.01, ipo; the reference is the model before training.
       peft: such as lora, bitfit, "houlsby:64", "combine(lora(8), bitfit)", full, head.
       rank: of lora and its variants.
       alpha: of lora and its variants; none: twice the rank.
@@ -106,6 +110,8 @@ class Settings:
     text_pair: str | None = None
     label: str | None = None
     image: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
     template: str = "chat"
     turns: Literal["all", "each"] = "all"
     # Clients
@@ -119,6 +125,7 @@ class Settings:
     # Method
     method: str = "fedavg"
     server_optimizer: str | None = None
+    preferences: str = "dpo"
     peft: str = "lora"
     rank: int = 8
     alpha: float | None = None

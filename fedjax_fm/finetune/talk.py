@@ -147,6 +147,8 @@ def predict(place: Path, file: Path, out: Path | None) -> tuple[Path, dict[str, 
     target = out or file.with_suffix(".predictions.jsonl")
     if model.subject.kind == "classes":
         rows, scores = _classes(model, source, roles)
+    elif model.subject.kind == "pairs":
+        rows, scores = _pairs(model, source, roles)
     else:
         rows, scores = _texts(model, source, roles)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -209,6 +211,29 @@ def _classes(
             }
 
     return rows(), scores
+
+
+def _pairs(
+    model: Opened, source: files.Source, roles: of_rows.Roles
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows with the answer that the model prefers, against the model before training."""
+    found = of_rows.make(source, roles, model.subject)
+    _, encoded = of_data.encoded(model.settings, found, model.subject.model_type)
+    usable = np.flatnonzero(encoded.usable)
+    if not len(usable):
+        raise UsageError(f"{source.name} has no pair of which both answers fit")
+    arrays = {name: rows[usable] for name, rows in encoded.arrays.items()}
+    task = of_data.task_of(model.subject, model.adapted)
+    each = ffm.evaluate(task, *model.parts, arrays, batch_size=16)
+    rows = [
+        {
+            "row": int(found.rows[place]),
+            "prefers": "chosen" if margin > 0 else "rejected",
+            "margin": round(float(margin), 6),
+        }
+        for place, margin in zip(usable, each["margin"], strict=True)
+    ]
+    return rows, means(each)
 
 
 def _batch(arrays: dict[str, np.ndarray], start: int) -> dict[str, np.ndarray]:

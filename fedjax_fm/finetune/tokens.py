@@ -7,6 +7,7 @@ import numpy as np
 from fedjax_fm import models
 from fedjax_fm.finetune import files, turns
 from fedjax_fm.finetune.examples import Examples
+from fedjax_fm.finetune.pairs import SIDES
 from fedjax_fm.finetune.settings import Settings
 from fedjax_fm.finetune.templates import folded, opening
 from fedjax_fm.finetune.turns import Fitted
@@ -28,16 +29,21 @@ class Encoded(NamedTuple):
       cut: i64[n], tokens that were cut off.
       messages_cut: i64[n], earlier messages that were left out before an answer; None
         where a conversation is one example.
+      lost: {why a pair cannot be used: how many}; None of other kinds, whose examples
+        are cut.
     """
 
     arrays: Arrays
     usable: np.ndarray
     cut: np.ndarray
     messages_cut: np.ndarray | None = None
+    lost: dict[str, int] | None = None
 
     @property
     def counts(self) -> dict[str, int]:
         """{what happened: how often}."""
+        if self.lost is not None:
+            return self.lost
         found = {
             "examples cut to the longest length": int((self.cut > 0).sum()),
             "tokens cut off": int(self.cut.sum()),
@@ -112,6 +118,59 @@ def _stacked(
     usable = (labels != IGNORED).any(axis=1)
     arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     return Encoded(arrays=arrays, usable=usable, cut=np.array(cut, np.int64))
+
+
+def preferred(examples: Examples, chat: Chat, settings: Settings) -> Encoded:
+    """Pairs of answers behind their prompts, in a chat's template; nothing is cut.
+
+    Args:
+      examples: of kind "pairs".
+      chat: with its template.
+      settings: have the longest length.
+
+    Returns:
+      `chosen_input_ids`, `chosen_attention_mask`, `chosen_labels` and the same of
+      "rejected", i32[n, T]. Pairs that do not fit are not usable.
+
+    Raises:
+      UsageError: a conversation that the template refuses, named by its row.
+    """
+    most, rows = settings.max_length, []
+    for side in SIDES:
+        for place, pair in enumerate(examples.values):
+            messages = folded(pair.answered(side), settings.template)
+            try:
+                rows.append(turns.encoded(chat, messages, "last"))
+            except (TypeError, ValueError) as error:
+                row = examples.rows[place]
+                raise UsageError(f"row {row}, {side}: {error}") from error
+    n = len(examples.values)
+    lengths = np.array([len(ids) for ids, _ in rows]).reshape(2, n)
+    begins = np.array([_n_prompt(labels) for _, labels in rows]).reshape(2, n)
+    fills = (begins >= most).any(axis=0)
+    too_long = (lengths > most).any(axis=0) & ~fills
+    found = _stacked(rows, [0] * len(rows), chat.pad_token_id, most)
+    arrays = {
+        f"{side}_{name}": column[k * n : (k + 1) * n]
+        for k, side in enumerate(SIDES)
+        for name, column in found.arrays.items()
+    }
+    lost = {
+        "pairs whose prompt fills the longest length": int(fills.sum()),
+        "pairs whose answer does not fit behind its prompt": int(too_long.sum()),
+    }
+    return Encoded(
+        arrays=arrays,
+        usable=~(fills | too_long),
+        cut=np.zeros(n, np.int64),
+        lost=lost,
+    )
+
+
+def _n_prompt(labels: np.ndarray) -> int:
+    """Tokens before the answer."""
+    answer = np.flatnonzero(labels != IGNORED)
+    return int(answer[0]) if len(answer) else len(labels)
 
 
 def texts(examples: Examples, chat: Chat, settings: Settings) -> Encoded:

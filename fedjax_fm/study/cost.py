@@ -8,7 +8,7 @@ folder's cost.json.
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from fedjax_fm.systems.quantities import JOULES_PER_KWH
 FILE, OWN = "cost.json", "profiles.toml"
 TITLE = "What it would cost"
 NOT_COUNTED = "not counted"
+TIMES = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 ENERGIES = {"J": 1.0, "Wh": 3600.0, "kWh": JOULES_PER_KWH}
 WEIGHTS = {"mg": 1e-3, "g": 1.0, "kg": 1e3, "t": 1e6}
 
@@ -70,7 +71,7 @@ class Section(NamedTuple):
 
 
 def of_study(found: Results, folder: RunFolder | None = None) -> Section:
-    """The section of a study, a row for each arm and device.
+    """The section of a study, a row for each arm and device; controls have none.
 
     Args:
       found: of the study.
@@ -80,7 +81,10 @@ def of_study(found: Results, folder: RunFolder | None = None) -> Section:
       The section, from means over the seeds.
     """
     arms = {}
+    controls = {control["arm"] for control in found.raw["controls"]}
     for arm in found.arms:
+        if arm in controls:
+            continue
         done = [one for one in found.runs(arm) if "failed" not in one]
         arms[found.label(arm)] = [counts_in(one.get("counts")) for one in done]
     return section(arms, folder)
@@ -151,16 +155,18 @@ def section(
     }
     loses = any(one.clients_lost for each in known.values() for one in each)
     scenarios = [scenario_of(picks, device, own) for device in picks.devices]
-    columns = _Columns(loses=loses, rents=picks.cloud is not None)
-    rows = []
-    for label, each in known.items():
-        for one in scenarios:
-            found = [systems.cost_of(counts, one) for counts in each]
-            rows.append([label, one.device.title, *columns.cells(found)])
+    found = {
+        (label, one.device.title): [systems.cost_of(counts, one) for counts in each]
+        for label, each in known.items()
+        for one in scenarios
+    }
+    columns = _Columns(
+        loses=loses, rents=picks.cloud is not None, units=_Units.of(found.values())
+    )
     return Section(
         lead=_lead(scenarios),
         head=["", "every client a", *columns.head],
-        rows=rows,
+        rows=[[*names, *columns.cells(costs)] for names, costs in found.items()],
         notes=[*_notes(known), said],
         sources=_sources(scenarios),
     )
@@ -243,16 +249,65 @@ def as_markdown(found: Section) -> list[str]:
     return [*parts, *notes, "", "Profiles:", "", *sources, ""]
 
 
+class _Units(NamedTuple):
+    """The unit of a column, one for all of its rows so that they can be compared."""
+
+    time: str
+    energy: str
+    weight: str
+
+    @classmethod
+    def of(cls, found: Iterable[Sequence[systems.Cost]]) -> "_Units":
+        """Those in which the middle row of each column is at least one.
+
+        Args:
+          found: costs of each row, one a seed.
+        """
+        known = [_Means.of(costs) for costs in found if costs]
+        return cls(
+            time=_unit_for([one.seconds for one in known], TIMES),
+            energy=_unit_for([one.joules[1] for one in known], ENERGIES),
+            weight=_unit_for([one.grams[1] for one in known], WEIGHTS),
+        )
+
+
+class _Means(NamedTuple):
+    """Means over the seeds of a row."""
+
+    seconds: float
+    joules: list[float]  # lowest and highest
+    grams: list[float]  # likewise
+
+    @classmethod
+    def of(cls, found: Sequence[systems.Cost]) -> "_Means":
+        """Those of some seeds, at least one."""
+        ends = (0, 1)
+        return cls(
+            seconds=_mean([one.seconds for one in found]),
+            joules=[_mean([one.energy.total[i] for one in found]) for i in ends],
+            grams=[_mean([one.grams[i] for one in found]) for i in ends],
+        )
+
+
 class _Columns(NamedTuple):
     """The columns of the table, some of which are for some runs alone."""
 
     loses: bool  # clients dropped out
     rents: bool  # machines are a cloud's
+    units: _Units
 
     @property
     def head(self) -> list[str]:
         """Their heads."""
-        head = ["time", "computing", "energy", "CO2e", "a joule does", "memory"]
+        units = self.units
+        head = [
+            f"time ({units.time})",
+            "computing",
+            f"energy ({units.energy})",
+            f"CO2e ({units.weight})",
+            "a joule does",
+            "memory",
+        ]
         head += ["wasted"] if self.loses else []
         return head + (["$"] if self.rents else [])
 
@@ -260,52 +315,43 @@ class _Columns(NamedTuple):
         """Means over the seeds."""
         if not found:
             return [NOT_COUNTED] + [""] * (len(self.head) - 1)
-
-        def mean(values: Sequence[float]) -> float:
-            return float(np.mean(list(values)))
-
-        first = found[0]
-        grams = [mean([one.grams[i] for one in found]) for i in (0, 1)]
-        joules = [mean([one.energy.total[i] for one in found]) for i in (0, 1)]
+        first, means, units = found[0], _Means.of(found), self.units
         cells = [
-            in_time(mean([one.seconds for one in found])),
-            f"{100 * mean([one.compute_share for one in found]):.0f} %",
-            _range(joules, ENERGIES),
-            _range(grams, WEIGHTS),
-            f"{mean([one.per_joule for one in found]):.3g} {first.unit}",
+            _digits(means.seconds / TIMES[units.time]),
+            f"{100 * _mean([one.compute_share for one in found]):.0f} %",
+            _range(means.joules, ENERGIES[units.energy]),
+            _range(means.grams, WEIGHTS[units.weight]),
+            f"{_mean([one.per_joule for one in found]):.3g} {first.unit}",
             f"{in_units(round(first.memory))}{'' if first.fits else ', too much'}",
         ]
         if self.loses:
-            cells.append(f"{100 * mean([one.wasted_share for one in found]):.1f} %")
+            cells.append(f"{100 * _mean([one.wasted_share for one in found]):.1f} %")
         if self.rents:
-            cells.append(f"{mean([one.dollars or 0.0 for one in found]):.3g}")
+            cells.append(f"{_mean([one.dollars or 0.0 for one in found]):.3g}")
         return cells
 
 
-def in_time(seconds: float) -> str:
-    """Seconds in the unit that people would take.
-
-    Args:
-      seconds: at least 0.
-
-    Example:
-      >>> in_time(5400), in_time(4)
-      ('1.5 h', '4 s')
-    """
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
+def _mean(values: Sequence[float]) -> float:
+    """As Python's own number."""
+    return float(np.mean(values))
 
 
-def _range(ends: Sequence[float], units: Mapping[str, float]) -> str:
-    """Two numbers in the unit that people would take, or one where they agree."""
-    low, high = ends
-    unit = next(iter(units))
-    for name, size in units.items():
-        unit = name if high >= size else unit
-    first, second = f"{low / units[unit]:.3g}", f"{high / units[unit]:.3g}"
-    return f"{first if first == second else f'{first} to {second}'} {unit}"
+def _unit_for(values: Sequence[float], units: Mapping[str, float]) -> str:
+    """The largest unit in which the middle one of some values is at least one."""
+    middle = float(np.median(values)) if len(values) else 0.0
+    reached = [name for name, size in units.items() if middle >= size]
+    return reached[-1] if reached else next(iter(units))
+
+
+def _digits(value: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _range(ends: Sequence[float], size: float) -> str:
+    """Two numbers in a unit of this size, or one where they agree."""
+    first, second = (_digits(end / size) for end in ends)
+    return first if first == second else f"{first} to {second}"
 
 
 def _lead(scenarios: Sequence[systems.Scenario]) -> str:
@@ -324,8 +370,9 @@ def _notes(known: Mapping[str, Sequence[systems.Counts]]) -> list[str]:
     """What is assumed, and what is not known."""
     notes = [
         "energy is of clients, network and server; a range, as sources for networks "
-        "differ tenfold; memory is without activations; what building machines emitted "
-        "is left out"
+        "differ tenfold; memory is without activations; features that clients compute "
+        "once, of layers that stay frozen, are in it, as computed by all clients; what "
+        "building machines emitted is left out; controls have no row"
     ]
     if missing := [label for label, each in known.items() if not each]:
         notes.append(

@@ -18,7 +18,14 @@ from fedjax_fm.evaluation.evaluate import means
 from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.population.population import Population
 from fedjax_fm.study.clock import simulated_seconds
-from fedjax_fm.systems import Counts, counts_of, per_example, together
+from fedjax_fm.systems import (
+    Counts,
+    Preparation,
+    counts_of,
+    per_example,
+    together,
+    with_preparation,
+)
 from fedjax_fm.types import Algorithm, Task, Tree
 
 TUNING, FINAL = "tuning", "final"
@@ -121,11 +128,20 @@ class Run:
         self.counts = Counts()
         self.notes: dict[str, Any] = {}
         self.shuffles_labels = False
+        self._has_read_data = False
 
     @property
     def data(self) -> Any:
-        """What the study's `data` returned for the seed and the split."""
-        return self._data()
+        """What the study's `data` returned for the seed and the split.
+
+        If that has a `preparation`, an arm that reads the data is billed for it, once.
+        """
+        found = self._data()
+        done = getattr(found, "preparation", None)
+        if isinstance(done, Preparation) and not self._has_read_data:
+            self.computed(done)
+        self._has_read_data = True
+        return found
 
     @property
     def is_tuning(self) -> bool:
@@ -150,8 +166,8 @@ class Run:
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` returns, computed once for all arms of the seed.
 
-        Simulations inside of `make` count for no arm: add their bytes by `sent`, or use
-        `simulate_once`.
+        Simulations inside of `make` count for no arm: add their bytes by `sent` and what
+        clients prepare by `computed`, or use `simulate_once`.
 
         Args:
           key: names the value; with all settings that it depends on.
@@ -160,10 +176,10 @@ class Run:
         key = (key, self.shuffles_labels)
         if key not in self._shared:
             before = list(self.curve), list(self.clients), dict(self.bytes)
-            counts = self.counts
+            counts, has_read_data = self.counts, self._has_read_data
             self._shared[key] = make()
             self.curve, self.clients, self.bytes = before
-            self.counts = counts
+            self.counts, self._has_read_data = counts, has_read_data
         return self._shared[key]
 
     def simulate_once(self, key: Any, start: Callable[[], Simulated]) -> Simulated:
@@ -328,6 +344,22 @@ class Run:
         """
         self.bytes["uplink_bytes"] += int(up)
         self.bytes["downlink_bytes"] += int(down)
+
+    def computed(self, done: Preparation) -> None:
+        """Adds what clients compute once beside the rounds: features of frozen layers.
+
+        Args:
+          done: by all clients together, from `systems.prepared`.
+
+        Raises:
+          TypeError: something else.
+        """
+        if not isinstance(done, Preparation):
+            raise TypeError(
+                "expected a Preparation of fedjax_fm.systems, what `prepared` returns, "
+                f"got {done!r:.80}"
+            )
+        self.counts = with_preparation(self.counts, done)
 
     def _record(
         self, simulator: Simulator, state: SimulationState, metrics: Metrics

@@ -28,6 +28,7 @@ from fedjax_fm.systems.counts import (
     counts_of,
     per_example,
     together,
+    with_preparation,
 )
 from fedjax_fm.systems.cross_cloud import (
     dollars,
@@ -58,6 +59,7 @@ from fedjax_fm.systems.hardware import (
 )
 from fedjax_fm.systems.meter import Meter, Reading, measured
 from fedjax_fm.systems.operations import Operations, flop_of, flop_of_client
+from fedjax_fm.systems.preparation import Preparation, prepared
 from fedjax_fm.systems.profile import Profile, client_seconds, log_normal_profile
 from fedjax_fm.systems.quantities import Quantity
 from fedjax_fm.systems.swarm import SwarmRun, swarm
@@ -85,6 +87,7 @@ __all__ = [
     "Operations",
     "Peer",
     "PerExample",
+    "Preparation",
     "Profile",
     "Quantity",
     "Reading",
@@ -116,6 +119,7 @@ __all__ = [
     "measured",
     "memory_needed",
     "per_example",
+    "prepared",
     "profiles",
     "reduced",
     "ring_bytes",
@@ -130,4 +134,5 @@ __all__ = [
     "training_flop",
     "transfer_seconds",
     "whole_gradient",
+    "with_preparation",
 ]

@@ -8,6 +8,7 @@ from fedjax_fm.systems.carbon import Energy, added, energy_of, energy_of_server
 from fedjax_fm.systems.counts import Counts
 from fedjax_fm.systems.cross_cloud import dollars
 from fedjax_fm.systems.energy import (
+    READS_A_STEP,
     compute_seconds,
     compute_share,
     granularity,
@@ -148,7 +149,9 @@ def cost_of(counts: Counts, scenario: Scenario) -> Cost:
     )
     g = granularity(compute, transfer)
     of_clients = energy.compute + energy.radio + energy.wasted
-    memory = memory_needed(counts.model_bytes, counts.trained)
+    memory = max(
+        memory_needed(counts.model_bytes, counts.trained), counts.prepared_bytes
+    )
     unit, done = _done(counts)
     price = _dollars(counts, scenario, compute + transfer)
     return Cost(
@@ -208,6 +211,8 @@ def _part(
     compute = compute_seconds(
         scenario.device, flop, steps=steps, model_bytes=counts.model_bytes
     )
+    if arrives:
+        compute += _prepared(counts, scenario.device)
     transfer = transfer_seconds(scenario.link, down, up, messages=messages)
     energy = energy_of(
         scenario.link,
@@ -220,6 +225,16 @@ def _part(
     if not counts.bytes_down and not counts.bytes_up:
         transfer = 0.0  # nothing travels, so nothing waits
     return _Part(compute, transfer, energy)
+
+
+def _prepared(counts: Counts, device: Device) -> float:
+    """Seconds of what clients computed once; a pass reads the weights once, a step twice."""
+    return compute_seconds(
+        device,
+        counts.prepared_flop,
+        steps=counts.prepared_passes / READS_A_STEP,
+        model_bytes=counts.prepared_bytes,
+    )
 
 
 def _done(counts: Counts) -> tuple[str, int]:

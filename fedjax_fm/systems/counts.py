@@ -8,10 +8,13 @@ import numpy as np
 from fedjax_fm import trees
 from fedjax_fm.engine import Simulator
 from fedjax_fm.systems.operations import flop_of_client
+from fedjax_fm.systems.preparation import Preparation
 
 WORK = "work.json"  # in the folder of a run: `PerExample`
 # Columns whose width is how many tokens an example has.
 TOKENS = ("input_ids", "ids", "tokens")
+# Of two runs in a row the larger counts, not the sum.
+LARGEST = ("trained", "model_bytes", "prepared_bytes")
 
 
 class Counts(NamedTuple):
@@ -33,6 +36,9 @@ class Counts(NamedTuple):
       model_bytes: of the weights, frozen and trained.
       is_exact: False: `flop` counts a loop of unknown length once, or exchanges that are
         for some clients alone.
+      prepared_flop: of what clients computed once beside rounds, see `Preparation`.
+      prepared_passes: its batches, each of which reads the weights once.
+      prepared_bytes: of the weights that it reads.
     """
 
     rounds: int = 0
@@ -49,6 +55,9 @@ class Counts(NamedTuple):
     trained: int = 0
     model_bytes: int = 0
     is_exact: bool = True
+    prepared_flop: float = 0.0
+    prepared_passes: float = 0.0
+    prepared_bytes: int = 0
 
     @property
     def lost_share(self) -> float:
@@ -158,15 +167,37 @@ def together(first: Counts, second: Counts) -> Counts:
     sums = {
         name: getattr(first, name) + getattr(second, name)
         for name in Counts._fields
-        if name not in ("flop", "flop_lost", "trained", "model_bytes", "is_exact")
+        if name not in (*LARGEST, "flop", "flop_lost", "is_exact")
+    }
+    largest = {
+        name: max(getattr(first, name), getattr(second, name)) for name in LARGEST
     }
     return Counts(
         flop=_sum(first.flop, second.flop),
         flop_lost=_sum(first.flop_lost, second.flop_lost),
-        trained=max(first.trained, second.trained),
-        model_bytes=max(first.model_bytes, second.model_bytes),
         is_exact=first.is_exact and second.is_exact,
         **sums,
+        **largest,
+    )
+
+
+def with_preparation(counts: Counts, done: Preparation) -> Counts:
+    """A run whose clients also computed something once beside its rounds.
+
+    Args:
+      counts: of the run.
+      done: by all clients together.
+
+    Returns:
+      The sums; of the weights that are held, the larger.
+    """
+    return together(
+        counts,
+        Counts(
+            prepared_flop=done.flop,
+            prepared_passes=done.passes,
+            prepared_bytes=done.model_bytes,
+        ),
     )
 
 

@@ -141,7 +141,10 @@ def _traced(simulator: Simulator, bound: BoundExchange, n: Any, steps: Any) -> A
             id=zero, round=zero, n_examples=n, n_steps=steps, batch=batch, repeat=zero
         )
         output = work(unwrapped(own), state, data, key)
-        return output.upload
+        kept = output.state
+        if callable(kept):
+            kept = kept(output.upload)
+        return output.upload, kept  # who trains alone uploads nothing
 
     backbone = trees.shapes(simulator.backbone)
     own_state, _ = shapes.rows

@@ -105,6 +105,22 @@ def test_bytes_are_those_that_shapes_say():
     assert found["fewer_up"] == found["fewer_both"] == 1
 
 
+def test_costs_are_of_all_that_clients_compute():
+    """The head is billed for the encoder's passes; clients alone for all their steps."""
+    _, head = found_by("head")
+    rows = sum(min(len(one["label"]), CONFIG.head_examples) for one in data().train)
+    d = wide = 16  # of `tiny`, which has two layers
+    layer = 2 * LENGTH * (4 * d * d + 2 * d * wide) + 4 * LENGTH * LENGTH * d
+    assert head.counts.prepared_flop == pytest.approx(rows * 2 * layer, rel=0.02)
+    assert head.counts.prepared_passes == rows / 16
+    _, federated = found_by("uncompressed")
+    assert federated.counts.prepared_flop == 0
+    _, alone = found_by("local")
+    flop, examples = federated.counts.flop, federated.counts.examples
+    each = alone.counts.flop / alone.counts.examples
+    assert each == pytest.approx(flop / examples, rel=0.01)
+
+
 def rows_of(parts) -> set[bytes]:
     return {row.tobytes() for part in parts for row in part["input_ids"]}
 

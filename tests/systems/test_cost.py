@@ -88,6 +88,26 @@ def test_what_cannot_be_costed_says_so():
         systems.scenario(device="phone", link="hom")
 
 
+def test_what_was_prepared_is_paid_for_once():
+    """2.58e15 FLOP at 12.9e12 a second beside the rounds; passes read weights once."""
+    frozen = systems.Preparation(flop=2.58e15, passes=1000.0, model_bytes=3 * 10**9)
+    counts = systems.with_preparation(COUNTS, frozen)
+    plain, found = (systems.cost_of(one, WHERE) for one in (COUNTS, counts))
+    assert found.compute_seconds == pytest.approx(plain.compute_seconds + 200.0)
+    assert found.energy.compute == pytest.approx(plain.energy.compute + 200 * 50)
+    assert found.seconds == pytest.approx(plain.seconds + 5 * 200 / 40)
+    assert found.memory == 3 * 10**9  # more than training takes
+    slow = frozen._replace(flop=0.0, passes=20_000.0)
+    found = systems.cost_of(systems.with_preparation(COUNTS, slow), WHERE)
+    reading = 20_000 * 3e9 / 204.8e9
+    assert found.compute_seconds == pytest.approx(plain.compute_seconds + reading)
+    twice = systems.together(counts, counts)
+    assert twice.prepared_flop == 2 * frozen.flop
+    assert twice.prepared_bytes == frozen.model_bytes
+    half = frozen.part(2, of=4)
+    assert (half.flop, half.passes, half.model_bytes) == (1.29e15, 500.0, 3 * 10**9)
+
+
 def test_too_large_a_model_is_said_not_to_fit():
     cost = systems.cost_of(COUNTS._replace(trained=10**10), WHERE)
     assert not cost.fits

@@ -128,6 +128,24 @@ def test_who_drops_out_is_counted_by_what_it_did():
     assert total.bytes_up == 2 * found.bytes_up
 
 
+def test_who_trains_alone_computes_as_much_as_who_uploads():
+    """Local training ends in the client's state, and no upload depends on it."""
+    from fedjax_fm.algorithms import local_only
+
+    clients = [{"x": np.ones((8, 3), np.float32)}] * 2
+    how = {"local_steps": 3, "batch_size": 4}
+    task, sgd = ffm.Task(loss), optax.sgd(0.01)
+    found = []
+    for method in (ffm.fedavg(task, sgd, **how), local_only(task, sgd, **how)):
+        population = ffm.Population.from_clients(clients)
+        simulator = ffm.Simulator(
+            method, population, backbone=jnp.ones((3, 5)), cohort_size=2
+        )
+        simulator.init(jnp.full((5, 1), 0.1))
+        found.append(flop_of_client(simulator, 8).flop)
+    assert found == [3 * 4 * ROW] * 2
+
+
 def test_every_step_of_every_exchange_counts():
     """FedLin's clients compute a gradient at the server's model before their steps."""
     from fedjax_fm.algorithms import fedlin
