@@ -32,7 +32,7 @@ from fedjax_fm.experiments.shared.perceptron import SMALL, TASK, first_weights, 
 SUMMARY = "One study through a simulation of Flower, and by Simulator."
 CLIENTS, COHORT, TEST, WIDTH = 10, 5, 300, 64
 SGD = optax.sgd(0.1)
-HOW = {"local_steps": 10, "batch_size": 16}
+HOW: dict[str, Any] = {"local_steps": 10, "batch_size": 16}
 METHODS: dict[str, Callable[[], Any]] = {
     "fedavg": lambda: ffm.fedavg(TASK, SGD, **HOW),
     "scaffold": lambda: scaffold(TASK, SGD, **HOW),
@@ -176,7 +176,8 @@ def by_simulator(method: str, seed: int, rounds: int) -> dict[str, float]:
         times.append(time.perf_counter() - began)
         for name in n_bytes:
             n_bytes[name] += float(metrics[name][0])
-    return _scores(state.delta, digits, *n_bytes.values(), times)
+    down, up = n_bytes.values()
+    return _scores(state.delta, digits, down, up, times)
 
 
 def _scores(

@@ -85,7 +85,7 @@ def split(
     Example:
       >>> rows = split(7, 2, seed=0)
       >>> [list(map(int, own)) for own in rows]
-      [[0, 4, 6, 2], [5, 1, 3]]
+      [[5, 1, 6, 2], [4, 3, 0]]
     """
     checks.whole("n_clients", n_clients, least=1)
     checks.whole("n_rows", n_rows, least=n_clients)
