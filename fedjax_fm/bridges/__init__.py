@@ -2,6 +2,7 @@
 
 A `Federation` is what both sides know; `run_round` is the server's half of a round and
 `answer` the client's, functions of arrays. `flower` carries them by Flower, an option.
+`flare` and `openfedllm` are formats: adapters and clients' rows of these frameworks.
 """
 
 from fedjax_fm.bridges.client import answer, first_states

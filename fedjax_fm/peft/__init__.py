@@ -28,6 +28,7 @@ from fedjax_fm.peft.peft_method import AdapterError, lora_from_config
 from fedjax_fm.peft.prefix import collapse, p_tuning_v2, prefix_tuning
 from fedjax_fm.peft.prompt import prompt_tuning
 from fedjax_fm.peft.ravan import ravan
+from fedjax_fm.peft.state_dict import state_dict, with_state_dict
 from fedjax_fm.peft.tying import untie
 from fedjax_fm.peft.vpt import vpt
 
@@ -73,9 +74,11 @@ __all__ = [
     "ravan",
     "save_merged",
     "save_pretrained",
+    "state_dict",
     "tuned_ends",
     "two_adapters",
     "unmerge",
     "untie",
     "vpt",
+    "with_state_dict",
 ]

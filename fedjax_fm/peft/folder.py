@@ -17,18 +17,19 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from fedjax_fm.models import torch_file
 from fedjax_fm.peft.adapted import Adapted
 from fedjax_fm.peft.atomic import whole_folder
 from fedjax_fm.peft.dora import DoRALinear
 from fedjax_fm.peft.method import apply
 from fedjax_fm.peft.peft_method import AdapterError, check_fields, method_of, model_for
 from fedjax_fm.peft.places import Place, of_pattern
-from fedjax_fm.peft.prefix import collapse
-from fedjax_fm.peft.prompt import Prompt
-from fedjax_fm.peft.targets import dotted, named_modules
+from fedjax_fm.peft.state_dict import filled, named_arrays, trained_tensors
+from fedjax_fm.peft.targets import dotted
 from fedjax_fm.peft.tensors import AdapterTensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+OLDER = "adapter_model.bin"  # of PEFT before 0.6, and of Trainer before 4.35
 # {ending of the class of a model: PEFT's task type}
 _TASKS = {
     "ForCausalLM": "CAUSAL_LM",
@@ -79,8 +80,8 @@ def save_pretrained(
       ...     sorted(os.listdir(folder))
       ['adapter_config.json', 'adapter_model.safetensors']
     """
-    model = collapse(nnx.merge(graphdef, delta, backbone))
-    tensors = AdapterTensors(model, _trained_paths(model, delta))
+    model = nnx.merge(graphdef, delta, backbone)
+    tensors = trained_tensors(model, delta)
     name = type(model).__name__
     # PEFT's class for a task calls a model with tokens, which one of sound does not take.
     reads_tokens = not hasattr(model, "encoder_columns")
@@ -104,29 +105,10 @@ def save_pretrained(
     fields_of = {"LORA": _lora_config, "IA3": _ia3_config}
     config |= fields_of.get(tensors.kind, _virtual_config)(tensors)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    arrays = {
-        name: np.ascontiguousarray(view) for name, view in sorted(tensors.views.items())
-    }
+    arrays = named_arrays(tensors)
     with whole_folder(folder) as new:
         (new / CONFIG).write_text(text, encoding="utf-8")
         save_file(arrays, new / TENSORS, metadata={"format": "pt"})
-
-
-def _trained_paths(model: nnx.Module, delta: Any) -> set[str]:
-    """Dotted paths of the delta, prefixes and prompts as they are after `collapse`."""
-    paths = {dotted(path) for path, _ in nnx.to_flat_state(delta)}
-    found = set()
-    for path in paths:
-        is_virtual = {"prefix", "prompt"} & set(path.split(".")[:-1])
-        if not is_virtual:
-            found.add(path)
-    for path, module in named_modules(model):
-        if path.endswith(".prefix"):
-            leaves = [leaf for leaf in ("keys", "values") if hasattr(module, leaf)]
-            found |= {f"{path}.{leaf}" for leaf in leaves}
-        if isinstance(module, Prompt):
-            found.add(f"{path}.embedding")
-    return found
 
 
 def _modules_to_save(tensors: AdapterTensors) -> list[str]:
@@ -293,7 +275,7 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> Adapte
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors, from PEFT or from
-        `save_pretrained`.
+        `save_pretrained`; or with adapter_model.bin, as older versions of PEFT wrote.
       model: the base model; it is not changed.
 
     Returns:
@@ -315,38 +297,47 @@ def load_pretrained(folder: str | os.PathLike[str], model: nnx.Module) -> Adapte
       >>> again.model().q_proj.lora_a.shape
       (4, 2)
     """
-    config, found = _read(Path(folder))
+    config, found, path = _read(Path(folder))
     model = model_for(config, model)
     graphdef, delta, backbone = apply(model, method_of(config, model))
     adapted = nnx.merge(graphdef, delta, backbone)
     trained = {dotted(path) for path, _ in nnx.to_flat_state(delta)}
-    tensors = AdapterTensors(adapted, trained)
-    _fill(tensors, found, Path(folder) / TENSORS)
-    graphdef, delta, backbone = nnx.split(
-        adapted, lambda path, _: dotted(path) in trained, ...
-    )
-    return Adapted(graphdef=graphdef, delta=delta, backbone=backbone)
+    return filled(adapted, trained, found, path)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(configuration, tensors) of a folder, whose options are all supported."""
-    for name in (CONFIG, TENSORS):
-        if not (folder / name).is_file():
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], Path]:
+    """(configuration, tensors, their file) of a folder; all options are supported."""
+    path = folder / TENSORS
+    if not path.is_file() and (folder / OLDER).is_file():
+        path = folder / OLDER
+    for needed in (folder / CONFIG, path):
+        if not needed.is_file():
             there = "no such folder"
             if folder.is_dir():
                 there = sorted(path.name for path in folder.iterdir())
-            raise FileNotFoundError(f"{folder} has no {name}; found {there}")
+            raise FileNotFoundError(f"{folder} has no {needed.name}; found {there}")
     config = _read_config(folder / CONFIG)
     check_fields(config)
-    try:
-        found = load_file(folder / TENSORS)
-    except (SafetensorError, OSError, KeyError) as error:
-        raise AdapterError(
-            f"{folder / TENSORS} cannot be read ({error}); save or fetch it again"
-        ) from error
+    found = _read_tensors(path)
     _refuse_embedding_factors(config, found)
     config = _with_unnamed_heads(config, found)
-    return _with_tied_head(config, found), found
+    return _with_tied_head(config, found), found, path
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """{name: array} of a file of safetensors, or of torch."""
+    try:
+        found = torch_file.load(path) if path.name == OLDER else load_file(path)
+    except (SafetensorError, OSError, KeyError, torch_file.TorchFileError) as error:
+        raise AdapterError(
+            f"{path} cannot be read ({error}); save or fetch it again"
+        ) from error
+    arrays = isinstance(found, dict) and all(
+        isinstance(x, np.ndarray) for x in found.values()
+    )
+    if not arrays:
+        raise AdapterError(f"{path}: expected names and tensors, got {found!r:.60}")
+    return found
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -358,25 +349,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise AdapterError(f"{path}: expected a JSON object, got {config!r:.60}")
     return config
-
-
-def _fill(tensors: AdapterTensors, found: Mapping[str, np.ndarray], path: Path) -> None:
-    """Puts the tensors of a file into the model."""
-    # PEFT may store base weights, too. Those of a tied head are there with some of its
-    # settings and not with others.
-    others = found.keys() - tensors.views.keys()
-    wanted = tensors.views | tensors.base_views(others)
-    if tensors.tied_head is not None:
-        _check_tied(path, tensors, found)
-        wanted = {
-            name: view
-            for name, view in wanted.items()
-            if name in found or not name.endswith(".lm_head.weight")
-        }
-    _check(path, wanted, found)
-    for name, view in wanted.items():
-        view[...] = found[name]
-    tensors.finish()
 
 
 def _refuse_embedding_factors(
@@ -413,40 +385,3 @@ def _with_tied_head(
     if not config.get("ensure_weight_tying") or not saved or not is_stored:
         return config
     return {**config, "modules_to_save": [*saved, "lm_head"]}
-
-
-def _check_tied(
-    path: Path, tensors: AdapterTensors, found: Mapping[str, np.ndarray]
-) -> None:
-    """Raises AdapterError for a stored head that differs from its embedding."""
-    head = f"{tensors.prefix}lm_head.weight"
-    tables = [
-        name
-        for name, view in tensors.views.items()
-        if name != head and view is tensors.views[head]
-    ]
-    stored = [found[name] for name in tables if name in found]
-    if head in found and not all(np.array_equal(one, found[head]) for one in stored):
-        raise AdapterError(
-            f"{path}: {head} differs from {tables[0]}, to which {CONFIG} says it is "
-            "tied"
-        )
-
-
-def _check(
-    path: Path, wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
-) -> None:
-    """Raises AdapterError for missing, extra or differently shaped tensors."""
-    missing = sorted(wanted.keys() - found.keys())
-    extra = sorted(found.keys() - wanted.keys())
-    problems = [f"missing {name}" for name in missing]
-    problems += [f"extra {name}" for name in extra]
-    for name in sorted(wanted.keys() & found.keys()):
-        expected, got = list(wanted[name].shape), list(found[name].shape)
-        if expected != got:
-            problems.append(f"{name}: expected shape {expected}, got {got}")
-    if problems:
-        shown = "; ".join(problems[:12])
-        if len(problems) > 12:
-            shown += f"; and {len(problems) - 12} more"
-        raise AdapterError(f"{path} does not fit the model and its {CONFIG}: {shown}")
