@@ -182,7 +182,10 @@ def install_and_run(log: Log, version: str, python: Path, wheel: Path) -> None:
     }
     for what, words in steps.items():
         said = log.run(f"{version}: {what}", *words, cwd=here, env=clean)
-        expected = {"its version": version_of(PLACE / "source"), "fedjax-fm list": STUDY}
+        expected = {
+            "its version": version_of(PLACE / "source"),
+            "fedjax-fm list": STUDY,
+        }
         if expected.get(what, "") not in said:
             raise Failed(f"{version}: {what}: {expected[what]!r} is not in it")
     for name in ("results.json", "RESULTS.md", "report.html", "format.json"):

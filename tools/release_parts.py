@@ -25,7 +25,7 @@ IMPORTS = """
 import importlib, importlib.metadata, pkgutil, re, fedjax_fm
 needed = importlib.metadata.requires("fedjax-fm")
 extras = {re.match(r"[\\w-]+", x)[0].replace("-", "_") for x in needed if "extra ==" in x}
-extras = {{"scikit_learn": "sklearn", "lm_eval": "lm_eval"}.get(x, x) for x in extras}
+extras |= {"sklearn"}  # of scikit-learn
 n, without, broken = 0, [], []
 for module in pkgutil.walk_packages(fedjax_fm.__path__, "fedjax_fm."):
     if any(part.startswith("_") for part in module.name.split(".")):

@@ -78,7 +78,7 @@ def checked(
     if isinstance(found, bool) or not isinstance(found, int) or found < 0:
         raise error(f"{what} is damaged: its format is {found!r}, no whole number")
     if found > reads:
-        writer = f" (by fedjax_fm {by})" if by else ""
+        writer = f" ({by})" if by else ""
         raise error(
             f"{what} was written by a newer fedjax_fm{writer}: it is of format {found}, "
             f"and this release, {__version__}, reads up to {reads}; install a newer one "
@@ -204,7 +204,7 @@ def _text_of_today(name: str, text: str, version: int) -> str:
 
 def _finish(path: Path) -> None:
     """Puts the files that `bring_up` has written into their places."""
-    ending = _beside(Path()).name
+    ending = f".format-{FOLDER}"
     for new in path.rglob(f"*{ending}"):
         with contextlib.suppress(FileNotFoundError):  # another process was first
             os.replace(new, new.with_name(new.name.removesuffix(ending)))

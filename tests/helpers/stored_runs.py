@@ -1,4 +1,4 @@
-"""Small runs that are stored with each format, and have to be read by every later release.
+"""Small runs that are stored before a format changes, and read by every later release.
 
 python tests/helpers/stored_runs.py tests/runs/stored/VERSION
 
