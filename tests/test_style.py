@@ -12,7 +12,7 @@ MOST_POSITIONAL = 3  # fields of a NamedTuple that may be given without their na
 
 # From the bottom to the top; a package may import those above it in this list.
 LAYERS = (
-    ("kernels", "checks", "spelling", "version", "cpu_devices"),
+    ("kernels", "checks", "spelling", "version", "cpu_devices", "deprecation"),
     ("types",),
     ("trees", "directions", "split", "datasets", "axes", "linalg"),
     ("sparsity",),

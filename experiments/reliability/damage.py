@@ -89,10 +89,8 @@ def _all(bench: Bench) -> Outcome:
 
 def _newer(bench: Bench) -> Outcome:
     run = bench.begun("newer")
-    path = run / "identity.json"
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    fields |= {"format": 2, "code": fields["code"] | {"fedjax_fm": "9.0.0"}}
-    path.write_text(json.dumps(fields), encoding="utf-8")
+    mark = {"format": 2, "fedjax_fm": "9.0.0"}
+    (run / "format.json").write_text(json.dumps(mark), encoding="utf-8")
     return refused(bench.run("newer"), "RunFolderError", "newer fedjax_fm (9.0.0)")
 
 

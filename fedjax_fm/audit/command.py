@@ -84,6 +84,6 @@ def audit(place: Path, seed: int | None = None, effort: Effort | None = None) ->
     drawn = figure.drawn(of_members, of_secrets)
     run.folder.write_text(PICTURE, figure.as_svg(drawn))
     fields = {"seed": run.seed, "findings": page.as_fields(findings)}
-    run.folder.write_json(FIGURES, fields)
+    run.folder.up_to_date().write_json(FIGURES, fields)
     text = page.as_markdown(run, findings, PICTURE)
     return Audit(run.folder.write_text(PAGE, text), findings)

@@ -1,7 +1,7 @@
 """A run that is audited: its model, its data as they were dealt, what it has promised."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from fedjax_fm.privacy.mechanisms import REPLACED
 from fedjax_fm.runs.errors import UsageError
 from fedjax_fm.runs.folder import RunFolder
 from fedjax_fm.runs.settings import replace
+from fedjax_fm.study import results
 from fedjax_fm.study.judged import joined
 from fedjax_fm.types import Tree
 
@@ -144,8 +145,7 @@ def _check_kind(folder: RunFolder) -> None:
 
 def _promise(folder: RunFolder, settings: Settings, seed: int, data: Data) -> Promise:
     """What the accountant has said of the run of that seed."""
-    results: dict[str, Any] = folder.read_json("results.json")
-    runs = results["arms"]["federated"]["runs"]
+    runs = results.read(folder).runs("federated")
     spent = [one["epsilon"] for one in runs if one["seed"] == seed and "epsilon" in one]
     if not spent:
         return Promise(epsilon=None, delta=0.0)

@@ -76,6 +76,7 @@ class _Checkpoint(Callback):
         folder = self.folder.made()
         self._lock = FolderLock(folder.path)
         self._lock.take()
+        folder.up_to_date()
         self._first = state.round
         delta = state.delta if self.delta is None else self.delta
         mine = identity.identity_of(simulator, delta, state.key)
@@ -84,7 +85,6 @@ class _Checkpoint(Callback):
         before = None
         if begun and folder.has(identity.FILE):
             before = folder.read_json(identity.FILE)
-            _refuse_newer(folder, before)
         if before is not None:
             # Once before anything is laid out for it, and later with the program.
             _refuse_another_run(folder, before, mine)
@@ -278,19 +278,6 @@ def _refuse_another_run(
             f"{identity.FILE} there"
         )
     return found
-
-
-def _refuse_newer(folder: RunFolder, before: Any) -> None:
-    """Raises RunFolderError for a folder that a later version of fedjax_fm has written."""
-    form = before.get("format", 1) if isinstance(before, dict) else 1
-    if isinstance(form, int) and form <= identity.FORMAT:
-        return
-    version = before.get("code", {}).get("fedjax_fm", "?")
-    raise RunFolderError(
-        f"the run in {folder.path} was written by a newer fedjax_fm ({version}): its "
-        f"{identity.FILE} is of format {form}, and this version reads up to "
-        f"{identity.FORMAT}; upgrade with pip install -U fedjax-fm, or take another folder"
-    )
 
 
 def plan_in(folder: RunFolder) -> Plan:

@@ -51,7 +51,8 @@ class _Jsonl:
 
     def begin(self, rows: Sequence[dict[str, Any]], since: int) -> None:
         lines = [as_line(row) for row in rows]
-        self.folder.made().write_text("metrics.jsonl", "".join(lines))
+        folder = self.folder.made().up_to_date()
+        folder.write_text("metrics.jsonl", "".join(lines))
 
     def log(self, row: dict[str, Any]) -> None:
         self.folder.append_metrics(row)

@@ -169,6 +169,7 @@ def go(folder: RunFolder, settings: Settings, console: "Console") -> Path:
     study = arms.make(settings, ready, folder.path)
     computed = Cells(study, settings, folder, console)
     with held(folder.path):
+        folder.up_to_date()
         computed.tune()
         computed.run(cells.all_seeds(folder))
         folder.write_json("results.json", results.assemble(computed))

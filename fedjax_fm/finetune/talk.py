@@ -60,7 +60,7 @@ def opened(place: Path, seed: int | None = None) -> Opened:
     seed = settings.seeds[0] if seed is None else seed
     if seed not in settings.seeds:
         raise UsageError(f"{place} has the seeds {settings.seeds}, got seed={seed}")
-    model = RunFolder(folder.path / folder_of(settings, seed))
+    model = folder.inner(folder_of(settings, seed))
     if not model.has("saved.json"):
         raise UsageError(
             f"{place} has no model yet: go on with fedjax-fm finetune --resume {place}"

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from fedjax_fm import trees
 from fedjax_fm.engine import hosts
-from fedjax_fm.runs import digests
+from fedjax_fm.runs import digests, formats
 from fedjax_fm.runs.errors import CheckpointError, DamagedCheckpoint, OtherRun
 from fedjax_fm.runs.folder import cannot_write
 from fedjax_fm.runs.processes import is_first
@@ -102,9 +102,11 @@ class Checkpoints:
         if round_index == self.latest:
             return
         arrays = _with_digests(_by_path(state))
+        how = ocp.args.StandardSave(arrays)  # type: ignore[call-arg]
+        mark = formats.stamp(formats.CHECKPOINT)
         try:
             with _without_noise():
-                self._manager.save(round_index, args=ocp.args.StandardSave(arrays))  # type: ignore[call-arg]
+                self._manager.save(round_index, args=how, custom_metadata=mark)
         # Orbax passes on what its threads met, as a ValueError.
         except (OSError, ValueError, RuntimeError) as error:
             for half in self._folder.glob(f"{round_index}.*"):
@@ -130,6 +132,7 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: the files are missing, cut short or changed.
           OtherRun: they belong to another configuration; names the leaf.
+          CheckpointError: a newer release wrote them.
         """
         found = self._read(round_index, _by_path(target))
         if problem := trees.difference(_by_path(target), found):
@@ -151,6 +154,7 @@ class Checkpoints:
 
     def _read(self, round_index: int, target: dict[str, Any]) -> dict[str, Any]:
         """The arrays of a round by path, in parts where those of the target are."""
+        version = self._version(round_index)
         try:
             _ignore_late_reads()
             with _without_noise():
@@ -173,7 +177,21 @@ class Checkpoints:
             raise DamagedCheckpoint(
                 f"the checkpoint of round {round_index} is not what was written: its digest differs"
             )
-        return arrays
+        return formats.migrated(
+            arrays, version, formats.CHECKPOINTS, formats.CHECKPOINT
+        )
+
+    def _version(self, round_index: int) -> int:
+        """The version of a round's format, 0 if it has none; refuses a newer one."""
+        what = f"the checkpoint of round {round_index} in {self._folder}"
+        try:
+            found = self._manager.metadata(round_index).custom_metadata or {}
+        except Exception as error:
+            raise DamagedCheckpoint(f"{what} cannot be read: {_why(error)}") from error
+        version, by = found.get("format", 0), str(found.get("fedjax_fm", ""))
+        return formats.checked(
+            version, formats.CHECKPOINT, what, error=CheckpointError, by=by
+        )
 
     def restore_newest(self, target: Any) -> tuple[Any | None, list[str]]:
         """Reads the newest state that is undamaged.
@@ -191,6 +209,7 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: there are checkpoints, but none is whole; none is moved then.
           OtherRun: as `restore`.
+          CheckpointError: a newer release wrote one.
         """
         problems: dict[int, str] = {}
         for round_index in sorted(self._manager.all_steps(), reverse=True):

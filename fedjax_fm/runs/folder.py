@@ -1,5 +1,6 @@
 """The folder of a run.
 
+format.json       the version of all its files; see `fedjax_fm.runs.formats`
 config.json       the resolved configuration
 provenance.json   data, weights, seeds, versions
 plan.json         layout over devices and blocks
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedjax_fm.runs import formats
 from fedjax_fm.runs.errors import RunFolderError
 from fedjax_fm.runs.processes import first_does, is_first
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 # What numpy lets through of a damaged file of arrays, beside OSError and ValueError.
 DAMAGED = (EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 BEFORE_THE_RUN = {
+    formats.FILE,
     "config.json",
     "provenance.json",
     "plan.json",
@@ -50,7 +53,9 @@ class RunFolder:
     """Reads and writes the files of one run.
 
     Every file is complete or absent; rows of metrics are appended and flushed. Of several
-    processes with one folder the first writes, and the others wait for it.
+    processes with one folder the first writes, and the others wait for it. The files of
+    a folder that an older release wrote are read as today's; those of a newer one are
+    refused by every method that reads.
 
     Args:
       path: of the folder, which need not exist; `create` makes a new one.
@@ -68,6 +73,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        self._root = self.path  # has the format
 
     @classmethod
     def create(
@@ -112,6 +118,8 @@ class RunFolder:
                     f"{self.path} exists: {cure}choose another with --out, or remove it"
                 )
             self.path.mkdir(parents=True, exist_ok=True)
+            mark = formats.stamp(formats.FOLDER)
+            self._write(formats.FILE, _as_json(mark))
             self._write("config.json", config)
         except (OSError, RunFolderError, ValueError) as error:
             for place in missing:
@@ -127,7 +135,8 @@ class RunFolder:
 
     def _is_unused(self) -> bool:
         """Whether this is a folder in which at most half of a config.json lies."""
-        left = {"config.json.part"}  # by a run that was killed before it had begun
+        # By a run that was killed before it had begun.
+        left = {"config.json.part", formats.FILE, f"{formats.FILE}.part"}
         if not self.path.is_dir():
             return False
         return all(child.name in left for child in self.path.iterdir())
@@ -143,11 +152,12 @@ class RunFolder:
           The folder.
 
         Raises:
-          RunFolderError: there is no config.json.
+          RunFolderError: there is no config.json, or a newer release wrote the folder.
         """
         folder = cls(path)
         if not folder.is_run:
             raise RunFolderError(f"{path} is not a run folder: it has no config.json")
+        formats.of_folder(folder.path)
         return folder
 
     @property
@@ -170,6 +180,16 @@ class RunFolder:
             )
         return found
 
+    def inner(self, name: str) -> "RunFolder":
+        """A folder inside this one, whose files are of the same version.
+
+        Args:
+          name: of the inner folder, which need not exist.
+        """
+        folder = RunFolder(self.path / name)
+        folder._root = self._root
+        return folder
+
     def below(self, name: str) -> "RunFolder":
         """A folder inside this one, which is made if it is missing.
 
@@ -182,7 +202,7 @@ class RunFolder:
         Raises:
           RunFolderError: it cannot be made.
         """
-        folder = RunFolder(self.path / name)
+        folder = self.inner(name)
         with _told(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
         return folder
@@ -260,20 +280,33 @@ class RunFolder:
           name: of the file.
 
         Returns:
-          Its value.
+          Its value, as today's version has it.
 
         Raises:
-          RunFolderError: it is missing or damaged.
+          RunFolderError: it is missing, damaged or of a newer version.
         """
+        version = formats.of_folder(self._root)
         path = self.path / name
         if not path.is_file():
             raise RunFolderError(
                 f"{path} is missing: the run has not come that far, or the folder is damaged"
             )
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
             raise RunFolderError(f"{path} is damaged: {error}") from error
+        return self._of_today(name, found, version)
+
+    def _of_today(self, name: str, value: Any, version: int) -> Any:
+        """A value of a file, or a row, migrated from the folder's version."""
+        path = self.path / name
+        try:
+            whole = path.relative_to(self._root).as_posix()
+            return formats.of_file(whole, value, version)
+        except formats.UNEXPECTED as error:
+            raise RunFolderError(
+                f"{path} is damaged: format {version} lacks {error}"
+            ) from error
 
     def write_arrays(self, name: str, arrays: "dict[str, np.ndarray]") -> None:
         """Writes arrays as a compressed .npz file, whole as `write_text` does.
@@ -328,6 +361,24 @@ class RunFolder:
         """
         with _told(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def up_to_date(self) -> "RunFolder":
+        """Brings all files to today's version, of which the folder is from then on.
+
+        Returns:
+          Self.
+
+        Raises:
+          RunFolderError: a file is damaged or cannot be written, or a newer release
+            wrote the folder.
+        """
+
+        def bring_up() -> None:
+            with _told(self._root):
+                formats.bring_up(self._root)
+
+        first_does(bring_up)
         return self
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -404,19 +455,21 @@ class RunFolder:
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         """The lines of a file of JSON lines, without a last one that was cut short."""
-        path = self.path / name
+        path, version = self.path / name, formats.of_folder(self._root)
         if not path.is_file():
             return []
         rows = []
         lines = path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(lines):
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError as error:
                 if number < len(lines) - 1:
                     raise RunFolderError(
                         f"{path}, line {number + 1}, is damaged: {error}"
                     ) from error
+                continue
+            rows.append(self._of_today(name, row, version))
         return rows
 
     def keep_metrics(self, rounds: int) -> None:

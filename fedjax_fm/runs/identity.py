@@ -2,7 +2,6 @@
 
 identity.json is written when a run begins, and compared whenever it goes on:
 
-    format     of the run's folder; see `FORMAT`
     settings   hyper-parameters, channels, sampler, cohort, seed, found by a walk
                through the functions that close over them
     arrays     digests of data, backbone and the first delta; of large arrays see
@@ -31,7 +30,6 @@ from fedjax_fm.runs.provenance import commit
 from fedjax_fm.types import Tree
 
 FILE = "identity.json"
-FORMAT = 1  # raised whenever an older version would misread what lies in the folder
 SHOWN = 6  # differences
 
 
@@ -53,8 +51,7 @@ def identity_of(
       key: of the state; default: the simulator's.
 
     Returns:
-      {"format": 1, "settings": {path: text}, "arrays": {name: print},
-      "code": {name: version}}.
+      {"settings": {path: text}, "arrays": {name: print}, "code": {name: version}}.
     """
     found = {
         "seed": _seed(simulator.key if key is None else key),
@@ -82,7 +79,6 @@ def identity_of(
         if isinstance(entry, str)
     }
     return {
-        "format": FORMAT,
         "settings": settings,
         "arrays": prints,
         "code": _code(),

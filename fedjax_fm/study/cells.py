@@ -355,7 +355,7 @@ def add_seeds(folder: RunFolder, seeds: Sequence[int]) -> None:
     Raises:
       UsageError: a seed is there already.
     """
-    entry = folder.read_json("study.json")
+    entry = folder.up_to_date().read_json("study.json")
     known = {*entry["seeds"], *entry["added_seeds"]}
     if again := sorted(set(seeds) & known):
         raise UsageError(f"seed {again[0]} is there already; there are {sorted(known)}")

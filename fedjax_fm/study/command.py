@@ -208,6 +208,7 @@ def go(
 
     cells = Cells(study, config, folder, console)
     with held(folder.path):
+        folder.up_to_date()
         cells.tune()
         if only_tuning:
             show_tuning(cells, console)

@@ -214,7 +214,7 @@ def pick(folder: RunFolder, picks: Picks, file: Path | None = None) -> None:
     if file is not None and Path(file).resolve() != (folder.path / OWN).resolve():
         shutil.copyfile(file, folder.path / OWN)
     fields = dataclasses.asdict(picks) | {"measured": _measured(folder)}
-    folder.write_json(FILE, fields)
+    folder.up_to_date().write_json(FILE, fields)
 
 
 def counts_in(fields: Mapping[str, Any] | None) -> systems.Counts | None:

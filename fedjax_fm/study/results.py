@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_fm.evaluation.intervals import Comparison, holm, paired_seeds
+from fedjax_fm.runs import formats
 from fedjax_fm.runs.errors import RunFolderError
 from fedjax_fm.runs.folder import RunFolder
 from fedjax_fm.study.cells import Cells, all_seeds, best_of, is_edge, settings_of
@@ -14,6 +15,9 @@ from fedjax_fm.study.shape import Arm, Score
 
 VERSION = 1
 FILE = "results.json"
+
+# {version: from its contents to those of the next one}; there was none before 1.
+MIGRATIONS: dict[int, formats.Migration] = {}
 
 
 def assemble(cells: Cells) -> dict[str, Any]:
@@ -77,24 +81,19 @@ def read(folder: RunFolder) -> "Results":
       folder: of a study that is done.
 
     Returns:
-      Its results.
+      Its results, as today's version has them.
 
     Raises:
-      RunFolderError: no results, or those of another version.
+      RunFolderError: no results, or those of a newer version.
     """
     if not folder.has(FILE):
         raise RunFolderError(
             f"{folder.path} has no {FILE}: the study is not done; go on with --resume {folder.path}"
         )
     found = folder.read_json(FILE)
-    version = found.get("version") if isinstance(found, dict) else None
-    if version != VERSION:
-        raise RunFolderError(
-            f"{folder.path / FILE} is of version {version!r}, expected {VERSION}: "
-            "it was written by another version of fedjax_fm; run the study "
-            "again, or read it with the version that wrote it"
-        )
-    return Results(found)
+    said = found.get("version") if isinstance(found, dict) else None
+    version = formats.checked(said, VERSION, str(folder.path / FILE))
+    return Results(formats.migrated(found, version, MIGRATIONS, VERSION))
 
 
 class Verdict(NamedTuple):
