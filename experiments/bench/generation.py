@@ -200,7 +200,7 @@ def saved(found: Problem, place: Path) -> None:
       found: the problem.
       place: of the folders "base", "0", "1" and so on.
     """
-    model = peft.merge(found.adapted.model())  # a new adapter changes nothing
+    model: Any = peft.merge(found.adapted.model())  # a new adapter changes nothing
     fields = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],

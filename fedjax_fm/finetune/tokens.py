@@ -161,7 +161,7 @@ def preferred(examples: Examples, chat: Chat, settings: Settings) -> Encoded:
     }
     return Encoded(
         arrays=arrays,
-        usable=~(fills | too_long),
+        usable=np.logical_not(np.asarray(fills | too_long)),
         cut=np.zeros(n, np.int64),
         lost=lost,
     )
