@@ -3,7 +3,7 @@
 A task that passed the gate, dealt to eight clients by Dirichlet (`--set alpha=0.1`, 1, or
 `none` for clients that are alike): brown-tags, the part of speech of each word, MiniLM,
 or emoji, categories of drawings, DINOv2 at 56 pixels (`--set task=emoji`). Nine parts,
-the head beside each, all clients in every round, two learning rates each. `--set
+the head beside each, all clients in every round, three learning rates each. `--set
 noise=0.5` adds client-level noise: updates are clipped, and the sum gets as much noise
 as that share of the clip norm; nothing is accounted, the cohort is everybody.
 
@@ -41,8 +41,8 @@ class Config:
     batch_size: int = 8
     noise: float = 0.0  # of client-level privacy, in units of the clip norm
     clip_norm: float = 0.1  # of an update, with noise
-    small_rates: tuple[float, ...] = (3e-3, 1e-2)  # Adam's, of all but full tuning
-    full_rates: tuple[float, ...] = (1e-4, 3e-4)
+    small_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)  # Adam's, of all but full tuning
+    full_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
