@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from fedjax_fm import models
+from fedjax_fm import models, systems
 from fedjax_fm.experiments.lora_rules import clients as of_tags
 from fedjax_fm.experiments.lora_rules.rules import TARGETS as OF_ENCODER
 from fedjax_fm.experiments.privacy_peft.conversations import (
@@ -22,7 +22,12 @@ from fedjax_fm.experiments.privacy_peft.conversations import (
     next_of,
 )
 from fedjax_fm.experiments.shared.conversations import SPLIT_SEED, pretrained
-from fedjax_fm.experiments.shared.token_tail import DecoderTail, decoder_states
+from fedjax_fm.experiments.shared.tail import preparation_of
+from fedjax_fm.experiments.shared.token_tail import (
+    DecoderTail,
+    decoder_states,
+    frozen_decoder,
+)
 from fedjax_fm.models.chat import load_chat
 
 Arrays = dict[str, np.ndarray]
@@ -38,6 +43,7 @@ class Dealt(NamedTuple):
       trains_head: whether every part trains the head beside it.
       train: arrays of each client, with `labels`.
       own: arrays that judge the same clients.
+      preparation: frozen layers of the rows that train.
     """
 
     model: nnx.Module
@@ -45,6 +51,7 @@ class Dealt(NamedTuple):
     trains_head: bool
     train: list[Arrays]
     own: list[Arrays]
+    preparation: systems.Preparation
 
 
 def deal(config: Any, seed: int, split: str) -> Dealt:
@@ -64,6 +71,7 @@ def deal(config: Any, seed: int, split: str) -> Dealt:
         trains_head=True,
         train=dealt.train,
         own=dealt.own,
+        preparation=dealt.preparation,
     )
 
 
@@ -83,13 +91,15 @@ def people(config: Any, seed: int, split: str) -> Dealt:
     chosen = np.random.default_rng(seed).choice(mine, config.clients, replace=False)
     vocabulary = words(config, tuple(tuning))
     read = [as_read(config, texts[person], vocabulary) for person in chosen]
-    n = config.sentences
+    n, model = config.sentences, pretrained(config.decoder, *DENSE)
+    frozen, n_rows = frozen_decoder(model), n * config.clients
     return Dealt(
-        model=DecoderTail(pretrained(config.decoder, *DENSE), vocabulary),
+        model=DecoderTail(model, vocabulary),
         targets=TARGETS,
         trains_head=False,
         train=[{name: x[:n] for name, x in rows.items()} for rows in read],
         own=[{name: x[n:] for name, x in rows.items()} for rows in read],
+        preparation=preparation_of(frozen, config.max_length, n_rows),
     )
 
 

@@ -9,7 +9,7 @@ from small_runs import check_scores, run_arms
 from tiny_decoders import LLAMA
 from tiny_encoder import BERT
 
-from fedjax_fm import models, trees
+from fedjax_fm import models, systems, trees
 from fedjax_fm.experiments.joint import STUDY, Config, clients, page
 from fedjax_fm.experiments.joint.arms import costs, of_lora, pair_of, sweep
 from fedjax_fm.experiments.joint.clients import Dealt
@@ -54,6 +54,7 @@ def dealt():
         trains_head=True,
         train=[made_up_rows(4, seed) for seed in range(CONFIG.clients)],
         own=[made_up_rows(2, 100 + seed) for seed in range(CONFIG.clients)],
+        preparation=systems.Preparation(flop=1e9, passes=2.0, model_bytes=10**6),
     )
 
 
@@ -174,6 +175,8 @@ def test_people_of_tuning_are_never_those_of_a_seed(monkeypatch):
     said = [[f"{person} says {k}" for k in range(6)] for person in range(40)]
     monkeypatch.setattr(clients, "messages", lambda rows: said)
     monkeypatch.setattr(clients, "pretrained", lambda *how: None)
+    monkeypatch.setattr(clients, "frozen_decoder", lambda model: None)
+    monkeypatch.setattr(clients, "preparation_of", lambda *how: None)
     monkeypatch.setattr(clients, "DecoderTail", lambda model, words: words)
     monkeypatch.setattr(clients, "words", lambda config, people: set(people))
     monkeypatch.setattr(
