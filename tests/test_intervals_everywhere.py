@@ -20,6 +20,7 @@ MAY_HAVE_THE_SIGN = {
     "tests/runs/test_terminal.py": "tests of that",
     "tests/study/test_study.py": "looks for it in a table",
     "tests/studies/test_gate_verdicts.py": "likewise",
+    "tests/bench/test_flower_both_ways.py": "likewise",
     "tests/test_intervals_everywhere.py": "this file",
 }
 MAY_TAKE_DEVIATIONS = {

@@ -29,9 +29,7 @@ from fedjax_fm import checks, peft
 from fedjax_fm.peft import Adapted
 from fedjax_fm.types import Sampler, Tree
 
-PROCESSED_WITH = (
-    2023  # the seed of the shuffle before rows are chosen, fixed in the code
-)
+PROCESSED_WITH = 2023  # seed of the shuffle before rows are chosen, fixed in theirs
 ABSENT = -1.0  # the loss of a client that does not take part
 ARGUMENTS, LOSSES = "args.json", "training_loss.npy"
 PARTS = ("script_args", "fed_args")
