@@ -225,7 +225,7 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoints(tmp_path, monkeypatch)
     checkpoints = Checkpoints(tmp_path / "checkpoint")
     checkpoints.save(1, make_state())
 
-    def full(step, args):
+    def full(step, args, custom_metadata):
         (tmp_path / "checkpoint" / f"{step}.orbax-checkpoint-tmp").mkdir()
         raise ValueError(
             "RESOURCE_EXHAUSTED: Failed to write 9 bytes to file 1: No space "
