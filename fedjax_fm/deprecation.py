@@ -101,7 +101,8 @@ def moved(module: str, names: Mapping[str, Moved]) -> Callable[[str], Any]:
     Example:
       >>> gone = {"old": Moved("fedjax_fm.spelling.nearest", since="0.2", until="0.4")}
       >>> find = moved("fedjax_fm.checks", gone)
-      >>> with warnings.catch_warnings(record=True):
+      >>> with warnings.catch_warnings():
+      ...     warnings.simplefilter("ignore")
       ...     find("old").__name__
       'nearest'
     """

@@ -5,9 +5,14 @@ record of its own. Reading builds arrays, dicts, lists and plain values alone; a
 class in a file is refused by name and never run, as by torch's `weights_only=True`.
 """
 
+import io
+import math
 import os
 import pickle
+import pickletools
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +22,28 @@ import numpy as np
 
 from fedjax_fm.models.torch_pickle import DTYPES, pickled
 
-DAMAGED = (pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError)
+# What pickle, zipfile and NumPy raise at bytes that nobody has written on purpose.
+DAMAGED = (
+    *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError),
+    *(AttributeError, ArithmeticError, MemoryError, RuntimeError, RecursionError),
+    *(OSError, struct.error, zlib.error, zipfile.BadZipFile),
+)
 
 
 class TorchFileError(ValueError):
     """A file that is no torch archive, is damaged, or holds more than arrays."""
+
+
+# What torch writes; others are refused before anything is built.
+OPCODES = frozenset(
+    [
+        *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "REDUCE"),
+        *("BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"),
+        *("EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS"),
+        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    ]
+)
 
 
 class _Storage(NamedTuple):
@@ -31,15 +53,33 @@ class _Storage(NamedTuple):
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that knows arrays and nothing else."""
+    """An unpickler that knows arrays and nothing else.
+
+    No class of NumPy's can be had from it: a pickle may set the state of what it holds.
+    """
 
     def __init__(self, archive: zipfile.ZipFile, top: str):
-        super().__init__(archive.open(f"{top}/data.pkl"))
+        body = archive.read(f"{top}/data.pkl")
+        self._check(body)
+        super().__init__(io.BytesIO(body))
         self.archive, self.top = archive, top
+
+    def _check(self, body: bytes) -> None:
+        """Refuses other classes, what torch does not write, and places without end.
+
+        The memo of a pickle grows to the largest of its places at once.
+        """
+        for opcode, argument, _ in pickletools.genops(body):
+            if opcode.name == "GLOBAL":
+                self.find_class(*str(argument).split(" "))
+            elif opcode.name not in OPCODES:
+                raise TorchFileError(f"it holds the opcode {opcode.name}")
+            elif opcode.name == "LONG_BINPUT" and int(argument or 0) > len(body):
+                raise TorchFileError(f"it keeps a value at the place {argument}")
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in DTYPES:
-            return DTYPES[name]
+            return name
         known = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -53,9 +93,9 @@ class _Reader(pickle.Unpickler):
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        _, dtype, key, *_ = pid
+        _, kind, key, *_ = pid
         raw = self.archive.read(f"{self.top}/data/{key}")
-        return _Storage(np.frombuffer(raw, dtype))
+        return _Storage(np.frombuffer(raw, DTYPES[kind]))
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -91,14 +131,14 @@ def load(path: str | os.PathLike[str]) -> Any:
         raise
     except TorchFileError as error:
         raise TorchFileError(f"{path} cannot be read: {error}") from error
-    except (zipfile.BadZipFile, OSError, *DAMAGED) as error:
+    except DAMAGED as error:
         raise TorchFileError(
             f"{path} is no whole file of torch.save ({error}); save or fetch it again"
         ) from error
 
 
 def save(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
-    """Writes a file that `torch.load(path, weights_only=True)` reads.
+    """Writes a file that torch reads, with `weights_only=True` too.
 
     Args:
       path: of the file; it appears whole or not at all.
@@ -142,16 +182,25 @@ def _check_byte_order(archive: zipfile.ZipFile, top: str) -> None:
 def _tensor(
     storage: _Storage, offset: int, size: tuple, stride: tuple, *rest: Any
 ) -> np.ndarray:
-    """A view into a storage, copied."""
+    """A view into a storage, copied; it may not leave the storage, nor repeat it."""
     values = storage.values
+    if min((*size, *stride, offset), default=0) < 0:
+        raise TorchFileError(
+            f"a tensor has the shape {list(size)}, strides {list(stride)} and begins at "
+            f"{offset}: expected no negative numbers"
+        )
+    if 0 in size:
+        return np.zeros(size, values.dtype)
     last = offset + sum(step * (n - 1) for n, step in zip(size, stride, strict=True))
-    empty = 0 in size
-    if not empty and not 0 <= offset <= last < len(values):
+    if last >= len(values):
         raise TorchFileError(
             f"a tensor of shape {list(size)} lies outside of its {len(values)} numbers"
         )
-    if empty:
-        return np.zeros(size, values.dtype)
+    if math.prod(size) > len(values):
+        raise TorchFileError(
+            f"a tensor of shape {list(size)} repeats its {len(values)} numbers; save "
+            "`tensor.contiguous()`"
+        )
     width = values.dtype.itemsize
     strides = [step * width for step in stride]
     view = np.lib.stride_tricks.as_strided(values[offset:], size, strides)

@@ -69,6 +69,16 @@ def test_no_file_of_the_package_reads_pickles_or_evaluates_text():
     assert found == []
 
 
+def test_one_reader_of_torchs_files_unpickles_and_it_knows_its_classes():
+    """`test_torch_file.py` shows that it runs no others."""
+    files = [path for path in sorted(PACKAGE.rglob("*.py")) if _unpickles(path)]
+    assert [path.name for path in files] == ["torch_file.py"]
+
+
+def _unpickles(path):
+    return re.search(r"\bUnpickler\b", path.read_text(encoding="utf-8")) is not None
+
+
 def test_markup_in_data_is_text_on_a_page():
     name = "<script>alert(1)</script>&\"'"
     shown = page.table([name], [[name]], [""]) + page.tag("p", name)

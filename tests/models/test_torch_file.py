@@ -1,5 +1,6 @@
 """Files of torch.save, read and written without torch: torch is the oracle."""
 
+import zipfile
 from collections import OrderedDict
 
 import ml_dtypes
@@ -91,3 +92,61 @@ def test_what_is_no_file_of_arrays_is_refused(tmp_path, capsys):
         torch_file.save(path, {"w": 1j})
     with pytest.raises(TypeError, match="no tensors of <U1"):
         torch_file.save(path, {"w": np.array(["a"])})
+
+
+def test_a_tensor_never_reads_beside_its_numbers():
+    """Corners inside are not enough: a stride may go back, or a view repeat numbers."""
+    storage = torch_file._Storage(np.arange(10.0))
+    for layout, said in (
+        ((5, (2, 2), (-5, 6)), "negative"),
+        ((5, (-2,), (1,)), "negative"),
+        ((-1, (2,), (1,)), "negative"),
+        ((0, (11,), (1,)), "outside"),
+        ((9, (2,), (1,)), "outside"),
+        ((0, (10**12,), (0,)), "repeats"),
+    ):
+        with pytest.raises(torch_file.TorchFileError, match=said):
+            torch_file._tensor(storage, *layout)
+    found = torch_file._tensor(storage, 1, (2, 3), (1, 2))
+    assert found.tolist() == [[1, 3, 5], [2, 4, 6]]
+    assert torch_file._tensor(storage, 0, (0, 3), (3, 1)).shape == (0, 3)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+def test_damaged_bytes_are_told_as_such(tmp_path):
+    """Two thousand files with a few other bytes: arrays, or one kind of error."""
+    whole, path = tmp_path / "whole.pt", tmp_path / "a.pt"
+    torch.save({"w": torch.ones(3, 4), "n": [1, "two", None]}, whole)
+    with zipfile.ZipFile(whole) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    (pickle_of,) = (name for name in records if name.endswith("data.pkl"))
+    random, refused = np.random.default_rng(0), 0
+    for _ in range(2000):
+        body = bytearray(records[pickle_of])
+        for place in random.integers(0, len(body), random.integers(1, 4)):
+            body[place] = random.integers(0, 256)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, record in (records | {pickle_of: bytes(body)}).items():
+                archive.writestr(name, record)
+        try:
+            torch_file.load(path)
+        except torch_file.TorchFileError:
+            refused += 1
+    assert refused > 200
+
+
+def test_a_memo_without_end_is_refused(tmp_path):
+    """A C unpickler would ask for 2^35 bytes."""
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}r\xff\xff\xff\xff.")
+    with pytest.raises(torch_file.TorchFileError, match="the place 4294967295"):
+        torch_file.load(path)
+
+
+def test_an_opcode_that_torch_does_not_write_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x04(\x91.")  # a frozen set
+    with pytest.raises(torch_file.TorchFileError, match="opcode FROZENSET"):
+        torch_file.load(path)
