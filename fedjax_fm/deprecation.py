@@ -70,7 +70,7 @@ def deprecated(
       ...     old(), str(told[0].message)[:30]
       (1, 'fedjax_fm.old is deprecated si')
     """
-    text = message(name, use=use, since=since, until=until)
+    text: Any = message(name, use=use, since=since, until=until)
     return typing_extensions.deprecated(text)
 
 
