@@ -41,7 +41,11 @@ class Config:
     batch_size: int = 8
     noise: float = 0.0  # of client-level privacy, in units of the clip norm
     clip_norm: float = 0.1  # of an update, with noise
-    small_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)  # Adam's, of all but full tuning
+    small_rates: tuple[float, ...] = (
+        3e-3,
+        1e-2,
+        3e-2,
+    )  # Adam's, of all but full tuning
     full_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     seeds: tuple[int, ...] = (0, 1, 2)
 

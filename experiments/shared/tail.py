@@ -12,12 +12,24 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fedjax_fm import systems, trees
+from fedjax_fm import checks, systems, trees
 from fedjax_fm.experiments.shared.sentences import Arrays
 from fedjax_fm.models.classifier import mean_of_real
 from fedjax_fm.models.stacked import run_stacked
 from fedjax_fm.peft.lora_sb import first_gradients, first_updates
 from fedjax_fm.study.judged import joined
+
+
+def checked_layers(model: Any, n_layers: int) -> int:
+    """How many of the last layers are meant, if the model has more or as many.
+
+    Args:
+      model: a classifier with a BERT encoder.
+      n_layers: how many.
+    """
+    return checks.whole(
+        "n_layers", n_layers, least=1, most=model.config.num_hidden_layers
+    )
 
 
 def _layers(model: Any, part: slice) -> nnx.Module:
@@ -37,7 +49,7 @@ def last_layers(model: Any, n_layers: int) -> nnx.Module:
       model: a classifier with a BERT encoder.
       n_layers: how many.
     """
-    return _layers(model, slice(-n_layers, None))
+    return _layers(model, slice(-checked_layers(model, n_layers), None))
 
 
 class Tail(nnx.Module):
@@ -87,7 +99,8 @@ def frozen_layers(model: Any, n_layers: int) -> nnx.Module:
       n_layers: how many last layers are left out.
     """
     lower = nnx.clone(model.bert)
-    lower.encoder.layer = _layers(model, slice(None, -n_layers))
+    below = slice(None, -checked_layers(model, n_layers))
+    lower.encoder.layer = _layers(model, below)
     return lower
 
 

@@ -19,7 +19,7 @@ KEPT += ("movement_5", "shuffled", "untrained")
 @pytest.fixture(scope="module")
 def config(tiny_bert):
     config = dataclasses.replace(Config().smoke(), model=str(tiny_bert))
-    return dataclasses.replace(config, rounds=5)
+    return dataclasses.replace(config, rounds=5, n_layers=2)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,13 +63,13 @@ def test_every_method_has_every_density():
         assert {f"{method}_{percent}" for percent in DENSITIES} <= names
 
 
-def test_only_the_last_layer_is_trained(config, found):
-    """Kernels and biases of one layer of width 16, and the head; movement adds scores."""
-    layer = 4 * (16 * 16 + 16) + 2 * 16 * 32 + 32 + 16 + 4 * 16
+def test_only_the_last_layers_are_trained(config, found):
+    """Kernels and biases of layers of width 16, and the head; movement adds scores."""
+    n, layer = config.n_layers, 4 * (16 * 16 + 16) + 2 * 16 * 32 + 32 + 16 + 4 * 16
     head = 16 * 2 + 2
-    sent = config.rounds * config.cohort * 4 * (layer + head)
+    sent = config.rounds * config.cohort * 4 * (n * layer + head)
     assert found["dense"].run.bytes["uplink_bytes"] == sent
-    kernels = 4 * 16 * 16 + 2 * 16 * 32
+    kernels = n * (4 * 16 * 16 + 2 * 16 * 32)
     more = config.rounds * config.cohort * 4 * kernels
     assert found["movement_15"].run.bytes["uplink_bytes"] == sent + more
     assert found["magnitude_15"].run.bytes["uplink_bytes"] < sent

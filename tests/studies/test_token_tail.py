@@ -9,7 +9,11 @@ from tiny_decoders import LLAMA
 from tiny_encoder import BERT
 
 from fedjax_fm import models, peft
-from fedjax_fm.experiments.shared.tail import hidden_states
+from fedjax_fm.experiments.shared.tail import (
+    frozen_layers,
+    hidden_states,
+    last_layers,
+)
 from fedjax_fm.experiments.shared.token_tail import (
     DecoderTail,
     EncoderTail,
@@ -98,3 +102,13 @@ def test_a_prefix_of_a_tail_is_that_of_the_whole_models_last_layer():
     real = rows["attention_mask"] == 1
     expected = model(rows["input_ids"], rows["attention_mask"])[..., VOCABULARY]
     np.testing.assert_allclose(found[real], expected[real], atol=2e-5)
+
+
+@pytest.mark.parametrize("n_layers", [0, 3])
+def test_layers_that_a_model_does_not_have_are_refused(n_layers):
+    """Cut by a slice, three of two layers would be two, in silence."""
+    fields = {**BERT, "num_hidden_layers": 2}
+    whole = models.from_config(fields, num_labels=3, pooling="none", seed=0)
+    for cut in (last_layers, frozen_layers):
+        with pytest.raises(ValueError, match=f"n_layers <= 2, got n_layers={n_layers}"):
+            cut(whole, n_layers)
