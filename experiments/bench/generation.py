@@ -35,17 +35,10 @@ from flax import nnx
 
 from fedjax_fm import models, peft, preferences, systems, trees
 from fedjax_fm.experiments.bench import floor
+from fedjax_fm.experiments.bench.evaluation import SIZES
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-TINY = {
-    "vocab_size": 512,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
+TINY = {**SIZES["tiny"], "tie_word_embeddings": True}
 TARGETS = ("q_proj", "v_proj")
 ADAPTERS = 0.02  # deviation of the adapters' values: each client says something else
 LEAST_EQUAL = 0.95  # of all answers: floats of two libraries differ in the last bits

@@ -35,7 +35,7 @@ from fedjax_fm import study
 from fedjax_fm.experiments.gate.tasks import MINILM
 from fedjax_fm.experiments.joint.arms import trained, untrained
 from fedjax_fm.experiments.joint.clients import Dealt, deal
-from fedjax_fm.experiments.joint.parts import PARTS
+from fedjax_fm.experiments.joint.parts import PARTS, rates_of
 from fedjax_fm.experiments.joint.ways import WAYS, pairs
 from fedjax_fm.study import arm_of
 
@@ -96,10 +96,9 @@ def data(config: Config, seed: int, split: str) -> Dealt:
 
 def arm(part: str, way: str) -> study.Arm:
     """One part, sent in one way."""
-    rates = {"full": "full_rates", "zero": "zero_rates"}.get(part, "rates")
     label = f"{PARTS[part]}, {WAYS[way].label}"
-    how: dict[str, Any] = {"part": part, "way": way}
-    return arm_of(f"{part}_{way}", trained, label, {"learning_rate": rates}, **how)
+    grid, how = {"learning_rate": rates_of(part)}, {"part": part, "way": way}
+    return arm_of(f"{part}_{way}", trained, label, grid, **how)
 
 
 ARMS = tuple(arm(part, way) for part, way in pairs())

@@ -2,12 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import fedjax_fm as ffm
 from fedjax_fm import peft, study, systems, tasks, trees
 from fedjax_fm.evaluation.evaluate import means
-from fedjax_fm.experiments.joint.parts import adapted_by
+from fedjax_fm.experiments.joint.parts import adapted_by, rates_of
 from fedjax_fm.experiments.joint.ways import (
     MIXED,
     STEPS,
@@ -18,6 +16,7 @@ from fedjax_fm.experiments.joint.ways import (
 )
 from fedjax_fm.experiments.shared.budgets import at_most, sent
 from fedjax_fm.experiments.shared.controls import as_it_begins
+from fedjax_fm.experiments.shared.side_by_side import finite, scores_by_rate
 from fedjax_fm.experiments.shared.words import with_shuffled_labels
 from fedjax_fm.study.judged import joined
 from fedjax_fm.types import Algorithm, Task
@@ -74,9 +73,7 @@ def trained(
     pair = pair_of(run, part, way)
     if run.is_tuning:
         swept = run.once(("sweep", part, way), lambda: sweep(run, pair))
-        if np.isnan(found := swept[run["learning_rate"]]):
-            raise FloatingPointError("a client's training was not finite")
-        return {"accuracy": found}
+        return {"accuracy": finite(swept[run["learning_rate"]])}
     clients = run.data.train
     if shuffle:
         clients = with_shuffled_labels(clients, run.seed)
@@ -119,36 +116,25 @@ def sweep(run: study.Run, pair: Pair) -> dict[float, float]:
       NaN at a rate at which training was not finite.
     """
     config, adapted, own = run.config, pair.adapted, joined(run.data.own)
-    kind = {"full": "full_rates", "zero": "zero_rates"}.get(pair.part, "rates")
-    rates = getattr(config, kind)
 
     def algorithm(learning_rate: Any) -> Algorithm:
         return method_of(run, pair, learning_rate)
 
-    simulator = ffm.Simulator(
-        algorithm(rates[0]),
-        ffm.Population.from_clients(run.data.train),
+    def accuracy(simulator: ffm.Simulator, state: ffm.SimulationState) -> float:
+        judged = ffm.evaluate(pair.task, *simulator.model(state), own)
+        return float(means(judged)["accuracy"])
+
+    return scores_by_rate(
+        run,
+        algorithm,
+        getattr(config, rates_of(pair.part)),
+        adapted.delta,
+        pair.rounds,
+        score=accuracy,
         backbone=adapted.backbone,
         cohort_size=config.clients,
         uplink=uplink_of(config, pair.way),
-        seed=run.seed,
     )
-    found = ffm.sweep(
-        simulator,
-        adapted.delta,
-        pair.rounds,
-        seeds=(run.seed,),
-        hyper={"learning_rate": rates},
-        algorithm=algorithm,
-    )
-    accuracies = {}
-    for lane, rate in enumerate(rates):
-        accuracies[rate] = float("nan")
-        if found.rounds[lane] == pair.rounds:
-            delta, backbone = simulator.model(found.state(lane))
-            judged = ffm.evaluate(pair.task, delta, backbone, own)
-            accuracies[rate] = float(means(judged)["accuracy"])
-    return accuracies
 
 
 def costs(run: study.Run, pair: Pair) -> dict[str, float]:

@@ -19,6 +19,15 @@ PARTS = {
 SCALING = 2.0
 
 
+def rates_of(part: str) -> str:
+    """The name of the configuration's grid for a part.
+
+    Args:
+      part: a key of `PARTS`.
+    """
+    return {"full": "full_rates", "zero": "zero_rates"}.get(part, "rates")
+
+
 def adapted_by(run: study.Run, part: str, rank: int | None = None) -> peft.Adapted:
     """The last layer with what an arm trains of it.
 

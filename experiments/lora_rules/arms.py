@@ -1,7 +1,6 @@
 """The arms: all learning rates of a rule side by side, then a run with the best."""
 
 import jax
-import numpy as np
 
 import fedjax_fm as ffm
 from fedjax_fm import peft, study, tasks, trees
@@ -9,6 +8,7 @@ from fedjax_fm.callbacks.looks import client_scores
 from fedjax_fm.experiments.lora_rules.rules import accuracy, made, method, ranks_of
 from fedjax_fm.experiments.shared.budgets import at_most
 from fedjax_fm.experiments.shared.controls import as_it_begins
+from fedjax_fm.experiments.shared.side_by_side import finite, scores_by_rate
 from fedjax_fm.experiments.shared.words import with_shuffled_labels
 from fedjax_fm.study.judged import joined
 
@@ -23,9 +23,7 @@ def trained(run: study.Run, rule: str, shuffle: bool = False) -> dict[str, float
     """
     if run.is_tuning:
         swept = run.once(("sweep", rule), lambda: sweep(run, rule))
-        if np.isnan(found := swept[run["learning_rate"]]):
-            raise FloatingPointError("a client's training was not finite")
-        return {"accuracy": found}
+        return {"accuracy": finite(swept[run["learning_rate"]])}
     config, data = run.config, run.data
     ready = made(run, rule)
     clients = with_shuffled_labels(data.train, run.seed) if shuffle else data.train
@@ -55,31 +53,22 @@ def sweep(run: study.Run, rule: str) -> dict[float, float]:
     Returns:
       NaN at a rate at which training was not finite.
     """
-    config, data = run.config, run.data
-    ready = made(run, rule)
-    rates = run.config.rates
-    simulator = ffm.Simulator(
-        ready.algorithm(rates[0]),
-        ffm.Population.from_clients(data.train),
-        backbone=ready.backbone,
-        cohort_size=min(config.cohort, config.clients),
-        seed=run.seed,
-    )
-    found = ffm.sweep(
-        simulator,
+    config, ready = run.config, made(run, rule)
+    judged = ffm.Population.from_clients(run.data.own)
+
+    def of_clients(simulator: ffm.Simulator, state: ffm.SimulationState) -> float:
+        return accuracy(client_scores(simulator, state, ready.task, judged))
+
+    return scores_by_rate(
+        run,
+        ready.algorithm,
+        config.rates,
         ready.delta,
         config.rounds,
-        seeds=(run.seed,),
-        hyper={"learning_rate": rates},
-        algorithm=ready.algorithm,
+        score=of_clients,
+        backbone=ready.backbone,
+        cohort_size=min(config.cohort, config.clients),
     )
-    judged, accuracies = ffm.Population.from_clients(data.own), {}
-    for lane, rate in enumerate(rates):
-        accuracies[rate] = float("nan")
-        if found.rounds[lane] == config.rounds:
-            each = client_scores(simulator, found.state(lane), ready.task, judged)
-            accuracies[rate] = accuracy(each)
-    return accuracies
 
 
 def of_fedit(run: study.Run) -> int:
