@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from made_up import made_up_states
 from small_runs import check_scores, run_arms
 from tiny_decoders import LLAMA
 from tiny_encoder import BERT
@@ -21,7 +22,6 @@ from fedjax_fm.experiments.lora_rules.rules import TARGETS
 from fedjax_fm.experiments.shared.budgets import sent
 from fedjax_fm.experiments.shared.token_tail import DecoderTail
 from fedjax_fm.experiments.shared.words import TokenTail
-from fedjax_fm.models.language_modeling import IGNORED
 from fedjax_fm.study.results import Results
 from fedjax_fm.study.run import Run
 
@@ -36,13 +36,8 @@ KEPT += ("untrained",)
 
 
 def made_up_rows(n, seed, width=WIDTH):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, CLASSES, (n, LENGTH)).astype(np.int32)
-    mask = np.ones((n, LENGTH), np.int32)
-    mask[::3, 5:] = 0
-    labels[mask == 0] = IGNORED
-    hidden = rng.normal(size=(n, LENGTH, width)).astype(np.float32)
-    return {"hidden": hidden, "attention_mask": mask, "labels": labels}
+    sizes = {"width": width, "length": LENGTH, "classes": CLASSES}
+    return made_up_states(n, seed, **sizes)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from made_up import made_up_states
 from small_runs import check_scores, run_arms
 from tiny_decoders import LLAMA
 from tiny_encoder import BERT
@@ -43,13 +44,8 @@ FIELDS = {**BERT, "hidden_size": WIDTH, "intermediate_size": 32}
 
 
 def made_up_rows(n, seed=0, width=WIDTH):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, CLASSES, (n, LENGTH)).astype(np.int32)
-    mask = np.ones((n, LENGTH), np.int32)
-    mask[::3, 5:] = 0
-    labels[mask == 0] = IGNORED
-    hidden = rng.normal(size=(n, LENGTH, width)).astype(np.float32)
-    return {"hidden": hidden, "attention_mask": mask, "labels": labels}
+    sizes = {"width": width, "length": LENGTH, "classes": CLASSES}
+    return made_up_states(n, seed, **sizes)
 
 
 def canary(canaries, seed):
