@@ -29,6 +29,7 @@ from fedjax_fm.engine.devices import client_mesh
 from fedjax_fm.engine.devices import compiler_options as options_of
 from fedjax_fm.engine.faults import Fault, error_of
 from fedjax_fm.engine.guarantee import check_rounds, check_sampling, with_epsilon
+from fedjax_fm.engine.memory_maps import make_room
 from fedjax_fm.engine.parts import Engine
 from fedjax_fm.engine.plan import Plan, make_plan
 from fedjax_fm.engine.programs import Programs, concatenated, on_host
@@ -156,6 +157,7 @@ class Simulator:
         for name, where in (("data", data), ("states", states)):
             checks.choice(name, where, get_args(Where))
         _check_examples(population)
+        make_room()  # for this simulation's programs
         self.algorithm, self.population = algorithm, population
         self.setting = Setting(population.n_clients, cohort_size)
         self.sampler = _sampler_of(algorithm, sampler, self.setting)
