@@ -38,22 +38,22 @@ class Config:
 
     source: str = "planted"  # or "rated", from the package of chitchat
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    clients: int = 16
+    clients: int = 8
     least: int = 4  # pairs of a client
     most: int = 24
-    test: int = 96  # held-out pairs, of users of their own
-    length: int = 96  # tokens of prompt and answer
+    test: int = 64  # held-out pairs, of users of their own
+    length: int = 36  # tokens of prompt and answer
     rank: int = 8
     beta: float = 0.1
-    first_rounds: int = 4  # of tuning on the chosen answers
+    first_rounds: int = 2  # of tuning on the chosen answers
     first_rate: float = 1e-3
-    rounds: int = 8
-    tuning_rounds: int = 4
+    rounds: int = 5
+    tuning_rounds: int = 3
     local_steps: int = 2
-    batch_size: int = 4
-    own_models: int = 4  # clients whose own models are scored, in the arm `local`
-    prompts: int = 24  # that are answered
-    new_tokens: int = 24
+    batch_size: int = 2
+    own_models: int = 3  # clients whose own models are scored, in the arm `local`
+    prompts: int = 16  # that are answered
+    new_tokens: int = 16
     grid: tuple[float, ...] = (3e-4, 1e-3)  # Adam's learning rate
     seeds: tuple[int, ...] = (0, 1, 2)
 

@@ -1,13 +1,12 @@
 """What a model answers, beside the model that it started from."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_fm import evaluation, preferences, study
 from fedjax_fm.evaluation import judges
+from fedjax_fm.experiments.preferences.pairs import messages
 from fedjax_fm.models import pad_prompts
 from fedjax_fm.types import Tree
 
@@ -27,11 +26,12 @@ def answer_scores(run: study.Run, delta: Tree, start: Tree) -> Found:
     """
     data, config = run.data, run.config
     n = min(config.prompts, len(data.texts))
-    rows = [_prompt(data.chat, str(data.texts["prompt"][i])) for i in range(n)]
+    prompts = [str(text) for text in data.texts["prompt"][:n]]
+    rows = [data.chat.prompt_ids(messages(text)) for text in prompts]
     own, others = (_greedy(run, one, rows) for one in (delta, start))
     pairs = [
         judges.Pair(
-            prompt=str(data.texts["prompt"][i]),
+            prompt=prompts[i],
             a=own[i],
             b=others[i],
             reference=str(data.texts["chosen"][i]),
@@ -96,8 +96,3 @@ def _greedy(run: study.Run, delta: Tree, rows: list[list[int]]) -> list[str]:
         max_gen_toks=config.new_tokens,
         eos_token_id=chat.eos_token_id,
     )
-
-
-def _prompt(chat: Any, text: str) -> list[int]:
-    """Token ids of a prompt and the opening of the answer."""
-    return chat.prompt_ids([{"role": "user", "content": text}])

@@ -2,16 +2,19 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
 import fedjax_fm as ffm
-from fedjax_fm import preferences, study, tasks
+from fedjax_fm import preferences, study, tasks, trees
 from fedjax_fm.algorithms import local_only
 from fedjax_fm.experiments.preferences.answers import answer_scores
 from fedjax_fm.study.judged import joined
+from fedjax_fm.systems import Preparation, prepared
 from fedjax_fm.types import Tree
 
+Rows = dict[str, np.ndarray]
 HOW: dict[str, Any] = {"batch_size": 8}  # of evaluations
 
 
@@ -19,31 +22,31 @@ def with_pairs(
     run: study.Run, alone: bool = False, drawn: bool = False
 ) -> dict[str, float]:
     """The first stage, then DPO of all clients together, or of each alone."""
-    data, start = run.data, first_stage(run)
-    task = preferences.dpo(data.adapted, beta=run.config.beta, reference=start)
+    start = first_stage(run)
+    clients = referred(run, start, drawn)
     method = local_only if alone else ffm.fedavg
-    algorithm = method(task, _adam(run["learning_rate"]), **study.walk(run.config))
-    found = _simulated(run, algorithm, data.drawn if drawn else data.train, start)
+    algorithm = method(_dpo(run), _adam(run["learning_rate"]), **study.walk(run.config))
+    found = _simulated(run, algorithm, clients, start)
     if not alone:
         return scores(run, [found.model()[0]], start)
-    own = range(min(run.config.own_models, len(data.train)))
+    own = range(min(run.config.own_models, len(clients)))
     return scores(run, [found.model(k)[0] for k in own], start)
 
 
 def in_one_place(run: study.Run) -> dict[str, float]:
     """The first stage, then DPO with all pairs shuffled together: as many pairs a step."""
-    data, start, config = run.data, first_stage(run), run.config
-    task = preferences.dpo(data.adapted, beta=config.beta, reference=start)
+    start, config = first_stage(run), run.config
+    clients = referred(run, start)
     algorithm = ffm.fedavg(
-        task,
+        _dpo(run),
         optax.sgd(1.0),
         _adam(run["learning_rate"]),
         local_steps=1,
-        batch_size=config.batch_size * len(data.train),
+        batch_size=config.batch_size * len(clients),
     )
     rounds = run.rounds * config.local_steps
     how = {"rounds": rounds, "travels": False}
-    found = _simulated(run, algorithm, [joined(data.train)], start, **how)
+    found = _simulated(run, algorithm, [joined(clients)], start, **how)
     return scores(run, [found.model()[0]], start)
 
 
@@ -86,6 +89,63 @@ def first_stage(run: study.Run) -> Tree:
     return run.simulate_once(("first", run.split), start).model()[0]
 
 
+def referred(run: study.Run, start: Tree, drawn: bool = False) -> list[Rows]:
+    """Pairs of each client with what the first stage gives their answers.
+
+    They are computed once for all arms of a seed, as no round changes them.
+
+    Args:
+      run: has the pairs.
+      start: delta after the first stage, DPO's reference.
+      drawn: whether the order of each pair is drawn, for a control.
+    """
+    data = run.data
+    clients = data.drawn if drawn else data.train
+
+    def store() -> list[Rows]:
+        return [
+            preferences.store_reference(data.adapted, rows, start, **HOW)
+            for rows in clients
+        ]
+
+    found = run.once(("referred", run.split, drawn), store)
+    run.computed(_reading(run, found, start))
+    return found
+
+
+def _reading(run: study.Run, clients: list[Rows], start: Tree) -> Preparation:
+    """What it takes that clients read their pairs once by the reference."""
+    one = {name: column[:1] for name, column in clients[0].items()}
+    backbone, task = run.data.adapted.backbone, _dpo(run)
+
+    def read(delta: Tree, frozen: Tree, batch: Rows) -> jax.Array:
+        return task.loss(delta, frozen, batch, None)[0]
+
+    return prepared(
+        read,
+        start,
+        backbone,
+        one,
+        rows=sum(len(rows["chosen_labels"]) for rows in clients),
+        batch_size=1,
+        model_bytes=trees.nbytes(backbone),
+    )
+
+
+def held_out(run: study.Run) -> Rows:
+    """The held-out pairs with what the model gives them before any tuning.
+
+    Args:
+      run: has the pairs.
+    """
+    data = run.data
+
+    def store() -> Rows:
+        return preferences.store_reference(data.adapted, data.held_out, **HOW)
+
+    return run.once(("held out", run.split), store)
+
+
 def scores(run: study.Run, deltas: list[Tree], start: Tree) -> dict[str, float]:
     """Held-out pairs, and answers beside those of the first stage.
 
@@ -94,17 +154,7 @@ def scores(run: study.Run, deltas: list[Tree], start: Tree) -> dict[str, float]:
       deltas: of the models that are scored; the mean over them is the score.
       start: delta after the first stage.
     """
-    data = run.data
-    task = preferences.dpo(data.adapted, beta=run.config.beta)
-    backbone = data.adapted.backbone
-    each = [
-        float(
-            ffm.evaluate(task, delta, backbone, data.held_out, **HOW)[
-                "pair_accuracy"
-            ].mean()
-        )
-        for delta in deltas
-    ]
+    each = [pair_accuracy(run, delta) for delta in deltas]
     run.clients = each
     found = {"accuracy": float(np.mean(each))}
     if run.is_tuning:
@@ -113,6 +163,23 @@ def scores(run: study.Run, deltas: list[Tree], start: Tree) -> dict[str, float]:
     run.notes["win_rates"] = [said for _, said in answered]
     names = answered[0][0]
     return found | {n: float(np.mean([one[n] for one, _ in answered])) for n in names}
+
+
+def pair_accuracy(run: study.Run, delta: Tree) -> float:
+    """The share of held-out pairs whose chosen answer gained more.
+
+    Args:
+      run: has the pairs.
+      delta: of the model.
+    """
+    backbone = run.data.adapted.backbone
+    found = ffm.evaluate(_dpo(run), delta, backbone, held_out(run), **HOW)
+    return float(found["pair_accuracy"].mean())
+
+
+def _dpo(run: study.Run) -> ffm.Task:
+    """DPO against the reference that is stored with the pairs."""
+    return preferences.dpo(run.data.adapted, beta=run.config.beta, stored=True)
 
 
 def _simulated(
@@ -128,7 +195,7 @@ def _simulated(
     return run.simulate(algorithm, population, delta, backbone=backbone, **how)
 
 
-def _chosen(pairs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _chosen(pairs: Rows) -> Rows:
     """The chosen answers as rows of a language model."""
     names = ("input_ids", "attention_mask", "labels")
     return {name: pairs[f"chosen_{name}"] for name in names}

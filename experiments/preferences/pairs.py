@@ -51,9 +51,7 @@ def dealt(config: Any, seed: int, split: str) -> Dealt:
       split: "tuning" or "final".
     """
     chat = load_chat(config.model)
-    template = chat.text(
-        [{"role": "user", "content": PROMPT}], add_generation_prompt=True
-    )
+    template = chat.text(messages(PROMPT), add_generation_prompt=True)
 
     def encoded(rows: Table) -> preferences.EncodedTable:
         return preferences.tokenize_pairs(
@@ -93,6 +91,17 @@ def dealt(config: Any, seed: int, split: str) -> Dealt:
         held_out=encoded(test).arrays,
         texts=test,
     )
+
+
+def messages(prompt: str) -> list[dict[str, str]]:
+    """A conversation that the prompt opens.
+
+    The system says nothing: what SmolLM2 has there by default is two thirds of a row.
+
+    Args:
+      prompt: a user's.
+    """
+    return [{"role": "system", "content": ""}, {"role": "user", "content": prompt}]
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from study_arms import run_arm
 
+import fedjax_fm as ffm
 from fedjax_fm.experiments import preferences, verifiable
 from fedjax_fm.study.run import Run
 
@@ -104,6 +105,29 @@ def test_the_first_stage_is_the_same_for_all_arms(config):
         starts.append(preferences.arms.first_stage(run))
         assert run.bytes["uplink_bytes"] > 0  # of its bill, too
     assert starts[0] is starts[1]
+
+
+def test_the_reference_is_computed_once_and_billed(config):
+    data = dealt(config, "final")
+    shared, flop = {}, {}
+    for arm in ("dpo", "shuffled"):
+        run = Run(
+            arm, config, 0, "final", {"learning_rate": 1e-3},
+            lambda: data, shared=shared,
+        )  # fmt: skip
+        start = preferences.arms.first_stage(run)
+        before = run.counts.prepared_flop
+        rows = preferences.arms.referred(run, start, drawn=arm == "shuffled")
+        assert preferences.arms.referred(run, start, drawn=arm == "shuffled") is rows
+        flop[arm] = (run.counts.prepared_flop - before) / 2
+    assert flop["dpo"] == flop["shuffled"] > 0
+    task = ffm.preferences.dpo(data.adapted, beta=0.1, reference=start)
+    other, _ = task.loss(start, data.adapted.backbone, data.train[0], None)
+    task = preferences.arms._dpo(run)
+    rows = preferences.arms.referred(run, start)
+    found, _ = task.loss(start, data.adapted.backbone, rows[0], None)
+    np.testing.assert_allclose(found, other, atol=1e-6)
+    np.testing.assert_allclose(found, np.log(2), atol=1e-6)
 
 
 @pytest.mark.parametrize("arm", [one.name for one in verifiable.STUDY.arms])
