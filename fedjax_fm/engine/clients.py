@@ -264,8 +264,32 @@ def _manual_axes(mesh: Mesh) -> set[str]:
     return {CLIENTS} if mesh.shape[MODEL] > 1 else {CLIENTS, MODEL}
 
 
+# Slices of lax: JAX traces `x[i]` some ten times as long, and a state has many leaves.
+
+
+def _row(tree: Tree, i: int | jax.Array) -> Tree:
+    """Entry i of the first axis of every leaf."""
+
+    def row(x):
+        return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+    return jax.tree.map(row, tree)
+
+
+def _with_row(tree: Tree, i: int | jax.Array, new: Tree) -> Tree:
+    """The tree with entry i of the first axis of every leaf written."""
+
+    def written(x, y):
+        return jax.lax.dynamic_update_index_in_dim(x, y.astype(x.dtype), i, 0)
+
+    return jax.tree.map(written, tree, new)
+
+
 def _without_axis(tree: Tree) -> Tree:
-    return jax.tree.map(lambda x: x[0], tree)
+    def first(x):
+        return jax.lax.index_in_dim(x, 0, keepdims=False)
+
+    return jax.tree.map(first, tree)
 
 
 def _with_axis(tree: Tree) -> Tree:
@@ -357,20 +381,13 @@ def _over_blocks(
 
     def step(i, carry: Result) -> Result:
         block = slots._replace(state=carry.state, uplink=carry.uplink)
-        part = block_of(jax.tree.map(lambda x: x[i], block))
-
-        def put(whole, new):
-            def put_leaf(x, y):
-                return x.at[i].set(y.astype(x.dtype))
-
-            return jax.tree.map(put_leaf, whole, new)
-
+        part = block_of(_row(block, i))
         return Result(
             totals=jax.tree.map(_add_block, carry.totals, part.totals),
-            stacked=put(carry.stacked, part.stacked),
+            stacked=_with_row(carry.stacked, i, part.stacked),
             fault=jnp.minimum(carry.fault, jnp.min(part.fault)),
-            state=put(carry.state, part.state),
-            uplink=put(carry.uplink, part.uplink),
+            state=_with_row(carry.state, i, part.state),
+            uplink=_with_row(carry.uplink, i, part.uplink),
         )
 
     shapes: Result = jax.eval_shape(block_of, _without_axis(slots))

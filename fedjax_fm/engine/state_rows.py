@@ -6,6 +6,7 @@ holds it and back: of C clients on n devices, each device sends and receives abo
 rows each way. XLA's partitioner would send the rows of the whole cohort to every device.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,11 @@ def taken(engine: Engine, stores: Tree, places: jax.Array) -> Tree:
       Leaves [D, n_blocks, W, ...].
     """
     if not travel(engine):
-        return jax.tree.map(lambda store: store[places], stores)
+
+        def rows(store):
+            return jnp.take(store, places, axis=0, mode="clip")
+
+        return jax.tree.map(rows, stores)
     return _on_each_device(engine, _taken, (P(CLIENTS), P()))(stores, places)
 
 
@@ -88,9 +93,15 @@ def put(engine: Engine, stores: Tree, places: jax.Array, rows: Tree) -> Tree:
         return _on_each_device(engine, _put, specs)(stores, places, rows)
 
     def written(store, new):
-        return store.at[places].set(new, mode="drop")
+        return _written(store, places, new)
 
     return jax.tree.map(written, stores, rows)
+
+
+@functools.partial(jax.jit, inline=True)  # traced once for all leaves of a shape
+def _written(store: jax.Array, places: jax.Array, rows: jax.Array) -> jax.Array:
+    """One leaf with rows written; what lies past its end is dropped."""
+    return store.at[places].set(rows, mode="drop")
 
 
 def _on_each_device(engine: Engine, of_leaf: Callable, specs: tuple) -> Callable:
@@ -151,7 +162,7 @@ def _put(store: jax.Array, places: jax.Array, rows: jax.Array) -> jax.Array:
     found = jax.lax.ragged_all_to_all(rows, found, *route, axis_name=CLIENTS)
     turn = jnp.where(holder == me, turn, room)
     where = jnp.full(room, held).at[turn.reshape(-1)].set(row.reshape(-1), mode="drop")
-    return store.at[where].set(found, mode="drop")
+    return _written(store, where, found)
 
 
 def _turns(holder: jax.Array) -> jax.Array:
