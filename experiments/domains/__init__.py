@@ -50,8 +50,8 @@ class Config:
     temperature: float = 0.1  # of the attention
     disentangling: float = 0.1  # of its three terms
     grid: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)  # Adam's learning rate
-    adapting_grid: tuple[float, ...] = (1e-3, 3e-3)
-    alignments: tuple[float, ...] = (0.03, 0.3)
+    adapting_grid: tuple[float, ...] = (1e-2, 1e-1)  # of SGD with momentum
+    alignments: tuple[float, ...] = (0.01, 0.1)
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def smoke(self) -> "Config":
@@ -90,12 +90,14 @@ ADAPTING = {"learning_rate": "adapting_grid", "alignment": "alignments"}
 GRID = {"learning_rate": "grid"}
 FADA, DANN = adversarial(True, True), adversarial(False, False)
 EVEN = adversarial(False, True)
+APART = adversarial(True, True, begin="own")
 ARMS = (
     study.Arm("fada", over_targets(FADA), "FADA", ADAPTING),
     study.Arm("dann", over_targets(DANN), "DANN, averaged", ADAPTING),
     study.Arm("fedavg", over_targets(averaged), "FedAvg of the sources", GRID),
     study.Arm("source_only", over_targets(pooled), "sources in one place", GRID),
     study.Arm("even", over_targets(EVEN), "FADA, even weights", like="fada"),
+    study.Arm("apart", over_targets(APART), "FADA, sources apart", like="fada"),
 )
 BAD, EVEN_BAD = over_targets(FADA, plant=True), over_targets(EVEN, plant=True)
 PLANTED = (
@@ -118,8 +120,9 @@ STUDY = study.Study(
         study.Arm("untrained", untrained, "untrained"),
     ),
     comparisons=[
-        *study.against("fada", ARMS, leave_out=("even",)),
+        *study.against("fada", ARMS, leave_out=("even", "apart")),
         ("fada", "even"),
+        ("fada", "apart"),
         ("dann", "fedavg"),
         ("fada_bad", "even_bad"),
     ],

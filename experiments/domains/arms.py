@@ -16,6 +16,7 @@ from fedjax_fm.study.judged import joined
 from fedjax_fm.types import Tree
 
 TARGET, PLANTED = 0, 1  # places of clients: the target first, then a source
+MOMENTUM = 0.9  # of FADA: Adam would step alike for each loss, whatever its strength
 EVENLY = 1e9  # a temperature at which all sources count the same
 
 
@@ -120,12 +121,13 @@ def over_targets(
     return arm
 
 
-def adversarial(dynamic: bool, whole: bool) -> Callable:
+def adversarial(dynamic: bool, whole: bool, begin: str = "target") -> Callable:
     """FADA, or parts of it.
 
     Args:
       dynamic: whether sources count as their updates tighten the target's clusters.
       whole: whether features are disentangled; else alignment alone, DANN.
+      begin: with what sources begin a round, "target" or "own".
     """
 
     def train(run: study.Run, case: Case) -> study.Simulated:
@@ -134,12 +136,13 @@ def adversarial(dynamic: bool, whole: bool) -> Callable:
         strength = config.disentangling if whole else 0.0
         algorithm = fada(
             case.networks,
-            optax.adam(rate),
-            optax.adam(rate),
+            optax.sgd(rate, momentum=MOMENTUM),
+            optax.sgd(rate, momentum=MOMENTUM),
             target=TARGET,
             clusters=run.data.classes,
             temperature=config.temperature if dynamic else EVENLY,
             alignment=run["alignment"],
+            begin=begin,
             local_steps=config.local_steps,
             batch_size=config.batch_size,
             **dict.fromkeys(others, strength),

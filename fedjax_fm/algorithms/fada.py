@@ -18,6 +18,7 @@ and after the steps:
 """
 
 from functools import partial
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,8 @@ from fedjax_fm.algorithms.fada_source import SourceStep, Strengths, chosen
 from fedjax_fm.algorithms.losses import check_trainable
 from fedjax_fm.types import Algorithm, Batches
 
+Begin = Literal["own", "target"]
+
 
 def fada(
     networks: FADANetworks,
@@ -51,6 +54,7 @@ def fada(
     confusion: float = 1.0,
     separation: float = 1.0,
     reconstruction: float = 1.0,
+    begin: Begin = "own",
     label: str = "label",
     local_steps: int,
     batch_size: int,
@@ -72,7 +76,9 @@ def fada(
 
     Args:
       networks: of `fada_networks`, or one's own.
-      client_optimizer: of optax, of all parts; a client keeps its state.
+      client_optimizer: of optax, of all parts; a client keeps its state. Each loss is a
+        step of its own: behind Adam, which rescales gradients, its strength hardly
+        matters.
       identifier_optimizer: of the domain identifiers, at the server.
       target: the client whose labels are not read.
       clusters: k of the gap statistic's k-means, such as the number of classes.
@@ -82,6 +88,10 @@ def fada(
       confusion: of the class identifier's entropy (equation 7).
       separation: of the mutual information (equation 8).
       reconstruction: of the features' reconstruction.
+      begin: with what sources begin a round. "own" is algorithm 1, in which nothing is
+        sent back to them: from random weights their models drift apart, and what is
+        added up is then worth nothing. "target" sends each of them the target's G, D
+        and C, as FedAvg does with its model.
       label: the column of class numbers.
       local_steps: steps a round.
       batch_size: B, rows a step.
@@ -140,6 +150,7 @@ def fada(
         source=SourceStep(networks, client_optimizer, strengths),
         identifier_optimizer=identifier_optimizer,
         target=target,
+        begin=checks.choice("begin", begin, get_args(Begin)),
         label=label,
         clusters=clusters,
         cluster_steps=cluster_steps,

@@ -29,7 +29,7 @@ def exchanges_of(method: FADAMethod) -> tuple[Exchange | Repeat, ...]:
 
 
 def _begin(method: FADAMethod) -> Exchange:
-    """The target gets its parts."""
+    """The target gets its parts, and sources do if they begin with them."""
 
     def one(message, mine, data, key):
         parts = {**mine.parts, **message}
@@ -42,7 +42,7 @@ def _begin(method: FADAMethod) -> Exchange:
         server=lambda state, aggregate, key: (state, {}),
         reduce=nothing(),
         batches=method.batches,
-        selects=_the_target(method),
+        selects=_the_target(method) if method.begin == "own" else None,
     )
 
 

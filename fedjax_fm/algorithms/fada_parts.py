@@ -57,6 +57,7 @@ class FADAMethod(NamedTuple):
     source: SourceStep
     identifier_optimizer: optax.GradientTransformation
     target: int
+    begin: str
     label: str
     clusters: int
     cluster_steps: int

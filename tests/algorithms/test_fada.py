@@ -34,11 +34,15 @@ def close(a, b, rtol=2e-4, atol=2e-5):
     jax.tree.map(one, a, b)
 
 
-@pytest.mark.parametrize("strengths", [STRENGTHS, NOTHING], ids=["all", "classes"])
-def test_rounds_are_those_of_a_plain_loop(strengths):
+@pytest.mark.parametrize(
+    ("strengths", "begin"),
+    [(STRENGTHS, "own"), (NOTHING, "own"), (STRENGTHS, "target")],
+    ids=["all", "classes", "sources that begin with the target's parts"],
+)
+def test_rounds_are_those_of_a_plain_loop(strengths, begin):
     clients = problem.clients(SIZES)
-    one, state, metrics = run(clients, 2, **strengths)
-    delta, parts, alpha = problem.rounds(clients, 2, strengths)
+    one, state, metrics = run(clients, 2, **strengths, begin=begin)
+    delta, parts, alpha = problem.rounds(clients, 2, strengths, begin=begin)
     close(state.delta, delta)
     for k in range(1, len(SIZES)):
         close(one.client_state(state, k).parts, parts[k])
@@ -86,9 +90,10 @@ def test_the_labels_of_the_target_are_not_read():
     )
 
 
-def test_bytes_of_a_round():
+@pytest.mark.parametrize("begin", ["own", "target"])
+def test_bytes_of_a_round(begin):
     clients = problem.clients(SIZES)
-    _, _, metrics = run(clients, 1)
+    _, _, metrics = run(clients, 1, begin=begin)
     _, delta = problem.networks()
     sent = {name: delta[name] for name in ("extractor", "disentangler", "classifier")}
     model, n, sources = 4 * trees.size(sent), len(SIZES), len(SIZES) - 1
@@ -97,6 +102,8 @@ def test_bytes_of_a_round():
     up = problem.STEPS * n * (rows + bits) + sources * model
     up += 4 * sources + 4 * trees.size(delta["extractor"])
     down = model + problem.STEPS * n * rows + sources * model
+    if begin == "target":
+        down += sources * model
     assert metrics["uplink_bytes"].tolist() == [up]
     assert metrics["downlink_bytes"].tolist() == [down]
 
@@ -132,6 +139,8 @@ def test_refusals():
         run_of(problem.method(target=9)).init(delta)
     sgd = optax.sgd(0.1)
     how = {"target": 0, "clusters": 2, "local_steps": 1, "batch_size": 2}
+    with pytest.raises(ValueError, match="got begin='server'"):
+        problem.method(begin="server")
     with pytest.raises(TypeError, match="networks to be a FADANetworks, got 3"):
         ffm.algorithms.fada(3, sgd, sgd, **how)
 

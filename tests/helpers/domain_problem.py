@@ -168,7 +168,7 @@ def spread(features, clusters, steps=10):
     return np.mean([min(np.sum((r - c) ** 2) for c in centres) for r in rows])
 
 
-def rounds(population, n_rounds, strengths, steps=STEPS):
+def rounds(population, n_rounds, strengths, steps=STEPS, begin="own"):
     """(the target's delta, the sources' parts, alpha of the last round)."""
     _, delta = networks()
     names = [name for name in delta if name != "domain_identifier"]
@@ -177,6 +177,8 @@ def rounds(population, n_rounds, strengths, steps=STEPS):
     target, others = population[TARGET], range(1, len(population))
     sent = ("extractor", "disentangler", "classifier")
     for _ in range(n_rounds):
+        if begin == "target":
+            parts = [{**own, **{name: delta[name] for name in sent}} for own in parts]
         start = [dict(own) for own in parts]
         g = delta["extractor"]
         for _ in range(steps):
