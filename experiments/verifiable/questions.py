@@ -8,6 +8,7 @@ import numpy as np
 from fedjax_fm import datasets, peft, preferences
 from fedjax_fm.datasets.table import Table
 from fedjax_fm.experiments.shared.conversations import pretrained
+from fedjax_fm.experiments.verifiable import small
 from fedjax_fm.models.chat import Chat, load_chat
 from fedjax_fm.runs.errors import UsageError
 
@@ -43,7 +44,6 @@ def asked(config: Any, seed: int, split: str) -> Asked:
       seed: of who has which questions, and of the adapter.
       split: "tuning" or "final"; their questions differ, those of the tests too.
     """
-    chat = load_chat(config.model)
     need = config.clients * (config.first + config.own)
     made = datasets.make_reasoning(4 * (need + config.test), config.kinds, seed=SEED)
     name = "validation" if split == "tuning" else "test"
@@ -62,17 +62,36 @@ def asked(config: Any, seed: int, split: str) -> Asked:
         for rows in np.array_split(dealt, config.clients):
             first.append(rows[: config.first])
             own.append(rows[config.first : config.first + config.own])
-    method = peft.lora(config.rank, 2.0 * config.rank, targets="q_proj|v_proj")
-    model = pretrained(config.model, "float32", "dense")
+    chat, adapted = model_of(config, made, seed)
     width = config.length + config.new_tokens
     return Asked(
         chat=chat,
-        adapted=peft.apply(model, method, jax.random.key(seed)),
+        adapted=adapted,
         first=[_conversations(chat, made, rows, width) for rows in first],
         own=_prompts(chat, made, own, config.length),
         shown=[_conversations(chat, made, rows, width) for rows in own],
         test=made.select(np.concatenate(test)),
     )
+
+
+def model_of(config: Any, made: Table, seed: int) -> tuple[Chat, peft.Adapted]:
+    """What reads and answers: all of a small decoder, or LoRA in a pretrained one.
+
+    Args:
+      config: names the model.
+      made: all questions.
+      seed: of the weights that are new.
+    """
+    if config.model == small.NAME:
+        chat = small.chat_of([*made["prompt"], *made["answer"]])
+        room = config.length + config.new_tokens
+        sizes = {"width": config.width, "layers": config.layers, "room": room}
+        model, method = small.decoder(chat, **sizes, seed=seed), peft.full()
+    else:
+        chat = load_chat(config.model)
+        model = pretrained(config.model, "float32", "dense")
+        method = peft.lora(config.rank, 2.0 * config.rank, targets="q_proj|v_proj")
+    return chat, peft.apply(model, method, jax.random.key(seed))
 
 
 def prompt_of(chat: Chat, text: str) -> list[int]:

@@ -22,8 +22,8 @@ def config(tiny_llama):
 
 @pytest.fixture(scope="module")
 def asked(tiny_llama):
-    small = verifiable.Config().smoke()
-    return dataclasses.replace(small, model=str(tiny_llama), **SMALL)
+    few = verifiable.Config().smoke()
+    return dataclasses.replace(few, model=str(tiny_llama), **SMALL)
 
 
 @functools.cache
@@ -138,6 +138,23 @@ def test_arms_of_verifiable_come_to_an_end(asked, arm):
         assert run.notes["answer_tokens"] > 0
     if arm in ("grpo", "other", "length"):
         assert len(run.notes["equal_rewards"]) == asked.rounds
+
+
+def test_the_small_model_reads_all_words_and_learns():
+    few = dataclasses.replace(verifiable.Config().smoke(), first_rounds=4, first=16)
+    data = verifiable.STUDY.data(few, 0, "final")
+    for text in data.test["prompt"]:
+        ids = verifiable.questions.prompt_of(data.chat, str(text))
+        assert data.chat.pad_token_id not in ids  # what stands for unknown words
+        assert len(ids) <= few.length
+    run = Run("grpo", few, 0, "final", {"learning_rate": 1e-3}, lambda: data)
+    start = verifiable.arms.first_rounds(run)
+    task = ffm.tasks.language_modeling(data.adapted)
+    before, after = (
+        np.mean(task.loss(delta, data.adapted.backbone, data.first[0], None)[0])
+        for delta in (data.adapted.delta, start)
+    )
+    assert after < 0.7 * before
 
 
 def test_questions_of_tuning_tests_and_clients_differ(asked):
