@@ -1,7 +1,7 @@
 """The arms of the study of domains: one target after the other, its labels unread."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,9 @@ def over_targets(
     return arm
 
 
-def adversarial(dynamic: bool, whole: bool, begin: str = "target") -> Callable:
+def adversarial(
+    dynamic: bool, whole: bool, begin: Literal["own", "target"] = "target"
+) -> Callable:
     """FADA, or parts of it.
 
     Args:

@@ -118,7 +118,7 @@ def _reading(run: study.Run, clients: list[Rows], start: Tree) -> Preparation:
     one = {name: column[:1] for name, column in clients[0].items()}
     backbone, task = run.data.adapted.backbone, _dpo(run)
 
-    def read(delta: Tree, frozen: Tree, batch: Rows) -> jax.Array:
+    def read(delta: Tree, frozen: Tree, batch: dict[str, jax.Array]) -> jax.Array:
         return task.loss(delta, frozen, batch, None)[0]
 
     return prepared(

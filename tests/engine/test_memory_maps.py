@@ -1,5 +1,7 @@
 """A process does not run out of memory maps: compiled programs are dropped before."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +20,20 @@ def few_maps(monkeypatch, tmp_path):
     monkeypatch.setattr(memory_maps, "LIMIT", limit)
 
 
+def compiled():
+    """A function of JAX that is compiled, and how many of its programs are kept."""
+    square: Any = jax.jit(jnp.square)
+    square(2.0)
+    return square, square._cache_size
+
+
 def simulated(rounds=2):
     """A simulator with its state after some rounds, and its losses."""
 
     def loss(delta, backbone, batch, key):
         return 0.5 * (delta["w"] - batch["a"]) ** 2, {}
 
-    clients = [{"a": np.float32([1, 2])}, {"a": np.float32([5, 7])}]
+    clients = [{"a": np.array([1, 2], np.float32)}, {"a": np.array([5, 7], np.float32)}]
     simulator = ffm.Simulator(
         ffm.fedavg(ffm.Task(loss), optax.sgd(0.1), local_steps=2, batch_size=2),
         ffm.Population.from_clients(clients),
@@ -45,19 +54,17 @@ def test_a_share_of_the_maps_is_counted(monkeypatch, tmp_path):
 
 
 def test_a_new_simulator_drops_programs_when_maps_run_out(few_maps):
-    twice = jax.jit(jnp.square)
-    twice(2.0)
-    assert twice._cache_size() == 1
+    square, n_kept = compiled()
+    assert n_kept() == 1
     simulated()
-    assert twice._cache_size() == 0
-    assert float(twice(3.0)) == 9.0
+    assert n_kept() == 0
+    assert float(square(3.0)) == 9.0
 
 
 def test_programs_stay_while_there_is_room():
-    twice = jax.jit(jnp.square)
-    twice(2.0)
+    _, n_kept = compiled()
     simulated()
-    assert twice._cache_size() == 1
+    assert n_kept() == 1
 
 
 def test_a_simulator_goes_on_after_its_programs_were_dropped(few_maps):
