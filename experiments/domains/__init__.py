@@ -6,8 +6,10 @@ categories as a frozen DINOv2 sees them (`--set data=emoji`). Each domain is the
 in turn: its training examples are there without labels, those of the other domains with
 them; no digit and no emoji is in two domains. All arms have the same two-layer
 extractor, the same disentangler and classifier, all clients in each round and as many
-steps; those that adapt take two learning rates and two strengths of the alignment, the
-others four learning rates.
+steps; those that adapt have SGD with momentum, two learning rates and two strengths of
+the alignment, the others Adam and four learning rates. Sources begin each round of
+adapting with the target's parts, but in the arm of sources apart, which is FADA's
+algorithm 1 as it is written.
 
 Score: accuracy on the target's test examples, the mean over targets; beside it that of
 the worst target, and, where a source has labels at random, the weight that it gets in
