@@ -1,7 +1,7 @@
 """Tokens a second of generation inside clients, and of transformers' `generate`.
 
     pip install torch transformers peft          (not needed by anything else here)
-    python -m fedjax_fm.experiments.bench.generation [--repeats 5] [--small]
+    python -m fedjax_fm.experiments.bench.generation [--repeats 3] [--small]
 
 Every client has prompts and a LoRA adapter of its own. Ours is `preferences.roll_out`
 under `vmap` over clients, a scan of fixed length with a key-value cache. The peer
@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -238,13 +239,19 @@ def compared(model: Any, setup: Setup, repeats: int) -> dict[str, Any]:
         return np.asarray(write(deltas, backbone, prompts))
 
     calls = dict(zip(NAMES, (ours, *peers(found, setup)), strict=True))
-    first = {name: seconds_of(call) for name, call in calls.items()}
+    first = {}
+    for name, call in calls.items():
+        first[name] = seconds_of(call)
+        told(f"{name}, first call: {first[name]:.1f} s")
     shared = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), found.deltas)
     equal = {
         "at_once": equal_share(ours(shared), calls["at_once"]()),
         "in_turn": equal_share(ours(), calls["in_turn"]()),
     }
-    turns = [[seconds_of(call) for call in calls.values()] for _ in range(repeats)]
+    turns = []
+    for n in range(repeats):
+        turns.append([seconds_of(call) for call in calls.values()])
+        told(f"turn {n + 1} of {repeats}: {sum(turns[-1]):.1f} s")
     medians = map(statistics.median, zip(*turns, strict=True))
     seconds = dict(zip(calls, medians, strict=True))
     n_tokens = setup.rows * setup.new_tokens
@@ -262,6 +269,15 @@ def compared(model: Any, setup: Setup, repeats: int) -> dict[str, Any]:
 
 
 NAMES = ("ours", "at_once", "in_turn")
+
+
+def told(text: str) -> None:
+    """Shows how far it is, beside the JSON.
+
+    Args:
+      text: a line.
+    """
+    print(text, file=sys.stderr, flush=True)
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
@@ -335,7 +351,7 @@ def main(given: Sequence[str] | None = None) -> None:
       given: words of the command line; default: the process's.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="a tiny random model")
     options = parser.parse_args(given)
     if options.small:
