@@ -26,7 +26,7 @@ def in_use() -> float:
         return 0.0
     with MAPS.open("rb") as lines:
         n = sum(1 for _ in lines)
-    return n / int(LIMIT.read_text())
+    return n / int(LIMIT.read_bytes())
 
 
 def make_room() -> bool:
