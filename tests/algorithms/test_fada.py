@@ -1,5 +1,7 @@
 """FADA against a plain loop over clients."""
 
+from typing import Any
+
 import domain_problem as problem
 import jax
 import numpy as np
@@ -138,11 +140,12 @@ def test_refusals():
     with pytest.raises(ValueError, match="target=9"):
         run_of(problem.method(target=9)).init(delta)
     sgd = optax.sgd(0.1)
-    how = {"target": 0, "clusters": 2, "local_steps": 1, "batch_size": 2}
+    wrong: Any = 3
+    how: Any = {"target": 0, "clusters": 2, "local_steps": 1, "batch_size": 2}
     with pytest.raises(ValueError, match="got begin='server'"):
         problem.method(begin="server")
     with pytest.raises(TypeError, match="networks to be a FADANetworks, got 3"):
-        ffm.algorithms.fada(3, sgd, sgd, **how)
+        ffm.algorithms.fada(wrong, sgd, sgd, **how)
 
 
 def run_of(method):
