@@ -1,7 +1,7 @@
 """Rewards that are checked exactly: does GRPO at the clients beat showing the answers?
 
 Made questions of two easy kinds, four clients a kind, with one right answer each. A
-decoder of some hundred thousand numbers that begins with random weights: a pretrained
+decoder of 86 thousand numbers that begins with random weights: a pretrained
 one (`--set model=HuggingFaceTB/SmolLM2-135M-Instruct rank=8`, LoRA on q and v) takes an
 accelerator. First, for all arms alike, some rounds of federated tuning on the answers of
 some questions, so that the form of an answer is known; then on other questions either
